@@ -1,0 +1,27 @@
+"""The extension point `Evaluator`: how good a candidate is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from secateur.spaces.measurement import Fidelity, Measurement
+
+
+class Evaluator(ABC):
+    """Set up once in a worker and kept for its life; turns candidates into measurements.
+
+    An infeasible candidate is a measurement with a reason, never an exception and never a NaN.
+    """
+
+    @abstractmethod
+    def evaluate(self, candidates: Sequence[str], fidelity: Fidelity) -> list[Measurement]:
+        """Measure a batch.
+
+        Args:
+            candidates: canonical texts of the space's candidates.
+            fidelity: how much data, and of which part.
+
+        Returns:
+            One measurement a candidate, in order.
+        """

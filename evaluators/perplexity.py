@@ -1,0 +1,74 @@
+"""Perplexity of a whole model as any user would measure it: its own forward pass, nothing of the search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from secateur.evaluators.text import Text, load_text
+from secateur.evaluators.tokens import tokens_sha256, windows
+from secateur.pruners.families.discover import dissect
+from secateur.pruners.loading import load_model
+
+
+@torch.no_grad()
+def cross_entropy(model: nn.Module, tokens: Int[Tensor, "windows length"]) -> float:
+    """Mean cross-entropy of the next token in nats, window by window, in fp32.
+
+    Args:
+        model: a causal LM of transformers.
+        tokens: windows; nothing is predicted across them.
+    """
+    device = next(model.parameters()).device
+    total = 0.0
+    for window in tokens.to(device):
+        logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
+        total += float(nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+
+
+def evaluate_model(
+    name: str,
+    *,
+    text: str,
+    part: Any,
+    n_tokens: int,
+    window: int,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, float | str | int]:
+    """Load a model and measure it on a text.
+
+    Returns:
+        ``perplexity``, ``ce`` (nats per token), ``params``, ``zeros`` (share of the prunable weights), and what it
+        was measured on: ``text``, ``tokens``, ``window``, ``sha256`` of the token ids.
+
+    Raises:
+        ValueError: if the model or the text is not what it should be.
+    """
+    content = Text(part, text, load_text(text, part))
+    say(f"loading {name}")
+    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    tokens = windows(loaded.tokenizer, content, window, n_tokens)
+    say(f"measuring {tokens.numel()} tokens")
+    ce = cross_entropy(loaded.model, tokens)
+    linears = list(dissect(loaded.model).linears)
+    zeros = sum(int((linear.weight == 0).sum()) for linear in linears)
+    return {
+        "model": name,
+        "perplexity": math.exp(ce),
+        "ce": ce,
+        "params": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "zeros": zeros / sum(linear.n_weights for linear in linears),
+        "text": text,
+        "tokens": tokens.numel(),
+        "window": window,
+        "sha256": tokens_sha256(tokens),
+    }

@@ -1,0 +1,64 @@
+"""How a candidate turns into weights: for each block a key, and how to switch the block to it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Protocol
+
+from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.levels import LevelStore
+
+
+class Switcher(Protocol):
+    """Turns a plain configuration into switches of single blocks."""
+
+    def keys(self, config: Mapping[str, Any]) -> Sequence[Hashable]:
+        """One key a block; two candidates with equal keys have equal weights in that block."""
+        ...
+
+    def apply(self, block: int, key: Hashable) -> None:
+        """Make the live block what the key says, by reference."""
+        ...
+
+    def restore(self) -> None:
+        """Make the whole model dense again."""
+        ...
+
+
+class LevelSwitcher:
+    """Switches projections to levels of a store.
+
+    Args:
+        anatomy: the live model.
+        store: its level store.
+        levels: sparsities of the store, ascending from 0.0.
+    """
+
+    def __init__(self, anatomy: Anatomy, store: LevelStore, levels: Sequence[float]) -> None:
+        self._anatomy = anatomy
+        self._store = store
+        self._index = {sparsity: level for level, sparsity in enumerate(levels)}
+        self._dense = tuple((0,) * len(block.linears) for block in anatomy.blocks)
+        self._now = list(self._dense)
+
+    def keys(self, config: Mapping[str, Any]) -> Sequence[Hashable]:
+        """Tuples of levels, one level a projection."""
+        sparsity = config["sparsity"]
+        return [
+            tuple(self._index[sparsity[linear.name]] for linear in block.linears)
+            for block in self._anatomy.blocks
+        ]
+
+    def apply(self, block: int, key: Hashable) -> None:
+        """Point the projections whose level changes to the weights of their new level."""
+        assert isinstance(key, tuple)
+        before = self._now[block]
+        for linear, old, new in zip(self._anatomy.blocks[block].linears, before, key, strict=True):
+            if old != new:
+                linear.point_to(self._store.weight(linear, new))
+        self._now[block] = key
+
+    def restore(self) -> None:
+        """All projections back to level 0."""
+        for block, key in enumerate(self._dense):
+            self.apply(block, key)

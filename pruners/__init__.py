@@ -1,0 +1,1 @@
+"""How weights go: model families, calibration, importance metrics, masks, reconstruction, surgery, export."""

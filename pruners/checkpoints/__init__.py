@@ -1,0 +1,1 @@
+"""Where models come from: directories, the hub, GGUF files, and the cache of converted ones."""

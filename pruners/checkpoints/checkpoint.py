@@ -1,0 +1,33 @@
+"""A model's files, found and identified, before anything is built from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ModelError(ValueError):
+    """A model that cannot be found or loaded; its message is one line for the person who named it."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Files that transformers can load.
+
+    Args:
+        location: a directory, or a hub id if `revision` is given.
+        source: where they come from, for people.
+        fingerprint: identifies their content; equal for equal models from one kind of source.
+        revision: commit on the hub.
+    """
+
+    location: str
+    source: str
+    fingerprint: str
+    revision: str | None = None
+
+
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """The first line of an error's text, without the full stop, cut to `limit` characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text[:limit].rstrip(". ")

@@ -1,0 +1,1 @@
+"""What causal LMs are made of, found by structure."""

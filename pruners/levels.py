@@ -1,0 +1,196 @@
+"""The level store: what is needed to switch each projection to each level, memory-mapped, built once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from secateur.pruners.calibration import BlockStatistics, stream_blocks
+from secateur.pruners.families.anatomy import Anatomy, Linear
+from secateur.pruners.methods import Method
+
+INDEX = "store.json"
+CACHE_BYTES = 1 << 30
+"""Weights made from ranks are kept up to so many bytes, those used last."""
+
+
+@dataclass(frozen=True)
+class StoreKey:
+    """What a level store depends on; a store is used again only under an equal key.
+
+    Args:
+        model: fingerprint of the model.
+        dtype: of the weights, e.g. ``float32``.
+        calibration: hash of the calibration token ids.
+        method: how levels are made.
+        levels: sparsities, ascending from 0.0.
+    """
+
+    model: str
+    dtype: str
+    calibration: str
+    method: Method
+    levels: tuple[float, ...]
+
+    @property
+    def digest(self) -> str:
+        """Content hash of all of it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+class LevelStore:
+    """Weights of a projection at a level, by reference where the level is stored, else made from ranks.
+
+    A metric's store has one byte a weight for all levels (the first level at which the weight goes). A
+    reconstruction's has the weights of each level strictly between 0 and 1, in the model's dtype. Files are
+    mapped, one a block: several processes on a node share one copy.
+
+    Level 0 is the dense weight itself; at sparsity 1 the weight is zero.
+
+    Args:
+        directory: of a built store.
+        anatomy: the model that it was built for; its weights are taken as the dense ones.
+        levels: sparsities, ascending from 0.0.
+    """
+
+    def __init__(self, directory: Path, anatomy: Anatomy, levels: Sequence[float]) -> None:
+        self._levels = tuple(levels)
+        self._stored = _stored_levels(self._levels)
+        self._dense = {linear.name: linear.weight for linear in anatomy.linears}
+        device = anatomy.embedding.weight.device
+        self._tensors: dict[str, Tensor] = {}
+        for block in anatomy.blocks:
+            loaded = _load(directory / _file_name(block.index))
+            self._tensors |= {name: tensor.to(device) for name, tensor in loaded.items()}
+        self._cache: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
+        self._cache_bytes = 0
+
+    def weight(self, linear: Linear, level: int) -> Float[Tensor, "out in"]:
+        """The projection's weight at a level, to be pointed to and not to be written to."""
+        name = linear.name
+        if level == 0:
+            return self._dense[name]
+        if self._levels[level] >= 1:
+            return torch.zeros_like(self._dense[name])
+        stored = self._tensors[name]
+        if stored.dtype != torch.uint8:
+            return stored[self._stored.index(level)]
+        return self._from_ranks(name, level, stored)
+
+    def _from_ranks(self, name: str, level: int, ranks: Tensor) -> Tensor:
+        key = (name, level)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        made = self._dense[name] * (ranks > level)
+        self._cache[key] = made
+        self._cache_bytes += made.nbytes
+        while self._cache_bytes > CACHE_BYTES and len(self._cache) > 1:
+            self._cache_bytes -= self._cache.popitem(last=False)[1].nbytes
+        return made
+
+
+def is_built(directory: Path, key: StoreKey) -> bool:
+    """True if the directory holds a finished store under this key."""
+    index = _read_index(directory)
+    return index.get("digest") == key.digest and index.get("finished") is True
+
+
+@torch.no_grad()
+def build_levels(
+    directory: Path,
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    key: StoreKey,
+    *,
+    on_block: Callable[[int], None] = lambda index: None,
+) -> None:
+    """Build the store from the dense model's activations, so that levels of one unit are independent of others.
+
+    One file a block, each written beside its place and renamed; a build that was cut short goes on with the
+    blocks that are missing. Blocks of another key are overwritten.
+
+    Args:
+        directory: made if it is not there.
+        anatomy: the dense model.
+        tokens: calibration windows.
+        key: identity; its method and levels say what to build.
+        on_block: told the index of each block that is done.
+
+    Raises:
+        OSError: if the disk is full.
+        ValueError: as `Method.weights` does.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    resumed = _read_index(directory).get("digest") == key.digest
+    _write_index(directory, key, finished=False)
+    todo = [
+        block.index
+        for block in anatomy.blocks
+        if not (resumed and (directory / _file_name(block.index)).exists())
+    ]
+    for part in _statistics(anatomy, tokens, key.method):
+        index = part.block.index
+        if index in todo:
+            tensors = {linear.name: _levels_of(linear, part, key) for linear in part.block.linears}
+            temporary = directory / f"{_file_name(index)}.tmp"
+            save_file(tensors, temporary)
+            temporary.replace(directory / _file_name(index))
+        on_block(index)
+    _write_index(directory, key, finished=True)
+
+
+def _statistics(anatomy: Anatomy, tokens: Tensor, method: Method):  # type: ignore[no-untyped-def]
+    if method.needs == "nothing":
+        return (BlockStatistics(block, {}) for block in anatomy.blocks)
+    return stream_blocks(anatomy, tokens, gram=method.needs == "gram", sequential=False)
+
+
+def _levels_of(linear: Linear, part: BlockStatistics, key: StoreKey) -> Tensor:
+    inputs = part.inputs.get(linear.name)
+    if not key.method.updates_weights:
+        return key.method.ranks(linear, inputs, key.levels).contiguous().cpu()
+    sparsities = [key.levels[level] for level in _stored_levels(key.levels)]
+    return key.method.weights(linear, inputs, sparsities).contiguous().cpu()
+
+
+def _stored_levels(levels: Sequence[float]) -> list[int]:
+    return [index for index, level in enumerate(levels) if 0 < level < 1]
+
+
+def _file_name(block: int) -> str:
+    return f"block-{block:04d}.safetensors"
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"Expected a block of the level store, got {path} ({error}). Delete its directory: it is built again."
+        ) from error
+
+
+def _read_index(directory: Path) -> dict[str, object]:
+    try:
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return index if isinstance(index, dict) else {}
+
+
+def _write_index(directory: Path, key: StoreKey, *, finished: bool) -> None:
+    index = {"digest": key.digest, "finished": finished, "key": asdict(key)}
+    temporary = directory / f"{INDEX}.tmp"
+    temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
+    temporary.replace(directory / INDEX)

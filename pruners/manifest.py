@@ -1,0 +1,142 @@
+"""What an exported model is and how it came about: `secateur.json`, and the model card beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "secateur.json"
+UNSTRUCTURED = "unstructured: no smaller and no faster on stock servers (the zeros are stored)"
+
+_IDENTITY = ("parent", "fingerprint", "format", "method", "candidate", "asked", "calibration", "seeds")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of one export, in plain JSON types.
+
+    Args:
+        parent: the model that was pruned, as a person would load it: a hub id or a path.
+        fingerprint: hash of the parent's weights.
+        method: metric and how it was applied, e.g. ``{"metric": "wanda", "calibration": "sequential"}``.
+        candidate: the canonical text of the candidate, or "" if there is none.
+        asked: the sparsity asked of each linear, a fraction of zeros in [0, 1], by module path.
+        calibration: source, number of tokens and hash of the calibration set.
+        seeds: by what they are for.
+        measured: objectives by what they were measured on, e.g. ``{"test:32768": {"loss": 0.87}}``.
+        label: what to expect of it, e.g. `UNSTRUCTURED`.
+        revision: the parent's revision, if it has one.
+        format: of the directory; ``hf`` loads with stock transformers.
+        dtype: of the saved weights; the export fills in this and all that follows.
+        zeros: counted in the saved weight of each linear in `asked`.
+        weights: number of weights of each of these.
+        versions: of secateur, torch, transformers and Python.
+        checks: what the export was checked for, and with what result.
+    """
+
+    parent: str
+    fingerprint: str
+    method: Mapping[str, Any]
+    candidate: str
+    asked: Mapping[str, float]
+    calibration: Mapping[str, Any]
+    seeds: Mapping[str, int]
+    measured: Mapping[str, Mapping[str, float]]
+    label: str
+    revision: str | None = None
+    format: str = "hf"
+    dtype: str = ""
+    zeros: Mapping[str, int] = field(default_factory=dict)
+    weights: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    checks: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of ``secateur.json``."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Inverse of `to_json`; keys that it does not know are ignored, so that older readers keep working.
+
+        Raises:
+            TypeError, ValueError: if the text is no manifest.
+        """
+        read = json.loads(text)
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in dict(read).items() if key in known})
+
+    def card(self) -> str:
+        """The model card: short, with the numbers and the label."""
+        n_zeros, n_weights = sum(self.zeros.values()), sum(self.weights.values())
+        share = f"{n_zeros / n_weights:.2%}" if n_weights else "0 %"
+        rows = [
+            (f"{name} ({where})", f"{value:.6g}")
+            for where, values in self.measured.items()
+            for name, value in values.items()
+        ]
+        rows += [(name.replace("_", " "), _cell(value)) for name, value in self.checks.items()]
+        table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+        method = ", ".join(f"{name} {_cell(value)}" for name, value in self.method.items())
+        calibration = ", ".join(f"{name} {_cell(value)}" for name, value in self.calibration.items())
+        return _CARD.format(
+            parent=self.parent,
+            front_matter=_front_matter(self.parent),
+            label=self.label,
+            share=share,
+            n_zeros=n_zeros,
+            n_weights=n_weights,
+            n_linears=len(self.asked),
+            method=method,
+            calibration=calibration,
+            table=table,
+            manifest=MANIFEST,
+        )
+
+
+def same_export(directory: Path, manifest: Manifest, dtype: str = "") -> bool:
+    """Whether a directory holds this export already: same parent, candidate, method, data and seeds.
+
+    Versions and measurements are not compared. A directory gets its manifest last, so one that has it is whole.
+
+    Args:
+        dtype: the dtype asked for, e.g. ``bfloat16``; "" if any will do.
+    """
+    try:
+        there = Manifest.from_json((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+    wanted = Manifest.from_json(manifest.to_json())  # both as JSON gives them
+    same = all(getattr(there, name) == getattr(wanted, name) for name in _IDENTITY)
+    return same and dtype in {"", there.dtype}
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _front_matter(parent: str) -> str:
+    """Metadata for the hub, which takes a parent only if it is a hub id."""
+    is_hub_id = parent.count("/") == 1 and not parent.startswith((".", "/", "~"))
+    return "library_name: transformers\ntags: [pruned, secateur]\n" + is_hub_id * f"base_model: {parent}\n"
+
+
+_CARD = """---
+{front_matter}---
+# {parent}, pruned
+
+**{label}**
+
+{share} of the weights of {n_linears} linears are zero ({n_zeros:,} of {n_weights:,}).
+Pruned with Secateur: {method}. Calibration: {calibration}.
+The licence is the parent's.
+
+| | |
+|---|---|
+{table}
+
+`{manifest}` has every layer's sparsity, the seeds, hashes and versions.
+"""

@@ -1,0 +1,121 @@
+"""From scores to masks: which weights go at which sparsity, by one rounding rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+Comparison = Literal["output", "layer"]
+MAX_LEVELS = 255
+"""Ranks are stored in one byte; 255 is kept for "never pruned"."""
+
+KEPT = 255
+
+
+def n_zeros(sparsity: float, size: int) -> int:
+    """How many of `size` weights are zero at a sparsity: round half up. The only rounding rule there is."""
+    return math.floor(sparsity * size + 0.5)
+
+
+def prune_ranks(
+    score: Float[Tensor, "out in"],
+    levels: Sequence[float],
+    *,
+    comparison: Comparison = "output",
+    group_size: int | None = None,
+    name: str = "the weight",
+) -> UInt8[Tensor, "out in"]:
+    """For each weight the first level at which it is pruned: one byte serves all levels.
+
+    The mask (True = keep) at level `l` is ``ranks > l``, see `mask_at`. Level `l` has exactly
+    ``n_zeros(levels[l], out * in)`` zeros. With `comparison` ``output`` they are spread over the rows as
+    evenly as whole numbers allow (the first rows take one more), with ``layer`` over the whole matrix.
+    With `group_size` each run of so many inputs loses ``n_zeros(level, group_size)`` of its weights, and
+    `comparison` has no say. Ties go by position: the weight with the smaller index is pruned first.
+
+    Args:
+        score: importance, higher = keep; any real dtype.
+        levels: ascending sparsities in [0, 1], the first one 0.0, at most 255 of them.
+        comparison: who competes with whom.
+        group_size: length of the groups of an `n_keep` of `group_size` pattern; it divides ``in``.
+        name: the layer, for errors.
+
+    Raises:
+        ValueError: on scores that are not finite, levels out of order, or a group size that does not divide.
+    """
+    _check(score, levels, group_size, name)
+    groups = _as_groups(score, comparison, group_size)
+    n_groups, size = groups.shape
+    if group_size is None:
+        totals = torch.tensor([n_zeros(level, score.numel()) for level in levels])
+    else:
+        totals = torch.tensor([n_zeros(level, group_size) * n_groups for level in levels])
+    # Row r of R takes the r-th share of C: floor((C + R - 1 - r) / R). Monotone in C, so levels are nested.
+    offset = n_groups - 1 - torch.arange(n_groups)
+    counts = (totals[None, :] + offset[:, None]) // n_groups
+    by_position = _first_level_above(counts, size)
+    order = groups.argsort(dim=1, stable=True)
+    ranks = torch.empty_like(order, dtype=torch.uint8)
+    ranks.scatter_(1, order, by_position.to(order.device))
+    return ranks.reshape(score.shape)
+
+
+def mask_at(ranks: UInt8[Tensor, "out in"], level: int) -> Bool[Tensor, "out in"]:
+    """The mask (True = keep) of a level, by its index."""
+    return ranks > level
+
+
+def mask(
+    score: Float[Tensor, "out in"],
+    sparsity: float,
+    *,
+    comparison: Comparison = "output",
+    group_size: int | None = None,
+    name: str = "the weight",
+) -> Bool[Tensor, "out in"]:
+    """The mask (True = keep) at one sparsity; see `prune_ranks` for the rules."""
+    levels = (0.0, sparsity)
+    return mask_at(prune_ranks(score, levels, comparison=comparison, group_size=group_size, name=name), 1)
+
+
+def lowest(score: Float[Tensor, "... n"], count: int) -> Bool[Tensor, "... n"]:
+    """True at exactly `count` smallest entries of the last axis."""
+    chosen = torch.zeros_like(score, dtype=torch.bool)
+    if count > 0:
+        chosen.scatter_(-1, score.topk(count, dim=-1, largest=False, sorted=False).indices, True)
+    return chosen
+
+
+def _check(score: Tensor, levels: Sequence[float], group_size: int | None, name: str) -> None:
+    if not torch.isfinite(score).all():
+        raise ValueError(f"Expected finite scores, got NaN or infinity at {name}. Check the metric's formula.")
+    ascending = all(low < high for low, high in zip(levels, levels[1:], strict=False))
+    if not levels or len(levels) > MAX_LEVELS or not (0 <= levels[0] and levels[-1] <= 1):
+        raise ValueError(f"Expected 1 to {MAX_LEVELS} sparsities in [0, 1] as `levels`, got {tuple(levels)}.")
+    if not ascending and tuple(levels) != (0.0, 0.0):
+        raise ValueError(f"Expected `levels` to ascend, got {tuple(levels)}.")
+    if group_size is not None and (group_size < 1 or score.shape[1] % group_size):
+        raise ValueError(
+            f"Expected `group_size` to divide the number of inputs, got {group_size} for {score.shape[1]} "
+            f"at {name}. Choose a divisor or protect this layer."
+        )
+
+
+def _as_groups(score: Tensor, comparison: Comparison, group_size: int | None) -> Tensor:
+    """Rows are what competes."""
+    if group_size is not None:
+        return score.reshape(-1, group_size)
+    return score if comparison == "output" else score.reshape(1, -1)
+
+
+def _first_level_above(counts: Int[Tensor, "groups levels"], size: int) -> UInt8[Tensor, "groups size"]:
+    """For position p in ascending order of score: the first level with more than p zeros, else `KEPT`."""
+    positions = torch.arange(size).expand(counts.shape[0], size).contiguous()
+    first = torch.searchsorted(counts.contiguous(), positions, right=True)
+    first[first == counts.shape[1]] = KEPT
+    return first.to(torch.uint8)

@@ -1,0 +1,72 @@
+"""Loads an exported model with stock transformers and writes down what came out. A script, run in a fresh process.
+
+It imports nothing of this project: what it finds is what anyone finds who loads the directory.
+
+    python -P reload.py MODEL CHECK
+
+CHECK is a directory with ``request.json`` (``dtype`` to compute in, ``linears`` to count zeros in, ``text`` to
+tokenize) and ``request.safetensors`` (``tokens``: ``rows length`` int64). It gets ``answer.json`` and
+``answer.safetensors`` (``logits``: ``rows length vocabulary`` in float32).
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+N_PROMPT, N_GENERATED = 8, 8
+
+
+def main(directory: Path, check: Path) -> None:
+    """Answer the request in `check` about the model in `directory`."""
+    request = json.loads((check / "request.json").read_text(encoding="utf-8"))
+    tokens = load_file(check / "request.safetensors")["tokens"]
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=getattr(torch, request["dtype"]), output_loading_info=True
+    )
+    model, loading = loaded
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    with torch.inference_mode():
+        logits = torch.cat([model(row[None], use_cache=False).logits.float() for row in tokens])
+        generated, gap = _generate(model, tokens[:1, :N_PROMPT])
+    weights = {name: model.get_submodule(name).weight for name in request["linears"]}
+    answer = {
+        "architecture": type(model).__name__,
+        "missing": sorted(loading["missing_keys"]),
+        "mismatched": sorted(str(key) for key in loading["mismatched_keys"]),
+        "zeros": {name: int((weight == 0).sum()) for name, weight in weights.items()},
+        "token_ids": tokenizer(request["text"])["input_ids"],
+        "generated": generated,
+        "generation_gap": gap,
+    }
+    save_file({"logits": logits.contiguous()}, check / "answer.safetensors")
+    (check / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _generate(model: Any, prompt: torch.Tensor) -> tuple[list[int], float]:
+    """Greedy tokens with the cache, and how far they are from greedy without it.
+
+    Returns:
+        The new tokens, and the largest distance of one's logit below the best logit at its place in one pass
+        without a cache, relative to the largest logit: 0 if both ways choose the same tokens.
+    """
+    new, cache, step = [], None, prompt
+    for _ in range(N_GENERATED):
+        out = model(step, past_key_values=cache, use_cache=True)
+        cache, step = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        new.append(step)
+    generated = torch.cat(new, dim=1)
+    tokens = torch.cat([prompt, generated], dim=1)[:, :-1]
+    logits = model(tokens, use_cache=False).logits[:, prompt.shape[1] - 1 :].float()
+    chosen = logits.gather(-1, generated[..., None])
+    gap = (logits.amax(-1, keepdim=True) - chosen).amax() / logits.abs().amax()
+    return generated[0].tolist(), float(gap)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,1 @@
+"""Who proposes, who runs, what is remembered: controllers, executors, study, front."""

@@ -1,0 +1,321 @@
+"""The one place that puts the rooms together: start a search, read a run, export, evaluate.
+
+Everything that needs torch is imported inside the functions, so that reading a run stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.search.controller import Trial
+from secateur.search.controllers.registry import CONTROLLERS
+from secateur.search.errors import UsageError
+from secateur.search.executors.registry import EXECUTORS
+from secateur.search.loop import Observer, Outcome, Search
+from secateur.search.mirror import Mirror
+from secateur.search.run import Run, open_run
+from secateur.search.settings import Settings, identity, load_settings, resolved, settings_from
+from secateur.search.study import About, Study
+from secateur.spaces.measurement import Fidelity
+
+if TYPE_CHECKING:
+    from secateur.evaluators.workbench import Plan, Workbench
+
+__all__ = ["ExportSummary", "Run", "evaluate", "export", "load_settings", "open_run", "run", "search"]
+
+Say = Callable[[str], None]
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def run(directory: str | Path, *, say: Say = _silent, **settings: Any) -> Run:
+    """Search, or continue where a search stopped, and give the run: the way in from Python.
+
+    Args:
+        directory: of the run; made if it is missing.
+        say: told in one line what is being done.
+        settings: as in a settings file, e.g. ``model="tiny", space={"target": 0.5}``.
+
+    Raises:
+        UsageError: if the settings are wrong, or the directory belongs to another search.
+    """
+    search(settings_from(settings), Path(directory), say=say)
+    return open_run(directory)
+
+
+def search(
+    settings: Settings,
+    directory: Path,
+    *,
+    observers: Sequence[Observer] = (),
+    say: Say = _silent,
+    on_ready: Callable[[Search], None] = lambda search: None,
+) -> Outcome:
+    """Search until the budget is used up, then measure the front on the test text.
+
+    Args:
+        settings: what to search.
+        directory: of the run. The same settings continue it, also with another budget or target.
+        observers: look on.
+        say: told in one line what is being done.
+        on_ready: given the search before it starts, whose `stop` ends it cleanly.
+
+    Raises:
+        UsageError: if something does not fit (model, text, target, directory); the directory is left as it was.
+        StudyWriteError: if the disk is full; the study can be continued.
+    """
+    bench = open_bench(settings, say)
+    about = About(
+        identity=identity(settings) | {"content": bench.facts()},
+        baselines={name: candidate.text for name, candidate in bench.space.baselines().items()},
+        facts={"shape": _plain_shape(bench), "versions": _versions()},
+    )
+    with Study.open_or_create(directory, resolved(settings), about) as study:
+        for warning in study.warnings:
+            say(warning)
+        levels = directory / "levels"
+        n_blocks = len(bench.anatomy.blocks)
+        bench.build_levels(levels, lambda index: say(f"building levels {index + 1}/{n_blocks}"))
+        fidelities = bench.plan.fidelities
+        evaluator = bench.evaluator(levels)
+        # One evaluator for the search and for the test measurements after it.
+        with EXECUTORS[settings.executor.kind].build(settings.executor, lambda: evaluator) as executor:
+            mirror = Mirror(study, bench.space, settings.objectives, fidelities[-2])
+            loop = Search(
+                study,
+                bench.space.baselines(),
+                _controller(settings, bench, fidelities[:-1]),
+                executor,
+                settings.budget,
+                fidelities[-2],
+                batch=settings.executor.batch,
+                observers=[*observers, mirror],
+            )
+            on_ready(loop)
+            outcome = loop.run()
+        if outcome.reason != "stopped":
+            _measure_test(study, evaluator, settings.objectives, fidelities, say)
+    if mirror.failure is not None:
+        say(f"the Optuna mirror was not written: {mirror.failure}")
+    return outcome
+
+
+def _controller(settings: Settings, bench: Workbench, fidelities: tuple[Fidelity, ...]) -> Any:
+    row = CONTROLLERS[settings.controller.kind]
+    return row.build(bench.space, fidelities, settings.seed, settings.controller)
+
+
+def _measure_test(
+    study: Study, evaluator: Any, objectives: Sequence[str], fidelities: tuple[Fidelity, ...], say: Say
+) -> None:
+    """The baselines and the front on the test part: for people, never for a controller."""
+    view = Run(study)
+    wanted = [trial.measurement.candidate for trial in [*view.baselines.values(), *view.front()]]
+    missing = [text for text in dict.fromkeys(wanted) if study.lookup((text, fidelities[-1].text)) is None]
+    for start in range(0, len(missing), 8):
+        say(f"measuring on test text {start}/{len(missing)}")
+        study.append(evaluator.evaluate(missing[start : start + 8], fidelities[-1]))
+
+
+def plan(settings: Settings) -> Plan:
+    """The settings as what a worker needs to know."""
+    from secateur.evaluators.workbench import Plan
+
+    of, data = settings.evaluator, settings.evaluator.data
+    return Plan(
+        model=settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+        space=settings.space,  # type: ignore[arg-type]  # the only space there is
+        loss=of.loss,
+        calibration=data.calibration,
+        search=data.search,
+        test=data.test,
+        window=of.window,
+        calibration_tokens=of.calibration_tokens,
+        search_fidelities=of.fidelities,
+        test_tokens=of.test_tokens,
+        seed=settings.seed,
+    )
+
+
+def open_bench(settings: Settings, say: Say = _silent) -> Workbench:
+    """The model, its space and its data, ready to measure and prune.
+
+    Raises:
+        UsageError: if something in the settings does not fit the model or the texts.
+    """
+    from secateur.evaluators.workbench import Workbench, set_threads
+
+    set_threads(getattr(settings.executor, "threads", None))
+    try:
+        return Workbench(plan(settings), say)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _plain_shape(bench: Workbench) -> Mapping[str, Any]:
+    """What readers need to know about the model, without torch."""
+    shape = bench.space_shape
+    return {"linears": [asdict(linear) for linear in bench.prunables], **asdict(shape)}
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("torch", "transformers")}
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """An exported model.
+
+    Args:
+        directory: where it is.
+        already: True if the same export was there before.
+        measured: values by what they were measured on.
+        checks: what was checked, and the result.
+        label: what to expect of it.
+    """
+
+    directory: Path
+    already: bool
+    measured: Mapping[str, Mapping[str, float]]
+    checks: Mapping[str, object]
+    label: str
+
+
+def export(
+    directory: Path,
+    trial: Trial,
+    to: Path,
+    *,
+    calibration: str | None = None,
+    say: Say = _silent,
+) -> ExportSummary:
+    """Prune the model once more, for real, measure it, and save it as a directory that transformers loads.
+
+    Args:
+        directory: of the run.
+        trial: of its study.
+        to: new or empty directory, or one that holds this export already.
+        calibration: ``sequential`` (statistics of a block from already pruned blocks), ``dense`` (the very
+            weights that the search measured); None as the settings say.
+
+    Raises:
+        UsageError: if the run's model or data have changed, or `to` is not empty.
+        ExportError: if the model can't be written, or does not load as it should.
+    """
+    from secateur.pruners.export import export_model
+    from secateur.pruners.manifest import UNSTRUCTURED, Manifest, same_export
+
+    view = open_run(directory)
+    bench = open_bench(view.settings, say)
+    _check_content(view, bench)
+    calibration = calibration or bench.plan.space.calibration
+    candidate = trial.measurement.candidate
+    sparsity = bench.space.config(bench.space.parse(candidate))["sparsity"]
+    manifest = Manifest(
+        parent=bench.loaded.name,
+        fingerprint=bench.loaded.fingerprint,
+        method={**asdict(bench.method), "calibration": calibration},
+        candidate=candidate,
+        asked=sparsity,
+        calibration={"text": bench.plan.calibration, "sha256": bench.key.calibration},
+        seeds={"study": bench.plan.seed},
+        measured={},
+        label=UNSTRUCTURED,
+    )
+    if same_export(to, manifest):
+        there = Manifest.from_json((to / "secateur.json").read_text(encoding="utf-8"))
+        return ExportSummary(to, True, there.measured, there.checks, there.label)
+    data = bench.data()
+    fidelities = bench.plan.fidelities[-2:]
+    for fidelity in fidelities:
+        data.of(fidelity)
+    n_blocks = len(bench.anatomy.blocks)
+    bench.prune(
+        sparsity,
+        sequential=calibration == "sequential",
+        on_block=lambda index: say(f"pruning block {index + 1}/{n_blocks}"),
+    )
+    say("measuring the pruned model")
+    measured = {f"{fidelity.text}, as exported": data.live_losses(fidelity) for fidelity in fidelities}
+    measured |= _as_searched(view, candidate, fidelities)
+    say("writing, and loading it again in a fresh process")
+    report = export_model(
+        bench.loaded.model,  # type: ignore[arg-type]
+        bench.loaded.tokenizer,
+        to,
+        manifest=Manifest(**{**vars(manifest), "measured": measured}),
+        check_tokens=bench.windows["test"][:1, :256],
+    )
+    return ExportSummary(to, False, measured, report.manifest.checks, report.manifest.label)
+
+
+def _as_searched(view: Run, candidate: str, fidelities: Sequence[Fidelity]) -> dict[str, dict[str, float]]:
+    """What the study knows about the candidate."""
+    found = {fidelity: view.study.lookup((candidate, fidelity.text)) for fidelity in fidelities}
+    return {
+        f"{fidelity.text}, as searched": {name: trial.measurement.values[name] for name in ("kl", "ce")}
+        for fidelity, trial in found.items()
+        if trial is not None and trial.measurement.infeasible is None
+    }
+
+
+def _check_content(view: Run, bench: Workbench) -> None:
+    old, new = view.study.about.identity["content"], bench.facts()
+    changed = [name for name in new if old.get(name) != new[name]]
+    if changed:
+        raise UsageError(
+            f"Expected the model and texts that {view.study.directory} was searched with, got another "
+            f"{', '.join(changed)}. Restore them, or search again."
+        )
+
+
+def evaluate(
+    model: str,
+    *,
+    text: str = "docs",
+    part: str = "test",
+    n_tokens: int = 8192,
+    window: int = 512,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    say: Say = _silent,
+) -> dict[str, float | str | int]:
+    """Perplexity of a model on a text, in windows without overlap, and how many of its weights are zero.
+
+    Args:
+        model: see `load_model`.
+        text: source of text; of ``docs`` the topics of `part`.
+        n_tokens: tokens to measure on, a multiple of `window`.
+        window: tokens that the model sees at once.
+
+    Raises:
+        UsageError: if the model or the text is not what it should be.
+    """
+    from secateur.evaluators.perplexity import evaluate_model
+
+    try:
+        return evaluate_model(
+            model,
+            text=text,
+            part=part,
+            n_tokens=n_tokens,
+            window=window,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            say=say,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error

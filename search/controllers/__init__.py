@@ -1,0 +1,1 @@
+"""Controllers: who proposes what to measure next; `registry` lists them."""

@@ -1,0 +1,226 @@
+"""The controller `evolution`: elites for each budget, varied, winnowed by successive halving."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from secateur.search.controller import Controller, Proposal, Trial
+from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities
+from secateur.search.controllers.sensitivity import SensitivityCourse, SensitivitySettings
+from secateur.spaces.measurement import Fidelity
+from secateur.spaces.space import Space
+
+ATTEMPTS = 50  # variations, each of the last one, for one new candidate before it is given up
+
+
+class EvolutionSettings(BaseModel):
+    """How candidates are varied and winnowed.
+
+    Args:
+        offspring: new candidates in a generation, measured at the smallest fidelity.
+        survivors: how many of them go on to the second fidelity, the third, ...; None: a quarter of the
+            previous number each time, at least one.
+        parents: elites that each budget keeps.
+        crossover: probability that a new candidate mixes two elites; None: 0 with one parent, else 0.3.
+        migration: probability that a parent is an elite of the next lower or higher budget, repaired to
+            this one.
+        start: the first elites: the ``uniform`` candidates; or beside them the best of a generation of
+            ``random`` ones; or beside them the solutions of ``sensitivity``.
+        sensitivity: how these are found.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["evolution"] = "evolution"
+    offspring: int = 16
+    survivors: list[int] | None = None
+    parents: int = 1
+    crossover: float | None = None
+    migration: float = 0.2
+    start: Literal["uniform", "random", "sensitivity"] = "uniform"
+    sensitivity: SensitivitySettings = SensitivitySettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> EvolutionSettings:
+        for name in ("offspring", "parents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Expected `{name}` >= 1, got {getattr(self, name)}.")
+        for name in ("crossover", "migration"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ValueError(
+                    f"Expected `{name}` to be a probability in [0, 1], got {getattr(self, name)}."
+                )
+        numbers = [self.offspring, *(self.survivors or [])]
+        if numbers != sorted(numbers, reverse=True) or numbers[-1] < 1:
+            raise ValueError(
+                f"Expected `survivors` to descend from at most `offspring` ({self.offspring}) to at least 1, "
+                f"got {self.survivors}."
+            )
+        return self
+
+    @property
+    def crossover_probability(self) -> float:
+        return self.crossover if self.crossover is not None else 0.3 if self.parents > 1 else 0.0
+
+
+class Evolution(Controller):
+    """An elitist (mu + lambda) evolution for each budget, budgets taking turns.
+
+    A generation: new candidates from the elites by mutation and crossover; all are measured at the smallest
+    fidelity, the best at the next, and so on; those measured at the largest fidelity compete with the
+    elites, which were measured there too. With one budget and one parent this is EvoPress (arXiv
+    2410.14649), but for: fixed, nested data in place of a fresh minibatch a stage, so that parent and
+    offspring are compared on equal data and nothing is measured twice; and offspring that are all different
+    and new.
+
+    Args:
+        space: what is searched.
+        fidelities: ascending, of the part ``search``.
+        seed: of all random choices; generation g draws from a generator of its own, seeded by (seed, g).
+        settings: how candidates are varied and winnowed.
+        objective: name of the value to minimise.
+
+    Raises:
+        ValueError: if the fidelities are out of order or don't fit `survivors`.
+    """
+
+    def __init__(
+        self,
+        space: Space[Any],
+        fidelities: Sequence[Fidelity],
+        seed: int,
+        settings: EvolutionSettings,
+        objective: str = "loss",
+    ) -> None:
+        self._space = space
+        self._fidelities = check_fidelities(fidelities)
+        self._seed = seed
+        self._settings = settings
+        self._survivors = _survivors(settings, len(self._fidelities))
+        self._sensitivity = SensitivityCourse(space, fidelities, settings.sensitivity)
+        self._elites: list[list[tuple[float, Any]]] = [[] for _ in space.budgets]
+        self._seen = {candidate.text for candidate in space.baselines().values()}
+        self._batches = Batches(self._course(), objective)
+
+    def ask(self, n: int) -> list[Proposal]:
+        return self._batches.ask(n)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self._batches.tell(trials)
+
+    @property
+    def n_measurements(self) -> int:
+        first = self._sensitivity.n_measurements if self._settings.start == "sensitivity" else 0
+        return first + len(self._space.budgets)
+
+    @property
+    def elites(self) -> tuple[tuple[Any, ...], ...]:
+        """For each budget its elites, best first."""
+        return tuple(tuple(candidate for _, candidate in elites) for elites in self._elites)
+
+    def _course(self) -> Course:
+        """The start, then generations, until no budget has a new candidate any more."""
+        starts = [
+            (b, c) for name, c in self._space.baselines().items() if (b := self._budget(name, c)) is not None
+        ]
+        if self._settings.start == "sensitivity":
+            yield from self._sensitivity.run()
+            starts += self._sensitivity.solutions.items()
+        losses = yield [Proposal(candidate, self._fidelities[-1]) for _, candidate in starts]
+        for (budget, candidate), loss in zip(starts, losses, strict=True):
+            self._seen.add(candidate.text)
+            self._keep(budget, [(loss, candidate)])
+        n_budgets, generation, n_failed = len(self._elites), 0, 0
+        while n_failed < n_budgets:
+            budget = generation % n_budgets
+            rng = np.random.default_rng((self._seed, generation))
+            random = self._settings.start == "random" and generation < n_budgets
+            offspring = self._offspring(budget, rng, random=random)
+            n_failed = 0 if offspring else n_failed + 1
+            if offspring:
+                yield from self._winnow(budget, offspring)
+            generation += 1
+
+    def _budget(self, name: str, candidate: Any) -> int | None:
+        return None if name == "dense" else self._space.budget_of(candidate)
+
+    def _winnow(self, budget: int, candidates: list[Any]) -> Generator[list[Proposal], Losses, None]:
+        """Successive halving; those that reach the largest fidelity compete with the elites."""
+        ranked: list[tuple[float, Any]] = []
+        for fidelity, n_next in zip(self._fidelities, (*self._survivors, 0), strict=True):
+            losses = yield [Proposal(candidate, fidelity) for candidate in candidates]
+            ranked = _ranked(zip(losses, candidates, strict=True))
+            candidates = [candidate for loss, candidate in ranked[:n_next] if math.isfinite(loss)]
+            if n_next and not candidates:
+                return
+        self._keep(budget, ranked)
+
+    def _keep(self, budget: int, newcomers: list[tuple[float, Any]]) -> None:
+        """Keep the best as elites; older ones win ties, and infeasible ones are never elites."""
+        known = {candidate.text for _, candidate in self._elites[budget]}
+        new = [(x, c) for x, c in newcomers if math.isfinite(x) and c.text not in known]
+        self._elites[budget] = _ranked([*self._elites[budget], *new])[: self._settings.parents]
+
+    # --- offspring ---
+
+    def _offspring(self, budget: int, rng: np.random.Generator, *, random: bool) -> list[Any]:
+        """New candidates of the budget, all different; fewer, or none, where no more are found."""
+        found = []
+        for _ in range(self._settings.offspring):
+            child = self._sample(budget, rng) if random else self._vary(budget, rng)
+            for _ in range(ATTEMPTS):
+                if child.text not in self._seen:
+                    self._seen.add(child.text)
+                    found.append(child)
+                    break
+                child = self._space.mutate(child, rng)
+            else:
+                break
+        return found
+
+    def _sample(self, budget: int, rng: np.random.Generator) -> Any:
+        return self._space.sample(rng, budget)
+
+    def _vary(self, budget: int, rng: np.random.Generator) -> Any:
+        """One variation of a random parent; a random candidate while there are no elites."""
+        settings = self._settings
+        elites = [candidate for _, candidate in self._elites[budget]]
+        if not elites:
+            return self._sample(budget, rng)
+        parent = elites[rng.integers(len(elites))]
+        if rng.random() < settings.crossover_probability and len(elites) > 1:
+            others = [candidate for candidate in elites if candidate is not parent]
+            return self._space.crossover(parent, others[rng.integers(len(others))], rng)
+        if rng.random() < settings.migration:
+            parent = self._migrant(budget, rng) or parent
+        return self._space.mutate(parent, rng)
+
+    def _migrant(self, budget: int, rng: np.random.Generator) -> Any | None:
+        """An elite of a neighbouring budget, repaired to this one; None where there is none."""
+        around = [b for b in (budget - 1, budget + 1) if 0 <= b < len(self._elites)]
+        elites = [candidate for b in around for _, candidate in self._elites[b]]
+        if not elites:
+            return None
+        return self._space.repair(elites[rng.integers(len(elites))], budget, rng)
+
+
+def _ranked(pairs: Any) -> list[tuple[float, Any]]:
+    """(loss, candidate) by loss, equal ones in the order given."""
+    return sorted(pairs, key=lambda pair: pair[0])
+
+
+def _survivors(settings: EvolutionSettings, n_fidelities: int) -> tuple[int, ...]:
+    """How many candidates go on to the second fidelity, the third, ..."""
+    if settings.survivors is None:
+        return tuple(max(1, settings.offspring // 4**stage) for stage in range(1, n_fidelities))
+    if len(settings.survivors) != n_fidelities - 1:
+        raise ValueError(
+            f"Expected one number in `survivors` for each fidelity after the first ({n_fidelities - 1}), "
+            f"got {settings.survivors}."
+        )
+    return tuple(settings.survivors)

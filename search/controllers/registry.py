@@ -1,0 +1,59 @@
+"""Which controllers there are. A new one is a new file and a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from secateur.search.controller import Controller
+from secateur.search.controllers.evolution import Evolution, EvolutionSettings
+from secateur.search.controllers.random import Random, RandomSettings
+from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings
+from secateur.search.controllers.uniform import Uniform, UniformSettings
+
+
+@dataclass(frozen=True)
+class ControllerRow:
+    """One controller.
+
+    Args:
+        settings: what the section ``controller`` of the settings may hold.
+        build: the controller, from (space, fidelities, seed, settings, objective="loss").
+        summary: one line for ``secateur list controllers``.
+        source: address of the paper that it comes from; empty if there is none.
+    """
+
+    settings: type[BaseModel]
+    build: Callable[..., Controller]
+    summary: str
+    source: str
+
+
+CONTROLLERS: dict[str, ControllerRow] = {
+    "uniform": ControllerRow(
+        settings=UniformSettings,
+        build=Uniform,
+        summary="the dense model and the uniform candidates alone",
+        source="",
+    ),
+    "random": ControllerRow(
+        settings=RandomSettings,
+        build=Random,
+        summary="random candidates of every budget in turn",
+        source="",
+    ),
+    "evolution": ControllerRow(
+        settings=EvolutionSettings,
+        build=Evolution,
+        summary="elites for each budget, varied, winnowed by successive halving over fidelities",
+        source="https://arxiv.org/abs/2410.14649",
+    ),
+    "sensitivity": ControllerRow(
+        settings=SensitivitySettings,
+        build=Sensitivity,
+        summary="measures every slot alone and solves for the best combination",
+        source="https://arxiv.org/abs/2202.04290",
+    ),
+}

@@ -1,0 +1,195 @@
+"""The controller `sensitivity`: measures every slot alone and solves for the best combination."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from secateur.search.controller import Controller, Proposal, Trial
+from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities
+from secateur.search.controllers.separable import Array, complete, solve
+from secateur.spaces.measurement import Fidelity
+from secateur.spaces.space import Space
+
+
+class SensitivitySettings(BaseModel):
+    """How the slots are measured.
+
+    Args:
+        levels: shares of a slot (sparsities) at which it is measured alone, each rounded to the nearest
+            option; the other options are interpolated. None: every option. One or two levels near the
+            target are usually enough, and many times cheaper.
+        n_tokens: which fidelity to measure at; None: the smallest.
+        around: the reference that one slot at a time departs from: the ``dense`` model, once for all
+            budgets, or the ``uniform`` candidate of each budget, which sees slots in the company that they
+            will be in.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["sensitivity"] = "sensitivity"
+    levels: list[float] | None = None
+    n_tokens: int | None = None
+    around: Literal["dense", "uniform"] = "dense"
+
+    @field_validator("levels")
+    @classmethod
+    def _check_levels(cls, levels: list[float] | None) -> list[float] | None:
+        if levels is not None and (not levels or not all(0 < level <= 1 for level in levels)):
+            raise ValueError(f"Expected `levels` to be sparsities within (0, 1], got {levels}.")
+        return levels
+
+
+class SensitivityCourse:
+    """The measurements and the solution; `sensitivity` runs it alone, `evolution` may start with it.
+
+    The model is additive: the loss of a candidate is the reference's plus the sum over slots of the
+    difference that the slot makes alone. `complete` makes each slot's differences monotone and fills in the
+    options that were not measured; `solve` then finds the best candidate of each budget.
+
+    Args:
+        space: separable.
+        fidelities: ascending, of the part ``search``.
+        settings: how the slots are measured.
+
+    Raises:
+        ValueError: if `n_tokens` names no fidelity, or `levels` hit no option of some slot.
+    """
+
+    def __init__(
+        self, space: Space[Any], fidelities: Sequence[Fidelity], settings: SensitivitySettings
+    ) -> None:
+        self._space = space
+        self._settings = settings
+        self._fidelity = _fidelity(fidelities, settings.n_tokens)
+        self._shares = [
+            np.array([space.share(slot, option) for option in space.options(slot)])
+            for slot in range(len(space.slots))
+        ]
+        self._references = self._find_references()
+        self._alone = {reference: self._find_alone(reference) for reference in self._references}
+        self.solutions: dict[int, Any] = {}  # budget -> candidate, once the course is through
+
+    @property
+    def n_measurements(self) -> int:
+        """How many candidates it has measured, references included."""
+        return sum(1 + len(alone) for alone in self._alone.values())
+
+    def run(self) -> Generator[list[Proposal], Losses, None]:
+        """Measure, then fill in `solutions`. Nothing is found for a budget whose reference is infeasible."""
+        for reference, budgets in self._references.items():
+            alone = self._alone[reference]
+            candidates = [self._space.assemble(reference)]
+            candidates += [self._replaced(reference, slot, index) for slot, index in alone]
+            losses = yield [Proposal(candidate, self._fidelity) for candidate in candidates]
+            if math.isfinite(losses[0]):
+                curves = self._curves(reference, dict(zip(alone, losses[1:], strict=True)), losses[0])
+                found = {budget: solve(self._space, curves, budget) for budget in budgets}
+                self.solutions |= {budget: c for budget, c in found.items() if c is not None}
+
+    def _find_references(self) -> dict[tuple[int, ...], list[int]]:
+        """Options of each reference, and the budgets that it is for."""
+        names = {"dense": ["dense"] * len(self._space.budgets)}
+        baselines = self._space.baselines()
+        names["uniform"] = [name for name in baselines if name != "dense"]
+        references: dict[tuple[int, ...], list[int]] = {}
+        for budget, name in enumerate(names[self._settings.around]):
+            options = self._space.disassemble(baselines[name])
+            references.setdefault(options, []).append(budget)
+        return references
+
+    def _find_alone(self, reference: tuple[int, ...]) -> list[tuple[int, int]]:
+        """(slot, index of an option) of each measurement."""
+        found = []
+        for slot, shares in enumerate(self._shares):
+            levels = self._settings.levels
+            near = (
+                range(len(shares))
+                if levels is None
+                else sorted({int(np.abs(shares - x).argmin()) for x in levels})
+            )
+            chosen = [index for index in near if index != self._index(slot, reference[slot])]
+            if not chosen and len(shares) > 1:
+                raise ValueError(
+                    f"Expected `levels` to name an option besides the reference's, got {levels} "
+                    f"at {self._space.slots[slot]}. Its options are {shares.tolist()}."
+                )
+            found += [(slot, index) for index in chosen]
+        return found
+
+    def _index(self, slot: int, option: int) -> int:
+        return list(self._space.options(slot)).index(option)
+
+    def _replaced(self, reference: tuple[int, ...], slot: int, index: int) -> Any:
+        """The reference with another option in one slot."""
+        option = self._space.options(slot)[index]
+        return self._space.assemble((*reference[:slot], option, *reference[slot + 1 :]))
+
+    def _curves(
+        self, reference: tuple[int, ...], losses: dict[tuple[int, int], float], base: float
+    ) -> list[Array]:
+        """For each slot the difference of loss at each option; infinite from the first infeasible one on."""
+        curves = []
+        for slot, shares in enumerate(self._shares):
+            anchor = self._index(slot, reference[slot])
+            measured = {index: loss - base for (s, index), loss in losses.items() if s == slot}
+            finite = {index: x for index, x in measured.items() if math.isfinite(x)}
+            curve = complete(shares, finite, anchor)
+            bad = [index for index in measured if index not in finite]
+            above = min((index for index in bad if index > anchor), default=len(shares))
+            below = max((index for index in bad if index < anchor), default=-1)
+            curve[above:] = math.inf
+            curve[: below + 1] = math.inf
+            curves.append(curve)
+        return curves
+
+
+class Sensitivity(Controller):
+    """Measures every slot alone, then proposes the best combination for each budget, and finishes.
+
+    As in SPDY (arXiv 2202.04290): additive, but with measured losses of the model in place of layer errors
+    and a MILP in place of dynamic programming. Cheap for many budgets: the measurements around the dense
+    model serve them all. Blind to interactions between slots, for which `evolution` starts from its
+    solutions.
+    """
+
+    def __init__(
+        self,
+        space: Space[Any],
+        fidelities: Sequence[Fidelity],
+        seed: int,  # noqa: ARG002  # nothing is random here
+        settings: SensitivitySettings,
+        objective: str = "loss",
+    ) -> None:
+        self._largest = check_fidelities(fidelities)[-1]
+        self._sensitivity = SensitivityCourse(space, fidelities, settings)
+        self._batches = Batches(self._course(), objective)
+
+    def ask(self, n: int) -> list[Proposal]:
+        return self._batches.ask(n)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self._batches.tell(trials)
+
+    @property
+    def n_measurements(self) -> int:
+        return self._sensitivity.n_measurements + 1
+
+    def _course(self) -> Course:
+        yield from self._sensitivity.run()
+        yield [Proposal(candidate, self._largest) for candidate in self._sensitivity.solutions.values()]
+
+
+def _fidelity(fidelities: Sequence[Fidelity], n_tokens: int | None) -> Fidelity:
+    """The fidelity with this number of tokens; the smallest if None."""
+    found = [f for f in check_fidelities(fidelities) if n_tokens in {None, f.n_tokens}]
+    if not found:
+        known = ", ".join(str(fidelity.n_tokens) for fidelity in fidelities)
+        raise ValueError(
+            f"Expected `n_tokens` of the sensitivity to be one of the fidelities ({known}), got {n_tokens}."
+        )
+    return found[0]

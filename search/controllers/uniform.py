@@ -1,0 +1,53 @@
+"""The controller `uniform`: the baselines and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from secateur.search.controller import Controller, Proposal, Trial
+from secateur.search.controllers.batches import Batches, Course, check_fidelities
+from secateur.spaces.measurement import Fidelity
+from secateur.spaces.space import Space
+
+
+class UniformSettings(BaseModel):
+    """There is nothing to set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class Uniform(Controller):
+    """Asks for the dense model and the uniform candidates, at the largest fidelity, and finishes.
+
+    What every search is compared with.
+    """
+
+    def __init__(
+        self,
+        space: Space[Any],
+        fidelities: Sequence[Fidelity],
+        seed: int,  # noqa: ARG002  # nothing is random here
+        settings: UniformSettings,  # noqa: ARG002
+        objective: str = "loss",
+    ) -> None:
+        self._space = space
+        self._largest = check_fidelities(fidelities)[-1]
+        self._batches = Batches(self._course(), objective)
+
+    def ask(self, n: int) -> list[Proposal]:
+        return self._batches.ask(n)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self._batches.tell(trials)
+
+    @property
+    def n_measurements(self) -> int:
+        return len(self._space.baselines())
+
+    def _course(self) -> Course:
+        yield [Proposal(candidate, self._largest) for candidate in self._space.baselines().values()]

@@ -1,0 +1,140 @@
+"""The truth of a study: an append-only file with one measurement a line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.search.errors import UsageError
+from secateur.spaces.measurement import Measurement
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class StudyWriteError(UsageError):
+    """The disk takes no more measurements; those that were written are safe and the study can be continued."""
+
+
+@dataclass(frozen=True)
+class JournalContent:
+    """What a file of measurements holds.
+
+    Args:
+        measurements: in file order, the first one of each key.
+        n_bytes: length of the whole lines; what follows is torn.
+        n_torn: bytes after them: a line that was being written when its process ended.
+    """
+
+    measurements: tuple[Measurement, ...]
+    n_bytes: int
+    n_torn: int
+
+
+def read_journal(path: Path) -> JournalContent:
+    """Read a file of measurements; a missing one is empty, and a torn last line is left out.
+
+    Raises:
+        UsageError: on a line, other than a torn last one, that is no measurement.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    lines = data.split(b"\n")
+    end = len(data) - len(lines.pop())  # what follows the last newline is torn, or empty
+    if lines and not _is_json(lines[-1]):
+        end -= len(lines.pop()) + 1
+    found: dict[tuple[str, str], Measurement] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            measurement = Measurement.from_json(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            shown = line[:40].decode(errors="replace")
+            raise UsageError(
+                f"Expected a measurement in line {number} of {path}, got {shown!r} "
+                f"({type(error).__name__}: {error}). Restore the line, or remove it."
+            ) from None
+        found.setdefault(measurement.key, measurement)
+    return JournalContent(tuple(found.values()), end, len(data) - end)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+class JournalWriter:
+    """Appends measurements, whole lines only.
+
+    Args:
+        path: the file; made if it is missing.
+        n_bytes: length of its whole lines; anything after them is cut off.
+    """
+
+    def __init__(self, path: Path, n_bytes: int) -> None:
+        self._path = path
+        self._n_bytes = n_bytes
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if os.fstat(self._fd).st_size > n_bytes:
+            os.ftruncate(self._fd, n_bytes)
+        _sync_directory(path.parent)
+
+    def append(self, measurements: Sequence[Measurement], n_safe: int) -> list[Measurement]:
+        """Write a batch and flush it to the disk, or leave the file as it was.
+
+        Args:
+            measurements: what to write, at least one.
+            n_safe: measurements in the file so far, for the error.
+
+        Returns:
+            The measurements as a later reader will see them.
+
+        Raises:
+            StudyWriteError: if there is no room.
+            OSError: if writing fails otherwise.
+        """
+        lines = [json.dumps(m.to_json(), ensure_ascii=False, allow_nan=False) for m in measurements]
+        data = "".join(line + "\n" for line in lines).encode()
+        try:
+            self._write(data)
+            os.fsync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, self._n_bytes)
+            raise no_room(error, self._path, f"{n_safe} measurements are safe") from error
+        self._n_bytes += len(data)
+        return [Measurement.from_json(json.loads(line)) for line in lines]
+
+    def _write(self, data: bytes) -> None:
+        position = self._n_bytes
+        while data:  # a nearly full disk takes a part
+            n = os.pwrite(self._fd, data, position)
+            data, position = data[n:], position + n
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def no_room(error: OSError, path: Path, safe: str) -> OSError | StudyWriteError:
+    """What to raise for a failed write: a `StudyWriteError` where the disk is full, else the error itself."""
+    if error.errno not in _NO_ROOM:
+        return error
+    reason = os.strerror(error.errno or 0).lower()
+    return StudyWriteError(
+        f"Expected room on the disk for {path}, got: {reason}. Free some and run the same command: {safe}."
+    )
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make new names in the directory last."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,106 @@
+"""What is wrong with settings, said in one line a problem."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from secateur.search.errors import nearest
+
+
+def problems(error: ValidationError, model: type[BaseModel], prefix: Sequence[str] = ()) -> list[str]:
+    """One line for each key at fault, in the model's order.
+
+    Args:
+        error: what the model raised.
+        model: the model.
+        prefix: path of the model in the settings.
+    """
+    by_path: dict[str, list[tuple[ErrorDetails, _Place]]] = {}
+    for detail in error.errors(include_url=False):
+        place = _locate(model, detail["loc"], prefix)
+        by_path.setdefault(place.path, []).append((detail, place))
+    deepest = [path for path in by_path if not any(other.startswith(path + ".") for other in by_path)]
+    return [_line(by_path[path]) for path in deepest]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A key, and the model of the section that it is in (for a whole section: its own)."""
+
+    holder: type[BaseModel]
+    section: str
+    path: str
+
+
+def _locate(root: type[BaseModel], loc: Sequence[int | str], prefix: Sequence[str]) -> _Place:
+    """Find the key, leaving out pydantic's marks for members of unions."""
+    holder, section, path = root, list(prefix), list(prefix)
+    keys = [str(key) for key in loc]
+    while keys:
+        path.append(keys.pop(0))
+        field = holder.model_fields.get(path[-1])
+        if field is None:
+            break
+        models = {model.__name__: model for model in _models(field.annotation)}
+        if [field.annotation] == list(models.values()):
+            (holder,) = models.values()
+        elif member := next(
+            (m for name, m in models.items() if keys and re.search(rf"\b{name}\b", keys[0])), None
+        ):
+            holder = member
+            keys.pop(0)
+        else:
+            path += [key for key in keys[:2] if key.isdecimal()]  # an index, perhaps after a mark
+            break
+        section = list(path)
+    return _Place(holder, ".".join(section), ".".join(path))
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for member in get_args(annotation):
+        yield from _models(member)
+
+
+def _line(found: Sequence[tuple[ErrorDetails, _Place]]) -> str:
+    """One key's problems; a value may break the rule of each member of a union."""
+    for detail, place in found:
+        if detail["type"] == "value_error":  # our own words say it best
+            return _with_section(detail["msg"].removeprefix("Value error, "), place)
+        if detail["type"] == "extra_forbidden":
+            key = place.path.rpartition(".")[2]
+            section = f"`{place.section}`" if place.section else "the settings"
+            return f"Expected a known key in {section}, got {key!r}.{nearest(key, place.holder.model_fields)}"
+    detail, place = found[0]
+    if detail["type"] == "missing":
+        return f"Expected `{place.path}`, got nothing."
+    rules = dict.fromkeys(_rule(detail["msg"]) for detail, _ in found)
+    return f"Expected `{place.path}` to {' or '.join(rules).replace(' or be ', ' or ')}, got {_short(detail['input'])}."
+
+
+def _rule(message: str) -> str:
+    """Pydantic's "Input should be greater than 0, unable ..." as "be greater than 0"."""
+    rule = re.sub(r"^\w+ should ", "", message)
+    rule = re.split(r", unable| after validation|, got ", rule)[0]
+    rule = re.sub(r"\ba valid (tuple|list)", "a list", rule)
+    return re.sub(r"\ba valid dictionary.*", "a mapping", rule)
+
+
+def _with_section(message: str, place: _Place) -> str:
+    """The message with the key that it names first spelled in full."""
+    name = re.search(r"`(\w+)`", message)
+    if name is None or name[1] not in place.holder.model_fields or not place.section:
+        return message
+    return message.replace(name[0], f"`{place.section}.{name[1]}`", 1)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

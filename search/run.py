@@ -1,0 +1,109 @@
+"""A run as a reader sees it: its study with its settings, without torch and without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from secateur.search.controller import Trial
+from secateur.search.front import comparable, non_dominated
+from secateur.search.pick import Bound, pick, pick_number
+from secateur.search.settings import Settings, settings_from
+from secateur.search.study import Study
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.registry import SPACES
+from secateur.spaces.space import Space
+from secateur.spaces.units import Prunable
+
+
+class Run:
+    """The front of a study, and what is on it.
+
+    Args:
+        study: open for reading or writing.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that the run was last continued with."""
+        return settings_from(self.study.settings)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the values that the front weighs."""
+        return self.settings.objectives
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """The one that is compared: the largest of the search."""
+        return Fidelity("search", self.settings.evaluator.fidelities[-1])
+
+    @property
+    def baselines(self) -> dict[str, Trial]:
+        """``dense`` and ``uniform@...`` as far as they were measured."""
+        found = {
+            name: self.study.lookup((text, self.fidelity.text))
+            for name, text in self.study.about.baselines.items()
+        }
+        return {name: trial for name, trial in found.items() if trial is not None}
+
+    @cached_property
+    def space(self) -> Space[Any]:
+        """The space, from what the study knows about the model."""
+        shape = dict(self.study.about.facts["shape"])
+        linears = [Prunable(**linear) for linear in shape.pop("linears")]
+        settings = self.settings.space
+        return SPACES[settings.kind].build(settings, linears, ModelShape(**shape))  # type: ignore[attr-defined]
+
+    def trials(self) -> list[Trial]:
+        """The feasible trials at the largest search fidelity."""
+        return comparable(self.study.trials, self.fidelity)
+
+    def front(self) -> list[Trial]:
+        """The trials that no other one beats in every objective, baselines included."""
+        return non_dominated(self.study.trials, self.objectives, self.fidelity)
+
+    def test_of(self, trial: Trial) -> Measurement | None:
+        """The same candidate on the test part, if it was measured there."""
+        found = self.study.lookup(
+            (trial.measurement.candidate, Fidelity("test", self.settings.evaluator.test_tokens).text)
+        )
+        return None if found is None else found.measurement
+
+    def pick(self, bounds: Sequence[Bound] = (), number: int | None = None) -> Trial:
+        """The best trial within the bounds, or the one with the number.
+
+        Raises:
+            UsageError: if there is none; the nearest is named.
+        """
+        if number is not None:
+            return pick_number(self.study.trials, number)
+        return pick(self.study.trials, bounds, self.study.about.baselines.get("dense"), self.fidelity)
+
+    def allocation(self, trial: Trial) -> dict[str, float]:
+        """Sparsity of each linear by its full name."""
+        sparsity: dict[str, float] = self.space.config(self.space.parse(trial.measurement.candidate))[
+            "sparsity"
+        ]
+        return sparsity
+
+    def export(self, trial: Trial, to: str | Path, *, calibration: str | None = None) -> Any:
+        """See `app.export`."""
+        from secateur.search import app
+
+        return app.export(self.study.directory, trial, Path(to), calibration=calibration)
+
+
+def open_run(directory: str | Path) -> Run:
+    """A run to read from.
+
+    Raises:
+        UsageError: if the directory holds no study.
+    """
+    return Run(Study.open(directory))

@@ -1,0 +1,195 @@
+"""Integer arithmetic of budgets: which totals count as meeting a target, and how levels get there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from operator import getitem
+
+import numpy as np
+
+Table = tuple[tuple[int, ...], ...]
+"""Usage of each unit at each of its levels, in weights removed; ascending along the levels."""
+
+
+def check_ascending(name: str, values: Sequence[float]) -> None:
+    """Raise unless there are values, all in [0, 1], strictly ascending."""
+    bad = next((value for value in values if not 0 <= value <= 1), None)
+    if bad is not None:
+        raise ValueError(f"Expected `{name}` within [0, 1], got {bad:g}. It is a fraction of zeros.")
+    if not values or list(values) != sorted(set(values)):
+        raise ValueError(f"Expected `{name}` to be strictly ascending, got {list(values)}.")
+
+
+def n_zeros(sparsity: float, n_weights: int) -> int:
+    """How many of the weights are zero at this sparsity: the one rounding rule, halves go up."""
+    return math.floor(sparsity * n_weights + 0.5)
+
+
+def total_usage(table: Table, levels: Sequence[int]) -> int:
+    """Sum over the units of their usage at these levels."""
+    return sum(map(getitem, table, levels))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Totals that meet a budget, both ends included."""
+
+    low: int
+    high: int
+
+    def __contains__(self, total: int) -> bool:
+        return self.low <= total <= self.high
+
+
+def window(table: Table, target: float, n_weights: int, n_members: int, mean_step: float) -> Window:
+    """The totals that count as meeting the target.
+
+    Exact but for the rounding of each member if every level step is a multiple of the smallest unit's and the
+    target is one too (as in most models). Otherwise up to one step of the smallest unit more, never less:
+    no candidate wins by being less sparse than asked.
+
+    Args:
+        table: usage of each unit at each level.
+        target: global sparsity in [0, 1].
+        n_weights: how many weights the target refers to.
+        n_members: how many linears are rounded.
+        mean_step: one level step of the smallest unit, in weights, before rounding.
+    """
+    wanted = math.floor(Fraction(str(target)) * n_weights + Fraction(1, 2))
+    slack = n_members // 2 + 1
+
+    def is_multiple(usage: int, tolerance: int) -> bool:
+        return abs(usage - round(usage / mean_step) * mean_step) <= tolerance
+
+    steps = {high - low for row in table for low, high in pairwise(row)}
+    if is_multiple(wanted, slack) and all(is_multiple(step, slack) for step in steps):
+        return Window(wanted - slack, wanted + slack)
+    smallest = min(table, key=lambda row: row[-1])
+    step = max(high - low for low, high in pairwise(smallest))
+    return Window(wanted - slack, wanted + max(slack, step))
+
+
+class Balance:
+    """Levels on their way into a window.
+
+    Each unit moves in one direction only, so that every sequence of moves ends, and a unit that was
+    switched on purpose is not switched back.
+
+    Args:
+        table: usage of each unit at each level.
+        levels: where to start; copied.
+        window: where the total shall be.
+    """
+
+    def __init__(self, table: Table, levels: Sequence[int], window: Window) -> None:
+        self._table = table
+        self.levels = list(levels)
+        self._window = window
+        self._total = total_usage(table, levels)
+        self._moved = [0] * len(table)  # direction in which a unit moved, 0: not yet
+
+    @property
+    def is_met(self) -> bool:
+        return self._total in self._window
+
+    def fresh(self, direction: int) -> list[int]:
+        """Units that have not moved and can move by one level in this direction (1 or -1)."""
+        return [unit for unit in range(len(self.levels)) if self._is_fresh(unit, direction)]
+
+    def any_fresh(self, direction: int, rng: np.random.Generator) -> int | None:
+        """A random one of `fresh`, or None; rarely looks at all of them."""
+        for unit in rng.integers(len(self.levels), size=8).tolist():
+            if self._is_fresh(unit, direction):
+                return int(unit)
+        fresh = self.fresh(direction)
+        return fresh[rng.integers(len(fresh))] if fresh else None
+
+    def _is_fresh(self, unit: int, direction: int) -> bool:
+        return not self._moved[unit] and 0 <= self.levels[unit] + direction < len(self._table[0])
+
+    def fits(self, unit: int) -> bool:
+        """Whether the unit can go one level up without leaving the window upwards."""
+        row, level = self._table[unit], self.levels[unit]
+        return self._total + row[level + 1] - row[level] <= self._window.high
+
+    def move(self, unit: int, direction: int) -> None:
+        """Move the unit by one level."""
+        level = self.levels[unit]
+        self._total += self._table[unit][level + direction] - self._table[unit][level]
+        self.levels[unit] = level + direction
+        self._moved[unit] = direction
+
+    def settle(self, rng: np.random.Generator) -> bool:
+        """Move units in random order until the total is in the window; False if no moves lead there.
+
+        One unit that closes the gap alone is preferred, then units that narrow it. Where each of them would
+        jump across the window the smallest jump is made, and others make up for it.
+        """
+        while not self.is_met:
+            direction = 1 if self._total < self._window.low else -1
+            changes = self._changes(direction)
+            low, high = self._window.low - self._total, self._window.high - self._total
+            closing = [unit for unit, change in changes if low <= change <= high]
+            if closing:
+                self.move(closing[rng.integers(len(closing))], direction)
+            elif not self._approach(changes, direction, rng):
+                if not changes:
+                    return False
+                smallest = min(abs(change) for _, change in changes)
+                units = [unit for unit, change in changes if abs(change) == smallest]
+                self.move(units[rng.integers(len(units))], direction)
+        return True
+
+    def _changes(self, direction: int) -> list[tuple[int, int]]:
+        """Units that can move, with the change of the total."""
+        end = len(self._table[0]) - 1 if direction > 0 else 0
+        return [
+            (unit, row[level + direction] - row[level])
+            for unit, (row, level, moved) in enumerate(
+                zip(self._table, self.levels, self._moved, strict=True)
+            )
+            if level != end and moved != -direction
+        ]
+
+    def _approach(self, changes: Sequence[tuple[int, int]], direction: int, rng: np.random.Generator) -> bool:
+        """Move units once, in random order, never across the window; True if any moved."""
+        before = self._total
+        low, high = self._window.low, self._window.high
+        for index in rng.permutation(len(changes)).tolist():
+            unit, change = changes[index]
+            if low <= self._total + change if direction < 0 else self._total + change <= high:
+                if change:
+                    self.move(unit, direction)
+                if self.is_met:
+                    break
+        return self._total != before
+
+
+def spread_order(n: int) -> list[int]:
+    """0 to n - 1 in an order whose every beginning is spread evenly (golden ratio, modulo 1)."""
+    golden = (math.sqrt(5) - 1) / 2
+    return sorted(range(n), key=lambda position: (position * golden) % 1)
+
+
+def level_out(table: Table, window: Window) -> tuple[int, ...] | None:
+    """The most uniform levels in the window: the highest common level, some units, spread evenly, one up.
+
+    None if that does not lead there.
+    """
+    common = max(
+        (x for x in range(len(table[0])) if sum(row[x] for row in table) <= window.high),
+        default=0,
+    )
+    balance = Balance(table, [common] * len(table), window)
+    for unit in spread_order(len(table)):
+        if balance.is_met or common + 1 == len(table[0]):
+            break
+        if balance.fits(unit):
+            balance.move(unit, 1)
+    if balance.settle(np.random.default_rng(0)):
+        return tuple(balance.levels)
+    return None

@@ -1,0 +1,129 @@
+"""What came out of evaluating one candidate once: the vocabulary that all rooms share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+Part = Literal["search", "test"]
+PARTS: tuple[Part, ...] = ("search", "test")
+
+
+@dataclass(frozen=True, order=True)
+class Fidelity:
+    """How much data a measurement is based on; only measurements of equal fidelity are compared.
+
+    Fidelities of one part are nested: the tokens of a smaller one are the first tokens of a larger one.
+
+    Args:
+        part: ``"search"`` (what controllers see) or ``"test"`` (what they never see).
+        n_tokens: evaluated tokens, > 0.
+
+    Raises:
+        ValueError: on an unknown part or a number of tokens that is not positive.
+    """
+
+    part: Part
+    n_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise ValueError(f"Expected `part` to be one of {', '.join(PARTS)}, got {self.part!r}.")
+        if self.n_tokens <= 0:
+            raise ValueError(f"Expected `n_tokens` > 0, got {self.n_tokens}.")
+
+    @property
+    def text(self) -> str:
+        """Canonical text, e.g. ``search:2048``."""
+        return f"{self.part}:{self.n_tokens}"
+
+    @classmethod
+    def parse(cls, text: str) -> Fidelity:
+        """Inverse of `text`.
+
+        Raises:
+            ValueError: if the text is not ``part:tokens``.
+        """
+        part, _, tokens = text.partition(":")
+        if not tokens.isdecimal():
+            raise ValueError(f"Expected a fidelity such as 'search:2048', got {text!r}.")
+        return cls(part, int(tokens))  # type: ignore[arg-type]  # checked in __post_init__
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The values of one candidate at one fidelity, or the reason why there are none.
+
+    Args:
+        candidate: the candidate's canonical text.
+        fidelity: what the values are based on.
+        values: finite numbers by name: ``loss`` (what the search minimises), ``kl`` and ``ce`` in nats per
+            token, and the exact costs (``params``, ``size_bytes``, ...). Empty if infeasible.
+        infeasible: the reason why the candidate has no values, or None.
+        seed: the study's seed.
+        n_tokens: tokens that were evaluated for it (nominal: shared prefixes are not subtracted).
+        seconds: wall time spent on it; a batch's time is divided among its candidates.
+        worker: who measured it.
+        blocks: model blocks computed for it (per pass over its data, summed over data batches).
+        blocks_saved: blocks it did not need because another candidate of the batch shared them.
+
+    Raises:
+        ValueError: if there are neither values nor a reason, both, or a value that is not finite.
+    """
+
+    candidate: str
+    fidelity: Fidelity
+    values: Mapping[str, float] = field(default_factory=dict)
+    infeasible: str | None = None
+    seed: int = 0
+    n_tokens: int = 0
+    seconds: float = 0.0
+    worker: str = "local"
+    blocks: int = 0
+    blocks_saved: int = 0
+
+    def __post_init__(self) -> None:
+        if bool(self.values) == (self.infeasible is not None):
+            raise ValueError("Expected a measurement with either `values` or a reason in `infeasible`.")
+        bad = {name: value for name, value in self.values.items() if not math.isfinite(value)}
+        if bad:
+            raise ValueError(f"Expected finite `values`, got {bad}. Give the reason in `infeasible` instead.")
+        object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identity in a study: nothing is measured twice under one key."""
+        return self.candidate, self.fidelity.text
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict for one line of ``measurements.jsonl``."""
+        line: dict[str, Any] = {"candidate": self.candidate, "fidelity": self.fidelity.text}
+        if self.infeasible is None:
+            line["values"] = dict(self.values)
+        else:
+            line["infeasible"] = self.infeasible
+        line |= {"seed": self.seed, "tokens": self.n_tokens, "seconds": round(self.seconds, 6)}
+        return line | {"worker": self.worker, "blocks": self.blocks, "blocks_saved": self.blocks_saved}
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Measurement:
+        """Inverse of `to_json`; keys that it does not know are ignored, so that older readers keep working.
+
+        Raises:
+            KeyError, ValueError: if the line is no measurement.
+        """
+        return cls(
+            candidate=line["candidate"],
+            fidelity=Fidelity.parse(line["fidelity"]),
+            values=line.get("values", {}),
+            infeasible=line.get("infeasible"),
+            seed=line.get("seed", 0),
+            n_tokens=line.get("tokens", 0),
+            seconds=line.get("seconds", 0.0),
+            worker=line.get("worker", ""),
+            blocks=line.get("blocks", 0),
+            blocks_saved=line.get("blocks_saved", 0),
+        )

@@ -1,0 +1,39 @@
+"""Which spaces there are. A new one is a new file and a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from secateur.spaces.allocation_settings import AllocationSettings, build_allocation
+from secateur.spaces.space import Space
+
+
+@dataclass(frozen=True)
+class SpaceRow:
+    """One space.
+
+    Args:
+        settings: what the section ``space`` of the settings may hold.
+        build: the space, from (settings, linears as `Prunable`, `ModelShape`).
+        summary: one line for ``secateur list spaces``.
+        source: address of the paper that it comes from.
+    """
+
+    settings: type[BaseModel]
+    build: Callable[..., Space[Any]]
+    summary: str
+    source: str
+
+
+SPACES: dict[str, SpaceRow] = {
+    "allocation": SpaceRow(
+        settings=AllocationSettings,
+        build=build_allocation,
+        summary="a level of sparsity for each linear, sub-layer or block, at a global sparsity",
+        source="https://arxiv.org/abs/2410.14649",
+    ),
+}

@@ -1,0 +1,108 @@
+"""The extension point `Space`: what can be searched."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+
+class Candidate(Protocol):
+    """A small immutable value with one canonical text: its identity, cache key and stored form."""
+
+    @property
+    def text(self) -> str:
+        """Canonical text; `Space.parse` is its inverse."""
+        ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+class Space(ABC, Generic[C]):
+    """Candidates, how to sample, vary, repair, print and parse them, and their exact cost.
+
+    A space is *separable*: a candidate chooses one option (an index) for each of `n_slots` slots, and each
+    option uses up a known amount of the budget. What a budget measures is the space's own business
+    (sparsity, parameters, latency); budgets are numbered, smallest pruning first.
+
+    No method changes its arguments; every random choice comes from the generator that is given.
+    """
+
+    @property
+    @abstractmethod
+    def budgets(self) -> tuple[float, ...]:
+        """The targets that the search aims at, ascending; a budget is named by its index."""
+
+    @abstractmethod
+    def parse(self, text: str) -> C:
+        """The candidate with this canonical text.
+
+        Raises:
+            ValueError: if the text names no candidate of this space.
+        """
+
+    @abstractmethod
+    def baselines(self) -> dict[str, C]:
+        """Named candidates that every study measures first: ``dense``, then ``uniform@<budget>`` for each."""
+
+    @abstractmethod
+    def budget_of(self, candidate: C) -> int | None:
+        """Index of the budget that the candidate meets, or None (as for the dense model)."""
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, budget: int) -> C:
+        """A random candidate that meets the budget."""
+
+    @abstractmethod
+    def mutate(self, candidate: C, rng: np.random.Generator) -> C:
+        """A neighbour that meets the same budget and differs from the candidate wherever that is possible."""
+
+    @abstractmethod
+    def crossover(self, first: C, second: C, rng: np.random.Generator) -> C:
+        """A mixture of two candidates that meets the budget of the first."""
+
+    @abstractmethod
+    def repair(self, candidate: C, budget: int, rng: np.random.Generator) -> C:
+        """The candidate itself if it meets the budget, else a near one that does."""
+
+    @abstractmethod
+    def cost(self, candidate: C) -> Mapping[str, float]:
+        """Exact counts, without building the model: see the space's own documentation for the names."""
+
+    @abstractmethod
+    def config(self, candidate: C) -> Mapping[str, Any]:
+        """The plain configuration that a person could write and the pruners run."""
+
+    # --- separable view, for controllers that measure slots alone and solve for the best combination ---
+
+    @property
+    @abstractmethod
+    def slots(self) -> tuple[str, ...]:
+        """Names of the slots."""
+
+    @abstractmethod
+    def options(self, slot: int) -> Sequence[int]:
+        """Options of a slot, option 0 = as in the dense model; their usage of the budget ascends."""
+
+    @abstractmethod
+    def usage(self, slot: int, option: int) -> int:
+        """How much of the budget the option uses up, in the space's integer unit (e.g. weights removed)."""
+
+    @abstractmethod
+    def share(self, slot: int, option: int) -> float:
+        """Which fraction of the slot the option removes, in [0, 1] (e.g. its sparsity)."""
+
+    @abstractmethod
+    def usage_bounds(self, budget: int) -> tuple[int, int]:
+        """Smallest and largest total usage that count as meeting the budget (both inclusive)."""
+
+    @abstractmethod
+    def assemble(self, options: Sequence[int]) -> C:
+        """The candidate with these options, one a slot; it need not meet a budget."""
+
+    @abstractmethod
+    def disassemble(self, candidate: C) -> tuple[int, ...]:
+        """Inverse of `assemble`."""

@@ -1,0 +1,164 @@
+"""What every controller keeps to, run over the registry: a new row is tested by what is here."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from secateur.search.controller import Controller, Trial
+from secateur.search.controllers.registry import CONTROLLERS
+from secateur.spaces.allocation import AllocationSpace
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.units import Unit
+
+SHAPE = ModelShape(n_params=10_000, bytes_per_param=2, macs_per_token=10_000, kv_bytes_per_token=10)
+FIDELITIES = tuple(Fidelity("search", n_tokens) for n_tokens in (64, 256, 1024))
+
+# For each row of the registry the settings that it is tested with.
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "uniform": [{}],
+    "random": [{}],
+    "evolution": [
+        {},
+        {"parents": 3, "offspring": 6, "survivors": [3, 2]},
+        {"start": "random", "offspring": 5},
+        {"start": "sensitivity", "sensitivity": {"levels": [0.5]}},
+    ],
+    "sensitivity": [{}, {"levels": [0.4, 0.6], "n_tokens": 256}, {"around": "uniform"}],
+}
+CASES = [(kind, settings) for kind in CONTROLLERS for settings in SETTINGS[kind]]
+
+
+def space_of(n_units: int = 6, targets: tuple[float, ...] = (0.4, 0.6)) -> AllocationSpace:
+    units = [Unit(f"u{i}", (40 * (1 + i % 3),), i, (f"u{i}",)) for i in range(n_units)]
+    return AllocationSpace(units, (), (0, 0.2, 0.4, 0.6, 0.8), targets, SHAPE)
+
+
+def build(case: tuple[str, dict[str, Any]], space: AllocationSpace, seed: int = 0) -> Controller:
+    kind, settings = case
+    row = CONTROLLERS[kind]
+    return row.build(space, FIDELITIES, seed, row.settings(kind=kind, **settings))
+
+
+def measure(proposal) -> Measurement:
+    """A loss that needs the order of units, with a little less at less data; some candidates are infeasible."""
+    levels = proposal.candidate.levels
+    if levels[:2] == (4, 4):
+        return Measurement(proposal.candidate.text, proposal.fidelity, infeasible="too sparse at the start")
+    loss = sum(level**2 / (1 + unit) for unit, level in enumerate(levels))
+    return Measurement(
+        proposal.candidate.text, proposal.fidelity, {"loss": loss - 1 / proposal.fidelity.n_tokens}
+    )
+
+
+def run(controller: Controller, n: int, *, limit: int = 300, shuffle: bool = False) -> list[tuple[str, str]]:
+    """Keys of the proposals, in order; results come back one round late, in another order if asked for."""
+    keys: list[tuple[str, str]] = []
+    under_way: list[Any] = []
+    while len(keys) < limit:
+        proposals = controller.ask(n)
+        assert len(proposals) <= n
+        keys += [proposal.key for proposal in proposals]
+        if not proposals and not under_way:
+            break
+        if not proposals or len(under_way) > 2 * n:
+            if shuffle:
+                random.Random(len(keys)).shuffle(under_way)
+            controller.tell(
+                [Trial(len(keys) + i, measure(proposal)) for i, proposal in enumerate(under_way)]
+            )
+            under_way = []
+        under_way += proposals
+    return keys[:limit]
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    return request.param
+
+
+def test_rows_are_described():
+    for row in CONTROLLERS.values():
+        assert row.summary
+        assert row.source == "" or row.source.startswith("https://")
+
+
+def test_nothing_is_proposed_twice_and_all_of_it_is_in_the_space(case):
+    space = space_of()
+    keys = run(build(case, space), 5)
+    assert len(set(keys)) == len(keys) > 0
+    for text, fidelity in keys:
+        assert space.parse(text).text == text
+        assert Fidelity.parse(fidelity) in FIDELITIES
+
+
+def test_same_seed_same_proposals_however_many_are_asked_for_in_whatever_order_results_come(case):
+    first = run(build(case, space_of()), 5)
+    assert run(build(case, space_of()), 1) == first
+    assert run(build(case, space_of()), 1000) == first
+    assert run(build(case, space_of()), 5, shuffle=True) == first
+
+
+def test_budgets_all_get_their_share(case):
+    space = space_of()
+    largest = FIDELITIES[-1].text
+    met = [
+        space.budget_of(space.parse(text))
+        for text, fidelity in run(build(case, space), 5)
+        if fidelity == largest
+    ]
+    assert {0, 1} <= set(met)
+
+
+def test_asking_alone_ends_in_waiting(case):
+    kind, _ = case
+    controller = build(case, space_of(12, (0.4,)))
+    asked = [controller.ask(1) for _ in range(300)]
+    if kind != "random":  # it needs no results
+        assert asked[-1] == []
+    assert all(len(proposals) <= 1 for proposals in asked)
+    assert asked[0]
+
+
+def test_a_space_without_choice_is_finished(case):
+    controller = build(case, space_of(1, (0.4,)))
+    keys = run(controller, 4)
+    assert 1 <= len(keys) < 300
+    assert controller.ask(1) == []
+
+
+def test_results_that_were_not_asked_for_are_no_trouble(case):
+    space = space_of()
+    controller, plain = build(case, space), build(case, space)
+    baselines = [Measurement(c.text, FIDELITIES[-1], {"loss": 1.0}) for c in space.baselines().values()]
+    controller.tell([Trial(number, m) for number, m in enumerate(baselines)])
+    assert run(controller, 5) == run(plain, 5)
+
+
+def test_needs_are_counted_before(case):
+    controller = build(case, space_of())
+    assert controller.n_measurements <= len(run(build(case, space_of()), 5))
+
+
+def test_fidelities_are_checked(case):
+    kind, settings = case
+    row = CONTROLLERS[kind]
+    for bad in ((), FIDELITIES[::-1], (Fidelity("test", 64),)):
+        with pytest.raises(ValueError, match="Expected `fidelities`"):
+            row.build(space_of(), bad, 0, row.settings(kind=kind, **settings))
+
+
+def test_another_seed_searches_elsewhere():
+    for case in CASES:
+        if case[0] in {"random", "evolution"}:
+            assert run(build(case, space_of(), 0), 5) != run(build(case, space_of(), 1), 5)
+
+
+def test_global_generators_are_left_alone(case):
+    before = np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002  # to see that nobody uses it
+    run(build(case, space_of()), 5, limit=60)
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before  # noqa: NPY002

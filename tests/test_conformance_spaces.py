@@ -1,0 +1,125 @@
+"""What every space keeps to, run over the registry: a new row is tested by what is here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.registry import SPACES
+from secateur.spaces.space import Space
+from secateur.spaces.units import Prunable
+
+SIZES = {"q": 96, "k": 32, "v": 32, "o": 96, "gate": 256, "up": 256, "down": 256}
+LINEARS = tuple(
+    Prunable(f"model.layers.{block}.{name}_proj", block, "attention" if name in "qkvo" else "mlp", 10 * size)
+    for block in range(4)
+    for name, size in SIZES.items()
+)
+SHAPE = ModelShape(n_params=100_000, bytes_per_param=2, macs_per_token=90_000, kv_bytes_per_token=256)
+
+# For each row of the registry the settings that it is tested with.
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "allocation": [
+        {},
+        {"target": [0.3, 0.55], "granularity": "sublayer"},
+        {"target": {"low": 0.2, "high": 0.4, "step": 0.1}, "protect": ["*.0.*"]},
+        {"target": 0.61, "granularity": "block"},
+        {"target": 0.6, "group_size": 4, "max_sparsity": 1.0},
+        {"target": 0.0},
+    ],
+}
+CASES = [(kind, settings) for kind in SPACES for settings in SETTINGS[kind]]
+
+
+def build(case: tuple[str, dict[str, Any]]) -> Space[Any]:
+    kind, settings = case
+    row = SPACES[kind]
+    return row.build(row.settings(kind=kind, **settings), LINEARS, SHAPE)
+
+
+@pytest.fixture(params=CASES, ids=str)
+def space(request: pytest.FixtureRequest) -> Space[Any]:
+    return build(request.param)
+
+
+def test_rows_are_described():
+    for row in SPACES.values():
+        assert row.summary
+        assert row.source.startswith("https://")
+
+
+def test_baselines_are_dense_and_uniform(space):
+    names = list(space.baselines())
+    assert names == ["dense", *(f"uniform@{budget:.10g}" for budget in space.budgets)]
+    for budget, name in enumerate(names[1:]):
+        assert space.budget_of(space.baselines()[name]) == budget
+    if space.budgets[0] > 0:
+        assert space.budget_of(space.baselines()["dense"]) is None
+
+
+@given(case=st.sampled_from(CASES), seed=st.integers(0, 2**32 - 1))
+def test_variation_stays_in_the_space_and_leaves_parents_alone(case, seed):
+    space = build(case)
+    rng = np.random.default_rng(seed)
+    for budget in range(len(space.budgets)):
+        first, second = space.sample(rng, budget), space.sample(rng, len(space.budgets) - 1)
+        before = first.text, second.text, hash(first)
+        children = [
+            first,
+            space.mutate(first, rng),
+            space.crossover(first, second, rng),
+            space.repair(second, budget, rng),
+        ]
+        assert (first.text, second.text, hash(first)) == before
+        for child in children:
+            assert space.budget_of(child) == budget
+            assert space.parse(child.text) == child
+            assert space.parse(child.text).text == child.text
+            assert space.assemble(space.disassemble(child)) == child
+        assert space.repair(first, budget, rng) is first
+
+
+@given(case=st.sampled_from(CASES), seed=st.integers(0, 2**32 - 1))
+def test_the_same_generator_gives_the_same_candidates(case, seed):
+    def course() -> list[str]:
+        space, rng = build(case), np.random.default_rng(seed)
+        first = space.sample(rng, 0)
+        return [first.text, space.mutate(first, rng).text, space.crossover(first, first, rng).text]
+
+    assert course() == course()
+
+
+def test_separable_view_adds_up(space):
+    rng = np.random.default_rng(0)
+    for budget in range(len(space.budgets)):
+        candidate = space.sample(rng, budget)
+        options = space.disassemble(candidate)
+        low, high = space.usage_bounds(budget)
+        assert len(options) == len(space.slots)
+        assert low <= sum(space.usage(slot, option) for slot, option in enumerate(options)) <= high
+    for slot in range(len(space.slots)):
+        usages = [space.usage(slot, option) for option in space.options(slot)]
+        shares = [space.share(slot, option) for option in space.options(slot)]
+        assert space.options(slot)[0] == usages[0] == shares[0] == 0
+        assert usages == sorted(usages)
+        assert shares == sorted(shares)
+        assert shares[-1] <= 1
+    assert space.disassemble(space.baselines()["dense"]) == (0,) * len(space.slots)
+
+
+def test_costs_are_known_and_pruning_never_adds(space):
+    dense, *others = [space.cost(candidate) for candidate in space.baselines().values()]
+    for cost in others:
+        assert cost.keys() == dense.keys()
+        assert all(cost[name] <= dense[name] for name in ("params", "size_bytes", "macs", "kv_bytes"))
+
+
+@pytest.mark.parametrize("text", ["", "dense", ":", "allocation", "x:1,2", "allocation:", "allocation:1"])
+def test_other_texts_are_refused(space, text):
+    with pytest.raises(ValueError, match="Expected"):
+        space.parse(text)
