@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.levels import LevelStore
 
 
+@runtime_checkable
 class Switcher(Protocol):
     """Turns a plain configuration into switches of single blocks."""
 

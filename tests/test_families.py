@@ -209,7 +209,7 @@ def test_a_projection_that_is_missing_or_unknown_is_named():
         dissect(model)
     model = build(CASES["llama"][0])
     model.model.layers[0].mlp.experts = nn.ParameterDict({"down_proj": nn.Parameter(torch.zeros(2, 3, 4))})
-    with pytest.raises(ValueError, match="'mlp.experts.down_proj' in a ParameterDict"):
+    with pytest.raises(ValueError, match=r"'mlp.experts.down_proj' in a ParameterDict"):
         dissect(model)
     model = build(CASES["llama"][0])
     del model.model.layers[0].mlp.up_proj

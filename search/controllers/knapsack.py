@@ -33,9 +33,7 @@ def solve_knapsack(
     return by_milp(losses, usages, low, high)
 
 
-def equal_steps(
-    usages: Sequence[Sequence[int]], low: int, high: int
-) -> tuple[list[list[int]], int] | None:
+def equal_steps(usages: Sequence[Sequence[int]], low: int, high: int) -> tuple[list[list[int]], int] | None:
     """Usages as multiples of one step and the total that they must have, if that is the same problem.
 
     It is when rounding cannot take a choice with this total out of the bounds, nor another one into them.

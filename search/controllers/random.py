@@ -36,8 +36,8 @@ class Random(Controller):
         space: Space[Any],
         fidelities: Sequence[Fidelity],
         seed: int,
-        settings: RandomSettings,  # noqa: ARG002  # nothing to set
-        objective: str = "loss",  # noqa: ARG002  # it learns from nothing
+        settings: RandomSettings,  # nothing to set
+        objective: str = "loss",  # it learns from nothing
     ) -> None:
         self._space = space
         self._largest = check_fidelities(fidelities)[-1]

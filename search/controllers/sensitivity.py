@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities
-from secateur.search.controllers.separable import Array, complete, solve
+from secateur.search.controllers.knapsack import Array
+from secateur.search.controllers.separable import complete, solve
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space
 
@@ -161,7 +162,7 @@ class Sensitivity(Controller):
         self,
         space: Space[Any],
         fidelities: Sequence[Fidelity],
-        seed: int,  # noqa: ARG002  # nothing is random here
+        seed: int,  # nothing is random here
         settings: SensitivitySettings,
         objective: str = "loss",
     ) -> None:

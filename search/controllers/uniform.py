@@ -31,8 +31,8 @@ class Uniform(Controller):
         self,
         space: Space[Any],
         fidelities: Sequence[Fidelity],
-        seed: int,  # noqa: ARG002  # nothing is random here
-        settings: UniformSettings,  # noqa: ARG002
+        seed: int,  # nothing is random here
+        settings: UniformSettings,
         objective: str = "loss",
     ) -> None:
         self._space = space

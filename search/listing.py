@@ -1,0 +1,28 @@
+"""What there is to choose from, as plain rows. Kinds that need torch are listed by the command line itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from secateur.search.controllers.registry import CONTROLLERS
+from secateur.search.executors.registry import EXECUTORS
+from secateur.spaces.registry import SPACES
+
+Rows = list[dict[str, str]]
+
+
+def row(name: str, summary: str, source: str = "") -> dict[str, str]:
+    """One line of a list; `source` is a paper's address."""
+    return {"name": name, "summary": summary, "source": source}
+
+
+LISTS: dict[str, Callable[[], Rows]] = {
+    "spaces": lambda: [row(name, x.summary, x.source) for name, x in SPACES.items()],
+    "controllers": lambda: [row(name, x.summary, x.source) for name, x in CONTROLLERS.items()],
+    "evaluators": lambda: [
+        row("kl", "KL divergence to the dense model, nats per token; block by block, prefixes shared"),
+        row("ce", "cross-entropy of the next token, nats per token; likewise"),
+    ],
+    "formats": lambda: [row("hf", "safetensors that stock transformers loads, with a manifest")],
+    "executors": lambda: [row(name, x.summary) for name, x in EXECUTORS.items()],
+}

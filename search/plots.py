@@ -1,0 +1,228 @@
+"""Pictures of a run: the front, the course of the search, an allocation. Colours as in Okabe and Ito (2008)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from secateur.search.controller import Trial
+from secateur.search.objectives import OBJECTIVES
+from secateur.search.tables import scaled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILLION, GREY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#222222"
+_STYLE = {
+    "font.size": 11,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#666666",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "legend.frameon": False,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "svg.hashsalt": "secateur",
+}
+LOG_FROM = 20  # ratio of the largest to the smallest positive value from which an axis is logarithmic
+ANNOTATED_BLOCKS = 16  # most blocks for which an allocation's numbers fit into its cells
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure that is written as PNG; no window, no state of pyplot."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160, metadata={"Software": "Secateur"})
+
+
+def plot_front(
+    path: Path,
+    trials: Sequence[Trial],
+    front: Sequence[Trial],
+    baselines: Mapping[str, Trial],
+    objectives: Sequence[str],
+) -> None:
+    """The first objective against the second: all trials, the front, the baselines.
+
+    With one objective it is shown against the sparsity.
+
+    Args:
+        path: of the PNG.
+        trials: feasible ones at one fidelity.
+        front: those of them on the front.
+        baselines: by name.
+        objectives: names in `OBJECTIVES`.
+    """
+    y, x = objectives[0], objectives[1] if len(objectives) > 1 else "sparsity"
+    pruned = [t for t in trials if t.number not in {b.number for b in baselines.values()}]
+    uniform = [t for name, t in baselines.items() if name != "dense"]
+    dense = baselines.get("dense")
+    with _figure(path, 8, 5) as figure:
+        axes = figure.add_subplot()
+        _label(axes, x, y)
+        is_log = _scale(axes, [_value(t, y) for t in [*pruned, *uniform]])
+        floor = min((_value(t, y) for t in [*pruned, *uniform] if _value(t, y) > 0), default=0.0) / LOG_FROM
+        ordered = sorted(front, key=lambda trial: _value(trial, x))
+        drawn = [t for t in ordered if not is_log or _value(t, y) > floor]
+        _scatter(axes, pruned, x, y, "trials", s=22, color=GREY, alpha=0.5, linewidths=0)
+        axes.plot(*_xy(drawn, x, y), color=BLUE, lw=1.4, marker="o", ms=5, label="front", zorder=4)
+        _scatter(axes, uniform, x, y, "uniform", s=110, facecolors="none", edgecolors=VERMILLION, marker="D", lw=1.8)
+        if dense is not None and is_log and _value(dense, y) <= floor:
+            at = f"{_tick(x, _value(dense, x))} {OBJECTIVES[x].label}"
+            axes.plot([], [], " ", label=f"(dense: loss {_value(dense, y):.4f} at {at})")
+        elif dense is not None:
+            _scatter(axes, [dense], x, y, "dense", s=110, color=INK, marker="*", zorder=5)
+        axes.set_title(f"{OBJECTIVES[y].label.capitalize()} against {OBJECTIVES[x].label}")
+        axes.legend(loc="best")
+
+
+def plot_course(
+    path: Path, losses: Mapping[str, Sequence[tuple[int, float]]], hypervolume: Sequence[tuple[int, float]], n_tokens: int
+) -> None:
+    """How the search went: the best loss of each budget over tokens, the hypervolume over trials.
+
+    Args:
+        path: of the PNG.
+        losses: see `loss_series`.
+        hypervolume: see `hypervolume_series`.
+        n_tokens: evaluated for the search in all.
+    """
+    import matplotlib as mpl
+
+    with _figure(path, 11, 4.4) as figure:
+        left, right = figure.subplots(1, 2)
+        colors = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, max(1, len(losses))))
+        relative = len(losses) > 1  # budgets lie orders of magnitude apart
+        for (label, points), color in zip(losses.items(), colors, strict=False):
+            tokens, values = zip(*[*points, (n_tokens, points[-1][1])], strict=True)
+            shown = [value / (values[0] or 1.0) if relative else value for value in values]
+            name = f"{_percent(label)}: {values[-1]:.3g}"
+            left.step(tokens, shown, where="post", color=color, lw=1.8, label=name)
+            left.plot(tokens[:-1], shown[:-1], "o", color=color, ms=3.5)
+        unit = "relative to uniform" if relative else "nats/token"
+        left.set(xlabel="tokens evaluated for the search", ylabel=f"best loss so far ({unit})")
+        left.xaxis.set_major_formatter(lambda value, _: scaled(value))
+        left.set_title("Best loss of each budget")
+        if losses:
+            title = "sparsity: best loss\n(nats/token)"
+            left.legend(title=title, fontsize=9, title_fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        if hypervolume:
+            numbers, volumes = zip(*hypervolume, strict=True)
+            right.step(numbers, volumes, where="post", color=BLUE, lw=1.8)
+        right.set(xlabel="trial number", ylabel="hypervolume (1 = the baselines' box)")
+        right.set_title("Hypervolume of the front")
+        right.set_ylim(bottom=0)
+
+
+def plot_allocation(path: Path, sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], title: str) -> None:
+    """The sparsity of each linear as a heat map, blocks by projections, and the mean of each block above it.
+
+    Args:
+        path: of the PNG.
+        sparsity: in [0, 1], by full name.
+        linears: plain `Prunable` values of all linears, in order; the mean counts weights.
+        title: for the picture.
+    """
+    grid, rows = _grid(sparsity, linears, "sparsity")
+    sizes, _ = _grid(sparsity, linears, "n_weights")
+    means = np.nansum(grid * sizes, axis=0) / np.nansum(sizes, axis=0)
+    n_blocks = grid.shape[1]
+    low, high = np.floor(np.nanmin(grid) * 10) / 10, np.ceil(np.nanmax(grid) * 10) / 10
+    if high - low < 0.2:
+        low, high = low - 0.1, high + 0.1
+    with _figure(path, min(16.0, max(7.0, 2.6 + 0.42 * n_blocks)), 2.6 + 0.42 * len(rows)) as figure:
+        top, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, len(rows) * 0.5 + 0.5])
+        whole = float(np.nansum(grid * sizes) / np.nansum(sizes))
+        top.bar(range(n_blocks), means, color=BLUE, width=0.8)
+        top.axhline(whole, color=VERMILLION, lw=1.4, ls="--")
+        top.set(ylabel="mean sparsity", ylim=(0, 1))
+        top.grid(visible=False, axis="x")
+        top.set_title(f"{title}; dashed: all weights, {whole:.1%}")
+        image = heat.imshow(grid, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+        heat.grid(visible=False)
+        heat.set_yticks(range(len(rows)), rows)
+        heat.set_xticks(range(0, n_blocks, 1 if n_blocks <= 32 else 4))
+        heat.set(xlabel="block")
+        if n_blocks <= ANNOTATED_BLOCKS:
+            _annotate(heat, grid, (low + high) / 2)
+        figure.colorbar(image, ax=heat, label="sparsity (share of zeros)", pad=0.01)
+
+
+def _grid(sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], what: str) -> tuple[np.ndarray, list[str]]:  # type: ignore[type-arg]
+    """A value of each linear, ``projections blocks``, NaN where a block has none; and the projections' names."""
+    blocks = sorted({int(str(linear["block"])) for linear in linears})
+    rows = list(dict.fromkeys(_role(linear) for linear in linears))
+    grid = np.full((len(rows), len(blocks)), np.nan)
+    for linear in linears:
+        value = sparsity.get(str(linear["name"]), 0.0) if what == "sparsity" else linear[what]
+        grid[rows.index(_role(linear)), blocks.index(int(str(linear["block"])))] = float(str(value))
+    return grid, rows
+
+
+def _role(linear: Mapping[str, object]) -> str:
+    """Name of a linear within its block: what follows the block's number."""
+    return str(linear["name"]).partition(f".{linear['block']}.")[2] or str(linear["name"])
+
+
+def _annotate(axes: Axes, grid: np.ndarray, middle: float) -> None:  # type: ignore[type-arg]
+    for (row, block), value in np.ndenumerate(grid):
+        if not np.isnan(value):
+            text = f"{value:.2f}".lstrip("0") if value < 1 else "1"
+            axes.text(block, row, text, ha="center", va="center", fontsize=9, color="white" if value < middle else "black")
+
+
+def _value(trial: Trial, name: str) -> float:
+    return trial.measurement.values[name]
+
+
+def _xy(trials: Sequence[Trial], x: str, y: str) -> tuple[list[float], list[float]]:
+    return [_value(t, x) for t in trials], [_value(t, y) for t in trials]
+
+
+def _scatter(axes: Axes, trials: Sequence[Trial], x: str, y: str, label: str, **style: object) -> None:
+    axes.scatter(*_xy(trials, x, y), label=label, **style)  # type: ignore[arg-type]
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    names = {name: OBJECTIVES[name] for name in (x, y)}
+    texts = {n: o.label + (f" ({o.unit})" if o.unit and o.unit != o.label else "") for n, o in names.items()}
+    axes.set(xlabel=texts[x], ylabel=texts[y])
+    axes.xaxis.set_major_formatter(lambda value, _: _tick(x, value))
+
+
+def _tick(name: str, value: float) -> str:
+    return f"{value:.0%}" if name == "sparsity" else scaled(value)
+
+
+def _percent(label: str) -> str:
+    """A budget's label, ``0.6``, as ``60 %``."""
+    try:
+        return f"{float(label):.4g}" if float(label) > 1 else f"{float(label) * 100:.4g} %"
+    except ValueError:
+        return label
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> bool:
+    """A logarithmic y axis with plain numbers if the values span orders of magnitude; whether they do."""
+    positive = [value for value in values if value > 0]
+    if not positive or max(positive) / min(positive) < LOG_FROM:
+        return False
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return True

@@ -1,0 +1,174 @@
+"""The front as rows: for people as a table, for programs as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from secateur.search.course import UNIFORM, budget_of, budgets
+from secateur.search.objectives import OBJECTIVES
+from secateur.spaces.measurement import Measurement
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from secateur.search.controller import Trial
+    from secateur.search.run import Run
+
+QUALITY_STUDY = "quality study: no smaller, no faster on stock servers (the zeros are stored)"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the front's table.
+
+    Args:
+        trial: at the search's largest fidelity.
+        test: the same candidate on the test part, if it was measured there.
+        note: name of a baseline, or how the trial compares with the one of its budget.
+        on_front: False for a baseline that is shown beside the front.
+    """
+
+    trial: Trial
+    test: Measurement | None
+    note: str
+    on_front: bool
+
+
+def front_rows(run: Run) -> list[Row]:
+    """The front, the best of the first objective first, then the baselines that are not on it."""
+    front, names = run.front(), {trial.number: name for name, trial in run.baselines.items()}
+    on_front = {trial.number for trial in front}
+    others = [t for t in run.baselines.values() if t.number not in on_front and not t.measurement.infeasible]
+    known = budgets(_feasible(run.baselines))
+    rows = []
+    for trial in [*front, *others]:
+        note = names.get(trial.number) or _compared(trial, run.baselines, known)
+        rows.append(Row(trial, run.test_of(trial), note, trial.number in on_front))
+    return rows
+
+
+def _feasible(baselines: Mapping[str, Trial]) -> dict[str, Trial]:
+    return {name: trial for name, trial in baselines.items() if trial.measurement.infeasible is None}
+
+
+def _compared(trial: Trial, baselines: Mapping[str, Trial], known: Mapping[str, float]) -> str:
+    """The trial's loss beside that of the uniform baseline at the same sparsity."""
+    label = budget_of(trial, known)
+    if label is None:
+        return ""
+    name = UNIFORM + label
+    uniform = baselines[name].measurement.values["loss"]
+    return f"{trial.measurement.values['loss'] / uniform:.2f}x the loss of {name}" if uniform > 0 else ""
+
+
+def perplexity(values: Mapping[str, float]) -> float | None:
+    """``exp(ce)``, or None where there is no ce."""
+    return math.exp(min(values["ce"], 700.0)) if "ce" in values else None
+
+
+def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
+    """Heading and content of each column of the front's table."""
+
+    def value(name: str) -> Callable[[Row], str]:
+        return lambda row: shown(name, row.trial.measurement.values[name])
+
+    def test(name: str) -> Callable[[Row], str]:
+        return lambda row: "" if row.test is None else shown(name, row.test.values.get(name))
+
+    names = [*run.objectives, *(n for n in ("sparsity",) if n not in run.objectives)]
+    known = [n for n in names if all(n in row.trial.measurement.values for row in front_rows(run))]
+    found: list[tuple[str, Callable[[Row], str]]] = [("trial", lambda row: str(row.trial.number))]
+    found += [(OBJECTIVES[name].label, value(name)) for name in known]
+    found.append(("perplexity", lambda row: shown("ppl", perplexity(row.trial.measurement.values))))
+    found.append(("test loss", test("loss")))
+    found.append(
+        ("test perplexity", lambda row: "" if row.test is None else shown("ppl", perplexity(row.test.values)))
+    )
+    return [*found, ("", lambda row: row.note)]
+
+
+def as_table(run: Run, rows: Sequence[Row]) -> Table:
+    """The rows for a terminal; baselines beside the front are dim."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"front of {run.study.directory}", caption=caption(run), title_justify="left")
+    table.caption_justify, table.caption_style = "left", "dim"
+    cells = columns(run)
+    for heading, _ in cells:
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
+    n_front = sum(row.on_front for row in rows)
+    for i, row in enumerate(rows):
+        texts = [Text(cell(row)) for _, cell in cells]  # as they are, not as markup
+        table.add_row(*texts, style=None if row.on_front else "dim", end_section=i == n_front - 1)
+    return table
+
+
+def caption(run: Run) -> str:
+    """What the numbers are based on."""
+    of = run.settings.evaluator
+    label = f"\n{QUALITY_STUDY}" if run.settings.space.kind == "allocation" else ""  # type: ignore[attr-defined]
+    return (
+        f"loss: {of.loss} in nats/token on {run.fidelity.n_tokens:,} search tokens; test: {of.test_tokens:,} tokens; "
+        f"windows of {of.window}{label}"
+    )
+
+
+def front_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows for programs, with exact values."""
+    objectives = {
+        name: {"unit": OBJECTIVES[name].unit, "direction": OBJECTIVES[name].direction} for name in run.objectives
+    }
+    return {
+        "run": str(run.study.directory),
+        "fidelity": run.fidelity.text,
+        "window": run.settings.evaluator.window,
+        "objectives": objectives,
+        "front": [row_json(row) for row in rows if row.on_front],
+        "baselines": {name: trial.number for name, trial in run.baselines.items()},
+        "beside": [row_json(row) for row in rows if not row.on_front],
+        "label": QUALITY_STUDY,
+    }
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """One trial for programs."""
+    m, test = row.trial.measurement, row.test
+    return {
+        "trial": row.trial.number,
+        "candidate": m.candidate,
+        "values": dict(m.values),
+        "perplexity": perplexity(m.values),
+        "test": None if test is None else {**test.values, "perplexity": perplexity(test.values)},
+        "note": row.note,
+    }
+
+
+def shown(name: str, value: float | None) -> str:
+    """A value for people, by the name of what it is; empty if there is none."""
+    return "" if value is None else _FORMATS.get(name, _plain)(value)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def scaled(value: float, unit: str = "") -> str:
+    """Three or four digits with a decimal prefix, e.g. ``4.215 M``."""
+    for power, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= power:
+            return f"{value / power:.4g} {prefix}{unit}"
+    return f"{value:.4g} {unit}".strip()
+
+
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "sparsity": lambda value: f"{value:.1%}",
+    "params": scaled,
+    "macs": scaled,
+    "size_bytes": lambda value: scaled(value, "B"),
+    "kv_bytes": lambda value: scaled(value, "B"),
+    "ppl": lambda value: f"{value:.2f}" if value < 1e5 else f"{value:.3g}",
+}

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.models import random_tokens, small_anatomy
+from torch import Tensor
+
+from secateur.evaluators import data as data_module
+from secateur.evaluators.blockwise import BlockwiseEvaluator
+from secateur.evaluators.data import EvaluationData
+from secateur.evaluators.losses import Teacher, loss_sums
+from secateur.evaluators.prefix_tree import shared_work, walk
+from secateur.evaluators.switching import LevelSwitcher
+from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.levels import LevelStore, StoreKey, build_levels, is_built
+from secateur.pruners.methods import Method
+from secateur.pruners.prune import prune
+from secateur.pruners.runner import BlockRunner
+from secateur.spaces.allocation import AllocationSpace
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.measurement import Fidelity
+from secateur.spaces.units import Prunable, group
+
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SMALL, LARGE, TEST = Fidelity("search", 32), Fidelity("search", 96), Fidelity("test", 32)
+
+
+def make_space(anatomy: Anatomy) -> AllocationSpace:
+    linears = [Prunable(x.name, x.block, x.sublayer, x.n_weights) for x in anatomy.linears]
+    return AllocationSpace(group(linears, "linear"), (), LEVELS, (0.5,), ModelShape(10**6, 4, 10**6, 10))
+
+
+def make_key(method: Method) -> StoreKey:
+    return StoreKey("model", "float32", "tokens", method, LEVELS)
+
+
+def make_evaluator(tmp_path, method: str = "sparsegpt", **kwargs: object) -> BlockwiseEvaluator:
+    anatomy = small_anatomy(n_layers=3)
+    build_levels(tmp_path, anatomy, random_tokens(4, 16), make_key(Method(method)))
+    space = make_space(anatomy)
+    windows = {"search": random_tokens(6, 16, 1), "test": random_tokens(2, 16, 2)}
+    data = EvaluationData(anatomy, windows, [SMALL, LARGE, TEST])
+    switcher = LevelSwitcher(anatomy, LevelStore(tmp_path, anatomy, LEVELS), LEVELS)
+    evaluator = BlockwiseEvaluator(anatomy, space, switcher, data, **kwargs)
+    evaluator.anatomy, evaluator.space = anatomy, space  # for the tests
+    return evaluator
+
+
+def candidates(space: AllocationSpace, n: int) -> list[str]:
+    """A family: mutants of mutants, so that prefixes are shared to different depths."""
+    rng = torch.Generator().manual_seed(0)
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    found = [space.baselines()["uniform@0.5"]]
+    while len(found) < n:
+        parent = found[int(torch.randint(len(found), (1,), generator=rng))]
+        child = space.mutate(parent, generator)
+        if child not in found:
+            found.append(child)
+    return [candidate.text for candidate in found]
+
+
+# --- losses ---
+
+
+def dense_side(anatomy: Anatomy, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    runner = BlockRunner(anatomy)
+    return runner.run(runner.start(tokens)), anatomy.model(input_ids=tokens).logits
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_losses_equal_the_plain_ones(keep, monkeypatch):
+    monkeypatch.setattr("secateur.evaluators.losses.CHUNK_TOKENS", 7)
+    anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
+    hidden, dense = dense_side(anatomy, tokens)
+    teacher = Teacher(anatomy, hidden, keep=keep)
+    sparsity = dict.fromkeys((x.name for x in anatomy.linears), 0.5)
+    prune(anatomy, sparsity, Method("magnitude"), tokens, sequential=False)
+    hidden, pruned = dense_side(anatomy, tokens)
+    found = loss_sums(anatomy, hidden, tokens, teacher).means()
+    p, q = dense.double().log_softmax(-1), pruned.double().log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    ce = torch.nn.functional.nll_loss(q[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert kl > 0.1, "pruning shows"
+    assert found["kl"] == pytest.approx(float(kl), rel=2e-3 if keep else 1e-4)
+    assert found["ce"] == pytest.approx(float(ce), rel=1e-5)
+
+
+def test_the_dense_model_has_no_kl():
+    anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
+    hidden, _ = dense_side(anatomy, tokens)
+    assert loss_sums(anatomy, hidden, tokens, Teacher(anatomy, hidden, keep=True)).means()["kl"] < 1e-5
+
+
+def test_losses_of_a_bfloat16_model_are_accumulated_finely():
+    """In bfloat16 a mean near 4 has steps of 1/32; the sums here must resolve far less."""
+    anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
+    anatomy.model.to(torch.bfloat16)
+    hidden, logits = dense_side(anatomy, tokens)
+    ce = loss_sums(anatomy, hidden, tokens, Teacher(anatomy, hidden, keep=True)).means()["ce"]
+    exact = torch.nn.functional.cross_entropy(
+        logits[:, :-1].double().flatten(0, 1), tokens[:, 1:].flatten()
+    )
+    assert ce == pytest.approx(float(exact), abs=1e-4)
+
+
+# --- prefix tree ---
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 4), min_size=1, max_size=8))
+def test_walking_the_tree_gives_each_path_its_state_and_computes_each_prefix_once(paths):
+    steps = []
+
+    def step(depth, key, state):
+        steps.append((*state, key))
+        return (*state, key)
+
+    found = {member: state for members, state in walk(paths, (), step) for member in members}
+    assert found == dict(enumerate(paths))
+    prefixes = {path[: depth + 1] for path in paths for depth in range(4)}
+    assert sorted(steps) == sorted(prefixes)
+    work = shared_work(paths)
+    assert sum(work.computed) == len(prefixes)
+    assert sum(work.computed) + sum(work.saved) == 4 * len(paths)
+
+
+# --- the evaluator ---
+
+
+def test_shared_losses_equal_unshared_ones_and_blocks_are_counted(tmp_path):
+    evaluator = make_evaluator(tmp_path)
+    texts = candidates(evaluator.space, 12)
+    together = evaluator.evaluate(texts, LARGE)
+    alone = [evaluator.evaluate([text], LARGE)[0] for text in texts]
+    for a, b in zip(together, alone, strict=True):
+        assert a.candidate == b.candidate
+        for name in ("kl", "ce", "loss"):
+            assert a.values[name] == pytest.approx(b.values[name], rel=1e-6)
+    assert sum(m.blocks_saved for m in together) > 0
+    assert all(m.blocks_saved == 0 for m in alone)
+    for a, b in zip(together, alone, strict=True):
+        assert a.blocks + a.blocks_saved == b.blocks
+
+
+def test_a_measurement_does_not_depend_on_what_was_measured_before(tmp_path):
+    first, second = make_evaluator(tmp_path), make_evaluator(tmp_path)
+    texts = candidates(first.space, 4)
+    small_first = [first.evaluate(texts, SMALL), first.evaluate(texts, LARGE)]
+    large_first = [second.evaluate(texts, LARGE), second.evaluate(texts, SMALL)][::-1]
+    for a, b in zip(small_first, large_first, strict=True):
+        assert [dict(m.values) for m in a] == [dict(m.values) for m in b]
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "random"])
+def test_a_level_of_the_store_is_what_pruning_gives(tmp_path, method):
+    """Measured through the store = the whole model pruned with dense statistics and run by itself."""
+    evaluator = make_evaluator(tmp_path, method)
+    text = candidates(evaluator.space, 3)[-1]
+    measured = evaluator.evaluate([text], LARGE)[0].values
+    anatomy = small_anatomy(n_layers=3)
+    sparsity = evaluator.space.config(evaluator.space.parse(text))["sparsity"]
+    prune(anatomy, sparsity, Method(method), random_tokens(4, 16), sequential=False)
+    tokens = random_tokens(6, 16, 1)
+    logits = anatomy.model(input_ids=tokens).logits[:, :-1].flatten(0, 1)
+    ce = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
+    assert measured["ce"] == pytest.approx(float(ce), rel=1e-5)
+    zeros = sum(int((linear.weight == 0).sum()) for linear in anatomy.linears)
+    assert measured["params"] == 10**6 - zeros
+
+
+def test_live_losses_are_those_of_the_weights_of_now(tmp_path):
+    evaluator = make_evaluator(tmp_path)
+    text = candidates(evaluator.space, 3)[-1]
+    by_store = evaluator.evaluate([text], TEST)[0].values
+    anatomy = small_anatomy(n_layers=3)
+    data = EvaluationData(anatomy, {"test": random_tokens(2, 16, 2)}, [TEST])
+    data.of(TEST)
+    sparsity = evaluator.space.config(evaluator.space.parse(text))["sparsity"]
+    prune(anatomy, sparsity, Method("sparsegpt"), random_tokens(4, 16), sequential=False)
+    assert data.live_losses(TEST)["kl"] == pytest.approx(by_store["kl"], rel=1e-5)
+
+
+def test_the_evaluator_leaves_nothing_behind(tmp_path):
+    evaluator = make_evaluator(tmp_path)
+    text = candidates(evaluator.space, 2)[-1]
+    before = evaluator.evaluate([text], SMALL)[0].values
+    dense = evaluator.space.baselines()["dense"].text
+    assert evaluator.evaluate([dense], SMALL)[0].values["kl"] < 1e-5
+    assert evaluator.evaluate([text], SMALL)[0].values == before
+
+
+def test_a_model_that_overflows_is_infeasible_with_a_reason(tmp_path):
+    evaluator = make_evaluator(tmp_path, "magnitude")
+    evaluator.evaluate([evaluator.space.baselines()["dense"].text], SMALL)
+    with torch.no_grad():
+        next(evaluator.anatomy.linears).weight.fill_(float("inf"))
+    measured = evaluator.evaluate([evaluator.space.baselines()["dense"].text], SMALL)[0]
+    assert measured.infeasible == "its loss is not finite: the pruned model overflows"
+    assert not measured.values
+
+
+def test_an_unknown_fidelity_and_a_foreign_candidate_are_refused(tmp_path):
+    evaluator = make_evaluator(tmp_path)
+    dense = evaluator.space.baselines()["dense"].text
+    with pytest.raises(ValueError, match="Expected one of the fidelities"):
+        evaluator.evaluate([dense], Fidelity("search", 48))
+    with pytest.raises(ValueError, match="Expected an allocation"):
+        evaluator.evaluate(["something"], SMALL)
+    with pytest.raises(ValueError, match="whole windows of 16 tokens, at most 32"):
+        EvaluationData(small_anatomy(), {"test": random_tokens(2, 16)}, [Fidelity("test", 40)])
+
+
+def test_past_the_memory_limit_the_dense_side_is_computed_again(tmp_path, monkeypatch):
+    kept = make_evaluator(tmp_path)
+    text = candidates(kept.space, 2)[-1]
+    expected = kept.evaluate([text], LARGE)[0].values["kl"]
+    monkeypatch.setattr(data_module, "TEACHER_BYTES", 0)
+    assert make_evaluator(tmp_path).evaluate([text], LARGE)[0].values["kl"] == pytest.approx(expected, rel=1e-3)
+
+
+# --- the level store ---
+
+
+def test_a_store_that_was_cut_short_goes_on(tmp_path):
+    anatomy, key, seen = small_anatomy(), make_key(Method("wanda")), []
+
+    class Cut(Exception):  # noqa: N818
+        pass
+
+    def cut(index: int) -> None:
+        raise Cut
+
+    with pytest.raises(Cut):
+        build_levels(tmp_path, anatomy, random_tokens(4, 16), key, on_block=cut)
+    assert not is_built(tmp_path, key)
+    first = (tmp_path / "block-0000.safetensors").stat().st_mtime_ns
+    build_levels(tmp_path, anatomy, random_tokens(4, 16), key, on_block=seen.append)
+    assert is_built(tmp_path, key)
+    assert seen == [0, 1]
+    assert (tmp_path / "block-0000.safetensors").stat().st_mtime_ns == first
+
+
+def test_a_store_of_another_key_is_made_anew(tmp_path):
+    anatomy = small_anatomy()
+    build_levels(tmp_path, anatomy, random_tokens(4, 16), make_key(Method("wanda")))
+    assert not is_built(tmp_path, make_key(Method("magnitude")))
+    build_levels(tmp_path, anatomy, random_tokens(4, 16), make_key(Method("magnitude")))
+    linear = next(anatomy.linears)
+    found = LevelStore(tmp_path, anatomy, LEVELS).weight(linear, 2)
+    lowest_kept = linear.weight.abs()[found != 0].min()
+    assert linear.weight.abs()[found == 0].max() <= lowest_kept
+
+
+def test_a_damaged_store_is_named(tmp_path):
+    anatomy = small_anatomy()
+    build_levels(tmp_path, anatomy, random_tokens(4, 16), make_key(Method("wanda")))
+    (tmp_path / "block-0001.safetensors").write_bytes(b"x" * 20)
+    with pytest.raises(ValueError, match=r"Expected a block of the level store, got .*block-0001"):
+        LevelStore(tmp_path, anatomy, LEVELS)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secateur.search.controllers.registry import CONTROLLERS
+from secateur.search.errors import UsageError
+from secateur.search.executors.registry import EXECUTORS
+from secateur.search.settings import identity, load_settings, resolved, settings_from
+from secateur.search.yaml_file import dump_yaml, parse_yaml
+from secateur.spaces.registry import SPACES
+
+
+def test_every_key_has_a_default():
+    settings = load_settings()
+    assert settings.model == "tiny"
+    assert (settings.space.kind, settings.controller.kind, settings.executor.kind) == (
+        "allocation",
+        "evolution",
+        "local",
+    )
+    assert settings.evaluator.fidelities == (2048, 8192, 32768)
+    assert settings.budget.evaluations == 300
+
+
+def test_the_file_of_the_design_is_read(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "model: smollm2-135m\n"
+        "space: {kind: allocation, metric: wanda, granularity: linear, target: 0.6}\n"
+        "controller: {kind: evolution, offspring: 16}\n"
+        "evaluator: {loss: kl, data: {calibration: docs, search: docs, test: docs}, fidelities: [2048, 8192]}\n"
+        "objectives: [loss, size_bytes]\n"
+        "budget: {tokens: 1e6}\n"
+    )
+    settings = load_settings(path, ["evaluator.loss=ce", "seed=7", "evaluator.loss=kl"])
+    assert settings.objectives == ("loss", "size_bytes")
+    assert settings.evaluator.loss == "kl"
+    assert settings.budget.model_dump() == {"evaluations": None, "tokens": 1_000_000, "minutes": None}
+    assert settings.seed == 7
+
+
+@pytest.mark.parametrize("kind", sorted(CONTROLLERS))
+def test_resolved_settings_are_read_back_as_they_were(kind):
+    settings = load_settings(None, [f"controller.kind={kind}", "space.target=[0.5, 0.6]", "budget.minutes=2.5"])
+    again = settings_from(parse_yaml(dump_yaml(resolved(settings)), "the test"))
+    assert again == settings
+    assert resolved(again) == resolved(settings)
+
+
+@pytest.mark.parametrize(("section", "rows"), [("space", SPACES), ("controller", CONTROLLERS), ("executor", EXECUTORS)])
+def test_every_row_of_a_registry_has_strict_settings_with_defaults_and_its_kind(section, rows):
+    for kind, row in rows.items():
+        assert row.settings().kind == kind
+        with pytest.raises(UsageError, match="Expected a known key"):
+            load_settings(None, [f"{section}={{kind: {kind}, no_such_key: 1}}"])
+
+
+# What is given, and what the one line has to say.
+BAD = {
+    "controller.offsprings=3": "known key in `controller`, got 'offsprings'. Did you mean 'offspring'? Known: ",
+    "controler.kind=random": "known key in the settings, got 'controler'. Did you mean 'controller'?",
+    "evaluator.data.serch=docs": "known key in `evaluator.data`, got 'serch'. Did you mean 'search'?",
+    "controller.kind=evolutoin": "known `controller.kind`, got 'evolutoin'. Did you mean 'evolution'? Known: ",
+    "space.kind=[1]": "known `space.kind`, got [1]",
+    "controller=random": "`controller` to be a mapping such as {kind: evolution}, got 'random'",
+    "evaluator=3": "`evaluator` to be a mapping, got 3",
+    "seed=true": "`seed` to be no switch, got true",
+    "seed=-1": "`seed` to be greater than or equal to 0, got -1",
+    "seed=1.5": "`seed` to be a valid integer, got 1.5",
+    "model=": "`model` to be a valid string, got None",
+    "dtype=float8": "`dtype` to be 'auto', 'float32', 'bfloat16' or 'float16', got 'float8'",
+    "evaluator.window=abc": "`evaluator.window` to be a valid integer, got 'abc'",
+    "evaluator.fidelities=[2048, 1024]": "`evaluator.fidelities` to ascend, got [2048, 1024]",
+    "evaluator.fidelities=[1000]": "`evaluator.fidelities` in whole windows of 512 tokens, got 1000. Use 1024,",
+    "evaluator.fidelities=[]": "`evaluator.fidelities` to have at least 1 item, got []",
+    "evaluator.test_tokens=8000": "`evaluator.test_tokens` in whole windows of 512 tokens, got 8000. Use 8192,",
+    "evaluator.calibration_tokens=100": "`evaluator.calibration_tokens` in whole windows of 512 tokens",
+    "budget={}": "`budget` to limit evaluations, tokens or minutes, got no limit",
+    "budget.evaluations=0": "`budget.evaluations` to be greater than 0, got 0",
+    "budget.minutes=.inf": "`budget.minutes` to be a finite number, got inf",
+    "objectives=[los]": "known `objectives`, got 'los'. Did you mean 'loss'?",
+    "objectives=[loss, loss]": "each of `objectives` once",
+    "objectives=loss": "`objectives` to be a list, got 'loss'",
+    "space.target=1.5": "`space.target` within [0, 1], got 1.5",
+    "space.target=[0.5, a]": "`space.target.1` to be a valid number, got 'a'",
+    "space.target={low: 0.9, high: 0.5}": "`space.target` with 0 <= `low` <= `high` <= 1",
+    "space.step=0": "`space.step` within (0, 1], got 0.0",
+    "executor.batch=0": "`executor.batch` to be greater than 0, got 0",
+    "seed": "an override such as budget.evaluations=600, got 'seed'",
+    "=3": "an override such as budget.evaluations=600, got '=3'",
+    "model.x=3": "`model` to hold keys, for 'model.x=3', got 'tiny'",
+    "seed={a: [}": "YAML in 'seed={a: [}', got ",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_what_is_wrong_is_said_in_one_line(override, tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("model: tiny\n")
+    with pytest.raises(UsageError, match=re.escape(BAD[override])) as error:
+        load_settings(path, [override])
+    assert str(error.value).startswith("Expected ")
+    assert "\n" not in str(error.value)
+
+
+def test_of_several_problems_the_first_is_named_and_the_rest_counted():
+    with pytest.raises(UsageError, match=r"'offsprings'.* \(and 2 more\)$"):
+        load_settings(None, ["controller.offsprings=3", "seed=a", "device=[]"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"model: tiny\nspace: {kind: a: b}\n", "line 2, column"),
+        (b"seed: 1\nmodel: tiny\nseed: 2\n", "got the key 'seed' twice at line 3, column 1"),
+        (b"- a\n", "Expected keys and values in"),
+        (b"\xff\xfe\x00", "Expected UTF-8 text"),
+        (b"a: \x00", "Expected YAML"),
+        (None, "no such file"),
+    ],
+)
+def test_a_file_that_is_no_settings_file(tmp_path, content, said):
+    path = tmp_path / "s.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=said) as error:
+        load_settings(path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_file_means_the_defaults(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("# nothing yet\n")
+    assert load_settings(path) == load_settings()
+
+
+def test_identity_holds_what_measurements_depend_on_and_nothing_else():
+    base = identity(load_settings())
+    same = ["budget.evaluations=5", "controller.kind=random", "executor.batch=2", "space.target=0.5", "device=cpu"]
+    same += ["objectives=[kl]", "evaluator.fidelities=[512]", "evaluator.test_tokens=512"]
+    for override in same:
+        assert identity(load_settings(None, [override])) == base, override
+    others = ["model=x", "dtype=float16", "trust_remote_code=true", "space.metric=ria", "evaluator.loss=ce", "seed=1"]
+    others += ["evaluator.window=256", "evaluator.data.search=x", "evaluator.calibration_tokens=512"]
+    for override in others:
+        assert identity(load_settings(None, [override])) != base, override
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    ),
+    st.sampled_from(["model", "space", "controller", "evaluator", "budget", "objectives", "seed", "executor"]),
+)
+def test_whatever_a_key_holds_it_is_read_or_refused_in_one_line(value, key):
+    try:
+        settings_from({key: value})
+    except UsageError as error:
+        assert "\n" not in str(error)

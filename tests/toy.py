@@ -1,0 +1,160 @@
+"""A space and an evaluator small enough to know everything about, for tests of what is around them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.search.controller import Controller, Proposal, Trial
+from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.space import Space
+
+
+@dataclass(frozen=True)
+class Bits:
+    """A candidate: which slots are pruned."""
+
+    text: str
+
+
+class OneMax(Space[Bits]):
+    """Prune exactly `n_pruned` of `n` slots; slot i costs i + 1 when it is pruned, so the best are the first."""
+
+    def __init__(self, n: int = 8, n_pruned: tuple[int, ...] = (4,)) -> None:
+        self.n = n
+        self.n_pruned = n_pruned
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return tuple(k / self.n for k in self.n_pruned)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return tuple(f"slot{i}" for i in range(self.n))
+
+    def parse(self, text: str) -> Bits:
+        if len(text) != self.n or set(text) - {"0", "1"}:
+            raise ValueError(f"Expected {self.n} bits, got {text!r}.")
+        return Bits(text)
+
+    def baselines(self) -> dict[str, Bits]:
+        uniform = {f"uniform@{k / self.n:g}": Bits("0" * (self.n - k) + "1" * k) for k in self.n_pruned}
+        return {"dense": Bits("0" * self.n), **uniform}
+
+    def budget_of(self, candidate: Bits) -> int | None:
+        n_pruned = candidate.text.count("1")
+        return self.n_pruned.index(n_pruned) if n_pruned in self.n_pruned else None
+
+    def sample(self, rng: np.random.Generator, budget: int) -> Bits:
+        bits = np.zeros(self.n, dtype=int)
+        bits[rng.permutation(self.n)[: self.n_pruned[budget]]] = 1
+        return self.assemble(bits.tolist())
+
+    def mutate(self, candidate: Bits, rng: np.random.Generator) -> Bits:
+        bits = np.array(self.disassemble(candidate))
+        one, zero = rng.choice(np.flatnonzero(bits)), rng.choice(np.flatnonzero(bits == 0))
+        bits[one], bits[zero] = 0, 1
+        return self.assemble(bits.tolist())
+
+    def crossover(self, first: Bits, second: Bits, rng: np.random.Generator) -> Bits:
+        return first
+
+    def repair(self, candidate: Bits, budget: int, rng: np.random.Generator) -> Bits:
+        return candidate if self.budget_of(candidate) == budget else self.sample(rng, budget)
+
+    def cost(self, candidate: Bits) -> Mapping[str, float]:
+        return {"params": float(candidate.text.count("0")), "sparsity": candidate.text.count("1") / self.n}
+
+    def config(self, candidate: Bits) -> Mapping[str, Any]:
+        return {"bits": candidate.text}
+
+    def options(self, slot: int) -> Sequence[int]:
+        return (0, 1)
+
+    def usage(self, slot: int, option: int) -> int:
+        return option
+
+    def share(self, slot: int, option: int) -> float:
+        return float(option)
+
+    def usage_bounds(self, budget: int) -> tuple[int, int]:
+        return self.n_pruned[budget], self.n_pruned[budget]
+
+    def assemble(self, options: Sequence[int]) -> Bits:
+        return Bits("".join(map(str, options)))
+
+    def disassemble(self, candidate: Bits) -> tuple[int, ...]:
+        return tuple(map(int, candidate.text))
+
+
+def toy_loss(text: str) -> float:
+    """Loss of the candidate: the sum of the costs of what is pruned."""
+    return sum(i + 1.0 for i, bit in enumerate(text) if bit == "1") / 100
+
+
+class ToyEvaluator:
+    """Measures `toy_loss`, deterministically; ``11...`` is infeasible. Keeps what it was given in `calls`.
+
+    Args:
+        space: counts costs.
+        die_at: kill this process, without warning, in the batch that holds the evaluation with this number.
+        seconds: reported for each evaluation.
+    """
+
+    def __init__(self, space: OneMax, die_at: int | None = None, seconds: float = 0.25) -> None:
+        self.space = space
+        self.die_at = die_at
+        self.seconds = seconds
+        self.calls: list[tuple[tuple[str, ...], Fidelity]] = []
+
+    @property
+    def n_evaluations(self) -> int:
+        return sum(len(candidates) for candidates, _ in self.calls)
+
+    def evaluate(self, candidates: Sequence[str], fidelity: Fidelity) -> list[Measurement]:
+        self.calls.append((tuple(candidates), fidelity))
+        if self.die_at is not None and self.n_evaluations > self.die_at:
+            os.kill(os.getpid(), 9)
+        return [self._one(text, fidelity) for text in candidates]
+
+    def _one(self, text: str, fidelity: Fidelity) -> Measurement:
+        if text.startswith("11"):
+            return Measurement(text, fidelity, infeasible="begins with 11", seconds=self.seconds)
+        values = {"loss": toy_loss(text) + 1 / fidelity.n_tokens, **self.space.cost(self.space.parse(text))}
+        return Measurement(text, fidelity, values, n_tokens=fidelity.n_tokens, seconds=self.seconds)
+
+
+class ToyController(Controller):
+    """A climber over two fidelities whose every proposal depends on everything that it was told.
+
+    Odd proposals are at the large fidelity, every third is random, and repetitions happen.
+    """
+
+    def __init__(self, space: OneMax, fidelities: Sequence[int], seed: int = 0) -> None:
+        self.space = space
+        self.small, self.large = Fidelity("search", fidelities[0]), Fidelity("search", fidelities[-1])
+        self.seed = seed
+        self.history: list[tuple[int, str]] = []  # as told, in order
+        self.n_asked = 0
+        self.best: tuple[float, str] | None = None
+
+    def ask(self, n: int) -> list[Proposal]:
+        self.n_asked += 1
+        rng = np.random.default_rng([self.seed, self.n_asked, len(self.history)])
+        parent = self.space.parse(self.best[1]) if self.best else self.space.sample(rng, 0)
+        proposals = []
+        for i in range(n):
+            parent_or_new = self.space.mutate(parent, rng) if i % 3 else self.space.sample(rng, 0)
+            proposals.append(Proposal(parent_or_new, self.large if i % 2 else self.small))
+        return proposals
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            m = trial.measurement
+            self.history.append((trial.number, m.candidate))
+            if m.fidelity == self.large and m.infeasible is None and self.space.budget_of(Bits(m.candidate)) == 0:
+                self.best = min(self.best or (np.inf, ""), (m.values["loss"], m.candidate))
