@@ -33,7 +33,7 @@ class BlockwiseEvaluator(Evaluator):
         switcher: switches blocks.
         data: the windows of both parts with the dense model's side of the loss.
         loss: which loss is reported as ``loss``.
-        seed: the study's seed, for the record.
+        seed: which windows were drawn, for the record.
         worker: this worker's name, for the record.
     """
 

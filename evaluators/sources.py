@@ -163,17 +163,20 @@ def _read_jsonl(path: Path, field: str) -> str:
 
 def _read_parquet(path: Path, field: str) -> str:
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ModuleNotFoundError as error:
         raise _missing("pyarrow", path) from error
     try:
-        columns = pq.read_schema(path).names
-        _field_of(dict.fromkeys(columns, ""), field, str(path))
-        return "\n\n".join(
-            pq.read_table(path, columns=[field]).column(field).cast("string").drop_null().to_pylist()
-        )
-    except (OSError, pq.lib.ArrowException) as error:
-        raise TextError(f"Expected a Parquet file with text, got {path}: {_one_line(error)}.") from error
+        schema = pq.read_schema(path)
+        rows = pq.read_table(path, columns=[field]).to_pylist() if field in schema.names else []
+    except (OSError, pa.ArrowException) as error:
+        raise TextError(
+            f"Expected a Parquet file, got {path}: {_one_line(error)}. Give another file."
+        ) from error
+    if not rows:
+        _field_of(dict.fromkeys(schema.names, ""), field, str(path))
+    return "\n\n".join(_field_of(row, field, str(path)) for row in rows if row[field] is not None)
 
 
 def _read_hub(repository: str, config: str, split: str, field: str) -> str:

@@ -46,7 +46,7 @@ class Plan:
         calibration_tokens: size of the calibration set.
         search_fidelities: tokens, ascending.
         test_tokens: size of the test set.
-        seed: of the choice of windows and of the random metric.
+        seed: which windows are drawn, and the noise of the random metric.
     """
 
     model: str

@@ -199,7 +199,8 @@ def _count(model: PreTrainedModel, asked: Mapping[str, float]) -> tuple[dict[str
         found = zeros[name] / weights[name]
         if not found >= sparsity - 1 / min(weight.shape):
             raise ExportError(
-                f"Expected a sparsity of {sparsity:.4f}, got {found:.4f} at {name}. Prune the model before exporting it."
+                f"Expected a sparsity of {sparsity:.4f}, got {found:.4f} at {name}. "
+                "Prune the model before exporting it."
             )
     return zeros, weights
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from secateur.pruners.checkpoints import smollm2
@@ -89,7 +88,7 @@ def find_checkpoint(name: str) -> Checkpoint:
         return open_gguf(path)
     if HUB_ID.fullmatch(name) and path.suffix != ".gguf":
         return open_hub(name)
-    near = difflib.get_close_matches(name, EMBEDDED, n=1)
+    near = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ModelError(
         f"Expected `model` to be an embedded model ({', '.join(EMBEDDED)}), an existing directory, an existing "
@@ -128,7 +127,7 @@ def _load(checkpoint: Checkpoint, precision: torch.dtype, trust_remote_code: boo
         )
         model, found = loaded
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, **where)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # transformers raises all kinds, tokenizers a plain Exception
         raise _explained(checkpoint, error) from error
     if found["missing_keys"]:
         raise ModelError(
@@ -146,7 +145,8 @@ def _explained(checkpoint: Checkpoint, error: Exception) -> ModelError:
             f"of its own. Set `trust_remote_code` if you have read that code and trust it."
         )
     return ModelError(
-        f"Expected a causal LM that transformers can load, got {checkpoint.location!r} ({one_line(error)})."
+        f"Expected a causal LM with a tokenizer that transformers can load, got {checkpoint.location!r} "
+        f"({one_line(error)})."
     )
 
 

@@ -30,8 +30,8 @@ def sparsegpt(
     Frantar and Alistarh 2023 (arXiv 2301.00774, algorithm 1). All sparsities go through the columns together:
     they share the inverse and one loop. Differences from the paper: a block loses its share of the zeros
     exactly (cumulative rounding, so that the whole layer has ``n_zeros(sparsity, out * in)``), and inputs that
-    are always zero need no special case, since dampening keeps the matrix invertible and their weights
-    score lowest. A row is free to lose more than others, as in the paper.
+    are always zero are no special case: dampening keeps the matrix invertible. A row is free to lose more than
+    others, as in the paper.
 
     Args:
         weight: dense weight, any float dtype; the computation is in fp32.

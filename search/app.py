@@ -142,7 +142,7 @@ def plan(settings: Settings) -> Plan:
         calibration_tokens=of.calibration_tokens,
         search_fidelities=of.fidelities,
         test_tokens=of.test_tokens,
-        seed=settings.seed,
+        seed=of.seed,
     )
 
 
@@ -229,7 +229,7 @@ def export(
         candidate=candidate,
         asked=sparsity,
         calibration={"text": bench.plan.calibration, "sha256": bench.key.calibration},
-        seeds={"study": bench.plan.seed},
+        seeds={"evaluator": bench.plan.seed, "search": view.settings.seed},
         measured={},
         label=UNSTRUCTURED,
     )

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from secateur.search.answers import one_line, open_display, show_facts, show_front
+from secateur.search.choice import Bounds, choose, with_bounds
 from secateur.search.console import FAILED, complain, run_command, show, show_json
 from secateur.search.errors import UsageError, nearest
-
-if TYPE_CHECKING:
-    from secateur.search.controller import Trial
-    from secateur.search.display import Display
-    from secateur.search.run import Run
-    from secateur.search.settings import Settings
 
 # Nothing that a command may not need is imported above: `secateur --help` is quick, and reading a run needs no torch.
 
@@ -30,15 +25,11 @@ app = typer.Typer(
 )
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
-TrialNumber = Annotated[int | None, typer.Argument(metavar="[TRIAL]", help="Number of a trial, instead of bounds.")]
+TrialNumber = Annotated[
+    int | None, typer.Argument(metavar="TRIAL", help="Number of a trial, instead of bounds.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-MaxParams = Annotated[str | None, typer.Option("--max-params", help="E.g. 90e6, 90M, or 0.7x of the dense model.")]
-MaxSize = Annotated[str | None, typer.Option("--max-size", help="E.g. 180MB, or 0.7x.")]
-MaxMacs = Annotated[str | None, typer.Option("--max-macs", help="Multiply-accumulates a token, e.g. 60M, or 0.7x.")]
-MaxKv = Annotated[str | None, typer.Option("--max-kv", help="KV cache a token, e.g. 12KiB, or 0.7x.")]
-MaxLatency = Annotated[str | None, typer.Option("--max-latency", help="E.g. 30ms, or 0.7x.")]
 LISTED = ("spaces", "controllers", "evaluators", "metrics", "families", "formats", "executors")
-Sparsity = Annotated[str | None, typer.Option("--sparsity", help="Share of zeros, at least; e.g. 0.6.")]
 
 
 def main() -> None:
@@ -55,8 +46,12 @@ def _dispatch(arguments: list[str]) -> None:
 
 @app.command()
 def search(
-    settings: Annotated[Path | None, typer.Argument(metavar="[SETTINGS.yaml]", help="Without: defaults.")] = None,
-    override: Annotated[list[str] | None, typer.Option("-o", metavar="KEY.PATH=VALUE", help="Override.")] = None,
+    settings: Annotated[
+        Path | None, typer.Argument(metavar="[SETTINGS.yaml]", help="Without: defaults.")
+    ] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("-o", metavar="KEY.PATH=VALUE", help="Override.")
+    ] = None,
     run: Annotated[Path | None, typer.Option(metavar="DIR", help="Of the run; default: runs/NAME.")] = None,
     json: Json = False,
 ) -> None:
@@ -68,7 +63,7 @@ def search(
     directory = run or Path("runs") / (settings.stem if settings else Path(loaded.model).stem)
     words = [str(settings)] * (settings is not None) + [x for o in override or () for x in ("-o", o)]
     again = shlex.join(["secateur", "search", *words, "--run", str(directory)])
-    with _display(loaded) as display, Interrupt(display.note, again) as interrupt:
+    with open_display(loaded) as display, Interrupt(display.note, again) as interrupt:
         try:
             outcome = rooms.search(
                 loaded, directory, observers=[display, interrupt], say=display.say, on_ready=interrupt.watch
@@ -77,15 +72,19 @@ def search(
             display.note(f"Continue with: {again}")
             raise
     view = rooms.open_run(directory)
-    ended = {"ended": outcome.reason, "spent": asdict(outcome.spent)}
-    _show_front(view, json, ended)
-    if not json:
+    if outcome.reason == "stopped":
+        complain(f"Stopped. Continue with: {again}", "note")
+    if view.front():
+        show_front(view, json, {"ended": outcome.reason, "spent": asdict(outcome.spent)})
+    elif json:
+        show_json(
+            {"run": str(directory), "ended": outcome.reason, "spent": asdict(outcome.spent), "front": []}
+        )
+    if view.front() and not json:
         where = shlex.quote(str(directory))
-        budget = f"{max(trial.measurement.values.get('sparsity', 0.0) for trial in view.front()):.2g}"
-        show(f"\nNext:  secateur report {where}\n       secateur pick {where} --sparsity {budget}")
-        show(f"       secateur export {where} --sparsity {budget} --to {where}/model")
-        if outcome.reason == "stopped":
-            show(f"or go on:  {again}")
+        bound = f"--sparsity {max(t.measurement.values.get('sparsity', 0.0) for t in view.front()):.2g}"
+        show(f"\nNext:  secateur report {where}\n       secateur pick {where} {bound}")
+        show(f"       secateur export {where} {bound} --to {shlex.quote(str(directory / 'model'))}")
 
 
 @app.command()
@@ -93,26 +92,18 @@ def front(run: RunDir, json: Json = False) -> None:
     """The trials that no other one beats in everything: a table, and a picture in RUN/report."""
     from secateur.search.run import open_run
 
-    _show_front(open_run(run), json)
+    show_front(open_run(run), json)
 
 
 @app.command()
-def pick(
-    run: RunDir,
-    max_params: MaxParams = None,
-    max_size: MaxSize = None,
-    max_macs: MaxMacs = None,
-    max_kv: MaxKv = None,
-    max_latency: MaxLatency = None,
-    sparsity: Sparsity = None,
-    json: Json = False,
-) -> None:
+@with_bounds
+def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
     """The trial with the lowest loss within the bounds."""
     from secateur.search.run import open_run
     from secateur.search.tables import Row, perplexity, row_json, shown
 
     view = open_run(run)
-    trial = _choose(view, None, _bounds(max_params, max_size, max_macs, max_kv, max_latency, sparsity))
+    trial = choose(view, None, bounds)
     test = view.test_of(trial)
     if json:
         document = row_json(Row(trial, test, "", on_front=False))
@@ -120,14 +111,18 @@ def pick(
         return
     values = {**trial.measurement.values, "ppl": perplexity(trial.measurement.values)}
     show(f"trial {trial.number}: {trial.measurement.candidate}")
-    _print_facts({name: shown(name, value) for name, value in values.items()})
+    facts = {name: shown(name, value) for name, value in values.items()}
     if test is not None and test.infeasible is None:
-        _print_facts({f"test {n}": shown(n, v) for n, v in {**test.values, "ppl": perplexity(test.values)}.items()
-                      if n in ("loss", "ppl")})
+        facts |= {
+            "test loss": shown("loss", test.values["loss"]),
+            "test ppl": shown("ppl", perplexity(test.values)),
+        }
+    show_facts(facts)
     show(f"\nNext:  secateur export {shlex.quote(str(run))} {trial.number} --to DIR")
 
 
 @app.command()
+@with_bounds
 def export(
     run: RunDir,
     to: Annotated[Path, typer.Option(metavar="DIR", help="New or empty directory for the model.")],
@@ -135,13 +130,9 @@ def export(
     calibration: Annotated[
         str | None, typer.Option(help="sequential or dense; default: as the settings say.")
     ] = None,
-    max_params: MaxParams = None,
-    max_size: MaxSize = None,
-    max_macs: MaxMacs = None,
-    max_kv: MaxKv = None,
-    max_latency: MaxLatency = None,
-    sparsity: Sparsity = None,
+    *,
     json: Json = False,
+    bounds: Bounds,
 ) -> None:
     """Prune once more, for real, and write a directory that stock transformers loads."""
     from secateur.search import app as rooms
@@ -149,15 +140,17 @@ def export(
     if calibration not in (None, "dense", "sequential"):
         raise UsageError(f"Expected `--calibration` dense or sequential, got {calibration!r}.")
     view = rooms.open_run(run)
-    chosen = _choose(view, trial, _bounds(max_params, max_size, max_macs, max_kv, max_latency, sparsity))
-    with _display() as display:
+    chosen = choose(view, trial, bounds)
+    with open_display() as display:
         summary = rooms.export(run, chosen, to, calibration=calibration, say=display.say)
     if json:
         show_json({**vars(summary), "directory": str(summary.directory), "trial": chosen.number})
         return
-    show(f"trial {chosen.number} {'was there already' if summary.already else 'exported'}: {summary.directory}")
-    _print_facts({where: _values(values) for where, values in summary.measured.items()})
-    _print_facts({name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in summary.checks.items()})
+    show(
+        f"trial {chosen.number} {'was there already' if summary.already else 'exported'}: {summary.directory}"
+    )
+    show_facts({where: one_line(values) for where, values in summary.measured.items()})
+    show_facts({name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in summary.checks.items()})
     show(summary.label)
 
 
@@ -172,29 +165,19 @@ def status(run: RunDir, json: Json = False) -> None:
     if json:
         show_json(facts)
     else:
-        _print_facts(status_lines(facts))
+        show_facts(status_lines(facts))
 
 
 @app.command()
-def report(
-    run: RunDir,
-    trial: TrialNumber = None,
-    max_params: MaxParams = None,
-    max_size: MaxSize = None,
-    max_macs: MaxMacs = None,
-    max_kv: MaxKv = None,
-    max_latency: MaxLatency = None,
-    sparsity: Sparsity = None,
-    json: Json = False,
-) -> None:
+@with_bounds
+def report(run: RunDir, trial: TrialNumber = None, *, json: Json = False, bounds: Bounds) -> None:
     """One self-contained page about the run: RUN/report/index.html. Trial or bounds choose the model in detail."""
     from secateur.search.report import write_report
     from secateur.search.run import open_run
 
     view = open_run(run)
-    bounds = _bounds(max_params, max_size, max_macs, max_kv, max_latency, sparsity)
     asked = trial is not None or any(bounds.values())
-    files = write_report(view, _choose(view, trial, bounds) if asked else None)
+    files = write_report(view, choose(view, trial, bounds) if asked else None)
     if json:
         show_json({"run": str(run), "files": [str(file) for file in files]})
     else:
@@ -209,21 +192,29 @@ def evaluate(
     window: Annotated[int, typer.Option(help="Tokens that the model sees at once.")] = 512,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's code.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model's code.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Perplexity of a model, and how many of its weights are zero."""
     from secateur.search import app as rooms
 
-    with _display() as display:
+    with open_display() as display:
         facts = rooms.evaluate(
-            model, text=text, n_tokens=tokens, window=window, dtype=dtype, device=device,
-            trust_remote_code=trust_remote_code, say=display.say,
+            model,
+            text=text,
+            n_tokens=tokens,
+            window=window,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            say=display.say,
         )
     if json:
         show_json(facts)
     else:
-        _print_facts({name: f"{v:.4f}" if isinstance(v, float) else str(v) for name, v in facts.items()})
+        show_facts({name: f"{v:.4f}" if isinstance(v, float) else str(v) for name, v in facts.items()})
 
 
 @app.command("list")
@@ -258,74 +249,12 @@ def doctor(json: Json = False) -> None:
         show_json([asdict(check) for check in checks])
     else:
         marks = {True: "ok", None: "-", False: "BAD"}
-        _print_facts({check.name: f"{marks[check.ok]:4} {check.found}" for check in checks})
+        show_facts({check.name: f"{marks[check.ok]:4} {check.found}" for check in checks})
     if any(check.ok is False for check in checks):
         raise typer.Exit(FAILED)
 
 
 # --- helpers ---
-
-
-def _show_front(run: Run, json: bool, ended: Mapping[str, Any] | None = None) -> None:
-    """Print the front, and draw it into the run's directory if that can be written."""
-    from secateur.search.plots import plot_front
-    from secateur.search.tables import as_table, front_json, front_rows
-
-    rows = front_rows(run)
-    if not rows:
-        raise UsageError(f"Expected a run with trials to compare, got {run.study.directory} without. Let it search on.")
-    picture = run.study.directory / "report" / "front.png"
-    try:
-        plot_front(picture, run.trials(), run.front(), run.baselines, run.objectives)
-    except OSError as error:  # e.g. somebody else's run
-        complain(f"{picture} was not written: {error.strerror}.", "warning")
-    if json:
-        show_json({**(ended or {}), **front_json(run, rows), "picture": str(picture)})
-        return
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 160
-    Console(width=width, highlight=False).print(as_table(run, rows))
-    show(f"picture: {picture}")
-
-
-def _bounds(*texts: str | None) -> dict[str, str | None]:
-    """The options for bounds by name, in the order of `BOUND_KINDS`."""
-    from secateur.search.pick import BOUND_KINDS
-
-    return dict(zip(BOUND_KINDS, texts, strict=True))
-
-
-def _choose(run: Run, number: int | None, bounds: Mapping[str, str | None]) -> Trial:
-    """The trial with this number, or the best one within the bounds."""
-    from secateur.search.pick import parse_bounds
-
-    if number is None:
-        return run.pick(parse_bounds(bounds))
-    if any(text is not None for text in bounds.values()):
-        raise UsageError("Expected a trial's number or bounds, got both. Leave one out.")
-    return run.pick(number=number)
-
-
-def _display(settings: Settings | None = None) -> Display:
-    from rich.console import Console
-
-    from secateur.search.display import Display
-
-    return Display(Console(stderr=True, highlight=False), settings)
-
-
-def _print_facts(facts: Mapping[str, str]) -> None:
-    width = max((len(name) for name in facts), default=0)
-    for name, value in facts.items():
-        show(f"  {name.ljust(width)}  {value}")
-
-
-def _values(values: Mapping[str, float]) -> str:
-    from secateur.search.tables import perplexity, shown
-
-    found = {**values, "ppl": perplexity(values)}
-    return ", ".join(f"{name} {shown(name, value)}" for name, value in found.items() if value is not None)
 
 
 def _metrics() -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from secateur.spaces.measurement import Fidelity
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.live import Live
     from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -195,8 +196,16 @@ class Display:
             return
         tally.add(trials, spent)
         self._stage = "searching"
-        best = ", ".join(f"{shown('loss', t.measurement.values['loss'])} at {n}" for n, t in tally.best.items())
-        parts = [f"searching: {tally.done:.0%}", tally.counts, tally.work, f"best {best}" if best else "", tally.left]
+        best = ", ".join(
+            f"{shown('loss', t.measurement.values['loss'])} at {n}" for n, t in tally.best.items()
+        )
+        parts = [
+            f"searching: {tally.done:.0%}",
+            tally.counts,
+            tally.work,
+            f"best {best}" if best else "",
+            tally.left,
+        ]
         self._plain("; ".join(part for part in parts if part), kind="searching")
         self._refresh()
 
@@ -216,7 +225,7 @@ _REASONS = {
 }
 
 
-def _live(console: Console) -> Live:  # type: ignore[name-defined]  # noqa: F821
+def _live(console: Console) -> Live:
     from rich.live import Live
 
     return Live(console=console, refresh_per_second=8, transient=True)
@@ -227,7 +236,13 @@ def _bar(tally: Tally) -> Table:
     from rich.table import Table
 
     row = Table.grid(padding=(0, 1))
-    row.add_row(" ", ProgressBar(total=1.0, completed=tally.done, width=32), f"{tally.done:4.0%}", tally.counts, tally.left)
+    row.add_row(
+        " ",
+        ProgressBar(total=1.0, completed=tally.done, width=32),
+        f"{tally.done:4.0%}",
+        tally.counts,
+        tally.left,
+    )
     return row
 
 

@@ -12,7 +12,19 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-NEEDED = ("secateur", "torch", "transformers", "safetensors", "numpy", "scipy", "optuna", "pydantic", "typer", "rich", "matplotlib")
+NEEDED = (
+    "secateur",
+    "torch",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "optuna",
+    "pydantic",
+    "typer",
+    "rich",
+    "matplotlib",
+)
 # Extra: the modules that it brings, and what they are for.
 EXTRAS = {
     "ray": (("ray",), "the executor for several processes and nodes"),
@@ -49,7 +61,10 @@ def examine(cache: Path, torch_facts: Callable[[], str], find_tiny: Callable[[],
     """
     checks = [Check("python", f"{platform.python_version()} on {platform.platform()}")]
     checks += [_version(name) for name in NEEDED]
-    checks += [Check("torch sees", torch_facts(), None), Check("cpu", f"{os.cpu_count()} logical cores", None)]
+    checks += [
+        Check("torch sees", torch_facts(), None),
+        Check("cpu", f"{os.cpu_count()} logical cores", None),
+    ]
     checks += [_extra(name, *about) for name, about in EXTRAS.items()]
     checks += [_writable("cache", cache), _room("disk, here", Path.cwd()), _room("disk, cache", cache)]
     try:

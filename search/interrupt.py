@@ -46,12 +46,14 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._search is None:
             raise KeyboardInterrupt
         self._search.stop()
         self._search = None
-        self._say(f"Stopping after the running batch; again to stop at once. Then continue with: {self._again}")
+        self._say(
+            f"Stopping after the running batch; again to stop at once. Then continue with: {self._again}"
+        )
 
     # --- as an observer of a search ---
 
@@ -61,5 +63,5 @@ class Interrupt:
     def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
         """Nothing to do."""
 
-    def on_end(self, outcome: Outcome) -> None:  # noqa: ARG002
+    def on_end(self, outcome: Outcome) -> None:
         self._search = None

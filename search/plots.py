@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secateur.search.controller import Trial
 from secateur.search.objectives import OBJECTIVES
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, VERMILLION, GREY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#222222"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.labelcolor": INK,
     "axes.edgecolor": "#666666",
@@ -32,6 +33,7 @@ _STYLE = {
     "axes.titlelocation": "left",
     "svg.hashsalt": "secateur",
 }
+Array = NDArray[np.float64]
 LOG_FROM = 20  # ratio of the largest to the smallest positive value from which an axis is logarithmic
 ANNOTATED_BLOCKS = 16  # most blocks for which an allocation's numbers fit into its cells
 
@@ -82,7 +84,18 @@ def plot_front(
         drawn = [t for t in ordered if not is_log or _value(t, y) > floor]
         _scatter(axes, pruned, x, y, "trials", s=22, color=GREY, alpha=0.5, linewidths=0)
         axes.plot(*_xy(drawn, x, y), color=BLUE, lw=1.4, marker="o", ms=5, label="front", zorder=4)
-        _scatter(axes, uniform, x, y, "uniform", s=110, facecolors="none", edgecolors=VERMILLION, marker="D", lw=1.8)
+        _scatter(
+            axes,
+            uniform,
+            x,
+            y,
+            "uniform",
+            s=110,
+            facecolors="none",
+            edgecolors=VERMILLION,
+            marker="D",
+            lw=1.8,
+        )
         if dense is not None and is_log and _value(dense, y) <= floor:
             at = f"{_tick(x, _value(dense, x))} {OBJECTIVES[x].label}"
             axes.plot([], [], " ", label=f"(dense: loss {_value(dense, y):.4f} at {at})")
@@ -93,7 +106,10 @@ def plot_front(
 
 
 def plot_course(
-    path: Path, losses: Mapping[str, Sequence[tuple[int, float]]], hypervolume: Sequence[tuple[int, float]], n_tokens: int
+    path: Path,
+    losses: Mapping[str, Sequence[tuple[int, float]]],
+    hypervolume: Sequence[tuple[int, float]],
+    n_tokens: int,
 ) -> None:
     """How the search went: the best loss of each budget over tokens, the hypervolume over trials.
 
@@ -121,16 +137,19 @@ def plot_course(
         left.set_title("Best loss of each budget")
         if losses:
             title = "sparsity: best loss\n(nats/token)"
-            left.legend(title=title, fontsize=9, title_fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+            left.legend(
+                title=title, fontsize=9, title_fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0)
+            )
         if hypervolume:
             numbers, volumes = zip(*hypervolume, strict=True)
             right.step(numbers, volumes, where="post", color=BLUE, lw=1.8)
         right.set(xlabel="trial number", ylabel="hypervolume (1 = the baselines' box)")
         right.set_title("Hypervolume of the front")
-        right.set_ylim(bottom=0)
 
 
-def plot_allocation(path: Path, sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], title: str) -> None:
+def plot_allocation(
+    path: Path, sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], title: str
+) -> None:
     """The sparsity of each linear as a heat map, blocks by projections, and the mean of each block above it.
 
     Args:
@@ -164,7 +183,9 @@ def plot_allocation(path: Path, sparsity: Mapping[str, float], linears: Sequence
         figure.colorbar(image, ax=heat, label="sparsity (share of zeros)", pad=0.01)
 
 
-def _grid(sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], what: str) -> tuple[np.ndarray, list[str]]:  # type: ignore[type-arg]
+def _grid(
+    sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], what: str
+) -> tuple[Array, list[str]]:
     """A value of each linear, ``projections blocks``, NaN where a block has none; and the projections' names."""
     blocks = sorted({int(str(linear["block"])) for linear in linears})
     rows = list(dict.fromkeys(_role(linear) for linear in linears))
@@ -180,11 +201,19 @@ def _role(linear: Mapping[str, object]) -> str:
     return str(linear["name"]).partition(f".{linear['block']}.")[2] or str(linear["name"])
 
 
-def _annotate(axes: Axes, grid: np.ndarray, middle: float) -> None:  # type: ignore[type-arg]
+def _annotate(axes: Axes, grid: Array, middle: float) -> None:
     for (row, block), value in np.ndenumerate(grid):
         if not np.isnan(value):
             text = f"{value:.2f}".lstrip("0") if value < 1 else "1"
-            axes.text(block, row, text, ha="center", va="center", fontsize=9, color="white" if value < middle else "black")
+            axes.text(
+                block,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=9,
+                color="white" if value < middle else "black",
+            )
 
 
 def _value(trial: Trial, name: str) -> float:
@@ -195,8 +224,8 @@ def _xy(trials: Sequence[Trial], x: str, y: str) -> tuple[list[float], list[floa
     return [_value(t, x) for t in trials], [_value(t, y) for t in trials]
 
 
-def _scatter(axes: Axes, trials: Sequence[Trial], x: str, y: str, label: str, **style: object) -> None:
-    axes.scatter(*_xy(trials, x, y), label=label, **style)  # type: ignore[arg-type]
+def _scatter(axes: Axes, trials: Sequence[Trial], x: str, y: str, label: str, **style: Any) -> None:
+    axes.scatter(*_xy(trials, x, y), label=label, **style)
 
 
 def _label(axes: Axes, x: str, y: str) -> None:
@@ -211,9 +240,9 @@ def _tick(name: str, value: float) -> str:
 
 
 def _percent(label: str) -> str:
-    """A budget's label, ``0.6``, as ``60 %``."""
+    """A budget's label, ``0.6``, as ``60%``."""
     try:
-        return f"{float(label):.4g}" if float(label) > 1 else f"{float(label) * 100:.4g} %"
+        return f"{float(label):.4g}" if float(label) > 1 else f"{float(label) * 100:.4g}%"
     except ValueError:
         return label
 

@@ -66,9 +66,13 @@ def _draw(run: Run, trial: Trial, pictures: Mapping[str, Path]) -> None:
     losses = loss_series(study.trials, run.fidelity, budgets(feasible))
     texts = set(study.about.baselines.values())
     volumes = hypervolume_series(study.trials, run.objectives, texts, run.fidelity)
+    start = max((t.number for t in baselines.values()), default=0)  # before it the volume says nothing
+    volumes = [(number, volume) for number, volume in volumes if number >= start]
     plot_course(pictures["course"], losses, volumes, study.spent.tokens)
     linears = study.about.facts["shape"]["linears"]
-    plot_allocation(pictures["allocation"], run.allocation(trial), linears, f"Sparsity of trial {trial.number}")
+    plot_allocation(
+        pictures["allocation"], run.allocation(trial), linears, f"Sparsity of trial {trial.number}"
+    )
 
 
 def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Path]) -> str:
@@ -79,13 +83,17 @@ def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Pa
         css=(templates / "report.css").read_text(encoding="utf-8"),
         label=escape(QUALITY_STUDY[0].upper() + QUALITY_STUDY[1:]) + ".",
         numbers=_numbers(facts),
-        front_picture=_image(pictures["front"], "Loss against the other objective for all trials, front and baselines"),
+        front_picture=_image(
+            pictures["front"], "Loss against the other objective for all trials, front and baselines"
+        ),
         front_table=_front_table(run, rows),
         caption=escape(caption(run).partition("\n")[0]),
         course_picture=_image(pictures["course"], "Best loss by tokens, and hypervolume by trial"),
         trial=trial.number,
         trial_text=_trial_text(run, trial),
-        allocation_picture=_image(pictures["allocation"], "Sparsity of each linear, and the mean of each block"),
+        allocation_picture=_image(
+            pictures["allocation"], "Sparsity of each linear, and the mean of each block"
+        ),
         method=_facts_table(_method(run)),
         failures=_failures(facts["infeasible"]),
         settings=escape(dump_yaml(dict(run.study.settings))),
@@ -110,7 +118,8 @@ def _numbers(facts: Mapping[str, Any]) -> str:
         if best["uniform"] > 0:
             cards[f"the loss of uniform, at sparsity {label}"] = f"{best['loss'] / best['uniform']:.2f} ×"
     return "\n".join(
-        f'<div class="number"><b>{escape(number)}</b><span>{escape(text)}</span></div>' for text, number in cards.items()
+        f'<div class="number"><b>{escape(number)}</b><span>{escape(text)}</span></div>'
+        for text, number in cards.items()
     )
 
 
@@ -143,11 +152,11 @@ def _method(run: Run) -> dict[str, str]:
     facts = {
         "model": run.settings.model,
         "loss": f"{losses[of.loss]}, mean over tokens, in nats",
-        "perplexity": f"exp of the mean cross-entropy of the next token, in windows of {of.window} tokens without overlap",
+        "perplexity": f"exp of the mean cross-entropy of the next token, windows of {of.window} tokens, no overlap",
         "search text": f"{of.data.search}, {', '.join(f'{n:,}' for n in of.fidelities)} tokens (nested)",
         "test text": f"{of.data.test}, {of.test_tokens:,} tokens; no controller sees it",
         "calibration text": f"{of.data.calibration}, {of.calibration_tokens:,} tokens",
-        "seed": str(run.settings.seed),
+        "seeds": f"{run.settings.seed} of the controller, {of.seed} of the windows",
     }
     content = about.identity.get("content", {})
     facts |= {f"sha256 of {name.replace('_', ' ')}": str(value) for name, value in content.items()}

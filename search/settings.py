@@ -69,6 +69,7 @@ class EvaluatorSettings(_Section):
         calibration_tokens: size of the calibration set, a multiple of the window.
         test_tokens: size of the test measurements, a multiple of the window.
         fidelities: tokens of search measurements, ascending multiples of the window; nested.
+        seed: which windows are drawn, and the noise of the metric ``random``.
     """
 
     loss: Literal["kl", "ce"] = "kl"
@@ -77,6 +78,7 @@ class EvaluatorSettings(_Section):
     calibration_tokens: int = Field(default=16384, gt=0)
     test_tokens: int = Field(default=8192, gt=0)
     fidelities: tuple[int, ...] = Field(default=(2048, 8192, 32768), min_length=1)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> EvaluatorSettings:
@@ -128,7 +130,7 @@ class Settings(_Section):
         objectives: names of values, the first ones first in tables.
         executor: section of an executor, by ``kind``.
         budget: when the search ends.
-        seed: of everything random.
+        seed: of the controller: which candidates are proposed.
     """
 
     model: str = Field(default="tiny", min_length=1)
@@ -204,13 +206,14 @@ def resolved(settings: Settings) -> dict[str, Any]:
 def identity(settings: Settings) -> dict[str, Any]:
     """The settings that measurements depend on: under others they can't be compared.
 
-    Budget, controller, executor, device, objectives, target and fidelities may change when a search is continued.
+    Budget, controller and its seed, executor, device, objectives, target and fidelities may change when a search is
+    continued.
     """
     values = resolved(settings)
     space = {key: value for key, value in values["space"].items() if key != "target"}
     passing = ("fidelities", "test_tokens")  # a measurement names its own number of tokens
     evaluator = {key: value for key, value in values["evaluator"].items() if key not in passing}
-    kept = {key: values[key] for key in ("model", "dtype", "trust_remote_code", "seed")}
+    kept = {key: values[key] for key in ("model", "dtype", "trust_remote_code")}
     return kept | {"space": space, "evaluator": evaluator}
 
 

@@ -30,11 +30,13 @@ def summary(run: Run) -> dict[str, Any]:
     return {
         "run": str(study.directory),
         "model": settings.model,
-        "space": settings.space.kind,  # type: ignore[attr-defined]
-        "controller": settings.controller.kind,  # type: ignore[attr-defined]
+        "space": settings.space.kind,
+        "controller": settings.controller.kind,
         "writer": _writer(study.directory),
         "measurements": dict(Counter(t.measurement.fidelity.text for t in study.trials)),
-        "infeasible": dict(Counter(t.measurement.infeasible for t in study.trials if t.measurement.infeasible)),
+        "infeasible": dict(
+            Counter(t.measurement.infeasible for t in study.trials if t.measurement.infeasible)
+        ),
         "spent": asdict(study.spent),
         "budget": settings.budget.model_dump(exclude_none=True),
         "front": len(run.front()),

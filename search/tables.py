@@ -110,7 +110,7 @@ def as_table(run: Run, rows: Sequence[Row]) -> Table:
 def caption(run: Run) -> str:
     """What the numbers are based on."""
     of = run.settings.evaluator
-    label = f"\n{QUALITY_STUDY}" if run.settings.space.kind == "allocation" else ""  # type: ignore[attr-defined]
+    label = f"\n{QUALITY_STUDY}" if run.settings.space.kind == "allocation" else ""
     return (
         f"loss: {of.loss} in nats/token on {run.fidelity.n_tokens:,} search tokens; test: {of.test_tokens:,} tokens; "
         f"windows of {of.window}{label}"
@@ -120,7 +120,8 @@ def caption(run: Run) -> str:
 def front_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
     """The rows for programs, with exact values."""
     objectives = {
-        name: {"unit": OBJECTIVES[name].unit, "direction": OBJECTIVES[name].direction} for name in run.objectives
+        name: {"unit": OBJECTIVES[name].unit, "direction": OBJECTIVES[name].direction}
+        for name in run.objectives
     }
     return {
         "run": str(run.study.directory),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.toy import OneMax, ToyEvaluator
 
 from secateur.search.executor import Executor, Job
 from secateur.search.executors.registry import EXECUTORS
 from secateur.spaces.measurement import Fidelity
+from tests.toy import OneMax, ToyEvaluator
 
 SMALL, LARGE = Fidelity("search", 64), Fidelity("search", 256)
 JOBS = [Job(0, ("00001111", "11110000"), SMALL), Job(1, ("00001111",), LARGE), Job(2, ("01010101",), SMALL)]
@@ -39,7 +39,9 @@ def test_every_job_is_handed_back_once_in_the_order_of_its_candidates(executor):
     results = run_all(executor, JOBS)
     assert set(results) == set(JOBS)
     for job, measurements in results.items():
-        assert [(m.candidate, m.fidelity) for m in measurements] == [(text, job.fidelity) for text in job.candidates]
+        assert [(m.candidate, m.fidelity) for m in measurements] == [
+            (text, job.fidelity) for text in job.candidates
+        ]
 
 
 def test_measurements_equal_those_of_the_evaluator_itself(executor):

@@ -174,6 +174,22 @@ def test_missing_extras_are_named(tmp_path, monkeypatch, module, source):
         load_text(source, "search")
 
 
+def test_parquet(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": ["a", None, "b"], "n": [1, 2, 3]}), tmp_path / "x.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"no such format")
+    assert load_text(str(tmp_path / "x.parquet"), "test") == "a\n\nb"
+    for name, message in [
+        ("x.parquet:raw", "field 'raw'.*got text, n"),
+        ("x.parquet:n", "Expected text in field 'n'.*got int"),
+        ("bad.parquet", "Expected a Parquet file"),
+    ]:
+        with pytest.raises(TextError, match=message) as caught:
+            load_text(str(tmp_path / name), "test")
+        assert "\n" not in str(caught.value)
+
+
 def test_hub_sources_are_the_same_however_they_are_spelt():
     with pytest.raises(TextError, match="Expected disjoint"):
         load_parts("hub:a/b[0:0.6]", "hub:a/b::train:text[0.5:1]", "docs")

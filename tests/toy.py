@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from secateur.search.controller import Controller, Proposal, Trial
+from secateur.search.executors.local import LocalExecutor
+from secateur.search.loop import Search
+from secateur.search.settings import Budget
+from secateur.search.study import About, Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 
@@ -156,5 +164,58 @@ class ToyController(Controller):
         for trial in trials:
             m = trial.measurement
             self.history.append((trial.number, m.candidate))
-            if m.fidelity == self.large and m.infeasible is None and self.space.budget_of(Bits(m.candidate)) == 0:
+            if (
+                m.fidelity == self.large
+                and m.infeasible is None
+                and self.space.budget_of(Bits(m.candidate)) == 0
+            ):
                 self.best = min(self.best or (np.inf, ""), (m.values["loss"], m.candidate))
+
+
+SMALL, LARGE = Fidelity("search", 64), Fidelity("search", 256)
+ABOUT = About(identity={"model": "toy", "space": {"kind": "onemax", "n": 10}}, baselines={"dense": "0" * 10})
+SPACE = OneMax(10, (5,))
+
+
+def measurement(i: int, fidelity: Fidelity = SMALL) -> Measurement:
+    return Measurement(f"c{i}", fidelity, {"loss": i / 7, "params": 10.0 - i}, n_tokens=64, seconds=0.1 + i)
+
+
+def start(directory: Path, about: About = ABOUT) -> Study:
+    return Study.open_or_create(directory, {"model": "toy"}, about)
+
+
+def search(
+    directory: Path,
+    budget: Budget,
+    *,
+    evaluator: ToyEvaluator | None = None,
+    controller: Controller | None = None,
+    batch: int = 6,
+    observers: tuple = (),
+    on_ready: Callable[[Search], None] = lambda loop: None,
+):
+    """One run of the toy search; returns the outcome, the study, the controller and the evaluator."""
+    evaluator = evaluator or ToyEvaluator(SPACE)
+    controller = controller or ToyController(SPACE, (64, 256), seed=3)
+    with start(directory) as study, LocalExecutor(lambda: evaluator) as executor:
+        loop = Search(
+            study, SPACE.baselines(), controller, executor, budget, LARGE, batch=batch, observers=observers
+        )
+        on_ready(loop)
+        return loop.run(), study, controller, evaluator
+
+
+CHILD = """
+    import sys
+    sys.path[:0] = {path!r}
+    from pathlib import Path
+    from tests.toy import *
+    directory = Path({directory!r})
+"""
+
+
+def child(code: str, directory: Path) -> subprocess.Popen:
+    paths = [str(Path(__file__).parent.parent), *filter(None, sys.path)]
+    head = textwrap.dedent(CHILD).format(path=paths, directory=str(directory))
+    return subprocess.Popen([sys.executable, "-c", head + textwrap.dedent(code)])

@@ -8,8 +8,11 @@ import io
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.pruners.checkpoints.cache import cached
@@ -45,36 +48,42 @@ def convert(path: Path, directory: Path) -> None:
 
     Raises:
         ModelError: as `open_gguf`.
+        OSError: if the directory can't be written.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(
             f"Expected the package `gguf` to read {str(path)!r}; it is missing. Run pip install 'secateur[gguf]'."
         )
+    with quiet():
+        config, weights, tokenizer = _read(path)
+        config.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
     try:
-        with quiet():
-            _convert(path, directory)
-    except (ValueError, KeyError, IndexError, RuntimeError, NotImplementedError, OSError) as error:
-        raise ModelError(
-            f"Expected a whole GGUF file of a causal LM that transformers can read, got {str(path)!r} "
-            f"({one_line(error)}). Use another file, or the original model."
-        ) from error
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"Cannot write {str(directory)!r}: {one_line(error)}.") from error
 
 
-def _convert(path: Path, directory: Path) -> None:
-    from safetensors.torch import save_file
+def _read(path: Path) -> tuple[Any, dict[str, Tensor], Any]:
+    """Config, weights and tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     # Not from_pretrained(gguf_file=...): that needs accelerate and gives a model marked as quantised, which
     # can't be saved.
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)
-    weights = _read_weights(path, skeleton)
+    try:
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config)
+        weights = _read_weights(path, skeleton)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:  # the readers of formats raise all kinds, tokenizers a plain Exception
+        raise ModelError(
+            f"Expected a whole GGUF file of a causal LM that transformers can read, got {str(path)!r} "
+            f"({one_line(error)}). Use another file, or the original model."
+        ) from error
     config.architectures = [type(skeleton).__name__]
     config.dtype = torch.float32
-    config.save_pretrained(directory)
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(directory)
+    return config, weights, tokenizer
 
 
 def _read_weights(path: Path, skeleton: torch.nn.Module) -> dict[str, Tensor]:

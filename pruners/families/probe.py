@@ -67,8 +67,8 @@ def _attempt(logits: Callable[[Tensor], Tensor], tail: nn.Sequential, hidden: Te
 
 
 def _logits(
-    head: nn.Linear, cap: float | None, hidden: Float[Tensor, "batch length embedding"]
-) -> Float[Tensor, "batch length vocab"]:
+    head: nn.Linear, cap: float | None, hidden: Float[Tensor, "... embedding"]
+) -> Float[Tensor, "... vocabulary"]:
     """Logits from the head's input, soft-capped as in Gemma 2 (https://arxiv.org/abs/2408.00118, section 2)."""
     logits: Tensor = head(hidden)
     if cap is None:

@@ -1,0 +1,352 @@
+"""The command: what it prints where, and how it ends."""
+
+import errno
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import secateur.search.app as rooms
+from secateur.search import cli, console
+from secateur.search.display import SECONDS_BETWEEN_LINES, Display, Tally
+from secateur.search.doctor import examine
+from secateur.search.interrupt import Interrupt
+from secateur.search.loop import Outcome
+from secateur.search.study import Spent
+from tests.runs import SEARCH, make_run, make_settings
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("made") / "run")
+
+
+@pytest.fixture
+def secateur(monkeypatch, capsys):
+    """Runs the command in this process: its exit status, stdout and stderr."""
+    monkeypatch.delenv("SECATEUR_DEBUG", raising=False)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ending.value.code, out, err
+
+    return call
+
+
+def is_one_line(err):
+    return re.fullmatch(r"secateur: error: [^\n]+\n", err) is not None
+
+
+# --- reading a run ---
+
+
+def test_front_shows_a_table_and_draws_a_picture(secateur, made):
+    status, out, err = secateur("front", made.study.directory)
+    assert (status, err) == (0, "")
+    for trial in made.front():
+        assert f" {trial.number} " in out
+    assert "uniform@0.6" in out
+    assert "no smaller, no faster" in out
+    assert (made.study.directory / "report" / "front.png").read_bytes().startswith(PNG)
+
+
+def test_front_as_json_is_exact(secateur, made):
+    status, out, err = secateur("front", made.study.directory, "--json")
+    document = json.loads(out)
+    assert (status, err) == (0, "")
+    assert [row["trial"] for row in document["front"]] == [trial.number for trial in made.front()]
+    assert document["front"][0]["values"] == dict(made.front()[0].measurement.values)
+    assert document["objectives"]["loss"] == {"unit": "nats/token", "direction": "minimize"}
+
+
+def test_front_of_a_run_that_cannot_be_written_is_still_shown(secateur, tmp_path):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "run" / "report").write_text("in the way")
+    status, out, err = secateur("front", run.study.directory, "--json")
+    assert (status, len(json.loads(out)["front"])) == (0, len(run.front()))
+    assert err.startswith("secateur: warning: ")
+
+
+def test_pick_gives_the_best_within_the_bounds(secateur, made):
+    status, out, _ = secateur(
+        "pick", made.study.directory, "--sparsity", "0.6", "--max-params", "0.9x", "--json"
+    )
+    document = json.loads(out)
+    assert status == 0
+    within = [t for t in made.trials() if t.measurement.values["sparsity"] >= 0.595]
+    assert document["values"]["loss"] == min(t.measurement.values["loss"] for t in within)
+    assert len(document["sparsity_of"]) == 6
+    status, out, _ = secateur("pick", made.study.directory, "--sparsity", "0.6")
+    assert (status, out.split()[1]) == (0, f"{document['trial']}:")
+
+
+def test_status_and_report_as_json(secateur, made):
+    assert json.loads(secateur("status", made.study.directory, "--json")[1])["front"] == len(made.front())
+    files = json.loads(secateur("report", made.study.directory, "--sparsity", "0.3", "--json")[1])["files"]
+    assert all(Path(file).is_file() for file in files)
+
+
+@pytest.mark.parametrize("what", cli.LISTED)
+def test_everything_can_be_listed(secateur, what):
+    status, out, _ = secateur("list", what, "--json")
+    rows = json.loads(out)
+    assert status == 0
+    assert rows
+    assert all(set(row) == {"name", "summary", "source"} and row["summary"] for row in rows)
+    assert rows[0]["name"] in secateur("list", what)[1]
+
+
+def test_reading_a_run_does_not_load_torch(made):
+    code = (
+        "import sys\nfrom secateur.search.cli import main\nrun = sys.argv[1]\n"
+        "for words in (['--help'], ['front', run], ['status', run], ['report', run]):\n"
+        "    sys.argv = ['secateur', *words]\n"
+        "    try:\n        main()\n"
+        "    except SystemExit as ending:\n        assert not ending.code, ending.code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(made.study.directory)], check=True, stdout=subprocess.DEVNULL
+    )
+
+
+def test_a_reader_that_goes_away_is_no_error(made):
+    code = "from secateur.search.cli import main; main()"
+    command = [sys.executable, "-c", code, "front", str(made.study.directory), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+# --- wrong use and failures ---
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fronts", "{run}"], "front"),
+        (["front"], "RUN"),
+        (["front", "{run}", "--jsn"], "--json"),
+        (["front", "{nowhere}"], "study.json"),
+        (["pick", "{run}"], "max-params"),
+        (["pick", "{run}", "--max-params", "few"], "90M"),
+        (["pick", "{run}", "--sparsity", "0.99"], "nearest is trial"),
+        (["report", "{run}", "3", "--sparsity", "0.3"], "both"),
+        (["report", "{run}", "999"], "999"),
+        (["export", "{run}", "3", "--to", "{nowhere}", "--calibration", "some"], "sequential"),
+        (["list", "metric"], "metrics"),
+        (["search", "{nowhere}.yaml"], "nowhere.yaml"),
+        (["search", "--run", "{nowhere}", "-o", "budgt.tokens=1"], "budget"),
+        (["search", "--run", "{nowhere}", "-o", "space.target=1.5"], "[0, 1]"),
+        (["search", "--run", "{nowhere}", "-o", "seed"], "budget.evaluations=600"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(secateur, made, tmp_path, words, said):
+    nowhere = tmp_path / "nowhere"
+    before = (made.study.directory / "measurements.jsonl").read_bytes()
+    status, out, err = secateur(*(w.format(run=made.study.directory, nowhere=nowhere) for w in words))
+    assert (status, out) == (2, "")
+    assert is_one_line(err)
+    assert said in err
+    assert not nowhere.exists()
+    assert (made.study.directory / "measurements.jsonl").read_bytes() == before
+
+
+class RoomError(ValueError):
+    """As other rooms have them."""
+
+    __module__ = "secateur.evaluators.sources"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RoomError("A text\nthat is too short."), 2),
+        (ValueError("Expected `levels` to ascend, got [1, 0]."), 2),
+        (ValueError("math domain error"), 1),
+        (OSError(errno.ENOSPC, "No space left on device", "levels/0.bin"), 2),
+        (OSError(errno.EACCES, "Permission denied", "levels/0.bin"), 1),
+        (ZeroDivisionError("division by zero"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_error_is_one_line_with_its_status(secateur, made, monkeypatch, tmp_path, error, status):
+    def fail(directory):
+        raise error
+
+    monkeypatch.setattr("secateur.search.run.open_run", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    got, out, err = secateur("front", made.study.directory)
+    assert (got, out) == (status, "")
+    assert is_one_line(err)
+
+
+def test_the_traceback_of_a_bug_is_kept(secateur, made, monkeypatch, tmp_path):
+    def fail(directory):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("secateur.search.run.open_run", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    _, _, err = secateur("front", made.study.directory)
+    (kept,) = tmp_path.glob("*.traceback")
+    assert str(kept) in err
+    assert "in fail" in kept.read_text()
+    monkeypatch.setenv("SECATEUR_DEBUG", "1")
+    assert console.run_command(lambda: fail(None)) == 1
+
+
+def test_a_disk_that_is_full_is_seen_behind_another_error(capsys):
+    def fail():
+        raise RuntimeError("Expected to write the model.") from OSError(
+            errno.ENOSPC, "No space left on device"
+        )
+
+    assert console.run_command(fail) == 2
+    assert is_one_line(capsys.readouterr().err)
+
+
+# --- search, with the room's functions replaced ---
+
+
+def test_search_ends_with_the_front_and_what_to_do_next(secateur, monkeypatch, tmp_path):
+    seen = {}
+
+    def search(settings, directory, *, observers, say, on_ready):
+        say("loading tiny")
+        run = make_run(directory)
+        for observer in observers:
+            observer.on_start(0, settings.budget)
+            observer.on_trials(run.trials(), run.study.spent)
+            observer.on_end(Outcome("budget", run.study.spent))
+        seen.update(settings=settings, spent=run.study.spent)
+        return Outcome("budget", run.study.spent)
+
+    monkeypatch.setattr(rooms, "search", search)
+    words = ["search", "--run", tmp_path / "run", "-o", "budget.evaluations=7"]
+    status, out, err = secateur(*words)
+    assert status == 0
+    assert seen["settings"].budget.evaluations == 7
+    assert f"secateur export {tmp_path / 'run'} --sparsity 0.6" in out
+    assert "loading tiny" in err
+    assert "search ended (its budget is used up)" in err
+    (tmp_path / "run" / "measurements.jsonl").rename(tmp_path / "gone")
+    status, out, _ = secateur(*words, "--json")
+    document = json.loads(out)
+    assert (status, document["ended"]) == (0, "budget")
+    assert document["spent"]["tokens"] == seen["spent"].tokens
+
+
+class FakeSearch:
+    stopped = False
+
+    def stop(self):
+        self.stopped = True
+
+
+def test_the_first_signal_stops_and_the_second_interrupts():
+    said, search = [], FakeSearch()
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt(said.append, "secateur search s.yaml") as interrupt:
+        interrupt.watch(search)
+        signal.raise_signal(signal.SIGINT)
+        assert search.stopped
+        assert "secateur search s.yaml" in said[0]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_before_or_after_a_search_interrupts():
+    search = FakeSearch()
+    with Interrupt([].append, "") as interrupt:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        interrupt.watch(search)
+        interrupt.on_end(Outcome("budget", Spent()))
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert not search.stopped
+
+
+# --- progress ---
+
+
+def test_the_tally_follows_a_search(made):
+    now = [0.0]
+    tally = Tally(make_settings(), clock=lambda: now[0])
+    trials = made.trials()
+    tally.start(5, make_settings().budget)
+    tally.add(trials[:3], Spent().plus(trials[:3]))  # the baselines, known from before
+    assert tally.tokens_per_second is None
+    assert list(tally.uniform) == ["0.3", "0.6"]
+    now[0] = 10.0
+    tally.add(trials[3:], Spent().plus(trials))
+    assert tally.done == len(trials) / 30
+    assert tally.tokens_per_second == (len(trials) - 5) * SEARCH.n_tokens / 10
+    assert tally.seconds_left == pytest.approx(10 * (30 - len(trials)) / (len(trials) - 5))
+    assert tally.best["0.6"] == min(
+        (t for t in trials if abs(t.measurement.values["sparsity"] - 0.6) < 0.005),
+        key=lambda t: t.measurement.values["loss"],
+    )
+    assert tally.hypervolume is not None
+    assert "25% saved" in tally.work
+
+
+def test_plain_lines_are_few(made, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("secateur.search.display.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Display(Console(file=stream), make_settings()) as display:
+        for step in range(20):
+            display.say(f"building levels {step}/20")
+        now[0] = SECONDS_BETWEEN_LINES
+        display.say("building levels 20/20")
+    assert stream.getvalue().splitlines() == ["building levels 0/20", "building levels 20/20"]
+
+
+def test_a_terminal_shows_the_best_so_far(made):
+    stream = io.StringIO()
+    with Display(Console(file=stream, force_terminal=True, width=120), make_settings()) as display:
+        display.on_start(0, make_settings().budget)
+        display.on_trials(made.trials(), made.study.spent)
+    shown = stream.getvalue()
+    assert "best loss" in shown
+    assert "/30 evaluations" in shown
+
+
+# --- doctor ---
+
+
+def test_doctor_finds_what_is_broken(tmp_path):
+    def damaged():
+        raise ValueError("Expected a whole file, got half of one.")
+
+    checks = {
+        check.name: check for check in examine(tmp_path / "new" / "cache", lambda: "2 threads", damaged)
+    }
+    assert checks["model tiny"].ok is False
+    assert checks["torch sees"].found == "2 threads"
+    assert checks["cache"].ok is True
+    assert not (tmp_path / "new").exists()
+
+
+def test_doctor_finds_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(**where):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    checks = {check.name: check for check in examine(tmp_path, str, str)}
+    assert checks["cache"].ok is False
+    assert "SECATEUR_CACHE" in checks["cache"].found

@@ -1,0 +1,169 @@
+"""What people see of a run: rows, pictures, the page."""
+
+import re
+from html import unescape
+
+import numpy as np
+import pytest
+
+from secateur.search.course import best_by_budget, budget_of, budgets, loss_series
+from secateur.search.errors import UsageError
+from secateur.search.plots import plot_allocation, plot_front
+from secateur.search.report import write_report
+from secateur.search.summary import status_lines, summary
+from secateur.search.tables import front_rows, perplexity, scaled, shown
+from tests.runs import LINEARS, REASON, SEARCH, make_run, make_space, measure
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("made") / "run")
+
+
+@pytest.fixture(scope="module")
+def files(run):
+    return write_report(run)
+
+
+def size(path):
+    data = path.read_bytes()
+    assert data.startswith(PNG)
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+def test_rows_are_the_front_then_the_other_baselines(run):
+    rows = front_rows(run)
+    assert [row.trial for row in rows if row.on_front] == run.front()
+    notes = [row.note for row in rows]
+    assert {"dense", "uniform@0.3", "uniform@0.6"} <= set(notes)
+    assert all(row.test is not None for row in rows)
+    beside = [row.trial for row in rows if not row.on_front]
+    assert not {t.number for t in beside} & {t.number for t in run.front()}
+    assert {t.number for t in beside} <= {t.number for t in run.baselines.values()}
+
+
+def test_a_row_is_compared_with_the_uniform_baseline_of_its_budget(run):
+    row = next(row for row in front_rows(run) if "uniform@0.6" in row.note and row.trial.number > 2)
+    ratio = row.trial.measurement.values["loss"] / run.baselines["uniform@0.6"].measurement.values["loss"]
+    assert row.note == f"{ratio:.2f}x the loss of uniform@0.6"
+
+
+def test_budgets_hold_their_trials_and_best(run):
+    known = budgets(run.baselines)
+    assert list(known) == ["0.3", "0.6"]
+    assert budget_of(run.baselines["dense"], known) is None
+    best = best_by_budget(run.trials(), known)
+    for label, trial in best.items():
+        same = [t for t in run.trials() if budget_of(t, known) == label]
+        assert len(same) > 1
+        assert trial.measurement.values["loss"] == min(t.measurement.values["loss"] for t in same)
+
+
+def test_losses_over_tokens_go_down_from_uniform_to_the_best(run):
+    known = budgets(run.baselines)
+    series = loss_series(run.study.trials, SEARCH, known)
+    for label, points in series.items():
+        tokens, losses = zip(*points, strict=True)
+        assert losses[0] == run.baselines[f"uniform@{label}"].measurement.values["loss"]
+        assert losses[-1] == best_by_budget(run.trials(), known)[label].measurement.values["loss"]
+        assert all(np.diff(losses) < 0)
+        assert all(np.diff(tokens) > 0)
+    assert series["0.3"][0][0] == 2 * 2048  # the dense model, then uniform@0.3
+    assert max(points[-1][0] for points in series.values()) <= run.study.spent.tokens
+
+
+def test_status_counts_what_is_in_the_study(run):
+    facts = summary(run)
+    assert facts["infeasible"] == {REASON: 1}
+    assert sum(facts["measurements"].values()) == len(run.study.trials)
+    assert facts["spent"]["tokens"] == run.study.spent.tokens
+    assert facts["writer"] is None
+    assert REASON in status_lines(facts).values()
+
+
+def test_the_report_needs_nothing_but_itself(files):
+    page, *pictures = files
+    assert {path.name for path in pictures} == {"front.png", "course.png", "allocation.png"}
+    assert all(min(size(path)) > 300 for path in pictures)
+    text = page.read_text()
+    assert len(re.findall(r'src="data:image/png;base64,', text)) == len(re.findall(r"src=", text)) == 3
+    assert not re.search(r"https?:|href=|@import|url\(|<script|<link", text)
+    assert "$" not in re.sub(r"base64,[^\"]*", "", text)  # every placeholder was filled
+
+
+def test_the_report_has_the_numbers(run, files):
+    text = unescape(files[0].read_text())
+    for row in front_rows(run):
+        assert f"<td>{row.trial.number}</td>" in text
+        assert f"<td>{shown('loss', row.test.values['loss'])}</td>" in text
+    assert "sha256 of test text" in text
+    assert "7e57" in text
+    assert f"{run.study.spent.evaluations:,}" in text
+    assert REASON in text
+    assert "no smaller, no faster" in text
+
+
+def test_the_report_escapes_what_comes_from_outside(tmp_path):
+    run = make_run(tmp_path / "run", model="<b>&tiny")
+    text = write_report(run)[0].read_text()
+    assert "<b>&tiny" not in text
+    assert "&lt;b&gt;&amp;tiny" in text
+    assert "<nan>" not in text
+
+
+def test_the_report_shows_the_trial_that_is_asked_for(tmp_path):
+    run = make_run(tmp_path / "run")
+    trial = run.trials()[5]
+    assert f"trial {trial.number}<" in write_report(run, trial)[0].read_text()
+
+
+def test_the_report_shows_the_best_trial_of_the_middle_budget(run, files):
+    middle = best_by_budget(run.trials(), budgets(run.baselines))["0.6"]
+    assert f"trial {middle.number}<" in files[0].read_text()
+
+
+def test_a_run_without_trials_has_no_report(tmp_path):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "run" / "measurements.jsonl").write_text("")
+    run.study._trials.clear()
+    run.study._by_key.clear()
+    with pytest.raises(UsageError, match="without"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("objectives", [["loss"], ["loss", "sparsity"], ["params", "loss", "sparsity"]])
+def test_the_front_is_drawn_for_any_objectives(tmp_path, objectives):
+    run = make_run(tmp_path / "run", objectives=objectives)
+    plot_front(tmp_path / "front.png", run.trials(), run.front(), run.baselines, run.objectives)
+    assert min(size(tmp_path / "front.png")) > 300
+
+
+def test_an_allocation_is_drawn_for_blocks_that_differ(tmp_path):
+    linears = [vars(linear) for linear in LINEARS][:-1]  # the last block lacks a projection
+    plot_allocation(tmp_path / "a.png", {linears[0]["name"]: 0.5}, linears, "one block lacks a projection")
+    assert min(size(tmp_path / "a.png")) > 300
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("sparsity", 0.6, "60.0%"),
+        ("params", 4_215_000, "4.215 M"),
+        ("size_bytes", 999, "999 B"),
+        ("loss", 0.12345, "0.1235"),
+        ("ppl", 27.123, "27.12"),
+        ("ppl", None, ""),
+    ],
+)
+def test_values_for_people(name, value, text):
+    assert shown(name, value) == text
+
+
+def test_perplexity_is_exp_of_ce_and_never_infinite(run):
+    m = measure(make_space(run.settings), make_space(run.settings).baselines()["dense"], SEARCH)
+    assert perplexity(m.values) == pytest.approx(np.exp(3.0))
+    assert np.isfinite(perplexity({"ce": 1e4}))
+    assert perplexity({}) is None
+    assert scaled(0) == "0"
