@@ -5,6 +5,10 @@ from setuptools import find_packages, setup
 ROOMS = ("search", "spaces", "pruners", "evaluators")
 
 setup(
-    packages=[f"secateur.{name}" for room in ROOMS for name in (room, *(f"{room}.{sub}" for sub in find_packages(room)))],
+    packages=[
+        f"secateur.{name}"
+        for room in ROOMS
+        for name in (room, *(f"{room}.{sub}" for sub in find_packages(room)))
+    ],
     package_dir={f"secateur.{room}": room for room in ROOMS},
 )

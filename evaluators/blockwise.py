@@ -1,10 +1,10 @@
-"""The evaluator of this project: block by block, with shared prefixes over a batch of candidates."""
+"""The evaluator of this project: block by block, with shared prefixes over candidates."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,19 +13,24 @@ from torch import Tensor
 from secateur.evaluators.data import Batch, EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.losses import LossSums, loss_sums
-from secateur.evaluators.prefix_tree import shared_work, walk
+from secateur.evaluators.prefix_tree import Path, PrefixCache, walk
 from secateur.evaluators.switching import Switcher
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.runner import BlockRunner
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 
+PREFIX_BYTES = 1 << 30
+"""Outputs of blocks are kept for later batches up to so many bytes."""
+
 
 class BlockwiseEvaluator(Evaluator):
     """KL to the dense model and cross-entropy of candidates, on nested subsets of fixed windows.
 
-    Blocks that several candidates of a batch share, from the embedding on, are computed once for each data
-    batch. Losses accumulate in fp32 and up whatever the model's dtype.
+    Blocks that several candidates share, from the embedding on, are computed once for each data batch: within
+    a batch of candidates always, with earlier ones as long as memory for it lasts. A candidate's losses on a data
+    batch are remembered, so that a larger fidelity costs only its further data. Losses accumulate in fp32 and up
+    whatever the model's dtype.
 
     Args:
         anatomy: the dense model.
@@ -56,40 +61,55 @@ class BlockwiseEvaluator(Evaluator):
         self._seed = seed
         self._worker = worker
         self._runner = BlockRunner(anatomy)
+        self._prefixes = PrefixCache(PREFIX_BYTES)
+        self._sums: dict[tuple[str, Path], LossSums] = {}
 
     @torch.no_grad()
     def evaluate(self, candidates: Sequence[str], fidelity: Fidelity) -> list[Measurement]:
-        """See `Evaluator.evaluate`; the order of the candidates does not change their values.
+        """See `Evaluator.evaluate`; neither order nor company nor history of candidates changes their losses.
 
         Raises:
-            ValueError: if a text is no candidate of the space, or the part has fewer tokens than the fidelity.
+            ValueError: if a text is no candidate of the space, or the evaluator was not made for the fidelity.
         """
         parsed = [self._space.parse(text) for text in candidates]
-        paths = [self._switcher.keys(self._space.config(candidate)) for candidate in parsed]
+        paths = [tuple(self._switcher.keys(self._space.config(candidate))) for candidate in parsed]
         self._switcher.restore()
         batches = self._data.of(fidelity)
         started = time.perf_counter()
-        sums = [LossSums()] * len(candidates)
+        computed = [0] * len(candidates)
         for batch in batches:
-            self._add_batch(paths, batch, sums)
+            self._add_batch(paths, batch, computed)
         seconds = (time.perf_counter() - started) / max(len(candidates), 1)
-        work = shared_work(paths)
-        return [
-            self._measurement(
-                candidate, fidelity, total, seconds, (computed * len(batches), saved * len(batches))
+        n_blocks = len(self._anatomy.blocks) * len(batches)
+        measurements = []
+        for candidate, path, blocks in zip(parsed, paths, computed, strict=True):
+            sums = sum((self._sums[batch.name, path] for batch in batches), LossSums())
+            measurements.append(
+                self._measurement(candidate, fidelity, sums, seconds, (blocks, n_blocks - blocks))
             )
-            for candidate, total, computed, saved in zip(parsed, sums, work.computed, work.saved, strict=True)
-        ]
+        return measurements
 
-    def _add_batch(self, paths: Sequence[Sequence[Hashable]], batch: Batch, sums: list[LossSums]) -> None:
-        def step(block: int, key: Hashable, hidden: Tensor) -> Tensor:
-            self._switcher.apply(block, key)
-            return self._runner.block(block, hidden, batch.inputs)
+    def _add_batch(self, paths: Sequence[Path], batch: Batch, computed: list[int]) -> None:
+        """Losses of all paths on one data batch into `_sums`; blocks computed are added to their first member."""
+        new = [member for member, path in enumerate(paths) if (batch.name, path) not in self._sums]
+        if not new:
+            return
 
-        for members, hidden in walk(paths, batch.inputs.hidden, step):
+        def step(path: Path, member: int, hidden: Tensor) -> Tensor:
+            key = (batch.name, path)
+            known = self._prefixes.get(key)
+            if known is not None:
+                return known
+            block = len(path) - 1
+            self._switcher.apply(block, path[-1])
+            below = self._runner.block(block, hidden, batch.inputs)
+            self._prefixes.put(key, below)
+            computed[new[member]] += 1
+            return below
+
+        for members, hidden in walk([paths[member] for member in new], batch.inputs.hidden, step):
             found = loss_sums(self._anatomy, hidden, batch.tokens, batch.teacher)
-            for member in members:
-                sums[member] = sums[member] + found
+            self._sums[batch.name, paths[new[members[0]]]] = found
 
     def _measurement(
         self, candidate: Any, fidelity: Fidelity, sums: LossSums, seconds: float, blocks: tuple[int, int]

@@ -24,8 +24,12 @@ TEACHER_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows that go through the model together, their way into the blocks, and the dense model on them."""
+    """Windows that go through the model together, their way into the blocks, and the dense model on them.
 
+    `name` is unique in its `EvaluationData`.
+    """
+
+    name: str
     tokens: Int[Tensor, "batch length"]
     inputs: BlockInputs
     teacher: Teacher
@@ -78,16 +82,17 @@ class EvaluationData:
         batches = self._batches.setdefault(fidelity.part, [])
         bounds = cuts[: cuts.index(wanted) + 1]
         for start, stop in list(pairwise([0, *bounds]))[len(batches) :]:
-            batches.append(self._prepare(self._windows[fidelity.part][start:stop]))
+            name = f"{fidelity.part}:{start}-{stop}"
+            batches.append(self._prepare(name, self._windows[fidelity.part][start:stop]))
         return batches[: len(bounds)]
 
-    def _prepare(self, tokens: Int[Tensor, "batch length"]) -> Batch:
+    def _prepare(self, name: str, tokens: Int[Tensor, "batch length"]) -> Batch:
         """Capture the blocks' arguments and compute the dense side, once."""
         inputs = self._runner.start(tokens)
         room = tokens.numel() * Teacher.bytes_per_token(self._anatomy)
         keep = self._teacher_bytes + room <= TEACHER_BYTES
         self._teacher_bytes += room if keep else 0
-        return Batch(tokens, inputs, Teacher(self._anatomy, self._runner.run(inputs), keep=keep))
+        return Batch(name, tokens, inputs, Teacher(self._anatomy, self._runner.run(inputs), keep=keep))
 
     def _n_windows(self, fidelity: Fidelity) -> int:
         windows = self._windows[fidelity.part]

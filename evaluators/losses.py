@@ -83,7 +83,8 @@ class Teacher:
         mass = weights.sum(-1)
         # In place, and summed pairwise: a dot product's running sum loses 1e-3 nats over a vocabulary.
         kl = negative_entropy - weights.mul_(log_probs).sum(-1).double() / mass
-        return kl.clamp_min(0)  # rounding alone takes it below
+        positive: Tensor = kl.clamp_min(0)  # rounding alone takes it below
+        return positive
 
 
 def _negative_entropy(weights: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:

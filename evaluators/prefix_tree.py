@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
+from torch import Tensor
+
 State = TypeVar("State")
-
-
-@dataclass(frozen=True)
-class SharedWork:
-    """Blocks computed and saved for each member of a batch, in one pass over its data.
-
-    A block that several members share is counted for the first of them.
-    """
-
-    computed: tuple[int, ...]
-    saved: tuple[int, ...]
-
-
-def shared_work(paths: Sequence[Sequence[Hashable]]) -> SharedWork:
-    """Count the nodes of the prefix tree of these paths.
-
-    Args:
-        paths: for each member one key a block; all of one length.
-    """
-    seen: set[tuple[Hashable, ...]] = set()
-    computed = []
-    for path in paths:
-        prefixes = {tuple(path[: depth + 1]) for depth in range(len(path))}
-        computed.append(len(prefixes - seen))
-        seen |= prefixes
-    saved = tuple(len(path) - new for path, new in zip(paths, computed, strict=True))
-    return SharedWork(tuple(computed), saved)
+Path = tuple[Hashable, ...]
+"""The keys of the first blocks."""
 
 
 def walk(
     paths: Sequence[Sequence[Hashable]],
     root: State,
-    step: Callable[[int, Hashable, State], State],
+    step: Callable[[Path, int, State], State],
 ) -> Iterator[tuple[tuple[int, ...], State]]:
     """Carry a state down the prefix tree, depth first, computing each node once.
 
@@ -48,30 +25,61 @@ def walk(
     Args:
         paths: for each member one key a block; all of one length.
         root: state above the first block.
-        step: (block, key, state above) -> state below.
+        step: (keys down to and with this block, first member that needs it, state above) -> state below.
 
     Yields:
         For each distinct path its members (indices into `paths`) and its final state.
     """
-    yield from _walk(paths, tuple(range(len(paths))), 0, root, step)
+    yield from _walk(paths, tuple(range(len(paths))), (), root, step)
 
 
 def _walk(
     paths: Sequence[Sequence[Hashable]],
     members: tuple[int, ...],
-    depth: int,
+    prefix: Path,
     state: State,
-    step: Callable[[int, Hashable, State], State],
+    step: Callable[[Path, int, State], State],
 ) -> Iterator[tuple[tuple[int, ...], State]]:
     # Runs without branches are walked in this frame: its older states are let go at once.
-    while depth < len(paths[members[0]]):
+    while len(prefix) < len(paths[members[0]]):
         groups: dict[Hashable, list[int]] = {}
         for member in members:
-            groups.setdefault(paths[member][depth], []).append(member)
+            groups.setdefault(paths[member][len(prefix)], []).append(member)
         if len(groups) > 1:
             for key, group in groups.items():
-                yield from _walk(paths, tuple(group), depth + 1, step(depth, key, state), step)
+                below = (*prefix, key)
+                yield from _walk(paths, tuple(group), below, step(below, group[0], state), step)
             return
-        state = step(depth, next(iter(groups)), state)
-        depth += 1
+        prefix = (*prefix, next(iter(groups)))
+        state = step(prefix, members[0], state)
     yield members, state
+
+
+class PrefixCache:
+    """Outputs of blocks by the path that leads to them, those used last, up to a size.
+
+    It lets a candidate share blocks with earlier batches: offspring with their parent, a survivor's larger
+    fidelity with nothing but its own new data.
+
+    Args:
+        n_bytes: upper bound of what is kept.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        self._limit = n_bytes
+        self._n_bytes = 0
+        self._states: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """The output under this key, if it is still there."""
+        found = self._states.get(key)
+        if found is not None:
+            self._states.move_to_end(key)
+        return found
+
+    def put(self, key: Hashable, state: Tensor) -> None:
+        """Keep an output that is not there yet; what was not used for longest makes room."""
+        self._states[key] = state
+        self._n_bytes += state.nbytes
+        while self._n_bytes > self._limit:
+            self._n_bytes -= self._states.popitem(last=False)[1].nbytes

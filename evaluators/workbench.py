@@ -195,9 +195,7 @@ class Workbench:
         on_block: Callable[[int], None] = lambda index: None,
     ) -> None:
         """Prune the live model once, for real; the evaluator's levels are not used."""
-        prune(
-            self.anatomy, sparsity, self.method, self.calibration, sequential=sequential, on_block=on_block
-        )
+        prune(self.anatomy, sparsity, self.method, self.calibration, sequential=sequential, on_block=on_block)
 
 
 def set_threads(threads: int | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -93,9 +94,11 @@ def lowest(score: Float[Tensor, "... n"], count: int) -> Bool[Tensor, "... n"]:
 
 def _check(score: Tensor, levels: Sequence[float], group_size: int | None, name: str) -> None:
     if not torch.isfinite(score).all():
-        raise ValueError(f"Expected finite scores, got NaN or infinity at {name}. Check the metric's formula.")
-    ascending = all(low < high for low, high in zip(levels, levels[1:], strict=False))
-    if not levels or len(levels) > MAX_LEVELS or not (0 <= levels[0] and levels[-1] <= 1):
+        raise ValueError(
+            f"Expected finite scores, got NaN or infinity at {name}. Check the metric's formula."
+        )
+    ascending = all(low < high for low, high in pairwise(levels))
+    if not 0 < len(levels) <= MAX_LEVELS or min(levels) < 0 or max(levels) > 1:
         raise ValueError(f"Expected 1 to {MAX_LEVELS} sparsities in [0, 1] as `levels`, got {tuple(levels)}.")
     if not ascending and tuple(levels) != (0.0, 0.0):
         raise ValueError(f"Expected `levels` to ascend, got {tuple(levels)}.")

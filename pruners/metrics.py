@@ -87,6 +87,10 @@ METRICS: dict[str, Metric] = {
     "magnitude": Metric(magnitude, "nothing", "layer", "|w|", "https://arxiv.org/abs/1506.02626"),
     "wanda": Metric(wanda, "moments", "output", "|w| times input norm", "https://arxiv.org/abs/2306.11695"),
     "ria": Metric(
-        ria, "moments", "output", "relative importance and activations", "https://openreview.net/forum?id=Tr0lPx9woF"
+        ria,
+        "moments",
+        "output",
+        "relative importance and activations",
+        "https://openreview.net/forum?id=Tr0lPx9woF",
     ),
 }

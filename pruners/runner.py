@@ -74,7 +74,8 @@ class BlockRunner:
         """Output of one block, with the weights that it has now."""
         args, kwargs = inputs.calls[index]
         output = self.anatomy.blocks[index].module(hidden, *args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        below: Tensor = output[0] if isinstance(output, tuple) else output
+        return below
 
     @torch.no_grad()
     def run(self, inputs: BlockInputs) -> Float[Tensor, "batch length width"]:

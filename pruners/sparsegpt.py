@@ -49,13 +49,15 @@ def sparsegpt(
         ValueError: if `gram` is missing or not finite, or a size does not divide.
     """
     _check(weight, inputs, group_size, block_size, name)
-    n_out, n_in = weight.shape
+    n_in = weight.shape[1]
     upper = inverse_factor(inputs, damp, name)
     # Columns first, so that a column of all rows of all levels is one contiguous run.
     columns = weight.T.float()[:, None, :].repeat(1, len(sparsities), 1)
     for start in range(0, n_in, block_size):
         stop = min(start + block_size, n_in)
-        errors = _prune_block(columns[start:stop], upper[start:stop, start:stop], sparsities, group_size, start)
+        errors = _prune_block(
+            columns[start:stop], upper[start:stop, start:stop], sparsities, group_size, start
+        )
         if stop < n_in:
             rest = columns[stop:].reshape(n_in - stop, -1)
             rest.addmm_(upper[start:stop, stop:].T, errors.reshape(stop - start, -1), alpha=-1)
@@ -73,7 +75,9 @@ def inverse_factor(inputs: InputStatistics, damp: float, name: str) -> Float[Ten
     assert inputs.gram is not None
     moment = inputs.gram / max(inputs.n_tokens, 1)
     if not torch.isfinite(moment).all():
-        raise ValueError(f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text.")
+        raise ValueError(
+            f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
+        )
     mean = moment.diagonal().mean()
     mean = mean if mean > 0 else torch.ones_like(mean)
     for attempt in range(6):
@@ -82,6 +86,7 @@ def inverse_factor(inputs: InputStatistics, damp: float, name: str) -> Float[Ten
         factor, failed = torch.linalg.cholesky_ex(dampened)
         if failed:
             continue
+        upper: Tensor
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
         if not failed:
             return upper
@@ -122,7 +127,10 @@ def _prune_block(
 
 
 def _block_mask(
-    columns: Float[Tensor, "block levels out"], scale: Float[Tensor, " block"], sparsities: Sequence[float], start: int
+    columns: Float[Tensor, "block levels out"],
+    scale: Float[Tensor, " block"],
+    sparsities: Sequence[float],
+    start: int,
 ) -> Bool[Tensor, "block levels out"]:
     """True where pruned: the block's share of each level's zeros, the smallest ``(w / U_jj)^2`` (eq. 3)."""
     size, n_levels, n_out = columns.shape

@@ -17,7 +17,7 @@ from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.loop import Observer, Outcome, Search
 from secateur.search.mirror import Mirror
-from secateur.search.run import Run, open_run
+from secateur.search.run import Run
 from secateur.search.settings import Settings, identity, load_settings, resolved, settings_from
 from secateur.search.study import About, Study
 from secateur.spaces.measurement import Fidelity
@@ -25,16 +25,33 @@ from secateur.spaces.measurement import Fidelity
 if TYPE_CHECKING:
     from secateur.evaluators.workbench import Plan, Workbench
 
-__all__ = ["ExportSummary", "Run", "evaluate", "export", "load_settings", "open_run", "run", "search"]
+__all__ = ["ExportSummary", "SearchedRun", "evaluate", "export", "load_settings", "open_run", "run", "search"]
 
 Say = Callable[[str], None]
+
+
+class SearchedRun(Run):
+    """A run that can also make its models."""
+
+    def export(self, trial: Trial, to: str | Path, *, calibration: str | None = None) -> ExportSummary:
+        """See `export`."""
+        return export(self.study.directory, trial, Path(to), calibration=calibration)
+
+
+def open_run(directory: str | Path) -> SearchedRun:
+    """A run to read from and to export from.
+
+    Raises:
+        UsageError: if the directory holds no study.
+    """
+    return SearchedRun(Study.open(directory))
 
 
 def _silent(line: str) -> None:
     """Say nothing."""
 
 
-def run(directory: str | Path, *, say: Say = _silent, **settings: Any) -> Run:
+def run(directory: str | Path, *, say: Say = _silent, **settings: Any) -> SearchedRun:
     """Search, or continue where a search stopped, and give the run: the way in from Python.
 
     Args:
@@ -56,6 +73,7 @@ def search(
     observers: Sequence[Observer] = (),
     say: Say = _silent,
     on_ready: Callable[[Search], None] = lambda search: None,
+    levels: Path | None = None,
 ) -> Outcome:
     """Search until the budget is used up, then measure the front on the test text.
 
@@ -65,6 +83,7 @@ def search(
         observers: look on.
         say: told in one line what is being done.
         on_ready: given the search before it starts, whose `stop` ends it cleanly.
+        levels: directory of the level store, for runs that share one; None: in the run's directory.
 
     Raises:
         UsageError: if something does not fit (model, text, target, directory); the directory is left as it was.
@@ -79,7 +98,7 @@ def search(
     with Study.open_or_create(directory, resolved(settings), about) as study:
         for warning in study.warnings:
             say(warning)
-        levels = directory / "levels"
+        levels = levels or directory / "levels"
         n_blocks = len(bench.anatomy.blocks)
         bench.build_levels(levels, lambda index: say(f"building levels {index + 1}/{n_blocks}"))
         fidelities = bench.plan.fidelities
@@ -133,7 +152,7 @@ def plan(settings: Settings) -> Plan:
         dtype=settings.dtype,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
-        space=settings.space,  # type: ignore[arg-type]  # the only space there is
+        space=settings.space,
         loss=of.loss,
         calibration=data.calibration,
         search=data.search,

@@ -30,7 +30,7 @@ def comparable(trials: Iterable[Trial], fidelity: Fidelity | None = None) -> lis
 def non_dominated(
     trials: Iterable[Trial], objectives: Sequence[str], fidelity: Fidelity | None = None
 ) -> list[Trial]:
-    """The trials that no other one equals or beats in every objective.
+    """The trials that no other one equals or beats in every objective, in the digits that count there.
 
     Args:
         trials: of one study.
@@ -42,7 +42,8 @@ def non_dominated(
         objectives the one with the lowest number.
     """
     _check(objectives)
-    points = sorted((oriented(t, objectives), t.number, t) for t in comparable(trials, fidelity))
+    among = comparable(trials, fidelity)
+    points = sorted((oriented(t, objectives, rounded=True), t.number, t) for t in among)
     front = np.empty((len(points), len(objectives)))
     kept: list[Trial] = []
     for point, _, trial in points:

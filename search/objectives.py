@@ -17,16 +17,23 @@ class Objective:
         label: for tables and axes.
         unit: of the value; empty where it has none.
         direction: what is better.
+        digits: significant digits in which two values must differ to count as different on a front; None: all.
+            Candidates of one budget differ by a few weights, which is nobody's trade-off.
     """
 
     label: str
     unit: str
     direction: Literal["minimize", "maximize"] = "minimize"
+    digits: int | None = None
 
     @property
     def sign(self) -> int:
         """Factor that turns the value into one to minimise."""
         return 1 if self.direction == "minimize" else -1
+
+    def rounded(self, value: float) -> float:
+        """The value in the digits that count on a front."""
+        return value if self.digits is None else float(f"{value:.{self.digits}g}")
 
 
 # By the name of the value in a measurement.
@@ -34,16 +41,19 @@ OBJECTIVES: dict[str, Objective] = {
     "loss": Objective("loss", "nats/token"),
     "kl": Objective("KL to dense", "nats/token"),
     "ce": Objective("cross-entropy", "nats/token"),
-    "params": Objective("parameters", "parameters"),
-    "sparsity": Objective("sparsity", "", "maximize"),
-    "size_bytes": Objective("size", "bytes"),
-    "macs": Objective("MACs", "MACs/token"),
-    "kv_bytes": Objective("KV cache", "bytes/token"),
+    "params": Objective("parameters", "parameters", digits=3),
+    "sparsity": Objective("sparsity", "", "maximize", digits=2),
+    "size_bytes": Objective("size", "bytes", digits=3),
+    "macs": Objective("MACs", "MACs/token", digits=3),
+    "kv_bytes": Objective("KV cache", "bytes/token", digits=3),
 }
 
 
-def oriented(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...]:
+def oriented(trial: Trial, objectives: Sequence[str], *, rounded: bool = False) -> tuple[float, ...]:
     """The trial's values of the objectives, each turned so that less is better.
+
+    Args:
+        rounded: in the digits that count on a front.
 
     Raises:
         ValueError: if the trial lacks one of them.
@@ -54,4 +64,5 @@ def oriented(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...]:
         raise ValueError(
             f"Expected `values` of trial {trial.number} to hold {', '.join(missing)}, got {', '.join(values)}."
         )
-    return tuple(OBJECTIVES[name].sign * values[name] for name in objectives)
+    rows = [(OBJECTIVES[name], values[name]) for name in objectives]
+    return tuple(row.sign * (row.rounded(value) if rounded else value) for row, value in rows)

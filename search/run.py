@@ -59,7 +59,7 @@ class Run:
         shape = dict(self.study.about.facts["shape"])
         linears = [Prunable(**linear) for linear in shape.pop("linears")]
         settings = self.settings.space
-        return SPACES[settings.kind].build(settings, linears, ModelShape(**shape))  # type: ignore[attr-defined]
+        return SPACES[settings.kind].build(settings, linears, ModelShape(**shape))
 
     def trials(self) -> list[Trial]:
         """The feasible trials at the largest search fidelity."""
@@ -92,12 +92,6 @@ class Run:
             "sparsity"
         ]
         return sparsity
-
-    def export(self, trial: Trial, to: str | Path, *, calibration: str | None = None) -> Any:
-        """See `app.export`."""
-        from secateur.search import app
-
-        return app.export(self.study.directory, trial, Path(to), calibration=calibration)
 
 
 def open_run(directory: str | Path) -> Run:

@@ -210,7 +210,8 @@ def identity(settings: Settings) -> dict[str, Any]:
     continued.
     """
     values = resolved(settings)
-    space = {key: value for key, value in values["space"].items() if key != "target"}
+    exported = ("target", "calibration")  # the second one is how an export prunes
+    space = {key: value for key, value in values["space"].items() if key not in exported}
     passing = ("fidelities", "test_tokens")  # a measurement names its own number of tokens
     evaluator = {key: value for key, value in values["evaluator"].items() if key not in passing}
     kept = {key: values[key] for key in ("model", "dtype", "trust_remote_code")}
@@ -239,8 +240,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise UsageError(f"Expected an override such as budget.evaluations=600, got {override!r}.")
     for i, key in enumerate(keys[:-1]):
-        raw = raw.setdefault(key, {})
-        if not isinstance(raw, dict):
+        inner: Any = raw.setdefault(key, {})
+        if not isinstance(inner, dict):
             place = ".".join(keys[: i + 1])
-            raise UsageError(f"Expected `{place}` to hold keys, for {override!r}, got {raw!r}.")
+            raise UsageError(f"Expected `{place}` to hold keys, for {override!r}, got {inner!r}.")
+        raw = inner
     raw[keys[-1]] = parse_yaml(value, repr(override))

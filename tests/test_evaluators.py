@@ -4,14 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.models import random_tokens, small_anatomy
 from torch import Tensor
 
 from secateur.evaluators import data as data_module
 from secateur.evaluators.blockwise import BlockwiseEvaluator
 from secateur.evaluators.data import EvaluationData
 from secateur.evaluators.losses import Teacher, loss_sums
-from secateur.evaluators.prefix_tree import shared_work, walk
+from secateur.evaluators.prefix_tree import PrefixCache, walk
 from secateur.evaluators.switching import LevelSwitcher
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.levels import LevelStore, StoreKey, build_levels, is_built
@@ -22,6 +21,7 @@ from secateur.spaces.allocation import AllocationSpace
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.units import Prunable, group
+from tests.models import random_tokens, small_anatomy
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SMALL, LARGE, TEST = Fidelity("search", 32), Fidelity("search", 96), Fidelity("test", 32)
@@ -101,9 +101,7 @@ def test_losses_of_a_bfloat16_model_are_accumulated_finely():
     anatomy.model.to(torch.bfloat16)
     hidden, logits = dense_side(anatomy, tokens)
     ce = loss_sums(anatomy, hidden, tokens, Teacher(anatomy, hidden, keep=True)).means()["ce"]
-    exact = torch.nn.functional.cross_entropy(
-        logits[:, :-1].double().flatten(0, 1), tokens[:, 1:].flatten()
-    )
+    exact = torch.nn.functional.cross_entropy(logits[:, :-1].double().flatten(0, 1), tokens[:, 1:].flatten())
     assert ce == pytest.approx(float(exact), abs=1e-4)
 
 
@@ -114,17 +112,25 @@ def test_losses_of_a_bfloat16_model_are_accumulated_finely():
 def test_walking_the_tree_gives_each_path_its_state_and_computes_each_prefix_once(paths):
     steps = []
 
-    def step(depth, key, state):
-        steps.append((*state, key))
-        return (*state, key)
+    def step(path, member, state):
+        assert path[:-1] == state
+        assert paths[member][: len(path)] == path
+        steps.append(path)
+        return path
 
     found = {member: state for members, state in walk(paths, (), step) for member in members}
     assert found == dict(enumerate(paths))
     prefixes = {path[: depth + 1] for path in paths for depth in range(4)}
     assert sorted(steps) == sorted(prefixes)
-    work = shared_work(paths)
-    assert sum(work.computed) == len(prefixes)
-    assert sum(work.computed) + sum(work.saved) == 4 * len(paths)
+
+
+def test_the_cache_keeps_what_was_used_last():
+    cache, state = PrefixCache(3 * 40), torch.zeros(10)
+    for key in "abc":
+        cache.put(key, state)
+    cache.get("a")
+    cache.put("d", state)
+    assert [cache.get(key) is not None for key in "abcd"] == [True, False, True, True]
 
 
 # --- the evaluator ---
@@ -134,7 +140,7 @@ def test_shared_losses_equal_unshared_ones_and_blocks_are_counted(tmp_path):
     evaluator = make_evaluator(tmp_path)
     texts = candidates(evaluator.space, 12)
     together = evaluator.evaluate(texts, LARGE)
-    alone = [evaluator.evaluate([text], LARGE)[0] for text in texts]
+    alone = [make_evaluator(tmp_path).evaluate([text], LARGE)[0] for text in texts]
     for a, b in zip(together, alone, strict=True):
         assert a.candidate == b.candidate
         for name in ("kl", "ce", "loss"):
@@ -143,6 +149,32 @@ def test_shared_losses_equal_unshared_ones_and_blocks_are_counted(tmp_path):
     assert all(m.blocks_saved == 0 for m in alone)
     for a, b in zip(together, alone, strict=True):
         assert a.blocks + a.blocks_saved == b.blocks
+    paths = [tuple(space_path(evaluator, text)) for text in texts]
+    prefixes = {path[: depth + 1] for path in paths for depth in range(3)}
+    n_batches = alone[0].blocks // 3
+    assert sum(m.blocks for m in together) == n_batches * len(prefixes)
+
+
+def space_path(evaluator: BlockwiseEvaluator, text: str) -> list[object]:
+    config = evaluator.space.config(evaluator.space.parse(text))["sparsity"]
+    return [tuple(config[linear.name] for linear in block.linears) for block in evaluator.anatomy.blocks]
+
+
+def test_earlier_batches_are_shared_too_and_change_nothing(tmp_path, monkeypatch):
+    evaluator = make_evaluator(tmp_path)
+    texts = candidates(evaluator.space, 6)
+    small = evaluator.evaluate(texts, SMALL)
+    large = evaluator.evaluate(texts, LARGE)
+    again = evaluator.evaluate(texts, LARGE)
+    assert sum(m.blocks for m in large) < 3 * sum(m.blocks for m in small), (
+        "the small part is not computed again"
+    )
+    assert sum(m.blocks for m in again) == 0
+    monkeypatch.setattr("secateur.evaluators.blockwise.PREFIX_BYTES", 0)
+    bare = make_evaluator(tmp_path)
+    for a, b, c in zip(large, again, bare.evaluate(texts, LARGE), strict=True):
+        assert dict(a.values) == dict(b.values)
+        assert a.values["kl"] == pytest.approx(c.values["kl"], rel=1e-6)
 
 
 def test_a_measurement_does_not_depend_on_what_was_measured_before(tmp_path):
@@ -194,7 +226,7 @@ def test_the_evaluator_leaves_nothing_behind(tmp_path):
 
 def test_a_model_that_overflows_is_infeasible_with_a_reason(tmp_path):
     evaluator = make_evaluator(tmp_path, "magnitude")
-    evaluator.evaluate([evaluator.space.baselines()["dense"].text], SMALL)
+    evaluator.evaluate([evaluator.space.baselines()["uniform@0.5"].text], SMALL)
     with torch.no_grad():
         next(evaluator.anatomy.linears).weight.fill_(float("inf"))
     measured = evaluator.evaluate([evaluator.space.baselines()["dense"].text], SMALL)[0]
@@ -218,7 +250,9 @@ def test_past_the_memory_limit_the_dense_side_is_computed_again(tmp_path, monkey
     text = candidates(kept.space, 2)[-1]
     expected = kept.evaluate([text], LARGE)[0].values["kl"]
     monkeypatch.setattr(data_module, "TEACHER_BYTES", 0)
-    assert make_evaluator(tmp_path).evaluate([text], LARGE)[0].values["kl"] == pytest.approx(expected, rel=1e-3)
+    assert make_evaluator(tmp_path).evaluate([text], LARGE)[0].values["kl"] == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 # --- the level store ---

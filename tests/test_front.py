@@ -59,6 +59,11 @@ def test_the_front_does_not_depend_on_the_order_of_the_trials(rows, random):
     assert non_dominated(shuffled, ["loss", "params"]) == non_dominated(trials, ["loss", "params"])
 
 
+def test_a_few_weights_are_no_trade_off():
+    trials = trials_from([(1, 0.6), (2, 0.60000045), (3, 0.65)], ("loss", "sparsity"))
+    assert numbers(non_dominated(trials, ["loss", "sparsity"])) == [0, 2]
+
+
 def test_more_sparsity_is_better():
     trials = trials_from([(1, 0.5), (1, 0.6), (2, 0.6), (3, 0.9)], ("loss", "sparsity"))
     assert numbers(non_dominated(trials, ["loss", "sparsity"])) == [1, 3]

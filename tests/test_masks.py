@@ -18,9 +18,7 @@ def scores(n_out: int, n_in: int, seed: int, *, ties: bool = False) -> torch.Ten
     return (found * 3).floor() if ties else found
 
 
-@given(
-    SPARSITIES, st.integers(1, 9), st.integers(1, 12), st.booleans(), st.sampled_from(["output", "layer"])
-)
+@given(SPARSITIES, st.integers(1, 9), st.integers(1, 12), st.booleans(), st.sampled_from(["output", "layer"]))
 def test_a_mask_has_exactly_the_asked_number_of_zeros(sparsity, n_out, n_in, ties, comparison):
     keep = mask(scores(n_out, n_in, 0, ties=ties), sparsity, comparison=comparison)
     assert int((~keep).sum()) == n_zeros(sparsity, n_out * n_in)
@@ -44,7 +42,9 @@ def test_the_lowest_scores_go_and_ties_go_by_position():
     assert mask(score, 0.5).tolist() == [[True, False, False, True]]
 
 
-@given(st.lists(st.floats(0.001, 1), min_size=1, max_size=6, unique=True), st.sampled_from(["output", "layer"]))
+@given(
+    st.lists(st.floats(0.001, 1), min_size=1, max_size=6, unique=True), st.sampled_from(["output", "layer"])
+)
 def test_levels_are_nested_and_equal_to_single_masks(above, comparison):
     levels = [0.0, *sorted(above)]
     score = scores(5, 11, 3)
@@ -80,7 +80,9 @@ def test_lowest_marks_exactly_so_many(count):
 def test_bad_scores_and_groups_are_refused():
     with pytest.raises(ValueError, match=r"Expected finite scores, .* at layer x"):
         mask(torch.tensor([[1.0, float("nan")]]), 0.5, name="layer x")
-    with pytest.raises(ValueError, match=r"Expected `group_size` to divide the number of inputs, got 3 for 4"):
+    with pytest.raises(
+        ValueError, match=r"Expected `group_size` to divide the number of inputs, got 3 for 4"
+    ):
         mask(scores(2, 4, 0), 1 / 3, group_size=3)
     with pytest.raises(ValueError, match=r"Expected 1 to 255 sparsities in \[0, 1\]"):
         mask(scores(2, 4, 0), 1.5)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.models import random_tokens, small_anatomy
 from torch import Tensor
 
 from secateur.pruners.masks import lowest, mask, n_zeros
@@ -13,6 +12,7 @@ from secateur.pruners.metrics import METRICS, magnitude, ria, wanda
 from secateur.pruners.prune import count_zeros, prune
 from secateur.pruners.sparsegpt import sparsegpt
 from secateur.pruners.statistics import InputStatistics
+from tests.models import random_tokens, small_anatomy
 
 NAMES = [*METRICS, *RECONSTRUCTIONS]
 GENERATOR = torch.Generator()
@@ -183,7 +183,9 @@ def test_sequential_statistics_come_from_pruned_blocks(name):
 def test_the_random_metric_is_seeded_by_seed_and_layer():
     first, second = list(small_anatomy().linears)[:2]
     levels = (0.0, 0.5)
-    assert torch.equal(Method("random").ranks(first, None, levels), Method("random").ranks(first, None, levels))
+    assert torch.equal(
+        Method("random").ranks(first, None, levels), Method("random").ranks(first, None, levels)
+    )
     reseeded = Method("random", seed=1).ranks(first, None, levels)
     assert not torch.equal(Method("random").ranks(first, None, levels), reseeded)
     assert first.name != second.name
