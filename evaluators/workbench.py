@@ -118,12 +118,13 @@ class Workbench:
 
     @property
     def space_shape(self) -> ModelShape:
-        """The dense model's size as spaces know it; MACs at a context of one window."""
+        """The dense model's size as spaces know it: bytes as it is stored, MACs at a context of one window."""
+        stored = self.loaded.stored_dtype.itemsize
         return ModelShape(
             n_params=self.shape.n_params,
-            bytes_per_param=self.shape.size_bytes / self.shape.n_params,
+            bytes_per_param=stored,
             macs_per_token=self.shape.macs_per_token(self.plan.window),
-            kv_bytes_per_token=self.shape.kv_bytes_per_token,
+            kv_bytes_per_token=self.shape.kv_bytes_per_token * stored // self.shape.bytes_per_param,
         )
 
     def _make_space(self) -> AllocationSpace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from secateur.pruners.families.anatomy import Anatomy, Linear
 from secateur.pruners.methods import Method
 
 INDEX = "store.json"
+SPARE_BYTES = 1 << 20
 CACHE_BYTES = 1 << 30
 """Weights made from ranks are kept up to so many bytes, those used last."""
 
@@ -46,6 +48,10 @@ class StoreKey:
     def digest(self) -> str:
         """Content hash of all of it."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+class LevelStoreError(ValueError):
+    """The store can't be written or read; one line that says what to do."""
 
 
 class LevelStore:
@@ -128,26 +134,51 @@ def build_levels(
         on_block: told the index of each block that is done.
 
     Raises:
-        OSError: if the disk is full.
+        LevelStoreError: if there is no room on the disk.
         ValueError: as `Method.weights` does.
     """
     directory.mkdir(parents=True, exist_ok=True)
     resumed = _read_index(directory).get("digest") == key.digest
-    _write_index(directory, key, finished=False)
     todo = [
         block.index
         for block in anatomy.blocks
         if not (resumed and (directory / _file_name(block.index)).exists())
     ]
+    _check_room(directory, anatomy, key, todo)
+    _write_index(directory, key, finished=False)
     for part in _statistics(anatomy, tokens, key.method):
         index = part.block.index
         if index in todo:
             tensors = {linear.name: _levels_of(linear, part, key) for linear in part.block.linears}
-            temporary = directory / f"{_file_name(index)}.tmp"
-            save_file(tensors, temporary)
-            temporary.replace(directory / _file_name(index))
+            _save(tensors, directory / _file_name(index))
         on_block(index)
     _write_index(directory, key, finished=True)
+
+
+def _check_room(directory: Path, anatomy: Anatomy, key: StoreKey, todo: Sequence[int]) -> None:
+    """Fail early: writing to a mapped file on a full disk would end the process with a signal."""
+    n_weights = sum(linear.n_weights for linear in anatomy.linears if linear.block in todo)
+    per_weight = next(anatomy.linears).weight.element_size() * len(_stored_levels(key.levels))
+    needed = n_weights * (per_weight if key.method.updates_weights else 1) + SPARE_BYTES
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise LevelStoreError(
+            f"Expected {needed / 1e9:.2f} GB of room for the level store in {directory}, got {free / 1e9:.2f} GB. "
+            "Free some, or use fewer levels (`space.step`, `space.max_sparsity`), and run the same command."
+        )
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_file(tensors, temporary)
+    except (SafetensorError, OSError) as error:
+        temporary.unlink(missing_ok=True)
+        raise LevelStoreError(
+            f"Expected to write {path}, got: {error}. Free some room on the disk and run the same command."
+        ) from error
+    temporary.replace(path)
 
 
 def _statistics(anatomy: Anatomy, tokens: Tensor, method: Method):  # type: ignore[no-untyped-def]
@@ -176,7 +207,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(
+        raise LevelStoreError(
             f"Expected a block of the level store, got {path} ({error}). Delete its directory: it is built again."
         ) from error
 

@@ -37,6 +37,7 @@ class LoadedModel:
         source: where it came from, for people.
         fingerprint: identifies its content: sha256 over config and weights files, or of the GGUF file, or the
             commit on the hub. The precision it was loaded in is no part of it.
+        stored_dtype: precision of its weights as stored, as its config has it; an export keeps it.
     """
 
     model: nn.Module
@@ -44,6 +45,7 @@ class LoadedModel:
     name: str
     source: str
     fingerprint: str
+    stored_dtype: torch.dtype
 
 
 def load_model(
@@ -66,9 +68,9 @@ def load_model(
     precision = _precision(dtype, target)
     checkpoint = find_checkpoint(name)
     with quiet():
-        model, tokenizer = _load(checkpoint, precision, trust_remote_code)
+        model, tokenizer, stored = _load(checkpoint, precision, trust_remote_code)
     model.eval().requires_grad_(False).to(target)
-    return LoadedModel(model, tokenizer, name, checkpoint.source, checkpoint.fingerprint)
+    return LoadedModel(model, tokenizer, name, checkpoint.source, checkpoint.fingerprint, stored)
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -111,17 +113,20 @@ EMBEDDED: dict[str, Callable[[], Checkpoint]] = {
 }
 
 
-def _load(checkpoint: Checkpoint, precision: torch.dtype, trust_remote_code: bool) -> tuple[nn.Module, Any]:
-    """Model and tokenizer of a checkpoint, on the CPU.
+def _load(
+    checkpoint: Checkpoint, precision: torch.dtype, trust_remote_code: bool
+) -> tuple[nn.Module, Any, torch.dtype]:
+    """Model and tokenizer of a checkpoint, on the CPU, and the dtype that its config names.
 
     Attention is transformers' choice: SDPA where the family supports it, else eager.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"revision": checkpoint.revision, "trust_remote_code": trust_remote_code}
     if checkpoint.revision is None:
         where = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
+        stored = AutoConfig.from_pretrained(checkpoint.location, **where).dtype
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.location, dtype=precision, output_loading_info=True, **where
         )
@@ -134,7 +139,7 @@ def _load(checkpoint: Checkpoint, precision: torch.dtype, trust_remote_code: boo
             f"Expected weights for every parameter in {checkpoint.location!r}, {len(found['missing_keys'])} are "
             f"missing, e.g. {min(found['missing_keys'])}. The weights belong to another config."
         )
-    return model, tokenizer
+    return model, tokenizer, stored if stored in DTYPES.values() else precision
 
 
 def _explained(checkpoint: Checkpoint, error: Exception) -> ModelError:

@@ -275,6 +275,7 @@ def export(
         to,
         manifest=Manifest(**{**vars(manifest), "measured": measured}),
         check_tokens=bench.windows["test"][:1, :256],
+        dtype=bench.loaded.stored_dtype,
     )
     return ExportSummary(to, False, measured, report.manifest.checks, report.manifest.label)
 

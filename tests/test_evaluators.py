@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,7 @@ from secateur.evaluators.losses import Teacher, loss_sums
 from secateur.evaluators.prefix_tree import PrefixCache, walk
 from secateur.evaluators.switching import LevelSwitcher
 from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.levels import LevelStore, StoreKey, build_levels, is_built
+from secateur.pruners.levels import LevelStore, LevelStoreError, StoreKey, build_levels, is_built
 from secateur.pruners.methods import Method
 from secateur.pruners.prune import prune
 from secateur.pruners.runner import BlockRunner
@@ -286,6 +288,15 @@ def test_a_store_of_another_key_is_made_anew(tmp_path):
     found = LevelStore(tmp_path, anatomy, LEVELS).weight(linear, 2)
     lowest_kept = linear.weight.abs()[found != 0].min()
     assert linear.weight.abs()[found == 0].max() <= lowest_kept
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(
+        LevelStoreError, match=r"Expected 0\.00 GB of room for the level store .* run the same command"
+    ):
+        build_levels(tmp_path / "levels", small_anatomy(), random_tokens(4, 16), make_key(Method("wanda")))
+    assert not any((tmp_path / "levels").iterdir())
 
 
 def test_a_damaged_store_is_named(tmp_path):
