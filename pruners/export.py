@@ -80,7 +80,7 @@ def export_model(
     """
     directory = Path(directory).expanduser().absolute()
     dtype = dtype or model.dtype
-    _check_destination(directory)
+    check_destination(directory)
     _check_dtypes(model.dtype, dtype)
     _check_names(model, manifest)
     try:
@@ -123,7 +123,8 @@ def export_model(
 # Before ---------------------------------------------------------------------------------------------------
 
 
-def _check_destination(directory: Path) -> None:
+def check_destination(directory: Path) -> None:
+    """Raise a ValueError unless the directory is new or empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         kind = "a directory that is not empty" if directory.is_dir() else "a file"
         raise ValueError(

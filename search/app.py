@@ -6,7 +6,7 @@ Everything that needs torch is imported inside the functions, so that reading a 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,10 @@ from secateur.search.study import About, Study
 from secateur.spaces.measurement import Fidelity
 
 if TYPE_CHECKING:
+    from secateur.evaluators.exporting import ExportSummary
     from secateur.evaluators.workbench import Plan, Workbench
 
-__all__ = ["ExportSummary", "SearchedRun", "evaluate", "export", "load_settings", "open_run", "run", "search"]
+__all__ = ["SearchedRun", "evaluate", "export", "load_settings", "open_run", "run", "search"]
 
 Say = Callable[[str], None]
 
@@ -192,25 +193,6 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("torch", "transformers")}
 
 
-@dataclass(frozen=True)
-class ExportSummary:
-    """An exported model.
-
-    Args:
-        directory: where it is.
-        already: True if the same export was there before.
-        measured: values by what they were measured on.
-        checks: what was checked, and the result.
-        label: what to expect of it.
-    """
-
-    directory: Path
-    already: bool
-    measured: Mapping[str, Mapping[str, float]]
-    checks: Mapping[str, object]
-    label: str
-
-
 def export(
     directory: Path,
     trial: Trial,
@@ -227,57 +209,27 @@ def export(
         to: new or empty directory, or one that holds this export already.
         calibration: ``sequential`` (statistics of a block from already pruned blocks), ``dense`` (the very
             weights that the search measured); None as the settings say.
+        say: told in one line what is being done.
 
     Raises:
         UsageError: if the run's model or data have changed, or `to` is not empty.
         ExportError: if the model can't be written, or does not load as it should.
     """
-    from secateur.pruners.export import export_model
-    from secateur.pruners.manifest import UNSTRUCTURED, Manifest, same_export
+    from secateur.evaluators.exporting import export_candidate
 
     view = open_run(directory)
     bench = open_bench(view.settings, say)
     _check_content(view, bench)
-    calibration = calibration or bench.plan.space.calibration
     candidate = trial.measurement.candidate
-    sparsity = bench.space.config(bench.space.parse(candidate))["sparsity"]
-    manifest = Manifest(
-        parent=bench.loaded.name,
-        fingerprint=bench.loaded.fingerprint,
-        method={**asdict(bench.method), "calibration": calibration},
-        candidate=candidate,
-        asked=sparsity,
-        calibration={"text": bench.plan.calibration, "sha256": bench.key.calibration},
-        seeds={"evaluator": bench.plan.seed, "search": view.settings.seed},
-        measured={},
-        label=UNSTRUCTURED,
-    )
-    if same_export(to, manifest):
-        there = Manifest.from_json((to / "secateur.json").read_text(encoding="utf-8"))
-        return ExportSummary(to, True, there.measured, there.checks, there.label)
-    data = bench.data()
-    fidelities = bench.plan.fidelities[-2:]
-    for fidelity in fidelities:
-        data.of(fidelity)
-    n_blocks = len(bench.anatomy.blocks)
-    bench.prune(
-        sparsity,
-        sequential=calibration == "sequential",
-        on_block=lambda index: say(f"pruning block {index + 1}/{n_blocks}"),
-    )
-    say("measuring the pruned model")
-    measured = {f"{fidelity.text}, as exported": data.live_losses(fidelity) for fidelity in fidelities}
-    measured |= _as_searched(view, candidate, fidelities)
-    say("writing, and loading it again in a fresh process")
-    report = export_model(
-        bench.loaded.model,  # type: ignore[arg-type]
-        bench.loaded.tokenizer,
+    return export_candidate(
+        bench,
+        candidate,
         to,
-        manifest=Manifest(**{**vars(manifest), "measured": measured}),
-        check_tokens=bench.windows["test"][:1, :256],
-        dtype=bench.loaded.stored_dtype,
+        sequential=(calibration or bench.plan.space.calibration) == "sequential",
+        seeds={"evaluator": bench.plan.seed, "search": view.settings.seed},
+        searched=_as_searched(view, candidate, bench.plan.fidelities[-2:]),
+        say=say,
     )
-    return ExportSummary(to, False, measured, report.manifest.checks, report.manifest.label)
 
 
 def _as_searched(view: Run, candidate: str, fidelities: Sequence[Fidelity]) -> dict[str, dict[str, float]]:
