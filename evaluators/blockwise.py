@@ -73,12 +73,14 @@ class BlockwiseEvaluator(Evaluator):
         """
         parsed = [self._space.parse(text) for text in candidates]
         paths = [tuple(self._switcher.keys(self._space.config(candidate))) for candidate in parsed]
-        self._switcher.restore()
         batches = self._data.of(fidelity)
         started = time.perf_counter()
         computed = [0] * len(candidates)
-        for batch in batches:
-            self._add_batch(paths, batch, computed)
+        try:
+            for batch in batches:
+                self._add_batch(paths, batch, computed)
+        finally:
+            self._switcher.restore()  # nothing leaks into the next candidate, nor into the dense side
         seconds = (time.perf_counter() - started) / max(len(candidates), 1)
         n_blocks = len(self._anatomy.blocks) * len(batches)
         measurements = []

@@ -91,7 +91,8 @@ def _negative_entropy(weights: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "
     """``sum p log p`` of unnormalised weights, in fp64 since large terms cancel; 0 log 0 = 0."""
     exact = weights.double()
     mass = exact.sum(-1)
-    return torch.special.xlogy(exact, exact).sum(-1) / mass - mass.log()
+    total: Tensor = torch.special.xlogy(exact, exact).sum(-1)
+    return total / mass - mass.log()
 
 
 def _logits(anatomy: Anatomy, states: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocab"]:

@@ -163,7 +163,7 @@ def _check_room(directory: Path, anatomy: Anatomy, key: StoreKey, todo: Sequence
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise LevelStoreError(
-            f"Expected {needed / 1e9:.2f} GB of room for the level store in {directory}, got {free / 1e9:.2f} GB. "
+            f"Expected {needed / 1e6:,.0f} MB of room for the level store in {directory}, got {free / 1e6:,.0f} MB. "
             "Free some, or use fewer levels (`space.step`, `space.max_sparsity`), and run the same command."
         )
 

@@ -218,6 +218,6 @@ def test_a_bound_that_no_trial_meets_names_the_nearest(finished):
 def test_a_full_disk_is_said_in_one_line_and_the_search_goes_on_later(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-        with pytest.raises(ValueError, match=r"Expected .* GB of room .* run the same command"):
+        with pytest.raises(ValueError, match=r"Expected .* MB of room .* run the same command"):
             app.search(settings_from(SMALL), tmp_path / "run")
     assert app.search(settings_from(SMALL), tmp_path / "run").spent.evaluations == 16
