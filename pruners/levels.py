@@ -23,7 +23,7 @@ from secateur.pruners.methods import Method
 INDEX = "store.json"
 SPARE_BYTES = 1 << 20
 CACHE_BYTES = 1 << 30
-"""Weights made from ranks are kept up to so many bytes, those used last."""
+"""Weights made from ranks, or copied to a GPU, are kept up to so many bytes, those used last."""
 
 
 @dataclass(frozen=True)
@@ -73,32 +73,33 @@ class LevelStore:
         self._levels = tuple(levels)
         self._stored = _stored_levels(self._levels)
         self._dense = {linear.name: linear.weight for linear in anatomy.linears}
-        device = anatomy.embedding.weight.device
         self._tensors: dict[str, Tensor] = {}
         for block in anatomy.blocks:
-            loaded = _load(directory / _file_name(block.index))
-            self._tensors |= {name: tensor.to(device) for name, tensor in loaded.items()}
+            self._tensors |= _load(directory / _file_name(block.index))
         self._cache: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
         self._cache_bytes = 0
 
     def weight(self, linear: Linear, level: int) -> Float[Tensor, "out in"]:
         """The projection's weight at a level, to be pointed to and not to be written to."""
         name = linear.name
+        dense = self._dense[name]
         if level == 0:
-            return self._dense[name]
+            return dense
         if self._levels[level] >= 1:
-            return torch.zeros_like(self._dense[name])
+            return torch.zeros_like(dense)
         stored = self._tensors[name]
-        if stored.dtype != torch.uint8:
+        ranks = stored.dtype == torch.uint8
+        if not ranks and dense.device == stored.device:
             return stored[self._stored.index(level)]
-        return self._from_ranks(name, level, stored)
+        return self._made((name, level), stored if ranks else stored[self._stored.index(level)], dense)
 
-    def _from_ranks(self, name: str, level: int, ranks: Tensor) -> Tensor:
-        key = (name, level)
+    def _made(self, key: tuple[str, int], stored: Tensor, dense: Tensor) -> Tensor:
+        """Weights from ranks, or a copy on the model's device; those used last are kept."""
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        made = self._dense[name] * (ranks > level)
+        there = stored.to(dense.device)
+        made = dense * (there > key[1]) if there.dtype == torch.uint8 else there
         self._cache[key] = made
         self._cache_bytes += made.nbytes
         while self._cache_bytes > CACHE_BYTES and len(self._cache) > 1:

@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from secateur.pruners.checkpoints import smollm2
+from secateur.pruners.checkpoints.cache import cached
 from secateur.pruners.checkpoints.checkpoint import Checkpoint, ModelError, one_line
 from secateur.pruners.checkpoints.directory import check_directory, hash_files, open_directory
 from secateur.pruners.checkpoints.gguf_file import open_gguf
 from secateur.pruners.checkpoints.hub import open_hub
 from secateur.pruners.checkpoints.quiet import quiet
 
-__all__ = ["EMBEDDED", "LoadedModel", "ModelError", "find_checkpoint", "load_model"]
+__all__ = ["EMBEDDED", "LoadedModel", "ModelError", "find_checkpoint", "load_model", "mappable"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SPREAD = "spread"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -57,20 +59,45 @@ def load_model(
         name: an embedded model (`EMBEDDED`), a directory, a ``.gguf`` file, or a hub id ``owner/model``, looked
             for in this order; a directory named like an embedded model is written ``./tiny``.
         dtype: ``auto`` (bfloat16 on CUDA, else float32), ``float32``, ``bfloat16`` or ``float16``.
-        device: ``auto`` (CUDA if there is one, else the CPU) or a torch device.
+        device: ``auto`` (CUDA if there is one, else the CPU), a torch device, or ``spread`` over all GPUs (and then
+            the CPU), which needs Accelerate.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
         ModelError: if there is no such model, or it can't be loaded; one line that says why.
         OSError: if the cache can't be written.
     """
-    target = _device(device)
+    spread = device == SPREAD
+    target = _device("auto" if spread else device)
     precision = _precision(dtype, target)
     checkpoint = find_checkpoint(name)
     with quiet():
-        model, tokenizer, stored = _load(checkpoint, precision, trust_remote_code)
-    model.eval().requires_grad_(False).to(target)
+        model, tokenizer, stored = _load(checkpoint, precision, trust_remote_code, spread=spread)
+    model.eval().requires_grad_(False)
+    if not spread:
+        model.to(target)
     return LoadedModel(model, tokenizer, name, checkpoint.source, checkpoint.fingerprint, stored)
+
+
+def mappable(loaded: LoadedModel) -> Path:
+    """A directory with the model as it was loaded: other processes map its weights and share one copy.
+
+    The directory that it was loaded from, if its weights are stored that way; else a copy in the cache.
+
+    Raises:
+        OSError: if the cache can't be written.
+    """
+    precision = next(loaded.model.parameters()).dtype
+    source = Path(find_checkpoint(loaded.name).location)
+    if source.is_dir() and loaded.stored_dtype == precision and any(source.glob("*.safetensors")):
+        return source
+
+    def build(directory: Path) -> None:
+        with quiet():
+            loaded.model.save_pretrained(directory)  # type: ignore[operator]  # every transformers model has it
+            loaded.tokenizer.save_pretrained(directory)
+
+    return cached(f"{loaded.fingerprint[:16]}-{str(precision).removeprefix('torch.')}", build)
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -114,7 +141,7 @@ EMBEDDED: dict[str, Callable[[], Checkpoint]] = {
 
 
 def _load(
-    checkpoint: Checkpoint, precision: torch.dtype, trust_remote_code: bool
+    checkpoint: Checkpoint, precision: torch.dtype, trust_remote_code: bool, *, spread: bool
 ) -> tuple[nn.Module, Any, torch.dtype]:
     """Model and tokenizer of a checkpoint, on the CPU, and the dtype that its config names.
 
@@ -123,12 +150,13 @@ def _load(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where: dict[str, Any] = {"revision": checkpoint.revision, "trust_remote_code": trust_remote_code}
+    placed = {"device_map": "auto"} if spread else {}
     if checkpoint.revision is None:
         where = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
         stored = AutoConfig.from_pretrained(checkpoint.location, **where).dtype
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.location, dtype=precision, output_loading_info=True, **where
+            checkpoint.location, dtype=precision, output_loading_info=True, **placed, **where
         )
         model, found = loaded
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, **where)

@@ -25,7 +25,7 @@ class JournalContent:
 
     Args:
         measurements: in file order, the first one of each key.
-        n_bytes: length of the whole lines; what follows is torn.
+        n_bytes: where the whole lines end, from the beginning of the file; what follows is torn.
         n_torn: bytes after them: a line that was being written when its process ended.
     """
 
@@ -34,29 +34,42 @@ class JournalContent:
     n_torn: int
 
 
-def read_journal(path: Path) -> JournalContent:
+def read_journal(path: Path, start: int = 0) -> JournalContent:
     """Read a file of measurements; a missing one is empty, and a torn last line is left out.
+
+    Args:
+        path: the file.
+        start: bytes to leave out, whole lines that were read before.
 
     Raises:
         UsageError: on a line, other than a torn last one, that is no measurement.
     """
-    data = path.read_bytes() if path.exists() else b""
+    data = _read_from(path, start)
     lines = data.split(b"\n")
     end = len(data) - len(lines.pop())  # what follows the last newline is torn, or empty
     if lines and not _is_json(lines[-1]):
         end -= len(lines.pop()) + 1
     found: dict[tuple[str, str], Measurement] = {}
+    after = f" after byte {start}" if start else ""
     for number, line in enumerate(lines, start=1):
         try:
             measurement = Measurement.from_json(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             shown = line[:40].decode(errors="replace")
             raise UsageError(
-                f"Expected a measurement in line {number} of {path}, got {shown!r} "
+                f"Expected a measurement in line {number}{after} of {path}, got {shown!r} "
                 f"({type(error).__name__}: {error}). Restore the line, or remove it."
             ) from None
         found.setdefault(measurement.key, measurement)
-    return JournalContent(tuple(found.values()), end, len(data) - end)
+    return JournalContent(tuple(found.values()), start + end, len(data) - end)
+
+
+def _read_from(path: Path, start: int) -> bytes:
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read()
 
 
 def _is_json(line: bytes) -> bool:
@@ -67,8 +80,8 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-class JournalWriter:
-    """Appends measurements, whole lines only.
+class Appender:
+    """Appends whole lines to a file, or nothing.
 
     Args:
         path: the file; made if it is missing.
@@ -82,6 +95,52 @@ class JournalWriter:
         if os.fstat(self._fd).st_size > n_bytes:
             os.ftruncate(self._fd, n_bytes)
         _sync_directory(path.parent)
+
+    def append(self, lines: Sequence[str], safe: str, *, sync: bool = True) -> None:
+        """Write a batch, or leave the file as it was.
+
+        Args:
+            lines: without their ends.
+            safe: what is not lost, for the error.
+            sync: flush it to the disk, so that it also outlives the machine.
+
+        Raises:
+            StudyWriteError: if there is no room.
+            OSError: if writing fails otherwise.
+        """
+        data = "".join(line + "\n" for line in lines).encode()
+        try:
+            self._write(data)
+            if sync:
+                os.fsync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, self._n_bytes)
+            raise no_room(error, self._path, safe) from error
+        self._n_bytes += len(data)
+
+    def _write(self, data: bytes) -> None:
+        position = self._n_bytes
+        while data:  # a nearly full disk takes a part
+            n = os.pwrite(self._fd, data, position)
+            data, position = data[n:], position + n
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class JournalWriter:
+    """Appends measurements.
+
+    Args:
+        path: the file; made if it is missing.
+        n_bytes: length of its whole lines; anything after them is cut off.
+    """
+
+    def __init__(self, path: Path, n_bytes: int) -> None:
+        self._file = Appender(path, n_bytes)
 
     def append(self, measurements: Sequence[Measurement], n_safe: int) -> list[Measurement]:
         """Write a batch and flush it to the disk, or leave the file as it was.
@@ -98,27 +157,12 @@ class JournalWriter:
             OSError: if writing fails otherwise.
         """
         lines = [json.dumps(m.to_json(), ensure_ascii=False, allow_nan=False) for m in measurements]
-        data = "".join(line + "\n" for line in lines).encode()
-        try:
-            self._write(data)
-            os.fsync(self._fd)
-        except OSError as error:
-            os.ftruncate(self._fd, self._n_bytes)
-            raise no_room(error, self._path, f"{n_safe} measurements are safe") from error
-        self._n_bytes += len(data)
+        self._file.append(lines, f"{n_safe} measurements are safe")
         return [Measurement.from_json(json.loads(line)) for line in lines]
-
-    def _write(self, data: bytes) -> None:
-        position = self._n_bytes
-        while data:  # a nearly full disk takes a part
-            n = os.pwrite(self._fd, data, position)
-            data, position = data[n:], position + n
 
     def close(self) -> None:
         """May be called twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
 
 def no_room(error: OSError, path: Path, safe: str) -> OSError | StudyWriteError:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from secateur.search.asks import Ask, AskLog
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.executor import Executor, Job
+from secateur.search.ledger import Key, Ledger, Reason
 from secateur.search.settings import Budget
 from secateur.search.study import Spent, Study
 from secateur.spaces.measurement import Fidelity, Measurement
-
-Key = tuple[str, str]
-Reason = Literal["budget", "finished", "exhausted", "stopped"]
-
-# So many proposals in a row that were all answered before mean that a controller goes round in circles.
-MAX_KNOWN_IN_A_ROW = 1000
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class Observer(Protocol):
 
 @dataclass
 class _Round:
-    """The answer to one ``ask``, told as a whole when nothing of it is missing any more."""
+    """Proposals that are told together, once nothing of them is missing any more."""
 
     proposals: list[Proposal]
     missing: set[Key]
@@ -58,16 +53,22 @@ class _Round:
 class Search:
     """Runs a controller until its budget is used up.
 
-    A round is the answer to one ``ask(batch)``. Its proposals are measured in one job a fidelity, and are told
-    together, in the order of the proposals, once all of them are known. Whether an answer comes from the study or
-    from the executor makes no difference to what the controller sees, so a study is continued by the same calls
-    once more: with one job at a time, a search that was killed ends with the trials of an unbroken one.
+    **Deterministic**, without a log of asks: a round is the answer to one ``ask(batch)``. It begins when nothing is
+    under way, and is told as a whole, in the order of its proposals. Measurements are kept in the order of the jobs;
+    of several workers' one that is done before its turn waits for it in memory. Whether an answer comes from the
+    study or from the executor makes no difference to what the controller sees, so a search that was killed ends
+    with the trials of an unbroken one, whatever the number of workers.
 
-    The baselines are the first round: at the largest search fidelity, and whatever the budget.
+    **Asynchronous**, with a log of asks: whenever the executor has free places, the controller is asked for as many
+    proposals as fill them, and each result is told as it comes. Nobody waits for the slowest worker. A search that
+    was killed is continued by making the same asks between the same trials once more; then what was under way is
+    measured.
+
+    The baselines are measured first: at the largest search fidelity, and whatever the budget.
 
     The budget counts distinct measurements told in this run, those from memory included. Evaluations and tokens
     are never exceeded (baselines excepted): the first proposal that would do so is dropped with the rest of its
-    round, and the search ends. Time is known only afterwards: no round begins once it is used up.
+    round, and the search ends. Time is known only afterwards: nothing is asked for once it is used up.
 
     Args:
         study: open for writing.
@@ -76,7 +77,9 @@ class Search:
         executor: measures.
         budget: when to end.
         fidelity: of the baselines: the largest one of the search.
-        batch: proposals a round, and most candidates a job.
+        batch: proposals a round of a deterministic search.
+        asks: log of an asynchronous search.
+        kinship: sort key of candidates; an asynchronous search puts neighbours, who share work, in one job.
         observers: look on.
     """
 
@@ -90,28 +93,32 @@ class Search:
         fidelity: Fidelity,
         *,
         batch: int = 16,
+        asks: AskLog | None = None,
+        kinship: Callable[[Any], Any] | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._study = study
+        self.baselines = {name: str(candidate.text) for name, candidate in baselines.items()}
         self._baselines = [Proposal(candidate, fidelity) for candidate in baselines.values()]
         self._controller = controller
         self._executor = executor
-        self._budget = budget
         self._batch = batch
+        self._log = asks
+        self._kinship = kinship if asks is not None else None
         self._observers = observers
-        self._queue: deque[Job] = deque()  # not yet submitted
+        self._ledger = Ledger(budget)
         self._waiting: dict[Key, list[_Round]] = {}  # what is under way, and who waits for it
-        self._asked: set[Key] = set()  # in the rounds so far: told or under way
-        self._told: set[Key] = set()
-        self._n_tokens = 0  # spent on what was told, and expected for what is under way
-        self._spent = Spent()
+        self._todo: dict[Key, Proposal] = {}  # of that what is not submitted yet
+        self._early: dict[int, list[Measurement]] = {}  # of jobs that were done before their turn
         self._n_jobs = 0
-        self._n_known_in_a_row = 0
-        self._reason: Reason | None = None  # why nothing more is asked
+        self._n_kept = 0  # jobs whose measurements are in the study
+        self._horizon: int | None = (
+            None  # while asks are repeated: trials from this number on are not known yet
+        )
 
     def stop(self) -> None:
         """End after the jobs that are running, which are kept. May be called from a signal handler."""
-        self._reason = "stopped"
+        self._ledger.reason = "stopped"
 
     def run(self) -> Outcome:
         """Search until there is a reason to end. To be called once.
@@ -121,11 +128,14 @@ class Search:
                 whether from the evaluator, the executor or the controller.
         """
         for observer in self._observers:
-            observer.on_start(len(self._study.trials), self._budget)
-        self._begin(self._baselines)
-        self._work(asking=False)
+            observer.on_start(len(self._study.trials), self._ledger.budget)
+        if self._log is None:
+            self._begin(self._baselines)
+            self._work(asking=False)
+        else:
+            self._repeat(self._log)
         self._work(asking=True)
-        outcome = Outcome(self._reason or "finished", self._spent)
+        outcome = Outcome(self._ledger.reason or "finished", self._ledger.spent)
         for observer in self._observers:
             observer.on_end(outcome)
         return outcome
@@ -141,99 +151,120 @@ class Search:
             self._receive()
 
     def _ask(self) -> None:
-        """Begin rounds while there is a free place and a budget left."""
-        while self._reason is None and not self._queue and self._executor.n_free:
-            if self._used_up():
-                self._reason = "budget"
+        """Begin rounds while there are free places and a budget left."""
+        while self._ledger.reason is None and not self._todo and self._executor.n_free:
+            if self._log is None and self._executor.n_pending:  # the round must end first
                 return
-            proposals = self._controller.ask(self._batch)
+            if self._ledger.used_up:
+                self._ledger.reason = "budget"
+                return
+            n = self._batch if self._log is None else self._executor.n_free * self._executor.job_size
+            proposals = self._controller.ask(n)
             if not proposals:  # it has finished, or waits for results
                 return
-            self._begin(self._affordable(proposals))
+            if self._log is not None:
+                self._log.add(Ask(len(self._study.trials), n))
+            self._begin(self._ledger.affordable(proposals))
             self._submit()
 
-    def _used_up(self) -> bool:
-        minutes = self._budget.minutes
-        return not self._affords(1, 1) or (minutes is not None and self._spent.seconds >= 60 * minutes)
+    def _repeat(self, log: AskLog) -> None:
+        """Make the asks of a log once more, between the same trials."""
+        self._horizon = log.first
+        self._begin(self._baselines)
+        for ask in log.asks:
+            self._pass(ask.told)
+            if self._ledger.reason is not None:
+                break
+            self._begin(self._ledger.affordable(self._controller.ask(ask.n)))
+        self._pass(len(self._study.trials))
+        self._horizon = None
 
-    def _affords(self, n_evaluations: int, n_tokens: int) -> bool:
-        """Whether so much more may be begun."""
-        evaluations, tokens = self._budget.evaluations, self._budget.tokens
-        n_evaluations += len(self._asked)
-        n_tokens += self._n_tokens
-        return (evaluations is None or n_evaluations <= evaluations) and (
-            tokens is None or n_tokens <= tokens
-        )
+    def _pass(self, number: int) -> None:
+        """Deliver the trials before this number, as when they arrived."""
+        arrived = self._study.trials[self._horizon : number]
+        self._horizon = number
+        self._deliver(arrived)
 
-    def _affordable(self, proposals: Sequence[Proposal]) -> list[Proposal]:
-        """The proposals up to the first that would exceed the budget; notes whether the controller goes in circles."""
-        new: dict[Key, int] = {}
-        for i, proposal in enumerate(proposals):
-            if proposal.key in self._asked or proposal.key in new:
-                self._n_known_in_a_row += 1
-                continue
-            n_tokens = proposal.fidelity.n_tokens
-            if not self._affords(len(new) + 1, sum(new.values()) + n_tokens):
-                self._reason = self._reason or "budget"
-                return list(proposals[:i])
-            new[proposal.key] = n_tokens
-            self._n_known_in_a_row = 0
-        if self._n_known_in_a_row >= MAX_KNOWN_IN_A_ROW:
-            self._reason = self._reason or "exhausted"
-        return list(proposals)
+    def _lookup(self, key: Key) -> Trial | None:
+        trial = self._study.lookup(key)
+        hidden = trial is not None and self._horizon is not None and trial.number >= self._horizon
+        return None if hidden else trial
 
     def _begin(self, proposals: list[Proposal]) -> None:
-        """Queue jobs for what is new to the study, or tell at once if nothing is missing."""
-        groups: dict[Fidelity, list[str]] = {}
-        new_round = _Round(proposals, set())
-        for proposal in proposals:
-            key = proposal.key
-            group = groups.setdefault(proposal.fidelity, [])  # in the order of all, known or not
-            if self._study.lookup(key) is None:
-                if key not in self._waiting:
-                    group.append(proposal.candidate.text)
-                if key not in new_round.missing:
-                    new_round.missing.add(key)
-                    self._waiting.setdefault(key, []).append(new_round)
-            self._n_tokens += proposal.fidelity.n_tokens if key not in self._asked else 0
-            self._asked.add(key)
-        for fidelity, candidates in groups.items():
-            for i in range(0, len(candidates), self._batch):
-                self._queue.append(Job(self._n_jobs, tuple(candidates[i : i + self._batch]), fidelity))
-                self._n_jobs += 1
-        if not new_round.missing:
-            self._tell(new_round)
+        """Note what is new to the study as to be measured, and tell what is not."""
+        together = [proposals] if self._log is None else [[proposal] for proposal in proposals]
+        rounds = [_Round(some, set()) for some in together]
+        new: dict[Key, Proposal] = {}
+        for each in rounds:
+            for proposal in each.proposals:
+                key = proposal.key
+                if self._lookup(key) is None and key not in each.missing:
+                    if key not in self._waiting:
+                        new[key] = proposal
+                    each.missing.add(key)
+                    self._waiting.setdefault(key, []).append(each)
+        self._ledger.add(proposals)
+        self._queue(proposals, new)
+        self._tell([each for each in rounds if not each.missing])
+
+    def _queue(self, proposals: Sequence[Proposal], new: Mapping[Key, Proposal]) -> None:
+        """Put what is new in the order in which it is to be measured: by fidelity, as all were proposed."""
+        for fidelity in dict.fromkeys(proposal.fidelity for proposal in proposals):
+            group = [proposal for proposal in new.values() if proposal.fidelity == fidelity]
+            if self._kinship is not None:
+                kinship = self._kinship
+                group.sort(key=lambda proposal: kinship(proposal.candidate))
+            self._todo |= {proposal.key: proposal for proposal in group}
 
     def _submit(self) -> None:
-        while self._queue and self._executor.n_free and self._reason != "stopped":
-            self._executor.submit(self._queue.popleft())
+        while self._todo and self._executor.n_free and self._ledger.reason != "stopped":
+            fidelity = next(iter(self._todo.values())).fidelity
+            keys: list[Key] = []
+            for key, proposal in self._todo.items():
+                if proposal.fidelity != fidelity or len(keys) == self._executor.job_size:
+                    break
+                keys.append(key)
+            texts = tuple(self._todo.pop(key).candidate.text for key in keys)
+            self._executor.submit(Job(self._n_jobs, texts, fidelity))
+            self._n_jobs += 1
 
     def _receive(self) -> None:
         """Wait for results, keep them, and tell the rounds that are complete by them."""
-        measurements: list[Measurement] = []
         for job, results in self._executor.wait():
             if [(m.candidate, m.fidelity) for m in results] != [(c, job.fidelity) for c in job.candidates]:
                 raise RuntimeError(
                     f"Expected one measurement a candidate of job {job.number}, in order, got {len(results)} for "
                     f"{len(job.candidates)} candidates at {job.fidelity.text}, or others. Mend the evaluator."
                 )
-            measurements += results
-        for trial in self._study.append(measurements):
+            self._early[job.number] = results
+        measurements: list[Measurement] = []
+        for number in sorted(self._early):
+            if self._log is not None or number == self._n_kept:
+                measurements += self._early.pop(number)
+                self._n_kept += 1
+        self._deliver(self._study.append(measurements))
+
+    def _deliver(self, trials: Iterable[Trial]) -> None:
+        """Tell the rounds that are complete by these; trials that nobody waits for are passed over."""
+        complete: list[_Round] = []
+        for trial in trials:
             key = trial.measurement.key
-            for waiting in self._waiting.pop(key):
+            self._todo.pop(key, None)
+            for waiting in self._waiting.pop(key, ()):
                 waiting.missing.discard(key)
                 if not waiting.missing:
-                    self._tell(waiting)
+                    complete.append(waiting)
+        self._tell(complete)
 
-    def _tell(self, complete: _Round) -> None:
-        found = [self._study.lookup(proposal.key) for proposal in complete.proposals]
-        trials = [trial for trial in found if trial is not None]  # all of them
-        new = list({t.measurement.key: t for t in trials if t.measurement.key not in self._told}.values())
-        self._told.update(trial.measurement.key for trial in new)
-        self._n_tokens += sum(t.measurement.n_tokens - t.measurement.fidelity.n_tokens for t in new)
-        self._spent = self._spent.plus(new)
-        if trials:
-            self._controller.tell(trials)
+    def _tell(self, complete: Sequence[_Round]) -> None:
+        told: list[Trial] = []
+        for each in complete:
+            found = [self._study.lookup(proposal.key) for proposal in each.proposals]
+            trials = [trial for trial in found if trial is not None]  # all of them
+            if trials:
+                self._controller.tell(trials)
+                told += trials
+        new = self._ledger.tell(told)
         if new:
             for observer in self._observers:
-                observer.on_trials(new, self._spent)
+                observer.on_trials(new, self._ledger.spent)

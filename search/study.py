@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from secateur.search.asks import AskLog
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.journal import JournalWriter, StudyWriteError, no_room, read_journal
@@ -69,7 +70,7 @@ class Spent:
 
 
 def trials_of(trials: Iterable[Trial], part: str) -> list[Trial]:
-    """The trials of one part, ``search`` or ``test``."""
+    """The trials of one part: ``search``, ``test`` or ``recovered``."""
     return [trial for trial in trials if trial.measurement.fidelity.part == part]
 
 
@@ -87,8 +88,10 @@ class Study:
         self.warnings: tuple[str, ...] = ()
         self._trials: list[Trial] = []
         self._by_key: dict[tuple[str, str], Trial] = {}
+        self._n_bytes = 0  # of the measurements that were read
         self._writer: JournalWriter | None = None
         self._lock: RunLock | None = None
+        self._asks: AskLog | None = None
 
     @classmethod
     def open(cls, directory: str | Path) -> Study:
@@ -105,7 +108,7 @@ class Study:
         about, path = _read_about(directory), directory / SETTINGS
         settings = read_yaml(path) if path.exists() else {}
         study = cls(directory, settings if isinstance(settings, dict) else {}, about)
-        study._remember(read_journal(directory / MEASUREMENTS).measurements)
+        study.refresh()
         return study
 
     @classmethod
@@ -179,6 +182,32 @@ class Study:
             raise ValueError(f"Expected measurements that are new to the study, got {twice[0]} again.")
         return self._remember(self._writer.append(measurements, n_safe=len(self._trials)))
 
+    def asks(self, about: Mapping[str, Any]) -> AskLog:
+        """The log of an asynchronous search by the controller that the plain values are about.
+
+        Raises:
+            RuntimeError: if the study was opened for reading, or is closed.
+        """
+        if self._writer is None:
+            raise RuntimeError("Expected a study that is open for writing. Use `Study.open_or_create`.")
+        if self._asks is not None:
+            self._asks.close()
+        self._asks = AskLog(self.directory / AskLog.NAME, about, len(self._trials))
+        return self._asks
+
+    def refresh(self) -> list[Trial]:
+        """Read what its driver has added since; for a study that is open for reading.
+
+        Returns:
+            The new trials.
+
+        Raises:
+            UsageError: if the file is damaged.
+        """
+        content = read_journal(self.directory / MEASUREMENTS, self._n_bytes)
+        self._n_bytes = content.n_bytes
+        return self._remember([m for m in content.measurements if m.key not in self._by_key])
+
     def _remember(self, measurements: Iterable[Measurement]) -> list[Trial]:
         first = len(self._trials)
         for measurement in measurements:
@@ -192,6 +221,9 @@ class Study:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self._asks is not None:
+            self._asks.close()
+            self._asks = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
-Part = Literal["search", "test"]
-PARTS: tuple[Part, ...] = ("search", "test")
+Part = Literal["search", "test", "recovered"]
+PARTS: tuple[Part, ...] = ("search", "test", "recovered")
 
 
 @dataclass(frozen=True, order=True)
 class Fidelity:
     """How much data a measurement is based on; only measurements of equal fidelity are compared.
 
-    Fidelities of one part are nested: the tokens of a smaller one are the first tokens of a larger one.
+    Fidelities of the parts search and test are nested: the tokens of a smaller one are the first tokens of a larger
+    one.
 
     Args:
-        part: ``"search"`` (what controllers see) or ``"test"`` (what they never see).
-        n_tokens: evaluated tokens, > 0.
+        part: ``"search"`` (what controllers see), ``"test"`` (what they never see), or ``"recovered"``: trained
+            after the search, and measured on the test windows.
+        n_tokens: evaluated tokens, > 0; of ``"recovered"`` the tokens that it was trained on, repetitions counted,
+            so that more training is another fidelity.
 
     Raises:
         ValueError: on an unknown part or a number of tokens that is not positive.
@@ -92,6 +95,11 @@ class Measurement:
         if bad:
             raise ValueError(f"Expected finite `values`, got {bad}. Give the reason in `infeasible` instead.")
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels between processes; the read-only view of `values` would not."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"values": dict(self.values)}
+        return Measurement, tuple(plain.values())
 
     @property
     def key(self) -> tuple[str, str]:

@@ -4,6 +4,8 @@ import os
 
 from hypothesis import settings
 
+from tests.ray_session import ray_cluster  # noqa: F401  # a fixture for all
+
 # Before torch and transformers are imported, which read them once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")

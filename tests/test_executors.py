@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from secateur.search.executor import Executor, Job
+from secateur.search.executor import Executor, Job, measure_all
 from secateur.search.executors.registry import EXECUTORS
 from secateur.spaces.measurement import Fidelity
-from tests.toy import OneMax, ToyEvaluator
+from tests.toy import OneMax, Ready, ToyEvaluator
 
 SMALL, LARGE = Fidelity("search", 64), Fidelity("search", 256)
 JOBS = [Job(0, ("00001111", "11110000"), SMALL), Job(1, ("00001111",), LARGE), Job(2, ("01010101",), SMALL)]
@@ -17,10 +17,17 @@ def make_evaluator() -> ToyEvaluator:
     return ToyEvaluator(OneMax())
 
 
-@pytest.fixture(params=sorted(EXECUTORS))
+# For each row of the registry the settings that it is tested with, and the fixture that it needs.
+SETTINGS = {"local": {}, "ray": {"workers": 2}}
+NEEDS = {"ray": "ray_cluster"}
+
+
+@pytest.fixture(params=sorted(EXECUTORS), scope="module")
 def executor(request):
+    if request.param in NEEDS:
+        request.getfixturevalue(NEEDS[request.param])
     row = EXECUTORS[request.param]
-    with row.build(row.settings(), make_evaluator) as made:
+    with row.build(row.settings(**SETTINGS[request.param]), Ready(make_evaluator())) as made:
         yield made
 
 
@@ -70,7 +77,22 @@ def test_waiting_for_nothing_is_refused(executor):
         executor.wait()
 
 
-def test_closing_drops_pending_jobs_and_may_be_repeated(executor):
+def test_a_job_has_a_size_and_the_staff_is_known(executor):
+    assert executor.job_size >= 1
+    run_all(executor, JOBS)
+    staff = executor.staff
+    assert staff.workers >= 1
+    assert (staff.busy, staff.lost, staff.troubles) == (0, 0, ())
+
+
+def test_many_candidates_are_measured_outside_a_search_in_jobs(executor):
+    texts = [f"0{i:07b}" for i in range(10)]
+    parts = list(measure_all(executor, texts, SMALL, size=4))
+    assert sorted(m.candidate for part in parts for m in part) == sorted(texts)
+    assert max(len(part) for part in parts) >= 2
+
+
+def test_closing_drops_pending_jobs_and_may_be_repeated(executor):  # the last one that uses it
     executor.submit(JOBS[0])
     executor.close()
     executor.close()
@@ -88,11 +110,13 @@ def test_settings_name_their_kind_and_a_batch(kind):
 def test_the_local_executor_makes_its_evaluator_once_and_late():
     made = []
 
-    def make() -> ToyEvaluator:
-        made.append(make_evaluator())
-        return made[-1]
+    class Making(Ready):
+        def __call__(self, directories):
+            made.append(self.evaluator)
+            return made[-1]
 
-    with EXECUTORS["local"].build(EXECUTORS["local"].settings(), make) as executor:
+    row = EXECUTORS["local"]
+    with row.build(row.settings(), Making(make_evaluator())) as executor:
         assert made == []
         run_all(executor, JOBS)
     assert len(made) == 1
@@ -105,7 +129,7 @@ def test_the_local_executor_lets_exceptions_out_and_goes_on():
                 raise MemoryError("too large")
             return super().evaluate(candidates, fidelity)
 
-    with EXECUTORS["local"].build(EXECUTORS["local"].settings(), lambda: Failing(OneMax())) as executor:
+    with EXECUTORS["local"].build(EXECUTORS["local"].settings(), Ready(Failing(OneMax()))) as executor:
         executor.submit(JOBS[1])
         with pytest.raises(MemoryError):
             executor.wait()

@@ -7,7 +7,8 @@ import signal
 import pytest
 
 from secateur.search.controller import Controller, Proposal
-from secateur.search.loop import MAX_KNOWN_IN_A_ROW, Search
+from secateur.search.ledger import MAX_KNOWN_IN_A_ROW
+from secateur.search.loop import Search
 from secateur.search.settings import Budget
 from secateur.search.study import Study
 from secateur.spaces.measurement import Fidelity

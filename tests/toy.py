@@ -9,12 +9,14 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.executors.local import LocalExecutor
+from secateur.search.executor import Executor, Job, Staff
+from secateur.search.executors.local import LocalExecutor, LocalSettings
 from secateur.search.loop import Search
 from secateur.search.settings import Budget
 from secateur.search.study import About, Study
@@ -136,6 +138,70 @@ class ToyEvaluator:
         return Measurement(text, fidelity, values, n_tokens=fidelity.n_tokens, seconds=self.seconds)
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A worker that was set up elsewhere."""
+
+    evaluator: ToyEvaluator
+    directories: tuple[Path, ...] = ()
+
+    def __call__(self, directories: Sequence[Path]) -> ToyEvaluator:
+        return self.evaluator
+
+
+class Pool(Executor):
+    """Several workers in this process, whose jobs end in a random order.
+
+    Args:
+        evaluator: of all of them.
+        n_workers: jobs at a time.
+        seed: of the order.
+        break_at: raise a `BrokenPipeError` in place of handing back the result with this number.
+    """
+
+    def __init__(
+        self, evaluator: ToyEvaluator, n_workers: int = 4, seed: int = 0, break_at: int = -1
+    ) -> None:
+        self.evaluator = evaluator
+        self.n_workers = n_workers
+        self.break_at = break_at
+        self.n_done = 0
+        self.most_pending = 0
+        self.jobs: list[Job] = []
+        self.rng = np.random.default_rng(seed)
+
+    @property
+    def n_free(self) -> int:
+        return self.n_workers - len(self.jobs)
+
+    @property
+    def n_pending(self) -> int:
+        return len(self.jobs)
+
+    @property
+    def job_size(self) -> int:
+        return 2
+
+    @property
+    def staff(self) -> Staff:
+        return Staff(self.n_workers, len(self.jobs))
+
+    def submit(self, job: Job) -> None:
+        assert self.n_free
+        self.jobs.append(job)
+        self.most_pending = max(self.most_pending, len(self.jobs))
+
+    def wait(self) -> list[tuple[Job, list[Measurement]]]:
+        if self.n_done == self.break_at:
+            raise BrokenPipeError
+        self.n_done += 1
+        job = self.jobs.pop(self.rng.integers(len(self.jobs)))
+        return [(job, self.evaluator.evaluate(job.candidates, job.fidelity))]
+
+    def close(self) -> None:
+        self.jobs.clear()
+
+
 class ToyController(Controller):
     """A climber over two fidelities whose every proposal depends on everything that it was told.
 
@@ -198,12 +264,31 @@ def search(
     """One run of the toy search; returns the outcome, the study, the controller and the evaluator."""
     evaluator = evaluator or ToyEvaluator(SPACE)
     controller = controller or ToyController(SPACE, (64, 256), seed=3)
-    with start(directory) as study, LocalExecutor(lambda: evaluator) as executor:
+    setup = Ready(evaluator)
+    with start(directory) as study, LocalExecutor(LocalSettings(), setup) as executor:
         loop = Search(
             study, SPACE.baselines(), controller, executor, budget, LARGE, batch=batch, observers=observers
         )
         on_ready(loop)
         return loop.run(), study, controller, evaluator
+
+
+def search_pool(
+    directory: Path,
+    budget: Budget,
+    pool: Pool,
+    controller: Controller,
+    *,
+    deterministic: bool = False,
+    about: Mapping[str, Any] = MappingProxyType({"controller": "toy"}),
+    on_ready: Callable[[Search], None] = lambda loop: None,
+):
+    """One run of the toy search over several workers; returns the outcome and the study."""
+    with start(directory) as study:
+        asks = None if deterministic else study.asks(about)
+        loop = Search(study, SPACE.baselines(), controller, pool, budget, LARGE, batch=6, asks=asks)
+        on_ready(loop)
+        return loop.run(), study
 
 
 CHILD = """

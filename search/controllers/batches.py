@@ -9,6 +9,8 @@ from collections.abc import Generator, Iterable, Sequence
 from secateur.search.controller import Proposal, Trial
 from secateur.spaces.measurement import Fidelity, Measurement
 
+Key = tuple[str, str]
+
 Losses = list[float]
 """One value a proposal of the batch, in its order; infinite if the candidate is infeasible."""
 
@@ -17,49 +19,90 @@ Course = Generator[list[Proposal], Losses, None]
 
 
 class Batches:
-    """Runs a course for a controller: hands its batches out bit by bit and collects the results in any order.
+    """Runs courses for a controller: hands their batches out bit by bit and collects the results in any order.
 
-    Keeps the batch under way and nothing else, so that asking costs the same however many trials were told.
+    Several courses may be open: where one waits for results, another has something to propose. Keeps the
+    batches under way and nothing else, so that asking costs the same however many trials were told.
 
     Args:
-        course: the search.
         objective: name of the value to minimise.
+        courses: to begin with.
     """
 
-    def __init__(self, course: Course, objective: str) -> None:
-        self._course = course
+    def __init__(self, objective: str, *courses: Course) -> None:
         self._objective = objective
-        self._started = False
-        self._batch: list[Proposal] = []
-        self._queue: deque[Proposal] = deque()
-        self._losses: dict[tuple[str, str], float] = {}
-        self._missing: set[tuple[str, str]] = set()
+        self._waiting: dict[Key, list[_Batch]] = {}
+        self._ready: deque[_Batch] = deque()  # has something to propose, or may go on to the next batch
+        self.n_open = 0  # courses that have not finished
+        for course in courses:
+            self.open(course)
+
+    def open(self, course: Course) -> None:
+        """Begin another course, after those that are open."""
+        self._ready.append(_Batch(course))
+        self.n_open += 1
 
     def ask(self, n: int) -> list[Proposal]:
-        """At most `n` proposals of the batch under way; none while its results are missing, or at the end."""
-        while not self._missing:
-            try:
-                self._next_batch()
-            except StopIteration:
-                return []
-        return [self._queue.popleft() for _ in range(min(n, len(self._queue)))]
+        """At most `n` proposals, of the courses in order; none while all wait for results or have finished."""
+        proposals: list[Proposal] = []
+        while self._ready and len(proposals) < n:
+            batch = self._ready[0]
+            if batch.complete:
+                self._advance(batch)
+                continue
+            proposals += [batch.queue.popleft() for _ in range(min(n - len(proposals), len(batch.queue)))]
+            if not batch.queue:
+                self._ready.popleft()
+        return proposals
 
     def tell(self, trials: Iterable[Trial]) -> None:
-        """Note the results that belong to the batch under way."""
+        """Note the results that belong to batches under way."""
         for trial in trials:
             key = trial.measurement.key
-            if key in self._missing:
-                self._missing.discard(key)
-                self._losses[key] = loss_of(trial.measurement, self._objective)
+            for batch in self._waiting.pop(key, ()):
+                batch.missing.discard(key)
+                batch.losses[key] = loss_of(trial.measurement, self._objective)
+                if not batch.missing and batch not in self._ready:
+                    self._ready.append(batch)
 
-    def _next_batch(self) -> None:
-        losses = [self._losses[proposal.key] for proposal in self._batch]
-        self._batch = self._course.send(losses) if self._started else next(self._course)
+    def _advance(self, batch: _Batch) -> None:
+        """Go on to the course's next batch, or close the course."""
+        if not batch.go_on():
+            self._ready.remove(batch)
+            self.n_open -= 1
+        for key in batch.missing:
+            self._waiting.setdefault(key, []).append(batch)
+
+
+class _Batch:
+    """What one course waits for."""
+
+    def __init__(self, course: Course) -> None:
+        self._course = course
+        self._started = False
+        self._proposals: list[Proposal] = []
+        self.queue: deque[Proposal] = deque()
+        self.losses: dict[Key, float] = {}
+        self.missing: set[Key] = set()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all results are there."""
+        return not self.missing
+
+    def go_on(self) -> bool:
+        """Take the next batch of the course; False if there is none."""
+        losses = [self.losses[proposal.key] for proposal in self._proposals]
+        try:
+            self._proposals = self._course.send(losses) if self._started else next(self._course)
+        except StopIteration:
+            return False
         self._started = True
-        self._losses = {}
-        unique = {proposal.key: proposal for proposal in self._batch}
-        self._missing = set(unique)
-        self._queue = deque(unique.values())
+        self.losses = {}
+        unique = {proposal.key: proposal for proposal in self._proposals}
+        self.missing = set(unique)
+        self.queue = deque(unique.values())
+        return True
 
 
 def loss_of(measurement: Measurement, objective: str) -> float:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities
+from secateur.search.controllers.batches import Batches, Course, check_fidelities
 from secateur.search.controllers.sensitivity import SensitivityCourse, SensitivitySettings
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space
@@ -78,6 +78,9 @@ class Evolution(Controller):
     offspring are compared on equal data and nothing is measured twice; and offspring that are all different
     and new.
 
+    Asked while every generation under way waits for results, it begins another one from the elites of that moment:
+    generations overlap as far as there are workers to keep busy, and follow each other where there is one.
+
     Args:
         space: what is searched.
         fidelities: ascending, of the part ``search``.
@@ -104,11 +107,17 @@ class Evolution(Controller):
         self._survivors = _survivors(settings, len(self._fidelities))
         self._sensitivity = SensitivityCourse(space, fidelities, settings.sensitivity)
         self._elites: list[list[tuple[float, Any]]] = [[] for _ in space.budgets]
+        self._starts: list[tuple[int, Any]] | None = None  # (budget, candidate), once they are known
         self._seen = {candidate.text for candidate in space.baselines().values()}
-        self._batches = Batches(self._course(), objective)
+        self._generation = 0
+        self._n_barren = 0  # generations in a row without a new candidate
+        self._batches = Batches(objective, self._start())
 
     def ask(self, n: int) -> list[Proposal]:
-        return self._batches.ask(n)
+        proposals = self._batches.ask(n)
+        while not proposals and self._begin_generation():
+            proposals = self._batches.ask(n)
+        return proposals
 
     def tell(self, trials: Sequence[Trial]) -> None:
         self._batches.tell(trials)
@@ -123,33 +132,41 @@ class Evolution(Controller):
         """For each budget its elites, best first."""
         return tuple(tuple(candidate for _, candidate in elites) for elites in self._elites)
 
-    def _course(self) -> Course:
-        """The start, then generations, until no budget has a new candidate any more."""
+    def _start(self) -> Course:
+        """The first elites."""
         starts = [
             (b, c) for name, c in self._space.baselines().items() if (b := self._budget(name, c)) is not None
         ]
         if self._settings.start == "sensitivity":
             yield from self._sensitivity.run()
             starts += self._sensitivity.solutions.items()
+        self._starts = starts
         losses = yield [Proposal(candidate, self._fidelities[-1]) for _, candidate in starts]
         for (budget, candidate), loss in zip(starts, losses, strict=True):
             self._seen.add(candidate.text)
             self._keep(budget, [(loss, candidate)])
-        n_budgets, generation, n_failed = len(self._elites), 0, 0
-        while n_failed < n_budgets:
-            budget = generation % n_budgets
-            rng = np.random.default_rng((self._seed, generation))
-            random = self._settings.start == "random" and generation < n_budgets
+
+    def _begin_generation(self) -> bool:
+        """Open the next generation that has a new candidate; False if none has, now or for ever."""
+        n_budgets = len(self._elites)
+        while self._starts is not None and self._n_barren < n_budgets:
+            budget = self._generation % n_budgets
+            rng = np.random.default_rng((self._seed, self._generation))
+            random = self._settings.start == "random" and self._generation < n_budgets
             offspring = self._offspring(budget, rng, random=random)
-            n_failed = 0 if offspring else n_failed + 1
+            if not offspring and self._batches.n_open:  # other elites may have some
+                return False
+            self._generation += 1
+            self._n_barren = 0 if offspring else self._n_barren + 1
             if offspring:
-                yield from self._winnow(budget, offspring)
-            generation += 1
+                self._batches.open(self._winnow(budget, offspring))
+                return True
+        return False
 
     def _budget(self, name: str, candidate: Any) -> int | None:
         return None if name == "dense" else self._space.budget_of(candidate)
 
-    def _winnow(self, budget: int, candidates: list[Any]) -> Generator[list[Proposal], Losses, None]:
+    def _winnow(self, budget: int, candidates: list[Any]) -> Course:
         """Successive halving; those that reach the largest fidelity compete with the elites."""
         ranked: list[tuple[float, Any]] = []
         for fidelity, n_next in zip(self._fidelities, (*self._survivors, 0), strict=True):
@@ -187,9 +204,11 @@ class Evolution(Controller):
         return self._space.sample(rng, budget)
 
     def _vary(self, budget: int, rng: np.random.Generator) -> Any:
-        """One variation of a random parent; a random candidate while there are no elites."""
+        """One variation of a random parent; a random candidate where there is none."""
         settings = self._settings
         elites = [candidate for _, candidate in self._elites[budget]]
+        if not elites and self._batches.n_open:  # the first of them are being measured
+            elites = [candidate for b, candidate in self._starts or () if b == budget]
         if not elites:
             return self._sample(budget, rng)
         parent = elites[rng.integers(len(elites))]

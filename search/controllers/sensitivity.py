@@ -168,7 +168,7 @@ class Sensitivity(Controller):
     ) -> None:
         self._largest = check_fidelities(fidelities)[-1]
         self._sensitivity = SensitivityCourse(space, fidelities, settings)
-        self._batches = Batches(self._course(), objective)
+        self._batches = Batches(objective, self._course())
 
     def ask(self, n: int) -> list[Proposal]:
         return self._batches.ask(n)

@@ -37,7 +37,7 @@ class Uniform(Controller):
     ) -> None:
         self._space = space
         self._largest = check_fidelities(fidelities)[-1]
-        self._batches = Batches(self._course(), objective)
+        self._batches = Batches(objective, self._course())
 
     def ask(self, n: int) -> list[Proposal]:
         return self._batches.ask(n)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from secateur.search.executor import Evaluates, Executor, Job
+from secateur.search.executor import Evaluates, Executor, Job, Setup, Staff
 from secateur.spaces.measurement import Measurement
 
 
@@ -25,6 +24,11 @@ class LocalSettings(BaseModel):
     threads: int | None = Field(default=None, gt=0)
     batch: int = Field(default=16, gt=0)
 
+    @property
+    def deterministic(self) -> bool:
+        """One job at a time, always in the same order."""
+        return True
+
 
 class LocalExecutor(Executor):
     """Evaluates in this process, one job at a time, while the driver waits.
@@ -32,11 +36,13 @@ class LocalExecutor(Executor):
     An exception of the evaluator leaves `wait` as it is; the job is then no longer pending.
 
     Args:
-        make_evaluator: sets up the evaluator; called once, when the first job is run.
+        settings: see there.
+        setup: called once, when the first job is run.
     """
 
-    def __init__(self, make_evaluator: Callable[[], Evaluates]) -> None:
-        self._make_evaluator = make_evaluator
+    def __init__(self, settings: LocalSettings, setup: Setup) -> None:
+        self._settings = settings
+        self._setup = setup
         self._evaluator: Evaluates | None = None
         self._job: Job | None = None
 
@@ -48,6 +54,14 @@ class LocalExecutor(Executor):
     def n_pending(self) -> int:
         return 0 if self._job is None else 1
 
+    @property
+    def job_size(self) -> int:
+        return self._settings.batch
+
+    @property
+    def staff(self) -> Staff:
+        return Staff(workers=1, busy=self.n_pending)
+
     def submit(self, job: Job) -> None:
         if self._job is not None:
             raise RuntimeError(f"Expected a free place for job {job.number}, got none. Call `wait` first.")
@@ -58,7 +72,7 @@ class LocalExecutor(Executor):
             raise RuntimeError("Expected a pending job to wait for, got none. Call `submit` first.")
         job, self._job = self._job, None
         if self._evaluator is None:
-            self._evaluator = self._make_evaluator()
+            self._evaluator = self._setup(self._setup.directories)
         return [(job, self._evaluator.evaluate(job.candidates, job.fidelity))]
 
     def close(self) -> None:

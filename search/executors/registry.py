@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
-from secateur.search.executor import Evaluates, Executor
+from secateur.search.executor import Executor, Setup
+from secateur.search.executors.cluster.connection import reached
+from secateur.search.executors.cluster.executor import RayExecutor
+from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.local import LocalExecutor, LocalSettings
 
 
@@ -17,24 +21,34 @@ class ExecutorRow:
     """One executor.
 
     Args:
-        settings: model of its section in the settings; has `kind` and `batch` (candidates a job).
-        build: the executor from its settings and from what sets up an evaluator in a worker.
+        settings: model of its section in the settings; has `kind`, `batch` (candidates a round) and
+            `deterministic`.
+        build: the executor from its settings and from what sets up a worker.
+        reached: context in which whatever the workers need is there, from the settings and from what will be sent to
+            them; entered before anything is begun. Raises a UsageError.
         summary: one line for listings.
+        in_process: whether the one worker is the driver itself.
     """
 
     settings: type[BaseModel]
-    build: Callable[[Any, Callable[[], Evaluates]], Executor]
+    build: Callable[[Any, Setup], Executor]
+    reached: Callable[[Any, Any], AbstractContextManager[None]]
     summary: str
-
-
-def _build_local(_settings: LocalSettings, make_evaluator: Callable[[], Evaluates]) -> Executor:
-    return LocalExecutor(make_evaluator)
+    in_process: bool = False
 
 
 EXECUTORS: dict[str, ExecutorRow] = {
     "local": ExecutorRow(
         settings=LocalSettings,
-        build=_build_local,
+        build=LocalExecutor,
+        reached=lambda settings, travels: nullcontext(),
         summary="in this process, one job at a time",
+        in_process=True,
+    ),
+    "ray": ExecutorRow(
+        settings=RaySettings,
+        build=RayExecutor,
+        reached=reached,
+        summary="Ray actors, on this machine or on a cluster",
     ),
 }

@@ -1,0 +1,102 @@
+"""Sends this code to nodes that have none, or another version of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from secateur.search.errors import UsageError
+from secateur.search.executors.cluster.library import load_ray
+
+ROOMS = ("search", "spaces", "pruners", "evaluators")
+
+
+def runtime_env(directory: Path) -> dict[str, Any]:
+    """What Ray's workers need to run this code: nothing if every node has it already.
+
+    Args:
+        directory: for a copy of the code, kept as long as Ray may read it.
+
+    Raises:
+        UsageError: if a node lacks a library that the code needs.
+    """
+    ray = load_ray()
+
+    here = _digest()
+    others = {
+        node["NodeID"]: node.get("NodeManagerHostname", node["NodeManagerAddress"])
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != ray.get_runtime_context().get_node_id()
+    }
+    found = dict(zip(others, ray.get([_probe(node) for node in others]), strict=True))
+    for node, (missing, _) in found.items():
+        if missing:
+            raise UsageError(
+                f"Expected {', '.join(missing)} on every node of the cluster, found none on {others[node]}. Install "
+                f"the versions of constraints.txt there; Secateur itself is sent along."
+            )
+    if all(digest == here for _, digest in found.values()):
+        return {}
+    package = directory / "secateur"
+    for room in ROOMS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(_place(room), package / room, ignore=ignored, dirs_exist_ok=True)
+    return {"py_modules": [str(package)]}
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A directory for `runtime_env`."""
+    return tempfile.TemporaryDirectory(prefix="secateur-code-")
+
+
+def _place(room: str) -> Path:
+    spec = importlib.util.find_spec(f"secateur.{room}")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _digest() -> str:
+    """SHA-256 over the code, wherever it is installed."""
+    total = hashlib.sha256()
+    for room in ROOMS:
+        root = _place(room)
+        for path in sorted(root.rglob("*.py")):
+            total.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def _probe(node: str) -> Any:
+    """A running task on a node: (libraries that it lacks, digest of its code or "")."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray = load_ray()
+
+    rooms = ROOMS
+
+    def look() -> tuple[list[str], str]:  # travels as code: the node may have none of ours
+        import hashlib
+        import importlib.util
+        import pathlib
+
+        needed = ("torch", "transformers", "safetensors", "numpy", "scipy", "pydantic", "optuna")
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        total = hashlib.sha256()
+        for room in rooms:
+            try:
+                spec = importlib.util.find_spec(f"secateur.{room}")
+            except ModuleNotFoundError:
+                spec = None
+            if spec is None or not spec.submodule_search_locations:
+                return missing, ""
+            root = pathlib.Path(next(iter(spec.submodule_search_locations)))
+            for path in sorted(root.rglob("*.py")):
+                total.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+        return missing, total.hexdigest()
+
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=where)(look).remote()

@@ -1,0 +1,197 @@
+"""Starts a Ray on this machine, or joins a cluster, and says what is wrong where that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from secateur.search.errors import UsageError
+from secateur.search.executor import ExecutorError
+from secateur.search.executors.cluster.library import load_ray
+from secateur.search.executors.cluster.settings import RaySettings
+
+OBJECT_STORE_BYTES = 256 << 20
+"""Of a Ray of our own: candidates and measurements are small, weights are mapped files."""
+
+PROBE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A Ray that is connected to.
+
+    Args:
+        joined: whether it was there before.
+        ours: whether this process connected to it just now, and has to disconnect.
+        n_workers: how many workers are to be started.
+    """
+
+    joined: bool
+    ours: bool
+    n_workers: int
+
+
+def connect(settings: RaySettings) -> Connection:
+    """Connect to Ray; a connection that this process has is used as it is.
+
+    Raises:
+        UsageError: if Ray is not installed, no cluster answers at the address, it runs another version of Ray or
+            Python, or has too few CPUs or GPUs.
+    """
+    ray = load_ray()
+    known = ray.is_initialized()
+    if not known:
+        with _own_signal_handlers():
+            _start(settings) if settings.address is None else _join(settings.address)
+    try:
+        return Connection(known or settings.address is not None, not known, _n_workers(settings))
+    except UsageError:
+        if not known:
+            ray.shutdown()
+        raise
+
+
+@contextlib.contextmanager
+def reached(settings: RaySettings, travels: Any) -> Iterator[None]:
+    """Be connected to Ray, before anything else is begun.
+
+    Args:
+        settings: of the executor.
+        travels: what workers will be given.
+
+    Raises:
+        UsageError: as `connect`, or if it can't be pickled.
+    """
+    connection = connect(settings)
+    try:
+        check_pickles(travels)
+        yield
+    except ExecutorError:  # there may be no Ray any more to disconnect from
+        raise
+    except BaseException:
+        disconnect(connection)
+        raise
+    disconnect(connection)
+
+
+def check_pickles(travels: Any) -> None:
+    """See that something can be sent to workers.
+
+    Raises:
+        UsageError: if not.
+    """
+    try:
+        load_ray().cloudpickle.dumps(travels)
+    except Exception as error:  # whatever its own methods raise
+        raise UsageError(
+            f"Expected what workers are set up with to be picklable, got {type(error).__name__}: {error}. Keep open "
+            f"files, locks and models out of plug-ins, and make them in the worker."
+        ) from error
+
+
+def disconnect(connection: Connection) -> None:
+    """Leave the cluster, or end the Ray that `connect` started."""
+    if connection.ours:
+        load_ray().shutdown()
+
+
+def _quiet() -> dict[str, Any]:
+    return {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+
+
+def _start(settings: RaySettings) -> None:
+    n_cpus = os.cpu_count() or 1
+    wanted = math.ceil((settings.workers or 0) * settings.cpus_per_worker)
+    load_ray().init(
+        address="local", num_cpus=max(n_cpus, wanted), object_store_memory=OBJECT_STORE_BYTES, **_quiet()
+    )
+
+
+def _join(address: str) -> None:
+    if address != "auto":
+        _probe(address)
+    quiet = _quiet()
+    quiet.pop("include_dashboard")
+    try:
+        load_ray().init(address=address, **quiet)
+    except ConnectionError as error:
+        raise UsageError(
+            f"Expected a Ray cluster at `executor.address` {address}, got none ({_first_line(error)}). "
+            f"{_advice(address)}"
+        ) from None
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise UsageError(
+            f"Expected the versions of Ray and Python that the cluster at {address} runs, got others: "
+            f"{' '.join(str(error).split())} Install the same ones here and there."
+        ) from None
+
+
+def _advice(address: str) -> str:
+    """What to do where Ray found no cluster."""
+    if address == "auto":
+        return "Start one with `ray start --head`, or leave the address out."
+    mode = os.environ.get("RAY_AUTH_MODE", "unset")
+    return (  # something listens there
+        f"Set RAY_AUTH_MODE (here: {mode}) as it is at the head; if that is `token`, ~/.ray/auth_token must be the same "
+        f"in both places."
+    )
+
+
+def _probe(address: str) -> None:
+    """Fail at once where nobody listens: Ray itself tries for a minute."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"Expected a Ray cluster at `executor.address` {address}, got: {_first_line(error)}. Start its head "
+            f"with `ray start --head --port {port}`, or correct the address."
+        ) from None
+
+
+def _n_workers(settings: RaySettings) -> int:
+    """How many workers there will be.
+
+    Raises:
+        UsageError: if the cluster has no room for them.
+    """
+    total = load_ray().cluster_resources()
+    each = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
+    room = {name: total.get(name, 0.0) / amount for name, amount in each.items() if amount}
+    name = min(room, key=lambda name: room[name])
+    most = math.floor(room[name] + 1e-9)
+    wanted = settings.workers or max(most, 1)
+    if wanted > most:
+        raise UsageError(
+            f"Expected {wanted * each[name]:g} {name}s for {wanted} workers, got a cluster with "
+            f"{total.get(name, 0.0):g}. Lower `executor.workers` or `executor.{name.lower()}s_per_worker`, "
+            "or add nodes."
+        )
+    return wanted
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keep Ray from putting its own in place of those that end a search cleanly."""
+    if threading.current_thread() is not threading.main_thread():  # where Ray sets none
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

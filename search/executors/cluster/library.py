@@ -1,0 +1,32 @@
+"""Ray, imported when it is needed, and quiet."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from secateur.search.errors import UsageError
+
+_ENVIRONMENT = {
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints to stdout that a worker died; the executor says so by itself
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without GPUs sees none; else a warning about the change
+}
+"""Read by Ray when it is imported; what the user has set stays."""
+
+
+def load_ray() -> Any:
+    """The module.
+
+    Raises:
+        UsageError: if it is not installed.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise UsageError(
+            "Expected Ray for the executor `ray`, found none. Install it: pip install 'secateur[ray]'."
+        ) from None
+    return ray

@@ -1,0 +1,59 @@
+"""Settings of the executor `ray`."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_ADDRESS = re.compile(r"[^\s:/]+:\d{1,5}")
+
+
+class RaySettings(BaseModel):
+    """Workers as Ray actors.
+
+    Args:
+        address: None starts a Ray of its own on this machine; ``auto`` joins the cluster that this machine is part
+            of; ``host:port`` joins the one with this head.
+        workers: how many; None: as many as the cluster has CPUs (and GPUs) for.
+        cpus_per_worker: CPUs that a worker takes, and threads that it computes with.
+        gpus_per_worker: GPUs that a worker takes; below 1 several workers share one, each with a copy of the model;
+            above 1 the model is spread over them.
+        attempts: how often a candidate is tried that takes its worker with it, before it counts as infeasible.
+        timeout_s: longest time for a call, in seconds; None: no limit. What takes longer counts as hung.
+        batch: candidates in flight or, in a deterministic search, in a round: at least so many over all workers.
+        deterministic: ask in rounds, as the local executor does: the same trials for one seed, whatever the number of
+            workers, at the price of workers that wait for the end of each round.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["ray"] = "ray"
+    address: str | None = None
+    workers: int | None = Field(default=None, gt=0)
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    attempts: int = Field(default=2, gt=0)
+    timeout_s: float | None = Field(default=3600, gt=0)
+    batch: int = Field(default=16, gt=0)
+    deterministic: bool = False
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str | None) -> str | None:
+        if address is not None and address != "auto" and not _ADDRESS.fullmatch(address):
+            raise ValueError(f"Expected `address` to be null, auto or host:port, got {address!r}.")
+        return address
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _check_gpus(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"Expected `gpus_per_worker` below 1 or a whole number, got {gpus}.")
+        return gpus
+
+    @property
+    def worker_threads(self) -> int:
+        """Threads that a worker computes with."""
+        return max(1, int(self.cpus_per_worker))
