@@ -8,6 +8,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from secateur.spaces.parameters import IntParameter
+
 
 class Candidate(Protocol):
     """A small immutable value with one canonical text: its identity, cache key and stored form."""
@@ -106,3 +108,30 @@ class Space(ABC, Generic[C]):
     @abstractmethod
     def disassemble(self, candidate: C) -> tuple[int, ...]:
         """Inverse of `assemble`."""
+
+    # --- parameters, for optimisers that propose a value for each of them ---
+
+    def parameters(self) -> tuple[IntParameter, ...]:
+        """What a candidate of any budget is made of: here the option of each slot, by its position.
+
+        A space with conditions names every parameter that may apply; `from_parameters` leaves the others out
+        of account.
+        """
+        return tuple(
+            IntParameter(name, 0, len(self.options(slot)) - 1) for slot, name in enumerate(self.slots)
+        )
+
+    def to_parameters(self, candidate: C) -> dict[str, int]:
+        """The values that make the candidate, by the parameters' names."""
+        chosen = enumerate(self.disassemble(candidate))
+        positions = [list(self.options(slot)).index(option) for slot, option in chosen]
+        return dict(zip(self.slots, positions, strict=True))
+
+    def from_parameters(self, values: Mapping[str, int], budget: int, rng: np.random.Generator) -> C:
+        """The candidate with these values if it meets the budget, else a near one that does.
+
+        Optimisers know nothing of budgets: what they propose is repaired, and `to_parameters` tells them what
+        became of it.
+        """
+        options = [self.options(slot)[values[name]] for slot, name in enumerate(self.slots)]
+        return self.repair(self.assemble(options), budget, rng)

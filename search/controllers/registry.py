@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from secateur.search.controller import Controller
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
+from secateur.search.controllers.optuna import Optuna, OptunaSettings
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings
 from secateur.search.controllers.uniform import Uniform, UniformSettings
@@ -20,15 +21,18 @@ class ControllerRow:
 
     Args:
         settings: what the section ``controller`` of the settings may hold.
-        build: the controller, from (space, fidelities, seed, settings, objective="loss").
+        build: the controller, from (space, fidelities, seed, settings), and by the keyword `objectives` the
+            names of the search's objectives if it takes several.
         summary: one line for ``secateur list controllers``.
         source: address of the paper that it comes from; empty if there is none.
+        multi_objective: whether it takes several objectives; the others minimise ``loss``.
     """
 
     settings: type[BaseModel]
     build: Callable[..., Controller]
     summary: str
     source: str
+    multi_objective: bool = False
 
 
 CONTROLLERS: dict[str, ControllerRow] = {
@@ -55,5 +59,12 @@ CONTROLLERS: dict[str, ControllerRow] = {
         build=Sensitivity,
         summary="measures every slot alone and solves for the best combination",
         source="https://arxiv.org/abs/2202.04290",
+    ),
+    "optuna": ControllerRow(
+        settings=OptunaSettings,
+        build=Optuna,
+        summary="a sampler of Optuna's: tpe, nsga2, nsga3, gp, cmaes, random, or a dotted name",
+        source="https://arxiv.org/abs/1907.10902",
+        multi_objective=True,
     ),
 }

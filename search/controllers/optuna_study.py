@@ -1,0 +1,137 @@
+"""A study of Optuna's in memory: a sampler proposes values, the space makes candidates of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from secateur.search.controller import Trial
+from secateur.search.controllers.optuna_samplers import build_sampler, row_of
+from secateur.search.objectives import oriented
+from secateur.spaces.space import Space
+
+if TYPE_CHECKING:  # takes a second to import
+    import optuna
+
+ATTEMPTS = 50  # mutations, each of the last one, for one new candidate before it is given up
+BUDGET = "budget"  # the parameter that chooses one of several budgets
+INFEASIBLE = "infeasible"  # the constraint that is violated by a candidate without values
+
+
+class SampledStudy:
+    """Some budgets of a space as Optuna sees them.
+
+    What a sampler proposes rarely meets a budget. It is repaired, or moved on if it was proposed before, and
+    the trial is given the parameters of the candidate that came of it, so that the sampler learns from what
+    was really measured. Trials that are under way stay unfinished, with their parameters: TPE and GP keep away
+    from them, the others don't mind.
+
+    Args:
+        space: what is searched.
+        budgets: indices of budgets; a parameter of its own if there are several.
+        objectives: names in `OBJECTIVES`; all are minimised, after `oriented`.
+        sampler: see `build_sampler`.
+        options: see `build_sampler`.
+        seed: of the sampler and of the repairs, the latter with the number of the trial.
+
+    Raises:
+        ValueError: if there is no such sampler or it does not take the options.
+    """
+
+    def __init__(
+        self,
+        space: Space[Any],
+        budgets: Sequence[int],
+        objectives: Sequence[str],
+        sampler: str,
+        options: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space = space
+        self._budgets = tuple(budgets)
+        self._objectives = tuple(objectives)
+        self._seed = seed
+        self._constrained = row_of(sampler).constrained
+        self._distributions: dict[str, Any] = {
+            p.name: optuna.distributions.IntDistribution(p.low, p.high, step=p.step)
+            for p in space.parameters()
+        }
+        if len(budgets) > 1:
+            self._distributions[BUDGET] = optuna.distributions.IntDistribution(0, len(budgets) - 1)
+        open_ones = {name: d for name, d in self._distributions.items() if not d.single()}
+        self._storage = optuna.storages.InMemoryStorage()
+        self._study = optuna.create_study(
+            storage=self._storage,
+            sampler=build_sampler(sampler, options, seed, open_ones),
+            directions=["minimize"] * len(objectives),
+        )
+        self._id = self._storage.get_study_id_from_name(self._study.study_name)
+        self._worst: list[float] | None = None  # in each objective
+
+    @property
+    def n_parameters(self) -> int:
+        """How many parameters there are."""
+        return len(self._distributions)
+
+    def start_with(self, candidate: Any, budget: int) -> None:
+        """Propose this candidate of the budget before the sampler's own."""
+        self._study.enqueue_trial(self._parameters(candidate, budget))
+
+    def ask(self, is_new: Callable[[Any], bool]) -> tuple[optuna.Trial, Any] | None:
+        """A trial and its candidate, or None if no new one turned up."""
+        import optuna
+
+        trial = self._study.ask(self._distributions)
+        values = trial.params
+        rng = np.random.default_rng((self._seed, trial.number))
+        budget = self._budgets[values.get(BUDGET, 0)]
+        candidate = self._space.from_parameters(values, budget, rng)
+        for _ in range(ATTEMPTS):
+            if is_new(candidate):
+                self._correct(trial, values, self._parameters(candidate, budget))
+                return trial, candidate
+            last, candidate = candidate, self._space.mutate(candidate, rng)
+            if candidate.text == last.text:  # it has no neighbours
+                break
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return None
+
+    def tell(self, asked: optuna.Trial, measured: Trial) -> None:
+        """What came out of a trial.
+
+        An infeasible candidate counts as bad as the worst of the others, and violates a constraint if the sampler
+        heeds constraints. Nothing is learned from it if there are no others yet.
+
+        Raises:
+            ValueError: if the measurement lacks an objective.
+        """
+        import optuna
+
+        if measured.measurement.infeasible is None:
+            values = list(oriented(measured, self._objectives, rounded=True))
+            self._worst = [max(pair) for pair in zip(values, self._worst or values, strict=True)]
+            self._study.tell(asked, values)
+        elif self._worst is None:
+            self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        else:
+            if self._constrained:
+                asked.set_constraint(INFEASIBLE, 1.0)
+            self._study.tell(asked, self._worst)
+
+    def _parameters(self, candidate: Any, budget: int) -> dict[str, int]:
+        values = self._space.to_parameters(candidate)
+        return {**values, BUDGET: self._budgets.index(budget)} if len(self._budgets) > 1 else values
+
+    def _correct(self, trial: optuna.Trial, old: Mapping[str, int], new: Mapping[str, int]) -> None:
+        """Give the trial the parameters of its candidate."""
+        number = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+        for name, value in new.items():
+            if value != old.get(name):
+                distribution = self._distributions[name]
+                internal = distribution.to_internal_repr(value)
+                self._storage.set_trial_param(number, name, internal, distribution)

@@ -1,0 +1,57 @@
+"""What another run found, as candidates to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.search.front import comparable, non_dominated
+from secateur.search.study import SETTINGS, Study
+from secateur.spaces.space import Space
+
+
+def front_of(directory: Path, space: Space[Any]) -> list[tuple[int, Any]]:
+    """The front of a run, less its baselines, as candidates of this space with the budgets that they meet.
+
+    A candidate that meets none is repaired to the budget nearest to what it uses up. The front may grow while
+    its search goes on: a search that shall be continued by replay starts from one that has ended.
+
+    Args:
+        directory: of the run.
+        space: what is searched now; candidates of the run that are none of its own are left out.
+
+    Returns:
+        (index of the budget, candidate), in the order of the front, each candidate once.
+
+    Raises:
+        ValueError: if there is no run in the directory, or no candidate of this space on its front.
+    """
+    with Study.open(directory) as study:
+        objectives = study.settings.get("objectives") or ["loss"]
+        baselines = set(study.about.baselines.values())
+        trials = [t for t in comparable(study.trials) if t.measurement.candidate not in baselines]
+    found: dict[str, tuple[int, Any]] = {}
+    for trial in non_dominated(trials, objectives):
+        try:
+            candidate = space.parse(trial.measurement.candidate)
+        except ValueError:
+            continue
+        budget = space.budget_of(candidate)
+        if budget is None:
+            budget = _nearest_budget(space, candidate)
+            candidate = space.repair(candidate, budget, np.random.default_rng(trial.number))
+        found.setdefault(candidate.text, (budget, candidate))
+    if not found:
+        raise ValueError(
+            f"Expected `warm_start` to be a run with candidates of this space on its front, got {directory}. "
+            f"Compare `space` in its {SETTINGS} with the one here."
+        )
+    return list(found.values())
+
+
+def _nearest_budget(space: Space[Any], candidate: Any) -> int:
+    """The budget whose usage is nearest to the candidate's; the lower one if two are."""
+    usage = sum(space.usage(slot, option) for slot, option in enumerate(space.disassemble(candidate)))
+    return min(range(len(space.budgets)), key=lambda b: abs(space.usage_bounds(b)[0] - usage))
