@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from json import dumps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.console import complain, show, show_json
+from secateur.search.console import complain, show, show_json, show_line
 from secateur.search.errors import UsageError
 
 if TYPE_CHECKING:
     from secateur.search.display import Display
+    from secateur.search.recovery import Recovered
     from secateur.search.run import Run
     from secateur.search.settings import Settings
 
@@ -48,11 +51,59 @@ def show_front(run: Run, json: bool, more: Mapping[str, Any] | None = None) -> N
     show(f"picture: {picture}")
 
 
+def show_recovered(run: Run, results: Sequence[Recovered], json: bool) -> None:
+    """What became of recovered trials, beside what they were before."""
+    rows = []
+    for found in results:
+        trial = run.study.trials[found.trial]
+        test = run.test_of(trial)
+        rows.append(
+            {
+                "trial": found.trial,
+                "model": None if found.directory is None else str(found.directory / "model"),
+                "test": None if test is None else dict(test.values),
+                "recovered": None if found.measurement is None else dict(found.measurement.values),
+                "note": found.note,
+            }
+        )
+        if not json and found.measurement is not None:
+            show(f"trial {found.trial} {found.note or 'recovered'}: {rows[-1]['model']}")
+            names = ("loss", "ce")
+            facts = {} if test is None else {"test, as searched": one_line(_only(test.values, names))}
+            show_facts(facts | {"test, as recovered": one_line(_only(found.measurement.values, names))})
+        elif not json:
+            show(f"trial {found.trial}: {found.note}")
+    if json:
+        show_json({"run": str(run.study.directory), "recovered": rows})
+
+
+def _only(values: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    return {name: values[name] for name in names if name in values}
+
+
 def show_facts(facts: Mapping[str, str]) -> None:
     """Names and values, one pair a line."""
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
         show(f"  {name.ljust(width)}  {value}")
+
+
+def watch_status(run: Path, every: float, json: bool) -> None:
+    """Print how far a search is, again and again, until nobody writes it any more or Ctrl-C."""
+    from rich.console import Console
+
+    from secateur.search.watch import watch, watch_here
+
+    if not every > 0:
+        raise UsageError(f"Expected `--every` > 0 seconds, got {every}.")
+    try:
+        if json:
+            watch(run, lambda facts: show_line(dumps(facts)), every)
+        else:
+            watch_here(run, Console(highlight=False), every)
+            complain(f"Nobody is writing {run} any more.", "note")
+    except KeyboardInterrupt:
+        complain("No longer watching; the search goes on.", "note")
 
 
 def one_line(values: Mapping[str, float]) -> str:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from secateur.search.controller import Trial
-from secateur.search.course import UNIFORM, best_by_budget, budgets
-from secateur.search.front import hypervolume_series, non_dominated
+from secateur.search.executor import Executor, Staff
 from secateur.search.loop import Outcome
+from secateur.search.progress import Progress
 from secateur.search.settings import Budget, Settings
 from secateur.search.study import Spent
 from secateur.search.tables import shown
-from secateur.spaces.measurement import Fidelity
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -30,21 +29,20 @@ class Tally:
 
     Args:
         settings: of the search.
+        baselines: canonical texts of the baselines by name.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        baselines: Mapping[str, str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.budget = settings.budget
         self.spent = Spent()
         self.n_known = 0
-        self.best: dict[str, Trial] = {}  # by budget
-        self.uniform: dict[str, Trial] = {}
-        self.hypervolume: float | None = None
-        self._objectives = settings.objectives
-        self._fidelity = Fidelity("search", settings.evaluator.fidelities[-1])
-        self._targets: tuple[float, ...] = getattr(settings.space, "targets", ())
-        self._baselines: list[Trial] | None = None
-        self._front: list[Trial] = []
+        self._progress = Progress(settings, baselines)
         self._clock = clock
         self._began = clock()
         self._fresh = Spent()  # measured in this process
@@ -55,32 +53,22 @@ class Tally:
     def add(self, trials: Sequence[Trial], spent: Spent) -> None:
         self.spent = spent
         self._fresh = self._fresh.plus(trial for trial in trials if trial.number >= self.n_known)
-        shown_here = [
-            t for t in trials if t.measurement.fidelity == self._fidelity and t.measurement.infeasible is None
-        ]
-        if self._baselines is None:  # they are the first round of every search
-            self._take_baselines(shown_here)
-        if not shown_here:
-            return
-        known = {label: t.measurement.values["sparsity"] for label, t in self.uniform.items()}
-        self.best = best_by_budget([*self.best.values(), *shown_here], known)
-        self._front = non_dominated([*self._front, *shown_here], self._objectives, self._fidelity)
-        texts = {trial.measurement.candidate for trial in self._baselines or ()}
-        together = {t.number: t for t in [*(self._baselines or ()), *self._front]}
-        series = hypervolume_series(together.values(), self._objectives, texts, self._fidelity)
-        self.hypervolume = series[-1][1] if series else None
+        self._progress.add(trials)
 
-    def _take_baselines(self, trials: Sequence[Trial]) -> None:
-        """The first round: the dense model, then the uniform candidate of each target."""
-        self._baselines = list(trials)
-        names = ["dense", *(f"{UNIFORM}{target:.10g}" for target in self._targets)]
-        named = dict(zip(names, trials, strict=False))
-        self.uniform = {label: named[UNIFORM + label] for label in budgets(named)}
+    @property
+    def best(self) -> dict[str, dict[str, float]]:
+        """The best loss of each budget so far, with the uniform one: ``{"0.6": {"loss": ..., "uniform": ...}}``."""
+        return self._progress.best()
+
+    @property
+    def hypervolume(self) -> float | None:
+        """Of the front so far."""
+        return self._progress.hypervolume()
 
     @property
     def done(self) -> float:
         """Share of the budget that is used up, in [0, 1]."""
-        return min(1.0, _share(self.spent, self.budget))
+        return min(1.0, self.budget.share(self.spent))
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -89,9 +77,14 @@ class Tally:
         return self._fresh.tokens / elapsed if self._fresh.tokens and elapsed > 0 else None
 
     @property
+    def evaluations_per_hour(self) -> float:
+        """Measured in this process, by the clock on the wall."""
+        return 3600 * self._fresh.evaluations / max(self._clock() - self._began, 1e-9)
+
+    @property
     def seconds_left(self) -> float | None:
         """Until the budget is used up, at the pace so far."""
-        fresh = _share(self._fresh, self.budget)
+        fresh = self.budget.share(self._fresh)
         return (self._clock() - self._began) * (1 - self.done) / fresh if fresh > 0 else None
 
     @property
@@ -109,6 +102,7 @@ class Tally:
         parts = []
         if self.tokens_per_second is not None:
             parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+            parts.append(f"{self.evaluations_per_hour:,.0f} evaluations/h")
         n_blocks = self.spent.blocks + self.spent.blocks_saved
         if n_blocks:
             parts.append(f"{self.spent.blocks:,} blocks ({self.spent.blocks_saved / n_blocks:.0%} saved)")
@@ -132,9 +126,11 @@ class Display:
 
     def __init__(self, console: Console, settings: Settings | None = None) -> None:
         self._console = console
-        self._tally = None if settings is None else Tally(settings)
+        self._settings = settings
+        self._tally: Tally | None = None
         self._stage = "starting"
         self._searching = False
+        self._executor: Executor | None = None
         self._said = ""  # kind of the last plain line
         self._said_at = -SECONDS_BETWEEN_LINES
         self._live = _live(console) if console.is_terminal else None
@@ -150,6 +146,17 @@ class Display:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+    def watch(self, baselines: Mapping[str, str], executor: Executor) -> None:
+        """A search is about to start.
+
+        Args:
+            baselines: canonical texts of its baselines by name.
+            executor: whose workers are shown, too.
+        """
+        self._executor = executor
+        if self._settings is not None:
+            self._tally = Tally(self._settings, baselines)
 
     def say(self, line: str) -> None:
         """Name the stage that begins. Steps of one stage, such as 3/30, are not all shown as plain lines."""
@@ -180,7 +187,16 @@ class Display:
         stage = Spinner("dots", Text(self._stage))
         if self._tally is None or not self._searching:
             return stage
-        return Group(stage, _bar(self._tally), Text(f"  {self._tally.work}", "dim"), _best(self._tally))
+        lines = [f"  {line}" for line in (self._tally.work, *self._staff()) if line]
+        return Group(stage, _bar(self._tally), Text("\n".join(lines), "dim"), _best(self._tally))
+
+    def _staff(self) -> list[str]:
+        """How the workers are: a line, and one for each of the last troubles."""
+        staff = None if self._executor is None else self._executor.staff
+        if staff is None or staff == Staff(1, staff.busy):  # the one worker that is here
+            return []
+        lost = f", {staff.lost} lost and replaced" if staff.lost else ""
+        return [f"{staff.busy} of {staff.workers} workers busy{lost}", *staff.troubles]
 
     # --- as an observer of a search ---
 
@@ -196,14 +212,13 @@ class Display:
             return
         tally.add(trials, spent)
         self._stage = "searching"
-        best = ", ".join(
-            f"{shown('loss', t.measurement.values['loss'])} at {n}" for n, t in tally.best.items()
-        )
+        best = ", ".join(f"{shown('loss', pair['loss'])} at {label}" for label, pair in tally.best.items())
         parts = [
             f"searching: {tally.done:.0%}",
             tally.counts,
             tally.work,
             f"best {best}" if best else "",
+            *self._staff()[:1],
             tally.left,
         ]
         self._plain("; ".join(part for part in parts if part), kind="searching")
@@ -254,21 +269,11 @@ def _best(tally: Tally) -> Table:
     table = Table(box=SIMPLE, pad_edge=True, show_edge=False)
     for heading in ("sparsity", "best loss", "uniform", "ratio"):
         table.add_column(heading, justify="right")
-    for label, trial in tally.best.items():
-        best, uniform = (t.measurement.values["loss"] for t in (trial, tally.uniform[label]))
+    for label, pair in tally.best.items():
+        best, uniform = pair["loss"], pair["uniform"]
         ratio = f"{best / uniform:.2f}x" if uniform > 0 else ""
         table.add_row(label, shown("loss", best), shown("loss", uniform), ratio)
     return table
-
-
-def _share(spent: Spent, budget: Budget) -> float:
-    """The largest share of a limit that was spent."""
-    pairs = [
-        (spent.evaluations, budget.evaluations),
-        (spent.tokens, budget.tokens),
-        (spent.seconds / 60, budget.minutes),
-    ]
-    return max((used / limit for used, limit in pairs if limit is not None), default=0.0)
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,20 @@ from pathlib import Path
 from secateur.search.errors import UsageError
 
 
+def writer_of(directory: Path) -> str | None:
+    """Who is writing the run, as far as its lock file tells; a process of this machine that is gone doesn't count."""
+    try:
+        holder = json.loads((directory / RunLock.NAME).read_text(encoding="utf-8"))
+        host, pid = str(holder["host"]), int(holder["pid"])
+        if host == socket.gethostname():
+            os.kill(pid, 0)  # sends nothing; fails if there is no such process
+    except PermissionError:  # it is there, and another user's
+        pass
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return f"process {pid} on {host}"
+
+
 class RunLock:
     """Holds ``run.lock`` in a run directory until it is closed or its process ends.
 

@@ -1,158 +1,132 @@
-"""The study as Optuna's tools see it: a copy in a journal file, made from the truth and never read back."""
+"""The mirror: keeps Optuna's copy of a study up to date from a thread of its own, so that no search waits for it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from types import TracebackType
 
 from secateur.search.controller import Trial
 from secateur.search.loop import Outcome
-from secateur.search.objectives import OBJECTIVES
+from secateur.search.optuna_copy import OptunaCopy
 from secateur.search.settings import Budget
-from secateur.search.study import Spent, Study
-from secateur.spaces.measurement import Fidelity
-from secateur.spaces.space import Space
+from secateur.search.study import Spent
 
-if TYPE_CHECKING:  # takes a second to import
-    import optuna
-
-NAME = "optuna.log"
-STUDY_NAME = "secateur"
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+PATIENCE_S = 30.0  # to catch up when the search has ended
 
 
 class Mirror:
-    """Writes the search trials of one fidelity to ``optuna.log``, feasible ones as complete, others as failed.
+    """Follows a search as an observer; a context manager, which has the thread end.
 
-    A parameter a slot of the space, with the index of its option as value; candidate, trial number, fidelity
-    and reason are user attributes. A file that is damaged or that belongs to other objectives is made anew.
-    As an observer of a search it follows along; if it can't write, it gives up and says so in `failure`.
+    A storage that fails is tried again after a second, then after ever longer pauses. That the mirror lags is said
+    once, and once that it has caught up. At the end it gets `patience` seconds for what is missing, unless its
+    storage fails even then; the next search or dashboard of the run goes on from there.
 
     Args:
-        study: open for writing, so that nobody else writes the mirror.
-        space: of its candidates.
-        objectives: names in `OBJECTIVES`.
-        fidelity: of the trials to show.
+        copy: of a study that is open for writing, so that nobody else writes the copy. Used by the thread alone.
+        say: told of troubles, in the driver's thread.
+        pause: seconds until the second try.
+        patience: seconds.
     """
 
     def __init__(
-        self, study: Study, space: Space[Any], objectives: Sequence[str], fidelity: Fidelity
+        self,
+        copy: OptunaCopy,
+        say: Callable[[str], None],
+        *,
+        pause: float = FIRST_PAUSE_S,
+        patience: float = PATIENCE_S,
     ) -> None:
-        self.failure: str | None = None
-        self._study = study
-        self._space = space
-        self._objectives = tuple(objectives)
-        self._fidelity = fidelity
-        self._about = {"objectives": list(objectives), "fidelity": fidelity.text, "slots": list(space.slots)}
-        self._path = (study.directory / NAME).absolute()
-        self._copy: optuna.Study | None = None
-        self._n_seen = 0  # trials of the study that are in the copy or don't belong there
+        self._copy = copy
+        self._say = say
+        self._first_pause = pause
+        self._patience = patience
+        self._trouble = ""  # why the mirror lags; empty while it doesn't
+        self._unsaid: deque[str] = deque()
+        self._work = threading.Event()
+        self._ending = threading.Event()  # one more try, then end
+        self._abandoned = threading.Event()  # end, whatever is missing
+        # A daemon: a database that hangs must not keep a process alive whose search has ended.
+        self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
 
-    def catch_up(self) -> None:
-        """Add what is in the study and not yet in the mirror.
+    def __enter__(self) -> Mirror:
+        self._thread.start()
+        return self
 
-        Raises:
-            OSError: if the file can't be written.
-        """
-        if self._copy is None:
-            self._copy = self._open()
-        for trial in self._study.trials[self._n_seen :]:
-            if trial.measurement.fidelity == self._fidelity:
-                self._copy.add_trial(self._frozen(trial))
-            self._n_seen += 1
-
-    def _open(self) -> optuna.Study:
-        """The copy, made anew if what is in the file is no beginning of this study."""
-        self._path.with_name(NAME + ".lock").unlink(missing_ok=True)  # left by a driver that was killed
-        if self._path.exists():
-            _cut_torn_line(self._path)
-            try:
-                return self._continued()
-            except (ValueError, LookupError, TypeError, AttributeError, AssertionError):
-                self._path.unlink()  # damaged, or of other objectives
-        self._n_seen = 0
-        sampler = _optuna().samplers.RandomSampler()  # not used
-        directions = [OBJECTIVES[name].direction for name in self._objectives]
-        copy: optuna.Study = _optuna().create_study(
-            storage=self._storage(), study_name=STUDY_NAME, directions=directions, sampler=sampler
-        )
-        copy.set_user_attr("about", self._about)
-        return copy
-
-    def _continued(self) -> optuna.Study:
-        """The copy in the file.
-
-        Raises:
-            ValueError, and what Optuna raises on a damaged file: if it can't be continued.
-        """
-        sampler = _optuna().samplers.RandomSampler()
-        copy: optuna.Study = _optuna().load_study(
-            storage=self._storage(), study_name=STUDY_NAME, sampler=sampler
-        )
-        numbers = [frozen.user_attrs["number"] for frozen in copy.get_trials(deepcopy=False)]
-        ours = [t.number for t in self._study.trials if t.measurement.fidelity == self._fidelity]
-        if copy.user_attrs["about"] != self._about or numbers != ours[: len(numbers)]:
-            raise ValueError("Expected a mirror of this study, got another.")
-        self._n_seen = numbers[-1] + 1 if numbers else 0
-        return copy
-
-    def _storage(self) -> optuna.storages.JournalStorage:
-        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
-
-        path = str(self._path)
-        return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileSymlinkLock(path, grace_period=3)))
-
-    def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
-        """The trial in Optuna's terms."""
-        m = trial.measurement
-        options = self._space.disassemble(self._space.parse(m.candidate))
-        distributions: dict[str, Any] = {
-            name: _optuna().distributions.IntDistribution(min(known), max(known))
-            for name, known in ((name, self._space.options(i)) for i, name in enumerate(self._space.slots))
-        }
-        attributes = {"number": trial.number, "candidate": m.candidate, "fidelity": m.fidelity.text}
-        feasible = m.infeasible is None
-        states = _optuna().trial.TrialState
-        frozen: optuna.trial.FrozenTrial = _optuna().trial.create_trial(
-            state=states.COMPLETE if feasible else states.FAIL,
-            values=[m.values[name] for name in self._objectives] if feasible else None,
-            params=dict(zip(self._space.slots, options, strict=True)),
-            distributions=distributions,
-            user_attrs=attributes if feasible else {**attributes, "infeasible": m.infeasible},
-        )
-        return frozen
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._abandoned.set()
+        self._ending.set()
+        self._work.set()
+        self._thread.join(self._patience if kind is None else min(self._patience, 1.0))
+        self._abandoned.set()
+        self._report()
+        n_missing = self._copy.n_missing
+        if n_missing and kind is None:
+            reason = f" ({self._trouble})" if self._trouble else ""
+            self._say(
+                f"the mirror {self._copy.storage.text} lacks {n_missing} trials{reason}; they are safe in the run, "
+                f"and the same command adds them, as does `secateur dashboard`"
+            )
 
     # --- as an observer of a search ---
 
     def on_start(self, n_known: int, budget: Budget) -> None:
-        self._try_to_catch_up()
+        self._work.set()
 
     def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
-        self._try_to_catch_up()
+        self._report()
+        self._work.set()
 
     def on_end(self, outcome: Outcome) -> None:
-        """Nothing is left to do."""
+        self._report()
 
-    def _try_to_catch_up(self) -> None:
-        if self.failure is None:
+    def _report(self) -> None:
+        while self._unsaid:
+            self._say(self._unsaid.popleft())
+
+    # --- the thread ---
+
+    def _follow(self) -> None:
+        """Copy what is new until the search has ended."""
+        pause = 0.0
+        while not self._abandoned.is_set():
+            self._work.wait()
+            self._ending.wait(pause)
+            self._work.clear()
+            last = self._ending.is_set()
             try:
-                self.catch_up()
-            except OSError as error:
-                self.failure = f"{self._path} is not kept up to date any more: {error}."
+                self._copy.catch_up(self._abandoned.is_set)
+            except Exception as error:  # noqa: BLE001  # drivers raise what they like; no mirror ends a search
+                self._lag(error)
+                pause = min(2 * pause or self._first_pause, LONGEST_PAUSE_S)
+                self._work.set()
+            else:
+                self._caught_up()
+                pause = 0.0
+            if last:
+                break
+        self._let_go()
 
+    def _lag(self, error: Exception) -> None:
+        self._let_go()  # the next try looks anew at what has arrived
+        reason = self._copy.storage.reason(error)
+        if not self._trouble:
+            self._unsaid.append(
+                f"the mirror {self._copy.storage.text} lags: {reason}; the search goes on, and it will catch up"
+            )
+        self._trouble = reason
 
-def _optuna() -> Any:
-    """Optuna, quiet; it takes a second to import."""
-    import optuna
+    def _caught_up(self) -> None:
+        if self._trouble and not self._abandoned.is_set():
+            self._unsaid.append(f"the mirror {self._copy.storage.text} has caught up")
+            self._trouble = ""
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Cut the file at its last newline: Optuna would append to half a line."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        os.truncate(path, end)
+    def _let_go(self) -> None:
+        with contextlib.suppress(Exception):  # of a connection that is dead already
+            self._copy.close()

@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from secateur.search.course import UNIFORM, best_by_budget, budgets
 from secateur.search.display import duration
-from secateur.search.front import hypervolume_series
-from secateur.search.lock import RunLock
+from secateur.search.lock import writer_of
+from secateur.search.progress import Progress
 from secateur.search.run import Run
 from secateur.search.tables import shown
 
 
-def summary(run: Run) -> dict[str, Any]:
-    """Plain values for programs; see `status_lines` for people."""
-    study, settings = run.study, run.settings
-    baselines = {n: t for n, t in run.baselines.items() if t.measurement.infeasible is None}
-    best = best_by_budget(run.trials(), budgets(baselines))
-    volumes = hypervolume_series(
-        study.trials, run.objectives, set(study.about.baselines.values()), run.fidelity
-    )
+def summary(run: Run, progress: Progress | None = None) -> dict[str, Any]:
+    """Plain values for programs; see `status_lines` for people.
+
+    Args:
+        run: the run.
+        progress: folded from its trials, if that was done before.
+    """
+    if progress is None:
+        progress = Progress(run.settings, run.study.about.baselines)
+        progress.add(run.study.trials)
     return {
-        "run": str(study.directory),
-        "model": settings.model,
-        "space": settings.space.kind,
-        "controller": settings.controller.kind,
-        "writer": _writer(study.directory),
-        "measurements": dict(Counter(t.measurement.fidelity.text for t in study.trials)),
-        "infeasible": dict(
-            Counter(t.measurement.infeasible for t in study.trials if t.measurement.infeasible)
-        ),
-        "spent": asdict(study.spent),
-        "budget": settings.budget.model_dump(exclude_none=True),
-        "front": len(run.front()),
-        "hypervolume": volumes[-1][1] if volumes else None,
-        "best": {label: _beside(trial, baselines[UNIFORM + label]) for label, trial in best.items()},
+        "run": str(run.study.directory),
+        "model": run.settings.model,
+        "space": run.settings.space.kind,
+        "controller": run.settings.controller.kind,
+        "writer": writer_of(run.study.directory),
+        **progress.facts(),
     }
-
-
-def _beside(trial: Any, uniform: Any) -> dict[str, Any]:
-    losses = {"loss": trial.measurement.values["loss"], "uniform": uniform.measurement.values["loss"]}
-    return {"trial": trial.number, **losses}
 
 
 def status_lines(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -60,7 +42,9 @@ def status_lines(facts: Mapping[str, Any]) -> dict[str, str]:
         "now": f"written by {facts['writer']}" if facts["writer"] else "nobody is writing it",
         "spent": f"{spent['evaluations']:,} evaluations, {spent['tokens']:,} tokens, {duration(spent['seconds'])} "
         f"of work",
-        "budget": ", ".join(f"{value:,} {name}" for name, value in budget.items()),
+        "pace": _pace(facts.get("evaluations_per_hour")),
+        "budget": ", ".join(f"{value:,} {name}" for name, value in budget.items())
+        + f" ({facts['used']:.0%} used)",
         "blocks": f"{spent['blocks']:,} computed, {spent['blocks_saved']:,} saved "
         f"({spent['blocks_saved'] / max(1, n_blocks):.0%})",
         "measured": ", ".join(f"{n:,} at {fidelity}" for fidelity, n in facts["measurements"].items()),
@@ -74,19 +58,29 @@ def status_lines(facts: Mapping[str, Any]) -> dict[str, str]:
     return {name: line for name, line in lines.items() if line}
 
 
+def status_line(facts: Mapping[str, Any]) -> str:
+    """What changes while a search runs, in one line."""
+    spent = facts["spent"]
+    n_blocks = spent["blocks"] + spent["blocks_saved"]
+    losses = [
+        f"{shown('loss', best['loss'])} at {label} (uniform {shown('loss', best['uniform'])})"
+        for label, best in facts["best"].items()
+    ]
+    failures = sorted(facts["infeasible"].items(), key=lambda pair: -pair[1])
+    parts = [
+        f"{facts['used']:.0%}: {spent['evaluations']:,} evaluations, {spent['tokens']:,} tokens",
+        _pace(facts.get("evaluations_per_hour")),
+        f"{spent['blocks_saved'] / n_blocks:.0%} of blocks saved" if n_blocks else "",
+        f"front {facts['front']}" + _hypervolume(facts["hypervolume"]),
+        f"best {', '.join(losses)}" if losses else "",
+        f"infeasible: {', '.join(f'{n} {reason!r}' for reason, n in failures)}" if failures else "",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _pace(evaluations_per_hour: float | None) -> str:
+    return "" if evaluations_per_hour is None else f"{evaluations_per_hour:,.0f} evaluations/h"
+
+
 def _hypervolume(value: float | None) -> str:
     return "" if value is None else f", hypervolume {value:.4f}"
-
-
-def _writer(directory: Path) -> str | None:
-    """Who is writing the run, as far as its lock file tells; a process that is gone doesn't count."""
-    try:
-        holder = json.loads((directory / RunLock.NAME).read_text(encoding="utf-8"))
-        host, pid = str(holder["host"]), int(holder["pid"])
-        if host == socket.gethostname():
-            os.kill(pid, 0)  # sends nothing; fails if there is no such process
-    except PermissionError:  # it is there, and another user's
-        pass
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return f"process {pid} on {host}"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -16,6 +17,7 @@ import secateur.search.app as rooms
 from secateur.search import cli, console
 from secateur.search.display import SECONDS_BETWEEN_LINES, Display, Tally
 from secateur.search.doctor import examine
+from secateur.search.executor import Staff
 from secateur.search.interrupt import Interrupt
 from secateur.search.loop import Outcome
 from secateur.search.study import Spent
@@ -226,6 +228,7 @@ def test_search_ends_with_the_front_and_what_to_do_next(secateur, monkeypatch, t
     def search(settings, directory, *, observers, say, on_ready):
         say("loading tiny")
         run = make_run(directory)
+        on_ready(SimpleNamespace(baselines=run.study.about.baselines), SimpleNamespace(staff=Staff(1, 0)))
         for observer in observers:
             observer.on_start(0, settings.budget)
             observer.on_trials(run.trials(), run.study.spent)
@@ -285,21 +288,23 @@ def test_a_signal_before_or_after_a_search_interrupts():
 
 def test_the_tally_follows_a_search(made):
     now = [0.0]
-    tally = Tally(make_settings(), clock=lambda: now[0])
+    tally = Tally(make_settings(), made.study.about.baselines, clock=lambda: now[0])
     trials = made.trials()
     tally.start(5, make_settings().budget)
     tally.add(trials[:3], Spent().plus(trials[:3]))  # the baselines, known from before
     assert tally.tokens_per_second is None
-    assert list(tally.uniform) == ["0.3", "0.6"]
+    assert list(tally.best) == ["0.3", "0.6"]
+    assert all(pair["loss"] == pair["uniform"] for pair in tally.best.values())
     now[0] = 10.0
     tally.add(trials[3:], Spent().plus(trials))
     assert tally.done == len(trials) / 30
     assert tally.tokens_per_second == (len(trials) - 5) * SEARCH.n_tokens / 10
     assert tally.seconds_left == pytest.approx(10 * (30 - len(trials)) / (len(trials) - 5))
     uniform = made.baselines["uniform@0.6"].measurement.values["sparsity"]
-    assert tally.best["0.6"] == min(
-        (t for t in trials if abs(t.measurement.values["sparsity"] - uniform) <= 0.005),
-        key=lambda t: t.measurement.values["loss"],
+    assert tally.best["0.6"]["loss"] == min(
+        t.measurement.values["loss"]
+        for t in trials
+        if abs(t.measurement.values["sparsity"] - uniform) <= 0.005
     )
     assert tally.hypervolume is not None
     assert "25% saved" in tally.work
@@ -319,12 +324,16 @@ def test_plain_lines_are_few(made, monkeypatch):
 
 def test_a_terminal_shows_the_best_so_far(made):
     stream = io.StringIO()
+    staff = Staff(2, 1, lost=1, troubles=("worker a:1 died",))
     with Display(Console(file=stream, force_terminal=True, width=120), make_settings()) as display:
+        display.watch(made.study.about.baselines, SimpleNamespace(staff=staff))
         display.on_start(0, make_settings().budget)
         display.on_trials(made.trials(), made.study.spent)
     shown = stream.getvalue()
     assert "best loss" in shown
     assert "/30 evaluations" in shown
+    assert "1 of 2 workers busy, 1 lost and replaced" in shown
+    assert "worker a:1 died" in shown
 
 
 # --- doctor ---

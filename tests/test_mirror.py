@@ -1,52 +1,133 @@
-"""The mirror that Optuna's tools read."""
+"""The mirror that Optuna's tools read: a journal in the run, or a database."""
 
 from __future__ import annotations
 
+import gc
+import sqlite3
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from secateur.search.address import check_storage, engine_url, masked
+from secateur.search.errors import UsageError
+from secateur.search.executors.local import LocalExecutor, LocalSettings
+from secateur.search.loop import Search
 from secateur.search.mirror import Mirror
-from secateur.search.settings import Budget
-from tests.toy import LARGE, SPACE, search, start
+from secateur.search.optuna_copy import OptunaCopy
+from secateur.search.settings import Budget, identity, resolved, settings_from
+from secateur.search.storages import storage_of
+from tests.toy import LARGE, SPACE, Ready, ToyController, ToyEvaluator, child, search, start
+
+PASSWORD = "pa{}ss%40@word"
 
 
-def mirrored(directory: Path) -> list:
-    import optuna
-    from optuna.storages.journal import JournalFileBackend, JournalStorage
-
-    storage = JournalStorage(JournalFileBackend(str(directory / "optuna.log")))
-    return optuna.load_study(study_name="secateur", storage=storage).get_trials()
+def copy_of(study, address=None, objectives=("loss", "params")):
+    return OptunaCopy(study, SPACE, objectives, LARGE, storage_of(study.directory, address))
 
 
-def test_the_mirror_holds_the_trials_of_the_largest_fidelity(tmp_path):
-    search(tmp_path, Budget(evaluations=50))
-    with start(tmp_path) as study:
-        Mirror(study, SPACE, ["loss", "sparsity"], LARGE).catch_up()
-        ours = [t for t in study.trials if t.measurement.fidelity == LARGE]
-    copies = mirrored(tmp_path)
-    assert [c.user_attrs["number"] for c in copies] == [t.number for t in ours]
-    for copy, trial in zip(copies, ours, strict=True):
+@contextmanager
+def closing(copy):
+    try:
+        yield copy
+    finally:
+        copy.close()
+        gc.collect()  # a connection that was forgotten would complain now
+
+
+def address_of(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'shared.db'}"
+
+
+def ours(study):
+    return [trial for trial in study.trials if trial.measurement.fidelity == LARGE]
+
+
+def mirrored(directory: Path, address=None) -> list:
+    """What Optuna itself reads."""
+    storage = storage_of(directory, address)
+    found = storage.load().get_trials()
+    storage.close()
+    return found
+
+
+def assert_mirrored(study, address=None):
+    copies = mirrored(study.directory, address)
+    assert [c.user_attrs["number"] for c in copies] == [t.number for t in ours(study)]
+    assert [c.number for c in copies] == list(range(len(copies)))
+    for copy, trial in zip(copies, ours(study), strict=True):
         m = trial.measurement
-        assert tuple(copy.params.values()) == SPACE.disassemble(SPACE.parse(m.candidate))
+        assert copy.params == SPACE.to_parameters(SPACE.parse(m.candidate))
+        assert copy.user_attrs["candidate"] == m.candidate
         if m.infeasible is None:
-            assert copy.values == [m.values["loss"], m.values["sparsity"]]
+            assert copy.values == [m.values["loss"], m.values["params"]]
         else:
-            assert copy.state.name == "FAIL"
             assert copy.user_attrs["infeasible"] == m.infeasible
-    assert {c.state.name for c in copies} == {"FAIL", "COMPLETE"}
+        assert copy.state.name == ("COMPLETE" if m.infeasible is None else "FAIL")
+        assert copy.datetime_complete is not None
+
+
+@pytest.fixture(params=["journal", "database"])
+def address(request, tmp_path):
+    return None if request.param == "journal" else address_of(tmp_path)
+
+
+# --- the copy ---
+
+
+def test_the_copy_holds_the_trials_of_the_largest_fidelity(tmp_path, address):
+    run = tmp_path / "run"
+    for n in (20, 50):
+        search(run, Budget(evaluations=n))
+        with start(run) as study, closing(copy_of(study, address)) as copy:
+            assert copy.n_missing == len(ours(study))
+            copy.catch_up()
+            copy.catch_up()
+            assert copy.n_missing == 0
+            assert_mirrored(study, address)
+    assert {c.state.name for c in mirrored(run, address)} == {"FAIL", "COMPLETE"}
+
+
+def test_a_batch_in_a_database_is_what_optuna_would_write(tmp_path):
+    """Our rows go into Optuna's tables directly; this notices when Optuna changes them."""
+    import optuna
+
+    search(tmp_path / "run", Budget(evaluations=50))
+    rows = {}
+    with start(tmp_path / "run") as study, closing(copy_of(study, address_of(tmp_path))) as copy:
+        copy.catch_up()
+    ours = storage_of(tmp_path / "run", address_of(tmp_path)).load()
+    theirs = optuna.create_study(
+        storage=f"sqlite:///{tmp_path / 'theirs.db'}", study_name="theirs", directions=ours.directions
+    )
+    theirs.add_trials(ours.trials)
+    for name in ("shared.db", "theirs.db"):
+        with sqlite3.connect(tmp_path / name) as connection:
+            rows[name] = {
+                table: sorted(map(repr, connection.execute(f"select {columns} from {table}")))
+                for table, columns in (
+                    ("trials", "trial_id, number, study_id, state, datetime_start, datetime_complete"),
+                    ("trial_values", "trial_id, objective, value, value_type"),
+                    ("trial_params", "trial_id, param_name, param_value, distribution_json"),
+                    ("trial_user_attributes", "trial_id, key, value_json"),
+                )
+            }
+        connection.close()
+    assert rows["shared.db"]["trials"]
+    assert rows["shared.db"] == rows["theirs.db"]
+    for study in (ours, theirs):
+        study._storage._backend.engine.dispose()
 
 
 @pytest.mark.parametrize(
     "damage", ["none", "torn", "garbage", "empty", "no slots", "lock", "other objectives"]
 )
-def test_the_mirror_catches_up_whatever_has_happened_to_it(tmp_path, damage):
+def test_the_journal_catches_up_whatever_has_happened_to_it(tmp_path, damage):
     search(tmp_path, Budget(evaluations=20))
     path = tmp_path / "optuna.log"
     with start(tmp_path) as study:
-        Mirror(
-            study, SPACE, ["loss"] if damage == "other objectives" else ["loss", "params"], LARGE
-        ).catch_up()
+        copy_of(study, objectives=["loss"] if damage == "other objectives" else ["loss", "params"]).catch_up()
     whole = path.read_bytes()
     spoilt = {
         "torn": whole[:-9],
@@ -59,19 +140,267 @@ def test_the_mirror_catches_up_whatever_has_happened_to_it(tmp_path, damage):
         path.with_name("optuna.log.lock").symlink_to(path)
     search(tmp_path, Budget(evaluations=50))
     with start(tmp_path) as study:
-        mirror = Mirror(study, SPACE, ["loss", "params"], LARGE)
-        mirror.catch_up()
-        mirror.catch_up()
-        numbers = [t.number for t in study.trials if t.measurement.fidelity == LARGE]
-    assert [c.user_attrs["number"] for c in mirrored(tmp_path)] == numbers
+        copy_of(study).catch_up()
+        assert_mirrored(study)
     if damage in ("none", "torn", "lock"):
         assert path.read_bytes().startswith(whole[: whole[:-9].rfind(b"\n")])  # continued, not made anew
 
 
-def test_a_mirror_that_cannot_be_written_does_not_hold_up_the_search(tmp_path):
+def test_runs_of_one_name_share_a_database_without_meeting(tmp_path):
+    address = address_of(tmp_path)
+    runs = [tmp_path / parent / "run" for parent in "ab"]
+    for run, n in zip(runs, (20, 30), strict=True):
+        search(run, Budget(evaluations=n))
+        with start(run) as study, closing(copy_of(study, address)) as copy:
+            copy.catch_up()
+    for run in runs:
+        with start(run) as study:
+            assert_mirrored(study, address)
+    names = [(run / "optuna.name").read_text() for run in runs]
+    assert all(name.startswith("run-") for name in names)
+    assert names[0] != names[1]
+
+
+@pytest.mark.parametrize("change", ["objectives", "a copied run", "a stranger's trial", "name"])
+def test_what_cannot_be_continued_stays_in_the_database(tmp_path, change):
+    import optuna
+
+    address, run, other = address_of(tmp_path), tmp_path / "run", tmp_path / "other"
+    search(run, Budget(evaluations=20))
+    with start(run) as study, closing(copy_of(study, address)) as copy:
+        copy.catch_up()
+    before = optuna.get_all_study_names(address)
+    if change == "a stranger's trial":
+        optuna.load_study(storage=address, study_name=before[0]).add_trial(
+            optuna.trial.create_trial(values=[0.0, 0.0])
+        )
+    if change == "name":
+        (run / "optuna.name").unlink()
+    if change == "a copied run":  # with the name of the other's study, and then trials of its own
+        search(other, Budget(evaluations=20), batch=5)
+        (other / "optuna.name").write_text((run / "optuna.name").read_text())
+        run = other
+    objectives = ("loss",) if change == "objectives" else ("loss", "params")
+    with start(run) as study, closing(copy_of(study, address, objectives)) as copy:
+        copy.catch_up()
+        assert [c.user_attrs["number"] for c in mirrored(run, address)] == [t.number for t in ours(study)]
+    assert len(set(optuna.get_all_study_names(address)) - set(before)) == 1
+    assert set(before) < set(optuna.get_all_study_names(address))
+
+
+# --- the thread ---
+
+
+def mirrored_search(directory, storage, said, evaluator=None):
+    """A toy search with a mirror that is tried again at once; the outcome and the study."""
+    setup = Ready(evaluator or ToyEvaluator(SPACE))
+    controller, budget = ToyController(SPACE, (64, 256), seed=3), Budget(evaluations=50)
+    with start(directory) as study, LocalExecutor(LocalSettings(), setup) as executor:
+        copy = OptunaCopy(study, SPACE, ("loss", "params"), LARGE, storage)
+        with Mirror(copy, said.append, pause=0.001) as mirror:
+            observers = [mirror]
+            loop = Search(
+                study, SPACE.baselines(), controller, executor, budget, LARGE, batch=6, observers=observers
+            )
+            outcome = loop.run()
+    assert not mirror._thread.is_alive()
+    return outcome, study
+
+
+class Outage:
+    """A storage that refuses while it is down; `after` so many failed tries it is back."""
+
+    def __init__(self, storage, after=None):
+        self._storage = storage
+        self._after = after
+        self.n_failed = 0
+
+    def __getattr__(self, name):
+        return getattr(self._storage, name)
+
+    def _fail(self):
+        if self._after is None or self.n_failed < self._after:
+            self.n_failed += 1
+            raise ConnectionError("the database has gone away")
+
+    def load(self):
+        self._fail()
+        return self._storage.load()
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_mirror_follows_a_search_and_survives_an_outage(tmp_path, address, after):
+    said = []
+    storage = Outage(storage_of(tmp_path / "run", address), after)
+    _, study = mirrored_search(tmp_path / "run", storage, said)
+    assert_mirrored(study, address)
+    assert [("lags" in line, "caught up" in line) for line in said] == [(True, False), (False, True)] * (
+        after > 0
+    )
+    gc.collect()
+
+
+def test_an_outage_in_the_middle_leaves_nothing_twice(tmp_path):
+    """A batch that fails after it was written, as when the connection breaks at the commit."""
+
+    class Breaks(Outage):
+        def load(self):
+            return self._storage.load()
+
+        def add(self, *batch):
+            self._storage.add(*batch)
+            self._fail()
+
+    said, run, address = [], tmp_path / "run", address_of(tmp_path)
+    _, study = mirrored_search(run, Breaks(storage_of(run, address), after=2), said)
+    assert_mirrored(study, address)
+    assert "caught up" in said[-1]
+
+
+def test_a_storage_that_stays_away_is_said_once_and_at_the_end(tmp_path):
+    said, run = [], tmp_path / "run"
+    outcome, study = mirrored_search(run, Outage(storage_of(run, address_of(tmp_path))), said)
+    assert outcome.reason == "budget"
+    assert len(said) == 2
+    assert "lags: the database has gone away" in said[0]
+    assert f"lacks {len(ours(study))} trials (the database has gone away)" in said[1]
+    mirrored_search(run, storage_of(run, address_of(tmp_path)), said)  # the same command again
+    assert len(said) == 2
+    assert_mirrored(study, address_of(tmp_path))
+
+
+def test_a_journal_that_cannot_be_written_does_not_hold_up_the_search(tmp_path):
+    said, run = [], tmp_path / "run"
+    start(run).close()
+    (run / "optuna.log").mkdir()
+    outcome, _ = mirrored_search(run, storage_of(run, None), said)
+    assert outcome.reason == "budget"
+    assert all("optuna.log" in line for line in said)
+
+
+def test_a_storage_that_hangs_does_not_hold_up_the_search(tmp_path):
+    free, said, run = threading.Event(), [], tmp_path / "run"
+    storage = storage_of(run, None)
+
+    class Hangs(Outage):
+        def load(self):
+            free.wait()
+            return self._storage.load()
+
+    with start(run) as study:
+        mirror = Mirror(copy_of(study), said.append, patience=0.01)
+        mirror._copy.storage = Hangs(storage)
+        with mirror:
+            mirror.on_start(0, Budget(evaluations=1))
+            outcome = search(tmp_path / "other", Budget(evaluations=50))[0]  # not waiting for anything
+            study.append(
+                [t.measurement for t in search(tmp_path / "other", Budget(evaluations=50))[1].trials]
+            )
+            mirror.on_trials(study.trials, study.spent)
+        assert outcome.reason == "budget"
+        assert f"lacks {len(ours(study))} trials" in said[0]
+        free.set()
+        mirror._thread.join()
+        assert mirrored(run) == []  # it was given up, whatever comes later
+
+
+def test_a_search_that_fails_ends_the_thread(tmp_path):
+    said = []
     with start(tmp_path) as study:
-        mirror = Mirror(study, SPACE, ["loss", "params"], LARGE)
-        (tmp_path / "optuna.log").mkdir()
+        mirror = Mirror(copy_of(study), said.append)
         mirror.on_start(0, Budget(evaluations=1))
-        mirror.on_trials([], study.spent)
-    assert "optuna.log" in mirror.failure
+        with pytest.raises(ZeroDivisionError), mirror:
+            raise ZeroDivisionError
+    assert not mirror._thread.is_alive()
+    assert said == []
+
+
+def test_a_driver_that_is_killed_leaves_a_mirror_that_catches_up(tmp_path):
+    address = address_of(tmp_path)
+    code = f"""
+    from tests.test_mirror import *
+    mirrored_search(directory, storage_of(directory, {address!r}), [], ToyEvaluator(SPACE, die_at=30))
+    """
+    run = tmp_path / "run"
+    assert child(code, run).wait(60) == -9
+    said = []
+    _, study = mirrored_search(run, storage_of(run, address), said)
+    assert_mirrored(study, address)
+    assert said == []
+
+
+# --- addresses ---
+
+
+def test_passwords_are_masked(monkeypatch):
+    from urllib.parse import quote
+
+    address = f"postgresql://me:{quote(PASSWORD, safe='')}@host:5432/db"
+    for text in (address, f"secateur search -o 'storage={address}' --run x", f"storage: {address}\nseed: 0"):
+        hidden = masked(text)
+        assert "pa%7B" not in hidden
+        assert "://me:***@host:5432/db" in hidden
+        assert len(hidden.splitlines()) == len(text.splitlines())
+    assert masked("postgresql://me:p@ss/w@host/db") == "postgresql://me:***@host/db"
+    assert masked("mysql://host/db?user=me&password=x&a=b") == "mysql://host/db?user=me&password=***&a=b"
+    for plain in ("postgresql://me:${SECRET}@host/db", "postgresql://me@host/db", "sqlite:////tmp/a:b.db"):
+        assert masked(plain) == plain
+
+
+def test_the_environment_fills_in_a_password(monkeypatch):
+    monkeypatch.setenv("SECRET", "s3")
+    url = engine_url("postgresql://me:${SECRET}@host/db")
+    assert (url.password, url.host) == ("s3", "host")
+    assert url.drivername in ("postgresql+psycopg", "postgresql+psycopg2")
+    monkeypatch.delenv("SECRET")
+    with pytest.raises(UsageError, match="SECRET"):
+        engine_url("postgresql://me:${SECRET}@host/db")
+
+
+def test_a_password_with_braces_reaches_the_database(tmp_path):
+    """Optuna fills a template with the address."""
+    search(tmp_path / "run", Budget(evaluations=5))
+    address = f"sqlite:///{tmp_path / 'a{b}.db'}"
+    with start(tmp_path / "run") as study, closing(copy_of(study, address)) as copy:
+        copy.catch_up()
+    assert (tmp_path / "a{b}.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("postgresql+psycopg://me:geheim@127.0.0.1:9/db", "127.0.0.1"),
+        ("postgresql+psycopg://me:geheim@no-such-host.invalid/db", "no-such-host"),
+        ("postgres://me:geheim@127.0.0.1/db", "'postgres'"),
+        ("oracle+oracledb://me:geheim@127.0.0.1/db", "driver"),
+        ("sqlite:////nowhere/at/all.db", "unable to open"),
+        ("sqlite:///{garbage}", "not a database"),
+        ("://me:geheim@", "such as postgresql"),
+    ],
+)
+def test_a_storage_that_refuses_is_an_error_before_anything_is_changed(tmp_path, address, said):
+    from secateur.search import app
+
+    if "psycopg" in address:
+        pytest.importorskip("psycopg")
+    (tmp_path / "garbage").write_bytes(b"no database, but rather long" * 50)
+    settings = settings_from({"storage": address.format(garbage=tmp_path / "garbage")})
+    with pytest.raises(UsageError) as error:
+        app.search(settings, tmp_path / "run")
+    assert said in str(error.value)
+    assert "geheim" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_storage_that_answers_is_no_error(tmp_path):
+    check_storage(None)
+    check_storage(address_of(tmp_path))
+    gc.collect()
+
+
+def test_storage_is_a_setting_that_may_change(monkeypatch):
+    one, other = settings_from({"storage": "sqlite:///a.db"}), settings_from({"storage": "${DATABASE}"})
+    assert identity(one) == identity(other)
+    assert resolved(other)["storage"] == "${DATABASE}"
+    with pytest.raises(UsageError, match="`storage` such as postgresql"):
+        settings_from({"storage": "mirror.log"})

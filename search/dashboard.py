@@ -1,0 +1,95 @@
+"""optuna-dashboard on the mirror of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from secateur.search.address import check_storage
+from secateur.search.errors import UsageError
+from secateur.search.lock import RunLock
+from secateur.search.optuna_copy import OptunaCopy
+from secateur.search.run import Run
+from secateur.search.storages import Storage, storage_of
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a request: a page asks for several things at once."""
+
+    daemon_threads = True
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """No line a request."""
+
+
+def serve_dashboard(run: Run, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve the dashboard until a KeyboardInterrupt, which it lets through; its address is said.
+
+    What the mirror lacks is added first, unless a driver is at it.
+
+    Args:
+        run: any, also one that is being written.
+        host: address to listen at; whoever reaches it may also change the mirror, which harms nothing.
+        port: 0 for any that is free.
+        say: told the address.
+
+    Raises:
+        UsageError: if optuna-dashboard is missing, the mirror can't be read, or the port can't be had.
+    """
+    make_app = _dashboard()
+    check_storage(run.settings.storage)
+    storage = storage_of(run.study.directory, run.settings.storage)
+    try:
+        name, opened = _mirrored(run, storage), storage.open()
+        try:
+            server = make_server(host, port, make_app(opened), server_class=_Server, handler_class=_Silent)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UsageError(
+                f"Expected to listen at {host}:{port}, got: {reason}. Choose another with --port or --host."
+            ) from None
+        with server:
+            say(f"http://{host}:{server.server_port}/dashboard/studies/{opened.get_study_id_from_name(name)}")
+            server.serve_forever()
+    finally:
+        storage.close()
+
+
+def _dashboard() -> Callable[[Any], Any]:
+    try:
+        import optuna_dashboard
+    except ImportError:
+        raise UsageError(
+            "Expected optuna-dashboard to be installed, got none. Install it: pip install 'secateur[dashboard]'."
+        ) from None
+    make_app: Callable[[Any], Any] = optuna_dashboard.wsgi
+    return make_app
+
+
+def _mirrored(run: Run, storage: Storage) -> str:
+    """Name of Optuna's study of the run, which is up to date if nobody else is writing it."""
+    lock = None
+    with contextlib.suppress(UsageError, OSError):  # a driver holds it, or the run is somebody else's
+        lock = RunLock(run.study.directory)
+    if lock is not None:
+        try:
+            run.study.refresh()
+            OptunaCopy(run.study, run.space, run.objectives, run.fidelity, storage).catch_up()
+        except Exception as error:
+            raise UsageError(
+                f"Expected to bring the mirror {storage.text} up to date, got: {storage.reason(error)}."
+            ) from error
+        finally:
+            lock.close()
+    found = storage.load()
+    if found is None:
+        raise UsageError(
+            f"Expected a mirror of {run.study.directory} in {storage.text}, got none yet. Wait for the search to "
+            f"make it."
+        )
+    return found.study_name

@@ -1,0 +1,135 @@
+"""The study in Optuna's terms: a copy made from the truth, and never read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from secateur.search.controller import Trial
+from secateur.search.objectives import OBJECTIVES
+from secateur.search.storages import Storage, quiet_optuna
+from secateur.search.study import Study
+from secateur.spaces.measurement import Fidelity
+from secateur.spaces.space import Space
+
+if TYPE_CHECKING:
+    import optuna
+
+BATCH = 100  # trials of the study that are looked at, and their copies written, in one go
+
+
+class OptunaCopy:
+    """The search trials of one fidelity in a storage of Optuna's, feasible ones as complete, others as failed.
+
+    Parameters are those of the space; candidate, trial number, fidelity and reason are user attributes. A copy that
+    is damaged, or of other objectives or another study, is made anew.
+
+    Args:
+        study: the truth.
+        space: of its candidates.
+        objectives: names in `OBJECTIVES`.
+        fidelity: of the trials to show.
+        storage: where the copy is kept.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: Space[Any],
+        objectives: Sequence[str],
+        fidelity: Fidelity,
+        storage: Storage,
+    ) -> None:
+        self.storage = storage
+        self._study = study
+        self._space = space
+        self._objectives = tuple(objectives)
+        self._fidelity = fidelity
+        self._about = {
+            "objectives": list(objectives),
+            "fidelity": fidelity.text,
+            "slots": [parameter.name for parameter in space.parameters()],
+        }
+        self._distributions: dict[str, Any] = {}  # by parameter
+        self._copy: optuna.Study | None = None
+        self._n_copied = 0
+        self._n_seen = 0  # trials of the study that are in the copy or don't belong there
+
+    @property
+    def n_missing(self) -> int:
+        """Trials that are not in the copy, as far as is known here."""
+        return len(self._ours(self._study.trials[self._n_seen :]))
+
+    def catch_up(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Add what is in the study and not yet in the copy, a batch at a time; what was added stays.
+
+        Args:
+            enough: asked before each batch whether to leave the rest.
+
+        Raises:
+            Exception: whatever the storage raises; call `close` before the next try, which looks anew.
+        """
+        if self._copy is None:
+            self._open()
+        while self._n_seen < len(self._study.trials) and not enough():
+            chunk = self._study.trials[self._n_seen : self._n_seen + BATCH]
+            trials = [self._frozen(trial) for trial in self._ours(chunk)]
+            if trials:
+                self.storage.add(self._copy, trials, self._n_copied)  # type: ignore[arg-type]  # opened above
+            self._n_copied += len(trials)
+            self._n_seen += len(chunk)
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        self._copy = None
+        self.storage.close()
+
+    def _ours(self, trials: Sequence[Trial]) -> list[Trial]:
+        return [trial for trial in trials if trial.measurement.fidelity == self._fidelity]
+
+    def _open(self) -> None:
+        """Continue the copy that is there, or make one."""
+        self.storage.repair()
+        copy = None
+        try:
+            copy = self.storage.load()
+            known = self._known(copy)
+        except self.storage.damage:
+            known = None
+        if known is None:  # damaged, or of something else
+            self.storage.renew()
+            copy = None
+        if copy is None:
+            copy = self.storage.create([OBJECTIVES[name].direction for name in self._objectives])
+            copy.set_user_attr("about", self._about)
+        self._n_copied = len(known or ())
+        self._n_seen = known[-1] + 1 if known else 0
+        self._copy = copy
+
+    def _known(self, copy: optuna.Study | None) -> list[int] | None:
+        """Numbers of the trials in the copy; None if it is no beginning of this study."""
+        if copy is None:
+            return []
+        if copy.user_attrs.get("about") != self._about:
+            return None
+        known = self.storage.known(copy)
+        ours = [(t.number, t.measurement.candidate) for t in self._ours(self._study.trials)]
+        return [number for number, _ in known] if known == ours[: len(known)] else None
+
+    def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
+        """The trial in Optuna's terms."""
+        m, library = trial.measurement, quiet_optuna()
+        of = library.distributions.IntDistribution
+        if not self._distributions:
+            self._distributions = {p.name: of(p.low, p.high, step=p.step) for p in self._space.parameters()}
+        values = self._space.to_parameters(self._space.parse(m.candidate))
+        attributes = {"number": trial.number, "candidate": m.candidate, "fidelity": m.fidelity.text}
+        feasible, states = m.infeasible is None, library.trial.TrialState
+        frozen: optuna.trial.FrozenTrial = library.trial.create_trial(
+            state=states.COMPLETE if feasible else states.FAIL,
+            values=[m.values[name] for name in self._objectives] if feasible else None,
+            params=values,
+            distributions={name: self._distributions[name] for name in values},
+            user_attrs=attributes if feasible else {**attributes, "infeasible": m.infeasible},
+        )
+        return frozen

@@ -1,0 +1,82 @@
+"""How far a search is, folded from its trials as they come."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from secateur.search.controller import Trial
+from secateur.search.course import UNIFORM, best_by_budget, budgets
+from secateur.search.front import hypervolume_series, non_dominated
+from secateur.search.settings import Settings
+from secateur.search.study import Spent, trials_of
+from secateur.spaces.measurement import Fidelity
+
+
+class Progress:
+    """Counts, front, hypervolume and best losses; a few new trials cost little, however many there were.
+
+    Args:
+        settings: of the search.
+        baselines: canonical texts of the baselines by name.
+    """
+
+    def __init__(self, settings: Settings, baselines: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.spent = Spent()  # on search measurements
+        self._names = {text: name for name, text in baselines.items()}
+        self._fidelity = Fidelity("search", settings.evaluator.fidelities[-1])
+        self._measured: Counter[str] = Counter()  # by fidelity
+        self._infeasible: Counter[str] = Counter()  # by reason
+        self._baselines: dict[str, Trial] = {}  # feasible, by name
+        self._shown: list[Trial] = []  # feasible, at the fidelity that is compared
+        self._front: list[Trial] = []
+
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Trials that are new, in the order of their numbers."""
+        trials = list(trials)
+        self.spent = self.spent.plus(trials_of(trials, "search"))
+        self._measured.update(t.measurement.fidelity.text for t in trials)
+        self._infeasible.update(t.measurement.infeasible for t in trials if t.measurement.infeasible)
+        shown = [
+            t for t in trials if t.measurement.fidelity == self._fidelity and not t.measurement.infeasible
+        ]
+        for trial in shown:
+            name = self._names.get(trial.measurement.candidate)
+            if name is not None:
+                self._baselines[name] = trial
+        self._shown += shown
+        self._front = non_dominated([*self._front, *shown], self.settings.objectives, self._fidelity)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values for programs."""
+        return {
+            "measurements": dict(self._measured),
+            "infeasible": dict(self._infeasible),
+            "spent": asdict(self.spent),
+            "budget": self.settings.budget.model_dump(exclude_none=True),
+            "used": min(1.0, self.settings.budget.share(self.spent)),
+            "front": len(self._front),
+            "hypervolume": self.hypervolume(),
+            "best": self.best(),
+        }
+
+    def best(self) -> dict[str, dict[str, Any]]:
+        """The trial with the best loss of each budget, and the uniform one's loss."""
+        best = best_by_budget(self._shown, budgets(self._baselines))
+        return {label: _beside(t, self._baselines[UNIFORM + label]) for label, t in best.items()}
+
+    def hypervolume(self) -> float | None:
+        """Of the front, see `hypervolume_series`."""
+        trials = {t.number: t for t in [*self._baselines.values(), *self._front]}
+        series = hypervolume_series(
+            trials.values(), self.settings.objectives, set(self._names), self._fidelity
+        )
+        return series[-1][1] if series else None
+
+
+def _beside(trial: Trial, uniform: Trial) -> dict[str, Any]:
+    losses = {"loss": trial.measurement.values["loss"], "uniform": uniform.measurement.values["loss"]}
+    return {"trial": trial.number, **losses}
