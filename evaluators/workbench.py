@@ -149,6 +149,11 @@ class Workbench:
             self.loaded.tokenizer, self._texts[part], self.plan.window, n_tokens, order, self.plan.seed
         )
 
+    def training_windows(self) -> Int[Tensor, "windows length"]:
+        """All windows of the calibration part: what may be trained on, in the order of the seed."""
+        text = self._texts["calibration"]
+        return windows(self.loaded.tokenizer, text, self.plan.window, None, "random", self.plan.seed)
+
     @cached_property
     def key(self) -> StoreKey:
         """Identity of the level store."""

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.search.answers import one_line, open_display, show_facts, show_front
+from secateur.search.address import masked
+from secateur.search.answers import one_line, open_display, show_facts, show_front, watch_status
 from secateur.search.choice import Bounds, choose, with_bounds
-from secateur.search.console import FAILED, complain, run_command, show, show_json
+from secateur.search.console import FAILED, complain, run_command, show, show_json, show_line
 from secateur.search.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from secateur.search.executor import Executor
+    from secateur.search.loop import Search
 
 # Nothing that a command may not need is imported above: `secateur --help` is quick, and reading a run needs no torch.
 
@@ -62,11 +68,16 @@ def search(
     loaded = rooms.load_settings(settings, override or ())
     directory = run or Path("runs") / (settings.stem if settings else Path(loaded.model).stem)
     words = [str(settings)] * (settings is not None) + [x for o in override or () for x in ("-o", o)]
-    again = shlex.join(["secateur", "search", *words, "--run", str(directory)])
+    again = masked(shlex.join(["secateur", "search", *words, "--run", str(directory)]))
     with open_display(loaded) as display, Interrupt(display.note, again) as interrupt:
+
+        def on_ready(loop: Search, executor: Executor) -> None:
+            interrupt.watch(loop)
+            display.watch(loop.baselines, executor)
+
         try:
             outcome = rooms.search(
-                loaded, directory, observers=[display, interrupt], say=display.say, on_ready=interrupt.watch
+                loaded, directory, observers=[display, interrupt], say=display.say, on_ready=on_ready
             )
         except KeyboardInterrupt:
             display.note(f"Continue with: {again}")
@@ -155,8 +166,50 @@ def export(
 
 
 @app.command()
-def status(run: RunDir, json: Json = False) -> None:
+@with_bounds
+def recover(
+    run: RunDir,
+    trials: Annotated[
+        list[int] | None, typer.Argument(metavar="[TRIAL ...]", help="Numbers of trials, instead of bounds.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="What learns: lora, full or norms.")] = "lora",
+    loss: Annotated[str, typer.Option(help="kl (distil from the dense model) or ce.")] = "kl",
+    tokens: Annotated[int, typer.Option(help="To train on, repetitions counted.")] = 65536,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default: the method's own.")] = None,
+    rank: Annotated[int, typer.Option(help="Of the updates of lora.")] = 16,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default: a local one.")] = None,
+    *,
+    json: Json = False,
+    bounds: Bounds,
+) -> None:
+    """Train picked models for longer, zeros kept, and save them in RUN/recovered. The same command continues."""
+    from secateur.search import app as rooms
+    from secateur.search.answers import show_recovered
+    from secateur.search.recovery import recovery_settings
+
+    settings = recovery_settings(method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, address=address)
+    view = rooms.open_run(run)
+    chosen = [choose(view, number, bounds) for number in (trials or (None,))]
+    with open_display() as display:
+        results = rooms.recover(run, chosen, settings, say=display.say)
+    show_recovered(rooms.open_run(run), results, json)
+    if all(result.measurement is None for result in results):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def status(
+    run: RunDir,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look on until it ends; with --json a line an update.")
+    ] = False,
+    every: Annotated[float, typer.Option(help="Seconds between updates of --watch.")] = 2.0,
+    json: Json = False,
+) -> None:
     """How far a search is."""
+    if watch:
+        watch_status(run, every, json)
+        return
     from secateur.search.run import open_run
     from secateur.search.summary import status_lines, summary
 
@@ -166,6 +219,20 @@ def status(run: RunDir, json: Json = False) -> None:
         show_json(facts)
     else:
         show_facts(status_lines(facts))
+
+
+@app.command()
+def dashboard(
+    run: RunDir,
+    port: Annotated[int, typer.Option(help="0 for any that is free.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+) -> None:
+    """Look at a run in a browser, with optuna-dashboard. Ctrl-C ends it."""
+    from secateur.search.dashboard import serve_dashboard
+    from secateur.search.run import open_run
+
+    with contextlib.suppress(KeyboardInterrupt):
+        serve_dashboard(open_run(run), host, port, lambda address: show_line(f"{address}  (Ctrl-C ends it)"))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from secateur.search.address import masked
 from secateur.search.errors import UsageError
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -100,12 +101,17 @@ def _keep_traceback(error: Exception) -> str:
 
 def complain(message: str, kind: str = "error") -> None:
     """One line on stderr."""
-    print(f"secateur: {kind}: {' '.join(message.split())}", file=sys.stderr, flush=True)  # noqa: T201
+    print(f"secateur: {kind}: {' '.join(masked(message).split())}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def show(text: str = "") -> None:
     """Lines on stdout."""
     print(text)  # noqa: T201
+
+
+def show_line(line: str) -> None:
+    """A line on stdout that a reader sees at once."""
+    print(line, flush=True)  # noqa: T201
 
 
 def show_json(document: Any) -> None:

@@ -46,7 +46,8 @@ class Controller(ABC):
 
     The state of a controller is a fold of `ask` and `tell`: given the same seed and the same calls it
     proposes the same candidates, in any process, so that a study is continued by replay. It draws random
-    numbers only from generators seeded by (seed, number of the proposal or generation).
+    numbers only from generators of its own, seeded by the seed, or better by (seed, number of the proposal or
+    generation).
     A controller may propose something that was measured before: the study answers from memory at no cost.
     """
 

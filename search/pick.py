@@ -181,7 +181,7 @@ def pick_number(trials: Sequence[Trial], number: int) -> Trial:
     """The trial with this number.
 
     Raises:
-        UsageError: if there is none, or if it is infeasible.
+        UsageError: if there is none, if it is infeasible, or if it is that of a recovered model.
     """
     if not 0 <= number < len(trials):
         got = f"trials 0 to {len(trials) - 1}" if trials else "a study without trials"
@@ -190,5 +190,10 @@ def pick_number(trials: Sequence[Trial], number: int) -> Trial:
     if trial.measurement.infeasible is not None:
         raise UsageError(
             f"Expected a feasible trial, got trial {number}: {trial.measurement.infeasible}. Pick another."
+        )
+    if trial.measurement.fidelity.part == "recovered":
+        raise UsageError(
+            f"Expected a trial of the search, got trial {number}, a recovered model. Use the one in recovered/ of "
+            f"the run's directory."
         )
     return trial

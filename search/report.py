@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from secateur.search.address import masked
 from secateur.search.controller import Trial
 from secateur.search.course import best_by_budget, budgets, loss_series
 from secateur.search.display import duration
@@ -96,7 +97,7 @@ def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Pa
         ),
         method=_facts_table(_method(run)),
         failures=_failures(facts["infeasible"]),
-        settings=escape(dump_yaml(dict(run.study.settings))),
+        settings=escape(masked(dump_yaml(dict(run.study.settings)))),
     )
 
 

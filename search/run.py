@@ -11,7 +11,7 @@ from secateur.search.controller import Trial
 from secateur.search.front import comparable, non_dominated
 from secateur.search.pick import Bound, pick, pick_number
 from secateur.search.settings import Settings, settings_from
-from secateur.search.study import Study
+from secateur.search.study import Study, trials_of
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.registry import SPACES
@@ -75,6 +75,18 @@ class Run:
             (trial.measurement.candidate, Fidelity("test", self.settings.evaluator.test_tokens).text)
         )
         return None if found is None else found.measurement
+
+    def recovered_of(self, trial: Trial) -> Measurement | None:
+        """The same candidate after recovery, on the test part; of several the one with the most training."""
+        found = (t.measurement for t in trials_of(self.study.trials, "recovered"))
+        same = [m for m in found if m.candidate == trial.measurement.candidate]
+        return max(same, key=lambda m: m.fidelity.n_tokens, default=None)
+
+    def as_searched(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The candidates of the trials, each once, as the trial that the front would show where there is one."""
+        found = {t.measurement.candidate: t for t in trials}
+        shown = {text: self.study.lookup((text, self.fidelity.text)) for text in found}
+        return [shown[text] or trial for text, trial in found.items()]
 
     def pick(self, bounds: Sequence[Bound] = (), number: int | None = None) -> Trial:
         """The best trial within the bounds, or the one with the number.

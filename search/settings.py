@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -15,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from secateur.search.address import FORM
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError, nearest
 from secateur.search.executors.registry import EXECUTORS
@@ -22,6 +24,9 @@ from secateur.search.objectives import OBJECTIVES
 from secateur.search.problems import problems
 from secateur.search.yaml_file import parse_yaml, read_yaml
 from secateur.spaces.registry import SPACES
+
+if TYPE_CHECKING:
+    from secateur.search.study import Spent
 
 # Sections whose keys depend on their `kind`, with the kind that is meant where none is given.
 _REGISTRIES: dict[str, tuple[Mapping[str, Any], str]] = {
@@ -116,6 +121,16 @@ class Budget(_Section):
         return self
 
 
+    def share(self, spent: Spent) -> float:
+        """The largest share of a limit that was spent."""
+        pairs = (
+            (spent.evaluations, self.evaluations),
+            (spent.tokens, self.tokens),
+            (spent.seconds / 60, self.minutes),
+        )
+        return max(used / limit for used, limit in pairs if limit is not None)
+
+
 class Settings(_Section):
     """Everything that a search is given. Made by `load_settings` or `settings_from`, which know the kinds.
 
@@ -130,6 +145,8 @@ class Settings(_Section):
         objectives: names of values, the first ones first in tables.
         executor: section of an executor, by ``kind``.
         budget: when the search ends.
+        storage: address of a database that mirrors the study, such as ``postgresql://...`` with ``${NAMES}`` of
+            environment variables; None for a journal file in the run.
         seed: of the controller: which candidates are proposed.
     """
 
@@ -143,7 +160,15 @@ class Settings(_Section):
     objectives: tuple[str, ...] = Field(default=("loss", "params"), min_length=1)
     executor: Any
     budget: Budget = Budget(evaluations=300)
+    storage: str | None = None
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("storage")
+    @classmethod
+    def _check_storage(cls, address: str | None) -> str | None:
+        if address is not None and "://" not in address and not re.fullmatch(r"\$\{\w+\}", address):
+            raise ValueError(f"Expected `storage` such as {FORM}, got {address!r}.")
+        return address
 
     @field_validator("objectives")
     @classmethod
@@ -206,8 +231,8 @@ def resolved(settings: Settings) -> dict[str, Any]:
 def identity(settings: Settings) -> dict[str, Any]:
     """The settings that measurements depend on: under others they can't be compared.
 
-    Budget, controller and its seed, executor, device, objectives, target and fidelities may change when a search is
-    continued.
+    Budget, controller and its seed, executor, device, objectives, storage, target and fidelities may change when a
+    search is continued.
     """
     values = resolved(settings)
     exported = ("target", "calibration")  # the second one is how an export prunes

@@ -29,12 +29,14 @@ class Row:
         test: the same candidate on the test part, if it was measured there.
         note: name of a baseline, or how the trial compares with the one of its budget.
         on_front: False for a baseline that is shown beside the front.
+        recovered: the same candidate after training, on the test part, if there is one.
     """
 
     trial: Trial
     test: Measurement | None
     note: str
     on_front: bool
+    recovered: Measurement | None = None
 
 
 def front_rows(run: Run) -> list[Row]:
@@ -46,7 +48,8 @@ def front_rows(run: Run) -> list[Row]:
     rows = []
     for trial in [*front, *others]:
         note = names.get(trial.number) or _compared(trial, run.baselines, known)
-        rows.append(Row(trial, run.test_of(trial), note, trial.number in on_front))
+        on = trial.number in on_front
+        rows.append(Row(trial, run.test_of(trial), note, on, run.recovered_of(trial)))
     return rows
 
 
@@ -78,8 +81,12 @@ def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
     def test(name: str) -> Callable[[Row], str]:
         return lambda row: "" if row.test is None else shown(name, row.test.values.get(name))
 
+    def recovered(row: Row) -> str:
+        return "" if row.recovered is None else shown("loss", row.recovered.values["loss"])
+
+    rows = front_rows(run)
     names = [*run.objectives, *(n for n in ("sparsity",) if n not in run.objectives)]
-    known = [n for n in names if all(n in row.trial.measurement.values for row in front_rows(run))]
+    known = [n for n in names if all(n in row.trial.measurement.values for row in rows)]
     found: list[tuple[str, Callable[[Row], str]]] = [("trial", lambda row: str(row.trial.number))]
     found += [(OBJECTIVES[name].label, value(name)) for name in known]
     found.append(("perplexity", lambda row: shown("ppl", perplexity(row.trial.measurement.values))))
@@ -87,6 +94,8 @@ def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
     found.append(
         ("test perplexity", lambda row: "" if row.test is None else shown("ppl", perplexity(row.test.values)))
     )
+    if any(row.recovered for row in rows):
+        found.append(("test loss, recovered", recovered))
     return [*found, ("", lambda row: row.note)]
 
 
@@ -144,8 +153,13 @@ def row_json(row: Row) -> dict[str, Any]:
         "values": dict(m.values),
         "perplexity": perplexity(m.values),
         "test": None if test is None else {**test.values, "perplexity": perplexity(test.values)},
+        "recovered": _recovered_json(row.recovered),
         "note": row.note,
     }
+
+
+def _recovered_json(m: Measurement | None) -> dict[str, float | None] | None:
+    return None if m is None else {**m.values, "perplexity": perplexity(m.values)}
 
 
 def shown(name: str, value: float | None) -> str:

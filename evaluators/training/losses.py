@@ -1,0 +1,65 @@
+"""Losses to train on, in chunks of positions: no more logits are held than those of one chunk.
+
+For the backward pass a chunk's logits are computed again, as in gradient checkpointing
+(https://arxiv.org/abs/1604.06174). `evaluators.losses` measures; these have gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from secateur.pruners.families.anatomy import Anatomy
+
+CHUNK_TOKENS = 512
+"""Positions whose logits are held at a time."""
+
+
+def head_inputs(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
+    """What the model's own forward pass gives to its head; with gradients where they are enabled."""
+    base = anatomy.model.base_model
+    states: Tensor = base(input_ids=tokens.to(anatomy.head.weight.device), use_cache=False)[0]  # type: ignore[operator]
+    return states
+
+
+def kl_loss(
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "batch length"],
+    teacher: Anatomy,
+) -> Float[Tensor, ""]:
+    """KL(teacher || student) in nats per position, over all positions; the teacher gets no gradient."""
+    with torch.no_grad():
+        wanted = head_inputs(teacher, tokens).flatten(0, 1)
+
+    def of_chunk(states: Tensor, wanted: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = teacher.logits(wanted).float().log_softmax(-1)
+        log_probs = anatomy.logits(states).float().log_softmax(-1)
+        return (target.exp() * (target - log_probs)).sum()
+
+    states = head_inputs(anatomy, tokens).flatten(0, 1)
+    return _in_chunks(of_chunk, states, wanted) / states.shape[0]
+
+
+def ce_loss(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, ""]:
+    """Cross-entropy of the next token in nats, over the positions that have one in their window."""
+    states = head_inputs(anatomy, tokens)[:, :-1].flatten(0, 1)
+    targets = tokens[:, 1:].flatten().to(states.device)
+
+    def of_chunk(states: Tensor, targets: Tensor) -> Tensor:
+        logits = anatomy.logits(states).float()
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+    return _in_chunks(of_chunk, states, targets) / states.shape[0]
+
+
+def _in_chunks(of_chunk: Callable[[Tensor, Tensor], Tensor], states: Tensor, beside: Tensor) -> Tensor:
+    """The sum of a function over chunks of positions."""
+    total = torch.zeros((), device=states.device)
+    for part, other in zip(states.split(CHUNK_TOKENS), beside.split(CHUNK_TOKENS), strict=True):
+        total = total + checkpoint(of_chunk, part, other, use_reentrant=False, preserve_rng_state=False)
+    return total

@@ -1,0 +1,245 @@
+"""Training runs on Ray Tune: checkpoints, second attempts, early stopping, and going on after a kill."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from secateur.search.errors import UsageError
+from secateur.search.executors.cluster.connection import connect, disconnect
+from secateur.search.executors.cluster.settings import RaySettings
+
+MAX_FAILURES = 2
+"""So often a run whose worker died goes on from its last checkpoint."""
+
+Say = Callable[[str], None]
+
+
+class Session(Protocol):
+    """A training run in a worker; see `evaluators.recovery.Recovery`."""
+
+    def step(self) -> dict[str, Any]:
+        """Train a part: ``loss``, ``trained_tokens``, ``tokens``, ``done``, ``failure`` and ``course``."""
+        ...
+
+    def save(self, directory: Path) -> None: ...
+
+    def load(self, directory: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training run ended.
+
+    Args:
+        state: directory of the last checkpoint, or None if there is none.
+        trained_tokens: so far.
+        course: what was reported, in order.
+        seconds: of training, over all attempts that led there.
+        reason: why it is not complete; None if it is.
+    """
+
+    state: Path | None
+    trained_tokens: int
+    course: Sequence[Mapping[str, Any]]
+    seconds: float
+    reason: str | None
+
+
+@contextmanager
+def ray_started(address: str | None) -> Iterator[None]:
+    """A Ray to work with: the one that this process is connected to, the cluster at the address, or one of its own.
+
+    Raises:
+        UsageError: if Ray Tune is not installed, or the cluster can't be joined.
+    """
+    try:
+        _tune()  # an extra of Ray's own
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f'Expected Ray with Tune, got no module {error.name}. Install it with: pip install "secateur[recover]".'
+        ) from None
+    try:
+        settings = RaySettings(address=address)
+    except ValidationError:
+        raise UsageError(f"Expected `--address` auto or host:port, got {address!r}. Correct it.") from None
+    connection = connect(settings)
+    try:
+        yield
+    finally:
+        disconnect(connection)
+
+
+def train_all(
+    sessions: Mapping[int, Callable[[], Session]],
+    directory: Path,
+    *,
+    competing: bool,
+    use_gpu: bool,
+    say: Say,
+) -> dict[int, Trained]:
+    """Run each session to its end, as many at a time as fit; within `ray_started`.
+
+    The same call with the same directory goes on where a killed one stopped.
+
+    Args:
+        sessions: made in a worker, by number of their trial.
+        directory: of the Tune experiment; shared by all nodes.
+        competing: end the worse ones early, by ASHA (https://arxiv.org/abs/1810.05934) on ``loss``.
+        use_gpu: give each one a GPU, if the cluster has any.
+        say: told in one line what was reported.
+    """
+    tune = _tune()
+    token = _SAY.set(say)
+    try:
+        with _settled_tune():
+            trainable = tune.with_resources(_trainable(sessions), _resources(len(sessions), use_gpu))
+            if tune.Tuner.can_restore(str(directory)):
+                tuner = tune.Tuner.restore(str(directory), trainable, resume_errored=True)
+            else:
+                tuner = _new_tuner(trainable, sorted(sessions), directory, competing=competing)
+            results = list(tuner.fit())
+    finally:
+        _SAY.reset(token)
+    return {result.config["trial"]: _trained(result) for result in results}
+
+
+def forget(directory: Path) -> None:
+    """Remove an experiment whose models are safe elsewhere."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _new_tuner(trainable: Any, numbers: Sequence[int], directory: Path, *, competing: bool) -> Any:
+    tune = _tune()
+    # No run is ended before a third of its slices; max_t only spaces the rungs: a run ends by itself.
+    asha = tune.schedulers.ASHAScheduler(
+        time_attr="training_iteration", max_t=100, grace_period=3, reduction_factor=3, stop_last_trials=False
+    )
+    return tune.Tuner(
+        trainable,
+        param_space={"trial": tune.grid_search(list(numbers))},
+        tune_config=tune.TuneConfig(
+            metric="loss", mode="min", reuse_actors=True, scheduler=asha if competing else None
+        ),
+        run_config=tune.RunConfig(
+            name=directory.name,
+            storage_path=str(directory.parent.absolute()),
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=tune.CheckpointConfig(
+                num_to_keep=2, checkpoint_frequency=1, checkpoint_at_end=True
+            ),
+            callbacks=[_lines()],
+            verbose=0,
+        ),
+    )
+
+
+def _trainable(sessions: Mapping[int, Callable[[], Session]]) -> Any:
+    """The class that Tune's workers run; it carries the sessions with it."""
+    base: Any = _tune().Trainable
+
+    class Recover(base):  # type: ignore[misc]
+        def setup(self, config: dict[str, Any]) -> None:
+            self._session = sessions[config["trial"]]()
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self.setup(new_config)
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return self._session.step()
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            self._session.save(Path(checkpoint_dir))
+
+        def load_checkpoint(self, checkpoint: str) -> None:
+            self._session.load(Path(checkpoint))
+
+    return Recover
+
+
+def _resources(n_trials: int, use_gpu: bool) -> dict[str, float]:
+    """A GPU a run where there are any; otherwise the processors, shared out."""
+    ray: Any = importlib.import_module("ray")
+    cluster = ray.cluster_resources()
+    if use_gpu and cluster.get("GPU", 0) >= 1:
+        return {"cpu": 1, "gpu": 1}
+    largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+    return {"cpu": max(1, min(largest, cluster.get("CPU", 1) // n_trials))}
+
+
+def _trained(result: Any) -> Trained:
+    metrics = result.metrics or {}
+    tokens, reason = int(metrics.get("trained_tokens", 0)), metrics.get("failure")
+    if result.error is not None:
+        last = str(result.error).strip().splitlines()[-1]
+        reason = f"failed {MAX_FAILURES + 1} times: {last}"
+    elif reason is None and not (metrics and tokens == metrics["tokens"]):
+        reason = f"stopped early, at {tokens:,} tokens: others did better"
+    state = None if result.checkpoint is None else Path(result.checkpoint.path)
+    return Trained(state, tokens, metrics.get("course", ()), float(metrics.get("time_total_s", 0.0)), reason)
+
+
+# --- quiet and safe ---
+
+
+def _tune() -> Any:
+    """Ray Tune, whose types depend on whether it is installed."""
+    return importlib.import_module("ray.tune")
+
+
+_SAY: ContextVar[Say] = ContextVar("_SAY")
+
+
+def _lines() -> Any:
+    """A callback of Tune's that says one line a report."""
+    base: Any = _tune().Callback
+
+    class Lines(base):  # type: ignore[misc]
+        def __reduce__(self) -> Any:  # Tune pickles it; the restored one is to speak to the driver of then
+            return _lines, ()
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            done, tokens = result["trained_tokens"], result["tokens"]
+            _SAY.get()(
+                f"trial {trial.config['trial']}: {done:,}/{tokens:,} tokens, validation loss {result['loss']:.4f}"
+            )
+
+    return Lines()
+
+
+@contextmanager
+def _settled_tune() -> Iterator[None]:
+    """Tune as a part of a command: no files of its own for people, no chatter, nothing lost when it is killed."""
+    wanted = {
+        "TUNE_GLOBAL_CHECKPOINT_S": "1",  # else the last 10 s of finished results are lost on a kill
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints whatever `verbose` says
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # models and texts may be given by relative paths
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train")]
+    levels = [logger.level for logger in loggers]
+    os.environ.update(wanted)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
