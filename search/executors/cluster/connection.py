@@ -141,8 +141,8 @@ def _advice(address: str) -> str:
         return "Start one with `ray start --head`, or leave the address out."
     mode = os.environ.get("RAY_AUTH_MODE", "unset")
     return (  # something listens there
-        f"Set RAY_AUTH_MODE (here: {mode}) as it is at the head; if that is `token`, ~/.ray/auth_token must be the same "
-        f"in both places."
+        f"Set RAY_AUTH_MODE (here: {mode}) as it is at the head; if that is `token`, ~/.ray/auth_token must be the "
+        f"same in both places."
     )
 
 

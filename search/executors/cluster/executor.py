@@ -16,7 +16,7 @@ from secateur.search.executors.cluster.crew import IN_FLIGHT, Call, Crew, Done, 
 from secateur.search.executors.cluster.library import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import Depot, Folder, describe
-from secateur.search.executors.cluster.watchdog import Watchdog, places
+from secateur.search.executors.cluster.watchdog import REMEDY, Watchdog, places
 from secateur.spaces.measurement import Measurement
 
 CALL_S = 0.05
@@ -100,10 +100,7 @@ class RayExecutor(Executor):
         while True:
             if self._watchdog.lost is not None:
                 self._watchdog.noted = True
-                raise ExecutorError(
-                    f"Expected the Ray cluster to stay, but {self._watchdog.lost}. All finished measurements are safe; "
-                    f"the same command continues once there is a cluster."
-                )
+                raise ExecutorError(f"Expected the Ray cluster to stay, but {self._watchdog.lost}. {REMEDY}")
             self._crew.give(self._waiting)
             for ended in self._crew.collect(POLL_S, self._waiting.appendleft):
                 self._take(ended)

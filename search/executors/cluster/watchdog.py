@@ -13,6 +13,8 @@ from secateur.search.executors.cluster.library import load_ray
 
 Place = tuple[str, int]
 
+REMEDY = "All finished measurements are safe. Start the cluster again; then the same command continues."
+
 
 class Watchdog:
     """Looks every few seconds whether the head of the cluster and this node's own daemon still listen.
@@ -58,17 +60,18 @@ class Watchdog:
         while not self._ended.wait(self.PERIOD_S):
             now = time.monotonic()
             heard |= dict.fromkeys(self._listening(), now)
-            silent = [name for name, last in heard.items() if now - last > self._patience]
-            if silent:
-                self.lost = (
-                    f"{silent[0]} at {':'.join(map(str, self._places[silent[0]]))} does not answer any more"
-                )
+            if any(now - last > self._patience for last in heard.values()):
+                self.lost = self._describe([name for name, last in heard.items() if last < now])
                 break
         if self.lost is not None and not self._ended.wait(self._grace):
             if not self.noted:
-                self._say(f"The Ray cluster is gone: {self.lost}. The same command continues.")
+                self._say(f"The Ray cluster is gone: {self.lost}. {REMEDY}")
                 sys.stderr.flush()
             os._exit(1)
+
+    def _describe(self, silent: Sequence[str]) -> str:
+        which = " and ".join(f"{name} at {':'.join(map(str, self._places[name]))}" for name in silent)
+        return f"{which} {'does' if len(silent) == 1 else 'do'} not answer any more"
 
     def _listening(self) -> Sequence[str]:
         found = []

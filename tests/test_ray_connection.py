@@ -1,0 +1,63 @@
+"""What is said where no cluster answers, or another one than it should."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from secateur.search.errors import UsageError
+from secateur.search.executors.cluster import connection
+from secateur.search.executors.cluster.connection import connect
+from secateur.search.executors.cluster.settings import RaySettings
+
+
+class NotConnected:
+    """Ray as it is before anything is connected."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: object) -> None:
+        assert self._error is not None, "nobody listens: Ray must not be asked"
+        raise self._error
+
+
+def refused(monkeypatch, ray: NotConnected, address: str) -> str:
+    monkeypatch.setattr(connection, "load_ray", lambda: ray)
+    with pytest.raises(UsageError) as caught:
+        connect(RaySettings(address=address))
+    return str(caught.value)
+
+
+def test_an_address_where_nobody_listens(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    said = refused(monkeypatch, NotConnected(), f"127.0.0.1:{port}")
+    assert f"`executor.address` 127.0.0.1:{port}, got: [Errno 111] Connection refused" in said
+    assert f"`ray start --head --port {port}`" in said
+
+
+def test_a_cluster_that_does_not_let_this_machine_in(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    failed = ConnectionError("Failed to connect to Ray cluster")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        said = refused(monkeypatch, NotConnected(failed), f"127.0.0.1:{server.getsockname()[1]}")
+    assert "got none (Failed to connect to Ray cluster). Set RAY_AUTH_MODE (here: disabled)" in said
+    assert "~/.ray/auth_token" in said
+
+
+def test_a_machine_that_is_in_no_cluster(monkeypatch):
+    said = refused(
+        monkeypatch, NotConnected(ConnectionError("Could not find any running Ray instance.")), "auto"
+    )
+    assert "got none (Could not find any running Ray instance.). Start one with `ray start --head`" in said
+
+
+def test_another_version_of_ray(monkeypatch):
+    error = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.0\n    Python: 3.11")
+    said = refused(monkeypatch, NotConnected(error), "auto")
+    assert "started with: Ray: 2.0 Python: 3.11 Install the same ones here and there." in said
