@@ -16,10 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from secateur.search.address import FORM
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError, nearest
 from secateur.search.executors.registry import EXECUTORS
+from secateur.search.mirror.address import FORM
 from secateur.search.objectives import OBJECTIVES
 from secateur.search.problems import problems
 from secateur.search.yaml_file import parse_yaml, read_yaml
@@ -119,7 +119,6 @@ class Budget(_Section):
         if self.evaluations is None and self.tokens is None and self.minutes is None:
             raise ValueError("Expected `budget` to limit evaluations, tokens or minutes, got no limit.")
         return self
-
 
     def share(self, spent: Spent) -> float:
         """The largest share of a limit that was spent."""

@@ -14,12 +14,13 @@ import pytest
 from rich.console import Console
 
 import secateur.search.app as rooms
-from secateur.search import cli, console
-from secateur.search.display import SECONDS_BETWEEN_LINES, Display, Tally
+from secateur.search import cli
+from secateur.search.show import console
 from secateur.search.doctor import examine
 from secateur.search.executor import Staff
 from secateur.search.interrupt import Interrupt
 from secateur.search.loop import Outcome
+from secateur.search.show.display import SECONDS_BETWEEN_LINES, Display, Tally
 from secateur.search.study import Spent
 from tests.runs import SEARCH, make_run, make_settings
 
@@ -312,7 +313,7 @@ def test_the_tally_follows_a_search(made):
 
 def test_plain_lines_are_few(made, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("secateur.search.display.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("secateur.search.show.display.time.monotonic", lambda: now[0])
     stream = io.StringIO()
     with Display(Console(file=stream), make_settings()) as display:
         for step in range(20):

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from secateur.search.address import check_storage, engine_url, masked
 from secateur.search.errors import UsageError
 from secateur.search.executors.local import LocalExecutor, LocalSettings
 from secateur.search.loop import Search
-from secateur.search.mirror import Mirror
-from secateur.search.optuna_copy import OptunaCopy
+from secateur.search.mirror.address import check_storage, engine_url, masked
+from secateur.search.mirror.mirror import Mirror
+from secateur.search.mirror.optuna_copy import OptunaCopy
+from secateur.search.mirror.storages import storage_of
 from secateur.search.settings import Budget, identity, resolved, settings_from
-from secateur.search.storages import storage_of
 from tests.toy import LARGE, SPACE, Ready, ToyController, ToyEvaluator, child, search, start
 
 PASSWORD = "pa{}ss%40@word"

@@ -11,11 +11,11 @@ import pytest
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
-from secateur.search.recovery import Stage, recovery_settings
+from secateur.search.recovery.stage import Stage, recovery_settings
+from secateur.search.recovery.tuning import Trained, train_all
 from secateur.search.run import Run
+from secateur.search.show.tables import as_table, front_json, front_rows
 from secateur.search.study import Study
-from secateur.search.tables import as_table, front_json, front_rows
-from secateur.search.tuning import Trained, train_all
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.runs import SEARCH, make_run
 

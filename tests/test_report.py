@@ -8,10 +8,10 @@ import pytest
 
 from secateur.search.course import best_by_budget, budget_of, budgets, loss_series
 from secateur.search.errors import UsageError
-from secateur.search.plots import plot_allocation, plot_front
-from secateur.search.report import write_report
-from secateur.search.summary import status_lines, summary
-from secateur.search.tables import front_rows, perplexity, scaled, shown
+from secateur.search.show.plots import plot_allocation, plot_front
+from secateur.search.show.report import write_report
+from secateur.search.show.summary import status_lines, summary
+from secateur.search.show.tables import front_rows, perplexity, scaled, shown
 from tests.runs import LINEARS, REASON, SEARCH, make_run, make_space, measure
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -223,7 +223,7 @@ def test_a_driver_killed_while_appending_loses_nothing_and_leaves_no_lock(tmp_pa
 
 def test_torch_and_optuna_are_not_loaded_by_what_a_reader_needs():
     code = (
-        "import secateur.search.loop, secateur.search.front, secateur.search.pick, secateur.search.mirror, sys;"
+        "import secateur.search.loop, secateur.search.front, secateur.search.pick, secateur.search.mirror.mirror, sys;"
         "sys.exit(bool({'torch', 'optuna', 'transformers'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -8,12 +8,12 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from secateur.search.address import check_storage
 from secateur.search.errors import UsageError
 from secateur.search.lock import RunLock
-from secateur.search.optuna_copy import OptunaCopy
+from secateur.search.mirror.address import check_storage
+from secateur.search.mirror.optuna_copy import OptunaCopy
+from secateur.search.mirror.storages import Storage, storage_of
 from secateur.search.run import Run
-from secateur.search.storages import Storage, storage_of
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -13,8 +13,8 @@ from typing import Any
 
 import typer
 
-from secateur.search.address import masked
 from secateur.search.errors import UsageError
+from secateur.search.mirror.address import masked
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

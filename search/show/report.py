@@ -10,16 +10,25 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from secateur.search.address import masked
 from secateur.search.controller import Trial
 from secateur.search.course import best_by_budget, budgets, loss_series
-from secateur.search.display import duration
 from secateur.search.errors import UsageError
 from secateur.search.front import hypervolume_series
-from secateur.search.plots import plot_allocation, plot_course, plot_front
+from secateur.search.mirror.address import masked
 from secateur.search.run import Run
-from secateur.search.summary import summary
-from secateur.search.tables import QUALITY_STUDY, Row, caption, columns, front_rows, perplexity, scaled, shown
+from secateur.search.show.display import duration
+from secateur.search.show.plots import plot_allocation, plot_course, plot_front
+from secateur.search.show.summary import summary
+from secateur.search.show.tables import (
+    QUALITY_STUDY,
+    Row,
+    caption,
+    columns,
+    front_rows,
+    perplexity,
+    scaled,
+    shown,
+)
 from secateur.search.yaml_file import dump_yaml
 
 DIRECTORY = "report"
@@ -77,7 +86,7 @@ def _draw(run: Run, trial: Trial, pictures: Mapping[str, Path]) -> None:
 
 
 def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Path]) -> str:
-    facts, templates = summary(run), resources.files("secateur.search") / "templates"
+    facts, templates = summary(run), resources.files("secateur.search.show") / "templates"
     title = f"{facts['space']} search of {facts['model']}"
     return Template((templates / "report.html").read_text(encoding="utf-8")).substitute(
         title=escape(title[0].upper() + title[1:]),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from secateur.search.controller import Trial
 from secateur.search.objectives import OBJECTIVES
-from secateur.search.tables import scaled
+from secateur.search.show.tables import scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from secateur.search.controller import Trial
 from secateur.search.loop import Outcome
-from secateur.search.optuna_copy import OptunaCopy
+from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.settings import Budget
 from secateur.search.study import Spent
 

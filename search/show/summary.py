@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.search.display import duration
 from secateur.search.lock import writer_of
-from secateur.search.progress import Progress
 from secateur.search.run import Run
-from secateur.search.tables import shown
+from secateur.search.show.display import duration
+from secateur.search.show.progress import Progress
+from secateur.search.show.tables import shown
 
 
 def summary(run: Run, progress: Progress | None = None) -> dict[str, Any]:

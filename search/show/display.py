@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from secateur.search.controller import Trial
 from secateur.search.executor import Executor, Staff
 from secateur.search.loop import Outcome
-from secateur.search.progress import Progress
 from secateur.search.settings import Budget, Settings
+from secateur.search.show.progress import Progress
+from secateur.search.show.tables import shown
 from secateur.search.study import Spent
-from secateur.search.tables import shown
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

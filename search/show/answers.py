@@ -8,14 +8,14 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.console import complain, show, show_json, show_line
 from secateur.search.errors import UsageError
+from secateur.search.show.console import complain, show, show_json, show_line
 
 if TYPE_CHECKING:
-    from secateur.search.display import Display
-    from secateur.search.recovery import Recovered
+    from secateur.search.recovery.stage import Recovered
     from secateur.search.run import Run
     from secateur.search.settings import Settings
+    from secateur.search.show.display import Display
 
 PIPE_WIDTH = 160  # columns of a table that goes into a file or a pipe
 
@@ -30,8 +30,8 @@ def show_front(run: Run, json: bool, more: Mapping[str, Any] | None = None) -> N
     """
     from rich.console import Console
 
-    from secateur.search.plots import plot_front
-    from secateur.search.tables import as_table, front_json, front_rows
+    from secateur.search.show.plots import plot_front
+    from secateur.search.show.tables import as_table, front_json, front_rows
 
     rows = front_rows(run)
     if not rows:
@@ -92,7 +92,7 @@ def watch_status(run: Path, every: float, json: bool) -> None:
     """Print how far a search is, again and again, until nobody writes it any more or Ctrl-C."""
     from rich.console import Console
 
-    from secateur.search.watch import watch, watch_here
+    from secateur.search.show.watch import watch, watch_here
 
     if not every > 0:
         raise UsageError(f"Expected `--every` > 0 seconds, got {every}.")
@@ -108,7 +108,7 @@ def watch_status(run: Path, every: float, json: bool) -> None:
 
 def one_line(values: Mapping[str, float]) -> str:
     """Values, and the perplexity that follows from them."""
-    from secateur.search.tables import perplexity, shown
+    from secateur.search.show.tables import perplexity, shown
 
     found = {**values, "perplexity": perplexity(values)}
     names = {"perplexity": "ppl"}
@@ -121,6 +121,6 @@ def open_display(settings: Settings | None = None) -> Display:
     """Progress on stderr."""
     from rich.console import Console
 
-    from secateur.search.display import Display
+    from secateur.search.show.display import Display
 
     return Display(Console(stderr=True, highlight=False), settings)

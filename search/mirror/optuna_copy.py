@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.controller import Trial
+from secateur.search.mirror.storages import Storage, quiet_optuna
 from secateur.search.objectives import OBJECTIVES
-from secateur.search.storages import Storage, quiet_optuna
 from secateur.search.study import Study
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from secateur.search.address import engine_options, engine_url, masked, reason_of
+from secateur.search.mirror.address import engine_options, engine_url, masked, reason_of
 
 if TYPE_CHECKING:  # takes a second to import
     import optuna

@@ -1,0 +1,67 @@
+"""The one place that puts the rooms together: start a search, read a run, export, recover, evaluate.
+
+Everything that needs torch is imported inside the functions, so that reading a run stays quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.search.app.bench import Say, open_bench, plan, silent
+from secateur.search.app.evaluating import evaluate
+from secateur.search.app.exporting import export
+from secateur.search.app.recovering import recover
+from secateur.search.app.searching import search
+from secateur.search.controller import Trial
+from secateur.search.run import Run
+from secateur.search.settings import load_settings, settings_from
+from secateur.search.study import Study
+
+if TYPE_CHECKING:
+    from secateur.evaluators.exporting import ExportSummary
+
+__all__ = [
+    "SearchedRun",
+    "evaluate",
+    "export",
+    "load_settings",
+    "open_bench",
+    "open_run",
+    "plan",
+    "recover",
+    "run",
+    "search",
+]
+
+
+class SearchedRun(Run):
+    """A run that can also make its models."""
+
+    def export(self, trial: Trial, to: str | Path, *, calibration: str | None = None) -> ExportSummary:
+        """See `export`."""
+        return export(self.study.directory, trial, Path(to), calibration=calibration)
+
+
+def open_run(directory: str | Path) -> SearchedRun:
+    """A run to read from and to export from.
+
+    Raises:
+        UsageError: if the directory holds no study.
+    """
+    return SearchedRun(Study.open(directory))
+
+
+def run(directory: str | Path, *, say: Say = silent, **settings: Any) -> SearchedRun:
+    """Search, or continue where a search stopped, and give the run: the way in from Python.
+
+    Args:
+        directory: of the run; made if it is missing.
+        say: told in one line what is being done.
+        settings: as in a settings file, e.g. ``model="tiny", space={"target": 0.5}``.
+
+    Raises:
+        UsageError: if the settings are wrong, or the directory belongs to another search.
+    """
+    search(settings_from(settings), Path(directory), say=say)
+    return open_run(directory)

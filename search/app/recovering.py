@@ -1,0 +1,78 @@
+"""Train picked models for longer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.search.app.bench import Say, check_content, open_bench, silent
+from secateur.search.controller import Trial
+from secateur.search.errors import UsageError
+from secateur.search.run import open_run
+from secateur.search.study import Study
+
+if TYPE_CHECKING:
+    from secateur.search.recovery.stage import Recovered, RecoverySettings
+
+
+def recover(
+    directory: Path, trials: Sequence[Trial], settings: RecoverySettings, *, say: Say = silent
+) -> list[Recovered]:
+    """Train the models of trials for longer, one Ray Tune run each, and add them to the study as ``recovered``.
+
+    The same call continues one that was stopped or killed. Trials of the same budget compete: the worse ones are
+    ended early. The text is the calibration part; validation is on the search part, the result on the test part.
+
+    Args:
+        directory: of the run.
+        trials: of its study.
+        settings: how to train.
+        say: told in one line what is being done.
+
+    Raises:
+        UsageError: if Ray or PEFT is not installed, the run's model or data have changed, somebody is writing the
+            run, or a trial was recovered by another recipe with as many tokens.
+    """
+    from secateur.evaluators.recovery import Recovery, RecoveryJob, export_recovered, new_recipe
+    from secateur.search.recovery.stage import Stage
+    from secateur.search.recovery.tuning import ray_started, train_all
+
+    view = open_run(directory)
+    of, bench = view.settings, open_bench(view.settings, say)
+    check_content(view, bench)
+    try:
+        recipe = new_recipe(settings.recipe, bench)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    picked = view.as_searched(trials)
+    budgets = {bench.space.budget_of(bench.space.parse(t.measurement.candidate)) for t in picked}
+    make = partial(
+        RecoveryJob,
+        bench.plan,
+        sequential=bench.plan.space.calibration == "sequential",
+        recipe=recipe,
+        threads=getattr(of.executor, "threads", None),
+    )
+    jobs = {trial.number: make(candidate=trial.measurement.candidate) for trial in picked}
+    seeds = {"evaluator": bench.plan.seed, "search": of.seed}
+    del bench  # the workers have their own
+
+    with Study.open_or_create(directory, view.study.settings, view.study.about) as study:
+        stage = Stage(study, picked, recipe.to_json(), of.evaluator.test_tokens)
+
+        def train(numbers: Sequence[int]) -> Mapping[int, Any]:
+            say("starting Ray")
+            with ray_started(settings.address):
+                return train_all(
+                    {number: partial(Recovery, jobs[number]) for number in numbers},
+                    stage.experiment,
+                    competing=len(numbers) > 1 == len(budgets),
+                    use_gpu=of.device != "cpu",
+                    say=say,
+                )
+
+        return stage.run(
+            train, lambda number, state, to: export_recovered(jobs[number], state, to, seeds=seeds, say=say)
+        )

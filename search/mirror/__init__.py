@@ -1,0 +1,1 @@
+"""A copy of the study for Optuna's tools."""

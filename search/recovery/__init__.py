@@ -1,0 +1,1 @@
+"""Picked models are trained for longer, on Ray Tune."""
