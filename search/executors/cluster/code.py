@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,14 @@ from secateur.search.executors.cluster.library import load_ray
 ROOMS = ("search", "spaces", "pruners", "evaluators")
 
 
-def runtime_env(directory: Path) -> dict[str, Any]:
-    """What Ray's workers need to run this code: nothing if every node has it already.
+def missing_code(directory: Path) -> list[str]:
+    """What Ray's workers must be sent to run this code: nothing if every node has it already.
 
     Args:
-        directory: for a copy of the code, kept as long as Ray may read it.
+        directory: for a copy of the code.
+
+    Returns:
+        For ``py_modules`` of Ray's runtime environment.
 
     Raises:
         UsageError: if a node lacks a library that the code needs.
@@ -40,17 +42,12 @@ def runtime_env(directory: Path) -> dict[str, Any]:
                 f"the versions of constraints.txt there; Secateur itself is sent along."
             )
     if all(digest == here for _, digest in found.values()):
-        return {}
+        return []
     package = directory / "secateur"
     for room in ROOMS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(_place(room), package / room, ignore=ignored, dirs_exist_ok=True)
-    return {"py_modules": [str(package)]}
-
-
-def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A directory for `runtime_env`."""
-    return tempfile.TemporaryDirectory(prefix="secateur-code-")
+    return [str(package)]
 
 
 def _place(room: str) -> Path:

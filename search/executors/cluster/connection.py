@@ -7,13 +7,16 @@ import math
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from secateur.search.errors import UsageError
 from secateur.search.executor import ExecutorError
+from secateur.search.executors.cluster.code import missing_code
 from secateur.search.executors.cluster.library import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
 
@@ -21,7 +24,6 @@ OBJECT_STORE_BYTES = 256 << 20
 """Of a Ray of our own: candidates and measurements are small, weights are mapped files."""
 
 PROBE_S = 5.0
-
 
 @dataclass(frozen=True)
 class Connection:
@@ -49,7 +51,7 @@ def connect(settings: RaySettings) -> Connection:
     known = ray.is_initialized()
     if not known:
         with _own_signal_handlers():
-            _start(settings) if settings.address is None else _join(settings.address)
+            _start(settings) if settings.address is None else _join_with_code(settings.address)
     try:
         return Connection(known or settings.address is not None, not known, _n_workers(settings))
     except UsageError:
@@ -114,13 +116,27 @@ def _start(settings: RaySettings) -> None:
     )
 
 
-def _join(address: str) -> None:
+def _join_with_code(address: str) -> None:
+    """Join, and if a node lacks this code join once more, sending it: Ray takes code only when it is joined."""
+    _join(address)
+    try:
+        with tempfile.TemporaryDirectory(prefix="secateur-code-") as directory:
+            modules = missing_code(Path(directory))
+            if modules:
+                load_ray().shutdown()
+                _join(address, runtime_env={"py_modules": modules})
+    except UsageError:
+        load_ray().shutdown()
+        raise
+
+
+def _join(address: str, **options: Any) -> None:
     if address != "auto":
         _probe(address)
     quiet = _quiet()
     quiet.pop("include_dashboard")
     try:
-        load_ray().init(address=address, **quiet)
+        load_ray().init(address=address, **quiet, **options)
     except ConnectionError as error:
         raise UsageError(
             f"Expected a Ray cluster at `executor.address` {address}, got none ({_first_line(error)}). "

@@ -85,7 +85,6 @@ class Crew:
         setup: of a worker.
         folders: its directories.
         depot: see `Worker`.
-        environment: Ray's runtime environment of the workers.
     """
 
     def __init__(
@@ -95,7 +94,6 @@ class Crew:
         setup: Setup,
         folders: Sequence[Folder],
         depot: Any,
-        environment: dict[str, Any],
     ) -> None:
         ray = load_ray()
 
@@ -107,7 +105,6 @@ class Crew:
             num_gpus=settings.gpus_per_worker,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env=environment or None,
         )(Worker)
         self._n_lost = 0
         self._n_stillborn = 0  # lost in a row before they were ready

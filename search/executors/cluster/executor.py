@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from secateur.search.executor import Executor, ExecutorError, Job, Setup, Staff
-from secateur.search.executors.cluster import code
 from secateur.search.executors.cluster.connection import Connection, check_pickles, connect, disconnect
 from secateur.search.executors.cluster.crew import IN_FLIGHT, Call, Crew, Done, Lost
 from secateur.search.executors.cluster.library import load_ray
@@ -54,8 +53,7 @@ class RayExecutor(Executor):
         self._connection = connect(settings)
         try:
             check_pickles(setup)
-            self._scratch = code.scratch()
-            self._crew, self._depot = _hire(settings, self._connection, setup, self._scratch.name)
+            self._crew, self._depot = _hire(settings, self._connection, setup)
             self._watchdog = Watchdog(places(), _complain)
         except BaseException:
             disconnect(self._connection)
@@ -126,7 +124,6 @@ class RayExecutor(Executor):
 
             ray.kill(self._depot, no_restart=True)
         disconnect(self._connection)
-        self._scratch.cleanup()
 
     def _take(self, ended: Done | Lost) -> None:
         call = ended.call
@@ -155,20 +152,19 @@ class RayExecutor(Executor):
             self._seconds = mean if self._seconds is None else 0.7 * self._seconds + 0.3 * mean
 
 
-def _hire(settings: RaySettings, connection: Connection, setup: Setup, scratch: str) -> tuple[Crew, Any]:
+def _hire(settings: RaySettings, connection: Connection, setup: Setup) -> tuple[Crew, Any]:
     """The workers, and the depot where there may be nodes that need one."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray = load_ray()
 
     folders: list[Folder] = [describe(Path(directory)) for directory in setup.directories]
-    environment = code.runtime_env(Path(scratch)) if connection.joined else {}
     depot = None
     if connection.joined and folders:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
         depot = ray.remote(**options)(Depot).remote(folders)
-    return Crew(settings, connection.n_workers, setup, folders, depot, environment), depot
+    return Crew(settings, connection.n_workers, setup, folders, depot), depot
 
 
 def _complain(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from secateur.search.errors import UsageError
@@ -14,6 +15,8 @@ _ENVIRONMENT = {
 }
 """Read by Ray when it is imported; what the user has set stays."""
 
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
 
 def load_ray() -> Any:
     """The module.
@@ -23,6 +26,8 @@ def load_ray() -> Any:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if any(name in os.environ for name in _TOKENS) or (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a head does by itself, and a driver does not
     try:
         import ray
     except ImportError:

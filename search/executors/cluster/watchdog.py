@@ -13,21 +13,30 @@ from secateur.search.executors.cluster.library import load_ray
 
 Place = tuple[str, int]
 
+HEAD, OWN = "the head", "this node's raylet"
+
+OWN_PATIENCE_S = 3.0
+"""A raylet is never started again in its place, and some 10 s after it Ray ends its driver without a word."""
+
+NOTE_S = 3.0
+"""The main thread, where it does not hang, takes note within this time."""
+
 REMEDY = "All finished measurements are safe. Start the cluster again; then the same command continues."
 
 
 class Watchdog:
     """Looks every few seconds whether the head of the cluster and this node's own daemon still listen.
 
-    Without the head Ray ends its driver after a minute; without the node's daemon a driver hangs for ever. The
-    watchdog says so before: `lost` is set, and where nobody has taken note of it after a grace period, since the main
-    thread hangs in a call, the process is ended with status 1. Nothing is lost by that: measurements are on the disk.
+    Without the head Ray ends its driver after a minute; without the node's daemon a driver hangs or is ended. The
+    watchdog says so before: `lost` is set, and where nobody takes note of it, since the main thread hangs in a call, it
+    is told; after a grace period the process is ended with status 1. Nothing is lost by that: measurements are on the
+    disk.
 
     Args:
         places: (host, port) of what must listen, by its name.
         say: told what is going on, once.
-        patience_s: how long one of them may be silent.
-        grace_s: how long the main thread has to take note.
+        patience_s: how long one of them may be silent; of this node's raylet at most `OWN_PATIENCE_S`.
+        grace_s: how long the process has to end by itself.
     """
 
     PERIOD_S = 2.0
@@ -60,14 +69,19 @@ class Watchdog:
         while not self._ended.wait(self.PERIOD_S):
             now = time.monotonic()
             heard |= dict.fromkeys(self._listening(), now)
-            if any(now - last > self._patience for last in heard.values()):
+            if any(now - last > self._patience_with(name) for name, last in heard.items()):
                 self.lost = self._describe([name for name, last in heard.items() if last < now])
                 break
-        if self.lost is not None and not self._ended.wait(self._grace):
-            if not self.noted:
-                self._say(f"The Ray cluster is gone: {self.lost}. {REMEDY}")
-                sys.stderr.flush()
+        if self.lost is None:
+            return
+        if not self._ended.wait(min(NOTE_S, self._grace)) and not self.noted:
+            self._say(f"The Ray cluster is gone: {self.lost}. {REMEDY}")
+            sys.stderr.flush()
+        if not self._ended.wait(self._grace):
             os._exit(1)
+
+    def _patience_with(self, name: str) -> float:
+        return min(self._patience, OWN_PATIENCE_S) if name == OWN else self._patience
 
     def _describe(self, silent: Sequence[str]) -> str:
         which = " and ".join(f"{name} at {':'.join(map(str, self._places[name]))}" for name in silent)
@@ -90,8 +104,8 @@ def places() -> dict[str, Place]:
 
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     own = ray.get_runtime_context().get_node_id()
-    found = {"the head": (host, int(port))}
+    found = {HEAD: (host, int(port))}
     for node in ray.nodes():
         if node["NodeID"] == own:
-            found["this node's raylet"] = (node["NodeManagerAddress"], int(node["NodeManagerPort"]))
+            found[OWN] = (node["NodeManagerAddress"], int(node["NodeManagerPort"]))
     return found

@@ -1,0 +1,217 @@
+"""EvoPress's released search on the levels, the text parts and the number of tokens of run.py, measured like its arms.
+
+    python evopress.py LEVELS CHECKOUT --text FILE [--model DIR] [--seed 0] [--generations 24] [--results FILE]
+
+LEVELS is the level store of run.py, CHECKOUT a clone of github.com/IST-DASLab/EvoPress (arXiv 2410.14649). The main
+function of its `evo_prune_search.py` runs unchanged. What it takes from disk or network comes from here:
+
+- Weights come from the store. Its level 0 is the target's level, its levels below and above are the neighbours.
+- It draws its minibatches from all windows of the search part; the dense model's logits are computed when drawn.
+- It holds no sparsity: there, a level is a fixed number of weights, so that any two layers can be switched. Here a
+  level is a sparsity, so that a layer is only offered a partner of its own size: the rule by which its quantisation
+  search pairs layers (`group_rule size`).
+- Its perplexities, which it only prints, are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+from secateur.evaluators.text import load_parts
+from secateur.evaluators.tokens import windows
+from secateur.evaluators.workbench import Workbench
+from secateur.pruners.levels import LevelStore
+from secateur.search import app
+from secateur.search.settings import load_settings
+from secateur.spaces.allocation import Allocation
+
+HERE = Path(__file__).parent
+ANY = "unused"  # for arguments that its parser requires and nothing here reads
+
+
+class Database:
+    """A directory of sparse weights as the search expects it: ``<layer>/<level>.pth``, level 0 at the target."""
+
+    def __init__(self, bench: Workbench, levels: Path) -> None:
+        self._store = LevelStore(levels, bench.anatomy, bench.space.levels)
+        self._linears = {linear.name: linear for linear in bench.anatomy.linears}
+        (self._zero,) = set(bench.space.baselines()["uniform@0.6"].levels)
+        self._n_levels = len(bench.space.levels)
+        self._first: str | None = None
+
+    def index(self, level: int) -> int:
+        """The store's level."""
+        return self._zero + level
+
+    def exists(self, path: str) -> bool:
+        """Asked for the layer that goes down until there is one, then for the one that goes up, in turns."""
+        name, level = _split(path)
+        if not 0 <= self.index(level) < self._n_levels:
+            return False
+        if self._first is None:
+            self._first = name
+            return True
+        fits = self._linears[name].n_weights == self._linears[self._first].n_weights
+        self._first = None if fits else self._first
+        return fits
+
+    def load(self, path: str, map_location: object = None) -> torch.Tensor:
+        name, level = _split(path)
+        return self._store.weight(self._linears[name], self.index(level))
+
+
+def _split(path: str) -> tuple[str, int]:
+    return Path(path).parent.name, int(Path(path).stem)
+
+
+class Targets:
+    """The dense model's logits on a window, in place of a list of them all: 100 MB a window."""
+
+    def __init__(self, model: torch.nn.Module, data: Sequence[torch.Tensor]) -> None:
+        self._model = model
+        self._data = data
+
+    @torch.no_grad()
+    def __getitem__(self, index: int) -> torch.Tensor:
+        logits: torch.Tensor = self._model(self._data[index], use_cache=False).logits
+        return logits
+
+
+class Count:
+    """Evaluated tokens, and a line after each generation's last selection."""
+
+    def __init__(self) -> None:
+        self.tokens = self.evaluations = 0
+
+    def add(self, data: Sequence[torch.Tensor]) -> None:
+        self.tokens += sum(window.numel() for window in data)
+        self.evaluations += 1
+
+
+def prepare(search: ModuleType, bench: Workbench, database: Database, seed: int) -> Count:
+    """Give the search what it would load: model, data, weights."""
+    plan, student, count = bench.plan, copy.deepcopy(bench.loaded.model), Count()
+    text = load_parts(plan.calibration, plan.search, plan.test)["search"]
+    data = list(windows(bench.loaded.tokenizer, text, plan.window, None, "random", seed)[:, None])
+    targets, measure, select = Targets(bench.loaded.model, data), search.compute_kl_div, search.selection
+
+    def measured(model: object, minibatch: Sequence[torch.Tensor], target_logits: object) -> float:
+        count.add(minibatch)
+        return float(measure(model, minibatch, target_logits))
+
+    def selected(**arguments: Any) -> tuple[list[list[int]], list[float]]:
+        survivors, losses = select(**arguments | {"target_logits": targets})
+        print(f"{count.tokens} tokens, {losses}, {time.process_time():.0f} CPU s", flush=True)
+        return survivors, losses
+
+    replaced = {
+        "AutoModelForCausalLM": SimpleNamespace(from_pretrained=lambda *_, **__: student),
+        "AutoTokenizer": SimpleNamespace(from_pretrained=lambda *_, **__: None),
+        "get_data": lambda *_, train: data if train else [],
+        "trange": lambda *_, **__: (),  # its loop over all windows for the dense model's logits
+        "compute_perplexity": lambda *_: math.nan,
+        "compute_kl_div": measured,
+        "selection": selected,
+        "torch": SimpleNamespace(load=database.load, no_grad=torch.no_grad, float32=torch.float32),
+        "os": SimpleNamespace(
+            listdir=os.listdir,
+            path=SimpleNamespace(join=os.path.join, isdir=os.path.isdir, exists=database.exists),
+        ),
+    }
+    for name, value in replaced.items():
+        setattr(search, name, value)
+    return count
+
+
+def run_search(search: ModuleType, names: Sequence[str], generations: int, seed: int) -> dict[str, int]:
+    """Its main function with 8 offspring and the fidelities of run.py; returns each layer's level."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name in names:
+            (Path(directory) / name).mkdir()
+        options = {
+            "model_name_or_path": ANY,
+            "calibration_data": ANY,
+            "calibration_tokens": 1,
+            "eval_datasets": ANY,
+            "generations": generations,
+            "offspring": 8,
+            "survivors_per_selection": "2 1",
+            "tokens_per_selection": "512 2048",
+            "sparse_weights_path": directory,
+            "dtype": "float32",
+            "seed": seed,
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", *str(value).split())]
+        sys.argv = ["evo_prune_search.py", *words]
+        search.main()
+        lines = (Path(directory) / "final_configuration.txt").read_text(encoding="utf-8").splitlines()
+    return {name: int(level) for name, level in (line.split(": ") for line in lines)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("levels", type=Path)
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--text", default="docs")
+    parser.add_argument("--model", help="another address of the same weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--generations", type=int, default=24)
+    parser.add_argument("--results", type=Path, help="a line is appended")
+    args = parser.parse_args()
+    common = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
+    common += [f"model={args.model}"] if args.model else []
+    bench = app.open_bench(load_settings(HERE / "config.yaml", common))
+    bench.build_levels(args.levels)
+    sys.path.insert(0, str(args.checkout))
+    sys.modules["datasets"] = SimpleNamespace(load_dataset=None)  # type: ignore[assignment]
+    search = importlib.import_module("evo_prune_search")
+    database = Database(bench, args.levels)
+    count = prepare(search, bench, database, args.seed)
+    started = time.process_time()
+    names = [linear.name for linear in bench.anatomy.linears]
+    found = run_search(search, names, args.generations, args.seed)
+    row = {
+        "run": f"evopress-{args.seed}",
+        "budget": count.tokens,
+        "tokens": count.tokens,
+        "evaluations": count.evaluations,
+        "seconds": time.process_time() - started,
+        "generations": args.generations,
+    }
+    row |= measure(bench, args.levels, [database.index(found[name]) for name in bench.space.slots])
+    print(json.dumps(row), flush=True)
+    if args.results:
+        with args.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def measure(bench: Workbench, levels: Path, options: Sequence[int]) -> dict[str, object]:
+    """What run.py's arms are measured with: the search windows and the test windows."""
+    candidate: Allocation = bench.space.assemble(options)
+    evaluator = bench.evaluator(levels)
+    of = {f.part: evaluator.evaluate([candidate.text], f)[0].values for f in bench.plan.fidelities[-2:]}
+    return {
+        "sparsity": of["search"]["sparsity"],
+        "search_kl": of["search"]["kl"],
+        "test_kl": of["test"]["kl"],
+        "test_ppl": math.exp(of["test"]["ce"]),
+        "candidate": candidate.text,
+    }
+
+
+if __name__ == "__main__":
+    main()
