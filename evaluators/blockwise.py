@@ -14,7 +14,7 @@ from secateur.evaluators.data import Batch, EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.losses import LossSums, loss_sums
 from secateur.evaluators.prefix_tree import Path, PrefixCache, walk
-from secateur.evaluators.switching import Switcher
+from secateur.evaluators.switching import InfeasibleError, Switcher
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.runner import BlockRunner
 from secateur.spaces.measurement import Fidelity, Measurement
@@ -72,10 +72,12 @@ class BlockwiseEvaluator(Evaluator):
             ValueError: if a text is no candidate of the space, or the evaluator was not made for the fidelity.
         """
         parsed = [self._space.parse(text) for text in candidates]
-        paths = [tuple(self._switcher.keys(self._space.config(candidate))) for candidate in parsed]
         batches = self._data.of(fidelity)
         started = time.perf_counter()
-        computed = [0] * len(candidates)
+        turned = [self._path(candidate) for candidate in parsed]
+        paths = [path for path in turned if not isinstance(path, str)]
+        known = {path for path in paths if all((batch.name, path) in self._sums for batch in batches)}
+        computed = [0] * len(paths)
         try:
             for batch in batches:
                 self._add_batch(paths, batch, computed)
@@ -83,13 +85,24 @@ class BlockwiseEvaluator(Evaluator):
             self._switcher.restore()  # nothing leaks into the next candidate, nor into the dense side
         seconds = (time.perf_counter() - started) / max(len(candidates), 1)
         n_blocks = len(self._anatomy.blocks) * len(batches)
-        measurements = []
-        for candidate, path, blocks in zip(parsed, paths, computed, strict=True):
+        blocks, measurements = iter(computed), []
+        for candidate, path in zip(parsed, turned, strict=True):
+            if isinstance(path, str):
+                measurements.append(self._infeasible(candidate, fidelity, path, seconds))
+                continue
             sums = sum((self._sums[batch.name, path] for batch in batches), LossSums())
+            n = next(blocks)
             measurements.append(
-                self._measurement(candidate, fidelity, sums, seconds, (blocks, n_blocks - blocks))
+                self._measurement(candidate, fidelity, sums, seconds, (n, n_blocks - n), again=path in known)
             )
         return measurements
+
+    def _path(self, candidate: Any) -> Path | str:
+        """The candidate's key of each block, or the reason why it has none."""
+        try:
+            return tuple(self._switcher.keys(self._space.config(candidate)))
+        except InfeasibleError as error:
+            return str(error)
 
     def _add_batch(self, paths: Sequence[Path], batch: Batch, computed: list[int]) -> None:
         """Losses of all paths on one data batch into `_sums`; blocks computed are added to their first member."""
@@ -114,7 +127,14 @@ class BlockwiseEvaluator(Evaluator):
             self._sums[batch.name, paths[new[members[0]]]] = found
 
     def _measurement(
-        self, candidate: Any, fidelity: Fidelity, sums: LossSums, seconds: float, blocks: tuple[int, int]
+        self,
+        candidate: Any,
+        fidelity: Fidelity,
+        sums: LossSums,
+        seconds: float,
+        blocks: tuple[int, int],
+        *,
+        again: bool,
     ) -> Measurement:
         means = sums.means()
         finite = all(math.isfinite(value) for value in means.values())
@@ -125,9 +145,21 @@ class BlockwiseEvaluator(Evaluator):
             values=values if finite else {},
             infeasible=None if finite else "its loss is not finite: the pruned model overflows",
             seed=self._seed,
-            n_tokens=fidelity.n_tokens,
+            n_tokens=0
+            if again
+            else fidelity.n_tokens,  # another candidate with the same weights was measured
             seconds=seconds,
             worker=self._worker,
             blocks=blocks[0],
             blocks_saved=blocks[1],
+        )
+
+    def _infeasible(self, candidate: Any, fidelity: Fidelity, reason: str, seconds: float) -> Measurement:
+        return Measurement(
+            candidate.text,
+            fidelity,
+            infeasible=reason,
+            seed=self._seed,
+            seconds=seconds,
+            worker=self._worker,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from secateur.evaluators.workbench import Workbench
 from secateur.pruners.export import check_destination, export_model
@@ -59,17 +60,18 @@ def export_candidate(
         ValueError: if the text is no candidate, or `to` is not empty.
         ExportError: if the model can't be written, or does not load as it should.
     """
-    sparsity = bench.space.config(bench.space.parse(candidate))["sparsity"]
+    config = bench.space.config(bench.space.parse(candidate))
+    method = bench.plan.rig.method(bench.plan, config)
     manifest = Manifest(
         parent=bench.loaded.name,
         fingerprint=bench.loaded.fingerprint,
-        method={**asdict(bench.method), "calibration": "sequential" if sequential else "dense"},
+        method={**method.record, "calibration": "sequential" if sequential else "dense"},
         candidate=candidate,
-        asked=sparsity,
+        asked=config["sparsity"],
         calibration={
             "text": bench.plan.calibration,
             "tokens": bench.calibration.numel(),
-            "sha256": bench.key.calibration,
+            "sha256": bench.calibration_sha256,
         },
         seeds=seeds,
         measured={},
@@ -79,7 +81,7 @@ def export_candidate(
         there = Manifest.from_json((to / MANIFEST).read_text(encoding="utf-8"))
         return ExportSummary(to, True, there.measured, there.checks, there.label)
     check_destination(to)  # before minutes of work, not after
-    exported = _prune_and_measure(bench, sparsity, sequential=sequential, say=say)
+    exported = _prune_and_measure(bench, config, sequential=sequential, say=say)
     measured = {**exported, **searched}
     say("writing, and loading it again in a fresh process")
     report = export_model(
@@ -94,14 +96,14 @@ def export_candidate(
 
 
 def _prune_and_measure(
-    bench: Workbench, sparsity: Mapping[str, float], *, sequential: bool, say: Callable[[str], None]
+    bench: Workbench, config: Mapping[str, Any], *, sequential: bool, say: Callable[[str], None]
 ) -> dict[str, dict[str, float]]:
     data, fidelities = bench.data(), bench.plan.fidelities[-2:]
     for fidelity in fidelities:
         data.of(fidelity)  # the dense side, while the model is dense
     n_blocks = len(bench.anatomy.blocks)
     bench.prune(
-        sparsity,
+        config,
         sequential=sequential,
         on_block=lambda index: say(f"pruning block {index + 1}/{n_blocks}"),
     )

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from secateur.evaluators.blockwise import BlockwiseEvaluator
 from secateur.evaluators.data import EvaluationData
-from secateur.evaluators.switching import LevelSwitcher
 from secateur.evaluators.workbench import Plan, Workbench, set_threads
 from secateur.pruners.families.discover import dissect
-from secateur.pruners.levels import LevelStore
 from secateur.pruners.loading import load_model, mappable
-from secateur.spaces.allocation import AllocationSpace
 from secateur.spaces.measurement import PARTS
 
 WINDOWS = "windows.safetensors"
@@ -34,7 +32,7 @@ class WorkerSetup:
     """
 
     plan: Plan
-    space: AllocationSpace
+    space: Any
     threads: int
     directories: tuple[Path, Path, Path]
 
@@ -55,7 +53,7 @@ class WorkerSetup:
         return BlockwiseEvaluator(
             anatomy,
             self.space,
-            LevelSwitcher(anatomy, LevelStore(levels, anatomy, self.space.levels), self.space.levels),
+            plan.rig.switcher(plan, self.space, anatomy, levels),
             EvaluationData(
                 anatomy, {part: tokens[part] for part in PARTS if part in tokens}, plan.fidelities
             ),

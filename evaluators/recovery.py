@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def open_pruned(job: RecoveryJob, say: Say) -> tuple[Workbench, Anatomy]:
     dense = dissect(copy.deepcopy(bench.loaded.model))
     say("pruning")
     config = bench.space.config(bench.space.parse(job.candidate))
-    bench.prune(config["sparsity"], sequential=job.sequential)
+    bench.prune(config, sequential=job.sequential)
     return bench, dense
 
 
@@ -206,18 +206,22 @@ def first_windows(bench: Workbench, fidelity: Fidelity) -> torch.Tensor:
 
 
 def _manifest(bench: Workbench, job: RecoveryJob, seeds: Mapping[str, int]) -> Manifest:
-    method = {**asdict(bench.method), "calibration": "sequential" if job.sequential else "dense"}
+    config = bench.space.config(bench.space.parse(job.candidate))
+    method = {
+        **bench.plan.rig.method(bench.plan, config).record,
+        "calibration": "sequential" if job.sequential else "dense",
+    }
     windows = bench.training_windows()
     return Manifest(
         parent=bench.loaded.name,
         fingerprint=bench.loaded.fingerprint,
         method={**method, "recovery": job.recipe.text, "recovery_text_tokens": windows.numel()},
         candidate=job.candidate,
-        asked=bench.space.config(bench.space.parse(job.candidate))["sparsity"],
+        asked=config["sparsity"],
         calibration={
             "text": bench.plan.calibration,
             "tokens": bench.calibration.numel(),
-            "sha256": bench.key.calibration,
+            "sha256": bench.calibration_sha256,
         },
         seeds=seeds,
         measured={},

@@ -9,12 +9,20 @@ from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.levels import LevelStore
 
 
+class InfeasibleError(ValueError):
+    """A candidate that can't become weights; its text is the reason."""
+
+
 @runtime_checkable
 class Switcher(Protocol):
     """Turns a plain configuration into switches of single blocks."""
 
     def keys(self, config: Mapping[str, Any]) -> Sequence[Hashable]:
-        """One key a block; two candidates with equal keys have equal weights in that block."""
+        """One key a block; two candidates with equal keys have equal weights in that block.
+
+        Raises:
+            InfeasibleError: if the candidate can't become weights.
+        """
         ...
 
     def apply(self, block: int, key: Hashable) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -14,19 +14,15 @@ from torch import Tensor
 
 from secateur.evaluators.blockwise import BlockwiseEvaluator
 from secateur.evaluators.data import EvaluationData
-from secateur.evaluators.switching import LevelSwitcher
+from secateur.evaluators.rigs import RIGS, Rig
 from secateur.evaluators.text import Part as TextPart
 from secateur.evaluators.text import load_parts
 from secateur.evaluators.tokens import Order, tokens_sha256, windows
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.families.discover import dissect
 from secateur.pruners.families.shape import describe
-from secateur.pruners.levels import LevelStore, StoreKey, build_levels, is_built
 from secateur.pruners.loading import LoadedModel, load_model
-from secateur.pruners.methods import Method
 from secateur.pruners.prune import prune
-from secateur.spaces.allocation import AllocationSpace
-from secateur.spaces.allocation_settings import AllocationSettings
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.measurement import Fidelity, Part
 from secateur.spaces.registry import SPACES
@@ -53,7 +49,7 @@ class Plan:
     dtype: str
     device: str
     trust_remote_code: bool
-    space: AllocationSettings
+    space: Any
     loss: Literal["kl", "ce"]
     calibration: str
     search: str
@@ -65,16 +61,9 @@ class Plan:
     seed: int
 
     @property
-    def method(self) -> Method:
-        """How weights go."""
-        return Method(
-            name=self.space.metric,
-            comparison=self.space.comparison,
-            group_size=self.space.group_size,
-            damp=self.space.damp,
-            block_size=self.space.block_size,
-            seed=self.seed,
-        )
+    def rig(self) -> Rig:
+        """How candidates of the space turn into weights."""
+        return RIGS[self.space.kind]
 
     @property
     def fidelities(self) -> tuple[Fidelity, ...]:
@@ -96,7 +85,7 @@ class Workbench:
 
     def __init__(self, plan: Plan, say: Callable[[str], None] = lambda line: None) -> None:
         self.plan = plan
-        self.method = plan.method
+        plan.rig.method(plan, {"metric": ""})  # refuses an unknown one before anything is loaded
         self._texts = load_parts(plan.calibration, plan.search, plan.test)
         say(f"loading {plan.model}")
         self.loaded: LoadedModel = load_model(
@@ -104,7 +93,8 @@ class Workbench:
         )
         self.anatomy: Anatomy = dissect(self.loaded.model)
         self.shape = describe(self.anatomy)
-        self.space: AllocationSpace = self._make_space()
+        self._check_groups()
+        self.space: Any = SPACES[plan.space.kind].build(plan.space, self.prunables, self.space_shape)
         self.calibration = self._cut("calibration", plan.calibration_tokens)
         self.windows: Mapping[Part, Int[Tensor, "windows length"]] = {
             "search": self._cut("search", plan.search_fidelities[-1]),
@@ -127,13 +117,6 @@ class Workbench:
             kv_bytes_per_token=self.shape.kv_bytes_per_token * stored // self.shape.bytes_per_param,
         )
 
-    def _make_space(self) -> AllocationSpace:
-        row = SPACES[self.plan.space.kind]
-        space = row.build(self.plan.space, self.prunables, self.space_shape)
-        assert isinstance(space, AllocationSpace)
-        self._check_groups()
-        return space
-
     def _check_groups(self) -> None:
         size = self.plan.space.group_size
         for linear in self.shape.linears:
@@ -155,38 +138,29 @@ class Workbench:
         return windows(self.loaded.tokenizer, text, self.plan.window, None, "random", self.plan.seed)
 
     @cached_property
-    def key(self) -> StoreKey:
-        """Identity of the level store."""
-        weight = next(self.anatomy.linears).weight
-        return StoreKey(
-            model=self.loaded.fingerprint,
-            dtype=str(weight.dtype).removeprefix("torch."),
-            calibration=tokens_sha256(self.calibration),
-            method=self.method,
-            levels=self.space.levels,
-        )
+    def calibration_sha256(self) -> str:
+        """Hash of the calibration tokens."""
+        return tokens_sha256(self.calibration)
 
     def facts(self) -> dict[str, str]:
         """Content hashes that measurements depend on."""
         hashes = {f"{part}_text": text.sha256 for part, text in self._texts.items()}
-        return {"model": self.loaded.fingerprint, "calibration_tokens": self.key.calibration, **hashes}
+        return {"model": self.loaded.fingerprint, "calibration_tokens": self.calibration_sha256, **hashes}
 
     def build_levels(self, directory: Path, on_block: Callable[[int], None] = lambda index: None) -> None:
-        """Make the level store unless it is there."""
-        if not is_built(directory, self.key):
-            build_levels(directory, self.anatomy, self.calibration, self.key, on_block=on_block)
+        """Make what candidates are switched by, such as the level store, unless it is there."""
+        self.plan.rig.build(self, directory, on_block)
 
     def data(self) -> EvaluationData:
         """The search and test windows in batches; what is asked for first is prepared with the weights of then."""
         return EvaluationData(self.anatomy, self.windows, self.plan.fidelities)
 
     def evaluator(self, directory: Path, worker: str = "local") -> BlockwiseEvaluator:
-        """An evaluator over the level store in the directory."""
-        store = LevelStore(directory, self.anatomy, self.space.levels)
+        """An evaluator over what `build_levels` made in the directory."""
         return BlockwiseEvaluator(
             self.anatomy,
             self.space,
-            LevelSwitcher(self.anatomy, store, self.space.levels),
+            self.plan.rig.switcher(self.plan, self.space, self.anatomy, directory),
             self.data(),
             loss=self.plan.loss,
             seed=self.plan.seed,
@@ -195,13 +169,27 @@ class Workbench:
 
     def prune(
         self,
-        sparsity: Mapping[str, float],
+        config: Mapping[str, Any],
         *,
         sequential: bool,
         on_block: Callable[[int], None] = lambda index: None,
     ) -> None:
-        """Prune the live model once, for real; the evaluator's levels are not used."""
-        prune(self.anatomy, sparsity, self.method, self.calibration, sequential=sequential, on_block=on_block)
+        """Prune the live model once, for real; the evaluator's levels are not used.
+
+        Args:
+            config: as the space gives it for a candidate.
+            sequential: see `prune`.
+            on_block: told the index of each block that is done.
+        """
+        method = self.plan.rig.method(self.plan, config)
+        prune(
+            self.anatomy,
+            config["sparsity"],
+            method,
+            self.calibration,
+            sequential=sequential,
+            on_block=on_block,
+        )
 
 
 def set_threads(threads: int | None) -> None:

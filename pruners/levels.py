@@ -7,8 +7,9 @@ import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from secateur.pruners.calibration import BlockStatistics, stream_blocks
 from secateur.pruners.families.anatomy import Anatomy, Linear
+from secateur.pruners.gradients import model_statistics
 from secateur.pruners.methods import Method
+from secateur.pruners.statistics import ModelStatistics
 
 INDEX = "store.json"
 SPARE_BYTES = 1 << 20
@@ -47,7 +50,12 @@ class StoreKey:
     @property
     def digest(self) -> str:
         """Content hash of all of it."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {x.name: getattr(self, x.name) for x in fields(self)} | {"method": self.method.record}
 
 
 class LevelStoreError(ValueError):
@@ -147,10 +155,11 @@ def build_levels(
     ]
     _check_room(directory, anatomy, key, todo)
     _write_index(directory, key, finished=False)
+    whole = _whole_model(directory, anatomy, tokens, key)
     for part in _statistics(anatomy, tokens, key.method):
         index = part.block.index
         if index in todo:
-            tensors = {linear.name: _levels_of(linear, part, key) for linear in part.block.linears}
+            tensors = {linear.name: _levels_of(linear, part, whole, key) for linear in part.block.linears}
             _save(tensors, directory / _file_name(index))
         on_block(index)
     _write_index(directory, key, finished=True)
@@ -161,6 +170,8 @@ def _check_room(directory: Path, anatomy: Anatomy, key: StoreKey, todo: Sequence
     n_weights = sum(linear.n_weights for linear in anatomy.linears if linear.block in todo)
     per_weight = next(anatomy.linears).weight.element_size() * len(_stored_levels(key.levels))
     needed = n_weights * (per_weight if key.method.updates_weights else 1) + SPARE_BYTES
+    if key.method.needs_gradients and not gradients_path(directory).exists():
+        needed += sum(4 * linear.n_weights for linear in anatomy.linears)  # in fp32
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise LevelStoreError(
@@ -188,10 +199,32 @@ def _statistics(anatomy: Anatomy, tokens: Tensor, method: Method):  # type: igno
     return stream_blocks(anatomy, tokens, gram=method.needs == "gram", sequential=False)
 
 
-def _levels_of(linear: Linear, part: BlockStatistics, key: StoreKey) -> Tensor:
+def _whole_model(directory: Path, anatomy: Anatomy, tokens: Tensor, key: StoreKey) -> ModelStatistics:
+    """What a formula knows of the whole model; gradients are kept beside the store, for other formulas."""
+    try:
+        return model_statistics(
+            anatomy,
+            tokens,
+            gradients=key.method.needs_gradients,
+            path=gradients_path(directory),
+            identity=f"{key.model} {key.calibration}",
+        )
+    except (SafetensorError, OSError) as error:
+        raise LevelStoreError(
+            f"Expected to write {gradients_path(directory)}, got: {error}. Free some room on the disk and run the "
+            "same command."
+        ) from error
+
+
+def gradients_path(directory: Path) -> Path:
+    """Where the gradients of the model of a level store are."""
+    return directory.with_name(f"{directory.name}-gradients.safetensors")
+
+
+def _levels_of(linear: Linear, part: BlockStatistics, whole: ModelStatistics, key: StoreKey) -> Tensor:
     inputs = part.inputs.get(linear.name)
     if not key.method.updates_weights:
-        return key.method.ranks(linear, inputs, key.levels).contiguous().cpu()
+        return key.method.ranks(linear, inputs, key.levels, whole).contiguous().cpu()
     sparsities = [key.levels[level] for level in _stored_levels(key.levels)]
     return key.method.weights(linear, inputs, sparsities).contiguous().cpu()
 
@@ -222,7 +255,7 @@ def _read_index(directory: Path) -> dict[str, object]:
 
 
 def _write_index(directory: Path, key: StoreKey, *, finished: bool) -> None:
-    index = {"digest": key.digest, "finished": finished, "key": asdict(key)}
+    index = {"digest": key.digest, "finished": finished, "key": key.record}
     temporary = directory / f"{INDEX}.tmp"
     temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
     temporary.replace(directory / INDEX)

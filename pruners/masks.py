@@ -49,8 +49,8 @@ def prune_ranks(
     Raises:
         ValueError: on scores that are not finite, levels out of order, or a group size that does not divide.
     """
-    _check(score, levels, group_size, name)
-    groups = _as_groups(score, comparison, group_size)
+    _check(score, levels, name)
+    groups = as_groups(score, comparison, group_size, name)
     n_groups, size = groups.shape
     if group_size is None:
         totals = torch.tensor([n_zeros(level, score.numel()) for level in levels])
@@ -92,7 +92,7 @@ def lowest(score: Float[Tensor, "... n"], count: int) -> Bool[Tensor, "... n"]:
     return chosen
 
 
-def _check(score: Tensor, levels: Sequence[float], group_size: int | None, name: str) -> None:
+def _check(score: Tensor, levels: Sequence[float], name: str) -> None:
     if not torch.isfinite(score).all():
         raise ValueError(
             f"Expected finite scores, got NaN or infinity at {name}. Check the metric's formula."
@@ -102,15 +102,21 @@ def _check(score: Tensor, levels: Sequence[float], group_size: int | None, name:
         raise ValueError(f"Expected 1 to {MAX_LEVELS} sparsities in [0, 1] as `levels`, got {tuple(levels)}.")
     if not ascending and tuple(levels) != (0.0, 0.0):
         raise ValueError(f"Expected `levels` to ascend, got {tuple(levels)}.")
+
+
+def as_groups(
+    score: Float[Tensor, "out in"], comparison: Comparison, group_size: int | None, name: str
+) -> Float[Tensor, "groups size"]:
+    """The scores with a row for each comparison group.
+
+    Raises:
+        ValueError: if `group_size` does not divide the number of inputs.
+    """
     if group_size is not None and (group_size < 1 or score.shape[1] % group_size):
         raise ValueError(
             f"Expected `group_size` to divide the number of inputs, got {group_size} for {score.shape[1]} "
             f"at {name}. Choose a divisor or protect this layer."
         )
-
-
-def _as_groups(score: Tensor, comparison: Comparison, group_size: int | None) -> Tensor:
-    """Rows are what competes."""
     if group_size is not None:
         return score.reshape(-1, group_size)
     return score if comparison == "output" else score.reshape(1, -1)

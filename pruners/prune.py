@@ -10,8 +10,9 @@ from torch import Tensor
 
 from secateur.pruners.calibration import stream_blocks
 from secateur.pruners.families.anatomy import Anatomy, Block
+from secateur.pruners.gradients import model_statistics
 from secateur.pruners.methods import Method
-from secateur.pruners.statistics import InputStatistics
+from secateur.pruners.statistics import InputStatistics, ModelStatistics
 
 
 @torch.no_grad()
@@ -32,30 +33,36 @@ def prune(
         method: how.
         tokens: calibration windows.
         sequential: statistics of a block come from already pruned blocks (as in the released Wanda and
-            SparseGPT); otherwise from the dense model (as a level store must).
+            SparseGPT); otherwise from the dense model (as a level store must). Gradients are the dense model's
+            either way: one pass before the first block is pruned.
         on_block: told the index of each block that is done.
 
     Raises:
         ValueError: on a name that the model does not have, or a sparsity outside [0, 1].
     """
     _check(anatomy, sparsity)
+    whole = model_statistics(anatomy, tokens, gradients=method.needs_gradients)
     if method.needs == "nothing":
         for block in anatomy.blocks:
-            _prune_block(block, {}, sparsity, method)
+            _prune_block(block, {}, sparsity, method, whole)
             on_block(block.index)
         return
     for part in stream_blocks(anatomy, tokens, gram=method.needs == "gram", sequential=sequential):
-        _prune_block(part.block, part.inputs, sparsity, method)
+        _prune_block(part.block, part.inputs, sparsity, method, whole)
         on_block(part.block.index)
 
 
 def _prune_block(
-    block: Block, inputs: Mapping[str, InputStatistics], sparsity: Mapping[str, float], method: Method
+    block: Block,
+    inputs: Mapping[str, InputStatistics],
+    sparsity: Mapping[str, float],
+    method: Method,
+    whole: ModelStatistics,
 ) -> None:
     for linear in block.linears:
         wanted = sparsity.get(linear.name, 0.0)
         if wanted > 0:
-            linear.point_to(method.weights(linear, inputs.get(linear.name), [wanted])[0])
+            linear.point_to(method.weights(linear, inputs.get(linear.name), [wanted], whole)[0])
 
 
 def count_zeros(anatomy: Anatomy) -> dict[str, int]:

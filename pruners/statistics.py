@@ -1,7 +1,8 @@
-"""What is known about the inputs of a projection: second moments over the calibration tokens."""
+"""What is known about the inputs of a projection, and of the whole model, over the calibration tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,3 +44,16 @@ class InputStatistics:
     def norm(self) -> Float[Tensor, " in"]:
         """Root mean square of each input feature: its l2 norm over the tokens, divided by sqrt(n_tokens)."""
         return (self.sum_squares / max(self.n_tokens, 1)).sqrt()
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """What is known about the dense model as a whole.
+
+    Args:
+        n_blocks: length of the stack.
+        gradients: see `gradients.rms_gradients`, by the projection's full name; empty if not collected.
+    """
+
+    n_blocks: int
+    gradients: Mapping[str, Float[Tensor, "_ _"]]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.search.address import masked
-from secateur.search.answers import one_line, open_display, show_facts, show_front, watch_status
 from secateur.search.choice import Bounds, choose, with_bounds
-from secateur.search.console import FAILED, complain, run_command, show, show_json, show_line
 from secateur.search.errors import UsageError, nearest
+from secateur.search.mirror.address import masked
+from secateur.search.show.answers import one_line, open_display, show_facts, show_front, watch_status
+from secateur.search.show.console import FAILED, complain, run_command, show, show_json, show_line
 
 if TYPE_CHECKING:
     from secateur.search.executor import Executor
@@ -111,7 +111,7 @@ def front(run: RunDir, json: Json = False) -> None:
 def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
     """The trial with the lowest loss within the bounds."""
     from secateur.search.run import open_run
-    from secateur.search.tables import Row, perplexity, row_json, shown
+    from secateur.search.show.tables import Row, perplexity, row_json, shown
 
     view = open_run(run)
     trial = choose(view, None, bounds)
@@ -184,8 +184,8 @@ def recover(
 ) -> None:
     """Train picked models for longer, zeros kept, and save them in RUN/recovered. The same command continues."""
     from secateur.search import app as rooms
-    from secateur.search.answers import show_recovered
-    from secateur.search.recovery import recovery_settings
+    from secateur.search.recovery.stage import recovery_settings
+    from secateur.search.show.answers import show_recovered
 
     settings = recovery_settings(method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, address=address)
     view = rooms.open_run(run)
@@ -211,7 +211,7 @@ def status(
         watch_status(run, every, json)
         return
     from secateur.search.run import open_run
-    from secateur.search.summary import status_lines, summary
+    from secateur.search.show.summary import status_lines, summary
 
     view = open_run(run)
     facts = summary(view)
@@ -228,7 +228,7 @@ def dashboard(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
 ) -> None:
     """Look at a run in a browser, with optuna-dashboard. Ctrl-C ends it."""
-    from secateur.search.dashboard import serve_dashboard
+    from secateur.search.mirror.dashboard import serve_dashboard
     from secateur.search.run import open_run
 
     with contextlib.suppress(KeyboardInterrupt):
@@ -239,8 +239,8 @@ def dashboard(
 @with_bounds
 def report(run: RunDir, trial: TrialNumber = None, *, json: Json = False, bounds: Bounds) -> None:
     """One self-contained page about the run: RUN/report/index.html. Trial or bounds choose the model in detail."""
-    from secateur.search.report import write_report
     from secateur.search.run import open_run
+    from secateur.search.show.report import write_report
 
     view = open_run(run)
     asked = trial is not None or any(bounds.values())
@@ -290,7 +290,7 @@ def list_(
     json: Json = False,
 ) -> None:
     """What there is to choose from."""
-    from secateur.search.listing import LISTS
+    from secateur.search.show.listing import LISTS
 
     if what not in LISTED:
         raise UsageError(f"Expected something to list, got {what!r}.{nearest(what, LISTED)}")
@@ -327,15 +327,21 @@ def doctor(json: Json = False) -> None:
 def _metrics() -> list[dict[str, str]]:
     from secateur.pruners.methods import RECONSTRUCTIONS
     from secateur.pruners.metrics import METRICS
-    from secateur.search.listing import row
+    from secateur.search.show.listing import row
+    from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
 
     scores = [row(name, metric.summary, metric.paper) for name, metric in METRICS.items()]
-    return scores + [row(name, *about) for name, about in RECONSTRUCTIONS.items()]
+    updates = [row(name, *about) for name, about in RECONSTRUCTIONS.items()]
+    signs = [operator.infix or name for name, operator in OPERATORS.items()]
+    formulas = row(
+        "formula: ...", f"such as abs(W) * X; of {' '.join(TERMINALS)}, numbers, {' '.join(signs)}"
+    )
+    return [*scores, *updates, formulas]
 
 
 def _families() -> list[dict[str, str]]:
     from secateur.pruners.families.discover import FAMILIES
-    from secateur.search.listing import row
+    from secateur.search.show.listing import row
 
     return [row(name, "tested; others that are built alike work too") for name in FAMILIES]
 

@@ -8,16 +8,16 @@ from secateur.search.controller import Trial
 from secateur.search.pick import SPARSITY_TOLERANCE
 from secateur.spaces.measurement import Fidelity
 
-UNIFORM = "uniform@"
+
+def references(baselines: Mapping[str, Trial]) -> dict[str, Trial]:
+    """For each budget the baseline that others are compared with, such as ``uniform@0.6``, by its label ``0.6``."""
+    pairs = ((name.rpartition("@"), trial) for name, trial in baselines.items())
+    return {label: trial for (_, at, label), trial in pairs if at and "sparsity" in trial.measurement.values}
 
 
 def budgets(baselines: Mapping[str, Trial]) -> dict[str, float]:
-    """Sparsity of the uniform baseline of each budget, by its label, e.g. ``{"0.6": 0.6001}``."""
-    return {
-        name.removeprefix(UNIFORM): trial.measurement.values["sparsity"]
-        for name, trial in baselines.items()
-        if name.startswith(UNIFORM) and "sparsity" in trial.measurement.values
-    }
+    """Sparsity of each budget's `references`, by its label, e.g. ``{"0.6": 0.6001}``."""
+    return {label: t.measurement.values["sparsity"] for label, t in references(baselines).items()}
 
 
 def budget_of(trial: Trial, known: Mapping[str, float]) -> str | None:

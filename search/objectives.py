@@ -45,6 +45,7 @@ OBJECTIVES: dict[str, Objective] = {
     "sparsity": Objective("sparsity", "", "maximize", digits=2),
     "size_bytes": Objective("size", "bytes", digits=3),
     "macs": Objective("MACs", "MACs/token", digits=3),
+    "nodes": Objective("formula size", "nodes"),
     "kv_bytes": Objective("KV cache", "bytes/token", digits=3),
 }
 

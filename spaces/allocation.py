@@ -13,7 +13,7 @@ import numpy as np
 
 from secateur.spaces.budget import Balance, check_ascending, level_out, n_zeros, total_usage, window
 from secateur.spaces.cost import ModelShape
-from secateur.spaces.space import Space
+from secateur.spaces.space import SeparableSpace
 from secateur.spaces.units import Prunable, Unit
 
 ATTEMPTS = 16  # random variations that are tried before the systematic search for any neighbour
@@ -51,7 +51,7 @@ class Allocation:
         raise ValueError(f"Expected an allocation such as 'allocation:12x5,13,9', got {text!r}.")
 
 
-class AllocationSpace(Space[Allocation]):
+class AllocationSpace(SeparableSpace[Allocation]):
     """A level of sparsity for each unit, with the sparsity over all prunable weights held at a target.
 
     The global sparsity counts every linear of every block: the protected ones too, which stay dense, so

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from secateur.spaces.allocation import AllocationSpace
 from secateur.spaces.cost import ModelShape
+from secateur.spaces.formulas.grammar import FormulaTextError
+from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
 from secateur.spaces.units import Granularity, Prunable, group, split_protected
 
 
@@ -43,7 +45,8 @@ class AllocationSettings(BaseModel):
     """What can be searched: a level of sparsity for each linear, sub-layer or block.
 
     Args:
-        metric: importance metric that picks the weights.
+        metric: importance metric that picks the weights: its name, or a formula such as
+            ``formula: abs(W) * X`` (or ``{formula: abs(W) * X}``).
         granularity: what switches its level together.
         target: sparsity over all prunable weights, protected ones included; one value, a list, or a range.
         step: distance of the levels.
@@ -55,7 +58,7 @@ class AllocationSettings(BaseModel):
             metric's own.
         calibration: statistics of the exported model from ``sequential``ly pruned blocks or from the dense
             model.
-        damp: share of the mean diagonal that is added to Hessians (sparsegpt).
+        damp: share of the mean diagonal that is added to Hessians (sparsegpt, formulas with H).
         block_size: columns that are pruned at once (sparsegpt).
     """
 
@@ -73,6 +76,24 @@ class AllocationSettings(BaseModel):
     calibration: Literal["dense", "sequential"] = "sequential"
     damp: float = 0.01
     block_size: int = 128
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _as_text(cls, metric: object) -> object:
+        """What YAML makes of ``formula: ...`` without quotes."""
+        if isinstance(metric, dict) and list(metric) == ["formula"]:
+            return f"{PREFIX} {metric['formula']}"
+        return metric
+
+    @field_validator("metric")
+    @classmethod
+    def _check_formula(cls, metric: str) -> str:
+        """A formula in its canonical text; other metrics are known to the pruners."""
+        try:
+            tree = formula_of(metric)
+        except FormulaTextError as error:
+            raise ValueError(f"`metric`: {error}") from error
+        return metric if tree is None else metric_of(tree)
 
     @field_validator("target")
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from secateur.spaces.allocation_settings import AllocationSettings, build_allocation
+from secateur.spaces.formula_settings import FormulaSettings, build_formula
 from secateur.spaces.space import Space
 
 
@@ -35,5 +36,11 @@ SPACES: dict[str, SpaceRow] = {
         build=build_allocation,
         summary="a level of sparsity for each linear, sub-layer or block, at a global sparsity",
         source="https://arxiv.org/abs/2410.14649",
+    ),
+    "formula": SpaceRow(
+        settings=FormulaSettings,
+        build=build_formula,
+        summary="an importance metric as an expression, at one sparsity of all linears",
+        source="https://arxiv.org/abs/2406.02924",
     ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,12 +26,15 @@ C = TypeVar("C", bound=Candidate)
 class Space(ABC, Generic[C]):
     """Candidates, how to sample, vary, repair, print and parse them, and their exact cost.
 
-    A space is *separable*: a candidate chooses one option (an index) for each of `n_slots` slots, and each
-    option uses up a known amount of the budget. What a budget measures is the space's own business
-    (sparsity, parameters, latency); budgets are numbered, smallest pruning first.
+    What a budget measures is the space's own business (sparsity, parameters, latency); budgets are numbered,
+    smallest pruning first.
+
+    `shown_as` is the heading under which tables show a candidate's text, or "" if it is nothing to read.
 
     No method changes its arguments; every random choice comes from the generator that is given.
     """
+
+    shown_as: ClassVar[str] = ""
 
     @property
     @abstractmethod
@@ -48,7 +51,11 @@ class Space(ABC, Generic[C]):
 
     @abstractmethod
     def baselines(self) -> dict[str, C]:
-        """Named candidates that every study measures first: ``dense``, then ``uniform@<budget>`` for each."""
+        """Named candidates that every study measures first.
+
+        ``dense``; then for each budget the one that others are compared with, by what it is and the budget, such as
+        ``uniform@0.6``; then further ones, if any, by plain names.
+        """
 
     @abstractmethod
     def budget_of(self, candidate: C) -> int | None:
@@ -78,7 +85,47 @@ class Space(ABC, Generic[C]):
     def config(self, candidate: C) -> Mapping[str, Any]:
         """The plain configuration that a person could write and the pruners run."""
 
-    # --- separable view, for controllers that measure slots alone and solve for the best combination ---
+    def typeset(self, candidate: C) -> str:
+        """The candidate in LaTeX's math mode; "" if it is nothing to read."""
+        return ""
+
+    def kinship(self, candidate: C) -> Any:
+        """Sort key: candidates that are neighbours by it share work when they are measured together."""
+        return candidate.text
+
+    # --- parameters, for optimisers that propose a value for each of them ---
+
+    def parameters(self) -> tuple[IntParameter, ...]:
+        """What a candidate of any budget is made of; none where that can't be named.
+
+        A space with conditions names every parameter that may apply; `from_parameters` leaves the others out
+        of account.
+        """
+        return ()
+
+    def to_parameters(self, candidate: C) -> dict[str, int]:
+        """The values that make the candidate, by the parameters' names."""
+        return {}
+
+    def from_parameters(self, values: Mapping[str, int], budget: int, rng: np.random.Generator) -> C:
+        """The candidate with these values if it meets the budget, else a near one that does.
+
+        Optimisers know nothing of budgets: what they propose is repaired, and `to_parameters` tells them what
+        became of it.
+
+        Raises:
+            ValueError: if the space names no parameters.
+        """
+        raise ValueError(
+            "Expected a space that names its parameters, got one that does not. Use another controller."
+        )
+
+
+class SeparableSpace(Space[C]):
+    """A candidate chooses one option (an index) for each slot, and each option uses up a known amount of the budget.
+
+    For controllers that measure slots alone and solve for the best combination.
+    """
 
     @property
     @abstractmethod
@@ -109,29 +156,23 @@ class Space(ABC, Generic[C]):
     def disassemble(self, candidate: C) -> tuple[int, ...]:
         """Inverse of `assemble`."""
 
-    # --- parameters, for optimisers that propose a value for each of them ---
+    # --- what follows from it ---
+
+    def kinship(self, candidate: C) -> Any:
+        """Its options: equal beginnings mean equal first blocks."""
+        return self.disassemble(candidate)
 
     def parameters(self) -> tuple[IntParameter, ...]:
-        """What a candidate of any budget is made of: here the option of each slot, by its position.
-
-        A space with conditions names every parameter that may apply; `from_parameters` leaves the others out
-        of account.
-        """
+        """The option of each slot, by its position."""
         return tuple(
             IntParameter(name, 0, len(self.options(slot)) - 1) for slot, name in enumerate(self.slots)
         )
 
     def to_parameters(self, candidate: C) -> dict[str, int]:
-        """The values that make the candidate, by the parameters' names."""
         chosen = enumerate(self.disassemble(candidate))
         positions = [list(self.options(slot)).index(option) for slot, option in chosen]
         return dict(zip(self.slots, positions, strict=True))
 
     def from_parameters(self, values: Mapping[str, int], budget: int, rng: np.random.Generator) -> C:
-        """The candidate with these values if it meets the budget, else a near one that does.
-
-        Optimisers know nothing of budgets: what they propose is repaired, and `to_parameters` tells them what
-        became of it.
-        """
         options = [self.options(slot)[values[name]] for slot, name in enumerate(self.slots)]
         return self.repair(self.assemble(options), budget, rng)

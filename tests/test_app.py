@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 
+from secateur.pruners.loading import find_checkpoint
 from secateur.search import app
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
@@ -191,7 +192,7 @@ def test_wrong_models(tmp_path):
     )
     bert.save_pretrained(tmp_path / "bert")
     refused(tmp_path, "Expected", model=str(tmp_path / "bert"))
-    embedded = Path(app.__file__).parent.parent / "pruners" / "data" / "tiny"
+    embedded = Path(find_checkpoint("tiny").location)
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in embedded.iterdir():

@@ -15,11 +15,11 @@ from rich.console import Console
 
 import secateur.search.app as rooms
 from secateur.search import cli
-from secateur.search.show import console
 from secateur.search.doctor import examine
 from secateur.search.executor import Staff
 from secateur.search.interrupt import Interrupt
 from secateur.search.loop import Outcome
+from secateur.search.show import console
 from secateur.search.show.display import SECONDS_BETWEEN_LINES, Display, Tally
 from secateur.search.study import Spent
 from tests.runs import SEARCH, make_run, make_settings

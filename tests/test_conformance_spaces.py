@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.registry import SPACES
-from secateur.spaces.space import Space
+from secateur.spaces.space import SeparableSpace, Space
 from secateur.spaces.units import Prunable
 
 SIZES = {"q": 96, "k": 32, "v": 32, "o": 96, "gate": 256, "up": 256, "down": 256}
@@ -31,6 +31,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"target": 0.61, "granularity": "block"},
         {"target": 0.6, "group_size": 4, "max_sparsity": 1.0},
         {"target": 0.0},
+    ],
+    "formula": [
+        {},
+        {"target": 0.7, "terminals": ["W", "X"], "known": ["magnitude"], "size": 12, "depth": 5},
     ],
 }
 CASES = [(kind, settings) for kind in SPACES for settings in SETTINGS[kind]]
@@ -53,10 +57,13 @@ def test_rows_are_described():
         assert row.source.startswith("https://")
 
 
-def test_baselines_are_dense_and_uniform(space):
-    names = list(space.baselines())
-    assert names == ["dense", *(f"uniform@{budget:.10g}" for budget in space.budgets)]
-    for budget, name in enumerate(names[1:]):
+def test_baselines_are_dense_and_one_to_compare_with_for_each_budget(space):
+    first, *names = list(space.baselines())
+    assert first == "dense"
+    n_budgets = len(space.budgets)
+    assert [name.partition("@")[2] for name in names[:n_budgets]] == [f"{b:.10g}" for b in space.budgets]
+    assert not any("@" in name for name in names[n_budgets:])
+    for budget, name in enumerate(names[:n_budgets]):
         assert space.budget_of(space.baselines()[name]) == budget
     if space.budgets[0] > 0:
         assert space.budget_of(space.baselines()["dense"]) is None
@@ -80,7 +87,8 @@ def test_variation_stays_in_the_space_and_leaves_parents_alone(case, seed):
             assert space.budget_of(child) == budget
             assert space.parse(child.text) == child
             assert space.parse(child.text).text == child.text
-            assert space.assemble(space.disassemble(child)) == child
+            if isinstance(space, SeparableSpace):
+                assert space.assemble(space.disassemble(child)) == child
         assert space.repair(first, budget, rng) is first
 
 
@@ -95,6 +103,10 @@ def test_the_same_generator_gives_the_same_candidates(case, seed):
 
 
 def test_separable_view_adds_up(space):
+    if not isinstance(space, SeparableSpace):
+        with pytest.raises(ValueError, match="names its parameters"):
+            space.from_parameters({}, 0, np.random.default_rng(0))
+        return
     rng = np.random.default_rng(0)
     for budget in range(len(space.budgets)):
         candidate = space.sample(rng, budget)
@@ -119,7 +131,7 @@ def test_costs_are_known_and_pruning_never_adds(space):
         assert all(cost[name] <= dense[name] for name in ("params", "size_bytes", "macs", "kv_bytes"))
 
 
-@pytest.mark.parametrize("text", ["", "dense", ":", "allocation", "x:1,2", "allocation:", "allocation:1"])
+@pytest.mark.parametrize("text", ["", "densest", ":", "allocation", "x:1,2", "allocation:", "allocation:1"])
 def test_other_texts_are_refused(space, text):
     with pytest.raises(ValueError, match="Expected"):
         space.parse(text)

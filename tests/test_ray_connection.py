@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
 
 from secateur.search.errors import UsageError
-from secateur.search.executors.cluster import connection
+from secateur.search.executors.cluster import connection, watchdog
 from secateur.search.executors.cluster.connection import connect
 from secateur.search.executors.cluster.settings import RaySettings
 
@@ -61,3 +62,23 @@ def test_another_version_of_ray(monkeypatch):
     error = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.0\n    Python: 3.11")
     said = refused(monkeypatch, NotConnected(error), "auto")
     assert "started with: Ray: 2.0 Python: 3.11 Install the same ones here and there." in said
+
+
+def test_a_raylet_that_is_gone_is_said_before_ray_ends_its_driver(monkeypatch):
+    monkeypatch.setattr(watchdog.Watchdog, "PERIOD_S", 0.02)
+    monkeypatch.setattr(watchdog, "OWN_PATIENCE_S", 0.05)
+    monkeypatch.setattr(watchdog, "NOTE_S", 0.05)
+    ended = threading.Event()
+    monkeypatch.setattr(watchdog.os, "_exit", lambda status: ended.set())
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as head, socket.create_server(("127.0.0.1", 0)) as raylet:
+        places = {watchdog.HEAD: head.getsockname(), watchdog.OWN: raylet.getsockname()}
+        raylet.close()
+        watchdog.Watchdog(places, said.append, grace_s=0.2)
+        assert ended.wait(10)
+    assert len(said) == 1
+    assert (
+        f"gone: this node's raylet at 127.0.0.1:{places[watchdog.OWN][1]} does not answer any more."
+        in said[0]
+    )
+    assert "the same command continues" in said[0]

@@ -85,7 +85,7 @@ def test_status_counts_what_is_in_the_study(run):
 
 def test_the_report_needs_nothing_but_itself(files):
     page, *pictures = files
-    assert {path.name for path in pictures} == {"front.png", "course.png", "allocation.png"}
+    assert {path.name for path in pictures} == {"front.png", "course.png", "candidate.png"}
     assert all(min(size(path)) > 300 for path in pictures)
     text = page.read_text()
     assert len(re.findall(r'src="data:image/png;base64,', text)) == len(re.findall(r"src=", text)) == 3

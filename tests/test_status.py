@@ -16,12 +16,12 @@ import pytest
 from rich.console import Console
 
 from secateur.search import cli
-from secateur.search.mirror import dashboard
-from secateur.search.show import watch
 from secateur.search.journal import read_journal
 from secateur.search.lock import RunLock
+from secateur.search.mirror import dashboard
 from secateur.search.mirror.storages import storage_of
 from secateur.search.run import open_run
+from secateur.search.show import watch
 from secateur.search.show.summary import status_lines, summary
 from secateur.search.study import Study
 from secateur.spaces.measurement import Measurement

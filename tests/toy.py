@@ -21,7 +21,7 @@ from secateur.search.loop import Search
 from secateur.search.settings import Budget
 from secateur.search.study import About, Study
 from secateur.spaces.measurement import Fidelity, Measurement
-from secateur.spaces.space import Space
+from secateur.spaces.space import SeparableSpace
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Bits:
     text: str
 
 
-class OneMax(Space[Bits]):
+class OneMax(SeparableSpace[Bits]):
     """Prune exactly `n_pruned` of `n` slots; slot i costs i + 1 when it is pruned, so the best are the first."""
 
     def __init__(self, n: int = 8, n_pruned: tuple[int, ...] = (4,)) -> None:

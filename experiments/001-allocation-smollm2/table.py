@@ -1,4 +1,4 @@
-"""Prints the table of the runs, and with --results writes a line for each run.
+"""Prints the table of the runs, and with --results writes a line for each run; lines of other runs are kept.
 
 python table.py RUNS [--results results.jsonl]
 """
@@ -85,7 +85,9 @@ def main() -> None:
         for name, run in runs.items():
             print(f"{name}: {tokens_until(run, target)} tokens until search KL {target:.4f}")
     if args.results:
-        args.results.write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
+        old = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
+        others = [row for row in map(json.loads, old) if row["run"] not in runs]
+        args.results.write_text("".join(json.dumps(row) + "\n" for row in lines + others), encoding="utf-8")
 
 
 def spread(values: list[object]) -> str:

@@ -113,7 +113,7 @@ class Simulated(Executor):
         self._since = time.process_time()
 
 
-def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path) -> dict:
+def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, **controller) -> dict:
     landscape = Landscape(run, np.random.default_rng(seed))
     executor = Simulated(landscape, n_workers)
 
@@ -123,7 +123,7 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path) 
     of = run.settings
     fidelities = tuple(Fidelity("search", n) for n in of.evaluator.fidelities)
     row = CONTROLLERS["evolution"]
-    settings = row.settings(kind="evolution", offspring=16)
+    settings = row.settings(kind="evolution", offspring=16, **controller)
     real, os.fsync = os.fsync, flush
     try:
         with Study.open_or_create(directory, {"simulated": True}, About({"simulated": True})) as study:
@@ -135,7 +135,7 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path) 
                 Budget(evaluations=evaluations),
                 fidelities[-1],
                 asks=study.asks({"seed": seed}),
-                kinship=landscape.space.disassemble,
+                kinship=landscape.space.kinship,
             )
             loop.run()
             n_trials = len(study.trials)
@@ -150,6 +150,7 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path) 
     before = sum(min(end, until) - min(start, until) for start, end in executor.calls)
     return {
         "workers": n_workers,
+        **controller,
         "seed": seed,
         "trials": n_trials,
         "simulated_s": round(executor.now, 1),
@@ -172,13 +173,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--evaluations", type=int, default=40_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--parents", type=int, default=1)
+    parser.add_argument("--crossover", type=float)
     args = parser.parse_args()
+    of = {"parents": args.parents, "crossover": args.crossover}
     run = open_run(args.run)
     for n_workers in args.workers:
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as scratch:
                 print(
-                    json.dumps(simulate(run, n_workers, args.evaluations, seed, Path(scratch) / "run")),
+                    json.dumps(simulate(run, n_workers, args.evaluations, seed, Path(scratch) / "run", **of)),
                     flush=True,
                 )
 

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.bench import Say, open_bench, silent
+from secateur.search.app.bench import Say, open_bench, plan, silent
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executor import Executor, measure_all
@@ -55,42 +55,39 @@ def search(
         StudyWriteError: if the disk is full; the study can be continued.
     """
     check_storage(settings.storage)
-    bench = open_bench(settings, say)
-    about = About(
-        identity=identity(settings) | {"content": bench.facts()},
-        baselines={name: candidate.text for name, candidate in bench.space.baselines().items()},
-        facts={"shape": _plain_shape(bench), "versions": _versions()},
-    )
-    controller = _controller(settings, bench, bench.plan.fidelities[:-1])
-    row = EXECUTORS[settings.executor.kind]
-    with (
-        row.reached(settings.executor, (bench.plan, bench.space)),
-        Study.open_or_create(directory, resolved(settings), about) as study,
-    ):
-        for warning in study.warnings:
-            say(warning)
-        levels = levels or directory / "levels"
-        _build_levels(bench, levels, say)
-        fidelities = bench.plan.fidelities
-        storage = storage_of(directory, settings.storage)
-        copy = OptunaCopy(study, bench.space, settings.objectives, fidelities[-2], storage)
-        with _executor(settings, bench, directory, levels, say) as executor, Mirror(copy, say) as mirror:
-            loop = Search(
-                study,
-                bench.space.baselines(),
-                controller,
-                executor,
-                settings.budget,
-                fidelities[-2],
-                batch=settings.executor.batch,
-                asks=None if settings.executor.deterministic else study.asks(_asked(settings, bench)),
-                kinship=bench.space.disassemble,
-                observers=[*observers, mirror],
-            )
-            on_ready(loop, executor)
-            outcome = loop.run()
-            if outcome.reason != "stopped":
-                _measure_test(study, executor, fidelities[-1], say)
+    with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
+        bench = open_bench(settings, say)
+        about = About(
+            identity=identity(settings) | {"content": bench.facts()},
+            baselines={name: candidate.text for name, candidate in bench.space.baselines().items()},
+            facts={"shape": _plain_shape(bench), "versions": _versions()},
+        )
+        controller = _controller(settings, bench, bench.plan.fidelities[:-1])
+        with Study.open_or_create(directory, resolved(settings), about) as study:
+            for warning in study.warnings:
+                say(warning)
+            levels = levels or directory / "levels"
+            _build_levels(bench, levels, say)
+            storage = storage_of(directory, settings.storage)
+            fidelity = bench.plan.fidelities[-2]
+            copy = OptunaCopy(study, bench.space, settings.objectives, fidelity, storage)
+            with _executor(settings, bench, directory, levels, say) as executor, Mirror(copy, say) as mirror:
+                loop = Search(
+                    study,
+                    bench.space.baselines(),
+                    controller,
+                    executor,
+                    settings.budget,
+                    fidelity,
+                    batch=settings.executor.batch,
+                    asks=None if settings.executor.deterministic else study.asks(_asked(settings, bench)),
+                    kinship=bench.space.kinship,
+                    observers=[*observers, mirror],
+                )
+                on_ready(loop, executor)
+                outcome = loop.run()
+                if outcome.reason != "stopped":
+                    _measure_test(study, executor, bench.plan.fidelities[-1], say)
     return outcome
 
 
@@ -103,8 +100,7 @@ def _build_levels(bench: Workbench, levels: Path, say: Say) -> None:
     from secateur.pruners.formulas.errors import FormulaError
 
     n_blocks = len(bench.anatomy.blocks)
-    if bench.method.needs_gradients:
-        say("building levels: gradients")
+    say("building levels")
     try:
         bench.build_levels(levels, lambda index: say(f"building levels {index + 1}/{n_blocks}"))
     except FormulaError as error:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, Course, check_fidelities
-from secateur.search.controllers.sensitivity import SensitivityCourse, SensitivitySettings
+from secateur.search.controllers.sensitivity import SensitivityCourse, SensitivitySettings, separable
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space
 
@@ -105,7 +105,7 @@ class Evolution(Controller):
         self._seed = seed
         self._settings = settings
         self._survivors = _survivors(settings, len(self._fidelities))
-        self._sensitivity = SensitivityCourse(space, fidelities, settings.sensitivity)
+        self._sensitivity = _sensitivity(space, fidelities, settings)
         self._elites: list[list[tuple[float, Any]]] = [[] for _ in space.budgets]
         self._starts: list[tuple[int, Any]] | None = None  # (budget, candidate), once they are known
         self._seen = {candidate.text for candidate in space.baselines().values()}
@@ -124,7 +124,7 @@ class Evolution(Controller):
 
     @property
     def n_measurements(self) -> int:
-        first = self._sensitivity.n_measurements if self._settings.start == "sensitivity" else 0
+        first = 0 if self._sensitivity is None else self._sensitivity.n_measurements
         return first + len(self._space.budgets)
 
     @property
@@ -137,7 +137,7 @@ class Evolution(Controller):
         starts = [
             (b, c) for name, c in self._space.baselines().items() if (b := self._budget(name, c)) is not None
         ]
-        if self._settings.start == "sensitivity":
+        if self._sensitivity is not None:
             yield from self._sensitivity.run()
             starts += self._sensitivity.solutions.items()
         self._starts = starts
@@ -226,6 +226,15 @@ class Evolution(Controller):
         if not elites:
             return None
         return self._space.repair(elites[rng.integers(len(elites))], budget, rng)
+
+
+def _sensitivity(
+    space: Space[Any], fidelities: Sequence[Fidelity], settings: EvolutionSettings
+) -> SensitivityCourse | None:
+    """What finds the first elites, if that is asked for."""
+    if settings.start != "sensitivity":
+        return None
+    return SensitivityCourse(separable(space, "start: sensitivity"), fidelities, settings.sensitivity)
 
 
 def _ranked(pairs: Any) -> list[tuple[float, Any]]:

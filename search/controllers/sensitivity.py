@@ -14,7 +14,7 @@ from secateur.search.controllers.batches import Batches, Course, Losses, check_f
 from secateur.search.controllers.knapsack import Array
 from secateur.search.controllers.separable import complete, solve
 from secateur.spaces.measurement import Fidelity
-from secateur.spaces.space import Space
+from secateur.spaces.space import SeparableSpace, Space
 
 
 class SensitivitySettings(BaseModel):
@@ -62,7 +62,7 @@ class SensitivityCourse:
     """
 
     def __init__(
-        self, space: Space[Any], fidelities: Sequence[Fidelity], settings: SensitivitySettings
+        self, space: SeparableSpace[Any], fidelities: Sequence[Fidelity], settings: SensitivitySettings
     ) -> None:
         self._space = space
         self._settings = settings
@@ -167,7 +167,7 @@ class Sensitivity(Controller):
         objective: str = "loss",
     ) -> None:
         self._largest = check_fidelities(fidelities)[-1]
-        self._sensitivity = SensitivityCourse(space, fidelities, settings)
+        self._sensitivity = SensitivityCourse(separable(space, "sensitivity"), fidelities, settings)
         self._batches = Batches(objective, self._course())
 
     def ask(self, n: int) -> list[Proposal]:
@@ -183,6 +183,20 @@ class Sensitivity(Controller):
     def _course(self) -> Course:
         yield from self._sensitivity.run()
         yield [Proposal(candidate, self._largest) for candidate in self._sensitivity.solutions.values()]
+
+
+def separable(space: Space[Any], what: str) -> SeparableSpace[Any]:
+    """The space, if its slots can be measured alone.
+
+    Raises:
+        ValueError: if not.
+    """
+    if not isinstance(space, SeparableSpace):
+        raise ValueError(
+            f"Expected a space whose slots can be measured alone for `{what}`, got {type(space).__name__}. Use "
+            f"another controller, or `start: random`."
+        )
+    return space
 
 
 def _fidelity(fidelities: Sequence[Fidelity], n_tokens: int | None) -> Fidelity:

@@ -11,7 +11,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import norm
 
 from secateur.search.controllers.knapsack import Array, solve_knapsack
-from secateur.spaces.space import Space
+from secateur.spaces.space import SeparableSpace
 
 
 def removed_energy(share: Array) -> Array:
@@ -62,7 +62,7 @@ def complete(shares: Array, measured: dict[int, float], anchor: int) -> Array:
     return completed
 
 
-def solve(space: Space[Any], losses: Sequence[Array], budget: int) -> Any | None:
+def solve(space: SeparableSpace[Any], losses: Sequence[Array], budget: int) -> Any | None:
     """The candidate of a budget with the smallest sum of losses.
 
     Args:

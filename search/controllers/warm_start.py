@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.search.front import comparable, non_dominated
 from secateur.search.study import SETTINGS, Study
-from secateur.spaces.space import Space
+from secateur.spaces.space import SeparableSpace, Space
 
 
 def front_of(directory: Path, space: Space[Any]) -> list[tuple[int, Any]]:
@@ -52,6 +52,8 @@ def front_of(directory: Path, space: Space[Any]) -> list[tuple[int, Any]]:
 
 
 def _nearest_budget(space: Space[Any], candidate: Any) -> int:
-    """The budget whose usage is nearest to the candidate's; the lower one if two are."""
+    """The budget whose usage is nearest to the candidate's; the lower one if two are. The only one of a space."""
+    if not isinstance(space, SeparableSpace):
+        return 0
     usage = sum(space.usage(slot, option) for slot, option in enumerate(space.disassemble(candidate)))
     return min(range(len(space.budgets)), key=lambda b: abs(space.usage_bounds(b)[0] - usage))

@@ -183,6 +183,39 @@ def plot_allocation(
         figure.colorbar(image, ax=heat, label="sparsity (share of zeros)", pad=0.01)
 
 
+def plot_typeset(path: Path, rows: Sequence[tuple[str, str]]) -> None:
+    """Candidates in LaTeX, one a row.
+
+    Args:
+        path: of the PNG.
+        rows: a short text and math-mode LaTeX each.
+    """
+    with _figure(path, 11.0, 0.6 + 0.55 * len(rows)) as figure:
+        axes = figure.subplots()
+        axes.set_axis_off()
+        for i, (label, text) in enumerate(rows):
+            at = 1 - (i + 0.5) / max(len(rows), 1)
+            axes.text(0.0, at, label, color=INK, va="center", transform=axes.transAxes)
+            place: dict[str, Any] = {"va": "center", "transform": axes.transAxes}
+            axes.text(0.25, at, _mathtext(text), color=BLUE, fontsize=13, **place)
+
+
+_MATHTEXT = {r"\lVert": r"\|", r"\rVert": r"\|", r"\lvert": "|", r"\rvert": "|", r"\tfrac": r"\frac"}
+
+
+def _mathtext(latex: str) -> str:
+    """For matplotlib, which knows a part of LaTeX; as it is where that part does not suffice."""
+    from matplotlib.mathtext import MathTextParser
+
+    for ours, theirs in _MATHTEXT.items():
+        latex = latex.replace(ours, theirs)
+    try:
+        MathTextParser("path").parse(f"${latex}$")
+    except ValueError:
+        return latex.replace("$", "")
+    return f"${latex}$"
+
+
 def _grid(
     sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], what: str
 ) -> tuple[Array, list[str]]:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from secateur.search.controller import Trial
-from secateur.search.course import UNIFORM, best_by_budget, budgets
+from secateur.search.course import best_by_budget, budgets, references
 from secateur.search.front import hypervolume_series, non_dominated
 from secateur.search.settings import Settings
 from secateur.search.study import Spent, trials_of
@@ -66,7 +66,8 @@ class Progress:
     def best(self) -> dict[str, dict[str, Any]]:
         """The trial with the best loss of each budget, and the uniform one's loss."""
         best = best_by_budget(self._shown, budgets(self._baselines))
-        return {label: _beside(t, self._baselines[UNIFORM + label]) for label, t in best.items()}
+        known = references(self._baselines)
+        return {label: _beside(t, known[label]) for label, t in best.items()}
 
     def hypervolume(self) -> float | None:
         """Of the front, see `hypervolume_series`."""

@@ -17,7 +17,7 @@ from secateur.search.front import hypervolume_series
 from secateur.search.mirror.address import masked
 from secateur.search.run import Run
 from secateur.search.show.display import duration
-from secateur.search.show.plots import plot_allocation, plot_course, plot_front
+from secateur.search.show.plots import plot_allocation, plot_course, plot_front, plot_typeset
 from secateur.search.show.summary import summary
 from secateur.search.show.tables import (
     QUALITY_STUDY,
@@ -32,6 +32,7 @@ from secateur.search.show.tables import (
 from secateur.search.yaml_file import dump_yaml
 
 DIRECTORY = "report"
+N_TYPESET = 8
 
 
 def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
@@ -55,7 +56,7 @@ def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
         )
     trial = trial or _middle(run)
     directory = run.study.directory / DIRECTORY
-    pictures = {name: directory / f"{name}.png" for name in ("front", "course", "allocation")}
+    pictures = {name: directory / f"{name}.png" for name in ("front", "course", "candidate")}
     _draw(run, trial, pictures)
     page = directory / "index.html"
     page.write_text(_page(run, rows, trial, pictures), encoding="utf-8")
@@ -79,10 +80,26 @@ def _draw(run: Run, trial: Trial, pictures: Mapping[str, Path]) -> None:
     start = max((t.number for t in baselines.values()), default=0)  # before it the volume says nothing
     volumes = [(number, volume) for number, volume in volumes if number >= start]
     plot_course(pictures["course"], losses, volumes, study.spent.tokens)
+    if run.space.shown_as:
+        plot_typeset(pictures["candidate"], _typeset(run))
+        return
     linears = study.about.facts["shape"]["linears"]
     plot_allocation(
-        pictures["allocation"], run.allocation(trial), linears, f"Sparsity of trial {trial.number}"
+        pictures["candidate"], run.allocation(trial), linears, f"Sparsity of trial {trial.number}"
     )
+
+
+def _typeset(run: Run) -> list[tuple[str, str]]:
+    """The best candidates and the baselines in LaTeX, each with its loss, best first."""
+    best = sorted(run.trials(), key=lambda t: t.measurement.values["loss"])
+    names = {t.number: name for name, t in run.baselines.items()}
+    kept = [t for i, t in enumerate(best) if i <= N_TYPESET or t.number in names]
+    pairs = [(run.space.typeset(run.space.parse(t.measurement.candidate)), t) for t in kept]
+    return [
+        (f"{shown('loss', t.measurement.values['loss'])}  {names.get(t.number, '')}", text)
+        for text, t in pairs
+        if text
+    ]
 
 
 def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Path]) -> str:
@@ -101,8 +118,11 @@ def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Pa
         course_picture=_image(pictures["course"], "Best loss by tokens, and hypervolume by trial"),
         trial=trial.number,
         trial_text=_trial_text(run, trial),
-        allocation_picture=_image(
-            pictures["allocation"], "Sparsity of each linear, and the mean of each block"
+        candidate_picture=_image(
+            pictures["candidate"],
+            f"The best of each {run.space.shown_as}"
+            if run.space.shown_as
+            else "Sparsity of each linear, and the mean of each block",
         ),
         method=_facts_table(_method(run)),
         failures=_failures(facts["infeasible"]),

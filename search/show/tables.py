@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.course import UNIFORM, budget_of, budgets
+from secateur.search.course import budget_of, budgets, references
 from secateur.search.objectives import OBJECTIVES
 from secateur.spaces.measurement import Measurement
 
@@ -58,13 +58,14 @@ def _feasible(baselines: Mapping[str, Trial]) -> dict[str, Trial]:
 
 
 def _compared(trial: Trial, baselines: Mapping[str, Trial], known: Mapping[str, float]) -> str:
-    """The trial's loss beside that of the uniform baseline at the same sparsity."""
+    """The trial's loss beside that of the baseline that it is compared with."""
     label = budget_of(trial, known)
     if label is None:
         return ""
-    name = UNIFORM + label
-    uniform = baselines[name].measurement.values["loss"]
-    return f"{trial.measurement.values['loss'] / uniform:.2f}x the loss of {name}" if uniform > 0 else ""
+    reference = references(baselines)[label]
+    name = next(name for name, baseline in baselines.items() if baseline is reference)
+    loss = reference.measurement.values["loss"]
+    return f"{trial.measurement.values['loss'] / loss:.2f}x the loss of {name}" if loss > 0 else ""
 
 
 def perplexity(values: Mapping[str, float]) -> float | None:
@@ -96,6 +97,8 @@ def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
     )
     if any(row.recovered for row in rows):
         found.append(("test loss, recovered", recovered))
+    if run.space.shown_as:
+        found.append((run.space.shown_as, lambda row: row.trial.measurement.candidate))
     return [*found, ("", lambda row: row.note)]
 
 
@@ -119,10 +122,9 @@ def as_table(run: Run, rows: Sequence[Row]) -> Table:
 def caption(run: Run) -> str:
     """What the numbers are based on."""
     of = run.settings.evaluator
-    label = f"\n{QUALITY_STUDY}" if run.settings.space.kind == "allocation" else ""
     return (
         f"loss: {of.loss} in nats/token on {run.fidelity.n_tokens:,} search tokens; test: {of.test_tokens:,} tokens; "
-        f"windows of {of.window}{label}"
+        f"windows of {of.window}\n{QUALITY_STUDY}"
     )
 
 
@@ -180,6 +182,7 @@ def scaled(value: float, unit: str = "") -> str:
 
 
 _FORMATS: dict[str, Callable[[float], str]] = {
+    "nodes": lambda value: f"{value:.0f}",
     "sparsity": lambda value: f"{value:.1%}",
     "params": scaled,
     "macs": scaled,

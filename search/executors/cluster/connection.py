@@ -25,6 +25,7 @@ OBJECT_STORE_BYTES = 256 << 20
 
 PROBE_S = 5.0
 
+
 @dataclass(frozen=True)
 class Connection:
     """A Ray that is connected to.

@@ -76,6 +76,17 @@ class Lost:
     reason: str
 
 
+@dataclass(frozen=True)
+class Raised:
+    """A call that the evaluator ended with an exception of its own."""
+
+    call: Call
+    error: BaseException
+
+
+Ended = Done | Lost | Raised
+
+
 class Crew:
     """A fixed number of workers. One that is lost is replaced at once.
 
@@ -134,7 +145,7 @@ class Crew:
             member.calls.append((reference, call))
             member.known |= texts
 
-    def collect(self, timeout_s: float, put_back: Callable[[Call], None]) -> list[Done | Lost]:
+    def collect(self, timeout_s: float, put_back: Callable[[Call], None]) -> list[Ended]:
         """What has come to an end, after waiting for the first at most so long.
 
         Args:
@@ -143,14 +154,14 @@ class Crew:
 
         Raises:
             ExecutorError: if workers can't be started.
-            Exception: whatever the evaluator raised, or its setup.
+            Exception: whatever a setup raised.
         """
         by_reference = {m.reference: m for m in self._members if m.reference is not None}
         references = list(by_reference)
         ready, _ = self._ray.wait(references, timeout=timeout_s)
         if ready:
             ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
-        ended: list[Done | Lost] = []
+        ended: list[Ended] = []
         for reference in ready:
             ended += self._look(by_reference[reference], reference, put_back)
         ended += self._end_hung(put_back)
@@ -167,7 +178,7 @@ class Crew:
         actor = self._actor.remote(*self._arguments)
         return _Member(actor, actor.set_up.remote(), time.monotonic())
 
-    def _look(self, member: _Member, reference: Any, put_back: Callable[[Call], None]) -> list[Done | Lost]:
+    def _look(self, member: _Member, reference: Any, put_back: Callable[[Call], None]) -> list[Ended]:
         """Take what a worker is done with."""
         exceptions = self._ray.exceptions
         try:
@@ -177,7 +188,10 @@ class Crew:
         except OutOfMemoryError as error:
             return self._lose(member, f"ran out of memory ({_unwrapped(error)})", put_back)
         except exceptions.RayTaskError as error:
-            raise _unwrapped(error) from error
+            if member.name is None:  # its setup: the next one would fail alike
+                raise _unwrapped(error) from error
+            member.since = time.monotonic()
+            return [Raised(member.calls.popleft()[1], _unwrapped(error))]
         self._last_ready = member.since = time.monotonic()
         if member.name is None:
             member.name = result
@@ -186,15 +200,15 @@ class Crew:
         _, call = member.calls.popleft()
         return [Done(call, result)]
 
-    def _end_hung(self, put_back: Callable[[Call], None]) -> list[Done | Lost]:
+    def _end_hung(self, put_back: Callable[[Call], None]) -> list[Ended]:
         limit = self._settings.timeout_s
-        ended: list[Done | Lost] = []
+        ended: list[Ended] = []
         for member in list(self._members):
             if limit is not None and member.calls and time.monotonic() - member.since > limit:
                 ended += self._lose(member, f"took longer than {limit:g} s", put_back)
         return ended
 
-    def _lose(self, member: _Member, reason: str, put_back: Callable[[Call], None]) -> list[Done | Lost]:
+    def _lose(self, member: _Member, reason: str, put_back: Callable[[Call], None]) -> list[Ended]:
         """Replace a worker; the call that it ran is lost, the ones behind it go back."""
         self._ray.kill(member.actor, no_restart=True)
         self._n_lost += 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur.search.executor import Executor, ExecutorError, Job, Setup, Staff
 from secateur.search.executors.cluster.connection import Connection, check_pickles, connect, disconnect
-from secateur.search.executors.cluster.crew import IN_FLIGHT, Call, Crew, Done, Lost
+from secateur.search.executors.cluster.crew import IN_FLIGHT, Call, Crew, Done, Ended, Raised
 from secateur.search.executors.cluster.library import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import Depot, Folder, describe
@@ -125,11 +125,14 @@ class RayExecutor(Executor):
             ray.kill(self._depot, no_restart=True)
         disconnect(self._connection)
 
-    def _take(self, ended: Done | Lost) -> None:
+    def _take(self, ended: Ended) -> None:
         call = ended.call
         one = self._open.get(call.job)
         if one is None:  # closed meanwhile
             return
+        if isinstance(ended, Raised):
+            del self._open[call.job]
+            raise ended.error
         if isinstance(ended, Done):
             one.found |= {m.candidate: m for m in ended.measurements}
             self._note_speed(ended.measurements)

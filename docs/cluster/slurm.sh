@@ -1,0 +1,32 @@
+#!/bin/bash
+# sbatch docs/cluster/slurm.sh SETTINGS.yaml RUN: a Ray cluster for one search. See docs/cluster.md.
+# The same command again continues the run, e.g. after the time limit. RUN lies where all nodes see it.
+#SBATCH --job-name=secateur
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=1
+#SBATCH --time=12:00:00
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+settings=${1:?Expected SETTINGS.yaml and RUN, got nothing. Usage: sbatch slurm.sh SETTINGS.yaml RUN}
+run=${2:?Expected RUN after SETTINGS.yaml, got nothing. Usage: sbatch slurm.sh SETTINGS.yaml RUN}
+
+# Change: where the code and its libraries are. A directory that all nodes see, or the same one on each.
+source "${SECATEUR_ENV:-$HOME/secateur-env}/bin/activate"
+
+# Jobs of several users on one node must not meet: a token, a port and a directory of this job alone.
+RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
+port=$((20000 + SLURM_JOB_ID % 10000))
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
+read -r head_ip _ < <(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address)
+temporary=/tmp/ray-$SLURM_JOB_ID # short: Ray's sockets lie in it
+
+# Starts Ray on every node, the command on the head alone, and stops Ray when the command has ended.
+srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --no-kill \
+    ray symmetric-run --address "$head_ip:$port" --min-nodes "$SLURM_NNODES" \
+    --num-cpus "$SLURM_CPUS_PER_TASK" --temp-dir "$temporary" -- \
+    secateur search "$settings" --run "$run" -o executor.kind=ray -o executor.address="$head_ip:$port"

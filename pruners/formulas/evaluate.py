@@ -1,0 +1,83 @@
+"""Scores of a program on a layer: defined for every weight, or an error that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.pruners.formulas.errors import FormulaError
+from secateur.pruners.formulas.operations import OPERATIONS
+from secateur.pruners.formulas.program import Program
+from secateur.pruners.formulas.terminals import Terminals
+from secateur.pruners.masks import Comparison, as_groups
+
+LARGEST = torch.finfo(torch.float32).max
+"""Beyond it a value counts as infinite in fp64, too, so that both refuse the same formulas."""
+
+
+def scores(
+    program: Program,
+    terminals: Terminals,
+    shape: tuple[int, int],
+    *,
+    comparison: Comparison = "output",
+    group_size: int | None = None,
+    name: str = "the layer",
+) -> Float[Tensor, "out in"]:
+    """The score of each weight, higher = keep.
+
+    Values broadcast from the matrices of the terminals: what an input has goes to each row, what an output has
+    to each column. Every step must be finite. The dtype is that of the terminals.
+
+    Args:
+        program: the formula.
+        terminals: those that it uses.
+        shape: ``(out, in)``.
+        comparison, group_size: who competes with whom; see `masks.prune_ranks`.
+        name: the layer, for errors.
+
+    Raises:
+        FormulaError: if a step is undefined or overflows, if a terminal does not fit the layer, or if no weight
+            is told from another in any comparison group.
+        ValueError: if `group_size` does not divide the number of inputs.
+    """
+    try:
+        result = _value(program, terminals).expand(shape)
+    except FormulaError as error:
+        raise FormulaError(f"{error} at {name}.") from error
+    except RuntimeError as error:  # torch's words for shapes that do not broadcast
+        raise FormulaError(
+            f"Expected one value a weight of a layer of shape {shape}, got {error} at {name}."
+        ) from error
+    groups = as_groups(result, comparison, group_size, name)
+    if bool((groups == groups[:, :1]).all()):
+        raise FormulaError(
+            f"Expected scores that tell weights apart, got a constant in every comparison group at {name}."
+        )
+    return result
+
+
+def _value(program: Program, terminals: Terminals) -> Float[Tensor, "_ _"]:
+    if isinstance(program, str):
+        return _finite(program, [], terminals[program])
+    if not isinstance(program, tuple):
+        like = next(iter(terminals.values()), torch.zeros(1, 1))
+        return like.new_full((1, 1), program)
+    operator, *parts = program
+    assert isinstance(operator, str)
+    arguments = [_value(part, terminals) for part in parts]
+    return _finite(operator, arguments, OPERATIONS[operator][1](*arguments))
+
+
+def _finite(what: str, arguments: Sequence[Tensor], value: Tensor) -> Tensor:
+    """The value, if it is one everywhere; NaN compares as False."""
+    fine = value.abs() <= LARGEST
+    if bool(fine.all()):
+        return value
+    row, column = (~fine).nonzero()[0].tolist()
+    operands = [f"{x.expand(value.shape)[row, column].item():.4g}" for x in arguments]
+    call = f"{what}({', '.join(operands)})" if operands else what
+    raise FormulaError(f"Expected finite values, got {call} = {value[row, column].item():.4g}")

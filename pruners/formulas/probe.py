@@ -1,0 +1,68 @@
+"""Probe layers: a few small ones on which formulas are told apart before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.pruners.formulas.terminals import Terminals
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A layer with some of its rows.
+
+    Args:
+        shape: ``(rows, in)``.
+        terminals: all that formulas may use, in fp64: rounding then ties fewer weights than in fp32, so that
+            ``log(x)`` ranks like ``x``.
+    """
+
+    shape: tuple[int, int]
+    terminals: Terminals
+
+
+def probe_of(terminals: Mapping[str, Float[Tensor, "_ _"]], rows: int = 16) -> Probe:
+    """A probe from a layer's terminals, by rows evenly spread over the layer.
+
+    R, C and the like stay those of the whole layer; minmax, zscore and rank will see the chosen rows alone.
+    """
+    n_out, n_in = terminals["W"].shape
+    chosen = torch.linspace(0, n_out - 1, min(rows, n_out)).round().long()
+    return Probe(
+        (len(chosen), n_in),
+        {
+            name: (x[chosen.to(x.device)] if x.shape[0] == n_out > 1 else x).double().cpu()
+            for name, x in terminals.items()
+        },
+    )
+
+
+def gaussian_probes(
+    seed: int = 0, shapes: Sequence[tuple[int, int]] = ((16, 96), (16, 192), (16, 128))
+) -> tuple[Probe, ...]:
+    """Layers with Gaussian weights and gradients, and inputs and rows of uneven size: where no model is at hand."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def one(index: int, n_out: int, n_in: int) -> Probe:
+        inputs, rows = normal(1, n_in).exp(), (normal(n_out, 1) / 2).exp()
+        weight = 0.05 * normal(n_out, n_in) * rows / inputs.sqrt()
+        terminals = {
+            "W": weight,
+            "G": 1e-3 * (normal(n_out, n_in) * inputs * (normal(n_out, 1) / 2).exp()).abs(),
+            "X": inputs,
+            "H": (normal(1, n_in) / 3).exp() / inputs.square(),
+            "R": weight.abs().sum(1, keepdim=True),
+            "C": weight.abs().sum(0, keepdim=True),
+            "P": torch.full((1, 1), index / max(len(shapes) - 1, 1), dtype=torch.float64),
+        }
+        return Probe((n_out, n_in), terminals)
+
+    return tuple(one(i, *shape) for i, shape in enumerate(shapes))

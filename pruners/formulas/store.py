@@ -1,0 +1,127 @@
+"""What formulas are made of, for every projection: collected once, mapped by each worker."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from secateur.pruners.calibration import stream_blocks
+from secateur.pruners.families.anatomy import Anatomy, Linear
+from secateur.pruners.formulas.terminals import TERMINALS, Terminals, terminals_of
+from secateur.pruners.gradients import load_gradients, model_statistics
+from secateur.pruners.levels import LevelStoreError
+from secateur.pruners.statistics import ModelStatistics
+
+INPUTS, GRADIENTS = "inputs.safetensors", "gradients.safetensors"
+
+
+class TerminalStore:
+    """The quantities of each projection; G is mapped from its file, X and H are small, the others come from W.
+
+    Args:
+        directory: of a built store.
+        anatomy: the dense model.
+        names: of the terminals.
+        identity: that the store was built under.
+
+    Raises:
+        LevelStoreError: if the directory holds no such store.
+    """
+
+    def __init__(self, directory: Path, anatomy: Anatomy, names: Collection[str], identity: str) -> None:
+        if not is_built(directory, names, identity):
+            raise LevelStoreError(
+                f"Expected the statistics of formulas in {directory}. They are built by a search."
+            )
+        self._names = tuple(names)
+        self._inputs = load_file(directory / INPUTS)
+        gradients = load_gradients(directory / GRADIENTS, identity) if "G" in names else {}
+        self._whole = ModelStatistics(len(anatomy.blocks), gradients or {})
+
+    def terminals(self, linear: Linear) -> Terminals:
+        """All terminals of the store, of one projection with its dense weight."""
+        stored = {name: self._inputs.get(f"{linear.name}|{name}") for name in self._names}
+        found = {
+            name: tensor.to(linear.weight.device) for name, tensor in stored.items() if tensor is not None
+        }
+        rest = [name for name in self._names if name not in found]
+        return found | dict(terminals_of(linear, rest, None, self._whole))
+
+
+def is_built(directory: Path, names: Collection[str], identity: str) -> bool:
+    """True if the directory holds these quantities under this identity."""
+    try:
+        with safe_open(directory / INPUTS, framework="pt") as file:
+            known = json.loads((file.metadata() or {}).get("about", "{}"))
+    except (OSError, SafetensorError, ValueError):
+        return False
+    here = known.get("identity") == identity and set(names) <= set(known.get("names", ()))
+    return here and ("G" not in names or load_gradients(directory / GRADIENTS, identity) is not None)
+
+
+def build_terminals(
+    directory: Path,
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    names: Collection[str],
+    identity: str,
+    *,
+    damp: float = 0.01,
+    on_block: Callable[[int], None] = lambda index: None,
+) -> None:
+    """Collect what the terminals need, block by block on the dense model; gradients in one pass of their own.
+
+    Args:
+        directory: made if it is missing.
+        anatomy: the dense model, left as it was.
+        tokens: calibration windows.
+        names: of the terminals.
+        identity: of the model and the calibration tokens.
+        damp: see `terminals_of`.
+        on_block: told the index of each block that is done.
+
+    Raises:
+        LevelStoreError: if the disk is full.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    per_input = [name for name in names if TERMINALS[name] in ("moments", "gram")]
+    about = {"about": json.dumps({"identity": identity, "names": sorted(names)})}
+    path = directory / INPUTS
+    try:
+        model_statistics(
+            anatomy, tokens, gradients="G" in names, path=directory / GRADIENTS, identity=identity
+        )
+        tensors = dict(_inputs(anatomy, tokens, per_input, damp, on_block)) if per_input else {}
+        save_file(tensors, path.with_suffix(".tmp"), metadata=about)
+        path.with_suffix(".tmp").replace(path)
+    except (SafetensorError, OSError) as error:
+        raise LevelStoreError(
+            f"Expected to write {directory}, got: {error}. Free some room on the disk and run the same command."
+        ) from error
+
+
+def _inputs(
+    anatomy: Anatomy,
+    tokens: Tensor,
+    names: Collection[str],
+    damp: float,
+    on_block: Callable[[int], None],
+) -> Iterator[tuple[str, Tensor]]:
+    gram = any(TERMINALS[name] == "gram" for name in names)
+    for part in stream_blocks(anatomy, tokens, gram=gram, sequential=False):
+        for linear in part.block.linears:
+            found = terminals_of(linear, names, part.inputs.get(linear.name), None, damp=damp)
+            yield from ((f"{linear.name}|{name}", x.contiguous().cpu()) for name, x in found.items())
+        on_block(part.block.index)
+
+
+def identity_of(*parts: str) -> str:
+    """One text for all that a store depends on."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Formulas as importance metrics: trees, operators, grammar, simplification, variation. No torch."""

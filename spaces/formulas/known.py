@@ -1,0 +1,44 @@
+"""Published metrics as formulas: what a search can start from, and be compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Known:
+    """A published formula.
+
+    Args:
+        text: see `grammar`.
+        summary: one line, with what differs from the paper.
+        paper: address.
+    """
+
+    text: str
+    summary: str
+    paper: str
+
+
+KNOWN: dict[str, Known] = {
+    "magnitude": Known("abs(W)", "compared over the layer", "https://arxiv.org/abs/1506.02626"),
+    "wanda": Known("abs(W) * X", "compared per output", "https://arxiv.org/abs/2306.11695"),
+    "ria": Known(
+        "(abs(W) / R + abs(W) / C) * sqrt(X)",
+        "compared per output; undefined where a row or column is zero",
+        "https://openreview.net/forum?id=Tr0lPx9woF",
+    ),
+    "gblm": Known(
+        "abs(W) * (X + 25 * G)",
+        "the released script's weighting (gradients times 100, summed over 128 windows of 2048 tokens) in our units",
+        "https://arxiv.org/abs/2311.04902",
+    ),
+    "pruner-zero": Known(
+        "abs(W * W) * minmax(G)", "the best formula published", "https://arxiv.org/abs/2406.02924"
+    ),
+    "obs": Known(
+        "square(W) / H",
+        "optimal brain surgeon's saliency per weight, without the update",
+        "https://arxiv.org/abs/2301.00774",
+    ),
+}

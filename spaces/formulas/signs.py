@@ -1,0 +1,105 @@
+"""What is known of a formula's values without computing them: their sign, and whether they always exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from secateur.spaces.formulas.operators import TERMINALS
+from secateur.spaces.formulas.tree import Tree, fold
+
+
+@dataclass(frozen=True)
+class About:
+    """Facts that hold whatever the weights are; False = not known.
+
+    Args:
+        nonnegative: values are >= 0 where they are defined.
+        positive: values are > 0 where they are defined, but for underflow.
+        total: values are defined, but for overflow.
+    """
+
+    nonnegative: bool
+    positive: bool
+    total: bool
+
+
+def about(tree: Tree) -> About:
+    """What is known of its values."""
+    return fold(tree, _terminal, _constant, _applied)
+
+
+def _terminal(name: str) -> About:
+    row = TERMINALS.get(name)
+    return About(row is not None and row.nonnegative, False, True)
+
+
+def _constant(value: float) -> About:
+    return About(value >= 0, value > 0, True)
+
+
+def _applied(operator: str, arguments: Sequence[About]) -> About:
+    positive = _POSITIVE.get(operator, _never)(*arguments)
+    nonnegative = positive or _NONNEGATIVE.get(operator, _never)(*arguments)
+    total = _TOTAL.get(operator, _always)(*arguments) and all(x.total for x in arguments)
+    return About(nonnegative, positive, total)
+
+
+_Fact = Callable[..., bool]
+
+
+def _never(*arguments: About) -> bool:
+    return False
+
+
+def _always(*arguments: About) -> bool:
+    return True
+
+
+def _first(x: About, *others: About) -> bool:
+    return x.nonnegative
+
+
+def _both(x: About, y: About) -> bool:
+    return x.nonnegative and y.nonnegative
+
+
+_NONNEGATIVE: dict[str, _Fact] = {
+    "abs": _always,
+    "sqrt": _always,
+    "square": _always,
+    "exp": _always,
+    "minmax": _always,
+    "rank": _always,
+    "tanh": _first,
+    "add": _both,
+    "mul": _both,
+    "div": _both,
+    "pow": _first,
+    "min": _both,
+    "max": lambda x, y: x.nonnegative or y.nonnegative,
+}
+
+_POSITIVE: dict[str, _Fact] = {
+    "abs": lambda x: x.positive,
+    "sqrt": lambda x: x.positive,
+    "square": lambda x: x.positive,
+    "exp": _always,
+    "tanh": lambda x: x.positive,
+    "add": lambda x, y: (x.positive and y.nonnegative) or (x.nonnegative and y.positive),
+    "mul": lambda x, y: x.positive and y.positive,
+    "div": lambda x, y: x.positive and y.positive,
+    "pow": lambda x, y: x.positive,
+    "min": lambda x, y: x.positive and y.positive,
+    "max": lambda x, y: x.positive or y.positive,
+}
+
+_TOTAL: dict[str, _Fact] = {
+    "sqrt": _first,
+    "log": lambda x: x.positive,
+    "div": lambda x, y: y.positive,
+    "pow": lambda x, y: x.positive,
+    "minmax": _never,
+    "zscore": _never,
+}
+"""Operators that are not defined everywhere: where they are known to be."""

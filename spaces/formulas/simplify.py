@@ -1,0 +1,193 @@
+"""Simplification of formulas to a canonical form, by a table of rules.
+
+Where the formula is defined its value does not change: bit for bit by the rules that are `exact` (but for the
+sign of a zero), up to rounding by the others. Where it is undefined it stays so, except that a number too large
+or too small for the machine may no longer come up. No rule makes a formula larger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from secateur.spaces.formulas.grammar import parse, print_formula
+from secateur.spaces.formulas.operators import OPERATORS
+from secateur.spaces.formulas.signs import about
+from secateur.spaces.formulas.tree import Apply, Constant, Terminal, Tree, fold, is_constant
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A pattern and what replaces it; x and y stand for any formula.
+
+    Args:
+        pattern, result: texts of the grammar. Arguments of commutative operators match in either order.
+        exact: True if values stay the same bit for bit.
+        positive, nonnegative: which of x and y must be known to be > 0, >= 0.
+        total: which of them, dropped or not, must be defined whatever the weights are.
+    """
+
+    pattern: str
+    result: str
+    exact: bool = True
+    positive: str = ""
+    nonnegative: str = ""
+    total: str = ""
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("neg(neg(x))", "x"),
+    Rule("neg(x - y)", "y - x"),
+    Rule("abs(x)", "x", nonnegative="x"),
+    Rule("abs(neg(x))", "abs(x)"),
+    Rule("square(neg(x))", "square(x)"),
+    Rule("square(abs(x))", "square(x)"),
+    Rule("abs(x) * abs(y)", "abs(x * y)"),
+    Rule("abs(x) / abs(y)", "abs(x / y)"),
+    Rule("x * x", "square(x)"),
+    Rule("min(x, x)", "x"),
+    Rule("max(x, x)", "x"),
+    Rule("min(x, max(x, y))", "x", total="y"),
+    Rule("max(x, min(x, y))", "x", total="y"),
+    Rule("minmax(minmax(x))", "minmax(x)"),
+    Rule("0 + x", "x"),
+    Rule("x - 0", "x"),
+    Rule("0 - x", "neg(x)"),
+    Rule("1 * x", "x"),
+    Rule("-1 * x", "neg(x)"),
+    Rule("x / 1", "x"),
+    Rule("x / -1", "neg(x)"),
+    Rule("x + neg(y)", "x - y"),
+    Rule("x - neg(y)", "x + y"),
+    Rule("neg(x) * neg(y)", "x * y"),
+    Rule("neg(x) / neg(y)", "x / y"),
+    Rule("x - x", "0", total="x"),
+    Rule("0 * x", "0", total="x"),
+    Rule("0 / x", "0", positive="x", total="x"),
+    Rule("x / x", "1", positive="x", total="x"),
+    Rule("pow(x, 0)", "1", total="x"),
+    Rule("pow(1, x)", "1", total="x"),
+    Rule("pow(x, 1)", "x", exact=False),
+    Rule("pow(x, 2)", "square(x)", exact=False),
+    Rule("pow(x, 0.5)", "sqrt(x)", exact=False),
+    Rule("log(exp(x))", "x", exact=False),
+    Rule("exp(log(x))", "x", exact=False, positive="x"),
+    Rule("sqrt(square(x))", "abs(x)", exact=False),
+    Rule("square(sqrt(x))", "x", exact=False, nonnegative="x"),
+    Rule("zscore(zscore(x))", "zscore(x)", exact=False),
+    Rule("zscore(minmax(x))", "zscore(x)", exact=False),
+    Rule("minmax(zscore(x))", "minmax(x)", exact=False),
+    Rule("rank(rank(x))", "rank(x)", exact=False),
+)
+
+EXACT: tuple[Rule, ...] = tuple(rule for rule in RULES if rule.exact)
+
+
+def simplify(tree: Tree, rules: tuple[Rule, ...] = RULES) -> Tree:
+    """The canonical form: no rule applies any more, and arguments that may change places are in order.
+
+    Constants are computed, too, unless all rules that are given are exact: that rounds.
+    """
+    by_operator = _compiled(rules)
+    folding = any(not rule.exact for rule in rules)
+
+    def step(operator: str, arguments: Sequence[Tree]) -> Tree:
+        node = Apply(operator, _ordered(operator, arguments))
+        value = _computed(node) if folding else None
+        if value is not None:
+            return Constant(value)
+        for rule, pattern, result in by_operator.get(operator, ()):
+            found = _match(pattern, node, {})
+            if found is not None and _allowed(rule, found):
+                return _filled(result, found)
+        return node
+
+    while (simpler := fold(tree, Terminal, Constant, step)) != tree:
+        tree = simpler
+    return tree
+
+
+_Compiled = Mapping[str, Sequence[tuple[Rule, Tree, Tree]]]
+
+
+@cache
+def _compiled(rules: tuple[Rule, ...]) -> _Compiled:
+    """The rules as trees, by the operator at the top of the pattern."""
+    by_operator: dict[str, list[tuple[Rule, Tree, Tree]]] = {}
+    for rule in rules:
+        pattern, result = (parse(text, terminals=("x", "y")) for text in (rule.pattern, rule.result))
+        assert isinstance(pattern, Apply)
+        assert result.size < pattern.size
+        by_operator.setdefault(pattern.operator, []).append((rule, pattern, result))
+    return by_operator
+
+
+def _match(pattern: Tree, tree: Tree, bound: dict[str, Tree]) -> dict[str, Tree] | None:
+    """What x and y stand for if the pattern fits."""
+    if isinstance(pattern, Terminal):
+        known = bound.setdefault(pattern.name, tree)
+        return bound if known == tree else None
+    if isinstance(pattern, Constant) or not isinstance(tree, Apply) or tree.operator != pattern.operator:
+        return bound if pattern == tree else None
+    orders = [tree.arguments]
+    if OPERATORS[tree.operator].commutative:
+        orders.append(tree.arguments[::-1])
+    for arguments in orders:
+        found: dict[str, Tree] | None = dict(bound)
+        for part, argument in zip(pattern.arguments, arguments, strict=True):
+            found = found if found is None else _match(part, argument, found)
+        if found is not None:
+            return found
+    return None
+
+
+def _allowed(rule: Rule, found: Mapping[str, Tree]) -> bool:
+    return (
+        all(about(found[name]).positive for name in rule.positive)
+        and all(about(found[name]).nonnegative for name in rule.nonnegative)
+        and all(about(found[name]).total for name in rule.total)
+    )
+
+
+def _filled(result: Tree, found: Mapping[str, Tree]) -> Tree:
+    return fold(result, lambda name: found[name], Constant, lambda name, args: Apply(name, tuple(args)))
+
+
+def _ordered(operator: str, arguments: Sequence[Tree]) -> tuple[Tree, ...]:
+    """Constants first, then larger before smaller, then by text."""
+    if not OPERATORS[operator].commutative:
+        return tuple(arguments)
+    return tuple(sorted(arguments, key=lambda x: (not isinstance(x, Constant), -x.size, print_formula(x))))
+
+
+_COMPUTE: dict[str, Callable[..., float]] = {
+    "abs": abs,
+    "neg": lambda x: -x,
+    "sqrt": math.sqrt,
+    "square": lambda x: x * x,
+    "log": math.log,
+    "exp": math.exp,
+    "tanh": math.tanh,
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "div": lambda x, y: x / y,
+    "pow": math.pow,
+    "min": min,
+    "max": max,
+}
+"""Operators of numbers; those of whole matrices are not here."""
+
+
+def _computed(node: Apply) -> float | None:
+    """The value of an operator of constants, where it has one that a constant may have."""
+    values = [x.value for x in node.arguments if isinstance(x, Constant)]
+    if len(values) < len(node.arguments) or node.operator not in _COMPUTE:
+        return None
+    try:
+        value = float(_COMPUTE[node.operator](*values))
+    except (ValueError, OverflowError, ZeroDivisionError):
+        return None
+    return value if is_constant(value) else None

@@ -1,0 +1,149 @@
+"""Formulas as immutable trees: nodes, one fold, places in a tree. Knows no operator; see `operators`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+DEEPEST = 64
+LARGEST = 512
+"""No tree is deeper, or has more nodes: what walks a tree may then recurse."""
+
+LEAST, GREATEST = 1e-30, 1e30
+"""Magnitudes of constants other than 0: their squares, nearly, are still numbers in fp32."""
+
+R = TypeVar("R")
+Path: TypeAlias = tuple[int, ...]
+"""A place in a tree: which argument to go to, from the root down."""
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A quantity that comes with the layer, such as ``W``."""
+
+    name: str
+    depth = 1
+    size = 1
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A number.
+
+    Raises:
+        ValueError: unless it is 0 or its magnitude is within `LEAST` and `GREATEST`.
+    """
+
+    value: float
+    depth = 1
+    size = 1
+
+    def __post_init__(self) -> None:
+        if not is_constant(self.value):
+            raise ValueError(
+                f"Expected a constant that is 0 or of a magnitude within {LEAST:g} and {GREATEST:g}, got {self.value}."
+            )
+        object.__setattr__(self, "value", float(self.value) + 0.0)  # one zero, not two
+
+
+@dataclass(frozen=True)
+class Apply:
+    """An operator and its arguments.
+
+    Args:
+        operator: its name.
+        arguments: one or more trees.
+        depth: nodes on the longest way down, itself included.
+        size: number of nodes.
+
+    Raises:
+        ValueError: if the tree would be deeper than `DEEPEST` or larger than `LARGEST`.
+    """
+
+    operator: str
+    arguments: tuple[Tree, ...]
+    depth: int = field(init=False, compare=False, repr=False)
+    size: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        depth = 1 + max(argument.depth for argument in self.arguments)
+        size = 1 + sum(argument.size for argument in self.arguments)
+        if depth > DEEPEST or size > LARGEST:
+            raise ValueError(
+                f"Expected a formula of at most {LARGEST} nodes, {DEEPEST} deep, got {size} nodes, {depth} deep."
+            )
+        object.__setattr__(self, "depth", depth)
+        object.__setattr__(self, "size", size)
+
+
+Tree: TypeAlias = Terminal | Constant | Apply
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How deep and how large a formula may be; a single terminal has depth 1 and size 1.
+
+    Raises:
+        ValueError: if a bound is below 1 or beyond what a tree can be.
+    """
+
+    depth: int = 8
+    size: int = 40
+
+    def __post_init__(self) -> None:
+        for name, limit in (("depth", DEEPEST), ("size", LARGEST)):
+            if not 1 <= getattr(self, name) <= limit:
+                raise ValueError(f"Expected `{name}` within 1 and {limit}, got {getattr(self, name)}.")
+
+    def hold(self, tree: Tree) -> bool:
+        """True if the tree is within them."""
+        return tree.depth <= self.depth and tree.size <= self.size
+
+
+WIDEST = Bounds(DEEPEST, LARGEST)
+
+
+def is_constant(value: float) -> bool:
+    """True if a constant may have this value; never for NaN and infinity."""
+    return value == 0 or (math.isfinite(value) and LEAST <= abs(value) <= GREATEST)
+
+
+def fold(
+    tree: Tree,
+    terminal: Callable[[str], R],
+    constant: Callable[[float], R],
+    apply: Callable[[str, Sequence[R]], R],
+) -> R:
+    """The value of a tree, from its leaves up."""
+    if isinstance(tree, Terminal):
+        return terminal(tree.name)
+    if isinstance(tree, Constant):
+        return constant(tree.value)
+    return apply(tree.operator, [fold(x, terminal, constant, apply) for x in tree.arguments])
+
+
+def subtrees(tree: Tree) -> Iterator[tuple[Path, Tree]]:
+    """All places and what is there: the root first, then each argument with its own."""
+    yield (), tree
+    if isinstance(tree, Apply):
+        for i, argument in enumerate(tree.arguments):
+            for path, found in subtrees(argument):
+                yield (i, *path), found
+
+
+def replace_at(tree: Tree, path: Path, new: Tree) -> Tree:
+    """The tree with another subtree at a place; the tree itself stays as it is.
+
+    Raises:
+        ValueError: if there is no such place, or the result would be too deep or too large.
+    """
+    if not path:
+        return new
+    if not isinstance(tree, Apply) or path[0] >= len(tree.arguments):
+        raise ValueError(f"Expected a place in the tree, got {path} below {tree}.")
+    i, *rest = path
+    arguments = list(tree.arguments)
+    arguments[i] = replace_at(arguments[i], tuple(rest), new)
+    return Apply(tree.operator, tuple(arguments))
