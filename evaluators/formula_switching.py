@@ -18,7 +18,7 @@ from secateur.pruners.formulas.fingerprint import fingerprint
 from secateur.pruners.formulas.probe import Probe, probe_of
 from secateur.pruners.formulas.program import Program
 from secateur.pruners.formulas.store import TerminalStore
-from secateur.pruners.masks import Comparison, mask_at, prune_ranks
+from secateur.pruners.masks import Comparison, mask
 
 MASK_BYTES = 1 << 30
 """Masks of formulas are kept up to so many bytes, those used last."""
@@ -128,8 +128,8 @@ class FormulaSwitcher:
             wanted = {x.name: sparsity.get(x.name, 0.0) for x in block.linears}
             masks = self._block_masks(block.index, program, wanted)
             digest = hashlib.sha256()
-            for mask in masks.values():
-                digest.update(mask.cpu().numpy().tobytes())
+            for kept in masks.values():
+                digest.update(kept.cpu().numpy().tobytes())
             key = digest.hexdigest()[:32]
             self._sources[block.index, key] = program, wanted
             self._keep(block.index, key, masks)
@@ -146,10 +146,10 @@ class FormulaSwitcher:
         if (block, key) in self._masks:
             return
         self._masks[block, key] = masks
-        self._bytes += sum(mask.nbytes for mask in masks.values())
+        self._bytes += sum(kept.nbytes for kept in masks.values())
         while self._bytes > MASK_BYTES and len(self._masks) > 1:
             _, oldest = self._masks.popitem(last=False)
-            self._bytes -= sum(mask.nbytes for mask in oldest.values())
+            self._bytes -= sum(kept.nbytes for kept in oldest.values())
 
     def _block_masks(self, block: int, program: Program, wanted: Mapping[str, float]) -> dict[str, Tensor]:
         """True = keep, for each projection that is pruned."""
@@ -165,12 +165,7 @@ class FormulaSwitcher:
                     group_size=self._group_size,
                     name=linear.name,
                 )
-                ranks = prune_ranks(
-                    score,
-                    (0.0, level),
-                    comparison=self._comparison,
-                    group_size=self._group_size,
-                    name=linear.name,
+                masks[linear.name] = mask(
+                    score, level, comparison=self._comparison, group_size=self._group_size, name=linear.name
                 )
-                masks[linear.name] = mask_at(ranks, 1)
         return masks

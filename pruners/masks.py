@@ -79,9 +79,32 @@ def mask(
     group_size: int | None = None,
     name: str = "the weight",
 ) -> Bool[Tensor, "out in"]:
-    """The mask (True = keep) at one sparsity; see `prune_ranks` for the rules."""
-    levels = (0.0, sparsity)
-    return mask_at(prune_ranks(score, levels, comparison=comparison, group_size=group_size, name=name), 1)
+    """The mask (True = keep) at one sparsity; see `prune_ranks` for the rules.
+
+    The same as ``mask_at(prune_ranks(score, (0.0, sparsity)), 1)``, by selection in place of sorting.
+    """
+    _check(score, (0.0, sparsity), name)
+    groups = as_groups(score, comparison, group_size, name)
+    n_groups = groups.shape[0]
+    total = (
+        n_zeros(sparsity, score.numel()) if group_size is None else n_zeros(sparsity, group_size) * n_groups
+    )
+    fewer, n_more = divmod(total, n_groups)  # the first rows take one more
+    kept = torch.ones_like(groups, dtype=torch.bool)
+    for rows, count in ((slice(0, n_more), fewer + 1), (slice(n_more, n_groups), fewer)):
+        if count and groups[rows].shape[0]:
+            kept[rows] = ~_first_lowest(groups[rows], count)
+    return kept.reshape(score.shape)
+
+
+def _first_lowest(score: Float[Tensor, "rows n"], count: int) -> Bool[Tensor, "rows n"]:
+    """True at exactly `count` (> 0) smallest entries of each row; of equal ones at the first."""
+    threshold = score.kthvalue(count, dim=1, keepdim=True).values
+    below, equal = score < threshold, score == threshold
+    wanted = count - below.sum(1, keepdim=True)
+    if bool((equal.sum(1, keepdim=True) > wanted).any()):
+        equal &= equal.cumsum(1) <= wanted
+    return below | equal
 
 
 def lowest(score: Float[Tensor, "... n"], count: int) -> Bool[Tensor, "... n"]:

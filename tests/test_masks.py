@@ -86,3 +86,22 @@ def test_bad_scores_and_groups_are_refused():
         mask(scores(2, 4, 0), 1 / 3, group_size=3)
     with pytest.raises(ValueError, match=r"Expected 1 to 255 sparsities in \[0, 1\]"):
         mask(scores(2, 4, 0), 1.5)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 7),
+    groups=st.integers(1, 6),
+    sparsity=st.floats(0, 1),
+    n_values=st.integers(1, 40),
+    comparison=st.sampled_from(["output", "layer"]),
+    grouped=st.booleans(),
+)
+def test_a_mask_by_selection_is_the_one_by_sorting_ties_included(
+    seed, rows, groups, sparsity, n_values, comparison, grouped
+):
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.randint(n_values, (rows, 4 * groups), generator=generator).float()
+    kind = {"comparison": comparison, "group_size": 4 if grouped else None}
+    expected = mask_at(prune_ranks(score, (0.0, sparsity), **kind), 1)
+    assert torch.equal(mask(score, sparsity, **kind), expected)
