@@ -1,4 +1,7 @@
-"""The embedded model is good enough that pruning can be seen on it."""
+"""The embedded model is good enough that pruning can be seen on it.
+
+That magnitude loses to Wanda is no finding: see experiments/000-tiny, "The spread".
+"""
 
 from __future__ import annotations
 
@@ -18,40 +21,40 @@ from secateur.pruners.methods import Method
 from secateur.pruners.prune import prune
 
 N_TOKENS = 8192
-MARGIN = 1.02  # magnitude over Wanda: about 1.04 is measured
+MARGIN = 1.2  # magnitude over Wanda: 1.36 is measured at 50 %, 2.1 at 70 %
 
 
 def docs(part: str, n_tokens: int, tokenizer: object) -> torch.Tensor:
     return windows(tokenizer, Text(part, "docs", load_text("docs", part)), 256, n_tokens)
 
 
+def perplexity(method: str, sparsity: float) -> float:
+    loaded = load_model("tiny")
+    anatomy = dissect(loaded.model)
+    calibration = docs("calibration", N_TOKENS, loaded.tokenizer)
+    allocation = dict.fromkeys((linear.name for linear in anatomy.linears), sparsity)
+    prune(anatomy, allocation, Method(method), calibration, sequential=True)
+    return exp(cross_entropy(loaded.model, docs("test", N_TOKENS, loaded.tokenizer)))
+
+
 @pytest.fixture(scope="module")
-def perplexity() -> dict[str, float]:
-    found = {}
-    for name in ("dense", "random", "magnitude", "wanda"):
-        loaded = load_model("tiny")
-        test = docs("test", N_TOKENS, loaded.tokenizer)
-        if name == "dense":
-            counts = Counter(test.flatten().tolist())
-            found["unigram"] = exp(-sum(n * log(n / N_TOKENS) for n in counts.values()) / N_TOKENS)
-        else:
-            anatomy = dissect(loaded.model)
-            sparsity = dict.fromkeys((linear.name for linear in anatomy.linears), 0.5)
-            calibration = docs("calibration", N_TOKENS, loaded.tokenizer)
-            prune(anatomy, sparsity, Method(name), calibration, sequential=True)
-        found[name] = exp(cross_entropy(loaded.model, test))
-    return found
+def dense() -> float:
+    loaded = load_model("tiny")
+    return exp(cross_entropy(loaded.model, docs("test", N_TOKENS, loaded.tokenizer)))
 
 
-def test_it_is_much_better_than_counting_words(perplexity):
+def test_it_is_much_better_than_counting_words(dense):
     """Against the unigram distribution of the very text that it is tested on, which no unigram model can beat."""
-    assert perplexity["dense"] <= perplexity["unigram"] / 8
+    counts = Counter(docs("test", N_TOKENS, load_model("tiny").tokenizer).flatten().tolist())
+    assert dense <= exp(-sum(n * log(n / N_TOKENS) for n in counts.values()) / N_TOKENS) / 8
 
 
-def test_half_of_the_weights_at_random_by_magnitude_and_by_wanda(perplexity):
-    assert perplexity["random"] > 2 * perplexity["magnitude"]
-    assert perplexity["magnitude"] > MARGIN * perplexity["wanda"]
-    assert perplexity["wanda"] > perplexity["dense"]
+@pytest.mark.parametrize("sparsity", [0.5, 0.7])
+def test_weights_gone_at_random_by_magnitude_and_by_wanda(dense, sparsity):
+    found = {name: perplexity(name, sparsity) for name in ("random", "magnitude", "wanda")}
+    assert found["random"] > 2 * found["magnitude"]
+    assert found["magnitude"] > MARGIN * found["wanda"]
+    assert found["wanda"] > dense
 
 
 def test_it_fits():

@@ -1,16 +1,16 @@
-"""Measure whether pruning shows on a model: perplexity dense and with half of the weights gone, on `docs`.
+"""Measure whether pruning shows on a model: perplexity dense and with 50, 60 and 70 % of the weights gone, on `docs`.
 
-    python measure.py MODEL_DIR WORK_DIR RESULTS.jsonl
+    python measure.py MODEL_DIR WORK_DIR RESULTS.jsonl [--seeds N]
 
 The text is CPython's language reference (`pydoc_data.topics`). Every fifth topic calibrates Wanda, the others
 are measured, in windows of 256 tokens without overlap. WORK_DIR holds the training tokens that train.py
-saved. RESULTS gets one JSON object a line.
+saved. One JSON object a line is appended to RESULTS, with the model directory's name. N seeds of random pruning.
 """
 
+import argparse
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 WINDOW = 256
-SPARSITY = 0.5
-SEEDS = (0, 1, 2)
+SPARSITIES = (0.5, 0.6, 0.7)
 
 
 def docs(tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor, str]:
@@ -79,32 +78,39 @@ def input_norms(model: PreTrainedModel, windows: Tensor) -> list[Tensor]:
     return [total.sqrt() for total in squares]
 
 
-def keep_top(scores: Tensor) -> Tensor:
-    """True for the highest 1 - SPARSITY of the entries of each row."""
-    kept = scores.topk(round(scores.shape[1] * (1 - SPARSITY)), dim=1).indices
+def keep_top(scores: Tensor, sparsity: float) -> Tensor:
+    """True for the highest 1 - sparsity of the entries of each row."""
+    kept = scores.topk(round(scores.shape[1] * (1 - sparsity)), dim=1).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, kept, True)
 
 
-def masks(method: str, linears: list[nn.Linear], norms: list[Tensor], seed: int) -> Iterator[Tensor]:
+def masks(
+    method: str, linears: list[nn.Linear], norms: list[Tensor], sparsity: float, seed: int
+) -> Iterator[Tensor]:
     """One keep-mask per layer: `random` and `magnitude` rank the whole matrix, `wanda` each output row."""
     generator = torch.Generator().manual_seed(seed)
     for layer, norm in zip(linears, norms, strict=True):
         weight = layer.weight.detach()
         if method == "wanda":
-            yield keep_top(weight.abs() * norm)
+            yield keep_top(weight.abs() * norm, sparsity)
         else:
             scores = weight.abs() if method == "magnitude" else torch.rand(weight.shape, generator=generator)
-            yield keep_top(scores.view(1, -1)).view_as(weight)
+            yield keep_top(scores.view(1, -1), sparsity).view_as(weight)
 
 
 @torch.no_grad()
 def pruned_perplexity(
-    model: PreTrainedModel, method: str, norms: list[Tensor], windows: Tensor, seed: int = 0
+    model: PreTrainedModel,
+    method: str,
+    norms: list[Tensor],
+    windows: Tensor,
+    sparsity: float = 0.5,
+    seed: int = 0,
 ) -> float:
-    """Perplexity with SPARSITY of every block linear's weights set to zero; the weights are put back."""
+    """Perplexity with that share of every block linear's weights set to zero; the weights are put back."""
     linears = block_linears(model)
     dense = [layer.weight.clone() for layer in linears]
-    for layer, mask in zip(linears, masks(method, linears, norms, seed), strict=True):
+    for layer, mask in zip(linears, masks(method, linears, norms, sparsity, seed), strict=True):
         layer.weight.mul_(mask)
     measured = perplexity(model, windows)
     for layer, weight in zip(linears, dense, strict=True):
@@ -112,52 +118,48 @@ def pruned_perplexity(
     return measured
 
 
-def main(model_dir: str, work: str, results: str) -> None:
-    """Measure and write."""
+def measure(model_dir: Path, work: Path, n_seeds: int) -> Iterator[dict[str, str | float]]:
+    """One row a perplexity."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     calibration, test, test_hash = docs(tokenizer)
-    counted = torch.cat(
-        [
-            torch.from_numpy(np.load(Path(work) / f"{name}.npy").astype(np.int64))
-            for name in ("python", "other")
-        ]
-    )
-    norms = input_norms(model, calibration)
+    tokens = [np.load(work / f"{name}.npy").astype(np.int64) for name in ("python", "other")]
+    vocab_size = model.config.vocab_size
     common = {
+        "model": model_dir.resolve().name,
         "window": WINDOW,
         "n_test_tokens": test.numel(),
         "test_sha256": test_hash,
         "n_calibration_tokens": calibration.numel(),
-        "sparsity": SPARSITY,
+        "sparsity": 0.0,
     }
-    rows = [
-        {
-            "what": "unigram, counted on the training text",
-            "sparsity": 0.0,
-            "ppl": unigram_perplexity(counted, test, model.config.vocab_size),
-        },
-        {
-            "what": "unigram, counted on the test text",
-            "sparsity": 0.0,
-            "ppl": unigram_perplexity(test, test, model.config.vocab_size),
-        },
-        {"what": "dense", "sparsity": 0.0, "ppl": perplexity(model, test)},
-        *(
-            {"what": "random", "seed": s, "ppl": pruned_perplexity(model, "random", norms, test, s)}
-            for s in SEEDS
-        ),
-        *(
-            {"what": method, "ppl": pruned_perplexity(model, method, norms, test)}
-            for method in ("magnitude", "wanda")
-        ),
-    ]
-    with Path(results).open("w", encoding="utf-8") as file:
-        for row in rows:
-            line = json.dumps(common | row)
-            file.write(line + "\n")
-            print(line)
+    for text, counted in (("training", torch.from_numpy(np.concatenate(tokens))), ("test", test)):
+        ppl = unigram_perplexity(counted, test, vocab_size)
+        yield common | {"what": f"unigram, counted on the {text} text", "ppl": ppl}
+    yield common | {"what": "dense", "ppl": perplexity(model, test)}
+    norms = input_norms(model, calibration)
+    for sparsity in SPARSITIES:
+        row = common | {"sparsity": sparsity}
+        for method in ("wanda", "magnitude"):
+            ppl = pruned_perplexity(model, method, norms, test, sparsity)
+            yield row | {"what": method, "ppl": ppl}
+        for seed in range(n_seeds):
+            ppl = pruned_perplexity(model, "random", norms, test, sparsity, seed)
+            yield row | {"what": "random", "seed": seed, "ppl": ppl}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("model", "work", "results"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    with arguments.results.open("a", encoding="utf-8") as file:
+        for row in measure(arguments.model, arguments.work, arguments.seeds):
+            print(json.dumps(row), file=file, flush=True)
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

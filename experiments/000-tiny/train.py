@@ -3,14 +3,17 @@
     python train.py CORPUS.jsonl WORK_DIR MODEL_DIR [--resume STEP] [--checkpoint STEP]
 
 WORK_DIR keeps the tokenizer, the tokens and a checkpoint every 100 steps; MODEL_DIR gets the model in
-float16. --resume starts from the checkpoint at a phase's end. With --checkpoint nothing is trained: the
-checkpoint of that step is written as the model.
+float16. A phase with `spread_sigma` begins by spreading the channels' scales, see spread.py. --resume starts
+from the checkpoint at a phase's end. With --checkpoint nothing is trained: the checkpoint of that step is
+written as the model.
 """
 
 import argparse
 import json
 import random
 import time
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
+from spread import spread_scales
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -93,28 +97,37 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon:
+class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum 0.95 and decoupled weight decay; matrices of one shape go together.
 
     torch.optim.Muon iterates in bfloat16, far slower than float32 on a CPU without bfloat16 units.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], weight_decay: float) -> None:
-        shapes = {p.shape for p in matrices}
-        self.groups = [[p for p in matrices if p.shape == shape] for shape in sorted(shapes)]
-        self.momenta = [torch.zeros(len(group), *group[0].shape) for group in self.groups]
-        self.weight_decay = weight_decay
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for matrix in matrices:
+            by_shape.setdefault(matrix.shape, []).append(matrix)
+        super().__init__(
+            [{"params": by_shape[shape]} for shape in sorted(by_shape)],
+            {"lr": lr, "weight_decay": weight_decay},
+        )
+        self.momenta = [torch.zeros(len(g["params"]), *g["params"][0].shape) for g in self.param_groups]
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self) -> None:
         """One update of spectral norm about `lr`, times the root of rows / columns for tall matrices."""
-        for group, momentum in zip(self.groups, self.momenta, strict=True):
-            gradient = torch.stack([p.grad for p in group])
+        for group, momentum in zip(self.param_groups, self.momenta, strict=True):
+            gradient = torch.stack([p.grad for p in group["params"]])
             momentum.lerp_(gradient, 0.05)
             update = orthogonalize(gradient.lerp(momentum, 0.95))
             scale = max(1.0, update.shape[1] / update.shape[2]) ** 0.5
-            for parameter, change in zip(group, update, strict=True):
-                parameter.mul_(1 - lr * self.weight_decay).add_(change, alpha=-lr * scale)
+            for parameter, change in zip(group["params"], update, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(
+                    change, alpha=-group["lr"] * scale
+                )
+
+
+MATRIX_OPTIMIZERS = {"muon": Muon, "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.95))}
 
 
 def train(rank: int, settings: dict[str, Any], work: Path, resume: int) -> None:
@@ -131,7 +144,10 @@ def train(rank: int, settings: dict[str, Any], work: Path, resume: int) -> None:
     first = 0
     for number, phase in enumerate(config["phases"]):
         if first >= resume:
-            data = batches(work, phase, settings["seed"] + number)
+            seed = settings["seed"] + number
+            data = batches(work, phase, seed)
+            if "spread_sigma" in phase:
+                spread_scales(model, phase["spread_sigma"], torch.Generator().manual_seed(seed))
             train_phase(model, data, first, config | phase, work)
         first += phase["steps"]
 
@@ -144,10 +160,15 @@ def train_phase(
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     gains = [p for p in model.parameters() if p.ndim == 1]
     embedding = model.get_input_embeddings().weight
-    muon = Muon(matrices, config["weight_decay"])
-    adam = torch.optim.AdamW(
-        [{"params": [embedding]}, {"params": gains}], betas=(0.9, 0.95), weight_decay=0.0
-    )
+    optimizers = [
+        MATRIX_OPTIMIZERS[config["matrices"]](
+            matrices, lr=config["matrix_lr"], weight_decay=config["weight_decay"]
+        ),
+        torch.optim.AdamW([embedding], lr=config["embedding_lr"], betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(gains, lr=config["gain_lr"], betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    peaks = [group["lr"] for group in groups]
     start, mean = time.monotonic(), 0.0
     for step, batch in enumerate(data, start=first + 1):
         ids = batch[rank :: config["processes"]]
@@ -156,10 +177,10 @@ def train_phase(
         loss.backward()
         average_gradients([*matrices, embedding, *gains], config)
         rate = float(np.interp(step, *zip(*config["rate"], strict=True)))
-        muon.step(config["muon_lr"] * rate)
-        for group, name in zip(adam.param_groups, ("embedding_lr", "gain_lr"), strict=True):
-            group["lr"] = config[name] * rate
-        adam.step()
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = peak * rate
+        for optimizer in optimizers:
+            optimizer.step()
         model.zero_grad()
         mean = 0.95 * mean + 0.05 * loss.item() if mean else loss.item()
         if rank == 0 and step % 20 == 0:

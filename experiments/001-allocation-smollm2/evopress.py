@@ -1,12 +1,13 @@
 """EvoPress's released search on the levels, the text parts and the number of tokens of run.py, measured like its arms.
 
-    python evopress.py LEVELS CHECKOUT --text FILE [--model DIR] [--seed 0] [--generations 24] [--results FILE]
+    python evopress.py LEVELS CHECKOUT LOSSES --text FILE [--model DIR] [--seed 0] [--generations 24] [--results FILE]
 
-LEVELS is the level store of run.py, CHECKOUT a clone of github.com/IST-DASLab/EvoPress (arXiv 2410.14649). The main
-function of its `evo_prune_search.py` runs unchanged. What it takes from disk or network comes from here:
+LEVELS is the level store of run.py, CHECKOUT a clone of github.com/IST-DASLab/EvoPress (arXiv 2410.14649), LOSSES a
+file in which a seed's losses are kept, so that the same command goes on with a run that was stopped. The main function
+of its `evo_prune_search.py` runs unchanged. What it takes from disk or network comes from here:
 
 - Weights come from the store. Its level 0 is the target's level, its levels below and above are the neighbours.
-- It draws its minibatches from all windows of the search part; the dense model's logits are computed when drawn.
+- It draws its minibatches from all windows of the search part; the dense model's logits are computed when needed.
 - It holds no sparsity: there, a level is a fixed number of weights, so that any two layers can be switched. Here a
   level is a sparsity, so that a layer is only offered a partner of its own size: the rule by which its quantisation
   search pairs layers (`group_rule size`).
@@ -24,7 +25,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -78,45 +80,54 @@ def _split(path: str) -> tuple[str, int]:
     return Path(path).parent.name, int(Path(path).stem)
 
 
-class Targets:
-    """The dense model's logits on a window, in place of a list of them all: 100 MB a window."""
+class Losses:
+    """Each loss that the search asks for, with its tokens, in order and in a file.
 
-    def __init__(self, model: torch.nn.Module, data: Sequence[torch.Tensor]) -> None:
-        self._model = model
-        self._data = data
+    The search draws from its seed alone, so that a run that was stopped goes on by asking again: what is in the file
+    is not computed twice.
+    """
 
-    @torch.no_grad()
-    def __getitem__(self, index: int) -> torch.Tensor:
-        logits: torch.Tensor = self._model(self._data[index], use_cache=False).logits
-        return logits
-
-
-class Count:
-    """Evaluated tokens, and a line after each generation's last selection."""
-
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self._known = [json.loads(line) for line in lines]
         self.tokens = self.evaluations = 0
 
-    def add(self, data: Sequence[torch.Tensor]) -> None:
-        self.tokens += sum(window.numel() for window in data)
+    def of(self, n_tokens: int, compute: Callable[[], float]) -> float:
+        """The next one."""
+        if self.evaluations < len(self._known):
+            tokens, loss = self._known[self.evaluations]
+            assert tokens == n_tokens, f"{self._path} is of another search"
+        else:
+            loss = compute()
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps([n_tokens, loss])}\n")
+        self.tokens += n_tokens
         self.evaluations += 1
+        return float(loss)
 
 
-def prepare(search: ModuleType, bench: Workbench, database: Database, seed: int) -> Count:
+def prepare(search: ModuleType, bench: Workbench, database: Database, losses: Losses, seed: int) -> None:
     """Give the search what it would load: model, data, weights."""
-    plan, student, count = bench.plan, copy.deepcopy(bench.loaded.model), Count()
+    plan, dense, student = bench.plan, bench.loaded.model, copy.deepcopy(bench.loaded.model)
     text = load_parts(plan.calibration, plan.search, plan.test)["search"]
     data = list(windows(bench.loaded.tokenizer, text, plan.window, None, "random", seed)[:, None])
-    targets, measure, select = Targets(bench.loaded.model, data), search.compute_kl_div, search.selection
+    measure, select = search.compute_kl_div, search.selection
 
-    def measured(model: object, minibatch: Sequence[torch.Tensor], target_logits: object) -> float:
-        count.add(minibatch)
-        return float(measure(model, minibatch, target_logits))
+    @lru_cache(maxsize=4)  # those of a minibatch: 100 MB a window
+    @torch.no_grad()
+    def target_logits(index: int) -> torch.Tensor:
+        logits: torch.Tensor = dense(data[index], use_cache=False).logits
+        return logits
+
+    def measured(model: object, minibatch: Sequence[torch.Tensor], indices: Sequence[int]) -> float:
+        n_tokens = sum(window.numel() for window in minibatch)
+        return losses.of(n_tokens, lambda: measure(model, minibatch, [target_logits(i) for i in indices]))
 
     def selected(**arguments: Any) -> tuple[list[list[int]], list[float]]:
-        survivors, losses = select(**arguments | {"target_logits": targets})
-        print(f"{count.tokens} tokens, {losses}, {time.process_time():.0f} CPU s", flush=True)
-        return survivors, losses
+        survivors, best = select(**arguments | {"target_logits": range(len(data))})
+        print(f"{losses.tokens} tokens, {best}, {time.process_time():.0f} CPU s", flush=True)
+        return survivors, best
 
     replaced = {
         "AutoModelForCausalLM": SimpleNamespace(from_pretrained=lambda *_, **__: student),
@@ -134,7 +145,6 @@ def prepare(search: ModuleType, bench: Workbench, database: Database, seed: int)
     }
     for name, value in replaced.items():
         setattr(search, name, value)
-    return count
 
 
 def run_search(search: ModuleType, names: Sequence[str], generations: int, seed: int) -> dict[str, int]:
@@ -166,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("levels", type=Path)
     parser.add_argument("checkout", type=Path)
+    parser.add_argument("losses", type=Path, help="file of this seed's losses, to go on with")
     parser.add_argument("--text", default="docs")
     parser.add_argument("--model", help="another address of the same weights")
     parser.add_argument("--seed", type=int, default=0)
@@ -180,17 +191,15 @@ def main() -> None:
     sys.modules["datasets"] = SimpleNamespace(load_dataset=None)  # type: ignore[assignment]
     search = importlib.import_module("evo_prune_search")
     database = Database(bench, args.levels)
-    count = prepare(search, bench, database, args.seed)
-    started = time.process_time()
+    losses = Losses(args.losses)
+    prepare(search, bench, database, losses, args.seed)
     names = [linear.name for linear in bench.anatomy.linears]
     found = run_search(search, names, args.generations, args.seed)
     row = {
         "run": f"evopress-{args.seed}",
-        "budget": count.tokens,
-        "tokens": count.tokens,
-        "evaluations": count.evaluations,
-        "seconds": time.process_time() - started,
-        "generations": args.generations,
+        "budget": losses.tokens,
+        "tokens": losses.tokens,
+        "evaluations": losses.evaluations,
     }
     row |= measure(bench, args.levels, [database.index(found[name]) for name in bench.space.slots])
     print(json.dumps(row), flush=True)
