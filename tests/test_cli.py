@@ -22,7 +22,7 @@ from secateur.search.loop import Outcome
 from secateur.search.show import console
 from secateur.search.show.display import SECONDS_BETWEEN_LINES, Display, Tally
 from secateur.search.study import Spent
-from tests.runs import SEARCH, make_run, make_settings
+from tests.runs import REASON, SEARCH, make_run, make_settings
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -329,11 +329,13 @@ def test_a_terminal_shows_the_best_so_far(made):
     with Display(Console(file=stream, force_terminal=True, width=120), make_settings()) as display:
         display.watch(made.study.about.baselines, SimpleNamespace(staff=staff))
         display.on_start(0, make_settings().budget)
-        display.on_trials(made.trials(), made.study.spent)
+        display.on_trials(made.study.trials, made.study.spent)
     shown = stream.getvalue()
+    assert f"1 infeasible: {REASON}" in shown
     assert "best loss" in shown
     assert "/30 evaluations" in shown
     assert "1 of 2 workers busy, 1 lost and replaced" in shown
+    assert "front of" in shown
     assert "worker a:1 died" in shown
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 5.0
+N_REASONS, LINE = 3, 110
 
 
 class Tally:
@@ -106,9 +107,16 @@ class Tally:
         n_blocks = self.spent.blocks + self.spent.blocks_saved
         if n_blocks:
             parts.append(f"{self.spent.blocks:,} blocks ({self.spent.blocks_saved / n_blocks:.0%} saved)")
+        if self._progress.n_front:
+            parts.append(f"front of {self._progress.n_front}")
         if self.hypervolume is not None:
             parts.append(f"hypervolume {self.hypervolume:.3f}")
         return ", ".join(parts)
+
+    @property
+    def failures(self) -> list[str]:
+        """The most frequent reasons why candidates were infeasible, a line each."""
+        return [f"{n} infeasible: {reason}" for reason, n in self._progress.infeasible[:N_REASONS]]
 
     @property
     def left(self) -> str:
@@ -187,7 +195,8 @@ class Display:
         stage = Spinner("dots", Text(self._stage))
         if self._tally is None or not self._searching:
             return stage
-        lines = [f"  {line}" for line in (self._tally.work, *self._staff()) if line]
+        parts = (self._tally.work, *self._tally.failures, *self._staff())
+        lines = [f"  {line[:LINE]}" for line in parts if line]
         return Group(stage, _bar(self._tally), Text("\n".join(lines), "dim"), _best(self._tally))
 
     def _staff(self) -> list[str]:

@@ -50,6 +50,16 @@ class Progress:
         self._shown += shown
         self._front = non_dominated([*self._front, *shown], self.settings.objectives, self._fidelity)
 
+    @property
+    def n_front(self) -> int:
+        """Trials on the front so far."""
+        return len(self._front)
+
+    @property
+    def infeasible(self) -> list[tuple[str, int]]:
+        """How many candidates were infeasible for each reason, the most frequent first."""
+        return self._infeasible.most_common()
+
     def facts(self) -> dict[str, Any]:
         """Plain values for programs."""
         return {
@@ -58,7 +68,7 @@ class Progress:
             "spent": asdict(self.spent),
             "budget": self.settings.budget.model_dump(exclude_none=True),
             "used": min(1.0, self.settings.budget.share(self.spent)),
-            "front": len(self._front),
+            "front": self.n_front,
             "hypervolume": self.hypervolume(),
             "best": self.best(),
         }
