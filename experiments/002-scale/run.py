@@ -29,6 +29,7 @@ class Clock:
     def __init__(self) -> None:
         self.seen: list[tuple[float, list]] = []
         self.pids: set[int] = set()
+        self.memory: list[dict[str, float]] = []
 
     def on_start(self, n_known, budget) -> None:
         pass
@@ -36,10 +37,9 @@ class Clock:
     def on_trials(self, trials, spent) -> None:
         self.seen.append((time.perf_counter(), list(trials)))
         self.pids |= {int(t.measurement.worker.rpartition(":")[2]) for t in trials}
-        self.memory = [pss(pid) for pid in sorted(self.pids)]
 
     def on_end(self, outcome) -> None:
-        pass
+        self.memory = [pss(pid) for pid in sorted(self.pids)]
 
 
 def pss(pid: int) -> dict[str, float]:
