@@ -1,0 +1,53 @@
+"""Peak memory of pruning a model once, beside the model's own.
+
+    python peak.py [--model DIR] [--text FILE] [--tokens 4096] [--metric sparsegpt]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+
+from secateur.evaluators.workbench import Workbench
+from secateur.search.app.bench import plan
+from secateur.search.settings import settings_from
+
+
+def peak_mb() -> float:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m@wheel")
+    parser.add_argument("--text", default="docs")
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--metric", default="sparsegpt")
+    args = parser.parse_args()
+    data = {part: args.text for part in ("calibration", "search", "test")}
+    evaluator = {"data": data, "calibration_tokens": args.tokens, "fidelities": [512], "test_tokens": 512}
+    space = {"kind": "allocation", "metric": args.metric, "target": 0.6, "max_sparsity": 0.9}
+    bench = Workbench(plan(settings_from({"model": args.model, "space": space, "evaluator": evaluator})))
+    shape, block = bench.shape, bench.anatomy.blocks[0]
+    bench.loaded.model(bench.calibration[:1])  # touches every weight
+    before = peak_mb()
+    bench.prune(bench.space.config(bench.space.baselines()["uniform@0.6"]), sequential=True)
+    gram = 4 * sum(linear.in_features**2 for linear in block.linears)
+    weights = 4 * sum(linear.n_weights for linear in block.linears)
+    pruned = 4 * sum(linear.n_weights for linear in bench.anatomy.linears)
+    states = 4 * bench.calibration.numel() * bench.anatomy.width
+    rows = {
+        "weights of the model": 4 * shape.n_params,
+        "those of its blocks, which pruning makes anew": pruned,
+        "Gram matrices of a block": gram,
+        "weights of a block": weights,
+        "hidden states of the calibration set": states,
+    }
+    print(f"peak before pruning {before:,.0f} MB, after {peak_mb():,.0f} MB: {peak_mb() - before:,.0f} MB more")
+    for name, n_bytes in rows.items():
+        print(f"  {name}: {n_bytes / 2**20:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
