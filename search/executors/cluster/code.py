@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.search.errors import UsageError
-from secateur.search.executors.cluster.library import load_ray
+from secateur.search.executors.cluster.lazy_ray import load_ray
 
 ROOMS = ("search", "spaces", "pruners", "evaluators")
 

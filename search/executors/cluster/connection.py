@@ -17,7 +17,7 @@ from typing import Any
 from secateur.search.errors import UsageError
 from secateur.search.executor import ExecutorError
 from secateur.search.executors.cluster.code import missing_code
-from secateur.search.executors.cluster.library import load_ray
+from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
 
 OBJECT_STORE_BYTES = 256 << 20

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.search.executor import ExecutorError, Setup, Staff
-from secateur.search.executors.cluster.library import load_ray
+from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import Folder
 from secateur.search.executors.cluster.worker import OutOfMemoryError, Worker

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from secateur.search.executors.cluster.library import load_ray
+from secateur.search.executors.cluster.lazy_ray import load_ray
 
 CHUNK_BYTES = 64 << 20
 SMALL_BYTES = 1 << 20

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from secateur.search.executors.cluster.library import load_ray
+from secateur.search.executors.cluster.lazy_ray import load_ray
 
 Place = tuple[str, int]
 
