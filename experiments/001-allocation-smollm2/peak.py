@@ -1,6 +1,6 @@
 """Peak memory of pruning a model once, beside the model's own.
 
-    python peak.py [--model DIR] [--text FILE] [--tokens 4096] [--metric sparsegpt]
+python peak.py [--model DIR] [--text FILE] [--tokens 4096] [--metric sparsegpt]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--metric", default="sparsegpt")
     args = parser.parse_args()
-    data = {part: args.text for part in ("calibration", "search", "test")}
+    data = dict.fromkeys(("calibration", "search", "test"), args.text)
     evaluator = {"data": data, "calibration_tokens": args.tokens, "fidelities": [512], "test_tokens": 512}
     space = {"kind": "allocation", "metric": args.metric, "target": 0.6, "max_sparsity": 0.9}
     bench = Workbench(plan(settings_from({"model": args.model, "space": space, "evaluator": evaluator})))
@@ -44,7 +44,9 @@ def main() -> None:
         "weights of a block": weights,
         "hidden states of the calibration set": states,
     }
-    print(f"peak before pruning {before:,.0f} MB, after {peak_mb():,.0f} MB: {peak_mb() - before:,.0f} MB more")
+    print(
+        f"peak before pruning {before:,.0f} MB, after {peak_mb():,.0f} MB: {peak_mb() - before:,.0f} MB more"
+    )
     for name, n_bytes in rows.items():
         print(f"  {name}: {n_bytes / 2**20:,.0f} MB")
 

@@ -111,16 +111,18 @@ class Evolution(Controller):
         self._seen = {candidate.text for candidate in space.baselines().values()}
         self._generation = 0
         self._n_barren = 0  # generations in a row without a new candidate
+        self._exhausted = False  # the elites of this moment have no new candidate
         self._batches = Batches(objective, self._start())
 
     def ask(self, n: int) -> list[Proposal]:
         proposals = self._batches.ask(n)
-        while not proposals and self._begin_generation():
+        while not proposals and not self._exhausted and self._begin_generation():
             proposals = self._batches.ask(n)
         return proposals
 
     def tell(self, trials: Sequence[Trial]) -> None:
         self._batches.tell(trials)
+        self._exhausted = False
 
     @property
     def n_measurements(self) -> int:
@@ -155,6 +157,7 @@ class Evolution(Controller):
             random = self._settings.start == "random" and self._generation < n_budgets
             offspring = self._offspring(budget, rng, random=random)
             if not offspring and self._batches.n_open:  # other elites may have some
+                self._exhausted = True
                 return False
             self._generation += 1
             self._n_barren = 0 if offspring else self._n_barren + 1

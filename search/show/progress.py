@@ -33,6 +33,8 @@ class Progress:
         self._baselines: dict[str, Trial] = {}  # feasible, by name
         self._shown: list[Trial] = []  # feasible, at the fidelity that is compared
         self._front: list[Trial] = []
+        self._budgets: dict[str, float] = {}  # as far as their baselines are known
+        self._best: dict[str, Trial] = {}  # by budget
 
     def add(self, trials: Iterable[Trial]) -> None:
         """Trials that are new, in the order of their numbers."""
@@ -49,6 +51,11 @@ class Progress:
                 self._baselines[name] = trial
         self._shown += shown
         self._front = non_dominated([*self._front, *shown], self.settings.objectives, self._fidelity)
+        known = budgets(self._baselines)
+        if known == self._budgets:
+            self._best = best_by_budget([*self._best.values(), *shown], known)
+        else:  # a trial before its baseline had no budget yet
+            self._budgets, self._best = known, best_by_budget(self._shown, known)
 
     @property
     def n_front(self) -> int:
@@ -75,9 +82,8 @@ class Progress:
 
     def best(self) -> dict[str, dict[str, Any]]:
         """The trial with the best loss of each budget, and the uniform one's loss."""
-        best = best_by_budget(self._shown, budgets(self._baselines))
         known = references(self._baselines)
-        return {label: _beside(t, known[label]) for label, t in best.items()}
+        return {label: _beside(t, known[label]) for label, t in self._best.items()}
 
     def hypervolume(self) -> float | None:
         """Of the front, see `hypervolume_series`."""

@@ -41,7 +41,7 @@ class Call:
     failures: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Member:
     """A worker as the driver sees it."""
 
@@ -58,6 +58,17 @@ class _Member:
         if self.name is None:
             return self.setting_up
         return self.calls[0][0] if self.calls else None
+
+    def takes(self, call: Call) -> bool:
+        """Whether it may be given the call now.
+
+        A call that a worker was lost on shares none with another: a worker that ends at once takes the answer to the
+        call before with it, which would be blamed in turn.
+        """
+        if self.name is None:
+            return False
+        suspect = call.failures > 0 or any(other.failures > 0 for _, other in self.calls)
+        return len(self.calls) < (1 if suspect else IN_FLIGHT)
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ class Crew:
     def give(self, waiting: deque[Call]) -> None:
         """Hand out calls from the left to those who have least to do, with ties to those who know the candidates."""
         while waiting:
-            able = [m for m in self._members if m.name is not None and len(m.calls) < IN_FLIGHT]
+            able = [m for m in self._members if m.takes(waiting[0])]
             if not able:
                 return
             call = waiting.popleft()

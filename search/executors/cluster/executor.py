@@ -59,6 +59,7 @@ class RayExecutor(Executor):
             disconnect(self._connection)
             raise
         self._open: dict[int, _Open] = {}
+        self._complete: list[int] = []  # numbers of those of them that are to be handed back
         self._waiting: deque[Call] = deque()
         self._seconds: float | None = None  # a candidate takes
         self._closed = False
@@ -96,24 +97,29 @@ class RayExecutor(Executor):
         if not self._open:
             raise RuntimeError("Expected a pending job to wait for, got none. Call `submit` first.")
         while True:
+            if self._complete:
+                return self._hand_back()
             if self._watchdog.lost is not None:
                 self._watchdog.noted = True
                 raise ExecutorError(f"Expected the Ray cluster to stay, but {self._watchdog.lost}. {REMEDY}")
+            ended = self._crew.collect(POLL_S, self._waiting.appendleft)
+            errors = [error for one in ended if (error := self._take(one)) is not None]
             self._crew.give(self._waiting)
-            for ended in self._crew.collect(POLL_S, self._waiting.appendleft):
-                self._take(ended)
-            self._crew.give(self._waiting)
-            complete = [o for o in self._open.values() if len(o.found) == len(o.job.candidates)]
-            if complete:
-                for one in complete:
-                    del self._open[one.job.number]
-                return [(one.job, [one.found[text] for text in one.job.candidates]) for one in complete]
+            if errors:
+                raise errors[0]
+
+    def _hand_back(self) -> list[tuple[Job, list[Measurement]]]:
+        """The jobs that are complete, which are no longer pending then."""
+        jobs = [self._open.pop(number) for number in self._complete]
+        self._complete.clear()
+        return [(one.job, [one.found[text] for text in one.job.candidates]) for one in jobs]
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._open.clear()
+        self._complete.clear()
         self._waiting.clear()
         if self._watchdog.lost is not None:  # Ray's calls may hang; the watchdog ends the process if they do
             return
@@ -125,18 +131,19 @@ class RayExecutor(Executor):
             ray.kill(self._depot, no_restart=True)
         disconnect(self._connection)
 
-    def _take(self, ended: Ended) -> None:
+    def _take(self, ended: Ended) -> BaseException | None:
+        """Note what came of a call; what the evaluator raised, if it did. Its job is dropped then."""
         call = ended.call
         one = self._open.get(call.job)
-        if one is None:  # closed meanwhile
-            return
+        if one is None:  # dropped
+            return None
         if isinstance(ended, Raised):
             del self._open[call.job]
-            raise ended.error
+            return ended.error
         if isinstance(ended, Done):
-            one.found |= {m.candidate: m for m in ended.measurements}
             self._note_speed(ended.measurements)
-            return
+            self._add(one, ended.measurements)
+            return None
         attempts, failures = self._settings.attempts, call.failures + 1
         together = len(call.candidates) > 1  # which of them it was is not known: each gets a chance alone
         for text in reversed(call.candidates):
@@ -146,7 +153,13 @@ class RayExecutor(Executor):
             else:
                 times = f", {failures} times" if failures > 1 else ""
                 reason = f"its worker {ended.reason}{times}"
-                one.found[text] = Measurement(text, call.fidelity, infeasible=reason, worker="")
+                self._add(one, [Measurement(text, call.fidelity, infeasible=reason, worker="")])
+        return None
+
+    def _add(self, one: _Open, measurements: list[Measurement]) -> None:
+        one.found |= {m.candidate: m for m in measurements}
+        if len(one.found) == len(one.job.candidates):
+            self._complete.append(one.job.number)
 
     def _note_speed(self, measured: list[Measurement]) -> None:
         times = [m.seconds for m in measured if m.seconds > 0]
