@@ -3,57 +3,63 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Literal
 
-Part = Literal["search", "test", "recovered"]
-PARTS: tuple[Part, ...] = ("search", "test", "recovered")
+Part = Literal["search", "test", "recovered", "proxy"]
+PARTS: tuple[Part, ...] = ("search", "test", "recovered", "proxy")
 
 
 @dataclass(frozen=True, order=True)
 class Fidelity:
-    """How much data a measurement is based on; only measurements of equal fidelity are compared.
+    """How much data, and how much light training, a measurement is based on; only equals are compared.
 
     Fidelities of the parts search and test are nested: the tokens of a smaller one are the first tokens of a larger
-    one.
+    one, and a longer training goes on where a shorter one ended.
 
     Args:
-        part: ``"search"`` (what controllers see), ``"test"`` (what they never see), or ``"recovered"``: trained
-            after the search, and measured on the test windows.
+        part: ``"search"`` (what controllers see), ``"test"`` (what they never see), ``"recovered"``: trained
+            after the search, and measured on the test windows; or ``"proxy"``: no forward pass, a closed form over
+            statistics of the calibration set.
         n_tokens: evaluated tokens, > 0; of ``"recovered"`` the tokens that it was trained on, repetitions counted,
-            so that more training is another fidelity.
+            so that more training is another fidelity; of ``"proxy"`` those of the statistics.
+        n_trained: tokens that the candidate was lightly trained on before it was measured, >= 0.
 
     Raises:
-        ValueError: on an unknown part or a number of tokens that is not positive.
+        ValueError: on an unknown part or a number of tokens that is out of range.
     """
 
     part: Part
     n_tokens: int
+    n_trained: int = 0
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
             raise ValueError(f"Expected `part` to be one of {', '.join(PARTS)}, got {self.part!r}.")
         if self.n_tokens <= 0:
             raise ValueError(f"Expected `n_tokens` > 0, got {self.n_tokens}.")
+        if self.n_trained < 0:
+            raise ValueError(f"Expected `n_trained` >= 0, got {self.n_trained}.")
 
     @property
     def text(self) -> str:
-        """Canonical text, e.g. ``search:2048``."""
-        return f"{self.part}:{self.n_tokens}"
+        """Canonical text, e.g. ``search:2048`` or ``search:2048+trained:8192``."""
+        return f"{self.part}:{self.n_tokens}" + (f"+trained:{self.n_trained}" if self.n_trained else "")
 
     @classmethod
     def parse(cls, text: str) -> Fidelity:
         """Inverse of `text`.
 
         Raises:
-            ValueError: if the text is not ``part:tokens``.
+            ValueError: if the text is no fidelity.
         """
-        part, _, tokens = text.partition(":")
-        if not tokens.isdecimal():
+        found = re.fullmatch(r"([a-z]+):(\d+)(?:\+trained:(\d+))?", text, re.ASCII)
+        if found is None:
             raise ValueError(f"Expected a fidelity such as 'search:2048', got {text!r}.")
-        return cls(part, int(tokens))  # type: ignore[arg-type]  # checked in __post_init__
+        return cls(found[1], int(found[2]), int(found[3] or 0))  # type: ignore[arg-type]  # checked when made
 
 
 @dataclass(frozen=True)
