@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 from tests.ray_session import ray_cluster  # noqa: F401  # a fixture for all
@@ -14,3 +15,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # deadline: the first example of a test pays for imports. derandomize: a failure in CI is one that everybody can repeat.
 settings.register_profile("secateur", deadline=None, derandomize=True, database=None)
 settings.load_profile("secateur")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share a process, for the fixtures that they share; those with a Ray are all in one.
+
+    They take longest and come first.
+    """
+    on_ray = {id(item): "ray_cluster" in getattr(item, "fixturenames", ()) for item in items}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray[id(item)] else item.path.stem))
+    items.sort(key=lambda item: not on_ray[id(item)])
