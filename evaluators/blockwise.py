@@ -20,8 +20,9 @@ from secateur.pruners.runner import BlockRunner
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 
-PREFIX_BYTES = 1 << 30
-"""Outputs of blocks are kept for later batches up to so many bytes."""
+MIN_PREFIX_BYTES, MAX_PREFIX_BYTES = 1 << 26, 1 << 30
+"""Outputs of blocks are kept for later batches up to a quarter of the model's bytes, within these bounds: every worker
+keeps its own."""
 
 
 class BlockwiseEvaluator(Evaluator):
@@ -61,7 +62,7 @@ class BlockwiseEvaluator(Evaluator):
         self._seed = seed
         self._worker = worker
         self._runner = BlockRunner(anatomy)
-        self._prefixes = PrefixCache(PREFIX_BYTES)
+        self._prefixes = PrefixCache(_prefix_bytes(anatomy))
         self._sums: dict[tuple[str, Path], LossSums] = {}
 
     @torch.no_grad()
@@ -163,3 +164,8 @@ class BlockwiseEvaluator(Evaluator):
             seconds=seconds,
             worker=self._worker,
         )
+
+
+def _prefix_bytes(anatomy: Anatomy) -> int:
+    n_bytes = sum(parameter.nbytes for parameter in anatomy.model.parameters())
+    return min(max(MIN_PREFIX_BYTES, n_bytes // 4), MAX_PREFIX_BYTES)

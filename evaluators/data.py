@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from secateur.evaluators.losses import LossSums, Teacher, loss_sums
+from secateur.evaluators.tokens import tokens_sha256
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.runner import BlockInputs, BlockRunner
 from secateur.spaces.measurement import Fidelity, Part
@@ -45,6 +47,8 @@ class EvaluationData:
         anatomy: the dense model.
         windows: token windows of each part, ``windows length``; a fidelity is the first ones.
         fidelities: all that will be asked for.
+        shared: a directory that belongs to this model and these windows, where the dense side of the loss is kept as
+            files that all processes with the same directory map; None: each keeps it in its own memory.
 
     Raises:
         ValueError: if a fidelity is not of whole windows, or of more than there are.
@@ -55,9 +59,11 @@ class EvaluationData:
         anatomy: Anatomy,
         windows: Mapping[Part, Int[Tensor, "windows length"]],
         fidelities: Sequence[Fidelity],
+        shared: Path | None = None,
     ) -> None:
         self._anatomy = anatomy
         self._windows = windows
+        self._shared = shared
         self._runner = BlockRunner(anatomy)
         self._batches: dict[Part, list[Batch]] = {}
         self._teacher_bytes = 0
@@ -92,7 +98,17 @@ class EvaluationData:
         room = tokens.numel() * Teacher.bytes_per_token(self._anatomy)
         keep = self._teacher_bytes + room <= TEACHER_BYTES
         self._teacher_bytes += room if keep else 0
-        return Batch(name, tokens, inputs, Teacher(self._anatomy, self._runner.run(inputs), keep=keep))
+        teacher = Teacher(
+            self._anatomy, lambda: self._runner.run(inputs), keep=keep, file=self._shared_file(tokens)
+        )
+        return Batch(name, tokens, inputs, teacher)
+
+    def _shared_file(self, tokens: Int[Tensor, "batch length"]) -> Path | None:
+        """Hidden, since it is no part of what is staged to other nodes; its name says what it is of."""
+        if self._shared is None:
+            return None
+        precision = str(self._anatomy.head.weight.dtype).removeprefix("torch.")
+        return self._shared / f".dense-{precision}-{tokens_sha256(tokens)[:16]}.safetensors"
 
     def _n_windows(self, fidelity: Fidelity) -> int:
         windows = self._windows[fidelity.part]

@@ -55,7 +55,10 @@ class WorkerSetup:
             self.space,
             plan.rig.switcher(plan, self.space, anatomy, levels),
             EvaluationData(
-                anatomy, {part: tokens[part] for part in PARTS if part in tokens}, plan.fidelities
+                anatomy,
+                {part: tokens[part] for part in PARTS if part in tokens},
+                plan.fidelities,
+                shared=windows,  # one copy of the dense side of the loss for the workers of a node
             ),
             loss=plan.loss,
             seed=plan.seed,

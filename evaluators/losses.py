@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secateur.pruners.families.anatomy import Anatomy
@@ -50,21 +55,35 @@ class Teacher:
 
     Args:
         anatomy: the model with its dense weights.
-        hidden: output of the last block.
+        hidden: computes the output of the last block, where it is needed.
         keep: whether the probabilities may be kept.
+        file: where they are kept, mapped: processes that name the same file share one copy, made by the first of
+            them. None: in memory. A disk that is full or a model on a GPU keeps them in memory, too.
     """
 
-    def __init__(self, anatomy: Anatomy, hidden: Float[Tensor, "batch length width"], *, keep: bool) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        hidden: Callable[[], Float[Tensor, "batch length width"]],
+        *,
+        keep: bool,
+        file: Path | None = None,
+    ) -> None:
         self._anatomy = anatomy
-        self._states = anatomy.tail(hidden).flatten(0, 1)
-        self._chunks: list[Tensor] | None = None
-        self._negative_entropy: list[Tensor] = []
-        if keep:
-            self._chunks = []
-            for states in self._states.split(CHUNK_TOKENS):
-                stored = (_logits(anatomy, states).softmax(-1) * _SCALE).half()
-                self._chunks.append(stored)
-                self._negative_entropy.append(_negative_entropy(stored.float()))
+        self._states: Tensor | None = None
+        self._stored: dict[str, Tensor] | None = None
+        if file is not None and anatomy.head.weight.device.type != "cpu":
+            file = None
+        if keep and file is not None and file.exists():
+            self._stored = load_file(file)
+            return
+        states = anatomy.tail(hidden()).flatten(0, 1)
+        if not keep:
+            self._states = states
+            return
+        self._stored = _probabilities(anatomy, states)
+        if file is not None and _saved(self._stored, file):
+            self._stored = load_file(file)
 
     @staticmethod
     def bytes_per_token(anatomy: Anatomy) -> int:
@@ -73,18 +92,43 @@ class Teacher:
 
     def kl(self, chunk: int, log_probs: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
         """KL(dense || student) in nats at each position of a chunk, given the student's log-probabilities."""
-        if self._chunks is None:
-            states = self._states.split(CHUNK_TOKENS)[chunk]
-            weights = _logits(self._anatomy, states).softmax(-1)
+        at = slice(chunk * CHUNK_TOKENS, (chunk + 1) * CHUNK_TOKENS)
+        if self._stored is None:
+            assert self._states is not None
+            weights = _logits(self._anatomy, self._states[at]).softmax(-1)
             negative_entropy = _negative_entropy(weights)
         else:
-            weights = self._chunks[chunk].float()
-            negative_entropy = self._negative_entropy[chunk]
+            weights = self._stored["probabilities"][at].float()
+            negative_entropy = self._stored["negative_entropy"][at]
         mass = weights.sum(-1)
         # In place, and summed pairwise: a dot product's running sum loses 1e-3 nats over a vocabulary.
         kl = negative_entropy - weights.mul_(log_probs).sum(-1).double() / mass
         positive: Tensor = kl.clamp_min(0)  # rounding alone takes it below
         return positive
+
+
+def _probabilities(anatomy: Anatomy, states: Float[Tensor, "tokens width"]) -> dict[str, Tensor]:
+    """Scaled probabilities in fp16, ``tokens vocab``, and their negative entropy in nats in fp64, ``tokens``."""
+    n_tokens, device = states.shape[0], states.device
+    probabilities = torch.empty(n_tokens, anatomy.vocab_size, dtype=torch.float16, device=device)
+    entropy = torch.empty(n_tokens, dtype=torch.float64, device=device)
+    for start in range(0, n_tokens, CHUNK_TOKENS):
+        at = slice(start, start + CHUNK_TOKENS)
+        probabilities[at] = _logits(anatomy, states[at]).softmax(-1) * _SCALE
+        entropy[at] = _negative_entropy(probabilities[at].float())
+    return {"probabilities": probabilities, "negative_entropy": entropy}
+
+
+def _saved(tensors: dict[str, Tensor], path: Path) -> bool:
+    """Whole, or not at all: another process may write the same file at this moment."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary)
+        temporary.replace(path)
+    except (SafetensorError, OSError):
+        temporary.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _negative_entropy(weights: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:

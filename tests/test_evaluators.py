@@ -78,7 +78,8 @@ def test_losses_equal_the_plain_ones(keep, monkeypatch):
     monkeypatch.setattr("secateur.evaluators.losses.CHUNK_TOKENS", 7)
     anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
     hidden, dense = dense_side(anatomy, tokens)
-    teacher = Teacher(anatomy, hidden, keep=keep)
+    dense_hidden = hidden
+    teacher = Teacher(anatomy, lambda: dense_hidden, keep=keep)
     sparsity = dict.fromkeys((x.name for x in anatomy.linears), 0.5)
     prune(anatomy, sparsity, Method("magnitude"), tokens, sequential=False)
     hidden, pruned = dense_side(anatomy, tokens)
@@ -94,7 +95,30 @@ def test_losses_equal_the_plain_ones(keep, monkeypatch):
 def test_the_dense_model_has_no_kl():
     anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
     hidden, _ = dense_side(anatomy, tokens)
-    assert loss_sums(anatomy, hidden, tokens, Teacher(anatomy, hidden, keep=True)).means()["kl"] < 1e-5
+    assert (
+        loss_sums(anatomy, hidden, tokens, Teacher(anatomy, lambda: hidden, keep=True)).means()["kl"] < 1e-5
+    )
+
+
+def test_processes_share_one_dense_side(tmp_path):
+    anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
+    hidden, _ = dense_side(anatomy, tokens)
+    file = tmp_path / "dense.safetensors"
+    first = Teacher(anatomy, lambda: hidden, keep=True, file=file)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+    def never() -> Tensor:
+        raise AssertionError("it is there already")
+
+    second = Teacher(anatomy, never, keep=True, file=file)
+    alone = Teacher(anatomy, lambda: hidden, keep=True)
+    losses = [loss_sums(anatomy, hidden * 1.1, tokens, teacher) for teacher in (first, second, alone)]
+    assert losses[0] == losses[1] == losses[2]
+    elsewhere = tmp_path / "missing" / "dense.safetensors"  # as on a full disk
+    assert (
+        loss_sums(anatomy, hidden * 1.1, tokens, Teacher(anatomy, lambda: hidden, keep=True, file=elsewhere))
+        == losses[2]
+    )
 
 
 def test_losses_of_a_bfloat16_model_are_accumulated_finely():
@@ -102,7 +126,7 @@ def test_losses_of_a_bfloat16_model_are_accumulated_finely():
     anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
     anatomy.model.to(torch.bfloat16)
     hidden, logits = dense_side(anatomy, tokens)
-    ce = loss_sums(anatomy, hidden, tokens, Teacher(anatomy, hidden, keep=True)).means()["ce"]
+    ce = loss_sums(anatomy, hidden, tokens, Teacher(anatomy, lambda: hidden, keep=True)).means()["ce"]
     exact = torch.nn.functional.cross_entropy(logits[:, :-1].double().flatten(0, 1), tokens[:, 1:].flatten())
     assert ce == pytest.approx(float(exact), abs=1e-4)
 
@@ -172,7 +196,7 @@ def test_earlier_batches_are_shared_too_and_change_nothing(tmp_path, monkeypatch
         "the small part is not computed again"
     )
     assert sum(m.blocks for m in again) == 0
-    monkeypatch.setattr("secateur.evaluators.blockwise.PREFIX_BYTES", 0)
+    monkeypatch.setattr("secateur.evaluators.blockwise.MAX_PREFIX_BYTES", 0)
     bare = make_evaluator(tmp_path)
     for a, b, c in zip(large, again, bare.evaluate(texts, LARGE), strict=True):
         assert dict(a.values) == dict(b.values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -22,7 +24,9 @@ class Validation:
 
     def __init__(self, dense: Anatomy, windows: Int[Tensor, "windows length"]) -> None:
         self._batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
-        self._teachers = [Teacher(dense, _last_hidden(dense, tokens), keep=False) for tokens in self._batches]
+        self._teachers = [
+            Teacher(dense, partial(_last_hidden, dense, tokens), keep=False) for tokens in self._batches
+        ]
 
     def losses(self, anatomy: Anatomy) -> dict[str, float]:
         """``kl`` and ``ce`` of a model, in nats per position; not finite if the model overflows."""

@@ -64,9 +64,9 @@ def main() -> None:
     def offspring(n: int) -> list[str]:
         return [space.mutate(parent, rng).text for _ in range(n)]
 
-    blockwise.PREFIX_BYTES = 0
+    blockwise.MAX_PREFIX_BYTES = 0
     unshared = bench.evaluator(args.levels)
-    blockwise.PREFIX_BYTES = 1 << 30
+    blockwise.MAX_PREFIX_BYTES = 1 << 30
     shared = bench.evaluator(args.levels)
     for evaluator in (unshared, shared):  # the dense side is computed once, before the clock starts
         evaluator.evaluate([parent.text], FIDELITY)
