@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -36,18 +37,28 @@ class LoadedModel:
         model: the transformers model.
         tokenizer: its tokenizer.
         name: as the user gave it.
-        source: where it came from, for people.
-        fingerprint: identifies its content: sha256 over config and weights files, or of the GGUF file, or the
-            commit on the hub. The precision it was loaded in is no part of it.
+        checkpoint: the files that it was loaded from.
         stored_dtype: precision of its weights as stored, as its config has it; an export keeps it.
     """
 
     model: nn.Module
     tokenizer: Any
     name: str
-    source: str
-    fingerprint: str
+    checkpoint: Checkpoint
     stored_dtype: torch.dtype
+
+    @property
+    def source(self) -> str:
+        """Where it came from, for people."""
+        return self.checkpoint.source
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies its content: sha256 over config and weights files, or of the GGUF file, or the commit on the hub.
+
+        The precision it was loaded in is no part of it.
+        """
+        return self.checkpoint.fingerprint
 
 
 def load_model(
@@ -76,7 +87,7 @@ def load_model(
     model.eval().requires_grad_(False)
     if not spread:
         model.to(target)
-    return LoadedModel(model, tokenizer, name, checkpoint.source, checkpoint.fingerprint, stored)
+    return LoadedModel(model, tokenizer, name, checkpoint, stored)
 
 
 def mappable(loaded: LoadedModel) -> Path:
@@ -88,7 +99,7 @@ def mappable(loaded: LoadedModel) -> Path:
         OSError: if the cache can't be written.
     """
     precision = next(loaded.model.parameters()).dtype
-    source = Path(find_checkpoint(loaded.name).location)
+    source = Path(loaded.checkpoint.location)
     if source.is_dir() and loaded.stored_dtype == precision and any(source.glob("*.safetensors")):
         return source
 
@@ -129,7 +140,7 @@ def _open_tiny() -> Checkpoint:
     """The model that is shipped with the package."""
     directory = Path(str(resources.files("secateur.pruners") / "data" / "tiny"))
     weights = check_directory(directory)
-    return Checkpoint(str(directory), "embedded", hash_files([directory / "config.json", *weights]))
+    return Checkpoint(str(directory), "embedded", partial(hash_files, [directory / "config.json", *weights]))
 
 
 EMBEDDED: dict[str, Callable[[], Checkpoint]] = {

@@ -20,7 +20,9 @@ from secateur.pruners.checkpoints import hub, smollm2
 from secateur.pruners.checkpoints.cache import cache_root, cached
 from secateur.pruners.checkpoints.directory import hash_files
 from secateur.pruners.checkpoints.quiet import quiet
+from secateur.pruners.families.discover import dissect
 from secateur.pruners.loading import EMBEDDED, ModelError, load_model
+from secateur.pruners.runner import BlockRunner
 
 CONFIG = {
     "vocab_size": 8,
@@ -89,6 +91,15 @@ def test_a_directory_is_loaded_ready_to_measure(model, saved):
 def test_the_precision_is_float32_on_the_cpu_unless_another_is_named(saved):
     assert load_model(str(saved)).model.dtype == torch.float32
     assert load_model(str(saved), dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_a_model_spread_over_what_devices_there_are_runs_block_by_block(model, saved):
+    loaded = load_model(str(saved), device="spread")
+    tokens = torch.arange(6)[None]
+    assert torch.equal(loaded.model(tokens).logits, model(tokens).logits)
+    runner = BlockRunner(dissect(loaded.model))
+    inputs = runner.start(tokens)
+    assert torch.equal(runner.anatomy.logits(runner.anatomy.tail(runner.run(inputs))), model(tokens).logits)
 
 
 def test_the_fingerprint_follows_content_and_not_place(saved, directory):

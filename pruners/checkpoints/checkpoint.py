@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 
 class ModelError(ValueError):
@@ -16,14 +18,19 @@ class Checkpoint:
     Args:
         location: a directory, or a hub id if `revision` is given.
         source: where they come from, for people.
-        fingerprint: identifies their content; equal for equal models from one kind of source.
+        identify: what `fingerprint` is; it may read all of the files.
         revision: commit on the hub.
     """
 
     location: str
     source: str
-    fingerprint: str
+    identify: Callable[[], str]
     revision: str | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies their content; equal for equal models from one kind of source. Computed if asked for, once."""
+        return self.identify()
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -29,8 +30,8 @@ def open_directory(directory: Path) -> Checkpoint:
         ModelError: if the config, the tokenizer or weights are missing, or a weights file is damaged.
     """
     weights = check_directory(directory)
-    fingerprint = hash_files([directory / CONFIG, *weights])
-    return Checkpoint(str(directory), f"directory {directory.resolve()}", fingerprint)
+    identify = partial(hash_files, [directory / CONFIG, *weights])
+    return Checkpoint(str(directory), f"directory {directory.resolve()}", identify)
 
 
 def check_directory(directory: Path) -> list[Path]:

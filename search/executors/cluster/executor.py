@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.search.executor import Executor, ExecutorError, Job, Setup, Staff
+from secateur.search.executor import Executor, Job, Setup, Staff
 from secateur.search.executors.cluster.connection import Connection, check_pickles, connect, disconnect
 from secateur.search.executors.cluster.crew import IN_FLIGHT, Call, Crew, Done, Ended, Raised
 from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import Depot, Folder, describe
-from secateur.search.executors.cluster.watchdog import REMEDY, Watchdog, places
+from secateur.search.executors.cluster.watchdog import REMEDY, ClusterLostError, Watchdog, places
 from secateur.spaces.measurement import Measurement
 
 CALL_S = 0.05
@@ -101,7 +101,9 @@ class RayExecutor(Executor):
                 return self._hand_back()
             if self._watchdog.lost is not None:
                 self._watchdog.noted = True
-                raise ExecutorError(f"Expected the Ray cluster to stay, but {self._watchdog.lost}. {REMEDY}")
+                raise ClusterLostError(
+                    f"Expected the Ray cluster to stay, but {self._watchdog.lost}. {REMEDY}"
+                )
             ended = self._crew.collect(POLL_S, self._waiting.appendleft)
             errors = [error for one in ended if (error := self._take(one)) is not None]
             self._crew.give(self._waiting)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from secateur.search.executor import ExecutorError
 from secateur.search.executors.cluster.lazy_ray import load_ray
 
 Place = tuple[str, int]
@@ -22,6 +23,10 @@ NOTE_S = 3.0
 """The main thread, where it does not hang, takes note within this time."""
 
 REMEDY = "All finished measurements are safe. Start the cluster again; then the same command continues."
+
+
+class ClusterLostError(ExecutorError):
+    """There is no Ray any more: whatever would be asked of it may hang."""
 
 
 class Watchdog:
