@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ def stream_blocks(
     anatomy: Anatomy,
     tokens: Int[Tensor, "windows length"],
     *,
-    gram: bool,
+    gram: bool | Collection[int],
     sequential: bool,
 ) -> Iterator[BlockStatistics]:
     """Yield each block with its statistics; the consumer may prune the block before it asks for the next.
@@ -43,7 +43,7 @@ def stream_blocks(
     Args:
         anatomy: the model.
         tokens: calibration windows.
-        gram: collect full second moments, not only their diagonal.
+        gram: collect full second moments, not only their diagonal; or the indices of the blocks where to do so.
         sequential: compute a block's output after the consumer had it, with its pruned weights, so that later
             statistics come from already pruned blocks. Otherwise one pass serves statistics and output, and
             all statistics are the dense model's, if the consumer leaves the weights as they are.
@@ -53,7 +53,8 @@ def stream_blocks(
     batches = [runner.start(part) for part in tokens.split(rows)]
     hidden = [batch.hidden for batch in batches]
     for block in anatomy.blocks:
-        statistics, outputs = _collect(runner, block, hidden, batches, gram=gram)
+        full = gram if isinstance(gram, bool) else block.index in gram
+        statistics, outputs = _collect(runner, block, hidden, batches, gram=full)
         yield BlockStatistics(block, statistics)
         hidden = _advance(runner, block, hidden, batches) if sequential else outputs
 

@@ -6,29 +6,23 @@ and only then moved into place: a directory under its final name is whole and wa
 
 from __future__ import annotations
 
-import platform
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import cast
 
 import torch
 from jaxtyping import Int64
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.pruners.checkpoints.quiet import quiet
 from secateur.pruners.export_check import TOLERANCES, Comparison, ExportError, check_saved, dtype_name
-from secateur.pruners.manifest import MANIFEST, Manifest, same_export
+from secateur.pruners.manifest import Manifest, same_export
+from secateur.pruners.saving import check_dtypes, new_directory, versions, weight_bytes, write_record
 
 __all__ = ["ExportError", "ExportReport", "Manifest", "export_model", "same_export"]
-
-_SPARE_BYTES = 32 * 2**20  # beside the weights: tokenizer, config, logits of the check
 
 
 @dataclass(frozen=True)
@@ -38,18 +32,27 @@ class ExportReport:
     Args:
         directory: where the model is.
         manifest: as written, with dtype, counts, versions and checks filled in.
-        size_bytes: of the weight files.
-        n_zeros: counted in the saved weights of the linears that the manifest names.
-        n_weights: of these linears.
         comparison: of the saved model with the one in memory.
     """
 
     directory: Path
     manifest: Manifest
-    size_bytes: int
-    n_zeros: int
-    n_weights: int
     comparison: Comparison
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the weight files."""
+        return self.manifest.size_bytes
+
+    @property
+    def n_zeros(self) -> int:
+        """Counted in the saved weights of the linears that the manifest names."""
+        return sum(self.manifest.zeros.values())
+
+    @property
+    def n_weights(self) -> int:
+        """Of these linears."""
+        return sum(self.manifest.weights.values())
 
 
 def export_model(
@@ -80,63 +83,32 @@ def export_model(
     """
     directory = Path(directory).expanduser().absolute()
     dtype = dtype or model.dtype
-    check_destination(directory)
-    _check_dtypes(model.dtype, dtype)
+    check_dtypes(model.dtype, dtype)
     _check_names(model, manifest)
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(model, dtype, directory.parent)
-        # The suffix of a process that was killed is random, so the next one is not in its way.
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
-            made = Path(scratch, "model")
-            made.mkdir()  # with the usual permissions; those of `scratch` are its owner's alone
-            with _stored_as(model, dtype) as lossy, quiet():
-                model.save_pretrained(made)
-                tokenizer.save_pretrained(made)
-                zeros, weights = _count(model, manifest.asked)
-            tolerance = max(TOLERANCES[model.dtype], TOLERANCES[dtype] if lossy else 0.0)
-            comparison = check_saved(
-                made, Path(scratch), model, tokenizer, zeros=zeros, tokens=check_tokens, tolerance=tolerance
-            )
-            manifest = replace(
-                manifest,
-                dtype=dtype_name(dtype),
-                zeros=zeros,
-                weights=weights,
-                versions=_versions(),
-                checks=comparison.to_json(),
-            )
-            (made / "README.md").write_text(manifest.card(), encoding="utf-8")
-            (made / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-            size_bytes = sum(file.stat().st_size for file in made.glob("*.safetensors"))
-            made.rename(directory)
-    except (OSError, SafetensorError) as error:
-        raise ExportError(
-            f"Expected to write the model to {directory}, got: {' '.join(str(error).split())}. Free some space or "
-            "choose another directory, and export again."
-        ) from error
-    return ExportReport(
-        directory, manifest, size_bytes, sum(zeros.values()), sum(weights.values()), comparison
-    )
+    n_bytes = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    with new_directory(directory, n_bytes) as (made, scratch):
+        with _stored_as(model, dtype) as lossy, quiet():
+            model.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+            zeros, weights = _count(model, manifest.asked)
+        tolerance = max(TOLERANCES[model.dtype], TOLERANCES[dtype] if lossy else 0.0)
+        comparison = check_saved(
+            made, scratch, model, tokenizer, zeros=zeros, tokens=check_tokens, tolerance=tolerance
+        )
+        manifest = replace(
+            manifest,
+            dtype=dtype_name(dtype),
+            zeros=zeros,
+            weights=weights,
+            size_bytes=weight_bytes(made),
+            versions=versions(),
+            checks=comparison.to_json(),
+        )
+        write_record(made, manifest)
+    return ExportReport(directory, manifest, comparison)
 
 
 # Before ---------------------------------------------------------------------------------------------------
-
-
-def check_destination(directory: Path) -> None:
-    """Raise a ValueError unless the directory is new or empty."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        kind = "a directory that is not empty" if directory.is_dir() else "a file"
-        raise ValueError(
-            f"Expected a new or empty directory to export to, got {directory}, {kind}. Name another one."
-        )
-
-
-def _check_dtypes(*dtypes: torch.dtype) -> None:
-    for dtype in dtypes:
-        if dtype not in TOLERANCES:
-            names = ", ".join(map(dtype_name, TOLERANCES))
-            raise ValueError(f"Expected `dtype` to be one of {names}, got {dtype_name(dtype)}. Choose one.")
 
 
 def _check_names(model: PreTrainedModel, manifest: Manifest) -> None:
@@ -146,17 +118,6 @@ def _check_names(model: PreTrainedModel, manifest: Manifest) -> None:
             raise ValueError(
                 f"Expected `asked` to name linears of the model, got {name!r}. Use their full paths."
             )
-
-
-def _check_space(model: PreTrainedModel, dtype: torch.dtype, where: Path) -> None:
-    """Fail before writing, with numbers: a disk that fills up while writing says neither."""
-    needed = sum(p.numel() for p in model.parameters()) * dtype.itemsize + _SPARE_BYTES
-    free = shutil.disk_usage(where).free
-    if free < needed:
-        raise ExportError(
-            f"Expected {needed / 1e6:.0f} MB of free space in {where}, got {free / 1e6:.0f} MB. Free some space "
-            "or choose another directory, and export again."
-        )
 
 
 # Writing --------------------------------------------------------------------------------------------------
@@ -204,13 +165,3 @@ def _count(model: PreTrainedModel, asked: Mapping[str, float]) -> tuple[dict[str
                 "Prune the model before exporting it."
             )
     return zeros, weights
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("secateur", "torch", "transformers"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # a checkout that is not installed
-            versions[package] = "unknown"
-    return versions

@@ -2,22 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.pruners.families.anatomy import Anatomy, Linear
+from secateur.pruners.gradient_kinds import KINDS, Kind, Value, empty_like
+from secateur.pruners.memory import check_memory
 from secateur.pruners.statistics import ModelStatistics
+
+Gradients: TypeAlias = dict[str, Tensor]
+"""By the projection's full name."""
+
+LOWER = (torch.float16, torch.bfloat16)
 
 
 @torch.enable_grad()
+def collect_gradients(
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    kinds: Collection[Kind],
+    *,
+    on_window: Callable[[int], None] = lambda index: None,
+) -> dict[Kind, Gradients]:
+    """What is asked for of the gradients of the calibration windows: one pass for all kinds of one value.
+
+    The computation is in fp32 whatever the model's dtype, window by window, so the result does not depend on
+    batches. Memory: see `gradient_bytes`; it is checked first.
+
+    Args:
+        anatomy: the dense model; left as it was.
+        tokens: calibration windows of at least two tokens.
+        kinds: rows of `KINDS`.
+        on_window: told the index of each window that is done, in each pass.
+
+    Returns:
+        By kind, for each projection by its full name, in fp32 on the projection's device: an ``out in`` matrix,
+        or for `sums` a vector.
+
+    Raises:
+        ValueError: if a gradient is not finite, or there is too little memory.
+    """
+    device = anatomy.embedding.weight.device
+    check_memory(
+        gradient_bytes(anatomy, kinds, tokens.shape[1]),
+        device,
+        f"gradients of windows of {tokens.shape[1]} tokens",
+        "Use shorter windows, or a method without gradients (`secateur list methods`).",
+    )
+    found: dict[Kind, Gradients] = {
+        kind: {linear.name: empty_like(kind, linear) for linear in anatomy.linears} for kind in kinds
+    }
+    for value in dict.fromkeys(KINDS[kind].value for kind in kinds):
+        _pass(anatomy, tokens, value, {k: x for k, x in found.items() if KINDS[k].value is value}, on_window)
+    for kind, by_name in found.items():
+        for name, total in by_name.items():
+            if not torch.isfinite(total).all():
+                raise ValueError(
+                    f"Expected finite gradients, got NaN or infinity at {name}. Check the calibration text."
+                )
+            total.div_(len(tokens))
+            if KINDS[kind].root:
+                total.sqrt_()
+    return found
+
+
 def rms_gradients(
     anatomy: Anatomy,
     tokens: Int[Tensor, "windows length"],
@@ -26,57 +82,70 @@ def rms_gradients(
 ) -> dict[str, Float[Tensor, "_ _"]]:
     """Root mean square over the windows of the gradient of a window's mean cross-entropy, in nats per token.
 
-    So it is unsigned. Pruner-Zero (arXiv 2406.02924) and GBLM (arXiv 2311.04902) take the same sum of squares
-    over calibration samples; theirs is larger by a constant, the square root of the number of samples times 100,
-    and is kept in fp16, where small gradients vanish.
-
-    The computation is in fp32 whatever the model's dtype, window by window, so the result does not depend on
-    batches. Memory beyond the model: one more copy of the prunable weights in fp32 (and of the whole model, while
-    this runs, if it is not in fp32), and the activations of one window.
+    So it is unsigned; its square is the diagonal of the empirical Fisher matrix, a sample a window. Pruner-Zero
+    (arXiv 2406.02924) and GBLM (arXiv 2311.04902) take the same sum of squares over calibration samples; theirs is
+    larger by a constant, the square root of the number of samples times 100, and is kept in fp16, where small
+    gradients vanish.
 
     Args:
-        anatomy: the dense model; left as it was.
-        tokens: calibration windows of at least two tokens.
-        on_window: told the index of each window that is done.
+        anatomy, tokens, on_window: see `collect_gradients`.
 
     Returns:
         For each projection by its full name an ``out in`` matrix in fp32, on the projection's device.
-
-    Raises:
-        ValueError: if a gradient is not finite.
     """
-    model = anatomy.model
-    squares = {
-        linear.name: torch.zeros_like(linear.weight, dtype=torch.float32) for linear in anatomy.linears
-    }
+    kind: Kind = "rms"
+    return collect_gradients(anatomy, tokens, (kind,), on_window=on_window)[kind]
+
+
+def gradient_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> int:
+    """About what `collect_gradients` takes beyond the model, in bytes: what is asked for, and one window's work.
+
+    Args:
+        anatomy: the model.
+        kinds: what is asked for.
+        length: tokens of a window.
+    """
+    linears = list(anatomy.linears)
+    kept = sum(KINDS[kind].n_bytes for kind in kinds) * sum(linear.n_weights for linear in linears)
+    halves = sum(x.numel() for x in anatomy.model.parameters() if x.dtype in LOWER) * 4  # in fp32 meanwhile
+    activations = length * sum(linear.out_features for linear in linears) * 4
+    scores = sum(block.n_heads for block in anatomy.blocks) * length**2 * 4
+    logits = 3 * length * anatomy.vocab_size * 4  # they, their softmax and their gradient
+    largest = max(linear.n_weights for linear in linears) * 8  # its gradient, and what is added
+    return kept + halves + activations + scores + logits + largest
+
+
+def _pass(
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    value: Value,
+    found: Mapping[Kind, Gradients],
+    on_window: Callable[[int], None],
+) -> None:
+    """Add up, over the windows, the kinds that are made from gradients of one value."""
     with ExitStack() as stack:
-        stack.enter_context(_in_fp32(model))
+        stack.enter_context(_in_fp32(anatomy.model))
         for linear in anatomy.linears:
-            stack.enter_context(_adding_squares(linear, squares[linear.name]))
+            totals = {kind: by_name[linear.name] for kind, by_name in found.items()}
+            stack.enter_context(_adding(linear, totals))
         for index, window in enumerate(tokens):
             inputs = window[None].to(anatomy.embedding.weight.device)
-            logits = model(input_ids=inputs, use_cache=False).logits
-            F.cross_entropy(logits[0, :-1].float(), inputs[0, 1:].to(logits.device)).backward()
+            value(anatomy.model(input_ids=inputs, use_cache=False).logits[0], inputs[0]).backward()
             on_window(index)
-    for name, total in squares.items():
-        if not torch.isfinite(total).all():
-            raise ValueError(
-                f"Expected finite gradients, got NaN or infinity at {name}. Check the calibration text."
-            )
-        total.div_(len(tokens)).sqrt_()
-    return squares
 
 
 @contextmanager
-def _adding_squares(linear: Linear, total: Float[Tensor, "out in"]) -> Iterator[None]:
-    """While it lasts, the weight's gradient is squared and added as soon as it is there, and let go."""
+def _adding(linear: Linear, totals: Mapping[Kind, Tensor]) -> Iterator[None]:
+    """While it lasts, what is wanted of the weight's gradient is added as soon as it is there, and let go."""
     weight: nn.Parameter = linear.module.weight  # type: ignore[assignment]
 
     def add(parameter: Tensor) -> None:
         assert parameter.grad is not None
         gradient = parameter.grad.T if linear.transposed else parameter.grad
-        total.addcmul_(gradient, gradient)
         parameter.grad = None
+        with torch.no_grad():
+            for kind, total in totals.items():
+                total.add_(KINDS[kind].of_window(linear, gradient))
 
     needed_before = weight.requires_grad
     weight.requires_grad_(True)
@@ -92,7 +161,7 @@ def _adding_squares(linear: Linear, total: Float[Tensor, "out in"]) -> Iterator[
 @contextmanager
 def _in_fp32(model: nn.Module) -> Iterator[None]:
     """While it lasts, parameters and buffers of lower precision are in fp32."""
-    lower = [x for x in (*model.parameters(), *model.buffers()) if x.dtype in (torch.float16, torch.bfloat16)]
+    lower = [x for x in (*model.parameters(), *model.buffers()) if x.dtype in LOWER]
     stored = [x.data for x in lower]
     try:
         for x in lower:
@@ -103,7 +172,7 @@ def _in_fp32(model: nn.Module) -> Iterator[None]:
             x.data = data
 
 
-def save_gradients(path: Path, gradients: dict[str, Float[Tensor, "_ _"]], identity: str) -> None:
+def save_gradients(path: Path, gradients: Gradients, identity: str) -> None:
     """Write them, whole or not at all.
 
     Args:
@@ -123,7 +192,7 @@ def save_gradients(path: Path, gradients: dict[str, Float[Tensor, "_ _"]], ident
         temporary.unlink(missing_ok=True)
 
 
-def load_gradients(path: Path, identity: str) -> dict[str, Float[Tensor, "_ _"]] | None:
+def load_gradients(path: Path, identity: str) -> Gradients | None:
     """What `save_gradients` wrote under this identity, mapped; None if it is not there."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -138,7 +207,7 @@ def model_statistics(
     anatomy: Anatomy,
     tokens: Int[Tensor, "windows length"],
     *,
-    gradients: bool,
+    gradients: Collection[Kind],
     path: Path | None = None,
     identity: str = "",
 ) -> ModelStatistics:
@@ -147,19 +216,25 @@ def model_statistics(
     Args:
         anatomy: the dense model.
         tokens: calibration windows.
-        gradients: collect them, too.
-        path: file that keeps gradients, and is read if it holds those of this identity; None to keep none.
+        gradients: kinds of them to collect.
+        path: file that keeps gradients (see `kind_path`), and is read if it holds those of this identity; None to
+            keep none.
         identity: what the gradients depend on, in one text.
 
     Raises:
         OSError, SafetensorError: if the file can't be written.
+        ValueError: as `collect_gradients` does.
     """
-    n_blocks = len(anatomy.blocks)
-    if not gradients:
-        return ModelStatistics(n_blocks, {})
-    found = load_gradients(path, identity) if path else None
-    if found is None:
-        found = rms_gradients(anatomy, tokens)
+    known = {kind: load_gradients(kind_path(path, kind), identity) if path else None for kind in gradients}
+    found = {kind: by_name for kind, by_name in known.items() if by_name is not None}
+    missing = [kind for kind in gradients if kind not in found]
+    for kind, by_name in collect_gradients(anatomy, tokens, missing).items() if missing else ():
         if path:
-            save_gradients(path, found, identity)
-    return ModelStatistics(n_blocks, found)
+            save_gradients(kind_path(path, kind), by_name, identity)
+        found[kind] = by_name
+    return ModelStatistics(len(anatomy.blocks), found)
+
+
+def kind_path(path: Path, kind: Kind) -> Path:
+    """The file of a kind, beside that of the unsigned gradients, which has the plain name."""
+    return path if kind == "rms" else path.with_stem(f"{path.stem}-{kind}")

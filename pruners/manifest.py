@@ -1,9 +1,9 @@
-"""What an exported model is and how it came about: `secateur.json`, and the model card beside it."""
+"""What an exported model is and how it came about: `secateur.json`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,17 @@ from typing import Any
 MANIFEST = "secateur.json"
 UNSTRUCTURED = "unstructured: no smaller and no faster on stock servers (the zeros are stored)"
 
-_IDENTITY = ("parent", "fingerprint", "format", "method", "candidate", "asked", "calibration", "seeds")
+_IDENTITY = (
+    "parent",
+    "fingerprint",
+    "format",
+    "method",
+    "candidate",
+    "asked",
+    "kept",
+    "calibration",
+    "seeds",
+)
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,17 @@ class Manifest:
         measured: objectives by what they were measured on, e.g. ``{"test:32768": {"loss": 0.87}}``.
         label: what to expect of it, e.g. `UNSTRUCTURED`.
         revision: the parent's revision, if it has one.
-        format: of the directory; ``hf`` loads with stock transformers.
+        format: of the directory, a name in `FORMATS`; ``hf`` loads with stock transformers.
+        kept: for a structured model, what each block of the parent keeps: ``kv_groups`` (a KV head with its query
+            heads) and ``ffn`` (channels); 0 = that sub-layer is removed.
         dtype: of the saved weights; the export fills in this and all that follows.
         zeros: counted in the saved weight of each linear in `asked`.
         weights: number of weights of each of these.
+        indices: which ``kv_groups`` and ``ffn`` channels of the parent these are, in the order in which they are
+            stored, by the parent's block path; ranges as ``0-3,7``.
+        shapes: heads and widths of each block of the saved model, by its path.
+        parameters: of the ``parent`` and as ``saved``, a tied weight counted once.
+        size_bytes: of the weight files.
         versions: of secateur, torch, transformers and Python.
         checks: what the export was checked for, and with what result.
     """
@@ -48,9 +65,14 @@ class Manifest:
     label: str
     revision: str | None = None
     format: str = "hf"
+    kept: Sequence[Mapping[str, int]] = field(default_factory=list)
     dtype: str = ""
     zeros: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, int] = field(default_factory=dict)
+    indices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    shapes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    size_bytes: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,33 +91,6 @@ class Manifest:
         known = {f.name for f in fields(cls)}
         return cls(**{key: value for key, value in dict(read).items() if key in known})
 
-    def card(self) -> str:
-        """The model card: short, with the numbers and the label."""
-        n_zeros, n_weights = sum(self.zeros.values()), sum(self.weights.values())
-        share = f"{n_zeros / n_weights:.2%}" if n_weights else "0 %"
-        rows = [
-            (f"{name} ({where})", f"{value:.6g}")
-            for where, values in self.measured.items()
-            for name, value in values.items()
-        ]
-        rows += [(name.replace("_", " "), _cell(value)) for name, value in self.checks.items()]
-        table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-        method = ", ".join(f"{name} {_cell(value)}" for name, value in self.method.items())
-        calibration = ", ".join(f"{name} {_cell(value)}" for name, value in self.calibration.items())
-        return _CARD.format(
-            parent=self.parent,
-            front_matter=_front_matter(self.parent),
-            label=self.label,
-            share=share,
-            n_zeros=n_zeros,
-            n_weights=n_weights,
-            n_linears=len(self.asked),
-            method=method,
-            calibration=calibration,
-            table=table,
-            manifest=MANIFEST,
-        )
-
 
 def same_export(directory: Path, manifest: Manifest, dtype: str = "") -> bool:
     """Whether a directory holds this export already: same parent, candidate, method, data and seeds.
@@ -112,31 +107,3 @@ def same_export(directory: Path, manifest: Manifest, dtype: str = "") -> bool:
     wanted = Manifest.from_json(manifest.to_json())  # both as JSON gives them
     same = all(getattr(there, name) == getattr(wanted, name) for name in _IDENTITY)
     return same and dtype in {"", there.dtype}
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _front_matter(parent: str) -> str:
-    """Metadata for the hub, which takes a parent only if it is a hub id."""
-    is_hub_id = parent.count("/") == 1 and not parent.startswith((".", "/", "~"))
-    return "library_name: transformers\ntags: [pruned, secateur]\n" + is_hub_id * f"base_model: {parent}\n"
-
-
-_CARD = """---
-{front_matter}---
-# {parent}, pruned
-
-**{label}**
-
-{share} of the weights of {n_linears} linears are zero ({n_zeros:,} of {n_weights:,}).
-Pruned with Secateur: {method}. Calibration: {calibration}.
-The licence is the parent's.
-
-| | |
-|---|---|
-{table}
-
-`{manifest}` has every layer's sparsity, the seeds, hashes and versions.
-"""

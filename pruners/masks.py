@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -99,12 +100,23 @@ def mask(
 
 def _first_lowest(score: Float[Tensor, "rows n"], count: int) -> Bool[Tensor, "rows n"]:
     """True at exactly `count` (> 0) smallest entries of each row; of equal ones at the first."""
-    threshold = score.kthvalue(count, dim=1, keepdim=True).values
-    below, equal = score < threshold, score == threshold
-    wanted = count - below.sum(1, keepdim=True)
-    if bool((equal.sum(1, keepdim=True) > wanted).any()):
-        equal &= equal.cumsum(1) <= wanted
-    return below | equal
+    threshold = _kth_smallest(score, count)
+    chosen = score <= threshold
+    if _n_true(chosen) > count * score.shape[0]:  # equal ones on both sides of the threshold, in some row
+        below, equal = score < threshold, score == threshold
+        chosen = below | (equal & (equal.cumsum(1) <= count - below.sum(1, keepdim=True)))
+    return chosen
+
+
+def _kth_smallest(score: Float[Tensor, "rows n"], count: int) -> Float[Tensor, "rows 1"]:
+    """The `count`-th smallest value of each row. NumPy's selection is vectorised, about six times torch's."""
+    if score.device.type == "cpu" and score.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.partition(score.numpy(), count - 1, axis=1)[:, count - 1 : count])
+    return score.kthvalue(count, dim=1, keepdim=True).values
+
+
+def _n_true(chosen: Bool[Tensor, "rows n"]) -> int:
+    return int(np.count_nonzero(chosen.numpy()) if chosen.device.type == "cpu" else chosen.sum())
 
 
 def lowest(score: Float[Tensor, "... n"], count: int) -> Bool[Tensor, "... n"]:
@@ -116,7 +128,7 @@ def lowest(score: Float[Tensor, "... n"], count: int) -> Bool[Tensor, "... n"]:
 
 
 def _check(score: Tensor, levels: Sequence[float], name: str) -> None:
-    if not torch.isfinite(score).all():
+    if not all(math.isfinite(end) for end in score.aminmax()):  # NaN comes through
         raise ValueError(
             f"Expected finite scores, got NaN or infinity at {name}. Check the metric's formula."
         )

@@ -1,4 +1,4 @@
-"""Pruning methods by name: a metric that scores weights, or a reconstruction that also updates them."""
+"""Pruning methods by name: a metric that ranks weights, or a reconstruction that gives them anew."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ from secateur.pruners.families.anatomy import Linear
 from secateur.pruners.formulas.evaluate import scores
 from secateur.pruners.formulas.program import Needs, Program, needs, used
 from secateur.pruners.formulas.terminals import terminals_of
+from secateur.pruners.gradient_kinds import Kind
 from secateur.pruners.masks import Comparison, prune_ranks
 from secateur.pruners.metrics import METRICS
-from secateur.pruners.sparsegpt import sparsegpt
+from secateur.pruners.reconstructions import RECONSTRUCTIONS, Layer
 from secateur.pruners.statistics import InputStatistics, ModelStatistics
-
-RECONSTRUCTIONS: dict[str, tuple[str, str]] = {
-    "sparsegpt": ("blocked optimal brain surgery with weight update", "https://arxiv.org/abs/2301.00774"),
-}
-"""Methods that update the weights that stay: summary and paper."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Method:
         name: a metric or a reconstruction; for a formula any name, such as its text.
         comparison: who competes with whom; None = as the metric's paper has it.
         group_size: for `n_keep` of `group_size` patterns.
-        damp: of the Hessians of SparseGPT and of formulas with H.
+        damp: of the Hessians of reconstructions and of formulas with H.
         block_size: of SparseGPT.
         seed: of the random metric.
         program: a formula that is the metric; compared per output unless `comparison` says otherwise.
@@ -63,6 +59,12 @@ class Method:
                 f"Expected `metric` to be one of {', '.join(known)}, got {self.name!r}. Did you mean {near!r}? "
                 "List them with `secateur list metrics`; a formula is written `formula: abs(W) * X`."
             )
+        if self.updates_weights and self.group_size is not None and not RECONSTRUCTIONS[self.name].patterns:
+            can = ", ".join(name for name in known if name in METRICS or RECONSTRUCTIONS[name].patterns)
+            raise ValueError(
+                f"Expected no `group_size` with the metric {self.name}, got {self.group_size}. These can prune in "
+                f"groups: {can}."
+            )
 
     @property
     def record(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class Method:
 
     @property
     def updates_weights(self) -> bool:
-        """True if a level is weights, not just a mask."""
+        """True if a level is weights, not a part of a ranking."""
         return self.program is None and self.name in RECONSTRUCTIONS
 
     @property
@@ -80,15 +82,24 @@ class Method:
         return self._needs.inputs
 
     @property
-    def needs_gradients(self) -> bool:
-        """True if it needs gradients of the dense model."""
-        return self._needs.gradients
+    def gradients(self) -> tuple[Kind, ...]:
+        """The kinds of gradients of the dense model that it needs."""
+        return ("rms",) if self._needs.gradients else ()
+
+    @property
+    def _program(self) -> Program | None:
+        """The formula, given or of a metric that is one."""
+        if self.program is not None or self.name in RECONSTRUCTIONS:
+            return self.program
+        return METRICS[self.name].program
 
     @property
     def _needs(self) -> Needs:
-        if self.program is not None:
-            return needs(self.program)
-        return Needs("gram" if self.updates_weights else METRICS[self.name].needs, gradients=False)
+        program = self._program
+        if program is not None:
+            return needs(program)
+        row = RECONSTRUCTIONS[self.name] if self.updates_weights else METRICS[self.name]
+        return Needs(row.needs, gradients=False)
 
     def ranks(
         self,
@@ -119,13 +130,16 @@ class Method:
         whole: ModelStatistics | None,
         comparison: Comparison,
     ) -> Float[Tensor, "out in"]:
-        if self.program is None:
+        program = self._program
+        if program is None:
             digest = hashlib.sha256(f"{self.seed}/{linear.name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            return METRICS[self.name].score(linear.weight, inputs, generator)
+            score = METRICS[self.name].score
+            assert callable(score)
+            return score(linear.weight, inputs, generator)
         return scores(
-            self.program,
-            terminals_of(linear, used(self.program), inputs, whole, damp=self.damp),
+            program,
+            terminals_of(linear, used(program), inputs, whole, damp=self.damp),
             (linear.out_features, linear.in_features),
             comparison=comparison,
             group_size=self.group_size,
@@ -142,15 +156,16 @@ class Method:
         """The pruned weight at each sparsity."""
         if self.updates_weights:
             assert inputs is not None
-            return sparsegpt(
+            layer = Layer(
                 linear.weight,
                 inputs,
-                sparsities,
-                group_size=self.group_size,
-                block_size=self.block_size,
-                damp=self.damp,
-                name=linear.name,
+                self.comparison,
+                self.group_size,
+                self.damp,
+                self.block_size,
+                linear.name,
             )
+            return RECONSTRUCTIONS[self.name].function(layer, sparsities)
         levels = sorted({0.0, *sparsities})
         ranks = self.ranks(linear, inputs, levels, whole)
         return torch.stack([linear.weight * (ranks > levels.index(sparsity)) for sparsity in sparsities])

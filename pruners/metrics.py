@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.pruners.formulas.program import Program
 from secateur.pruners.masks import Comparison
 from secateur.pruners.statistics import InputStatistics
 
@@ -58,6 +59,14 @@ def ria(
     return (by_row + by_column) * _needed(inputs).norm.sqrt()
 
 
+GBLM: Program = ("mul", ("abs", "W"), ("add", "X", ("mul", 25.0, "G")))
+"""``|w| (||x|| + 25 g)``, compared per output (Das et al. 2023, arXiv 2311.04902, eq. 5).
+
+25 is the released script's weighting in our units: its gradients are times 100, and their squares are summed over 128
+windows of 2048 tokens, where g is the root mean square over the windows.
+"""
+
+
 def _needed(inputs: InputStatistics | None) -> InputStatistics:
     assert inputs is not None, "the caller collects what the registry says that a metric needs"
     return inputs
@@ -68,18 +77,23 @@ class Metric:
     """A row of the registry.
 
     Args:
-        score: the function.
-        needs: statistics that must be collected first.
+        score: the function, or the formula (see `formulas.program`).
+        needs: statistics that a function needs; a formula says it itself.
         comparison: who competes with whom unless the settings say otherwise.
         summary: one line for people.
         paper: address.
     """
 
-    score: Score
+    score: Score | Program
     needs: Literal["nothing", "moments"]
     comparison: Comparison
     summary: str
     paper: str
+
+    @property
+    def program(self) -> Program | None:
+        """The formula, if it is one."""
+        return None if callable(self.score) else self.score
 
 
 METRICS: dict[str, Metric] = {
@@ -92,5 +106,8 @@ METRICS: dict[str, Metric] = {
         "output",
         "relative importance and activations",
         "https://openreview.net/forum?id=Tr0lPx9woF",
+    ),
+    "gblm": Metric(
+        GBLM, "nothing", "output", "|w| times input norm and gradient", "https://arxiv.org/abs/2311.04902"
     ),
 }

@@ -41,7 +41,7 @@ def prune(
         ValueError: on a name that the model does not have, or a sparsity outside [0, 1].
     """
     _check(anatomy, sparsity)
-    whole = model_statistics(anatomy, tokens, gradients=method.needs_gradients)
+    whole = model_statistics(anatomy, tokens, gradients=method.gradients)
     if method.needs == "nothing":
         for block in anatomy.blocks:
             _prune_block(block, {}, sparsity, method, whole)

@@ -5,8 +5,8 @@ It imports nothing of this project: what it finds is what anyone finds who loads
     python -P reload.py MODEL CHECK
 
 CHECK is a directory with ``request.json`` (``dtype`` to compute in, ``linears`` to count zeros in, ``text`` to
-tokenize) and ``request.safetensors`` (``tokens``: ``rows length`` int64). It gets ``answer.json`` and
-``answer.safetensors`` (``logits``: ``rows length vocabulary`` in float32).
+tokenize, ``trust_remote_code``) and ``request.safetensors`` (``tokens``: ``rows length`` int64). It gets
+``answer.json`` and ``answer.safetensors`` (``logits``: ``rows length vocabulary`` in float32).
 """
 
 import json
@@ -25,12 +25,16 @@ def main(directory: Path, check: Path) -> None:
     """Answer the request in `check` about the model in `directory`."""
     request = json.loads((check / "request.json").read_text(encoding="utf-8"))
     tokens = load_file(check / "request.safetensors")["tokens"]
+    trust: bool = request["trust_remote_code"]
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, request["dtype"]), output_loading_info=True
+        directory,
+        dtype=getattr(torch, request["dtype"]),
+        output_loading_info=True,
+        trust_remote_code=trust,
     )
     model, loading = loaded
     model.eval()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust)
     with torch.inference_mode():
         logits = torch.cat([model(row[None], use_cache=False).logits.float() for row in tokens])
         generated, gap = _generate(model, tokens[:1, :N_PROMPT])
@@ -38,6 +42,7 @@ def main(directory: Path, check: Path) -> None:
     answer = {
         "architecture": type(model).__name__,
         "missing": sorted(loading["missing_keys"]),
+        "unexpected": sorted(loading["unexpected_keys"]),
         "mismatched": sorted(str(key) for key in loading["mismatched_keys"]),
         "zeros": {name: int((weight == 0).sum()) for name, weight in weights.items()},
         "token_ids": tokenizer(request["text"])["input_ids"],

@@ -9,31 +9,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.pruners.gradient_kinds import Kind
+
 
 @dataclass
 class InputStatistics:
-    """Running second moments of a projection's inputs, accumulated in fp32.
+    """Running moments of a projection's inputs, accumulated in fp32.
 
     Args:
         n_tokens: calibration tokens seen.
         sum_squares: sum over tokens of the squared input, per feature.
         gram: sum over tokens of the outer product of the input with itself, or None if not collected.
+        total: sum over tokens of the input, or None if not collected.
     """
 
     n_tokens: int
     sum_squares: Float[Tensor, " in"]
     gram: Float[Tensor, "in in"] | None
+    total: Float[Tensor, " in"] | None = None
 
     @classmethod
     def empty(cls, n_features: int, *, gram: bool, device: torch.device) -> InputStatistics:
         """Nothing seen yet."""
         matrix = torch.zeros(n_features, n_features, device=device) if gram else None
-        return cls(0, torch.zeros(n_features, device=device), matrix)
+        squares, total = torch.zeros(2, n_features, device=device)
+        return cls(0, squares, matrix, total)
 
     def add(self, inputs: Float[Tensor, "... in"]) -> None:
         """Add a batch of inputs."""
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
         self.n_tokens += rows.shape[0]
+        if self.total is not None:
+            self.total += rows.sum(0)
         if self.gram is None:
             self.sum_squares += rows.square().sum(0)
         else:
@@ -52,8 +59,8 @@ class ModelStatistics:
 
     Args:
         n_blocks: length of the stack.
-        gradients: see `gradients.rms_gradients`, by the projection's full name; empty if not collected.
+        gradients: those that were collected, by kind (see `gradient_kinds.KINDS`) and the projection's full name.
     """
 
     n_blocks: int
-    gradients: Mapping[str, Float[Tensor, "_ _"]]
+    gradients: Mapping[Kind, Mapping[str, Float[Tensor, "..."]]]

@@ -38,6 +38,12 @@ class Linear:
         weight: Tensor = self.module.weight.data  # type: ignore[assignment]
         return weight.T if self.transposed else weight
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias as ``out``, or None if it has none."""
+        bias: Tensor | None = self.module.bias  # type: ignore[assignment]
+        return None if bias is None else bias.data
+
     def point_to(self, weight: Tensor) -> None:
         """Make the module use this ``out in`` tensor from now on, by reference: nothing is copied."""
         self.module.weight.data = weight.T if self.transposed else weight
@@ -64,10 +70,10 @@ class Block:
         name: full path, e.g. ``model.layers.3``.
         module: the live module.
         linears: attention's projections first, then the MLP's.
-        n_heads: query heads.
+        n_heads: query heads; 0 in a block without attention.
         n_kv_heads: key/value heads (= n_heads without grouping).
         head_dim: width of a head.
-        ffn_width: channels between up and down.
+        ffn_width: channels between up and down; 0 in a block without MLP.
         norms: full paths of the norms inside the block.
     """
 

@@ -101,11 +101,14 @@ def _find_ends(model: Any) -> tuple[nn.Embedding, nn.Linear]:
 
 def _block(module: nn.Module, name: str, index: int, config: Any) -> Block:
     """One block, its shapes checked against the config's heads."""
-    linears = find_linears(module, name, index)
-    of = {linear.role: linear for linear in linears}
-    width, ffn_width = of["down"].out_features, of["down"].in_features
-    n_heads = config.num_attention_heads
-    n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
+    if getattr(config, "is_heterogeneous", False):
+        config = config.per_layer_config[index]
+    skipped = frozenset(getattr(config, "skip", ()))
+    linears = find_linears(module, name, index, skipped)
+    width = linears[-1].out_features
+    ffn_width = 0 if "mlp" in skipped else linears[-1].in_features
+    n_heads = 0 if "attention" in skipped else config.num_attention_heads
+    n_kv_heads = n_heads and (getattr(config, "num_key_value_heads", None) or n_heads)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
     q, kv = n_heads * head_dim, n_kv_heads * head_dim
     wanted = {  # role: (out, in)

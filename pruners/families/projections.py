@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import get_args
 
 from torch import nn
@@ -41,7 +42,9 @@ COMPLETE: dict[Sublayer, tuple[tuple[Role, ...], ...]] = {
 }
 
 
-def find_linears(block: nn.Module, name: str, index: int) -> tuple[Linear, ...]:
+def find_linears(
+    block: nn.Module, name: str, index: int, skipped: Collection[str] = ()
+) -> tuple[Linear, ...]:
     """All projections of a block, attention's first, each sub-layer's in order of use.
 
     Nothing is skipped: a parameter with two or more dimensions that is no known projection (an expert of a
@@ -51,6 +54,7 @@ def find_linears(block: nn.Module, name: str, index: int) -> tuple[Linear, ...]:
         block: the live module.
         name: its full path in the model.
         index: its place in the stack.
+        skipped: sub-layers that the block is without.
 
     Raises:
         ValueError: on a weight that is no known projection, and on a sub-layer with a projection missing or
@@ -59,8 +63,9 @@ def find_linears(block: nn.Module, name: str, index: int) -> tuple[Linear, ...]:
     linears = [_read(block, name, path, index) for path, value in block.named_parameters() if value.ndim > 1]
     for sublayer, forms in COMPLETE.items():
         roles = sorted((linear.role for linear in linears if linear.sublayer == sublayer), key=_place)
+        forms = ((),) if sublayer in skipped else forms
         if tuple(roles) not in forms:
-            wanted = " or ".join("+".join(form) for form in forms)
+            wanted = " or ".join("+".join(form) or "none" for form in forms)
             raise ValueError(
                 f"Expected the projections {wanted} in the {sublayer}, got {'+'.join(roles) or 'none'} [at {name}]."
             )

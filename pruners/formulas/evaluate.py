@@ -53,11 +53,15 @@ def scores(
             f"Expected one value a weight of a layer of shape {shape}, got {error} at {name}."
         ) from error
     groups = as_groups(result, comparison, group_size, name)
-    if bool((groups == groups[:, :1]).all()):
+    if _constant(groups[:1]) and _constant(groups):
         raise FormulaError(
             f"Expected scores that tell weights apart, got a constant in every comparison group at {name}."
         )
     return result
+
+
+def _constant(groups: Float[Tensor, "groups size"]) -> bool:
+    return bool((groups == groups[:, :1]).all())
 
 
 def _value(program: Program, terminals: Terminals) -> Float[Tensor, "_ _"]:
@@ -73,10 +77,11 @@ def _value(program: Program, terminals: Terminals) -> Float[Tensor, "_ _"]:
 
 
 def _finite(what: str, arguments: Sequence[Tensor], value: Tensor) -> Tensor:
-    """The value, if it is one everywhere; NaN compares as False."""
-    fine = value.abs() <= LARGEST
-    if bool(fine.all()):
+    """The value, if it is one everywhere; NaN comes through, and compares as False."""
+    least, greatest = value.aminmax()
+    if least >= -LARGEST and greatest <= LARGEST:
         return value
+    fine = value.abs() <= LARGEST
     row, column = (~fine).nonzero()[0].tolist()
     operands = [f"{x.expand(value.shape)[row, column].item():.4g}" for x in arguments]
     call = f"{what}({', '.join(operands)})" if operands else what

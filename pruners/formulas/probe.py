@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.pruners.formulas.terminals import Terminals
@@ -31,15 +31,21 @@ def probe_of(terminals: Mapping[str, Float[Tensor, "_ _"]], rows: int = 16) -> P
 
     R, C and the like stay those of the whole layer; minmax, zscore and rank will see the chosen rows alone.
     """
-    n_out, n_in = terminals["W"].shape
-    chosen = torch.linspace(0, n_out - 1, min(rows, n_out)).round().long()
-    return Probe(
-        (len(chosen), n_in),
-        {
-            name: (x[chosen.to(x.device)] if x.shape[0] == n_out > 1 else x).double().cpu()
-            for name, x in terminals.items()
-        },
-    )
+    some = some_rows(terminals, rows)
+    n_out, n_in = some["W"].shape
+    return Probe((n_out, n_in), {name: x.double().cpu() for name, x in some.items()})
+
+
+def chosen_rows(n_out: int, rows: int) -> Int[Tensor, " chosen"]:
+    """Indices of so many rows of a layer, or of all that it has, evenly spread."""
+    return torch.linspace(0, n_out - 1, min(rows, n_out)).round().long()
+
+
+def some_rows(terminals: Mapping[str, Float[Tensor, "_ _"]], rows: int) -> Terminals:
+    """The terminals of so many rows, evenly spread over the layer; what belongs to no row is left as it is."""
+    n_out = terminals["W"].shape[0]
+    chosen = chosen_rows(n_out, rows)
+    return {name: x[chosen.to(x.device)] if x.shape[0] == n_out > 1 else x for name, x in terminals.items()}
 
 
 def gaussian_probes(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from secateur.pruners.calibration import stream_blocks
+from secateur.pruners.calibration import BlockStatistics, stream_blocks
 from secateur.pruners.families.anatomy import Anatomy, Linear
+from secateur.pruners.formulas.grams import Grams, load_grams, save_grams
 from secateur.pruners.formulas.terminals import TERMINALS, Terminals, terminals_of
+from secateur.pruners.gradient_kinds import Kind
 from secateur.pruners.gradients import load_gradients, model_statistics
 from secateur.pruners.levels import LevelStoreError
 from secateur.pruners.statistics import ModelStatistics
@@ -29,21 +32,22 @@ class TerminalStore:
         directory: of a built store.
         anatomy: the dense model.
         names: of the terminals.
-        identity: that the store was built under.
 
     Raises:
         LevelStoreError: if the directory holds no such store.
     """
 
-    def __init__(self, directory: Path, anatomy: Anatomy, names: Collection[str], identity: str) -> None:
+    def __init__(self, directory: Path, anatomy: Anatomy, names: Collection[str]) -> None:
+        identity = _about(directory).get("identity", "")
+        self.directory, self.identity = directory, identity
         if not is_built(directory, names, identity):
             raise LevelStoreError(
                 f"Expected the statistics of formulas in {directory}. They are built by a search."
             )
         self._names = tuple(names)
         self._inputs = load_file(directory / INPUTS)
-        gradients = load_gradients(directory / GRADIENTS, identity) if "G" in names else {}
-        self._whole = ModelStatistics(len(anatomy.blocks), gradients or {})
+        gradients = load_gradients(directory / GRADIENTS, identity) if "G" in names else None
+        self._whole = ModelStatistics(len(anatomy.blocks), {"rms": gradients or {}})
 
     def terminals(self, linear: Linear) -> Terminals:
         """All terminals of the store, of one projection with its dense weight."""
@@ -54,16 +58,38 @@ class TerminalStore:
         rest = [name for name in self._names if name not in found]
         return found | dict(terminals_of(linear, rest, None, self._whole))
 
+    def grams(self, grams: Grams) -> Mapping[str, Float[Tensor, "..."]]:
+        """See `load_grams`.
 
-def is_built(directory: Path, names: Collection[str], identity: str) -> bool:
+        Raises:
+            LevelStoreError: if the store was built without them.
+        """
+        found = load_grams(self.directory, grams, self.identity)
+        if found is None:
+            raise LevelStoreError(
+                f"Expected second moments of blocks {list(grams.blocks)} in {self.directory}. They are built by a "
+                "search."
+            )
+        return found
+
+
+def is_built(directory: Path, names: Collection[str], identity: str, grams: Grams | None = None) -> bool:
     """True if the directory holds these quantities under this identity."""
-    try:
-        with safe_open(directory / INPUTS, framework="pt") as file:
-            known = json.loads((file.metadata() or {}).get("about", "{}"))
-    except (OSError, SafetensorError, ValueError):
+    if grams is not None and load_grams(directory, grams, identity) is None:
         return False
+    known = _about(directory)
     here = known.get("identity") == identity and set(names) <= set(known.get("names", ()))
     return here and ("G" not in names or load_gradients(directory / GRADIENTS, identity) is not None)
+
+
+def _about(directory: Path) -> dict[str, Any]:
+    """What a store says of itself; nothing where there is none."""
+    try:
+        with safe_open(directory / INPUTS, framework="pt") as file:
+            known: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
+    except (OSError, SafetensorError, ValueError):
+        return {}
+    return known
 
 
 def build_terminals(
@@ -74,6 +100,7 @@ def build_terminals(
     identity: str,
     *,
     damp: float = 0.01,
+    grams: Grams | None = None,
     on_block: Callable[[int], None] = lambda index: None,
 ) -> None:
     """Collect what the terminals need, block by block on the dense model; gradients in one pass of their own.
@@ -85,6 +112,7 @@ def build_terminals(
         names: of the terminals.
         identity: of the model and the calibration tokens.
         damp: see `terminals_of`.
+        grams: what to keep for output errors.
         on_block: told the index of each block that is done.
 
     Raises:
@@ -95,10 +123,17 @@ def build_terminals(
     about = {"about": json.dumps({"identity": identity, "names": sorted(names)})}
     path = directory / INPUTS
     try:
-        model_statistics(
-            anatomy, tokens, gradients="G" in names, path=directory / GRADIENTS, identity=identity
-        )
-        tensors = dict(_inputs(anatomy, tokens, per_input, damp, on_block)) if per_input else {}
+        kinds: tuple[Kind, ...] = ("rms",) if "G" in names else ()
+        model_statistics(anatomy, tokens, gradients=kinds, path=directory / GRADIENTS, identity=identity)
+        tensors: dict[str, Tensor] = {}
+        if per_input or grams is not None:
+            for part in stream_blocks(
+                anatomy, tokens, gram=_with_gram(anatomy, names, grams), sequential=False
+            ):
+                tensors |= _inputs(part, per_input, damp)
+                if grams is not None and part.block.index in grams.blocks:
+                    save_grams(directory, part, grams.kind, identity)
+                on_block(part.block.index)
         save_file(tensors, path.with_suffix(".tmp"), metadata=about)
         path.with_suffix(".tmp").replace(path)
     except (SafetensorError, OSError) as error:
@@ -107,19 +142,20 @@ def build_terminals(
         ) from error
 
 
-def _inputs(
-    anatomy: Anatomy,
-    tokens: Tensor,
-    names: Collection[str],
-    damp: float,
-    on_block: Callable[[int], None],
-) -> Iterator[tuple[str, Tensor]]:
-    gram = any(TERMINALS[name] == "gram" for name in names)
-    for part in stream_blocks(anatomy, tokens, gram=gram, sequential=False):
-        for linear in part.block.linears:
-            found = terminals_of(linear, names, part.inputs.get(linear.name), None, damp=damp)
-            yield from ((f"{linear.name}|{name}", x.contiguous().cpu()) for name, x in found.items())
-        on_block(part.block.index)
+def _with_gram(anatomy: Anatomy, names: Collection[str], grams: Grams | None) -> Collection[int]:
+    """The blocks whose full second moments are needed."""
+    if any(TERMINALS[name] == "gram" for name in names):
+        return range(len(anatomy.blocks))
+    return grams.blocks if grams is not None and grams.kind == "full" else ()
+
+
+def _inputs(part: BlockStatistics, names: Collection[str], damp: float) -> dict[str, Tensor]:
+    """The named terminals of a block's projections."""
+    tensors: dict[str, Tensor] = {}
+    for linear in part.block.linears:
+        found = terminals_of(linear, names, part.inputs.get(linear.name), None, damp=damp)
+        tensors |= {f"{linear.name}|{name}": x.contiguous().cpu() for name, x in found.items()}
+    return tensors
 
 
 def identity_of(*parts: str) -> str:

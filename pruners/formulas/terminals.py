@@ -58,7 +58,7 @@ def terminals_of(
     absolute = weight.abs()
     make = {
         "W": lambda: weight,
-        "G": lambda: _given(whole, "G", linear).gradients[linear.name],
+        "G": lambda: _given(whole, "G", linear).gradients["rms"][linear.name],
         "X": lambda: _given(inputs, "X", linear).norm[None, :],
         "H": lambda: inverse_factor(_given(inputs, "H", linear), damp, linear.name).square().sum(0)[None, :],
         "R": lambda: absolute.sum(1, keepdim=True),
@@ -73,7 +73,7 @@ def _position(linear: Linear, whole: ModelStatistics) -> Tensor:
 
 
 def _given(statistics, name: str, linear: Linear):  # type: ignore[no-untyped-def]  # gives back what it gets
-    missing = statistics is None or (name == "G" and linear.name not in statistics.gradients)
+    missing = statistics is None or (name == "G" and linear.name not in statistics.gradients.get("rms", {}))
     if missing or (name == "H" and statistics.gram is None):
         raise ValueError(
             f"Expected the {TERMINALS[name]} pass to provide the terminal {name}, got nothing at {linear.name}."

@@ -1,0 +1,1 @@
+"""Saves structured models, which are really smaller, in forms that others load."""

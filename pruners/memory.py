@@ -1,0 +1,65 @@
+"""Whether a device has the memory that a step needs: seen before the step starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def check_memory(n_bytes: int, device: torch.device, what: str, otherwise: str) -> None:
+    """Raise unless the device has so much left; where that can't be known, nothing is checked.
+
+    Args:
+        n_bytes: that will be taken.
+        device: where.
+        what: takes it.
+        otherwise: what else to do.
+
+    Raises:
+        ValueError: if there is less.
+    """
+    left = available_bytes(device)
+    if left is not None and left < n_bytes:
+        raise ValueError(
+            f"Expected {n_bytes / 1e9:,.2f} GB of memory for {what} on {device}, got {left / 1e9:,.2f} GB. {otherwise}"
+        )
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """What is left of a device's memory, as far as it can be known: CUDA, and Linux with its control groups."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
+    if device.type != "cpu":
+        return None
+    known = [x for x in (_machine_bytes(), _group_bytes()) if x is not None]
+    return min(known, default=None)
+
+
+def _machine_bytes() -> int | None:
+    kib = _numbers(_MEMINFO).get("MemAvailable:")
+    return None if kib is None else kib * 1024
+
+
+def _group_bytes() -> int | None:
+    """What the limit of the control group (version 2) leaves; files that are merely cached count as free."""
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or no limit
+        return None
+    return limit - used + _numbers(_CGROUP / "memory.stat").get("inactive_file", 0)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Lines of a name and a number, with or without a unit."""
+    try:
+        rows = [line.split() for line in path.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}

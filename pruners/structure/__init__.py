@@ -1,0 +1,1 @@
+"""What a block is smaller without: KV groups with their query heads, FFN channels, whole sub-layers."""

@@ -1,0 +1,70 @@
+"""What a score of units is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.pruners.families.anatomy import Linear
+from secateur.pruners.gradient_kinds import Kind
+from secateur.pruners.structure.layout import Placement, SublayerLayout
+from secateur.pruners.structure.statistics import OutputStatistics
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about a sub-layer of the live model.
+
+    Args:
+        layout: of the sub-layer, dense.
+        inputs: of its output projection; None unless the registry says that they are needed.
+        gradients: of the dense model, by kind and the projection's full name; those that are needed.
+        damp: added to a second moment's diagonal, as a fraction of its mean, where a score inverts it.
+    """
+
+    layout: SublayerLayout
+    inputs: OutputStatistics | None
+    gradients: Mapping[Kind, Mapping[str, Float[Tensor, "..."]]]
+    damp: float
+
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """Of the output projection, in fp32."""
+        return self.layout.output.weight.float()
+
+    @property
+    def seen(self) -> OutputStatistics:
+        """Statistics that must be there."""
+        assert self.inputs is not None, "the caller collects what the registry says that a score needs"
+        return self.inputs
+
+    def gradient(self, kind: Kind, linear: Linear) -> Float[Tensor, "..."]:
+        """Of one kind, of a projection, on the device of its weight."""
+        return self.gradients[kind][linear.name].to(linear.weight.device)
+
+    def by_unit(self, columns: Float[Tensor, " in"]) -> Float[Tensor, "units width"]:
+        """Values of the output projection's columns, a row a unit."""
+        return columns.reshape(self.layout.n_units, -1)
+
+    def unit_sums(self, lines: Callable[[Placement], Float[Tensor, " axis"]]) -> Float[Tensor, " units"]:
+        """Sum over all that a unit owns of a value for each of its rows of q, k, v, gate, up and columns of o, down.
+
+        Args:
+            lines: the values along the axis of a projection on which units are.
+        """
+        layout = self.layout
+        total = torch.zeros(layout.n_units, device=layout.output.weight.device)
+        for placement in layout.placements:
+            total = total + placement.per_unit(lines(placement), layout.n_units)
+        return total
+
+    def weight_sums(self, value: Callable[[Linear], Float[Tensor, "out in"]]) -> Float[Tensor, " units"]:
+        """Sum of a value for each weight over all weights of the unit."""
+        return self.unit_sums(lambda placement: value(placement.linear).sum(1 - placement.axis))
+
+
+Score = Callable[[Evidence], Float[Tensor, " units"]]

@@ -1,0 +1,198 @@
+"""A block's weights with their units ordered by importance, so that a level is a leading part of each."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from secateur.pruners.gradient_kinds import Kind
+from secateur.pruners.structure.cutting import Piece
+from secateur.pruners.structure.evidence import Evidence
+from secateur.pruners.structure.importance import IMPORTANCES, check_importance, importance_order
+from secateur.pruners.structure.layout import BlockLayout, Placement, SublayerLayout
+from secateur.pruners.structure.refit import REPAIRS, Needs, RepairInputs
+from secateur.pruners.structure.statistics import OutputStatistics
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How units are ordered and what repairs what stays.
+
+    Args:
+        importance: a row of `IMPORTANCES`.
+        repairs: rows of `REPAIRS` to prepare.
+        damp: of `obs_order` and of repairs, as a fraction of the second moment's mean diagonal, > 0.
+
+    Raises:
+        ValueError: on an unknown name, or damp out of range.
+    """
+
+    importance: str
+    repairs: tuple[str, ...] = ("none",)
+    damp: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_importance(self.importance)
+        for repair in self.repairs:
+            if repair not in REPAIRS:
+                near = difflib.get_close_matches(repair, REPAIRS, n=1, cutoff=0)[0]
+                raise ValueError(
+                    f"Expected `repair` to be one of {', '.join(REPAIRS)}, got {repair!r}. Did you mean {near!r}?"
+                )
+        if not self.damp > 0:
+            raise ValueError(f"Expected `damp` > 0, got {self.damp}.")
+
+    @property
+    def needs(self) -> frozenset[Needs]:
+        """Statistics of inputs that must be collected."""
+        return frozenset(
+            (IMPORTANCES[self.importance].needs, *(REPAIRS[name].needs for name in self.repairs))
+        )
+
+    @property
+    def gradients(self) -> tuple[Kind, ...]:
+        """Kinds of gradients that must be collected."""
+        return IMPORTANCES[self.importance].gradients
+
+    @property
+    def needs_inputs(self) -> bool:
+        """True if it needs statistics of the output projections' inputs."""
+        return bool(self.needs & {"moments", "gram"})
+
+
+def reorder(
+    layout: SublayerLayout,
+    inputs: OutputStatistics | None,
+    gradients: Mapping[Kind, Mapping[str, Float[Tensor, "..."]]],
+    counts: Sequence[int],
+    recipe: Recipe,
+) -> dict[str, Tensor]:
+    """What a sub-layer's levels are made of, by names as `Leading` reads them.
+
+    Args:
+        layout: of the live, dense sub-layer.
+        inputs: statistics, if the recipe needs them.
+        gradients: likewise.
+        counts: levels to repair, as units that stay; those of nothing and of all need none.
+        recipe: how.
+    """
+    order = importance_order(recipe.importance, Evidence(layout, inputs, gradients, recipe.damp))
+    tensors = {_order_name(layout): order}
+    for placement in layout.placements:
+        linear, index = placement.linear, placement.index(order)
+        tensors[f"{linear.name}.weight"] = linear.weight.index_select(placement.axis, index)
+        if linear.bias is not None:
+            tensors[f"{linear.name}.bias"] = linear.bias if placement.axis == 1 else linear.bias[index]
+    return tensors | dict(_repaired(layout, inputs, order, counts, recipe))
+
+
+def _repaired(
+    layout: SublayerLayout,
+    inputs: OutputStatistics | None,
+    order: Int[Tensor, " units"],
+    counts: Sequence[int],
+    recipe: Recipe,
+) -> Iterator[tuple[str, Tensor]]:
+    counts = [count for count in counts if 0 < count < layout.n_units]
+    rows = {name: REPAIRS[name] for name in recipe.repairs if REPAIRS[name].gives != "nothing"}
+    if not rows or not counts:
+        return
+    assert inputs is not None, "the caller collects what a repair needs"
+    index = layout.placements[-1].index(order)
+    gram = any(row.needs == "gram" for row in rows.values())
+    given = RepairInputs(
+        layout.output.weight.index_select(1, index),
+        inputs.mean[index],
+        inputs.second_moment[index][:, index] if gram else None,
+        recipe.damp,
+        layout.output.name,
+    )
+    for name, row in rows.items():
+        results = row.function(given, [count * layout.unit_width for count in counts])
+        for count, result in zip(counts, results, strict=True):
+            yield _repair_name(layout, name, count), result.to(layout.output.weight.dtype)
+
+
+class Leading:
+    """The levels of a sub-layer, as leading parts of its reordered weights.
+
+    Args:
+        layout: of the sub-layer.
+        tensors: as `reorder` made them.
+    """
+
+    def __init__(self, layout: SublayerLayout, tensors: Mapping[str, Tensor]) -> None:
+        self.layout = layout
+        self._tensors = tensors
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Numbers of the units, the most important first."""
+        return tuple(self._tensors[_order_name(self.layout)].tolist())
+
+    def pieces(self, n_kept: int, repair: str) -> dict[str, Piece]:
+        """What each projection is cut to: views, except where projections are fused contiguously.
+
+        Args:
+            n_kept: units, > 0 and not all of them.
+            repair: one that was prepared for this level.
+
+        Raises:
+            ValueError: if it was not.
+        """
+        found = {x.linear.name: self._piece(x, n_kept) for x in self.layout.placements}
+        gives = REPAIRS[repair].gives
+        if gives == "nothing":
+            return found
+        name = self.layout.output.name
+        weight, bias = _parts(gives, self._repair(repair, n_kept))
+        return found | {name: found[name].changed(weight, bias)}
+
+    def _piece(self, placement: Placement, n_kept: int) -> Piece:
+        name, n_units = placement.linear.name, self.layout.n_units
+        bias = self._tensors.get(f"{name}.bias")
+        if bias is not None and placement.axis == 0:
+            bias = placement.first(bias, n_kept, n_units)
+        return Piece(placement.first(self._tensors[f"{name}.weight"], n_kept, n_units), bias)
+
+    def _repair(self, repair: str, n_kept: int) -> Tensor:
+        try:
+            return self._tensors[_repair_name(self.layout, repair, n_kept)]
+        except KeyError as error:
+            raise ValueError(
+                f"Expected a level whose repair {repair!r} was prepared, got {n_kept} of {self.layout.n_units} units "
+                f"[at {self.layout.name}]. Add it to the levels."
+            ) from error
+
+
+def reorder_block(
+    layout: BlockLayout,
+    inputs: Mapping[str, OutputStatistics],
+    gradients: Mapping[Kind, Mapping[str, Float[Tensor, "..."]]],
+    counts: Mapping[str, Sequence[int]],
+    recipe: Recipe,
+) -> dict[str, Tensor]:
+    """`reorder` for both sub-layers of a block; `counts` by ``attention`` and ``mlp``."""
+    tensors: dict[str, Tensor] = {}
+    for part in layout.sublayers:
+        tensors |= reorder(part, inputs.get(part.output.name), gradients, counts[part.kind], recipe)
+    return tensors
+
+
+def _parts(gives: str, repaired: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """A new weight and an addition to the bias, as far as a repair gives them."""
+    if gives == "both":
+        return repaired[:, :-1], repaired[:, -1]
+    return (repaired, None) if gives == "weight" else (None, repaired)
+
+
+def _order_name(layout: SublayerLayout) -> str:
+    return f"{layout.output.name}.order"
+
+
+def _repair_name(layout: SublayerLayout, repair: str, n_kept: int) -> str:
+    return f"{layout.output.name}.{repair}.{n_kept}"

@@ -1,0 +1,223 @@
+"""The structure store: reordered weights of every block, memory-mapped, built once; a level is a view of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur.pruners.block_files import (
+    block_path,
+    check_room,
+    digest_of,
+    is_begun,
+    is_finished,
+    load_block,
+    save_block,
+    write_index,
+)
+from secateur.pruners.families.anatomy import Anatomy, Sublayer
+from secateur.pruners.levels import CACHE_BYTES, gradients_to_write, whole_model
+from secateur.pruners.recent import Recent
+from secateur.pruners.structure.allocations import AllocationScores, standardised_flap
+from secateur.pruners.structure.evidence import Evidence
+from secateur.pruners.structure.layout import BlockLayout, SublayerLayout
+from secateur.pruners.structure.probe import lay_out
+from secateur.pruners.structure.refit import REPAIRS
+from secateur.pruners.structure.reorder import Leading, Recipe, reorder_block
+from secateur.pruners.structure.statistics import BlockOutputs, stream_outputs
+
+_INFLUENCE = "influence"
+
+
+@dataclass(frozen=True)
+class StructureKey:
+    """What a structure store depends on; a store is used again only under an equal key.
+
+    Args:
+        model: fingerprint of the model.
+        dtype: of the weights, e.g. ``float32``.
+        calibration: hash of the calibration token ids.
+        importance: a row of `importance.IMPORTANCES`.
+        repairs: rows of `refit.REPAIRS` that candidates may ask for.
+        kv_groups: levels of attentions that are repaired: how many groups stay. Without a repair every number is a
+            level.
+        ffn: likewise for MLPs: how many channels stay.
+        damp: see `reorder.Recipe`.
+
+    Raises:
+        ValueError: as `reorder.Recipe` does.
+    """
+
+    model: str
+    dtype: str
+    calibration: str
+    importance: str
+    repairs: tuple[str, ...]
+    kv_groups: tuple[int, ...]
+    ffn: tuple[int, ...]
+    damp: float = 0.01
+
+    def __post_init__(self) -> None:
+        Recipe(self.importance, self.repairs, self.damp)  # checks them
+
+    @property
+    def recipe(self) -> Recipe:
+        """How levels are made."""
+        return Recipe(self.importance, self.repairs, self.damp)
+
+    @property
+    def digest(self) -> str:
+        """Content hash of all of it."""
+        return digest_of(self.record)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+class StructureStore:
+    """The levels of every sub-layer of a model, from mapped files, one a block: workers on a node share a copy.
+
+    On another device than the files' tensors are copied there when they are used, and those used last are kept: as
+    many bytes as the model's projections have, and 1 GiB for repaired levels.
+
+    Args:
+        directory: of a built store.
+        anatomy: the dense model that it was built for.
+        layouts: as `probe.lay_out` finds them; None: found here.
+    """
+
+    def __init__(
+        self, directory: Path, anatomy: Anatomy, layouts: Sequence[BlockLayout] | None = None
+    ) -> None:
+        self.layouts = tuple(layouts or lay_out(anatomy))
+        device = anatomy.embedding.weight.device
+        n_bytes = sum(linear.n_weights * linear.weight.element_size() for linear in anatomy.linears)
+        copies = Recent(n_bytes + CACHE_BYTES)
+        self._tensors = [
+            _OnDevice(load_block(directory, layout.block.index), device, copies) for layout in self.layouts
+        ]
+        self._blocks = [
+            {part.kind: Leading(part, tensors) for part in layout.sublayers}
+            for layout, tensors in zip(self.layouts, self._tensors, strict=True)
+        ]
+
+    @property
+    def scores(self) -> AllocationScores:
+        """Of the dense model's units and blocks, for allocations."""
+        flap: dict[Sublayer, list[tuple[float, ...]]] = {"attention": [], "mlp": []}
+        influence = []
+        for layout, tensors in zip(self.layouts, self._tensors, strict=True):
+            for part in layout.sublayers:
+                flap[part.kind].append(tuple(tensors[_flap_name(part)].tolist()))
+            influence.append(float(tensors[_INFLUENCE]))
+        return AllocationScores(tuple(flap["attention"]), tuple(flap["mlp"]), tuple(influence))
+
+    def leading(self, block: int, kind: Sublayer) -> Leading:
+        """The levels of a sub-layer."""
+        return self._blocks[block][kind]
+
+
+class _OnDevice(Mapping[str, Tensor]):
+    """A block's tensors, on a device; where that is not their own, copies."""
+
+    def __init__(self, tensors: dict[str, Tensor], device: torch.device, copies: Recent) -> None:
+        self._tensors = tensors
+        self._device = device
+        self._copies = copies
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        if tensor.device == self._device:
+            return tensor
+        return self._copies.get((id(self), name), lambda: tensor.to(self._device))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def is_built(directory: Path, key: StructureKey) -> bool:
+    """True if the directory holds a finished store under this key."""
+    return is_finished(directory, key)
+
+
+@torch.no_grad()
+def build_structure(
+    directory: Path,
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    key: StructureKey,
+    *,
+    on_block: Callable[[int], None] = lambda index: None,
+) -> None:
+    """Build the store from the dense model's activations, so that the levels of one sub-layer fit all of another.
+
+    One file a block, each written beside its place and renamed; a build that was cut short goes on with the
+    blocks that are missing. Blocks of another key are overwritten. Memory beyond the model: the hidden states of
+    the calibration tokens, and one block's statistics and tensors.
+
+    Args:
+        directory: made if it is not there.
+        anatomy: the dense model.
+        tokens: calibration windows.
+        key: identity; it says what to build.
+        on_block: told the index of each block that is done.
+
+    Raises:
+        LevelStoreError: if there is no room on the disk.
+        ValueError: if the model can't be cut (see `probe.lay_out`), or inputs are not finite.
+    """
+    layouts = lay_out(anatomy)
+    directory.mkdir(parents=True, exist_ok=True)
+    resumed = is_begun(directory, key)
+    todo = [x for x in layouts if not (resumed and block_path(directory, x.block.index).exists())]
+    check_room(directory, _n_bytes(directory, anatomy, todo, key), "use fewer levels or repairs")
+    write_index(directory, key, finished=False)
+    identity = f"{key.model} {key.calibration}"
+    whole = whole_model(directory, anatomy, tokens, identity, gradients=key.recipe.gradients if todo else ())
+    missing = {layout.block.index for layout in todo}
+    counts = {"attention": key.kv_groups, "mlp": key.ffn}
+    parts = stream_outputs(anatomy, tokens, gram="gram" in key.recipe.needs, sequential=False)
+    for part, layout in zip(parts, layouts, strict=True):
+        index = layout.block.index
+        if index in missing:
+            tensors = reorder_block(layout, part.inputs, whole.gradients, counts, key.recipe)
+            tensors |= _scores(layout, part)
+            save_block({name: x.contiguous().cpu() for name, x in tensors.items()}, directory, index)
+        on_block(index)
+    write_index(directory, key, finished=True)
+
+
+def _scores(layout: BlockLayout, part: BlockOutputs) -> dict[str, Tensor]:
+    """What `StructureStore.scores` reads, under these names."""
+    found = {_INFLUENCE: torch.tensor(part.influence, dtype=torch.float64)}
+    for sublayer in layout.sublayers:
+        evidence = Evidence(sublayer, part.inputs[sublayer.output.name], {}, damp=0.0)
+        found[_flap_name(sublayer)] = standardised_flap(evidence)
+    return found
+
+
+def _flap_name(layout: SublayerLayout) -> str:
+    return f"{layout.output.name}.flap"
+
+
+def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key: StructureKey) -> int:
+    """At most so many will be written."""
+    n_weights = 0
+    n_repairs = sum(REPAIRS[name].gives in ("weight", "both") for name in key.repairs)
+    for layout in todo:
+        n_weights += sum(linear.n_weights + linear.out_features for linear in layout.block.linears)
+        for part, counts in ((layout.attention, key.kv_groups), (layout.mlp, key.ffn)):
+            n_weights += n_repairs * sum(counts) * part.unit_width * part.output.out_features
+    needed = n_weights * next(anatomy.linears).weight.element_size()
+    return needed + gradients_to_write(directory, anatomy, key.recipe.gradients)

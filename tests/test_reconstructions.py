@@ -1,0 +1,171 @@
+"""Methods for single weights beyond metrics and SparseGPT: ADMM, DSnoT, GBLM."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from secateur.pruners.admm import Fit, admm
+from secateur.pruners.dsnot import dsnot
+from secateur.pruners.gradients import model_statistics
+from secateur.pruners.masks import mask, n_zeros
+from secateur.pruners.methods import Method
+from secateur.pruners.metrics import METRICS
+from secateur.pruners.reconstructions import RECONSTRUCTIONS
+from secateur.pruners.statistics import InputStatistics
+from tests.models import random_tokens, small_anatomy
+
+SPARSITIES = [0.0, 0.3, 0.5, 0.9, 1.0]
+
+
+def problem(n_out: int = 12, n_in: int = 24, seed: int = 0) -> tuple[Tensor, Tensor, InputStatistics]:
+    """Weight, inputs that are correlated and not centred, their statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(n_in, n_in, generator=generator) / n_in**0.5 + torch.eye(n_in)
+    scale = torch.exp(torch.randn(n_in, generator=generator))
+    rows = (
+        torch.randn(300, n_in, generator=generator) @ mixing + torch.randn(n_in, generator=generator)
+    ) * scale
+    inputs = InputStatistics.empty(n_in, gram=True, device=rows.device)
+    inputs.add(rows)
+    return torch.randn(n_out, n_in, generator=generator), rows, inputs
+
+
+def wanda_mask(weight: Tensor, inputs: InputStatistics, sparsity: float) -> Tensor:
+    return mask(weight.abs() * inputs.norm, sparsity)
+
+
+def error(rows: Tensor, pruned: Tensor, weight: Tensor) -> float:
+    return float((rows @ (pruned - weight).T).square().mean())
+
+
+# --- ADMM ---
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_admm_fits_the_weights_of_wandas_mask(seed):
+    """The mask says what stays: a released method on top of it has it the other way round."""
+    weight, rows, inputs = problem(seed=seed)
+    for sparsity, found in zip(SPARSITIES, admm(weight, inputs, SPARSITIES, damp=0.01), strict=True):
+        kept = wanda_mask(weight, inputs, sparsity)
+        assert torch.equal(found != 0, kept)
+        if 0 < sparsity < 1:
+            share = 0.7 if sparsity < 0.9 else 0.9
+            assert error(rows, found, weight) < share * error(rows, weight * kept, weight)
+    assert torch.allclose(admm(weight, inputs, [0.0])[0], weight, atol=1e-4)
+
+
+def test_admm_goes_to_the_optimum_of_every_row():
+    weight, rows, inputs = problem()
+    moment = (rows.T @ rows / len(rows)).double()
+    own = moment + 0.1 * torch.diag(moment.diagonal())
+    kept = wanda_mask(weight, inputs, 0.6)
+    found = Fit(weight, moment, damp=0.1).masked(kept, n_steps=5_000)
+    for row in range(len(weight)):
+        k = kept[row]
+        wanted = torch.linalg.solve(own[k][:, k], own[k] @ weight[row].double())
+        assert torch.allclose(found[row, k], wanted, atol=1e-6)
+
+
+def test_admm_with_uncorrelated_inputs_leaves_the_weights_as_they_are():
+    weight = problem()[0]
+    identity = InputStatistics(24, torch.ones(24), torch.eye(24) * 24)
+    (found,) = admm(weight, identity, [0.5])
+    assert torch.allclose(found, weight * mask(weight.abs(), 0.5), atol=1e-5)
+
+
+def test_admm_keeps_patterns_and_bears_inputs_that_are_always_zero():
+    weight, rows, _ = problem()
+    rows[:, 5] = 0.0
+    inputs = InputStatistics.empty(24, gram=True, device=rows.device)
+    inputs.add(rows)
+    (found,) = admm(weight, inputs, [0.5], group_size=4)
+    assert ((found == 0).reshape(-1, 4).sum(1) == 2).all()
+    assert torch.isfinite(found).all()
+
+
+# --- DSnoT ---
+
+
+def slow_dsnot(weight: Tensor, rows: Tensor, sparsity: float) -> Tensor:
+    """Row by row, swap by swap."""
+    mean, variance, norm = rows.mean(0), rows.var(0, correction=0), rows.square().mean(0).sqrt()
+    kept = mask(weight.abs() * norm, sparsity)
+    for row, w in enumerate(weight):
+        for _ in range(50):
+            k = kept[row]
+            e = float((w * mean)[~k].sum())
+            sign = 1.0 if e > 0 else -1.0
+            revived = [j for j in range(len(w)) if not k[j]]
+            candidates = [j for j in range(len(w)) if k[j] and sign * w[j] * mean[j] < 0]
+            if not revived or not candidates:
+                break
+            grow = max(revived, key=lambda j: float(sign * w[j] * mean[j] / variance[j]))
+            prune = min(candidates, key=lambda j: float(w[j].abs() * norm[j]))
+            after = e - float(w[grow] * mean[grow]) + float(w[prune] * mean[prune])
+            if abs(after) >= abs(e):
+                break
+            kept[row, grow], kept[row, prune] = True, False
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dsnot_swaps_until_mean_outputs_agree(seed):
+    weight, rows, inputs = problem(seed=seed)
+    for sparsity, found in zip(SPARSITIES, dsnot(weight, inputs, SPARSITIES), strict=True):
+        kept = found != 0
+        assert torch.equal(found, weight * kept)  # no weight is changed
+        before = wanda_mask(weight, inputs, sparsity)
+        assert torch.equal(kept.sum(1), before.sum(1))
+        shift, old = ((rows @ (weight * x - weight).T).mean(0).abs() for x in (kept, before))
+        assert (shift <= old + 1e-4).all()
+        assert torch.equal(kept, slow_dsnot(weight, rows, sparsity))
+        if sparsity == 0.5:
+            assert float(shift.sum()) < 0.6 * float(old.sum())
+
+
+def test_dsnot_of_centred_inputs_is_wanda():
+    weight, rows, _ = problem()
+    inputs = InputStatistics.empty(24, gram=False, device=rows.device)
+    inputs.add(torch.cat([rows, -rows]))
+    inputs.total.zero_()  # but for rounding
+    assert torch.equal(dsnot(weight, inputs, [0.5])[0] != 0, wanda_mask(weight, inputs, 0.5))
+
+
+# --- GBLM, and the registries ---
+
+
+def test_gblm_by_hand():
+    anatomy = small_anatomy()
+    tokens = random_tokens(3, 12)
+    whole = model_statistics(anatomy, tokens, gradients=Method("gblm").gradients)
+    linear = next(anatomy.linears)
+    inputs = InputStatistics.empty(linear.in_features, gram=False, device=linear.weight.device)
+    inputs.add(torch.randn(30, linear.in_features, generator=torch.Generator().manual_seed(0)) * 1e-2)
+    score = linear.weight.abs() * (inputs.norm + 25 * whole.gradients["rms"][linear.name])
+    (found,) = Method("gblm").weights(linear, inputs, [0.5], whole)
+    assert torch.equal(found != 0, mask(score, 0.5))
+    assert not torch.equal(found != 0, mask(linear.weight.abs() * inputs.norm, 0.5))
+
+
+def test_patterns_are_refused_where_a_method_has_none():
+    with pytest.raises(ValueError, match=r"no `group_size` with the metric dsnot, got 4. .* admm\."):
+        Method("dsnot", group_size=4)
+    assert Method("admm", group_size=4).updates_weights
+
+
+@pytest.mark.parametrize("name", RECONSTRUCTIONS)
+def test_every_reconstruction_zeroes_exactly_so_many(name):
+    anatomy = small_anatomy()
+    linear = next(anatomy.linears)
+    _, _, inputs = problem(n_in=linear.in_features)
+    levels = Method(name).weights(linear, inputs, SPARSITIES)
+    assert [int((x == 0).sum()) for x in levels] == [n_zeros(s, linear.n_weights) for s in SPARSITIES]
+
+
+def test_every_row_says_what_it_is_and_where_from():
+    assert not METRICS.keys() & RECONSTRUCTIONS.keys()
+    for name, row in (METRICS | RECONSTRUCTIONS).items():
+        assert row.summary
+        assert row.paper.startswith("https://") or name == "random"
