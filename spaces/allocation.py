@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.budget import Balance, check_ascending, level_out, n_zeros, total_usage, window
+from secateur.spaces.budget import check_ascending, level_out, n_zeros, window
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.space import SeparableSpace
 from secateur.spaces.units import Prunable, Unit
-
-ATTEMPTS = 16  # random variations that are tried before the systematic search for any neighbour
+from secateur.spaces.variation import Levels, Variation
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,8 @@ class AllocationSpace(SeparableSpace[Allocation]):
     """A level of sparsity for each unit, with the sparsity over all prunable weights held at a target.
 
     The global sparsity counts every linear of every block: the protected ones too, which stay dense, so
-    that the others make up for them. Level switches as in EvoPress (arXiv 2410.14649): one unit up a level,
-    another down. There a level is a fixed number of weights, so that any two units can be switched; here a
-    level is a sparsity, the same for all units, and several small units make up for a large one.
+    that the others make up for them. A level is a sparsity, the same for all units; candidates vary by
+    `Variation`.
 
     Costs: ``sparsity`` (zeros / prunable weights), ``params`` (non-zero parameters of the whole model),
     ``size_bytes`` (as stored: unstructured zeros take as much room as other weights), ``macs`` a token (a
@@ -100,8 +98,9 @@ class AllocationSpace(SeparableSpace[Allocation]):
         step = min(sum(unit.sizes) for unit in units) * levels[-1] / (len(levels) - 1)
         self._windows = tuple(window(self._table, t, self._n_weights, n_members, step) for t in targets)
         self._uniform = tuple(self._level_out(budget) for budget in range(len(targets)))
+        self._variation = Variation(self._table, self._windows, self._uniform)
 
-    def _level_out(self, budget: int) -> Allocation:
+    def _level_out(self, budget: int) -> Levels:
         """The most uniform allocation that meets the budget; also shows that there is one."""
         target, bounds = self._targets[budget], self._windows[budget]
         highest = sum(row[-1] for row in self._table)
@@ -123,7 +122,7 @@ class AllocationSpace(SeparableSpace[Allocation]):
                 f"Expected targets that the levels tell apart, got {self._targets[budget - 1]:.10g} and "
                 f"{target:.10g}. Use a smaller `step` or fewer targets."
             )
-        return Allocation(levels)
+        return levels
 
     @property
     def budgets(self) -> tuple[float, ...]:
@@ -140,106 +139,36 @@ class AllocationSpace(SeparableSpace[Allocation]):
     def baselines(self) -> dict[str, Allocation]:
         named = {"dense": Allocation((0,) * len(self._units))}
         for target, uniform in zip(self._targets, self._uniform, strict=True):
-            named[f"uniform@{target:.10g}"] = uniform
+            named[f"uniform@{target:.10g}"] = Allocation(uniform)
         return named
 
     def budget_of(self, candidate: Allocation) -> int | None:
-        total = self._n_zeros(candidate)
-        return next((i for i, bounds in enumerate(self._windows) if total in bounds), None)
+        return self._variation.budget_of(candidate.levels)
 
     # --- variation ---
 
     def sample(self, rng: np.random.Generator, budget: int) -> Allocation:
-        """Half of them the uniform allocation after 1 to n switches (log-uniform), half of them rough.
-
-        A rough one shares out the kept weights by a symmetric Dirichlet draw (concentration 0.5 to 50,
-        log-uniform).
-        """
-        n_units = len(self._units)
-        for _ in range(ATTEMPTS):
-            if rng.random() < 0.5:
-                n_switches = int(np.exp(rng.uniform(0, np.log(n_units + 1))))
-                found = self._switch(self._uniform[budget], budget, n_switches, rng)
-            else:
-                share = rng.gamma(np.exp(rng.uniform(np.log(0.5), np.log(50))), size=n_units)
-                keep = (1 - self._targets[budget]) * share / (share.mean() or 1.0)
-                distance = np.abs(np.asarray(self._levels) - (1 - keep)[:, None])
-                found = self._settle(distance.argmin(axis=1).tolist(), budget, rng)
-            if found is not None:
-                return found
-        return self._uniform[budget]
+        """As `Variation.sample`."""
+        shares = [np.asarray(self._levels)] * len(self._units)
+        return Allocation(self._variation.sample(shares, self._targets[budget], budget, rng))
 
     def mutate(self, candidate: Allocation, rng: np.random.Generator) -> Allocation:
-        """A neighbour a few level switches away: min(U{1, 2, 3}, U{1, 2, 3}) of them, as in EvoPress.
-
-        In half of the switches the unit up and the unit down are both random and other units make up for the
-        difference of their sizes; in the other half one is random and a unit of the same size is preferred
-        as the other, so that the mixing between sizes is left to chance but small steps remain common.
-        """
-        budget = self._budget(candidate)
-        for _ in range(ATTEMPTS):
-            n_switches = int(rng.integers(1, 4, size=2).min())
-            found = self._switch(candidate, budget, n_switches, rng)
-            if found is not None:
-                return found
-        for unit in rng.permutation(len(self._units)).tolist():
-            for direction in (1, -1):
-                balance = Balance(self._table, candidate.levels, self._windows[budget])
-                if unit in balance.fresh(direction):
-                    balance.move(unit, direction)
-                    if balance.settle(rng):
-                        return Allocation(tuple(balance.levels))
-        return candidate
-
-    def _switch(
-        self, candidate: Allocation, budget: int, n_switches: int, rng: np.random.Generator
-    ) -> Allocation | None:
-        """The candidate after some switches, never itself; None if they lead out of the budget."""
-        balance = Balance(self._table, candidate.levels, self._windows[budget])
-        n_moves = 0
-        for _ in range(n_switches):
-            first = 1 if rng.random() < 0.5 else -1
-            for direction in (first, -first) if rng.random() < 0.5 else (first,):
-                unit = balance.any_fresh(direction, rng)
-                if unit is not None:
-                    balance.move(unit, direction)
-                    n_moves += 1
-        if n_moves == 0 or not balance.settle(rng):
-            return None
-        return Allocation(tuple(balance.levels))
+        """As `Variation.mutate`."""
+        return self._same_or(
+            candidate, self._variation.mutate(candidate.levels, self._budget(candidate), rng)
+        )
 
     def crossover(self, first: Allocation, second: Allocation, rng: np.random.Generator) -> Allocation:
-        """Each unit's level from the one or the other with equal odds, then repaired."""
-        budget = self._budget(first)
-        mask = (rng.random(len(self._units)) < 0.5).tolist()
-        pairs = zip(mask, first.levels, second.levels, strict=True)
-        mixed = Allocation(tuple(a if take else b for take, a, b in pairs))
-        return self.repair(mixed, budget, rng)
+        """As `Variation.mix`."""
+        return Allocation(self._variation.mix(first.levels, second.levels, self._budget(first), rng))
 
     def repair(self, candidate: Allocation, budget: int, rng: np.random.Generator) -> Allocation:
-        if self._n_zeros(candidate) in self._windows[budget]:
-            return candidate
-        for _ in range(ATTEMPTS):
-            found = self._settle(candidate.levels, budget, rng)
-            if found is not None:
-                return found
-        return self._uniform[budget]
-
-    def _settle(self, levels: Sequence[int], budget: int, rng: np.random.Generator) -> Allocation | None:
-        balance = Balance(self._table, levels, self._windows[budget])
-        return Allocation(tuple(balance.levels)) if balance.settle(rng) else None
+        return self._same_or(candidate, self._variation.repair(candidate.levels, budget, rng))
 
     # --- what a candidate means ---
 
     def cost(self, candidate: Allocation) -> Mapping[str, float]:
-        zeros, shape = self._n_zeros(candidate), self._shape
-        return {
-            "sparsity": zeros / self._n_weights,
-            "params": shape.n_params - zeros,
-            "size_bytes": shape.n_params * shape.bytes_per_param,
-            "macs": shape.macs_per_token,
-            "kv_bytes": shape.kv_bytes_per_token,
-        }
+        return self._shape.with_zeros(self._variation.total(candidate.levels), self._n_weights)
 
     def config(self, candidate: Allocation) -> Mapping[str, Any]:
         """``{"sparsity": {name of the linear: its sparsity}}``, protected linears included."""
@@ -263,6 +192,9 @@ class AllocationSpace(SeparableSpace[Allocation]):
     def share(self, slot: int, option: int) -> float:  # levels are the same for all units
         return self._levels[option]
 
+    def block_of(self, slot: int) -> int:
+        return self._units[slot].block
+
     def usage_bounds(self, budget: int) -> tuple[int, int]:
         return self._windows[budget].low, self._windows[budget].high
 
@@ -274,15 +206,16 @@ class AllocationSpace(SeparableSpace[Allocation]):
 
     # --- helpers ---
 
-    def _n_zeros(self, candidate: Allocation) -> int:
-        return total_usage(self._table, candidate.levels)
+    @staticmethod
+    def _same_or(candidate: Allocation, levels: Levels) -> Allocation:
+        return candidate if levels is candidate.levels else Allocation(levels)
 
     def _budget(self, candidate: Allocation) -> int:
         budget = self.budget_of(candidate)
         if budget is None:
             raise ValueError(
                 f"Expected `candidate` to meet a budget, got {candidate.text!r} with sparsity "
-                f"{self._n_zeros(candidate) / self._n_weights:.4f}. Call `repair` first."
+                f"{self._variation.total(candidate.levels) / self._n_weights:.4f}. Call `repair` first."
             )
         return budget
 

@@ -13,32 +13,8 @@ from secateur.spaces.allocation import AllocationSpace
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.formulas.grammar import FormulaTextError
 from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
+from secateur.spaces.targets import Target, check_target, targets_of
 from secateur.spaces.units import Granularity, Prunable, group, split_protected
-
-
-class Range(BaseModel):
-    """Targets ``low``, ``low + step``, ... up to ``high``, both ends included."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    low: float
-    high: float
-    step: float = 0.05
-
-    @model_validator(mode="after")
-    def _check(self) -> Range:
-        if not 0 <= self.low <= self.high <= 1:
-            raise ValueError(
-                f"Expected `target` with 0 <= `low` <= `high` <= 1, got low {self.low} and high {self.high}."
-            )
-        if not self.step > 0:
-            raise ValueError(f"Expected `step` of `target` > 0, got {self.step}.")
-        return self
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        low, high, step = (Fraction(str(x)) for x in (self.low, self.high, self.step))
-        return tuple(float(low + i * step) for i in range(math.floor((high - low) / step) + 1))
 
 
 class AllocationSettings(BaseModel):
@@ -67,7 +43,7 @@ class AllocationSettings(BaseModel):
     kind: Literal["allocation"] = "allocation"
     metric: str = "wanda"
     granularity: Granularity = "linear"
-    target: float | list[float] | Range = 0.6
+    target: Target = 0.6
     step: float = 0.05
     max_sparsity: float = 0.95
     group_size: int | None = None
@@ -97,16 +73,8 @@ class AllocationSettings(BaseModel):
 
     @field_validator("target")
     @classmethod
-    def _check_target(cls, target: float | list[float] | Range) -> float | list[float] | Range:
-        values = (
-            target if isinstance(target, list) else target.values if isinstance(target, Range) else [target]
-        )
-        if not values:
-            raise ValueError("Expected `target` to hold at least one sparsity, got an empty list.")
-        for value in values:
-            if not 0 <= value <= 1:
-                raise ValueError(f"Expected `target` within [0, 1], got {value}. It is a fraction of zeros.")
-        return target
+    def _check_target(cls, target: Target) -> Target:
+        return check_target(target)
 
     @model_validator(mode="after")
     def _check(self) -> AllocationSettings:
@@ -129,9 +97,7 @@ class AllocationSettings(BaseModel):
     @property
     def targets(self) -> tuple[float, ...]:
         """The targets in ascending order."""
-        if isinstance(self.target, Range):
-            return self.target.values
-        return tuple(sorted(set(self.target))) if isinstance(self.target, list) else (self.target,)
+        return targets_of(self.target)
 
     @property
     def levels(self) -> tuple[float, ...]:

@@ -12,14 +12,14 @@ from operator import getitem
 import numpy as np
 
 Table = tuple[tuple[int, ...], ...]
-"""Usage of each unit at each of its levels, in weights removed; ascending along the levels."""
+"""Usage of each unit at each of its levels, in the budget's integer unit; ascending along the levels."""
 
 
 def check_ascending(name: str, values: Sequence[float]) -> None:
     """Raise unless there are values, all in [0, 1], strictly ascending."""
     bad = next((value for value in values if not 0 <= value <= 1), None)
     if bad is not None:
-        raise ValueError(f"Expected `{name}` within [0, 1], got {bad:g}. It is a fraction of zeros.")
+        raise ValueError(f"Expected `{name}` within [0, 1], got {bad:g}. It is a fraction.")
     if not values or list(values) != sorted(set(values)):
         raise ValueError(f"Expected `{name}` to be strictly ascending, got {list(values)}.")
 
@@ -73,6 +73,17 @@ def window(table: Table, target: float, n_weights: int, n_members: int, mean_ste
     return Window(wanted - slack, wanted + max(slack, step))
 
 
+def nearest_window(wanted: int, step: int) -> Window:
+    """The totals within half a step of the wanted one: as many as a step, so that no walk in such steps misses them."""
+    return Window(wanted - step // 2, wanted + (step - 1) // 2)
+
+
+def finest_step(table: Table) -> int:
+    """The largest step of the unit whose largest step is the smallest: alone it never jumps across such a window."""
+    steps = [max(high - low for low, high in pairwise(row)) for row in table]
+    return min(step for step in steps if step)
+
+
 class Balance:
     """Levels on their way into a window.
 
@@ -109,7 +120,7 @@ class Balance:
         return fresh[rng.integers(len(fresh))] if fresh else None
 
     def _is_fresh(self, unit: int, direction: int) -> bool:
-        return not self._moved[unit] and 0 <= self.levels[unit] + direction < len(self._table[0])
+        return not self._moved[unit] and 0 <= self.levels[unit] + direction < len(self._table[unit])
 
     def fits(self, unit: int) -> bool:
         """Whether the unit can go one level up without leaving the window upwards."""
@@ -122,6 +133,13 @@ class Balance:
         self._total += self._table[unit][level + direction] - self._table[unit][level]
         self.levels[unit] = level + direction
         self._moved[unit] = direction
+
+    def put(self, unit: int, level: int) -> None:
+        """Move the unit to this level at once."""
+        before = self.levels[unit]
+        self._total += self._table[unit][level] - self._table[unit][before]
+        self.levels[unit] = level
+        self._moved[unit] = (level > before) - (level < before)
 
     def settle(self, rng: np.random.Generator) -> bool:
         """Move units in random order until the total is in the window; False if no moves lead there.
@@ -146,13 +164,12 @@ class Balance:
 
     def _changes(self, direction: int) -> list[tuple[int, int]]:
         """Units that can move, with the change of the total."""
-        end = len(self._table[0]) - 1 if direction > 0 else 0
         return [
             (unit, row[level + direction] - row[level])
             for unit, (row, level, moved) in enumerate(
                 zip(self._table, self.levels, self._moved, strict=True)
             )
-            if level != end and moved != -direction
+            if level != (len(row) - 1 if direction > 0 else 0) and moved != -direction
         ]
 
     def _approach(self, changes: Sequence[tuple[int, int]], direction: int, rng: np.random.Generator) -> bool:
@@ -178,7 +195,7 @@ def spread_order(n: int) -> list[int]:
 def level_out(table: Table, window: Window) -> tuple[int, ...] | None:
     """The most uniform levels in the window: the highest common level, some units, spread evenly, one up.
 
-    None if that does not lead there.
+    For units that all have the same levels. None if that does not lead there.
     """
     common = max(
         (x for x in range(len(table[0])) if sum(row[x] for row in table) <= window.high),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from secateur.spaces.budget import n_zeros
 from secateur.spaces.cost import ModelShape
+from secateur.spaces.formulas.constants import constants_of, with_constants
 from secateur.spaces.formulas.grammar import parse, print_formula
 from secateur.spaces.formulas.known import KNOWN
 from secateur.spaces.formulas.latex import latex
@@ -24,7 +25,8 @@ from secateur.spaces.units import Prunable
 
 DENSE = "dense"
 ATTEMPTS = 20
-_MUTATIONS = (mutate_subtree, mutate_point, mutate_hoist)
+Mutation = Literal["subtree", "point", "hoist"]
+MUTATIONS: tuple[Mutation, ...] = get_args(Mutation)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,16 @@ class FormulaSpace(Space[Formula]):
         """The quantities that formulas may use."""
         return self._palette.terminals
 
+    @property
+    def reference(self) -> Formula:
+        """The published formula that the others are compared with."""
+        return next(iter(self.known.values()))
+
+    @property
+    def known(self) -> dict[str, Formula]:
+        """Published formulas that fit, by name."""
+        return {name: Formula(tree) for name, tree in self._known.items()}
+
     def parse(self, text: str) -> Formula:
         """The formula; `text` must be its canonical one, within the bounds.
 
@@ -138,14 +150,42 @@ class FormulaSpace(Space[Formula]):
             return self._any_known(rng)
         for _ in range(ATTEMPTS):
             kind = rng.choice(3, p=(0.5, 0.3, 0.2))
-            child = self._mutated(rng, candidate.tree, int(kind))
-            if child != candidate.tree and self._uses_weights(child):
-                return Formula(child)
+            child = self.vary(candidate, MUTATIONS[kind], rng)
+            if child != candidate:
+                return child
         return self.sample(rng, 0)
 
-    def _mutated(self, rng: np.random.Generator, tree: Tree, kind: int) -> Tree:
-        arguments: tuple[tuple[Any, ...], ...] = ((self._bounds, self._palette), (self._palette,), ())
-        return simplify(_MUTATIONS[kind](rng, tree, *arguments[kind]))
+    def vary(self, candidate: Formula, mutation: Mutation, rng: np.random.Generator) -> Formula:
+        """One mutation, simplified; the formula itself where that leaves nothing that uses the weights."""
+        if candidate.tree is None:
+            return candidate
+        mutations = {
+            "subtree": lambda tree: mutate_subtree(rng, tree, self._bounds, self._palette),
+            "point": lambda tree: mutate_point(rng, tree, self._palette),
+            "hoist": lambda tree: mutate_hoist(rng, tree),
+        }
+        child = simplify(mutations[mutation](candidate.tree))
+        return Formula(child) if self._uses_weights(child) else candidate
+
+    def ramped(self, rng: np.random.Generator, n: int) -> list[Formula]:
+        """At most `n` random formulas by ramped half-and-half: those of as many that use the weights."""
+        trees = (simplify(tree) for tree in ramped(rng, n, self._bounds, self._palette))
+        return [Formula(tree) for tree in trees if self._uses_weights(tree)]
+
+    def constants(self, candidate: Formula) -> tuple[float, ...]:
+        """The formula's numbers other than 0, from left to right."""
+        return () if candidate.tree is None else constants_of(candidate.tree)
+
+    def with_constants(self, candidate: Formula, values: Sequence[float]) -> Formula:
+        """The formula with other numbers in these places, simplified.
+
+        Raises:
+            ValueError: if there are fewer or more places, or on a number that is no constant.
+        """
+        if candidate.tree is None:
+            return candidate
+        child = simplify(with_constants(candidate.tree, values))
+        return Formula(child) if self._uses_weights(child) else candidate
 
     def crossover(self, first: Formula, second: Formula, rng: np.random.Generator) -> Formula:
         if first.tree is None or second.tree is None:
@@ -165,16 +205,10 @@ class FormulaSpace(Space[Formula]):
         return any(isinstance(node, Terminal) and node.name in {"W", "G"} for _, node in subtrees(tree))
 
     def cost(self, candidate: Formula) -> Mapping[str, float]:
-        zeros, shape = (0 if candidate.tree is None else self._n_zeros), self._shape
-        return {
-            "sparsity": zeros / self._n_weights,
-            "params": shape.n_params - zeros,
-            "size_bytes": shape.n_params * shape.bytes_per_param,
-            "macs": shape.macs_per_token,
-            "kv_bytes": shape.kv_bytes_per_token,
-            # More than any formula: without one the dense model would beat all of them in everything.
-            "nodes": self._bounds.size + 1 if candidate.tree is None else candidate.tree.size,
-        }
+        dense = candidate.tree is None
+        costs = self._shape.with_zeros(0 if dense else self._n_zeros, self._n_weights)
+        # More than any formula: without one the dense model would beat all of them in everything.
+        return costs | {"nodes": self._bounds.size + 1 if candidate.tree is None else candidate.tree.size}
 
     def config(self, candidate: Formula) -> Mapping[str, Any]:
         """``{"sparsity": {name of the linear: its sparsity}, "metric": "formula: ..."}``."""

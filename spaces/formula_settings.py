@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.formula import FormulaSpace
@@ -14,6 +14,53 @@ from secateur.spaces.formulas.operators import OPERATORS
 from secateur.spaces.formulas.sampling import Palette
 from secateur.spaces.formulas.tree import Bounds
 from secateur.spaces.units import Prunable, split_protected
+
+
+class ProxySettings(BaseModel):
+    """A closed form that foretells how formulas rank: the error of some layers' outputs, without a forward pass.
+
+    Args:
+        blocks: of the model, evenly spread; second moments of their inputs are kept on the disk.
+        rows: of each linear of these, evenly spread.
+        gram: ``full`` second moments, or their ``diagonal``: cheaper, and a little less like the true loss.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    blocks: int = Field(default=8, gt=0)
+    rows: int = Field(default=32, gt=1)
+    gram: Literal["full", "diagonal"] = "full"
+
+
+class CaseSettings(BaseModel):
+    """Where else a formula is measured; what is not named is as in the space's own settings.
+
+    Args:
+        model: another model.
+        target: another sparsity of each linear.
+        group_size: patterns instead of rows or layers.
+        comparison: which weights compete.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(default=None, min_length=1)
+    target: float | None = Field(default=None, gt=0, lt=1)
+    group_size: int | None = Field(default=None, gt=1)
+    comparison: Literal["output", "layer"] | None = None
+
+    @property
+    def name(self) -> str:
+        """What it names, such as ``target=0.6`` or ``model=tiny,target=0.6``."""
+        return ",".join(f"{name}={value}" for name, value in self.model_dump(exclude_none=True).items())
+
+    @model_validator(mode="after")
+    def _check(self) -> CaseSettings:
+        if not self.name:
+            raise ValueError(
+                "Expected each of `also` to name a model, target, group_size or comparison, got none."
+            )
+        return self
 
 
 class FormulaSettings(BaseModel):
@@ -33,6 +80,9 @@ class FormulaSettings(BaseModel):
         calibration: statistics of the exported model from ``sequential``ly pruned blocks or from the dense
             model.
         damp: share of the mean diagonal that is added to Hessians (H).
+        proxy: what foretells how formulas rank; None: nothing.
+        also: other models, sparsities and patterns where each formula is measured, too: the loss is then the geometric
+            mean over all of them of the ratio to the loss of the first of `known`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +100,11 @@ class FormulaSettings(BaseModel):
     comparison: Literal["output", "layer"] = "output"
     calibration: Literal["sequential", "dense"] = "sequential"
     damp: float = 0.01
+    proxy: ProxySettings | None = ProxySettings()
+    also: tuple[CaseSettings, ...] = ()
+
+    changeable: ClassVar[tuple[str, ...]] = ("calibration",)
+    """May change when a search is continued: a candidate does not name its target."""
 
     @field_validator("known")
     @classmethod
@@ -73,6 +128,9 @@ class FormulaSettings(BaseModel):
         if self.group_size is not None and self.group_size < 2:
             raise ValueError(f"Expected `group_size` >= 2, got {self.group_size}.")
         _ = self.palette
+        names = [case.name for case in self.also]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Expected each of `also` once, got {names}.")
         return self
 
     @property
@@ -81,6 +139,11 @@ class FormulaSettings(BaseModel):
         return Palette(
             self.terminals, tuple(OPERATORS) if self.operators is None else self.operators, self.constants
         )
+
+    def at(self, case: CaseSettings) -> FormulaSettings:
+        """The settings of one other model, sparsity and pattern alone."""
+        changes = case.model_dump(exclude_none=True, exclude={"model"})
+        return self.model_copy(update={**changes, "also": ()})
 
     @property
     def targets(self) -> tuple[float, ...]:

@@ -45,6 +45,16 @@ class Fidelity:
             raise ValueError(f"Expected `n_trained` >= 0, got {self.n_trained}.")
 
     @property
+    def n_evaluations(self) -> int:
+        """What a measurement costs a budget in evaluations: 1, or 0 for a closed form."""
+        return 0 if self.part == "proxy" else 1
+
+    @property
+    def total_tokens(self) -> int:
+        """What a measurement costs a budget in tokens: those evaluated and trained on; none for a closed form."""
+        return 0 if self.part == "proxy" else self.n_tokens + self.n_trained
+
+    @property
     def text(self) -> str:
         """Canonical text, e.g. ``search:2048`` or ``search:2048+trained:8192``."""
         return f"{self.part}:{self.n_tokens}" + (f"+trained:{self.n_trained}" if self.n_trained else "")
@@ -73,7 +83,8 @@ class Measurement:
             token, and the exact costs (``params``, ``size_bytes``, ...). Empty if infeasible.
         infeasible: the reason why the candidate has no values, or None.
         seed: the study's seed.
-        n_tokens: tokens that were evaluated for it (nominal: shared prefixes are not subtracted).
+        n_tokens: tokens that were evaluated for it, and trained on (nominal: neither shared prefixes nor an earlier
+            training that was gone on with are subtracted).
         seconds: wall time spent on it; a batch's time is divided among its candidates.
         worker: who measured it.
         blocks: model blocks computed for it (per pass over its data, summed over data batches).

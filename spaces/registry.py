@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from secateur.spaces.allocation_settings import AllocationSettings, build_allocation
+from secateur.spaces.architecture_settings import ArchitectureSettings, build_architecture
 from secateur.spaces.formula_settings import FormulaSettings, build_formula
 from secateur.spaces.space import Space
 
@@ -36,6 +37,12 @@ SPACES: dict[str, SpaceRow] = {
         build=build_allocation,
         summary="a level of sparsity for each linear, sub-layer or block, at a global sparsity",
         source="https://arxiv.org/abs/2410.14649",
+    ),
+    "architecture": SpaceRow(
+        settings=ArchitectureSettings,
+        build=build_architecture,
+        summary="KV groups and FFN channels that each block keeps, at a share of parameters, MACs, bytes or time",
+        source="https://arxiv.org/abs/2502.07780",
     ),
     "formula": SpaceRow(
         settings=FormulaSettings,

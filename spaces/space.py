@@ -54,7 +54,7 @@ class Space(ABC, Generic[C]):
         """Named candidates that every study measures first.
 
         ``dense``; then for each budget the one that others are compared with, by what it is and the budget, such as
-        ``uniform@0.6``; then further ones, if any, by plain names.
+        ``uniform@0.6``; then further ones, if any, by plain names or likewise.
         """
 
     @abstractmethod
@@ -155,6 +155,10 @@ class SeparableSpace(Space[C]):
     @abstractmethod
     def disassemble(self, candidate: C) -> tuple[int, ...]:
         """Inverse of `assemble`."""
+
+    def block_of(self, slot: int) -> int:
+        """Index of the model's block that the slot belongs to; without blocks each slot is one."""
+        return slot
 
     # --- what follows from it ---
 

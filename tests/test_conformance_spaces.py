@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.spaces.cost import ModelShape
+from secateur.spaces.cost import BlockShape, ModelShape
+from secateur.spaces.latency import LatencyTable, Phase
 from secateur.spaces.registry import SPACES
 from secateur.spaces.space import SeparableSpace, Space
 from secateur.spaces.units import Prunable
@@ -20,7 +21,15 @@ LINEARS = tuple(
     for block in range(4)
     for name, size in SIZES.items()
 )
-SHAPE = ModelShape(n_params=100_000, bytes_per_param=2, macs_per_token=90_000, kv_bytes_per_token=256)
+PHASE = Phase(0.5, (0.0, 0.3, 0.5, 0.6, 0.8), ((0, 0.0), (16, 0.5), (48, 1.5)))
+SHAPE = ModelShape(
+    n_params=100_000,
+    bytes_per_param=2,
+    macs_per_token=90_000,
+    kv_bytes_per_token=256,
+    blocks=(BlockShape(4, 200, 20, 48, 30, 20, 220, 30, 16),) * 4,
+    latency=LatencyTable("made up", {"prefill": PHASE, "decode": PHASE}),
+)
 
 # For each row of the registry the settings that it is tested with.
 SETTINGS: dict[str, list[dict[str, Any]]] = {
@@ -30,6 +39,25 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"target": {"low": 0.2, "high": 0.4, "step": 0.1}, "protect": ["*.0.*"]},
         {"target": 0.61, "granularity": "block"},
         {"target": 0.6, "group_size": 4, "max_sparsity": 1.0},
+        {"target": 0.0},
+    ],
+    "architecture": [
+        {},
+        {
+            "target": [0.2, 0.5],
+            "repair": ["none", "refit"],
+            "units": ["groups", "channels", "attention", "mlp", "blocks"],
+        },
+        {
+            "target": {"low": 0.2, "high": 0.6, "step": 0.2},
+            "of": "latency_decode",
+            "multiple_of": 8,
+            "protect": [1],
+        },
+        {"target": 0.25, "of": "kv_bytes", "target_format": "gguf"},
+        {"target": 0.5, "units": ["blocks"]},
+        {"target": [0.2, 0.5], "tied": True, "repair": ["none", "bias"]},
+        {"target": 0.5, "target_format": "hf-stock", "units": ["blocks"]},
         {"target": 0.0},
     ],
     "formula": [
@@ -104,6 +132,8 @@ def test_the_same_generator_gives_the_same_candidates(case, seed):
 
 def test_separable_view_adds_up(space):
     if not isinstance(space, SeparableSpace):
+        if space.parameters():
+            return
         with pytest.raises(ValueError, match="names its parameters"):
             space.from_parameters({}, 0, np.random.default_rng(0))
         return
@@ -129,6 +159,20 @@ def test_costs_are_known_and_pruning_never_adds(space):
     for cost in others:
         assert cost.keys() == dense.keys()
         assert all(cost[name] <= dense[name] for name in ("params", "size_bytes", "macs", "kv_bytes"))
+
+
+def test_parameters_make_the_candidate_again(space):
+    rng = np.random.default_rng(0)
+    for budget in range(len(space.budgets) if space.parameters() else 0):
+        candidate = space.sample(rng, budget)
+        values = space.to_parameters(candidate)
+        assert values.keys() == {parameter.name for parameter in space.parameters()}
+        assert all(
+            parameter.low <= values[parameter.name] <= parameter.high for parameter in space.parameters()
+        )
+        assert space.from_parameters(values, budget, rng) == candidate
+        lowest = {parameter.name: parameter.low for parameter in space.parameters()}
+        assert space.budget_of(space.from_parameters(lowest, budget, rng)) == budget
 
 
 @pytest.mark.parametrize("text", ["", "densest", ":", "allocation", "x:1,2", "allocation:", "allocation:1"])

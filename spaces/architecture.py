@@ -1,0 +1,81 @@
+"""A candidate of the space `architecture`: what each block of a smaller model keeps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any, Literal, NamedTuple, get_args
+
+Repair = Literal["none", "bias", "refit", "obs", "liar", "admm"]
+_REPAIRS = "|".join(get_args(Repair))
+
+
+class Kept(NamedTuple):
+    """What a block keeps; 0: the sub-layer is removed whole, with its norm.
+
+    Args:
+        kv_groups: KV heads, each with the query heads that read it.
+        ffn: channels of the MLP.
+    """
+
+    kv_groups: int
+    ffn: int
+
+
+GONE = Kept(0, 0)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What each block keeps, and how the rest is repaired where that is searched too.
+
+    Its text lists the blocks in order, equal neighbours as ``<kept>x<times>``:
+    ``architecture:3/1536x5,0/1024,3/1536``, with ``;repair=refit`` behind it if there are several repairs.
+
+    Args:
+        blocks: one entry a block.
+        repair: how kept weights make up for the removed ones; "" where the space knows one repair alone.
+    """
+
+    blocks: tuple[Kept, ...]
+    repair: Repair | Literal[""] = ""
+
+    @cached_property
+    def text(self) -> str:
+        """Canonical text; `parse` is its inverse."""
+        runs = [(kept, len(list(group))) for kept, group in groupby(self.blocks)]
+        body = ",".join(f"{g}/{w}" + (f"x{n}" if n > 1 else "") for (g, w), n in runs)
+        return f"architecture:{body}" + (f";repair={self.repair}" if self.repair else "")
+
+    @classmethod
+    def parse(cls, text: str) -> Architecture:
+        """The architecture with this canonical text.
+
+        Raises:
+            ValueError: if no architecture prints like this.
+        """
+        whole = re.fullmatch(rf"architecture:([\d/x,]+)(?:;repair=({_REPAIRS}))?", text, re.ASCII)
+        runs = whole[1].split(",") if whole else []
+        found = [re.fullmatch(r"(\d{1,6})/(\d{1,6})(?:x(\d{1,6}))?", run) for run in runs]
+        blocks = [Kept(int(x[1]), int(x[2])) for x in found if x for _ in range(int(x[3] or 1))]
+        repair: Any = (whole and whole[2]) or ""
+        architecture = cls(tuple(blocks), repair)
+        if whole and architecture.text == text:
+            return architecture
+        raise ValueError(
+            f"Expected an architecture such as 'architecture:3/1536x5,0/1024', got {text[:80]!r}."
+        )
+
+    def config(self, repair: Repair) -> dict[str, Any]:
+        """The plain configuration; `repair` is the space's only one, if the candidate names none."""
+        blocks = [{"kv_groups": kept.kv_groups, "ffn": kept.ffn} for kept in self.blocks]
+        return {"blocks": blocks, "repair": self.repair or repair}
+
+    def check_repair(self, repairs: Sequence[Repair]) -> None:
+        """Raise unless it names one of several repairs, or none where there is one alone."""
+        known = tuple(repairs) if len(repairs) > 1 else ("",)
+        if self.repair not in known:
+            raise ValueError(f"Expected `repair` out of {known}, got {self.repair!r}.")

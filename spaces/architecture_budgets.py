@@ -1,0 +1,139 @@
+"""The slots of the space `architecture`, what their options remove, and the totals that meet each budget."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.spaces.architecture_cost import USAGES, Of, check_latency, dense_of
+from secateur.spaces.architecture_levels import BlockLevels, LevelRules, Slot, slots_of
+from secateur.spaces.budget import check_ascending, finest_step, nearest_window
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.variation import ATTEMPTS, Levels, Variation
+
+UNIFORM_STEPS = 400  # shares that are tried for the uniform levels of a budget
+
+
+class SlotBudgets:
+    """What can be removed, counted in the budget's unit.
+
+    Args:
+        shape: the dense model, with its blocks.
+        rules: which numbers may be kept.
+        targets: shares of the blocks' `of` that are removed, ascending; each is met to within half a level of the
+            finest slot.
+        of: what is counted.
+
+    Raises:
+        ValueError: if the rules don't fit the model, a target can't be met, or a latency is not known.
+    """
+
+    def __init__(self, shape: ModelShape, rules: LevelRules, targets: Sequence[float], of: Of) -> None:
+        check_ascending("target", targets)
+        check_latency(shape, of)
+        self._shape, self._rules, self._of = shape, rules, of
+        self.targets = tuple(targets)
+        self.dense = tuple(map(dense_of, shape.blocks))
+        rows = {slot: self._row(slot) for slot in slots_of(rules.levels(shape), rules.units)}
+        self.slots = tuple(slot for slot, row in rows.items() if row[-1])  # what doesn't count stays dense
+        self.table = tuple(rows[slot] for slot in self.slots)
+        if not self.slots:
+            raise ValueError(
+                f"Expected `units` that can be removed and count in {of}, got {self._units}. Name others, or protect "
+                f"fewer blocks."
+            )
+        self.n_total = sum(USAGES[of](shape, *pair) for pair in zip(shape.blocks, self.dense, strict=True))
+        wanted = [math.floor(Fraction(str(t)) * self.n_total + Fraction(1, 2)) for t in targets]
+        self._step = finest_step(self.table)
+        self.windows = tuple(nearest_window(total, self._step) for total in wanted)
+        self._check_targets()
+
+    @cached_property
+    def levels(self) -> tuple[BlockLevels, ...]:
+        """The numbers that each block may keep."""
+        levels = [BlockLevels((dense.kv_groups,), (dense.ffn,)) for dense in self.dense]
+        for slot in self.slots:
+            before = levels[slot.block]
+            levels[slot.block] = BlockLevels(slot.kv_groups or before.kv_groups, slot.ffn or before.ffn)
+        return tuple(levels)
+
+    @property
+    def _units(self) -> str:
+        return ", ".join(sorted(self._rules.units))
+
+    def _row(self, slot: Slot) -> tuple[int, ...]:
+        """What each option of the slot removes."""
+        block, dense = self._shape.blocks[slot.block], self.dense[slot.block]
+        kept = [slot.kept(option, dense) for option in range(slot.n_options)]
+        usages = [USAGES[self._of](self._shape, block, each) for each in kept]
+        return tuple(usages[0] - usage for usage in usages)
+
+    def _check_targets(self) -> None:
+        highest = sum(row[-1] for row in self.table)
+        for budget, (target, bounds) in enumerate(zip(self.targets, self.windows, strict=True)):
+            if bounds.low > highest or (target and bounds.low <= 0):
+                raise ValueError(
+                    f"Expected `target` from {(self._step // 2 + 1) / self.n_total:.2g} to "
+                    f"{highest / self.n_total:.4g} (what {self._units} can remove of the blocks' {self._of}), got "
+                    f"{target:g}. Choose another target or more `units`, or protect fewer blocks."
+                )
+            if budget and bounds.low <= self.windows[budget - 1].high:
+                raise ValueError(
+                    f"Expected targets that the levels tell apart ({self._step / self.n_total:.2g}), got "
+                    f"{self.targets[budget - 1]:.10g} and {target:.10g}. Use fewer targets, or a smaller `ffn_step`."
+                )
+
+    @cached_property
+    def shares(self) -> tuple[NDArray[np.float64], ...]:
+        """Which fraction of each slot its options remove."""
+        return tuple(np.array(slot.shares) for slot in self.slots)
+
+    @cached_property
+    def uniform(self) -> tuple[Levels, ...]:
+        """For each budget the most uniform levels that meet it.
+
+        All slots lose the same share; what the levels of one miss of it the next one of its kind makes up for.
+
+        Raises:
+            ValueError: if no levels meet a budget.
+        """
+        return tuple(self._find_uniform(budget) for budget in range(len(self.targets)))
+
+    def _find_uniform(self, budget: int) -> Levels:
+        window = self.windows[budget]
+        variation = Variation(self.table, [window], ())
+        middle = (window.low + window.high) // 2
+
+        def removed(step: int) -> int:
+            return variation.total(self._diffused(step / UNIFORM_STEPS))
+
+        above = bisect_left(
+            range(UNIFORM_STEPS), middle, key=removed
+        )  # grows with the share, nearly everywhere
+        step = min((max(above - 1, 0), above), key=lambda step: abs(removed(step) - middle))
+        nearest = self._diffused(step / UNIFORM_STEPS)
+        for seed in range(ATTEMPTS):
+            levels = variation.settle(nearest, 0, np.random.default_rng(seed))
+            if levels is not None:
+                return levels
+        raise ValueError(
+            f"Expected a `target` that the levels of {len(self.slots)} slots can meet to within "
+            f"{self._step / 2 / self.n_total:.2g}, got {self.targets[budget]:g}. Near it is "
+            f"{variation.total(nearest) / self.n_total:.4g}; or use a smaller `ffn_step`, or more `units`."
+        )
+
+    def _diffused(self, share: float) -> Levels:
+        """The levels that remove this share, errors handed on from slot to slot of a kind."""
+        levels, debts = [], dict[str, float]()
+        for slot, shares in zip(self.slots, self.shares, strict=True):
+            wanted = share + debts.get(slot.kind, 0.0)
+            level = int(np.abs(shares - wanted).argmin())
+            debts[slot.kind] = min(max(wanted - float(shares[level]), -1.0), 1.0)
+            levels.append(level)
+        return tuple(levels)

@@ -1,0 +1,85 @@
+"""What architectures cost, exactly, and what budgets of them count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from secateur.spaces.architecture import Kept
+from secateur.spaces.cost import BlockShape, ModelShape
+from secateur.spaces.latency import PHASES, PhaseName
+
+Of = Literal["params", "macs", "kv_bytes", "latency_prefill", "latency_decode"]
+
+
+def _latency(phase: PhaseName) -> Callable[[ModelShape, BlockShape, Kept], int]:
+    def usage(shape: ModelShape, block: BlockShape, kept: Kept) -> int:
+        assert shape.latency is not None  # checked when the space is made
+        times = shape.latency.phases[phase]
+        return round(times.attention(kept.kv_groups) * 1e6) + round(times.mlp(kept.ffn) * 1e6)
+
+    return usage
+
+
+# What a budget counts of one block, in integers: parameters, multiply-accumulates, bytes, nanoseconds.
+USAGES: dict[Of, Callable[[ModelShape, BlockShape, Kept], int]] = {
+    "params": lambda shape, block, kept: block.params(*kept),
+    "macs": lambda shape, block, kept: block.macs(*kept),
+    "kv_bytes": lambda shape, block, kept: block.kv_bytes(kept.kv_groups),
+    "latency_prefill": _latency("prefill"),
+    "latency_decode": _latency("decode"),
+}
+
+
+def dense_of(block: BlockShape) -> Kept:
+    """All of the block."""
+    return Kept(block.n_kv_groups, block.ffn_width)
+
+
+def check_latency(shape: ModelShape, of: Of) -> None:
+    """Raise unless what the budget counts is known.
+
+    Raises:
+        ValueError: if it is a latency without a table, or the table is another model's.
+    """
+    if of.startswith("latency") and shape.latency is None:
+        raise ValueError(
+            f"Expected a measured latency table of this model on this device for `of: {of}`, got none. Make one with: "
+            f"secateur latency MODEL."
+        )
+    if shape.latency is None:
+        return
+    for index, block in enumerate(shape.blocks):
+        for phase in shape.latency.phases.values():
+            known = Kept(len(phase.attention_ms) - 1, phase.ffn[-1][0])
+            if known != dense_of(block):
+                raise ValueError(
+                    f"Expected a latency table for {block.n_kv_groups} KV groups and {block.ffn_width} channels, got "
+                    f"one for {known.kv_groups} and {known.ffn} at block {index}. Make another with: secateur latency "
+                    f"MODEL."
+                )
+
+
+def cost(shape: ModelShape, blocks: Sequence[Kept]) -> dict[str, float]:
+    """Costs of the whole model: ``sparsity`` is the share of the blocks' parameters that is removed.
+
+    Latencies, in milliseconds, are predicted from the table, where there is one.
+    """
+    pairs = [(block, dense_of(block), kept) for block, kept in zip(shape.blocks, blocks, strict=True)]
+    params, macs, kv_bytes = (
+        sum(USAGES[of](shape, block, dense) - USAGES[of](shape, block, kept) for block, dense, kept in pairs)
+        for of in ("params", "macs", "kv_bytes")
+    )
+    costs = {
+        "sparsity": params / sum(block.params(*dense) for block, dense, _ in pairs),
+        "params": shape.n_params - params,
+        "size_bytes": (shape.n_params - params) * shape.bytes_per_param,
+        "macs": shape.macs_per_token - macs,
+        "kv_bytes": shape.kv_bytes_per_token - kv_bytes,
+    }
+    if shape.latency is not None:
+        for name in PHASES:
+            times = shape.latency.phases[name]
+            inside = sum(times.attention(kept.kv_groups) + times.mlp(kept.ffn) for kept in blocks)
+            costs[f"latency_{name}"] = times.rest_ms + inside
+    return costs

@@ -1,0 +1,193 @@
+"""The forms of architectures whose blocks are all alike, and which of them meet each budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+from secateur.spaces.architecture import GONE, Kept
+from secateur.spaces.architecture_cost import USAGES, Of, check_latency, dense_of
+from secateur.spaces.architecture_levels import BlockLevels, LevelRules
+from secateur.spaces.budget import Window, check_ascending, nearest_window, spread_order
+from secateur.spaces.cost import ModelShape
+
+
+class Form(NamedTuple):
+    """What such an architecture is but for which blocks it drops.
+
+    Args:
+        n_blocks: how many are kept.
+        kept: of each of them.
+    """
+
+    n_blocks: int
+    kept: Kept
+
+
+class FormBudgets:
+    """What can be removed of all blocks alike, counted in the budget's unit.
+
+    Args:
+        shape: the dense model, with blocks that are all alike.
+        rules: which numbers may be kept. The first block and protected ones are not dropped.
+        targets: shares of the blocks' `of` that are removed, ascending; each is met to within half of the smallest
+            step from the dense model.
+        of: what is counted.
+
+    Raises:
+        ValueError: if the blocks differ, the rules don't fit them, a target can't be met, or a latency is not known.
+    """
+
+    def __init__(self, shape: ModelShape, rules: LevelRules, targets: Sequence[float], of: Of) -> None:
+        check_ascending("target", targets)
+        check_latency(shape, of)
+        levels = rules.levels(shape)
+        self._shape, self._of = shape, of
+        self.targets = tuple(targets)
+        self.droppable = [index for index, block in enumerate(levels) if block.kv_groups[-1] == 0]
+        self.dense = Form(len(shape.blocks), _the_block(shape))
+        (self._alike,) = replace(rules, protect=frozenset()).levels(replace(shape, blocks=shape.blocks[:1]))
+        self._n_total = self._usage(self.blocks(self.dense, ()))
+        self.windows = self._find_windows()
+
+    def _usage(self, blocks: Sequence[Kept]) -> int:
+        usage = USAGES[self._of]
+        return sum(
+            usage(self._shape, block, kept) for block, kept in zip(self._shape.blocks, blocks, strict=True)
+        )
+
+    @cached_property
+    def _removed(self) -> dict[Form, float]:
+        """All forms with what they remove; a dropped block counts as the mean of those that can be dropped."""
+        found = {}
+        for kept in (Kept(g, w) for g in self._alike.kv_groups for w in self._alike.ffn):
+            usages = [USAGES[self._of](self._shape, block, kept) for block in self._shape.blocks]
+            mean = sum(usages[i] for i in self.droppable) / (len(self.droppable) or 1)
+            for n in range(len(self.droppable) + 1):
+                found[Form(len(usages) - n, kept)] = self._n_total - sum(usages) + n * mean
+        return found
+
+    def _find_windows(self) -> tuple[Window, ...]:
+        removed, total = self._removed.values(), self._n_total
+        step = math.ceil(self._smallest_step())
+        wanted = [math.floor(Fraction(str(t)) * total + Fraction(1, 2)) for t in self.targets]
+        windows = tuple(nearest_window(x, step) for x in wanted)
+        for target, window in zip(self.targets, windows, strict=True):
+            if (target and window.low <= 0) or not any(window.low <= x <= window.high for x in removed):
+                near = min((x / total for x in removed if x), key=lambda x: abs(x - target), default=0.0)
+                raise ValueError(
+                    f"Expected `target` from {(step // 2 + 1) / total:.2g} to {max(removed) / total:.4g} (what blocks "
+                    f"that are all alike can lose of their {self._of}), got {target:g}. Near it is {near:.4g}; or add "
+                    f"`units`, use a smaller `ffn_step`, or protect fewer blocks."
+                )
+        for low, high in pairwise(windows):
+            if high.low <= low.high:
+                raise ValueError(
+                    f"Expected targets that the levels tell apart ({step / total:.2g}), got {list(self.targets)}. "
+                    f"Use fewer targets, or a smaller `ffn_step`."
+                )
+        return windows
+
+    def _smallest_step(self) -> float:
+        """The mean step from level to level of all blocks' groups or channels, or one dense block."""
+        (n_blocks, kept), (groups, ffn) = self.dense, (self._alike.kv_groups, self._alike.ffn)
+        steps = [
+            self._removed[Form(n_blocks, kept._replace(kv_groups=groups[-1]))] / max(len(groups) - 1, 1),
+            self._removed[Form(n_blocks, kept._replace(ffn=ffn[-1]))] / max(len(ffn) - 1, 1),
+            self._removed.get(Form(n_blocks - 1, kept), 0.0),
+        ]
+        return min((step for step in steps if step), default=1.0)
+
+    @cached_property
+    def forms(self) -> tuple[list[Form], ...]:
+        """For each budget the forms that meet it."""
+        return tuple(
+            [form for form, removed in self._removed.items() if window.low <= removed <= window.high]
+            for window in self.windows
+        )
+
+    @cached_property
+    def uniform(self) -> tuple[tuple[Form, list[int]], ...]:
+        """For each budget a form and the blocks that it drops.
+
+        As few of them as can be, spread over the depth, and shares of groups and channels as equal as can be.
+
+        Raises:
+            ValueError: if no form meets a budget exactly, where blocks count differently.
+        """
+        return tuple(self._find_uniform(budget) for budget in range(len(self.targets)))
+
+    def _find_uniform(self, budget: int) -> tuple[Form, list[int]]:
+        found = self.find(budget, [self.droppable[i] for i in spread_order(len(self.droppable))])
+        if found is None:
+            raise ValueError(
+                f"Expected a `target` that blocks of different {self._of} can meet, got {self.targets[budget]:g}. Use "
+                f"another one, or `of: params`."
+            )
+        return found
+
+    def find(
+        self, budget: int, order: Sequence[int], *, shallow: bool = False
+    ) -> tuple[Form, list[int]] | None:
+        """A form that meets the budget and the blocks that it drops; None if there is none.
+
+        Args:
+            budget: its index.
+            order: the blocks that may be dropped, the first ones are.
+            shallow: drop as many of them as can be, not as few; then shares of groups and channels as equal as can be.
+        """
+
+        def rank(form: Form) -> tuple[int, float]:
+            shares = [kept / dense for kept, dense in zip(form.kept, self.dense.kept, strict=True)]
+            return form.n_blocks if shallow else -form.n_blocks, abs(shares[0] - shares[1])
+
+        for form in sorted(self.forms[budget], key=rank):
+            dropped = list(order[: self.dense.n_blocks - form.n_blocks])
+            if self.budget_of(self.blocks(form, dropped)) == budget:
+                return form, dropped
+        return None
+
+    def budget_of(self, blocks: Sequence[Kept]) -> int | None:
+        """Index of the budget that the architecture meets, or None."""
+        removed = self._n_total - self._usage(blocks)
+        return next((i for i, window in enumerate(self.windows) if removed in window), None)
+
+    def blocks(self, form: Form, dropped: Collection[int]) -> tuple[Kept, ...]:
+        """What each block keeps."""
+        return tuple(GONE if index in dropped else form.kept for index in range(self.dense.n_blocks))
+
+    @property
+    def alike(self) -> BlockLevels:
+        """The numbers that kept blocks may keep."""
+        return self._alike
+
+    @property
+    def levels(self) -> tuple[BlockLevels, ...]:
+        """The numbers that each block may keep."""
+        zeros = [(0,) if index in self.droppable else () for index in range(self.dense.n_blocks)]
+        return tuple(
+            BlockLevels((*self._alike.kv_groups, *zero), (*self._alike.ffn, *zero)) for zero in zeros
+        )
+
+    def apart(self, first: Form, second: Form) -> float:
+        """Sum of the differences of their shares of blocks, groups and channels."""
+        pairs = zip((first.n_blocks, *first.kept), (second.n_blocks, *second.kept), strict=True)
+        dense = (self.dense.n_blocks, *self.dense.kept)
+        return sum(abs(a - b) / whole for (a, b), whole in zip(pairs, dense, strict=True))
+
+
+def _the_block(shape: ModelShape) -> Kept:
+    """All of one block; they are alike."""
+    first = dense_of(shape.blocks[0])
+    for index, block in enumerate(shape.blocks):
+        if dense_of(block) != first:
+            raise ValueError(
+                f"Expected blocks that are all alike for a tied architecture, got {dense_of(block)} at block {index} "
+                f"and {first} at block 0. Use `tied: false`."
+            )
+    return first

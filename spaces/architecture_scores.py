@@ -1,0 +1,122 @@
+"""Which levels known allocations give, from scores of the dense model: starting points of a search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+from secateur.spaces.architecture_levels import Slot
+from secateur.spaces.budget import Table, Window
+from secateur.spaces.variation import Levels
+
+Scored = Literal["flap", "shortgpt", "last", "shortened_ppl", "shortened_taylor"]
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """How much the parts of each block matter, next to those of all other blocks; what scores least goes first."""
+
+    @property
+    def attention(self) -> Sequence[Sequence[float]]:
+        """Of each KV group, block by block."""
+        ...
+
+    @property
+    def mlp(self) -> Sequence[Sequence[float]]:
+        """Of each FFN channel, block by block."""
+        ...
+
+    @property
+    def influence(self) -> Sequence[float]:
+        """Of each block as a whole."""
+        ...
+
+    @property
+    def blocks(self) -> Mapping[str, Sequence[float]]:
+        """Further scores of each block as a whole, by the name of the allocation."""
+        ...
+
+
+Move = Mapping[int, int]
+"""Slots with the levels that they go to at once."""
+
+
+def unit_moves(slots: Sequence[Slot], scores: Scores) -> list[Move]:
+    """Single levels in the order in which a rising threshold over all units' scores reaches them.
+
+    FLAP's allocation (An et al. 2024, arXiv 2312.11983): one threshold for the standardised scores of all groups and
+    channels, as high as their costs allow. Here each number that is kept is rounded to the nearest level.
+    """
+    found = []
+    for index, slot in enumerate(slots):
+        if slot.kind == "block":
+            continue
+        of = scores.attention if slot.kind == "attention" else scores.mlp
+        ascending, kept = sorted(of[slot.block]), slot.kv_groups or slot.ffn
+        for level in range(1, slot.n_options):
+            n_gone = math.ceil(len(ascending) - (kept[level - 1] + kept[level]) / 2)  # nearer to this level
+            found.append((ascending[n_gone - 1], index, level))
+    return [{index: level} for _, index, level in sorted(found)]
+
+
+def block_moves(slots: Sequence[Slot], of_blocks: Sequence[float]) -> list[Move]:
+    """Whole blocks, those that score least first; then single levels, for the rest of the way.
+
+    As ShortGPT (Men et al. 2024, arXiv 2403.03853) and others that remove whole blocks only: here the block that is
+    next loses what is still missing, about the same share of attention and MLP. Empty if no block can go whole.
+    """
+    blocks: dict[int, list[int]] = {}
+    for index, slot in enumerate(slots):
+        blocks.setdefault(slot.block, []).append(index)
+    order = sorted(blocks, key=lambda block: of_blocks[block])
+    last = [slot.n_options - 1 for slot in slots]
+    whole = [
+        {i: last[i] for i in blocks[block]} for block in order if _is_whole([slots[i] for i in blocks[block]])
+    ]
+    levels = (
+        sorted((slots[i].shares[level], i, level) for i in blocks[block] for level in range(1, last[i] + 1))
+        for block in order
+    )
+    return [*whole, *({i: level} for row in levels for _, i, level in row)] if whole else []
+
+
+def _is_whole(slots: Sequence[Slot]) -> bool:
+    """Whether the block is gone when these are."""
+    kinds = {slot.kind for slot in slots if slot.removable}
+    return kinds >= {"attention", "mlp"} or "block" in kinds
+
+
+OF_BLOCKS: dict[Scored, Callable[[Scores], Sequence[float]]] = {
+    "shortgpt": lambda scores: scores.influence,
+    "last": lambda scores: scores.blocks["last"],
+    "shortened_ppl": lambda scores: scores.blocks["shortened_ppl"],
+    "shortened_taylor": lambda scores: scores.blocks["shortened_taylor"],
+}
+"""Scores of whole blocks, for allocations that drop them."""
+
+
+def moves_of(kind: Scored, slots: Sequence[Slot], scores: Scores) -> list[Move]:
+    """What an allocation does, in order."""
+    of_blocks = OF_BLOCKS.get(kind)
+    return unit_moves(slots, scores) if of_blocks is None else block_moves(slots, of_blocks(scores))
+
+
+def walk(table: Table, window: Window, moves: Sequence[Move]) -> Levels:
+    """The levels to which the moves lead, in order, those left out that go back or beyond the window.
+
+    Args:
+        table: usage of each slot at each level.
+        window: reached as soon as the total is not below it.
+        moves: from all slots at level 0 on.
+    """
+    levels, total = [0] * len(table), 0
+    for move in moves:
+        if total >= window.low:
+            break
+        after = total + sum(table[i][level] - table[i][levels[i]] for i, level in move.items())
+        if after <= window.high and all(level > levels[i] for i, level in move.items()):
+            total = after
+            for i, level in move.items():
+                levels[i] = level
+    return tuple(levels)

@@ -1,0 +1,234 @@
+"""The space `architecture`: how many KV groups and FFN channels each block keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from secateur.spaces.architecture import Architecture, Repair
+from secateur.spaces.architecture_budgets import SlotBudgets
+from secateur.spaces.architecture_cost import Of
+from secateur.spaces.architecture_levels import BlockLevels, LevelRules, Slot
+from secateur.spaces.architecture_scores import Scored, Scores, moves_of, walk
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.space import SeparableSpace
+from secateur.spaces.structured import StructuredSpace
+from secateur.spaces.variation import ATTEMPTS, Levels, Variation
+
+DEPTH_MOVES = 0.25  # of the mutations: remove or restore something whole, or make two of a kind change places
+REPAIR_MOVES = 0.1  # of the mutations, where several repairs are offered: another repair and nothing else
+
+
+class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
+    """A number of KV groups and of FFN channels for each block, with what is removed held at a target.
+
+    Candidates vary by `Variation`, where the levels of attention and MLP weigh what they remove: DarwinLM's
+    level switch (arXiv 2502.07780), but with their split searched too; and by depth moves, which remove or
+    restore a whole sub-layer or block at once. The slots are the sub-layers, or the blocks where nothing else is
+    removed; and the repair, if there are several.
+
+    Costs: those of `architecture_cost.cost`.
+
+    Args:
+        shape: the dense model, with its blocks.
+        rules: which numbers may be kept.
+        targets: shares of the blocks' `of` that are removed, ascending: the budgets, each met to within half a
+            level of the finest slot.
+        of: what a budget counts.
+        repairs: how kept weights may make up for removed ones.
+
+    Raises:
+        ValueError: if the rules don't fit the model, a target can't be met, or a latency is not known.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        rules: LevelRules,
+        targets: Sequence[float],
+        of: Of = "params",
+        repairs: Sequence[Repair] = ("none",),
+    ) -> None:
+        super().__init__(shape, repairs)
+        self._of_slots = SlotBudgets(shape, rules, targets, of)
+        self._slots, self._table = self._of_slots.slots, self._of_slots.table
+        self._variation = Variation(self._table, self._of_slots.windows, self._of_slots.uniform)
+        self._groups = _groups(self._slots, together="blocks" in rules.units)
+
+    @property
+    def levels(self) -> tuple[BlockLevels, ...]:
+        """The numbers that each block may keep."""
+        return self._of_slots.levels
+
+    # --- budgets ---
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return self._of_slots.targets
+
+    def budget_of(self, candidate: Architecture) -> int | None:
+        return self._variation.budget_of(self._levels_of(candidate))
+
+    @property
+    def dense(self) -> Architecture:
+        return self._made((0,) * len(self._slots))
+
+    def uniform(self, budget: int) -> Architecture:
+        """All slots lose the same share, see `SlotBudgets.uniform`."""
+        return self._made(self._of_slots.uniform[budget])
+
+    def from_scores(self, kind: Scored, scores: Scores, budget: int) -> Architecture | None:
+        """See `moves_of`; what these miss of the budget, if anything, random levels make up for."""
+        moves = moves_of(kind, self._slots, scores)
+        levels = walk(self._table, self._of_slots.windows[budget], moves)
+        found = self._variation.settle(levels, budget, np.random.default_rng(0)) if any(levels) else None
+        return None if found is None else self._made(found)
+
+    # --- variation ---
+
+    def sample(self, rng: np.random.Generator, budget: int) -> Architecture:
+        """As `Variation.sample`, with any repair."""
+        repair = int(rng.integers(len(self._repairs))) if len(self._repairs) > 1 else 0
+        levels = self._variation.sample(self._of_slots.shares, self.budgets[budget], budget, rng)
+        return self._made(levels, repair)
+
+    def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
+        """A quarter of them depth moves, the others level switches; a few change the repair alone."""
+        budget, levels = self._budget(candidate), self._levels_of(candidate)
+        repair, n_repairs = self._repair_of(candidate), len(self._repairs)
+        if n_repairs > 1 and rng.random() < REPAIR_MOVES:
+            return self._made(levels, (repair + int(rng.integers(1, n_repairs))) % n_repairs)
+        if self._groups and rng.random() < DEPTH_MOVES:
+            for _ in range(ATTEMPTS):
+                found = self._depth_move(levels, budget, rng)
+                if found is not None:
+                    return self._made(found, repair)
+        found = self._variation.mutate(levels, budget, rng)
+        if found == levels and n_repairs > 1:
+            return self._made(levels, (repair + 1) % n_repairs)
+        return self._made(found, repair)
+
+    def _depth_move(self, levels: Levels, budget: int, rng: np.random.Generator) -> Levels | None:
+        """Something removed or restored whole, or exchanged with another of its kind; the others make up for it."""
+        group = self._groups[rng.integers(len(self._groups))]
+        gone = self._is_gone(group, levels)
+        if rng.random() < 0.5:
+            alike = (other for other in self._groups if self._kind(other) == self._kind(group))
+            others = [other for other in alike if self._is_gone(other, levels) != gone]
+            if others:
+                other = others[rng.integers(len(others))]
+                pairs = list(zip(group, other, strict=True))
+                jumps = {a: levels[b] for a, b in pairs} | {b: levels[a] for a, b in pairs}
+                return self._variation.jump(levels, budget, jumps, rng)
+        last = {i: len(self._table[i]) - 1 for i in group}
+        jumps = {i: int(rng.integers(end)) for i, end in last.items()} if gone else last
+        return self._variation.jump(levels, budget, jumps, rng)
+
+    def _is_gone(self, group: Sequence[int], levels: Levels) -> bool:
+        return all(levels[i] == len(self._table[i]) - 1 for i in group)
+
+    def _kind(self, group: Sequence[int]) -> list[tuple[str, int]]:
+        """Groups of one kind may exchange their levels."""
+        return [(self._slots[i].kind, len(self._table[i])) for i in group]
+
+    def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
+        """As `Variation.mix`; the repair is one of theirs."""
+        budget = self._budget(first)
+        repair = self._repair_of(first if rng.random() < 0.5 else second)
+        mixed = self._variation.mix(self._levels_of(first), self._levels_of(second), budget, rng)
+        return self._made(mixed, repair)
+
+    def repair(self, candidate: Architecture, budget: int, rng: np.random.Generator) -> Architecture:
+        levels = self._levels_of(candidate)
+        found = self._variation.repair(levels, budget, rng)
+        return candidate if found is levels else self._made(found, self._repair_of(candidate))
+
+    # --- what a candidate means ---
+
+    def parse(self, text: str) -> Architecture:
+        return self._checked(Architecture.parse(text))
+
+    # --- separable view ---
+
+    def kinship(self, candidate: Architecture) -> Any:
+        """The repair changes every block."""
+        return candidate.repair, self._levels_of(candidate)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots by name; ``repair`` is the last one if there is a choice."""
+        return (*(slot.name for slot in self._slots), *(("repair",) if len(self._repairs) > 1 else ()))
+
+    def options(self, slot: int) -> Sequence[int]:
+        return range(len(self._repairs) if slot == len(self._slots) else len(self._table[slot]))
+
+    def usage(self, slot: int, option: int) -> int:
+        return 0 if slot == len(self._slots) else self._table[slot][option]
+
+    def share(self, slot: int, option: int) -> float:
+        return 0.0 if slot == len(self._slots) else self._slots[slot].shares[option]
+
+    def block_of(self, slot: int) -> int:
+        return len(self._shape.blocks) if slot == len(self._slots) else self._slots[slot].block
+
+    def usage_bounds(self, budget: int) -> tuple[int, int]:
+        window = self._of_slots.windows[budget]
+        return window.low, window.high
+
+    def assemble(self, options: Sequence[int]) -> Architecture:
+        n = len(self._slots)
+        return self._made(tuple(options[:n]), options[n] if len(options) > n else 0)
+
+    def disassemble(self, candidate: Architecture) -> tuple[int, ...]:
+        repair = (self._repair_of(candidate),) if len(self._repairs) > 1 else ()
+        return (*self._levels_of(candidate), *repair)
+
+    # --- helpers ---
+
+    def _made(self, levels: Levels, repair: int = 0) -> Architecture:
+        blocks = list(self._of_slots.dense)
+        for slot, level in zip(self._slots, levels, strict=True):
+            blocks[slot.block] = slot.kept(level, blocks[slot.block])
+        return Architecture(tuple(blocks), self._repairs[repair] if len(self._repairs) > 1 else "")
+
+    def _levels_of(self, candidate: Architecture) -> Levels:
+        return tuple(slot.option_of(candidate.blocks[slot.block]) for slot in self._slots)
+
+    def _repair_of(self, candidate: Architecture) -> int:
+        return self._repairs.index(candidate.repair) if candidate.repair else 0
+
+    def _budget(self, candidate: Architecture) -> int:
+        budget = self.budget_of(candidate)
+        if budget is None:
+            removed = self._variation.total(self._levels_of(candidate)) / self._of_slots.n_total
+            raise ValueError(
+                f"Expected `candidate` to meet a budget, got {candidate.text!r}, which removes {removed:.4f}. Call "
+                f"`repair` first."
+            )
+        return budget
+
+    def _checked(self, candidate: Architecture) -> Architecture:
+        candidate.check_repair(self._repairs)
+        if len(candidate.blocks) != len(self.levels):
+            raise ValueError(f"Expected {len(self.levels)} blocks, got {len(candidate.blocks)}.")
+        for index, (kept, levels) in enumerate(zip(candidate.blocks, self.levels, strict=True)):
+            if kept.kv_groups not in levels.kv_groups or kept.ffn not in levels.ffn:
+                raise ValueError(
+                    f"Expected one of {levels.kv_groups} KV groups and of {levels.ffn} channels, got "
+                    f"{kept.kv_groups}/{kept.ffn} at block {index}."
+                )
+        if self.assemble(self.disassemble(candidate)) != candidate:
+            raise ValueError(f"Expected an architecture that `units` can make, got {candidate.text[:80]!r}.")
+        return candidate
+
+
+def _groups(slots: Sequence[Slot], *, together: bool) -> tuple[tuple[int, ...], ...]:
+    """Slots that are removed and restored at once: each one that can be, and those of each block `together`."""
+    alone = [i for i, slot in enumerate(slots) if slot.removable]
+    blocks: dict[int, list[int]] = {}
+    for i in alone:
+        blocks.setdefault(slots[i].block, []).append(i)
+    pairs = [tuple(group) for group in blocks.values() if together and len(group) > 1]
+    return (*((i,) for i in alone), *pairs)

@@ -1,0 +1,108 @@
+"""How long the sub-layers of a model take on one device, as plain numbers: what latencies are predicted from."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+PhaseName = Literal["prefill", "decode"]
+PHASES: tuple[PhaseName, ...] = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Times of one phase. A smaller sub-layer never counts as slower than a larger one: noise is all that says so.
+
+    Args:
+        rest_ms: what is outside of the blocks (embedding, head, ...).
+        attention_ms: of one attention sub-layer, by the number of KV groups that it keeps, 0 to all of them.
+        ffn: (width, milliseconds) of one MLP, widths ascending from 0 (removed) to the full one; times between
+            them lie on straight lines.
+
+    Raises:
+        ValueError: if a time is negative or not finite, or the widths don't ascend from 0.
+    """
+
+    rest_ms: float
+    attention_ms: tuple[float, ...]
+    ffn: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        for ms in (self.rest_ms, *self.attention_ms, *(ms for _, ms in self.ffn)):
+            if not 0 <= ms < math.inf:
+                raise ValueError(f"Expected times >= 0 in a latency table, got {ms} ms. Measure it again.")
+        widths = [width for width, _ in self.ffn]
+        if len(widths) < 2 or widths[0] != 0 or any(a >= b for a, b in pairwise(widths)):
+            raise ValueError(f"Expected widths that ascend from 0 in a latency table, got {widths}.")
+        if len(self.attention_ms) < 2:
+            raise ValueError(
+                f"Expected a time for 0 KV groups and for each number of them, got {len(self.attention_ms)}."
+            )
+
+    def attention(self, kv_groups: int) -> float:
+        """Milliseconds of an attention sub-layer that keeps so many KV groups."""
+        return min(self.attention_ms[kv_groups:])
+
+    def mlp(self, width: int) -> float:
+        """Milliseconds of an MLP that keeps so many channels."""
+        right = bisect_left(self.ffn, width, key=lambda point: point[0])
+        above = min(ms for _, ms in self.ffn[right:])
+        if self.ffn[right][0] == width:
+            return above
+        (low, ms_low), (high, ms_high) = self.ffn[right - 1], self.ffn[right]
+        return min(above, ms_low + (ms_high - ms_low) * (width - low) / (high - low))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Measured times of one model's sub-layers on one device.
+
+    Args:
+        key: names the device, the model's shape and how it was measured.
+        phases: ``prefill`` and ``decode``.
+
+    Raises:
+        ValueError: if a phase is missing or unknown.
+    """
+
+    key: str
+    phases: Mapping[PhaseName, Phase]
+
+    def __post_init__(self) -> None:
+        if set(self.phases) != set(PHASES):
+            raise ValueError(
+                f"Expected the phases {', '.join(PHASES)} of a latency table, got {list(self.phases)}."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a file."""
+        phases = {
+            name: {
+                "rest_ms": phase.rest_ms,
+                "attention_ms": list(phase.attention_ms),
+                "ffn": list(map(list, phase.ffn)),
+            }
+            for name, phase in self.phases.items()
+        }
+        return {"key": self.key, "phases": phases}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> LatencyTable:
+        """Inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the values are no table.
+        """
+        phases = {
+            name: Phase(
+                float(phase["rest_ms"]),
+                tuple(map(float, phase["attention_ms"])),
+                tuple((int(width), float(ms)) for width, ms in phase["ffn"]),
+            )
+            for name, phase in raw["phases"].items()
+        }
+        return cls(raw["key"], phases)

@@ -1,0 +1,84 @@
+"""What both spaces of architectures, free and tied ones, have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any, Self
+
+from secateur.spaces.architecture import Architecture, Repair
+from secateur.spaces.architecture_cost import cost
+from secateur.spaces.architecture_levels import BlockLevels
+from secateur.spaces.architecture_scores import Scored, Scores
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.space import Space
+
+
+class StructuredSpace(Space[Architecture]):
+    """Architectures of one model, with the baselines that others are compared with.
+
+    Args:
+        shape: the dense model, with its blocks.
+        repairs: how kept weights may make up for removed ones.
+    """
+
+    def __init__(self, shape: ModelShape, repairs: Sequence[Repair]) -> None:
+        self._shape = shape
+        self._repairs = tuple(repairs)
+        self._further: dict[str, Architecture] = {}
+
+    @property
+    @abstractmethod
+    def levels(self) -> tuple[BlockLevels, ...]:
+        """The numbers that each block may keep."""
+
+    @property
+    @abstractmethod
+    def dense(self) -> Architecture:
+        """Nothing removed."""
+
+    @abstractmethod
+    def uniform(self, budget: int) -> Architecture:
+        """The one that others of the budget are compared with."""
+
+    @abstractmethod
+    def from_scores(self, kind: Scored, scores: Scores, budget: int) -> Architecture | None:
+        """The architecture that a known allocation gives; None where it gives none that meets the budget."""
+
+    @property
+    def repairs(self) -> tuple[Repair, ...]:
+        """How kept weights may make up for removed ones."""
+        return self._repairs
+
+    def baselines(self) -> dict[str, Architecture]:
+        named = {"dense": self.dense}
+        for budget, target in enumerate(self.budgets):
+            named[f"uniform@{target:.10g}"] = self.uniform(budget)
+        return named | self._further
+
+    def scored_baselines(self, kinds: Sequence[Scored], scores: Scores) -> dict[str, Architecture]:
+        """What known allocations give for each budget, such as ``flap@0.25``, if it is not the uniform one."""
+        found: dict[str, Architecture] = {}
+        known = set(self.with_baselines({}).baselines().values())
+        for kind in kinds:
+            for budget, target in enumerate(self.budgets):
+                candidate = self.from_scores(kind, scores, budget)
+                if candidate is not None and candidate not in known:
+                    known.add(candidate)
+                    found[f"{kind}@{target:.10g}"] = candidate
+        return found
+
+    def with_baselines(self, named: Mapping[str, Architecture]) -> Self:
+        """The same space with these baselines behind the uniform ones."""
+        other = copy(self)
+        other._further = dict(named)
+        return other
+
+    def cost(self, candidate: Architecture) -> Mapping[str, float]:
+        """See `architecture_cost.cost`."""
+        return cost(self._shape, candidate.blocks)
+
+    def config(self, candidate: Architecture) -> Mapping[str, Any]:
+        """``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...], "repair": "none"}``."""
+        return candidate.config(self._repairs[0])

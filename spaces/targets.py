@@ -1,0 +1,58 @@
+"""The key ``target`` of settings: how much is pruned, as one value, a list, or a range."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Range(BaseModel):
+    """Targets ``low``, ``low + step``, ... up to ``high``, both ends included."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    low: float
+    high: float
+    step: float = 0.05
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(
+                f"Expected `target` with 0 <= `low` <= `high` <= 1, got low {self.low} and high {self.high}."
+            )
+        if not self.step > 0:
+            raise ValueError(f"Expected `step` of `target` > 0, got {self.step}.")
+        return self
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        low, high, step = (Fraction(str(x)) for x in (self.low, self.high, self.step))
+        return tuple(float(low + i * step) for i in range(math.floor((high - low) / step) + 1))
+
+
+Target = float | list[float] | Range
+
+
+def targets_of(target: Target) -> tuple[float, ...]:
+    """The targets in ascending order."""
+    if isinstance(target, Range):
+        return target.values
+    return tuple(sorted(set(target))) if isinstance(target, list) else (target,)
+
+
+def check_target(target: Target) -> Target:
+    """The target, if it holds any, all of them in [0, 1].
+
+    Raises:
+        ValueError: if not.
+    """
+    values = target if isinstance(target, list) else targets_of(target)
+    if not values:
+        raise ValueError("Expected `target` to hold at least one sparsity, got an empty list.")
+    for value in values:
+        if not 0 <= value <= 1:
+            raise ValueError(f"Expected `target` within [0, 1], got {value}. It is the fraction that goes.")
+    return target

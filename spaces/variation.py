@@ -1,0 +1,144 @@
+"""Variation of levels under budgets: what spaces share whose candidates are a level for each unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.spaces.budget import Balance, Table, Window, total_usage
+
+Levels = tuple[int, ...]
+ATTEMPTS = 16  # random variations that are tried before the systematic search for any neighbour
+
+
+class Variation:
+    """Level switches as in EvoPress (arXiv 2410.14649): one unit up a level, another down.
+
+    There a level is a fixed number of weights, so that any two units can be switched; here other units make up
+    for the difference.
+
+    Args:
+        table: usage of each unit at each of its levels.
+        windows: the totals that meet each budget; disjoint.
+        uniform: for each budget the levels to depart from.
+    """
+
+    def __init__(self, table: Table, windows: Sequence[Window], uniform: Sequence[Levels]) -> None:
+        self._table = table
+        self._windows = tuple(windows)
+        self._uniform = tuple(uniform)
+
+    def total(self, levels: Sequence[int]) -> int:
+        """Usage of all units together."""
+        return total_usage(self._table, levels)
+
+    def budget_of(self, levels: Sequence[int]) -> int | None:
+        """Index of the budget that the levels meet, or None."""
+        total = self.total(levels)
+        return next((i for i, window in enumerate(self._windows) if total in window), None)
+
+    def sample(
+        self, shares: Sequence[NDArray[np.float64]], target: float, budget: int, rng: np.random.Generator
+    ) -> Levels:
+        """Half of them the uniform levels after 1 to n switches (log-uniform), half of them rough.
+
+        A rough one shares out what is kept by a symmetric Dirichlet draw (concentration 0.5 to 50, log-uniform).
+
+        Args:
+            shares: which fraction of each unit its levels remove.
+            target: the fraction that the budget removes.
+            budget: its index.
+            rng: of all choices.
+        """
+        n_units = len(self._table)
+        for _ in range(ATTEMPTS):
+            if rng.random() < 0.5:
+                n_switches = int(np.exp(rng.uniform(0, np.log(n_units + 1))))
+                found = self.switch(self._uniform[budget], budget, n_switches, rng)
+            else:
+                draw = rng.gamma(np.exp(rng.uniform(np.log(0.5), np.log(50))), size=n_units)
+                removed = 1 - (1 - target) * draw / (draw.mean() or 1.0)
+                levels = [int(np.abs(x - y).argmin()) for x, y in zip(shares, removed.tolist(), strict=True)]
+                found = self.settle(levels, budget, rng)
+            if found is not None:
+                return found
+        return self._uniform[budget]
+
+    def mutate(self, levels: Levels, budget: int, rng: np.random.Generator) -> Levels:
+        """A neighbour a few level switches away: min(U{1, 2, 3}, U{1, 2, 3}) of them, as in EvoPress."""
+        for _ in range(ATTEMPTS):
+            n_switches = int(rng.integers(1, 4, size=2).min())
+            found = self.switch(levels, budget, n_switches, rng)
+            if found is not None:
+                return found
+        return self._any_neighbour(levels, budget, rng)
+
+    def switch(self, levels: Levels, budget: int, n_switches: int, rng: np.random.Generator) -> Levels | None:
+        """The levels after some switches, never the same ones; None if they lead out of the budget.
+
+        In half of the switches the unit up and the unit down are both random and other units make up for the
+        difference of their sizes; in the other half one is random and a unit of the same size is preferred
+        as the other, so that the mixing between sizes is left to chance but small steps remain common.
+        """
+        balance = Balance(self._table, levels, self._windows[budget])
+        n_moves = 0
+        for _ in range(n_switches):
+            first = 1 if rng.random() < 0.5 else -1
+            for direction in (first, -first) if rng.random() < 0.5 else (first,):
+                unit = balance.any_fresh(direction, rng)
+                if unit is not None:
+                    balance.move(unit, direction)
+                    n_moves += 1
+        if n_moves == 0 or not balance.settle(rng):
+            return None
+        return tuple(balance.levels)
+
+    def _any_neighbour(self, levels: Levels, budget: int, rng: np.random.Generator) -> Levels:
+        """The first neighbour that a systematic search finds; the levels themselves if there is none."""
+        for unit in rng.permutation(len(self._table)).tolist():
+            for direction in (1, -1):
+                balance = Balance(self._table, levels, self._windows[budget])
+                if unit in balance.fresh(direction):
+                    balance.move(unit, direction)
+                    if balance.settle(rng):
+                        return tuple(balance.levels)
+        return levels
+
+    def jump(
+        self, levels: Levels, budget: int, jumps: Mapping[int, int], rng: np.random.Generator
+    ) -> Levels | None:
+        """The levels with some units at other ones, for which the others make up; None if they can't.
+
+        Args:
+            levels: where to start.
+            budget: to be met.
+            jumps: unit -> its new level.
+            rng: of the choice of those that make up for it.
+        """
+        balance = Balance(self._table, levels, self._windows[budget])
+        for unit, level in jumps.items():
+            balance.put(unit, level)
+        return tuple(balance.levels) if balance.settle(rng) else None
+
+    def mix(self, first: Levels, second: Levels, budget: int, rng: np.random.Generator) -> Levels:
+        """Each unit's level from the one or the other with equal odds, then repaired."""
+        mask = (rng.random(len(self._table)) < 0.5).tolist()
+        pairs = zip(mask, first, second, strict=True)
+        return self.repair(tuple(a if take else b for take, a, b in pairs), budget, rng)
+
+    def repair(self, levels: Levels, budget: int, rng: np.random.Generator) -> Levels:
+        """The levels themselves if they meet the budget, else near ones that do."""
+        if self.total(levels) in self._windows[budget]:
+            return levels
+        for _ in range(ATTEMPTS):
+            found = self.settle(levels, budget, rng)
+            if found is not None:
+                return found
+        return self._uniform[budget]
+
+    def settle(self, levels: Sequence[int], budget: int, rng: np.random.Generator) -> Levels | None:
+        """The levels after the fewest random moves that meet the budget; None if no moves lead there."""
+        balance = Balance(self._table, levels, self._windows[budget])
+        return tuple(balance.levels) if balance.settle(rng) else None
