@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from secateur.evaluators.tasks.plan import TaskPlan
+from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.evaluators.text import Text, load_text
 from secateur.evaluators.tokens import tokens_sha256, windows
 from secateur.pruners.families.discover import dissect
@@ -42,21 +44,24 @@ def evaluate_model(
     dtype: str,
     device: str,
     trust_remote_code: bool,
+    tasks: TaskPlan | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float | str | int]:
     """Load a model and measure it on a text.
 
     Returns:
         ``perplexity``, ``ce`` (nats per token), ``params``, ``zeros`` (share of the prunable weights), and what it
-        was measured on: ``text``, ``tokens``, ``window``, ``sha256`` of the token ids.
+        was measured on: ``text``, ``tokens``, ``window``, ``sha256`` of the token ids. For each task its metrics, such
+        as ``piqa acc``, and its ``samples``.
 
     Raises:
-        ValueError: if the model or the text is not what it should be.
+        ValueError: if the model, the text or a task is not what it should be.
     """
     content = Text(part, text, load_text(text, part))
     say(f"loading {name}")
     loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     tokens = windows(loaded.tokenizer, content, window, n_tokens)
+    scores = {} if tasks is None else _scores(TaskSet(tasks, loaded.model, loaded.tokenizer), say)
     say(f"measuring {tokens.numel()} tokens")
     ce = cross_entropy(loaded.model, tokens)
     linears = list(dissect(loaded.model).linears)
@@ -71,4 +76,14 @@ def evaluate_model(
         "tokens": tokens.numel(),
         "window": window,
         "sha256": tokens_sha256(tokens),
+        **scores,
     }
+
+
+def _scores(tasks: TaskSet, say: Callable[[str], None]) -> dict[str, float | int]:
+    say(f"measuring {', '.join(tasks.names)}")
+    found: dict[str, float | int] = {}
+    for name, result in tasks.measure().items():
+        found |= {f"{name} {metric}": value for metric, value in result.metrics.items()}
+        found[f"{name} samples"] = result.samples
+    return found

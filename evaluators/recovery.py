@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 
-from secateur.evaluators.exporting import CHECK_TOKENS
+from secateur.evaluators.shipping import new_manifest, save_pruned
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.trainer import Trainer
 from secateur.evaluators.training.validation import Validation
 from secateur.evaluators.workbench import Plan, Workbench, set_threads
-from secateur.pruners.export import export_model
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.families.discover import dissect
-from secateur.pruners.manifest import MANIFEST, UNSTRUCTURED, Manifest, same_export
+from secateur.pruners.manifest import MANIFEST, Manifest, same_export
 from secateur.spaces.measurement import Fidelity
 
 N_SLICES = 10
@@ -161,9 +160,8 @@ def export_recovered(
     bench, dense = open_pruned(job, say)
     manifest = _manifest(bench, job, seeds)
     if same_export(to, manifest):
-        measured = Manifest.from_json((to / MANIFEST).read_text(encoding="utf-8")).measured
-        return _recovered(bench, job, measured)
-    fidelities = bench.plan.fidelities[-2:]
+        return _recovered(bench, job, Manifest.from_json((to / MANIFEST).read_text(encoding="utf-8")))
+    fidelities = bench.plan.final_fidelities
     on = {fidelity.text: Validation(dense, first_windows(bench, fidelity)) for fidelity in fidelities}
     measured = {_before(text): validation.losses(bench.anatomy) for text, validation in on.items()}
     dtype = bench.anatomy.head.weight.dtype
@@ -174,15 +172,8 @@ def export_recovered(
         parameter.data = parameter.data.to(bench.loaded.stored_dtype).to(dtype)
     measured |= {_after(text): validation.losses(bench.anatomy) for text, validation in on.items()}
     say("writing, and loading it again in a fresh process")
-    export_model(
-        bench.loaded.model,  # type: ignore[arg-type]  # a transformers model, known to mypy as a module
-        bench.loaded.tokenizer,
-        to,
-        manifest=replace(manifest, measured=measured),
-        check_tokens=bench.windows["test"][:1, :CHECK_TOKENS],
-        dtype=bench.loaded.stored_dtype,
-    )
-    return _recovered(bench, job, measured)
+    manifest = save_pruned(bench, to, replace(manifest, measured=measured)).manifest
+    return _recovered(bench, job, manifest)
 
 
 def open_pruned(job: RecoveryJob, say: Say) -> tuple[Workbench, Anatomy]:
@@ -206,36 +197,21 @@ def first_windows(bench: Workbench, fidelity: Fidelity) -> torch.Tensor:
 
 
 def _manifest(bench: Workbench, job: RecoveryJob, seeds: Mapping[str, int]) -> Manifest:
-    config = bench.space.config(bench.space.parse(job.candidate))
-    method = {
-        **bench.plan.rig.method(bench.plan, config).record,
-        "calibration": "sequential" if job.sequential else "dense",
-    }
-    windows = bench.training_windows()
-    return Manifest(
-        parent=bench.loaded.name,
-        fingerprint=bench.loaded.fingerprint,
-        method={**method, "recovery": job.recipe.text, "recovery_text_tokens": windows.numel()},
-        candidate=job.candidate,
-        asked=config["sparsity"],
-        calibration={
-            "text": bench.plan.calibration,
-            "tokens": bench.calibration.numel(),
-            "sha256": bench.calibration_sha256,
-        },
+    return new_manifest(
+        bench,
+        job.candidate,
+        sequential=job.sequential,
         seeds=seeds,
-        measured={},
-        label=UNSTRUCTURED,
+        recovery=job.recipe.text,
+        recovery_text_tokens=bench.training_windows().numel(),
     )
 
 
-def _recovered(
-    bench: Workbench, job: RecoveryJob, measured: Mapping[str, Mapping[str, float]]
-) -> RecoveredModel:
-    losses = measured[_after(bench.plan.fidelities[-1].text)]
+def _recovered(bench: Workbench, job: RecoveryJob, manifest: Manifest) -> RecoveredModel:
+    losses = manifest.measured[_after(bench.plan.final_fidelities[-1].text)]
     costs = bench.space.cost(bench.space.parse(job.candidate))
     values = {"loss": losses[bench.plan.loss], **losses, **costs, "trained_tokens": float(job.recipe.tokens)}
-    return RecoveredModel(measured, values, UNSTRUCTURED)
+    return RecoveredModel(manifest.measured, values, manifest.label)
 
 
 def _before(fidelity: str) -> str:

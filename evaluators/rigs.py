@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.evaluators.formula_overlap import overlaps
+from secateur.evaluators.formula_proxy import formula_layers, formula_proxy, grams_of
 from secateur.evaluators.formula_switching import FormulaSwitcher
+from secateur.evaluators.proxy import Proxy
+from secateur.evaluators.structure_rig import (
+    build_cuts,
+    check_form,
+    check_recipe,
+    remove_structure,
+    scored_baselines,
+    structure_record,
+    structure_switcher,
+)
 from secateur.evaluators.switching import LevelSwitcher, Switcher
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.formulas import store as terminals
 from secateur.pruners.levels import LevelStore, StoreKey, build_levels, is_built
 from secateur.pruners.methods import Method
+from secateur.pruners.prune import prune
+from secateur.pruners.structure.kept import KeptUnits
 from secateur.spaces.formulas.metric import program_of
 
 if TYPE_CHECKING:
     from secateur.evaluators.workbench import Plan, Workbench
 
 OnBlock = Callable[[int], None]
+MethodOf = Callable[["Plan", Mapping[str, Any]], Method]
 
 
 @dataclass(frozen=True)
@@ -28,12 +43,28 @@ class Rig:
     Args:
         build: makes what switchers read in a directory, unless it is there: (bench, directory, on block).
         switcher: over such a directory: (plan, space, anatomy, directory).
-        method: how the weights of a configuration go, for an export: (plan, configuration).
+        check: refuses settings that fit no model, before one is loaded.
+        check_model: refuses settings that don't fit this one.
+        record: how the weights of a configuration go, as plain values for the record: (plan, configuration).
+        prune: makes the live model what a configuration says, for real: (bench, configuration, sequential, on block);
+            gives the units that stay, where it cuts.
+        describe: what is worth knowing of finished candidates beside their values, as plain values: (bench, directory,
+            candidates).
+        proxy: measures without a forward pass, over what `build` made: (plan, space, anatomy, directory).
+        further: baselines that need what `build` made, by name: (bench, directory).
+        cuts: candidates are really smaller: the space must know what the parts of each block weigh.
     """
 
     build: Callable[[Workbench, Path, OnBlock], None]
     switcher: Callable[[Plan, Any, Anatomy, Path], Switcher]
-    method: Callable[[Plan, Mapping[str, Any]], Method]
+    check: Callable[[Plan], None]
+    check_model: Callable[[Plan, Anatomy], None]
+    record: Callable[[Plan, Mapping[str, Any]], dict[str, Any]]
+    prune: Callable[[Workbench, Mapping[str, Any], bool, OnBlock], tuple[KeptUnits, ...]]
+    describe: Callable[[Workbench, Path, Sequence[str]], dict[str, Any]] | None = None
+    proxy: Callable[[Plan, Any, Anatomy, Path], Proxy] | None = None
+    further: Callable[[Workbench, Path], Mapping[str, Any]] | None = None
+    cuts: bool = False
 
 
 def _build_levels(bench: Workbench, directory: Path, on_block: OnBlock) -> None:
@@ -41,7 +72,7 @@ def _build_levels(bench: Workbench, directory: Path, on_block: OnBlock) -> None:
         model=bench.loaded.fingerprint,
         dtype=str(next(bench.anatomy.linears).weight.dtype).removeprefix("torch."),
         calibration=bench.calibration_sha256,
-        method=_level_method(bench.plan, {}),
+        method=level_method(bench.plan, {}),
         levels=bench.space.levels,
     )
     if not is_built(directory, key):
@@ -52,7 +83,8 @@ def _level_switcher(plan: Plan, space: Any, anatomy: Anatomy, directory: Path) -
     return LevelSwitcher(anatomy, LevelStore(directory, anatomy, space.levels), space.levels)
 
 
-def _level_method(plan: Plan, config: Mapping[str, Any]) -> Method:
+def level_method(plan: Plan, config: Mapping[str, Any]) -> Method:
+    """How weights of the space ``allocation`` go."""
     of = plan.space
     return Method(
         name=of.metric,
@@ -66,30 +98,24 @@ def _level_method(plan: Plan, config: Mapping[str, Any]) -> Method:
 
 
 def _build_terminals(bench: Workbench, directory: Path, on_block: OnBlock) -> None:
-    names, identity = bench.space.terminals, _identity(bench.plan, bench.loaded.fingerprint, bench)
-    (directory.parent / directory.name).mkdir(parents=True, exist_ok=True)
-    (directory / "identity").write_text(identity, encoding="ascii")
-    if not terminals.is_built(directory, names, identity):
+    names, damp = bench.space.terminals, bench.plan.space.damp
+    identity = terminals.identity_of(bench.loaded.fingerprint, bench.calibration_sha256, str(damp))
+    grams = grams_of(bench.plan.space, len(bench.anatomy.blocks))
+    if not terminals.is_built(directory, names, identity, grams):
         terminals.build_terminals(
             directory,
             bench.anatomy,
             bench.calibration,
             names,
             identity,
-            damp=bench.plan.space.damp,
+            damp=damp,
+            grams=grams,
             on_block=on_block,
         )
 
 
-def _identity(plan: Plan, fingerprint: str, bench: Workbench) -> str:
-    return terminals.identity_of(fingerprint, bench.calibration_sha256, str(plan.space.damp))
-
-
 def _formula_switcher(plan: Plan, space: Any, anatomy: Anatomy, directory: Path) -> Switcher:
-    identity = (directory / "identity").read_text(encoding="ascii")
-    store = terminals.TerminalStore(directory, anatomy, space.terminals, identity)
-    of = plan.space
-    return FormulaSwitcher(anatomy, store, program_of, comparison=of.comparison, group_size=of.group_size)
+    return FormulaSwitcher(anatomy, formula_layers(plan, space, anatomy, directory), program_of)
 
 
 def _formula_method(plan: Plan, config: Mapping[str, Any]) -> Method:
@@ -103,8 +129,71 @@ def _formula_method(plan: Plan, config: Mapping[str, Any]) -> Method:
     )
 
 
+def _record_of(method: MethodOf) -> Callable[[Plan, Mapping[str, Any]], dict[str, Any]]:
+    return lambda plan, config: method(plan, config).record
+
+
+def _zeros_by(
+    method: MethodOf,
+) -> Callable[[Workbench, Mapping[str, Any], bool, OnBlock], tuple[KeptUnits, ...]]:
+    """Pruning that leaves zeros."""
+
+    def run(
+        bench: Workbench, config: Mapping[str, Any], sequential: bool, on_block: OnBlock
+    ) -> tuple[KeptUnits, ...]:
+        how, calibration = method(bench.plan, config), bench.calibration
+        prune(bench.anatomy, config["sparsity"], how, calibration, sequential=sequential, on_block=on_block)
+        return ()
+
+    return run
+
+
+def _check_metric(plan: Plan) -> None:
+    level_method(plan, {})
+
+
+def _nothing_to_check(plan: Plan) -> None:
+    """The settings of the space were checked when they were read."""
+
+
+def _check_groups(plan: Plan, anatomy: Anatomy) -> None:
+    size = plan.space.group_size
+    for linear in anatomy.linears:
+        if size is not None and linear.in_features % size:
+            raise ValueError(
+                f"Expected `space.group_size` to divide the number of inputs, got {size} for "
+                f"{linear.in_features} inputs at {linear.name}. Choose another, or protect this layer."
+            )
+
+
 # By the kind of the space.
 RIGS: dict[str, Rig] = {
-    "allocation": Rig(_build_levels, _level_switcher, _level_method),
-    "formula": Rig(_build_terminals, _formula_switcher, _formula_method),
+    "allocation": Rig(
+        build=_build_levels,
+        switcher=_level_switcher,
+        check=_check_metric,
+        check_model=_check_groups,
+        record=_record_of(level_method),
+        prune=_zeros_by(level_method),
+    ),
+    "formula": Rig(
+        build=_build_terminals,
+        switcher=_formula_switcher,
+        check=_nothing_to_check,
+        check_model=_check_groups,
+        record=_record_of(_formula_method),
+        prune=_zeros_by(_formula_method),
+        describe=overlaps,
+        proxy=formula_proxy,
+    ),
+    "architecture": Rig(
+        build=build_cuts,
+        switcher=structure_switcher,
+        check=check_recipe,
+        check_model=check_form,
+        record=structure_record,
+        prune=remove_structure,
+        further=scored_baselines,
+        cuts=True,
+    ),
 }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,18 +12,26 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.evaluators.blockwise import BlockwiseEvaluator
+from secateur.evaluators.assembly import assemble_all
+from secateur.evaluators.block_shapes import block_shapes
 from secateur.evaluators.data import EvaluationData
+from secateur.evaluators.evaluator import Evaluator
+from secateur.evaluators.generality import MAIN, cases_of, in_general
+from secateur.evaluators.latency.store import TableSource, find_table, table_sha256
 from secateur.evaluators.rigs import RIGS, Rig
+from secateur.evaluators.tasks.plan import TaskPlan
+from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
 from secateur.evaluators.text import Part as TextPart
 from secateur.evaluators.text import load_parts
 from secateur.evaluators.tokens import Order, tokens_sha256, windows
+from secateur.evaluators.training.recipe import Recipe
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.families.discover import dissect
 from secateur.pruners.families.shape import describe
 from secateur.pruners.loading import LoadedModel, load_model
-from secateur.pruners.prune import prune
+from secateur.pruners.structure.kept import KeptUnits
 from secateur.spaces.cost import ModelShape
+from secateur.spaces.latency import LatencyTable
 from secateur.spaces.measurement import Fidelity, Part
 from secateur.spaces.registry import SPACES
 from secateur.spaces.units import Prunable
@@ -40,9 +48,11 @@ class Plan:
         calibration, search, test: sources of text.
         window: tokens a window.
         calibration_tokens: size of the calibration set.
-        search_fidelities: tokens, ascending.
-        test_tokens: size of the test set.
-        seed: which windows are drawn, and the noise of the random metric.
+        fidelities: all that may be asked for: the search's, ascending, then the test's.
+        seed: which windows are drawn, the noise of the random metric, and the order of light training.
+        training: how candidates are trained lightly, as long as a fidelity says; None: not at all.
+        latency: where the latency table is; None: no latencies are predicted.
+        tasks: in which tasks candidates are measured at the largest fidelity of the search; None: in none.
     """
 
     model: str
@@ -56,9 +66,11 @@ class Plan:
     test: str
     window: int
     calibration_tokens: int
-    search_fidelities: tuple[int, ...]
-    test_tokens: int
+    fidelities: tuple[Fidelity, ...]
     seed: int
+    training: Recipe | None = None
+    latency: TableSource | None = None
+    tasks: TaskPlan | None = None
 
     @property
     def rig(self) -> Rig:
@@ -66,10 +78,16 @@ class Plan:
         return RIGS[self.space.kind]
 
     @property
-    def fidelities(self) -> tuple[Fidelity, ...]:
-        """All fidelities that may be asked for: the search's, ascending, then the test's."""
-        search = tuple(Fidelity("search", n_tokens) for n_tokens in self.search_fidelities)
-        return (*search, Fidelity("test", self.test_tokens))
+    def proxy(self) -> Fidelity | None:
+        """What foretells losses without a forward pass, where the space has it."""
+        has_one = getattr(self.space, "proxy", None) is not None
+        return Fidelity("proxy", self.calibration_tokens) if has_one else None
+
+    @property
+    def final_fidelities(self) -> tuple[Fidelity, Fidelity]:
+        """What finished models are measured at: the largest one of the search and the test's, as they are."""
+        search, test = (replace(fidelity, n_trained=0) for fidelity in self.fidelities[-2:])
+        return search, test
 
 
 class Workbench:
@@ -78,14 +96,23 @@ class Workbench:
     Args:
         plan: what to set up.
         say: told in one line what is being done.
+        cases: plans that candidates are measured by, see `cases_of`; None: those of the plan.
 
     Raises:
         ValueError: on anything in the plan that does not fit (model, family, metric, texts, target).
     """
 
-    def __init__(self, plan: Plan, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        say: Callable[[str], None] = lambda line: None,
+        *,
+        cases: Mapping[str, Plan] | None = None,
+    ) -> None:
         self.plan = plan
-        plan.rig.method(plan, {"metric": ""})  # refuses an unknown one before anything is loaded
+        self._say = say
+        self._cases = cases_of(plan) if cases is None else cases
+        plan.rig.check(plan)
         self._texts = load_parts(plan.calibration, plan.search, plan.test)
         say(f"loading {plan.model}")
         self.loaded: LoadedModel = load_model(
@@ -93,20 +120,49 @@ class Workbench:
         )
         self.anatomy: Anatomy = dissect(self.loaded.model)
         self.shape = describe(self.anatomy)
-        self._check_groups()
-        self.space: Any = SPACES[plan.space.kind].build(plan.space, self.prunables, self.space_shape)
+        for case in self._cases.values():
+            if case.model == plan.model:
+                case.rig.check_model(case, self.anatomy)
+        self.space: Any = self._space(plan)
+        self.cases: dict[str, tuple[Plan, Any]] = {
+            name: (case, self.space if name == MAIN or case is plan else self._space(case))
+            for name, case in self._cases.items()
+            if case.model == plan.model
+        }
+        self.units: Sequence[KeptUnits] = ()
+        """Of each block, what stayed when the live model was pruned, if it was cut."""
         self.calibration = self._cut("calibration", plan.calibration_tokens)
         self.windows: Mapping[Part, Int[Tensor, "windows length"]] = {
-            "search": self._cut("search", plan.search_fidelities[-1]),
-            "test": self._cut("test", plan.test_tokens),
+            "search": self._cut("search", plan.fidelities[-2].n_tokens),
+            "test": self._cut("test", plan.fidelities[-1].n_tokens),
         }
+
+    @cached_property
+    def others(self) -> tuple[Workbench, ...]:
+        """The benches of the other models that candidates are measured on.
+
+        Raises:
+            ValueError: as for this one.
+        """
+        by_model: dict[str, dict[str, Plan]] = {}
+        for name, case in self._cases.items():
+            if case.model != self.plan.model:
+                by_model.setdefault(case.model, {})[name] = case
+        return tuple(Workbench(next(iter(x.values())), self._say, cases=x) for x in by_model.values())
+
+    def beside(self, directory: Path) -> Path:
+        """Where the store or the kit of this bench is, if it is one of the others: beside that of the first."""
+        return directory.with_name(f"{directory.name}-{self.loaded.fingerprint[:12]}")
+
+    def _space(self, plan: Plan) -> Any:
+        return SPACES[plan.space.kind].build(plan.space, self.prunables, self.space_shape)
 
     @property
     def prunables(self) -> list[Prunable]:
         """The prunable projections as spaces know them."""
         return [Prunable(x.name, x.block, x.sublayer, x.n_weights) for x in self.shape.linears]
 
-    @property
+    @cached_property
     def space_shape(self) -> ModelShape:
         """The dense model's size as spaces know it: bytes as it is stored, MACs at a context of one window."""
         stored = self.loaded.stored_dtype.itemsize
@@ -115,16 +171,25 @@ class Workbench:
             bytes_per_param=stored,
             macs_per_token=self.shape.macs_per_token(self.plan.window),
             kv_bytes_per_token=self.shape.kv_bytes_per_token * stored // self.shape.bytes_per_param,
+            blocks=block_shapes(self.anatomy, self.plan.window, stored) if self.plan.rig.cuts else (),
+            latency=self.latency_table,
         )
 
-    def _check_groups(self) -> None:
-        size = self.plan.space.group_size
-        for linear in self.shape.linears:
-            if size is not None and linear.in_features % size:
-                raise ValueError(
-                    f"Expected `space.group_size` to divide the number of inputs, got {size} for "
-                    f"{linear.in_features} inputs at {linear.name}. Choose another, or protect this layer."
-                )
+    @cached_property
+    def latency_table(self) -> LatencyTable | None:
+        """What latencies are predicted from, if the plan asks for them."""
+        source = self.plan.latency
+        return None if source is None else find_table(self.anatomy, source, self.plan.model)
+
+    @cached_property
+    def task_set(self) -> TaskSet | None:
+        """The tasks of the plan over the live model, if it has some.
+
+        Raises:
+            ValueError: if they can't be loaded.
+        """
+        tasks = self.plan.tasks
+        return None if tasks is None else TaskSet(tasks, self.loaded.model, self.loaded.tokenizer)
 
     def _cut(self, part: TextPart, n_tokens: int) -> Int[Tensor, "windows length"]:
         order: Order = "sequential" if part == "test" else "random"
@@ -145,27 +210,56 @@ class Workbench:
     def facts(self) -> dict[str, str]:
         """Content hashes that measurements depend on."""
         hashes = {f"{part}_text": text.sha256 for part, text in self._texts.items()}
+        if self.latency_table is not None:
+            hashes["latency_table"] = table_sha256(self.latency_table)
+        if self.plan.tasks is not None:
+            hashes["tasks"] = tasks_sha256(self.plan.tasks)
         return {"model": self.loaded.fingerprint, "calibration_tokens": self.calibration_sha256, **hashes}
 
+    def facts_of_others(self) -> dict[str, str]:
+        """Content hashes of the other models, whose texts are the same.
+
+        Raises:
+            ValueError: if one of them does not fit the plan.
+        """
+        own = ("model", "calibration_tokens")
+        return {f"{x.plan.model}: {name}": x.facts()[name] for x in self.others for name in own}
+
     def build_levels(self, directory: Path, on_block: Callable[[int], None] = lambda index: None) -> None:
-        """Make what candidates are switched by, such as the level store, unless it is there."""
-        self.plan.rig.build(self, directory, on_block)
+        """Make what candidates are switched by, such as the level store, unless it is there.
+
+        The space has further baselines afterwards, if its kind has some that need it.
+        """
+        rig = self.plan.rig
+        rig.build(self, directory, on_block)
+        if rig.further is not None:
+            self.space = self.space.with_baselines(rig.further(self, directory))
+        for other in self.others:
+            other.build_levels(other.beside(directory), on_block)
 
     def data(self) -> EvaluationData:
         """The search and test windows in batches; what is asked for first is prepared with the weights of then."""
         return EvaluationData(self.anatomy, self.windows, self.plan.fidelities)
 
-    def evaluator(self, directory: Path, worker: str = "local") -> BlockwiseEvaluator:
+    def evaluator(self, directory: Path, worker: str = "local") -> Evaluator:
         """An evaluator over what `build_levels` made in the directory."""
-        return BlockwiseEvaluator(
+        return in_general(self.evaluators(directory, worker), self.space)
+
+    def evaluators(self, directory: Path, worker: str = "local") -> dict[str, Evaluator]:
+        """The evaluator of each case by its name, over what `build_levels` made in the directory."""
+        windows = self.training_windows() if self.plan.training is not None else None
+        found = assemble_all(
+            self.cases,
             self.anatomy,
-            self.space,
-            self.plan.rig.switcher(self.plan, self.space, self.anatomy, directory),
             self.data(),
-            loss=self.plan.loss,
-            seed=self.plan.seed,
+            directory,
+            training_windows=windows,
+            tasks=self.task_set,
             worker=worker,
         )
+        for other in self.others:
+            found |= other.evaluators(other.beside(directory), worker)
+        return found
 
     def prune(
         self,
@@ -181,15 +275,7 @@ class Workbench:
             sequential: see `prune`.
             on_block: told the index of each block that is done.
         """
-        method = self.plan.rig.method(self.plan, config)
-        prune(
-            self.anatomy,
-            config["sparsity"],
-            method,
-            self.calibration,
-            sequential=sequential,
-            on_block=on_block,
-        )
+        self.units = self.plan.rig.prune(self, config, sequential, on_block)
 
 
 def set_threads(threads: int | None) -> None:

@@ -8,7 +8,7 @@ from secateur.evaluators.data import EvaluationData
 from secateur.evaluators.training.batches import Batches
 from secateur.evaluators.training.losses import ce_loss, head_inputs, kl_loss
 from secateur.evaluators.training.recipe import Recipe
-from secateur.evaluators.training.schedule import rate
+from secateur.evaluators.training.schedule import cosine
 from secateur.evaluators.training.trainer import Trainer
 from secateur.evaluators.training.validation import Validation
 from secateur.pruners.families.discover import dissect
@@ -215,12 +215,12 @@ def test_each_epoch_holds_every_window_once_in_an_order_of_its_own():
 
 
 def test_the_rate_rises_and_falls():
-    rates = [rate(step, 100, 0.1) for step in range(100)]
+    rates = [cosine(step, 100, 0.1) for step in range(100)]
     assert rates[:11] == sorted(rates[:11])
     assert rates[10] == 1 == max(rates)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert min(rates) > 0
-    assert rate(0, 1, 0.5) == rate(0, 3, 0.0) == 1
+    assert cosine(0, 1, 0.5) == cosine(0, 3, 0.0) == 1
 
 
 @pytest.mark.parametrize(

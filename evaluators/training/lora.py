@@ -51,7 +51,7 @@ def attach_lora(anatomy: Anatomy, rank: int, seed: int) -> LoraModel:
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=0.0,
-        target_modules=[linear.name for linear in anatomy.linears],
+        target_modules=[x.name for x in anatomy.linears if x.n_weights],  # the others were removed whole
         fan_in_fan_out=any(linear.transposed for linear in anatomy.linears),
     )
     config._register_custom_module({nn.Linear: MaskedLora, Conv1D: MaskedLora})  # PEFT's documented hook

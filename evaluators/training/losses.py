@@ -30,10 +30,19 @@ def kl_loss(
     anatomy: Anatomy,
     tokens: Int[Tensor, "batch length"],
     teacher: Anatomy,
+    wanted: Float[Tensor, "batch length width"] | None = None,
 ) -> Float[Tensor, ""]:
-    """KL(teacher || student) in nats per position, over all positions; the teacher gets no gradient."""
-    with torch.no_grad():
-        wanted = head_inputs(teacher, tokens).flatten(0, 1)
+    """KL(teacher || student) in nats per position, over all positions; the teacher gets no gradient.
+
+    Args:
+        anatomy: the student.
+        tokens: to compare on.
+        teacher: with weights of its own.
+        wanted: the teacher's `head_inputs` on these tokens; None: computed here.
+    """
+    if wanted is None:
+        with torch.no_grad():
+            wanted = head_inputs(teacher, tokens)
 
     def of_chunk(states: Tensor, wanted: Tensor) -> Tensor:
         with torch.no_grad():
@@ -42,7 +51,7 @@ def kl_loss(
         return (target.exp() * (target - log_probs)).sum()
 
     states = head_inputs(anatomy, tokens).flatten(0, 1)
-    return _in_chunks(of_chunk, states, wanted) / states.shape[0]
+    return _in_chunks(of_chunk, states, wanted.flatten(0, 1)) / states.shape[0]
 
 
 def ce_loss(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, ""]:

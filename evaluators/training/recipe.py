@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from secateur.evaluators.training.schedule import Schedule
+
 Method = Literal["full", "norms", "lora"]
 Loss = Literal["kl", "ce"]
 
@@ -18,7 +20,7 @@ LEARNING_RATES: Mapping[Method, float] = MappingProxyType({"full": 3e-4, "norms"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A short training run of AdamW with linear warmup and cosine decay.
+    """A short training run of AdamW.
 
     Args:
         method: what learns. ``full``: every parameter; ``norms``: gains and biases of the norms; ``lora``: low-rank
@@ -29,10 +31,11 @@ class Recipe:
         batch: windows a step.
         lr: largest learning rate; None for that of the method in `LEARNING_RATES`.
         rank: of the updates of ``lora``; their scale is 2.
-        warmup: fraction of the steps in which the learning rate rises.
+        warmup: fraction of the steps in which the learning rate rises, for the schedule ``cosine``.
         weight_decay: decoupled (https://arxiv.org/abs/1711.05101).
         clip: largest norm of a gradient.
         seed: order of the windows, and the first values of ``lora``.
+        schedule: of the learning rate, see `schedule`.
 
     Raises:
         ValueError: on a value that is out of its range.
@@ -48,6 +51,7 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float = 1.0
     seed: int = 0
+    schedule: Schedule = "cosine"
 
     def __post_init__(self) -> None:
         for name in ("tokens", "batch", "rank", "clip"):
@@ -82,7 +86,13 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the learning rate that is used; equal ones mean the same training."""
-        return asdict(self) | {"lr": self.learning_rate, "rank": self.rank if self.method == "lora" else None}
+        plain = asdict(self) | {
+            "lr": self.learning_rate,
+            "rank": self.rank if self.method == "lora" else None,
+        }
+        if self.schedule == "cosine":
+            del plain["schedule"]  # as in records that were made before there was another one
+        return plain
 
     @property
     def text(self) -> str:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from secateur.evaluators.training.batches import Batches
 from secateur.evaluators.training.learners import let_learn
-from secateur.evaluators.training.losses import ce_loss, kl_loss
+from secateur.evaluators.training.losses import ce_loss, head_inputs, kl_loss
 from secateur.evaluators.training.recipe import Recipe
-from secateur.evaluators.training.schedule import rate
+from secateur.evaluators.training.schedule import SCHEDULES
 from secateur.evaluators.training.zeros import Zeros
 from secateur.pruners.families.anatomy import Anatomy
 
@@ -31,6 +31,8 @@ class Trainer:
         recipe: how.
         windows: token ids to train on.
         teacher: the dense model with weights of its own; needed for the loss ``kl``.
+        seen: what the teacher makes of each step's windows, kept here for other trainings by the same recipe on the
+            same windows; None: computed in each step.
 
     Raises:
         ValueError: if the recipe's tokens are no whole number of batches, or the teacher is missing.
@@ -42,15 +44,18 @@ class Trainer:
         recipe: Recipe,
         windows: Int[Tensor, "windows length"],
         teacher: Anatomy | None = None,
+        seen: dict[int, Tensor] | None = None,
     ) -> None:
         if recipe.loss == "kl" and teacher is None:
             raise ValueError("Expected the dense model as `teacher` for the loss kl, got none. Give it.")
         self.recipe = recipe
         self.n_steps = recipe.n_steps(windows.shape[1])
+        self._rate = SCHEDULES[recipe.schedule]
         self.step = 0
         self.failure: str | None = None
         self._anatomy = anatomy
         self._teacher = teacher
+        self._seen = seen
         self._device = anatomy.head.weight.device
         self._halved = anatomy.head.weight.dtype != torch.float32 and self._device.type == "cuda"
         self._tokens_a_step = recipe.batch * windows.shape[1]
@@ -91,7 +96,7 @@ class Trainer:
 
     def _one_step(self) -> float:
         for group in self._optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * rate(self.step, self.n_steps, self.recipe.warmup)
+            group["lr"] = self.recipe.learning_rate * self._rate(self.step, self.n_steps, self.recipe.warmup)
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._loss(self._batches[self.step])
         loss.backward()
@@ -113,7 +118,16 @@ class Trainer:
             if self.recipe.loss == "ce":
                 return ce_loss(self._anatomy, tokens)
             assert self._teacher is not None
-            return kl_loss(self._anatomy, tokens, self._teacher)
+            return kl_loss(self._anatomy, tokens, self._teacher, self._wanted(self._teacher, tokens))
+
+    def _wanted(self, teacher: Anatomy, tokens: Int[Tensor, "batch length"]) -> Tensor | None:
+        """What the teacher makes of this step's windows, where that is kept."""
+        if self._seen is None:
+            return None
+        if self.step not in self._seen:
+            with torch.no_grad():
+                self._seen[self.step] = head_inputs(teacher, tokens)
+        return self._seen[self.step]
 
     def state_dict(self) -> dict[str, Any]:
         """What a run is continued from; the step stands for the places in the schedule and in the data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -12,6 +13,17 @@ from secateur.evaluators.data import BATCH_TOKENS
 from secateur.evaluators.losses import LossSums, Teacher, loss_sums
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.runner import BlockRunner
+
+
+def losses_on(
+    anatomy: Anatomy, pairs: Iterable[tuple[Int[Tensor, "batch length"], Teacher]]
+) -> dict[str, float]:
+    """``kl`` and ``ce`` of a live model in nats per position, on token windows with the dense side of the loss."""
+    sums = LossSums()
+    with torch.no_grad():
+        for tokens, teacher in pairs:
+            sums += loss_sums(anatomy, _last_hidden(anatomy, tokens), tokens, teacher)
+    return sums.means()
 
 
 class Validation:
@@ -30,11 +42,7 @@ class Validation:
 
     def losses(self, anatomy: Anatomy) -> dict[str, float]:
         """``kl`` and ``ce`` of a model, in nats per position; not finite if the model overflows."""
-        sums = LossSums()
-        with torch.no_grad():
-            for tokens, teacher in zip(self._batches, self._teachers, strict=True):
-                sums += loss_sums(anatomy, _last_hidden(anatomy, tokens), tokens, teacher)
-        return sums.means()
+        return losses_on(anatomy, zip(self._batches, self._teachers, strict=True))
 
 
 def _last_hidden(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Tensor:

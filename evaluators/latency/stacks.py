@@ -1,0 +1,73 @@
+"""A model whose stack of blocks is exchanged for a short one of equal, cut blocks, for as long as it is timed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.structure.cutting import LiveSublayer, Piece
+from secateur.pruners.structure.layout import BlockLayout, SublayerLayout
+
+STACK_BYTES = 1 << 30
+"""All stacks of one measurement together are to stay near this size."""
+
+MOST_BLOCKS = 4
+"""Blocks of a stack: several, since each finds its weights in memory, not in a processor's cache."""
+
+
+def depth(anatomy: Anatomy, n_shapes: int) -> int:
+    """How many blocks a stack has, if there is one for each of so many shapes."""
+    block = anatomy.blocks[0].module
+    n_bytes = sum(p.numel() * p.element_size() for p in block.parameters())
+    return max(1, min(MOST_BLOCKS, len(anatomy.blocks), STACK_BYTES // (n_bytes * max(n_shapes, 1))))
+
+
+def cut_stack(layouts: Sequence[BlockLayout], kv_groups: int, ffn: int) -> nn.ModuleList:
+    """Copies of blocks, each with its first KV groups and FFN channels; 0: the sub-layer is removed."""
+    return nn.ModuleList(_cut_copy(layout, kv_groups, ffn) for layout in layouts)
+
+
+@contextmanager
+def exchanged(anatomy: Anatomy, blocks: nn.ModuleList) -> Iterator[None]:
+    """The model runs with these blocks while the context lasts."""
+    path = anatomy.blocks[0].name.rpartition(".")[0]
+    owner, _, name = path.rpartition(".")
+    parent = anatomy.model.get_submodule(owner)
+    setattr(parent, name, blocks)
+    try:
+        yield
+    finally:
+        setattr(parent, name, anatomy.container)
+
+
+def _cut_copy(layout: BlockLayout, kv_groups: int, ffn: int) -> nn.Module:
+    """A copy of the block with tensors of its own; the block is left as it was."""
+    live = [LiveSublayer(sublayer) for sublayer in layout.sublayers]
+    try:
+        for sublayer, one, n_kept in zip(layout.sublayers, live, (kv_groups, ffn), strict=True):
+            if n_kept:
+                one.cut(n_kept, _first(sublayer, n_kept))
+            else:
+                one.remove()
+        return copy.deepcopy(layout.block.module)
+    finally:
+        for one in live:
+            one.restore()
+
+
+def _first(sublayer: SublayerLayout, n_kept: int) -> dict[str, Piece]:
+    """The first units of each projection; which ones doesn't matter for the time that they take."""
+    pieces = {}
+    for placement in sublayer.placements:
+        bias: Tensor | None = placement.linear.module.bias  # type: ignore[assignment]
+        if bias is not None and placement.axis == 0:
+            bias = placement.first(bias.data, n_kept, sublayer.n_units).contiguous()
+        weight = placement.first(placement.linear.weight, n_kept, sublayer.n_units)
+        transposed = placement.linear.transposed  # contiguous as the module stores it
+        weight = weight.T.contiguous().T if transposed else weight.contiguous()
+        pieces[placement.linear.name] = Piece(weight, None if bias is None else bias.detach())
+    return pieces

@@ -1,0 +1,148 @@
+"""Latency tables as files: in the user's cache by what they belong to, or wherever a person has put one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.evaluators.latency.key import conditions, key_of
+from secateur.evaluators.latency.rounds import Spread
+from secateur.evaluators.latency.setup import LatencySetup
+from secateur.pruners.checkpoints.cache import cache_root
+from secateur.pruners.families.anatomy import Anatomy
+from secateur.spaces.latency import LatencyTable, PhaseName
+
+
+@dataclass(frozen=True)
+class MeasuredTable:
+    """A latency table and how it came about.
+
+    Args:
+        table: predicts.
+        conditions: what it belongs to, see `conditions`.
+        dense: milliseconds of the whole dense model, measured in the same rounds: what the sum over the table is to
+            be compared with.
+        rounds: how many.
+    """
+
+    table: LatencyTable
+    conditions: Mapping[str, Any]
+    dense: Mapping[PhaseName, Spread]
+    rounds: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a file."""
+        return {
+            "conditions": dict(self.conditions),
+            "rounds": self.rounds,
+            "dense_ms": {phase: asdict(spread) for phase, spread in self.dense.items()},
+            "table": self.table.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> MeasuredTable:
+        """Inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the values are no table.
+        """
+        return cls(
+            table=LatencyTable.from_json(raw["table"]),
+            conditions=dict(raw["conditions"]),
+            dense={phase: Spread(**spread) for phase, spread in raw["dense_ms"].items()},
+            rounds=int(raw["rounds"]),
+        )
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Where a search finds its table.
+
+    Args:
+        setup: the conditions of a table in the user's cache.
+        path: of a file with a table, such as one that was measured on another machine; it counts in place of the
+            cache.
+        known: a table that is there already, such as a run's own; it counts in place of both.
+    """
+
+    setup: LatencySetup
+    path: str | None = None
+    known: LatencyTable | None = None
+
+
+def save_table(measured: MeasuredTable) -> Path:
+    """Keep a table in the user's cache; where it is.
+
+    Raises:
+        OSError: if the cache can't be written.
+    """
+    path = _place(measured.table.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(measured.to_json(), indent=1) + "\n", encoding="utf-8")
+    fresh.replace(path)
+    return path
+
+
+def load_table(anatomy: Anatomy, setup: LatencySetup) -> MeasuredTable | None:
+    """The table of a model on its device in the user's cache; None if it was not measured.
+
+    Raises:
+        ValueError: if the file is damaged, or the model's blocks differ in shape.
+    """
+    path = _place(key_of(conditions(anatomy, setup)))
+    return _read(path) if path.is_file() else None
+
+
+def find_table(anatomy: Anatomy, source: TableSource, model: str) -> LatencyTable:
+    """The table that a search asks for.
+
+    Args:
+        anatomy: the dense model.
+        source: where to look.
+        model: its name, for errors.
+
+    Raises:
+        ValueError: if there is none, or it is of another model; the message says how to make one.
+    """
+    if source.known is not None:
+        return source.known
+    found = conditions(anatomy, source.setup)
+    command = f"secateur latency {model}{source.setup.options}"
+    if source.path is None:
+        measured = load_table(anatomy, source.setup)
+        if measured is None:
+            on = f"{found['device']}, {found['dtype']}, batch {found['batch']}, prompt {found['prompt']}"
+            threads = "" if found["threads"] is None else f", threads {found['threads']}"
+            raise ValueError(
+                f"Expected a latency table of {model} on this device ({on}{threads}), got none. "
+                f"Measure it on an otherwise idle machine with: {command}"
+            )
+        return measured.table
+    measured = _read(Path(source.path))
+    if measured.conditions.get("shape") != found["shape"]:
+        raise ValueError(
+            f"Expected a latency table of {model}, got one of a model of another shape in {source.path}. "
+            f"Make one on the target device with: {command} --json"
+        )
+    return measured.table
+
+
+def table_sha256(table: LatencyTable) -> str:
+    """Hash of its numbers: predictions from another table can't be compared."""
+    return hashlib.sha256(json.dumps(table.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _place(key: str) -> Path:
+    return cache_root() / "latency" / f"{key}.json"
+
+
+def _read(path: Path) -> MeasuredTable:
+    try:
+        return MeasuredTable.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"Expected a latency table in {path}, got {error!r}. Measure it again.") from error

@@ -1,0 +1,62 @@
+"""Accuracy in tasks, beside the losses of another evaluator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from secateur.evaluators.evaluator import Evaluator
+from secateur.evaluators.prefix_tree import Path
+from secateur.evaluators.switching import Switcher
+from secateur.evaluators.tasks.task_set import TaskSet
+from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.space import Space
+
+
+class TaskEvaluator(Evaluator):
+    """Adds values ``task:<name>`` to what another evaluator measures, at one fidelity: the largest of the search.
+
+    Whole sequences go through the switched model, so this takes longer than the losses do.
+
+    Args:
+        losses: measures all the rest, with the same switcher.
+        space: parses candidates.
+        switcher: switches blocks of the live model.
+        tasks: over the same live model.
+        fidelity: at which tasks are measured.
+    """
+
+    def __init__(
+        self, losses: Evaluator, space: Space[Any], switcher: Switcher, tasks: TaskSet, fidelity: Fidelity
+    ) -> None:
+        self._losses = losses
+        self._space = space
+        self._switcher = switcher
+        self._tasks = tasks
+        self._fidelity = fidelity
+        self._known: dict[Path, dict[str, float]] = {}
+
+    def evaluate(self, candidates: Sequence[str], fidelity: Fidelity) -> list[Measurement]:
+        """See `Evaluator.evaluate`."""
+        measured = self._losses.evaluate(candidates, fidelity)
+        return [self._with_tasks(m) for m in measured] if fidelity == self._fidelity else measured
+
+    def _with_tasks(self, measured: Measurement) -> Measurement:
+        if measured.infeasible is not None:
+            return measured
+        started = time.perf_counter()
+        path = tuple(self._switcher.keys(self._space.config(self._space.parse(measured.candidate))))
+        if path not in self._known:
+            self._known[path] = self._scores(path)
+        seconds = measured.seconds + time.perf_counter() - started
+        return replace(measured, values={**measured.values, **self._known[path]}, seconds=seconds)
+
+    def _scores(self, path: Path) -> dict[str, float]:
+        try:
+            for block, key in enumerate(path):
+                self._switcher.apply(block, key)
+            return {f"task:{name}": result.score for name, result in self._tasks.measure().items()}
+        finally:
+            self._switcher.restore()

@@ -1,0 +1,162 @@
+"""Tasks that are loaded once, and then measured on a model again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from secateur.evaluators.tasks.plan import TaskPlan
+from secateur.evaluators.tasks.quiet import quiet
+
+MISSING = "Expected lm-eval for tasks, got an installation without it. Install it with: pip install 'secateur[tasks]'"
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A model in one task.
+
+    Args:
+        metrics: all of the task's, by name, the one that counts first.
+        samples: how many were measured.
+    """
+
+    metrics: dict[str, float]
+    samples: int
+
+    @property
+    def score(self) -> float:
+        """The task's first metric; higher is better."""
+        return next(iter(self.metrics.values()))
+
+
+class TaskSet:
+    """Tasks of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness) over one live model.
+
+    Only the given directory is looked at, not lm-eval's own tasks, and nothing is downloaded. Paths in task files are
+    taken from that directory on.
+
+    Args:
+        plan: which tasks.
+        model: a causal LM of transformers; measured with the weights that it has then.
+        tokenizer: its tokenizer.
+
+    Attributes:
+        samples: numbers of the samples that are measured, by the tasks' names.
+
+    Raises:
+        ValueError: if lm-eval is not installed, there is no such task, or its first metric is not one that is
+            better when higher.
+    """
+
+    def __init__(self, plan: TaskPlan, model: nn.Module, tokenizer: Any) -> None:
+        self._plan = plan
+        self._loaded = _load(plan)
+        self.samples = {
+            name: _chosen(plan, len(task.eval_docs)) for name, task in self._loaded["tasks"].items()
+        }
+        from lm_eval.models.huggingface import HFLM
+
+        with quiet():
+            self._lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=plan.batch)
+        for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
+            setattr(self._lm, kind, partial(getattr(self._lm, kind), disable_tqdm=True))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the tasks."""
+        return tuple(self._loaded["tasks"])
+
+    def measure(self) -> dict[str, TaskResult]:
+        """The model as it is now in each task, by the tasks' names."""
+        from lm_eval.evaluator import evaluate
+
+        with quiet():
+            found: Any = evaluate(
+                lm=self._lm,
+                task_dict=self._loaded,
+                samples=self.samples,
+                bootstrap_iters=0,
+                log_samples=False,
+            )
+        return {
+            name: TaskResult(_metrics(task, found["results"][name]), len(self.samples[name]))
+            for name, task in self._loaded["tasks"].items()
+        }
+
+
+def tasks_sha256(plan: TaskPlan) -> str:
+    """Hash of what the scores in the tasks depend on: their files, and which samples of them.
+
+    Raises:
+        ValueError: if there is no such directory.
+    """
+    total = hashlib.sha256(repr((plan.names, plan.samples, plan.seed)).encode())
+    for path in sorted(path for path in _directory(plan).rglob("*") if path.is_file()):
+        total.update(path.relative_to(plan.directory).as_posix().encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def _directory(plan: TaskPlan) -> Path:
+    if not plan.directory.is_dir():
+        raise ValueError(f"Expected a directory of task files, got {plan.directory}, which is none.")
+    return plan.directory
+
+
+def _load(plan: TaskPlan) -> Any:
+    """The tasks, with their data; refuses what can't be an objective."""
+    for name in OFFLINE:  # read when the libraries are imported
+        os.environ.setdefault(name, "1")
+    try:
+        from lm_eval.tasks import TaskManager
+    except ModuleNotFoundError as error:
+        raise ValueError(MISSING) from error
+    directory = _directory(plan).resolve()
+    with quiet(), contextlib.chdir(directory):  # from where a task file names its data
+        manager = TaskManager(include_path=str(directory), include_defaults=False)
+        known = manager.all_subtasks
+        for name in plan.names:
+            if name not in known:
+                raise ValueError(
+                    f"Expected a task of {plan.directory}, got {name!r}. There: {', '.join(known) or 'none'}."
+                )
+        try:
+            loaded = manager.load(list(plan.names))
+        except Exception as error:  # whatever a task file, its functions or its data raise
+            raise ValueError(
+                f"Expected tasks that lm-eval can load in {plan.directory}, got {type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else error!r}"
+            ) from error
+    for name, task in loaded["tasks"].items():
+        first = next(iter(task.higher_is_better()), None)
+        if first is None or not task.higher_is_better()[first]:
+            raise ValueError(
+                f"Expected the first metric of the task {name} to be better when higher, got {first}. "
+                f"Put such as `acc` first in its `metric_list`."
+            )
+    return loaded
+
+
+def _chosen(plan: TaskPlan, n_docs: int) -> list[int]:
+    """Numbers of the samples, ascending."""
+    order = np.random.default_rng(plan.seed).permutation(n_docs)
+    return sorted(order[: plan.samples].tolist())
+
+
+def _metrics(task: Any, results: dict[str, Any]) -> dict[str, float]:
+    """Lm-eval names them ``acc,none``: the metric, and the filter of the answers."""
+    found = {}
+    for metric in task.higher_is_better():
+        key = next((key for key in results if key.partition(",")[0] == metric), None)
+        if key is not None:
+            found[metric] = float(results[key])
+    return found

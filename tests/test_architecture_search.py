@@ -1,0 +1,260 @@
+"""Architectures as candidates: exact costs, cuts that are measured as they are exported, and the whole way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from secateur.evaluators.assembly import assemble
+from secateur.evaluators.block_shapes import block_shapes
+from secateur.evaluators.trained import own_modules
+from secateur.evaluators.training.recipe import Recipe
+from secateur.evaluators.training.trainer import Trainer
+from secateur.evaluators.workbench import Workbench
+from secateur.pruners.families.discover import dissect
+from secateur.pruners.families.shape import describe
+from secateur.pruners.manifest import MANIFEST
+from secateur.pruners.structure import kept as pruners
+from secateur.pruners.structure.remove import prune_structure
+from secateur.search import app
+from secateur.search.app.bench import plan
+from secateur.search.errors import UsageError
+from secateur.search.pick import parse_bounds
+from secateur.search.settings import settings_from
+from secateur.search.show.report import write_report
+from secateur.spaces.architecture import Kept
+from secateur.spaces.architecture_cost import cost
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.measurement import Fidelity
+from tests.models import random_tokens
+from tests.test_families import CASES, build
+
+EVALUATOR = {"window": 64, "calibration_tokens": 512, "fidelities": [128, 256], "test_tokens": 256}
+SPACE = {"kind": "architecture", "target": 0.3, "repair": ["none", "obs"], "calibration": "dense"}
+SMALL, LARGE = Fidelity("search", 128), Fidelity("search", 256)
+TRAINED = Fidelity("search", 256, 128)
+CUTS = [Kept(1, 17), Kept(0, 48)], [Kept(2, 48), Kept(1, 0)], [Kept(1, 30), Kept(0, 0)]
+
+
+def settings(**changes):
+    raw = {"space": SPACE, "evaluator": EVALUATOR, "budget": {"evaluations": 14}}
+    return settings_from({**raw, "controller": {"kind": "evolution", "offspring": 4}, **changes})
+
+
+# --- costs ---
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_costs_are_those_of_the_cut_model(family):
+    context = 5
+    for cut in CUTS:
+        anatomy = dissect(build(CASES[family][0]))
+        dense = describe(anatomy)
+        shape = ModelShape(
+            n_params=dense.n_params,
+            bytes_per_param=4,
+            macs_per_token=dense.macs_per_token(context),
+            kv_bytes_per_token=dense.kv_bytes_per_token,
+            blocks=block_shapes(anatomy, context, 4),
+        )
+        costs = cost(shape, cut)
+        tokens = random_tokens(2, 8)
+        prune_structure(
+            anatomy,
+            [pruners.Kept(*kept) for kept in cut],
+            importance="magnitude",
+            repair="none",
+            tokens=tokens,
+            sequential=False,
+        )
+        after = describe(anatomy)
+        assert costs["params"] == n_params(anatomy)
+        heads = [
+            kept.kv_groups * block.n_heads // block.n_kv_heads
+            for kept, block in zip(cut, anatomy.blocks, strict=True)
+        ]
+        scores = [
+            2 * n * block.head_dim * counts.attended(context)
+            for n, block, counts in zip(heads, anatomy.blocks, dense.blocks, strict=True)
+        ]
+        assert costs["macs"] == after.n_prunable + after.fixed_macs + sum(scores)
+        n_groups = sum(kept.kv_groups for kept in cut)
+        assert costs["kv_bytes"] == 2 * 4 * n_groups * anatomy.blocks[0].head_dim
+
+
+# --- measuring ---
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory):
+    return tmp_path_factory.mktemp("structure") / "levels"
+
+
+@pytest.fixture(scope="module")
+def bench(levels) -> Workbench:
+    made = Workbench(plan(settings()))
+    made.build_levels(levels)
+    return made
+
+
+@pytest.fixture(scope="module")
+def candidates(bench):
+    rng = np.random.default_rng(0)
+    found = [bench.space.baselines()["uniform@0.3"], *(bench.space.sample(rng, 0) for _ in range(3))]
+    assert {c.repair for c in found} == {"none", "obs"}
+    return [c.text for c in found]
+
+
+@pytest.fixture(scope="module")
+def measured(bench, levels, candidates):
+    return bench.evaluator(levels).evaluate(candidates, LARGE)
+
+
+def n_params(anatomy):
+    return sum(p.numel() for p in anatomy.model.parameters())
+
+
+def test_an_export_from_dense_statistics_has_the_weights_that_were_measured(candidates, measured):
+    at = next(i for i, text in enumerate(candidates) if "obs" in text)
+    fresh = Workbench(plan(settings()))
+    data = fresh.data()
+    data.of(LARGE)
+    fresh.prune(fresh.space.config(fresh.space.parse(candidates[at])), sequential=False)
+    live, values = data.live_losses(LARGE), measured[at].values
+    assert live == {name: pytest.approx(values[name], rel=1e-4) for name in live}
+    assert values["params"] == n_params(fresh.anatomy)
+    assert len(fresh.units) == len(fresh.anatomy.blocks)
+
+
+def test_switching_leaves_the_dense_model_and_its_neighbours_alone(bench, levels, candidates, measured):
+    before = {name: (p.data_ptr(), p.shape) for name, p in bench.anatomy.model.named_parameters()}
+    evaluator, dense = bench.evaluator(levels), bench.space.baselines()["dense"].text
+    together = evaluator.evaluate([*reversed(candidates), dense], LARGE)
+    assert {m.candidate: m.values for m in together[:-1]} == {m.candidate: m.values for m in measured}
+    assert together[-1].values["kl"] < 1e-5
+    assert {name: (p.data_ptr(), p.shape) for name, p in bench.anatomy.model.named_parameters()} == before
+    assert sum(m.blocks_saved for m in together) > 0
+
+
+def test_known_allocations_are_baselines_once_the_store_is_built(bench):
+    names = set(bench.space.baselines())
+    assert {"dense", "uniform@0.3"} < names
+    assert names & {"flap@0.3", "shortgpt@0.3"}
+    assert all(
+        bench.space.budget_of(c) == 0 for name, c in bench.space.baselines().items() if name != "dense"
+    )
+
+
+@pytest.mark.parametrize("learn", ["full", "norms", "lora"])
+def test_candidates_train_lightly_and_leave_no_trace(bench, levels, candidates, measured, learn):
+    if learn == "lora":
+        pytest.importorskip("peft")
+    recipe = Recipe(method=learn, tokens=128, batch=1, schedule="constant")
+    evaluator = assemble(
+        replace(bench.plan, training=recipe),
+        bench.space,
+        bench.anatomy,
+        bench.data(),
+        levels,
+        training_windows=bench.training_windows(),
+    )
+    (before,) = evaluator.evaluate([GONE], SMALL)
+    first, second = evaluator.evaluate([candidates[1], GONE], TRAINED)
+    assert first.values["kl"] != measured[1].values["kl"]
+    assert 0 < second.values["kl"] < before.values["kl"]
+    assert evaluator.evaluate(candidates[:2], LARGE)[1].values == measured[1].values
+
+
+GONE = "architecture:2/384,0/192,2/0,2/384x2,0/0;repair=none"
+
+
+def test_a_cut_model_of_its_own_trains_at_its_own_size(bench, levels):
+    switcher = bench.plan.rig.switcher(bench.plan, bench.space, bench.anatomy, levels)
+    candidate = bench.space.parse(GONE)
+    for block, key in enumerate(switcher.keys(bench.space.config(candidate))):
+        switcher.apply(block, key)
+    mine = own_modules(bench.anatomy)
+    switcher.restore()
+    params = bench.space.cost(candidate)["params"]
+    assert n_params(mine) == params < n_params(bench.anatomy)
+    trainer = Trainer(
+        mine, Recipe(method="full", tokens=256, batch=1), bench.training_windows(), bench.anatomy
+    )
+    assert trainer.n_learning == params
+    before = {name: p.clone() for name, p in mine.model.named_parameters()}
+    trainer.train(2)
+    assert trainer.failure is None
+    changed = [bool((p != before[name]).any()) for name, p in mine.model.named_parameters() if p.numel()]
+    assert np.mean(changed) > 0.9
+
+
+# --- the whole way ---
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, bench, levels):
+    """One run a controller, over one store."""
+    made = {}
+    for kind, controller in CONTROLLERS.items():
+        made[kind] = tmp_path_factory.mktemp("runs") / kind
+        changes = {"controller": {"kind": kind, **controller}, "objectives": ["loss", "params", "kv_bytes"]}
+        app.search(settings(**changes), made[kind], levels=levels)
+    return made
+
+
+CONTROLLERS = {
+    "evolution": {"offspring": 4},
+    "sensitivity": {},
+    "greedy": {},
+}
+
+
+@pytest.mark.parametrize("kind", CONTROLLERS)
+def test_controllers_run_on_the_space_unchanged(searched, kind):
+    run = app.open_run(searched[kind])
+    assert run.structured
+    assert {"dense", "uniform@0.3"} <= set(run.baselines)
+    dense = run.baselines["dense"].measurement.values
+    smaller = [t for t in run.trials() if t.measurement.values["params"] < dense["params"]]
+    assert smaller
+    assert all(t.measurement.values["kl"] > 0 for t in smaller)
+
+
+def test_pick_report_and_export(searched, tmp_path):
+    run = app.open_run(searched["evolution"])
+    trial = run.pick(parse_bounds({"max-params": "0.9x"}))
+    values = trial.measurement.values
+    page, *pictures = write_report(run, trial)
+    assert "really smaller" in page.read_text()
+    assert all(picture.stat().st_size > 5000 for picture in pictures)
+    shares = run.allocation(trial)
+    removed = sum(shares[x["name"]] * x["n_weights"] for x in run.study.about.facts["shape"]["linears"])
+    dense = run.baselines["dense"].measurement.values
+    assert removed == pytest.approx(dense["params"] - values["params"], rel=0.01)
+    summary = app.export(searched["evolution"], trial, tmp_path / "model")
+    manifest = json.loads((tmp_path / "model" / MANIFEST).read_text())
+    assert manifest["parameters"] == {"parent": dense["params"], "saved": values["params"]}
+    assert "structured" in summary.label
+    (exported,) = (m for text, m in summary.measured.items() if text == "search:256, as exported")
+    assert exported["kl"] == pytest.approx(values["kl"], rel=1e-3)  # dense statistics, as in the search
+
+
+# --- what does not fit ---
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"importance": "wandb"}, "wandb"),
+        ({"target": 0.999}, "`target` from"),
+        ({"protect": [17]}, "`protect`"),
+        ({"of": "latency_decode"}, "secateur latency"),
+    ],
+)
+def test_settings_that_do_not_fit_are_wrong_use(space, said):
+    with pytest.raises(UsageError) as error:
+        app.open_bench(settings(space={**SPACE, **space}))
+    assert said in str(error.value)

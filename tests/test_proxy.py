@@ -1,0 +1,234 @@
+"""Foretelling losses without a forward pass: what the closed form is, what it costs, where it is answered."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from secateur.evaluators.formula_proxy import FormulaProxy, formula_layers, grams_of
+from secateur.evaluators.kit import worker_setup
+from secateur.evaluators.workbench import Workbench
+from secateur.pruners.calibration import stream_blocks
+from secateur.pruners.formulas.grams import Grams, load_grams
+from secateur.pruners.formulas.output_error import relative_output_error, squared_output
+from secateur.pruners.formulas.store import build_terminals, is_built
+from secateur.pruners.levels import LevelStoreError
+from secateur.pruners.masks import mask
+from secateur.search.app.bench import plan
+from secateur.search.settings import settings_from
+from secateur.spaces.formulas.metric import program_of
+from secateur.spaces.measurement import Fidelity
+from tests.models import random_tokens, small_anatomy
+
+EVALUATOR = {"window": 64, "calibration_tokens": 1024, "fidelities": [128, 1024], "test_tokens": 128}
+SPACE = {"kind": "formula", "target": 0.5, "terminals": ["W", "X"], "known": ["wanda", "magnitude"]}
+ALL = 1 << 20
+
+
+def settings(**space):
+    return settings_from(
+        {"space": {**SPACE, **space}, "evaluator": EVALUATOR, "objectives": ["loss", "nodes"]}
+    )
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Workbench:
+    made = Workbench(plan(settings(proxy={"blocks": 100})))
+    made.directory = tmp_path_factory.mktemp("store") / "levels"
+    made.build_levels(made.directory)
+    return made
+
+
+def proxy_of(bench, rows=ALL, kind="full", comparison="output", group_size=None):
+    layers = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory)
+    layers.comparison, layers.group_size = comparison, group_size
+    return FormulaProxy(layers, Grams(tuple(range(len(bench.anatomy.blocks))), kind), rows, program_of)
+
+
+def config(bench, text):
+    return bench.space.config(bench.space.parse(text))
+
+
+# --- the closed form --------------------------------------------------------------------------------------------------
+
+
+def test_it_is_the_error_of_the_outputs_on_the_calibration_tokens():
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(6, 8), torch.randn(200, 8)
+    kept = mask(weight.abs(), 0.5)
+    gram = inputs.T @ inputs / len(inputs)
+    outputs, error = inputs @ weight.T, inputs @ (weight * ~kept).T
+    assert squared_output(weight, gram) == pytest.approx(float(outputs.square().sum(1).mean()), rel=1e-4)
+    found = relative_output_error(weight, kept, gram, squared_output(weight, gram))
+    assert found == pytest.approx(float(error.norm() / outputs.norm()), rel=1e-4)
+
+
+def test_the_diagonal_is_a_gram_matrix_of_uncorrelated_inputs():
+    torch.manual_seed(0)
+    weight, diagonal = torch.randn(6, 8), torch.rand(8)
+    assert squared_output(weight, diagonal) == pytest.approx(
+        squared_output(weight, diagonal.diag()), rel=1e-5
+    )
+    assert relative_output_error(weight, weight > 9, diagonal, 0.0) == 0.0
+
+
+def test_among_masks_of_rows_none_has_a_smaller_diagonal_error_than_wandas():
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(8, 16), torch.rand(16) + 0.1
+    wanda = mask(weight.abs() * inputs, 0.5)
+    whole = squared_output(weight, inputs.square())
+    best = relative_output_error(weight, wanda, inputs.square(), whole)
+    others = [mask(torch.rand(8, 16), 0.5) for _ in range(50)] + [mask(weight.abs(), 0.5)]
+    assert all(relative_output_error(weight, kept, inputs.square(), whole) > best for kept in others)
+
+
+# --- the stored second moments ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal"])
+def test_second_moments_are_kept_for_chosen_blocks_in_the_same_pass(kind, tmp_path):
+    anatomy, tokens, grams = small_anatomy(n_layers=3), random_tokens(4, 16), Grams((0, 2), kind)
+    build_terminals(tmp_path, anatomy, tokens, ["W", "X"], "model and data", grams=grams)
+    found = load_grams(tmp_path, grams, "model and data")
+    expected = {
+        name: (of.gram if kind == "full" else of.sum_squares) / of.n_tokens
+        for part in stream_blocks(anatomy, tokens, gram=True, sequential=False)
+        for name, of in part.inputs.items()
+        if part.block.index != 1
+    }
+    assert set(found) == set(expected)
+    for name, gram in expected.items():
+        torch.testing.assert_close(found[name], gram)
+    q, k = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj")
+    assert found[q].data_ptr() == found[k].data_ptr()  # one input, kept once
+
+
+def test_a_store_without_the_second_moments_is_built_again(tmp_path):
+    anatomy, tokens = small_anatomy(), random_tokens(4, 16)
+    build_terminals(tmp_path, anatomy, tokens, ["W", "X"], "one")
+    assert is_built(tmp_path, ["W"], "one")
+    assert not is_built(tmp_path, ["W"], "one", Grams((0,)))
+    build_terminals(tmp_path, anatomy, tokens, ["W", "X"], "one", grams=Grams((0,)))
+    assert is_built(tmp_path, ["W"], "one", Grams((0,)))
+    assert not is_built(tmp_path, ["W"], "other", Grams((0,)))
+    assert not is_built(tmp_path, ["W"], "one", Grams((0, 1)))
+    assert not is_built(tmp_path, ["W"], "one", Grams((0,), "diagonal"))
+
+
+def test_blocks_are_evenly_spread():
+    of = settings(proxy={"blocks": 3, "gram": "diagonal"}).space
+    assert grams_of(of, 9) == Grams((0, 4, 8), "diagonal")
+    assert grams_of(of, 2) == Grams((0, 1), "diagonal")
+    assert grams_of(settings(proxy=None).space, 9) is None
+
+
+# --- of formulas ------------------------------------------------------------------------------------------------------
+
+
+def test_with_all_rows_and_blocks_it_is_the_mean_over_projections(bench):
+    text, errors = "abs(W) * X", []
+    grams = load_grams(bench.directory, *_kept(bench))
+    layers = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory)
+    for block in bench.anatomy.blocks:
+        masks = layers.masks(block.index, program_of(f"formula: {text}"), config(bench, text)["sparsity"])
+        for linear in block.linears:
+            gram, weight = grams[linear.name], linear.weight.float()
+            errors.append(
+                relative_output_error(weight, masks[linear.name], gram, squared_output(weight, gram))
+            )
+    assert proxy_of(bench).loss(config(bench, text)) == pytest.approx(sum(errors) / len(errors), rel=1e-4)
+
+
+def _kept(bench):
+    store = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory).store
+    return Grams(tuple(range(len(bench.anatomy.blocks)))), store.identity
+
+
+@pytest.mark.parametrize(("comparison", "group_size"), [("output", None), ("layer", None), ("output", 4)])
+def test_some_rows_foretell_what_all_rows_give(bench, comparison, group_size):
+    how = {"comparison": comparison, "group_size": group_size}
+    texts = ["abs(W) * X", "abs(W)", "abs(W) * X * X", "abs(W) / X"]
+    few, every = (
+        [proxy_of(bench, rows, **how).loss(config(bench, text)) for text in texts] for rows in (16, ALL)
+    )
+    assert few == pytest.approx(every, rel=0.1)
+    assert spearmanr(few, every).statistic > 0.99
+
+
+def test_where_rows_of_a_layer_compete_the_chosen_ones_lose_what_the_whole_layer_takes_from_them(bench):
+    linear = next(bench.anatomy.linears)
+    proxy = proxy_of(bench, rows=8, comparison="layer")
+    sample = next(x for x in proxy._all() if x.name == linear.name)
+    kept = proxy._layers.mask(program_of("formula: abs(W)"), sample.terminals, 0.5, linear.name)
+    assert kept.shape == linear.weight.shape
+    assert torch.equal(sample.weight, linear.weight[sample.rows].float())
+    torch.testing.assert_close(kept, mask(linear.weight.abs(), 0.5, comparison="layer"))
+
+
+def test_formulas_that_prune_alike_have_one_loss_and_undefined_ones_a_reason(bench):
+    evaluator, fidelity = bench.evaluator(bench.directory), bench.plan.proxy
+    texts = ["abs(W) * X", "square(W * X)", "dense", "log(W)", "X"]
+    found = evaluator.evaluate(texts, fidelity)
+    assert [m.candidate for m in found] == texts
+    assert found[0].values["loss"] == found[1].values["loss"] > 0
+    assert found[2].values["loss"] == 0
+    assert [m.infeasible is None for m in found] == [True, True, True, False, False]
+    assert all(m.n_tokens == 0 and m.fidelity == fidelity and m.blocks == 0 for m in found)
+    assert found[0].values["nodes"] == 4
+
+
+def test_it_orders_formulas_as_data_does(bench):
+    texts = ["abs(W) * X", "abs(W)", "abs(W) / X", "abs(W) * X * X", "abs(W) * square(X) * X", "neg(abs(W))"]
+    texts = [bench.space.parse(text).text for text in texts]
+    evaluator = bench.evaluator(bench.directory)
+    foretold, measured = (
+        [m.values["loss"] for m in evaluator.evaluate(texts, fidelity)]
+        for fidelity in (bench.plan.proxy, Fidelity("search", 1024))
+    )
+    assert spearmanr(foretold, measured).statistic > 0.8
+
+
+# --- where it is answered ---------------------------------------------------------------------------------------------
+
+
+def test_a_plan_names_its_proxy_where_the_space_has_one(bench):
+    assert bench.plan.proxy == Fidelity("proxy", 1024)
+    assert plan(settings(proxy=None)).proxy is None
+    assert plan(settings_from({})).proxy is None
+
+
+def test_a_worker_foretells_what_the_driver_does(bench, tmp_path):
+    setup = worker_setup(
+        bench, tmp_path / "kit", bench.directory, threads=torch.get_num_threads(), spread=False
+    )
+    worker = pickle.loads(pickle.dumps(setup))(setup.directories)
+    texts = ["abs(W) * X", "abs(W)"]
+    for fidelity in (bench.plan.proxy, Fidelity("search", 128)):
+        here, there = (
+            [m.values["loss"] for m in evaluator.evaluate(texts, fidelity)]
+            for evaluator in (bench.evaluator(bench.directory), worker)
+        )
+        assert there == pytest.approx(here, rel=1e-5)
+
+
+def test_a_directory_without_second_moments_is_refused(bench, tmp_path):
+    empty = tmp_path / "levels"
+    for path in Path(bench.directory).iterdir():
+        if not path.name.startswith("grams"):
+            empty.mkdir(exist_ok=True)
+            (empty / path.name).symlink_to(path)
+    with pytest.raises(LevelStoreError, match="Expected second moments"):
+        bench.evaluator(empty).evaluate(["abs(W)"], bench.plan.proxy)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "message"),
+    [({"blocks": 0}, "blocks"), ({"rows": 1}, "rows"), ({"gram": "half"}, "gram"), ({"rank": 3}, "rank")],
+)
+def test_settings_are_checked(proxy, message):
+    with pytest.raises(ValueError, match=message):
+        settings(proxy=proxy)
