@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.search.errors import UsageError
+from secateur.search.option_groups import with_group
 from secateur.search.pick import BOUND_KINDS, parse_bounds
 
 if TYPE_CHECKING:
@@ -21,28 +20,7 @@ Bounds = Mapping[str, str | None]
 
 def with_bounds(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each of `BOUND_KINDS`; their texts come by name in its argument ``bounds``."""
-
-    @wraps(command)
-    def wrapped(**values: Any) -> None:
-        bounds = {name: values.pop(_parameter(name)) for name in BOUND_KINDS}
-        command(**values, bounds=bounds)
-
-    signature = inspect.signature(command, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.name != "bounds"]
-    options = [
-        inspect.Parameter(
-            _parameter(name), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name)
-        )
-        for name in BOUND_KINDS
-    ]
-    parameters = [*own, *options]
-    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
-    return wrapped
-
-
-def _parameter(name: str) -> str:
-    return name.replace("-", "_")
+    return with_group("bounds", {name: (_option(name), None) for name in BOUND_KINDS})(command)
 
 
 def _option(name: str) -> Any:

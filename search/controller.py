@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,3 +66,8 @@ class Controller(ABC):
     def n_measurements(self) -> int:
         """How many measurements it needs before it can be stopped with a result; 0 if it needs none."""
         return 0
+
+    @property
+    def notes(self) -> Mapping[str, float]:
+        """What it knows of the search that the measurements don't tell, as numbers by name, for people to look at."""
+        return {}

@@ -10,9 +10,16 @@ from secateur.spaces.measurement import Fidelity
 
 
 def references(baselines: Mapping[str, Trial]) -> dict[str, Trial]:
-    """For each budget the baseline that others are compared with, such as ``uniform@0.6``, by its label ``0.6``."""
-    pairs = ((name.rpartition("@"), trial) for name, trial in baselines.items())
-    return {label: trial for (_, at, label), trial in pairs if at and "sparsity" in trial.measurement.values}
+    """For each budget the baseline that others are compared with, such as ``uniform@0.6``, by its label ``0.6``.
+
+    Of several it is the first one.
+    """
+    found: dict[str, Trial] = {}
+    for name, trial in baselines.items():
+        _, at, label = name.rpartition("@")
+        if at and "sparsity" in trial.measurement.values:
+            found.setdefault(label, trial)
+    return found
 
 
 def budgets(baselines: Mapping[str, Trial]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.hypervolume import exclusive_volume
-from secateur.search.objectives import OBJECTIVES, oriented
+from secateur.search.objectives import objective, oriented
 from secateur.spaces.measurement import Fidelity
 
 
@@ -98,7 +98,10 @@ def hypervolume_series(
 
 
 def _check(objectives: Sequence[str]) -> None:
-    unknown = [name for name in objectives if name not in OBJECTIVES]
-    if unknown or not objectives:
-        got = repr(unknown[0]) if unknown else "none"
-        raise UsageError(f"Expected objectives among {', '.join(OBJECTIVES)}, got {got}.")
+    if not objectives:
+        raise UsageError("Expected `objectives` to name some, got none.")
+    try:
+        for name in objectives:
+            objective(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error

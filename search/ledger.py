@@ -28,6 +28,7 @@ class Ledger:
         self.spent = Spent()  # on what was told, measured in this run or known from before
         self.reason: Reason | None = None  # why nothing more is asked
         self._asked: set[Key] = set()  # told or under way
+        self._n_evaluations = 0  # of these
         self._told: set[Key] = set()
         self._n_tokens = 0  # spent on what was told, and expected for what is under way
         self._n_known_in_a_row = 0
@@ -40,16 +41,18 @@ class Ledger:
 
     def affordable(self, proposals: Sequence[Proposal]) -> list[Proposal]:
         """The proposals up to the first that would exceed the budget; notes whether the controller goes in circles."""
-        new: dict[Key, int] = {}
+        new: set[Key] = set()
+        n_evaluations, n_tokens = 0, 0
         for i, proposal in enumerate(proposals):
             if proposal.key in self._asked or proposal.key in new:
                 self._n_known_in_a_row += 1
                 continue
-            n_tokens = proposal.fidelity.n_tokens
-            if not self._affords(len(new) + 1, sum(new.values()) + n_tokens):
+            n_evaluations += proposal.fidelity.n_evaluations
+            n_tokens += proposal.fidelity.total_tokens
+            if not self._affords(n_evaluations, n_tokens):
                 self.reason = self.reason or "budget"
                 return list(proposals[:i])
-            new[proposal.key] = n_tokens
+            new.add(proposal.key)
             self._n_known_in_a_row = 0
         if self._n_known_in_a_row >= MAX_KNOWN_IN_A_ROW:
             self.reason = self.reason or "exhausted"
@@ -60,21 +63,22 @@ class Ledger:
         for proposal in proposals:
             if proposal.key not in self._asked:
                 self._asked.add(proposal.key)
-                self._n_tokens += proposal.fidelity.n_tokens
+                self._n_evaluations += proposal.fidelity.n_evaluations
+                self._n_tokens += proposal.fidelity.total_tokens
 
     def tell(self, trials: Iterable[Trial]) -> list[Trial]:
         """These are told; those of them that were not told before, each once."""
         unique = {trial.measurement.key: trial for trial in trials}
         new = [trial for key, trial in unique.items() if key not in self._told]
         self._told.update(unique)
-        self._n_tokens += sum(t.measurement.n_tokens - t.measurement.fidelity.n_tokens for t in new)
+        self._n_tokens += sum(t.measurement.n_tokens - t.measurement.fidelity.total_tokens for t in new)
         self.spent = self.spent.plus(new)
         return new
 
     def _affords(self, n_evaluations: int, n_tokens: int) -> bool:
         """Whether so much more may be begun."""
         evaluations, tokens = self.budget.evaluations, self.budget.tokens
-        n_evaluations += len(self._asked)
+        n_evaluations += self._n_evaluations
         n_tokens += self._n_tokens
         return (evaluations is None or n_evaluations <= evaluations) and (
             tokens is None or n_tokens <= tokens

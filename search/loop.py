@@ -120,6 +120,11 @@ class Search:
         """End after the jobs that are running, which are kept. May be called from a signal handler."""
         self._ledger.reason = "stopped"
 
+    @property
+    def notes(self) -> Mapping[str, float]:
+        """The controller's, at this moment."""
+        return self._controller.notes
+
     def run(self) -> Outcome:
         """Search until there is a reason to end. To be called once.
 

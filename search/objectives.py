@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from secateur.search.controller import Trial
+from secateur.search.errors import nearest
+
+TASK = "task:"
+"""An objective that begins so is the accuracy in a task, named by the rest."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,24 @@ OBJECTIVES: dict[str, Objective] = {
     "macs": Objective("MACs", "MACs/token", digits=3),
     "nodes": Objective("formula size", "nodes"),
     "kv_bytes": Objective("KV cache", "bytes/token", digits=3),
+    "latency_prefill": Objective("prefill latency", "ms", digits=3),
+    "latency_decode": Objective("decode latency", "ms", digits=3),
 }
+
+
+def objective(name: str) -> Objective:
+    """The objective of this name: a row of `OBJECTIVES`, or the accuracy in a task, ``task:<name>``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name.startswith(TASK) and name != TASK:
+        return Objective(name.removeprefix(TASK), "", "maximize", digits=3)
+    if name not in OBJECTIVES:
+        raise ValueError(
+            f"Expected known `objectives`, got {name!r}.{nearest(name, [*OBJECTIVES, TASK + '<name>'])}"
+        )
+    return OBJECTIVES[name]
 
 
 def oriented(trial: Trial, objectives: Sequence[str], *, rounded: bool = False) -> tuple[float, ...]:
@@ -65,5 +86,5 @@ def oriented(trial: Trial, objectives: Sequence[str], *, rounded: bool = False) 
         raise ValueError(
             f"Expected `values` of trial {trial.number} to hold {', '.join(missing)}, got {', '.join(values)}."
         )
-    rows = [(OBJECTIVES[name], values[name]) for name in objectives]
+    rows = [(objective(name), values[name]) for name in objectives]
     return tuple(row.sign * (row.rounded(value) if rounded else value) for row, value in rows)

@@ -22,6 +22,8 @@ _BYTES = {"": 1.0, "b": 1.0, "k": 1e3, "m": 1e6, "g": 1e9} | {
     for b, base in (("b", 1000.0), ("ib", 1024.0))
 }
 
+_MILLISECONDS = {"": 1.0, "ms": 1.0, "s": 1e3}
+
 
 @dataclass(frozen=True)
 class BoundKind:
@@ -46,7 +48,8 @@ BOUND_KINDS: dict[str, BoundKind] = {
     "max-size": BoundKind("size_bytes", _BYTES, example="180MB"),
     "max-macs": BoundKind("macs", _COUNTS, example="60M"),
     "max-kv": BoundKind("kv_bytes", _BYTES, example="12KiB"),
-    "max-latency": BoundKind("latency_decode", {"": 1.0, "ms": 1.0, "s": 1e3}, example="30ms"),
+    "max-latency": BoundKind("latency_decode", _MILLISECONDS, example="30ms"),
+    "max-prefill": BoundKind("latency_prefill", _MILLISECONDS, example="300ms"),
     "sparsity": BoundKind("sparsity", {"": 1.0}, at_least=True, example="0.6"),
 }
 

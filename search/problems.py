@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -48,8 +49,10 @@ def _locate(root: type[BaseModel], loc: Sequence[int | str], prefix: Sequence[st
         if field is None:
             break
         models = {model.__name__: model for model in _models(field.annotation)}
-        if [field.annotation] == list(models.values()):
-            (holder,) = models.values()
+        members = [x for x in get_args(field.annotation) if x not in (NoneType, ...)] or [field.annotation]
+        if members == list(models.values()):  # a section, perhaps one that may be left out, or several
+            holder = members[0]
+            path += [keys.pop(0)] if keys and keys[0].isdecimal() else []
         elif member := next(
             (m for name, m in models.items() if keys and re.search(rf"\b{name}\b", keys[0])), None
         ):

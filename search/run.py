@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from secateur.search.controller import Trial
 from secateur.search.front import comparable, non_dominated
+from secateur.search.notes import read_notes
 from secateur.search.pick import Bound, pick, pick_number
 from secateur.search.settings import Settings, settings_from
 from secateur.search.study import Study, trials_of
@@ -42,11 +43,11 @@ class Run:
     @property
     def fidelity(self) -> Fidelity:
         """The one that is compared: the largest of the search."""
-        return Fidelity("search", self.settings.evaluator.fidelities[-1])
+        return self.settings.evaluator.compared
 
     @property
     def baselines(self) -> dict[str, Trial]:
-        """``dense`` and ``uniform@...`` as far as they were measured."""
+        """``dense``, ``uniform@...`` and further ones, as far as they were measured."""
         found = {
             name: self.study.lookup((text, self.fidelity.text))
             for name, text in self.study.about.baselines.items()
@@ -54,12 +55,17 @@ class Run:
         return {name: trial for name, trial in found.items() if trial is not None}
 
     @cached_property
+    def shape(self) -> ModelShape:
+        """The dense model's size, and the latency table that the run began with and keeps, if it has one."""
+        facts = self.study.about.facts["shape"]
+        return ModelShape.from_json({name: value for name, value in facts.items() if name != "linears"})
+
+    @cached_property
     def space(self) -> Space[Any]:
         """The space, from what the study knows about the model."""
-        shape = dict(self.study.about.facts["shape"])
-        linears = [Prunable(**linear) for linear in shape.pop("linears")]
+        linears = [Prunable(**linear) for linear in self.study.about.facts["shape"]["linears"]]
         settings = self.settings.space
-        return SPACES[settings.kind].build(settings, linears, ModelShape(**shape))
+        return SPACES[settings.kind].build(settings, linears, self.shape)
 
     def trials(self) -> list[Trial]:
         """The feasible trials at the largest search fidelity."""
@@ -71,9 +77,7 @@ class Run:
 
     def test_of(self, trial: Trial) -> Measurement | None:
         """The same candidate on the test part, if it was measured there."""
-        found = self.study.lookup(
-            (trial.measurement.candidate, Fidelity("test", self.settings.evaluator.test_tokens).text)
-        )
+        found = self.study.lookup((trial.measurement.candidate, self.settings.evaluator.test_fidelity.text))
         return None if found is None else found.measurement
 
     def recovered_of(self, trial: Trial) -> Measurement | None:
@@ -81,6 +85,11 @@ class Run:
         found = (t.measurement for t in trials_of(self.study.trials, "recovered"))
         same = [m for m in found if m.candidate == trial.measurement.candidate]
         return max(same, key=lambda m: m.fidelity.n_tokens, default=None)
+
+    @property
+    def notes(self) -> dict[str, float]:
+        """What its controller noted, see `Controller.notes`; empty if there is nothing."""
+        return read_notes(self.study.directory, self.settings.controller.kind)
 
     def as_searched(self, trials: Sequence[Trial]) -> list[Trial]:
         """The candidates of the trials, each once, as the trial that the front would show where there is one."""
@@ -98,12 +107,25 @@ class Run:
             return pick_number(self.study.trials, number)
         return pick(self.study.trials, bounds, self.study.about.baselines.get("dense"), self.fidelity)
 
+    @property
+    def structured(self) -> bool:
+        """Whether candidates are really smaller: what they remove is neither stored nor computed."""
+        return bool(self.study.about.facts["shape"].get("blocks"))
+
     def allocation(self, trial: Trial) -> dict[str, float]:
-        """Sparsity of each linear by its full name."""
-        sparsity: dict[str, float] = self.space.config(self.space.parse(trial.measurement.candidate))[
-            "sparsity"
-        ]
-        return sparsity
+        """Which share of each linear is removed, zeroed or cut off, by its full name."""
+        config = self.space.config(self.space.parse(trial.measurement.candidate))
+        shape = self.study.about.facts["shape"]
+        return config["sparsity"] if "sparsity" in config else _cut_shares(config["blocks"], shape)
+
+
+def _cut_shares(kept: Sequence[Mapping[str, int]], shape: Mapping[str, Any]) -> dict[str, float]:
+    """All linears of a sub-layer lose the same share."""
+    parts = [
+        {"attention": after["kv_groups"] / before["n_kv_groups"], "mlp": after["ffn"] / before["ffn_width"]}
+        for after, before in zip(kept, shape["blocks"], strict=True)
+    ]
+    return {x["name"]: 1 - parts[x["block"]][x["sublayer"]] for x in shape["linears"]}
 
 
 def open_run(directory: str | Path) -> Run:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -18,10 +17,12 @@ from pydantic import (
 
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError, nearest
+from secateur.search.evaluator_settings import EvaluatorSettings
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.mirror.address import FORM
-from secateur.search.objectives import OBJECTIVES
+from secateur.search.objectives import TASK, objective
 from secateur.search.problems import problems
+from secateur.search.section import Section
 from secateur.search.yaml_file import parse_yaml, read_yaml
 from secateur.spaces.registry import SPACES
 
@@ -36,77 +37,12 @@ _REGISTRIES: dict[str, tuple[Mapping[str, Any], str]] = {
 }
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_switches_for_numbers(cls, raw: Any) -> Any:
-        """Refuse true and false where a number belongs: they would count as 1 and 0."""
-        for name, value in raw.items() if isinstance(raw, dict) else ():
-            field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field is not None and field.annotation is not bool:
-                raise ValueError(f"Expected `{name}` to be no switch, got {str(value).lower()}.")
-        return raw
-
-
-class DataSettings(_Section):
-    """Where text comes from: ``docs``, a file, a directory, or a hub dataset. The three sets are disjoint.
-
-    Args:
-        calibration: statistics of the dense model are taken here.
-        search: controllers see losses on this.
-        test: only the final numbers are measured here.
-    """
-
-    calibration: str = "docs"
-    search: str = "docs"
-    test: str = "docs"
-
-
-class EvaluatorSettings(_Section):
-    """What a measurement is.
-
-    Args:
-        loss: ``kl`` to the dense model or ``ce``, both in nats per token.
-        data: sources of text.
-        window: tokens that the model sees at once.
-        calibration_tokens: size of the calibration set, a multiple of the window.
-        test_tokens: size of the test measurements, a multiple of the window.
-        fidelities: tokens of search measurements, ascending multiples of the window; nested.
-        seed: which windows are drawn, and the noise of the metric ``random``.
-    """
-
-    loss: Literal["kl", "ce"] = "kl"
-    data: DataSettings = DataSettings()
-    window: int = Field(default=512, gt=1)
-    calibration_tokens: int = Field(default=16384, gt=0)
-    test_tokens: int = Field(default=8192, gt=0)
-    fidelities: tuple[int, ...] = Field(default=(2048, 8192, 32768), min_length=1)
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> EvaluatorSettings:
-        if any(a >= b for a, b in zip(self.fidelities, self.fidelities[1:], strict=False)):
-            raise ValueError(f"Expected `fidelities` to ascend, got {list(self.fidelities)}.")
-        for name in ("calibration_tokens", "test_tokens", "fidelities"):
-            value = getattr(self, name)
-            for n_tokens in value if isinstance(value, tuple) else (value,):
-                if n_tokens <= 0 or n_tokens % self.window:
-                    near = max(1, round(n_tokens / self.window)) * self.window
-                    raise ValueError(
-                        f"Expected `{name}` in whole windows of {self.window} tokens, got {n_tokens}. "
-                        f"Use {near}, or change `evaluator.window`."
-                    )
-        return self
-
-
-class Budget(_Section):
+class Budget(Section):
     """When a search ends: as soon as one of the limits is reached.
 
     Args:
         evaluations: distinct search measurements, baselines included.
-        tokens: tokens evaluated for them.
+        tokens: tokens evaluated for them, and trained on.
         minutes: time spent on them, summed over workers.
     """
 
@@ -130,7 +66,7 @@ class Budget(_Section):
         return max(used / limit for used, limit in pairs if limit is not None)
 
 
-class Settings(_Section):
+class Settings(Section):
     """Everything that a search is given. Made by `load_settings` or `settings_from`, which know the kinds.
 
     Args:
@@ -173,11 +109,30 @@ class Settings(_Section):
     @classmethod
     def _check_objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            if name not in OBJECTIVES:
-                raise ValueError(f"Expected known `objectives`, got {name!r}.{nearest(name, OBJECTIVES)}")
+            objective(name)  # refuses an unknown one
         if len(set(names)) < len(names):
             raise ValueError(f"Expected each of `objectives` once, got {list(names)}.")
         return names
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Settings:
+        task = next((name for name in self.optimised if name.startswith(TASK)), None)
+        if task is None:
+            return self
+        if self.evaluator.tasks is None:
+            raise ValueError(
+                f"Expected `evaluator.tasks` with the directory of its files for {task}, got nothing."
+            )
+        if self.evaluator.training is not None:
+            raise ValueError(
+                f"Expected no `evaluator.training` beside {task}, which is measured without. Leave one of them out."
+            )
+        return self
+
+    @property
+    def optimised(self) -> tuple[str, ...]:
+        """All objectives: the search's, and those that the controller has of its own."""
+        return (*self.objectives, *(getattr(self.controller, "objectives", None) or ()))
 
 
 def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -230,14 +185,20 @@ def resolved(settings: Settings) -> dict[str, Any]:
 def identity(settings: Settings) -> dict[str, Any]:
     """The settings that measurements depend on: under others they can't be compared.
 
-    Budget, controller and its seed, executor, device, objectives, storage, target and fidelities may change when a
-    search is continued.
+    Budget, controller and its seed, executor, device, objectives, storage, fidelities, and the target where candidates
+    name theirs, may change when a search is continued.
     """
     values = resolved(settings)
-    exported = ("target", "calibration")  # the second one is how an export prunes
-    space = {key: value for key, value in values["space"].items() if key not in exported}
+    changeable = getattr(settings.space, "changeable", ("target", "calibration"))  # the latter is for exports
+    space = {key: value for key, value in values["space"].items() if key not in changeable}
     passing = ("fidelities", "test_tokens")  # a measurement names its own number of tokens
     evaluator = {key: value for key, value in values["evaluator"].items() if key not in passing}
+    training = evaluator.pop("training")
+    for optional in ("latency", "tasks"):  # absent in studies from before there were such sections
+        if evaluator[optional] is None:
+            del evaluator[optional]
+    if training is not None:
+        evaluator["training"] = {key: value for key, value in training.items() if key != "tokens"}
     kept = {key: values[key] for key in ("model", "dtype", "trust_remote_code")}
     return kept | {"space": space, "evaluator": evaluator}
 
@@ -245,16 +206,16 @@ def identity(settings: Settings) -> dict[str, Any]:
 def _section(name: str, raw: Any, registry: Mapping[str, Any], default: str) -> tuple[BaseModel, list[str]]:
     """The section by its kind, and what is wrong with it."""
     if not isinstance(raw, Mapping):
-        return _Section(), [f"Expected `{name}` to be a mapping such as {{kind: {default}}}, got {raw!r}."]
+        return Section(), [f"Expected `{name}` to be a mapping such as {{kind: {default}}}, got {raw!r}."]
     kind = raw.get("kind", default)
     if not isinstance(kind, str) or kind not in registry:
         hint = nearest(str(kind), registry)
-        return _Section(), [f"Expected a known `{name}.kind`, got {kind!r}.{hint}"]
+        return Section(), [f"Expected a known `{name}.kind`, got {kind!r}.{hint}"]
     model: type[BaseModel] = registry[kind].settings
     try:
         return model.model_validate({**raw, "kind": kind}), []
     except ValidationError as error:
-        return _Section(), problems(error, model, [name])
+        return Section(), problems(error, model, [name])
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,7 @@ from secateur.search.errors import UsageError
 from secateur.search.journal import JournalWriter, StudyWriteError, no_room, read_journal
 from secateur.search.lock import RunLock
 from secateur.search.yaml_file import dump_yaml, read_yaml
-from secateur.spaces.measurement import Measurement
+from secateur.spaces.measurement import Measurement, Part
 
 FORMAT = 1
 ABOUT, SETTINGS, MEASUREMENTS = "study.json", "settings.yaml", "measurements.jsonl"
@@ -46,7 +46,7 @@ class Spent:
     """How much work some measurements were.
 
     Args:
-        evaluations: how many there are.
+        evaluations: how many there are, closed forms not counted.
         tokens: evaluated for them, nominal.
         seconds: spent on them, summed over workers.
         blocks: model blocks computed.
@@ -64,14 +64,14 @@ class Spent:
         spent = (self.evaluations, self.tokens, self.seconds, self.blocks, self.blocks_saved)
         for trial in trials:
             m = trial.measurement
-            one = (1, m.n_tokens, m.seconds, m.blocks, m.blocks_saved)
+            one = (m.fidelity.n_evaluations, m.n_tokens, m.seconds, m.blocks, m.blocks_saved)
             spent = tuple(a + b for a, b in zip(spent, one, strict=True))  # type: ignore[assignment]
         return Spent(*spent)
 
 
-def trials_of(trials: Iterable[Trial], part: str) -> list[Trial]:
-    """The trials of one part: ``search``, ``test`` or ``recovered``."""
-    return [trial for trial in trials if trial.measurement.fidelity.part == part]
+def trials_of(trials: Iterable[Trial], *parts: Part) -> list[Trial]:
+    """The trials of some parts, e.g. ``"test"``."""
+    return [trial for trial in trials if trial.measurement.fidelity.part in parts]
 
 
 class Study:
@@ -134,7 +134,7 @@ class Study:
         try:
             _check_directory(directory, about.identity)  # again: it may have been made meanwhile
             content = read_journal(directory / MEASUREMENTS)
-            _replace(directory / ABOUT, json.dumps({"format": FORMAT, **vars(about)}, indent=1) + "\n")
+            _replace(directory / ABOUT, _about_text(about))
             _replace(directory / SETTINGS, dump_yaml(dict(settings)))
             study = cls(directory, dict(settings), about)
             study._writer = JournalWriter(directory / MEASUREMENTS, content.n_bytes)
@@ -150,6 +150,15 @@ class Study:
             )
         return study
 
+    def name_baselines(self, baselines: Mapping[str, str]) -> None:
+        """Keep for readers which candidates are baselines, once all are known.
+
+        Args:
+            baselines: canonical texts by name.
+        """
+        self.about = replace(self.about, baselines=dict(baselines))
+        _replace(self.directory / ABOUT, _about_text(self.about))
+
     @property
     def trials(self) -> Sequence[Trial]:
         """All trials, each at the index that is its number. Not to be changed."""
@@ -157,8 +166,8 @@ class Study:
 
     @property
     def spent(self) -> Spent:
-        """The work of all search measurements."""
-        return Spent().plus(trials_of(self._trials, "search"))
+        """The work of the search: its measurements, and the closed forms that screened for it."""
+        return Spent().plus(trials_of(self._trials, "search", "proxy"))
 
     def lookup(self, key: tuple[str, str]) -> Trial | None:
         """The trial with this (candidate, fidelity), both as text."""
@@ -261,6 +270,10 @@ def _check_directory(directory: Path, identity: Mapping[str, Any]) -> None:
             f"Expected the search that {directory} belongs to, got another ({shown}). "
             f"Undo the change, or name another directory."
         )
+
+
+def _about_text(about: About) -> str:
+    return json.dumps({"format": FORMAT, **vars(about)}, indent=1) + "\n"
 
 
 def _read_about(directory: Path) -> About:

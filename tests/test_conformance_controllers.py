@@ -13,8 +13,11 @@ from secateur.search.controllers.optuna import Optuna
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.spaces.allocation import AllocationSpace
 from secateur.spaces.cost import ModelShape
+from secateur.spaces.formula import Formula
 from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.space import Space
 from secateur.spaces.units import Unit
+from tests.formula_toy import FormulaLandscape, formula_space
 
 SHAPE = ModelShape(n_params=10_000, bytes_per_param=2, macs_per_token=10_000, kv_bytes_per_token=10)
 FIDELITIES = tuple(Fidelity("search", n_tokens) for n_tokens in (64, 256, 1024))
@@ -28,6 +31,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"parents": 3, "offspring": 6, "survivors": [3, 2]},
         {"start": "random", "offspring": 5},
         {"start": "sensitivity", "sensitivity": {"levels": [0.5]}},
+        {"start": "greedy"},
+    ],
+    "greedy": [{}, {"moves": "block", "n_tokens": 256}],
+    "genetic": [
+        {"islands": 1},
+        {"islands": 3, "migrate_every": 1, "constants": {"every": 1, "steps": 2}},
+        {"seeds": False, "parsimony": 0, "constants": None},
     ],
     "sensitivity": [{}, {"levels": [0.4, 0.6], "n_tokens": 256}, {"around": "uniform"}],
     "optuna": [  # gp takes a second a proposal: see test_optuna_controller.py
@@ -41,18 +51,33 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 # The others use whatever they know by then, so that it matters what was told between two asks.
-INDEPENDENT_OF_TIMES = {"uniform", "random", "sensitivity"}
+INDEPENDENT_OF_TIMES = {"uniform", "random", "greedy", "sensitivity"}
 # The others always have something else to try.
-WAITING = {"uniform", "sensitivity"}
+WAITING = {"uniform", "greedy", "sensitivity"}
+# The others search any space.
+OF_FORMULAS = {"genetic"}
 CASES = [(kind, settings) for kind in CONTROLLERS for settings in SETTINGS[kind]]
 
 
-def space_of(n_units: int = 9, targets: tuple[float, ...] = (0.4, 0.6)) -> AllocationSpace:
+LANDSCAPE = FormulaLandscape()
+SMALLEST = {
+    "terminals": ("W",),
+    "operators": ("abs",),
+    "constants": 0,
+    "depth": 2,
+    "size": 3,
+    "known": ("magnitude",),
+}
+
+
+def space_of(case: Any, n_units: int = 9, targets: tuple[float, ...] = (0.4, 0.6)) -> Space[Any]:
+    if case[0] in OF_FORMULAS:
+        return formula_space() if n_units > 1 else formula_space(**SMALLEST)
     units = [Unit(f"u{i}", (40 * (1 + i % 3),), i, (f"u{i}",)) for i in range(n_units)]
     return AllocationSpace(units, (), (0, 0.2, 0.4, 0.6, 0.8), targets, SHAPE)
 
 
-def build(case: tuple[str, dict[str, Any]], space: AllocationSpace, seed: int = 0) -> Controller:
+def build(case: tuple[str, dict[str, Any]], space: Space[Any], seed: int = 0) -> Controller:
     kind, settings = case
     row = CONTROLLERS[kind]
     return row.build(space, FIDELITIES, seed, row.settings(kind=kind, **settings))
@@ -60,6 +85,8 @@ def build(case: tuple[str, dict[str, Any]], space: AllocationSpace, seed: int = 
 
 def measure(proposal) -> Measurement:
     """A loss that needs the order of units, with a little less at less data; some candidates are infeasible."""
+    if isinstance(proposal.candidate, Formula):
+        return LANDSCAPE.measure(proposal)
     levels = proposal.candidate.levels
     if levels[:2] == (4, 4):
         return Measurement(proposal.candidate.text, proposal.fidelity, infeasible="too sparse at the start")
@@ -100,7 +127,7 @@ def test_rows_are_described():
 
 
 def test_nothing_is_proposed_twice_and_all_of_it_is_in_the_space(case):
-    space = space_of()
+    space = space_of(case)
     keys = run(build(case, space), 5)
     assert len(set(keys)) == len(keys) > 0
     for text, fidelity in keys:
@@ -110,32 +137,32 @@ def test_nothing_is_proposed_twice_and_all_of_it_is_in_the_space(case):
 
 def test_same_seed_same_calls_same_proposals(case):
     for shuffle in (False, True):
-        first = run(build(case, space_of()), 5, shuffle=shuffle)
-        assert run(build(case, space_of()), 5, shuffle=shuffle) == first
+        first = run(build(case, space_of(case)), 5, shuffle=shuffle)
+        assert run(build(case, space_of(case)), 5, shuffle=shuffle) == first
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[0] in INDEPENDENT_OF_TIMES], ids=str)
 def test_same_proposals_however_many_are_asked_for_in_whatever_order_results_come(case):
-    first = run(build(case, space_of()), 5)
-    assert run(build(case, space_of()), 1) == first
-    assert run(build(case, space_of()), 1000) == first
-    assert run(build(case, space_of()), 5, shuffle=True) == first
+    first = run(build(case, space_of(case)), 5)
+    assert run(build(case, space_of(case)), 1) == first
+    assert run(build(case, space_of(case)), 1000) == first
+    assert run(build(case, space_of(case)), 5, shuffle=True) == first
 
 
 def test_budgets_all_get_their_share(case):
-    space = space_of()
+    space = space_of(case)
     largest = FIDELITIES[-1].text
     met = [
         space.budget_of(space.parse(text))
         for text, fidelity in run(build(case, space), 5)
         if fidelity == largest
     ]
-    assert {0, 1} <= set(met)
+    assert set(range(len(space.budgets))) <= set(met)
 
 
 def test_asking_alone_ends_in_waiting(case):
     kind, _ = case
-    controller = build(case, space_of(12, (0.4,)))
+    controller = build(case, space_of(case, 12, (0.4,)))
     asked = [controller.ask(1) for _ in range(300)]
     if kind in WAITING:
         assert asked[-1] == []
@@ -144,14 +171,14 @@ def test_asking_alone_ends_in_waiting(case):
 
 
 def test_a_space_without_choice_is_finished(case):
-    controller = build(case, space_of(1, (0.4,)))
+    controller = build(case, space_of(case, 1, (0.4,)))
     keys = run(controller, 4)
     assert len(keys) < 300
     assert controller.ask(1) == []
 
 
 def test_results_that_were_not_asked_for_are_no_trouble(case):
-    space = space_of()
+    space = space_of(case)
     controller, plain = build(case, space), build(case, space)
     baselines = [Measurement(c.text, FIDELITIES[-1], {"loss": 1.0}) for c in space.baselines().values()]
     controller.tell([Trial(number, m) for number, m in enumerate(baselines)])
@@ -159,8 +186,8 @@ def test_results_that_were_not_asked_for_are_no_trouble(case):
 
 
 def test_needs_are_counted_before(case):
-    controller = build(case, space_of())
-    assert controller.n_measurements <= len(run(build(case, space_of()), 5))
+    controller = build(case, space_of(case))
+    assert controller.n_measurements <= len(run(build(case, space_of(case)), 5))
 
 
 def test_fidelities_are_checked(case):
@@ -168,16 +195,16 @@ def test_fidelities_are_checked(case):
     row = CONTROLLERS[kind]
     for bad in ((), FIDELITIES[::-1], (Fidelity("test", 64),)):
         with pytest.raises(ValueError, match="Expected `fidelities`"):
-            row.build(space_of(), bad, 0, row.settings(kind=kind, **settings))
+            row.build(space_of(case), bad, 0, row.settings(kind=kind, **settings))
 
 
 def test_another_seed_searches_elsewhere():
     for case in CASES:
-        if case[0] in {"random", "evolution", "optuna"}:
-            assert run(build(case, space_of(), 0), 5) != run(build(case, space_of(), 1), 5)
+        if case[0] in {"random", "evolution", "genetic", "optuna"}:
+            assert run(build(case, space_of(case), 0), 5) != run(build(case, space_of(case), 1), 5)
 
 
 def test_global_generators_are_left_alone(case):
     before = np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002  # to see that nobody uses it
-    run(build(case, space_of()), 5, limit=60)
+    run(build(case, space_of(case)), 5, limit=60)
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before  # noqa: NPY002

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from secateur.evaluators.rigs import level_method
 from secateur.pruners.families.discover import dissect
 from secateur.pruners.formulas.errors import FormulaError
 from secateur.pruners.formulas.evaluate import scores
@@ -228,7 +229,7 @@ def test_gradients_are_kept_beside_the_store_for_other_formulas(tmp_path, monkey
     assert load_gradients(gradients_path(levels), "model tokens")
     assert load_gradients(gradients_path(levels), "model others") is None
     assert load_gradients(tmp_path / "none", "model tokens") is None
-    monkeypatch.setattr("secateur.pruners.gradients.rms_gradients", None)  # would be called otherwise
+    monkeypatch.setattr("secateur.pruners.gradients.collect_gradients", None)  # would be called otherwise
     build_levels(levels, small_anatomy(), TOKENS, key(by_formula("abs(W) * G * X")))
     gradients_path(levels).write_bytes(b"broken")
     with pytest.raises(TypeError):
@@ -249,7 +250,7 @@ def test_an_infeasible_formula_says_where(tmp_path):
     with pytest.raises(FormulaError, match=r"got log\(-0.* = nan at model\.layers\.0\.self_attn\.q_proj"):
         build_levels(tmp_path / "levels", small_anatomy(), TOKENS, key(by_formula("log(W)")))
     assert not is_built(tmp_path / "levels", key(by_formula("log(W)")))
-    assert model_statistics(small_anatomy(), TOKENS, gradients=False).gradients == {}
+    assert model_statistics(small_anatomy(), TOKENS, gradients=()).gradients == {}
 
 
 # --- scores ---
@@ -358,7 +359,7 @@ def test_blind_and_undefined_formulas_are_recognised(text, comparison, said, spa
 
 def test_probes_of_a_layer_are_some_of_its_rows():
     linear = list(small_anatomy().linears)[-1]
-    whole = ModelStatistics(2, {linear.name: linear.weight.abs()})
+    whole = ModelStatistics(2, {"rms": {linear.name: linear.weight.abs()}})
     inputs = InputStatistics(5, torch.ones(linear.in_features), torch.eye(linear.in_features))
     given = terminals_of(linear, TERMINALS, inputs, whole)
     probe = probe_of(given, rows=8)
@@ -415,7 +416,7 @@ def test_the_command_line_lists_formulas_and_refuses_wrong_ones(capsys, monkeypa
 def test_a_formula_in_the_settings_is_a_method_whose_record_is_plain(tmp_path):
     settings = settings_from({"space": {"metric": "formula: abs(W*W) * minmax(G)", "comparison": "layer"}})
     made = app.plan(settings)
-    method = made.rig.method(made, {})
+    method = level_method(made, {})
     assert method == by_formula("abs(W * W) * minmax(G)", comparison="layer")
     assert (
         json.loads(json.dumps(method.record)).items()

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur.pruners.masks import lowest, mask, n_zeros
-from secateur.pruners.methods import RECONSTRUCTIONS, Method
+from secateur.pruners.methods import Method
 from secateur.pruners.metrics import METRICS, magnitude, ria, wanda
 from secateur.pruners.prune import count_zeros, prune
+from secateur.pruners.reconstructions import RECONSTRUCTIONS
 from secateur.pruners.sparsegpt import sparsegpt
 from secateur.pruners.statistics import InputStatistics
 from tests.models import random_tokens, small_anatomy

@@ -121,7 +121,7 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, 
         executor.flushes += 1
 
     of = run.settings
-    fidelities = tuple(Fidelity("search", n) for n in of.evaluator.fidelities)
+    fidelities = of.evaluator.search_fidelities
     row = CONTROLLERS["evolution"]
     settings = row.settings(kind="evolution", offspring=16, **controller)
     real, os.fsync = os.fsync, flush

@@ -1,4 +1,4 @@
-"""The one place that puts the rooms together: start a search, read a run, export, recover, evaluate.
+"""The one place that puts the rooms together: start a search, read a run, export, recover, evaluate, time.
 
 Everything that needs torch is imported inside the functions, so that reading a run stays quick.
 """
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.bench import Say, open_bench, plan, silent
-from secateur.search.app.evaluating import evaluate
+from secateur.search.app.evaluating import evaluate, tasks_in
 from secateur.search.app.exporting import export
 from secateur.search.app.recovering import recover
 from secateur.search.app.searching import search
+from secateur.search.app.timing import compare_latency, measure_latency
 from secateur.search.controller import Trial
 from secateur.search.run import Run
 from secateur.search.settings import load_settings, settings_from
@@ -23,24 +24,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SearchedRun",
+    "compare_latency",
     "evaluate",
     "export",
     "load_settings",
+    "measure_latency",
     "open_bench",
     "open_run",
     "plan",
     "recover",
     "run",
     "search",
+    "tasks_in",
 ]
 
 
 class SearchedRun(Run):
     """A run that can also make its models."""
 
-    def export(self, trial: Trial, to: str | Path, *, calibration: str | None = None) -> ExportSummary:
+    def export(
+        self, trial: Trial, to: str | Path, *, calibration: str | None = None, form: str | None = None
+    ) -> ExportSummary:
         """See `export`."""
-        return export(self.study.directory, trial, Path(to), calibration=calibration)
+        return export(self.study.directory, trial, Path(to), calibration=calibration, form=form)
 
 
 def open_run(directory: str | Path) -> SearchedRun:

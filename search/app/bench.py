@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.search.errors import UsageError
+from secateur.search.latency_settings import LatencySettings
+from secateur.search.objectives import TASK
 from secateur.search.run import Run
 from secateur.search.settings import Settings
+from secateur.search.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
+    from secateur.evaluators.latency.store import TableSource
+    from secateur.evaluators.tasks.plan import TaskPlan
+    from secateur.evaluators.training.recipe import Recipe
     from secateur.evaluators.workbench import Plan, Workbench
+    from secateur.spaces.latency import LatencyTable
 
 Say = Callable[[str], None]
 
@@ -19,8 +27,12 @@ def silent(line: str) -> None:
     """Say nothing."""
 
 
-def plan(settings: Settings) -> Plan:
-    """The settings as what a worker needs to know."""
+def plan(settings: Settings, table: LatencyTable | None = None) -> Plan:
+    """The settings as what a worker needs to know.
+
+    Args:
+        table: the latency table of a run that is opened again; None: as the settings say.
+    """
     from secateur.evaluators.workbench import Plan
 
     of, data = settings.evaluator, settings.evaluator.data
@@ -36,14 +48,61 @@ def plan(settings: Settings) -> Plan:
         test=data.test,
         window=of.window,
         calibration_tokens=of.calibration_tokens,
-        search_fidelities=of.fidelities,
-        test_tokens=of.test_tokens,
+        fidelities=(*of.search_fidelities, of.test_fidelity),
         seed=of.seed,
+        training=None if of.training is None else _recipe(of.training, of.seed),
+        latency=_table_source(settings, table),
+        tasks=_task_plan(settings),
     )
 
 
-def open_bench(settings: Settings, say: Say = silent) -> Workbench:
+def _table_source(settings: Settings, table: LatencyTable | None) -> TableSource | None:
+    """Where the latency table is, if an objective or the target needs one."""
+    from secateur.evaluators.latency.setup import LatencySetup
+    from secateur.evaluators.latency.store import TableSource
+
+    if not any(
+        name.startswith("latency_") for name in (*settings.optimised, getattr(settings.space, "of", ""))
+    ):
+        return None
+    of = settings.evaluator.latency or LatencySettings()
+    return TableSource(LatencySetup(of.batch, of.prompt, of.threads, of.clock), of.table, table)
+
+
+def _task_plan(settings: Settings) -> TaskPlan | None:
+    """Which tasks are measured, if any is an objective."""
+    from secateur.evaluators.tasks.plan import TaskPlan
+
+    of, wanted = settings.evaluator.tasks, [name for name in settings.optimised if name.startswith(TASK)]
+    if of is None or not wanted:
+        return None
+    names = tuple(dict.fromkeys(name.removeprefix(TASK) for name in wanted))
+    return TaskPlan(names, Path(of.directory), of.samples, of.batch, settings.evaluator.seed)
+
+
+def _recipe(of: TrainingSettings, seed: int) -> Recipe:
+    """How candidates are trained, up to the end; a fidelity says how far."""
+    from secateur.evaluators.training.recipe import Recipe
+
+    return Recipe(
+        method=of.learn,
+        loss=of.loss,
+        tokens=of.tokens[-1],
+        batch=of.batch,
+        lr=of.learning_rate,
+        rank=of.rank,
+        seed=seed,
+        schedule="constant",
+    )
+
+
+def open_bench(settings: Settings, say: Say = silent, table: LatencyTable | None = None) -> Workbench:
     """The model, its space and its data, ready to measure and prune.
+
+    Args:
+        settings: of a search.
+        say: told in one line what is being done.
+        table: see `plan`.
 
     Raises:
         UsageError: if something in the settings does not fit the model or the texts.
@@ -52,7 +111,7 @@ def open_bench(settings: Settings, say: Say = silent) -> Workbench:
 
     set_threads(getattr(settings.executor, "threads", None))
     try:
-        return Workbench(plan(settings), say)
+        return Workbench(plan(settings, table), say)
     except UsageError:
         raise
     except ValueError as error:

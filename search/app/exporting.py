@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 
 from secateur.search.app.bench import Say, check_content, open_bench, silent
 from secateur.search.controller import Trial
+from secateur.search.objectives import TASK
 from secateur.search.run import Run, open_run
 from secateur.spaces.measurement import Fidelity
 
 if TYPE_CHECKING:
     from secateur.evaluators.exporting import ExportSummary
+
+
+RECORDED = ("kl", "ce", "latency_", TASK)
+"""What an export's record says of the search: values whose names begin so."""
 
 
 def export(
@@ -21,6 +26,7 @@ def export(
     to: Path,
     *,
     calibration: str | None = None,
+    form: str | None = None,
     say: Say = silent,
 ) -> ExportSummary:
     """Prune the model once more, for real, measure it, and save it as a directory that transformers loads.
@@ -31,16 +37,17 @@ def export(
         to: new or empty directory, or one that holds this export already.
         calibration: ``sequential`` (statistics of a block from already pruned blocks), ``dense`` (the very
             weights that the search measured); None as the settings say.
+        form: a name that ``secateur list formats`` shows; None as the settings say, or else the usual one.
         say: told in one line what is being done.
 
     Raises:
-        UsageError: if the run's model or data have changed, or `to` is not empty.
+        UsageError: if the run's model or data have changed, `to` is not empty, or the format can't carry the model.
         ExportError: if the model can't be written, or does not load as it should.
     """
     from secateur.evaluators.exporting import export_candidate
 
     view = open_run(directory)
-    bench = open_bench(view.settings, say)
+    bench = open_bench(view.settings, say, view.shape.latency)
     check_content(view, bench)
     candidate = trial.measurement.candidate
     return export_candidate(
@@ -50,6 +57,7 @@ def export(
         sequential=(calibration or bench.plan.space.calibration) == "sequential",
         seeds={"evaluator": bench.plan.seed, "search": view.settings.seed},
         searched=_as_searched(view, candidate, bench.plan.fidelities[-2:]),
+        form=form,
         say=say,
     )
 
@@ -58,7 +66,9 @@ def _as_searched(view: Run, candidate: str, fidelities: Sequence[Fidelity]) -> d
     """What the study knows about the candidate."""
     found = {fidelity: view.study.lookup((candidate, fidelity.text)) for fidelity in fidelities}
     return {
-        f"{fidelity.text}, as searched": {name: trial.measurement.values[name] for name in ("kl", "ce")}
+        f"{fidelity.text}, as searched": {
+            name: value for name, value in trial.measurement.values.items() if name.startswith(RECORDED)
+        }
         for fidelity, trial in found.items()
         if trial is not None and trial.measurement.infeasible is None
     }

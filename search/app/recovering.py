@@ -40,7 +40,7 @@ def recover(
     from secateur.search.recovery.tuning import ray_started, train_all
 
     view = open_run(directory)
-    of, bench = view.settings, open_bench(view.settings, say)
+    of, bench = view.settings, open_bench(view.settings, say, view.shape.latency)
     check_content(view, bench)
     try:
         recipe = new_recipe(settings.recipe, bench)

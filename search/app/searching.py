@@ -18,13 +18,23 @@ from secateur.search.mirror.address import check_storage
 from secateur.search.mirror.mirror import Mirror
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
+from secateur.search.notes import NotesKeeper
+from secateur.search.objectives import TASK
+from secateur.search.overlap import write_overlap
 from secateur.search.run import Run
 from secateur.search.settings import Settings, identity, resolved
-from secateur.search.study import About, Study
+from secateur.search.study import ABOUT, About, Study
 from secateur.spaces.measurement import Fidelity
 
 if TYPE_CHECKING:
     from secateur.evaluators.workbench import Workbench
+    from secateur.spaces.latency import LatencyTable
+
+SOME_WORKERS = 4
+"""Where there are as many as the cluster has room for."""
+
+N_DESCRIBED = 8
+"""So many of the best candidates are described beside the front."""
 
 TEST_JOB = 4
 """Candidates a job on the test text: few, so that workers share the front evenly."""
@@ -56,21 +66,25 @@ def search(
     """
     check_storage(settings.storage)
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
-        bench = open_bench(settings, say)
+        bench = open_bench(settings, say, _table_of(directory))
+        _check_objectives(settings, bench)
         about = About(
-            identity=identity(settings) | {"content": bench.facts()},
-            baselines={name: candidate.text for name, candidate in bench.space.baselines().items()},
+            identity=identity(settings) | {"content": _content(bench)},
+            baselines=_baselines(bench),
             facts={"shape": _plain_shape(bench), "versions": _versions()},
         )
-        controller = _controller(settings, bench, bench.plan.fidelities[:-1])
+        _controller(settings, bench)  # refuses what does not fit, while nothing is written
         with Study.open_or_create(directory, resolved(settings), about) as study:
             for warning in study.warnings:
                 say(warning)
             levels = levels or directory / "levels"
             _build_levels(bench, levels, say)
+            study.name_baselines(_baselines(bench))  # some are known by now only
+            controller = _controller(settings, bench)
             storage = storage_of(directory, settings.storage)
             fidelity = bench.plan.fidelities[-2]
             copy = OptunaCopy(study, bench.space, settings.objectives, fidelity, storage)
+            keeper = NotesKeeper(directory, settings.controller.kind, controller)
             with _executor(settings, bench, directory, levels, say) as executor, Mirror(copy, say) as mirror:
                 loop = Search(
                     study,
@@ -82,13 +96,53 @@ def search(
                     batch=settings.executor.batch,
                     asks=None if settings.executor.deterministic else study.asks(_asked(settings, bench)),
                     kinship=bench.space.kinship,
-                    observers=[*observers, mirror],
+                    observers=[*observers, mirror, keeper],
                 )
                 on_ready(loop, executor)
                 outcome = loop.run()
                 if outcome.reason != "stopped":
                     _measure_test(study, executor, bench.plan.fidelities[-1], say)
+            if outcome.reason != "stopped":
+                _describe(study, bench, levels, say)
     return outcome
+
+
+def _table_of(directory: Path) -> LatencyTable | None:
+    """The latency table that a run began with: it goes on with it, whatever was measured since."""
+    return Run(Study.open(directory)).shape.latency if (directory / ABOUT).is_file() else None
+
+
+def _check_objectives(settings: Settings, bench: Workbench) -> None:
+    """See that measurements will hold what is to be optimised.
+
+    Raises:
+        UsageError: if not.
+    """
+    try:
+        tasks = [] if bench.task_set is None else [f"{TASK}{name}" for name in bench.task_set.names]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    known = ["loss", "kl", "ce", *bench.space.cost(bench.space.baselines()["dense"]), *tasks]
+    for name in settings.optimised:
+        if name not in known:
+            raise UsageError(
+                f"Expected `objectives` that candidates of the space {settings.space.kind} have, got {name!r}. "
+                f"They have: {', '.join(known)}."
+            )
+
+
+def _content(bench: Workbench) -> dict[str, str]:
+    """Content hashes that measurements depend on, those of further models included.
+
+    Raises:
+        UsageError: if something in the settings does not fit a further model.
+    """
+    try:
+        return bench.facts() | bench.facts_of_others()
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _build_levels(bench: Workbench, levels: Path, say: Say) -> None:
@@ -107,18 +161,30 @@ def _build_levels(bench: Workbench, levels: Path, say: Say) -> None:
         raise UsageError(f"{error} Choose another `space.metric`, or protect this layer.") from error
 
 
-def _controller(settings: Settings, bench: Workbench, fidelities: tuple[Fidelity, ...]) -> Any:
+def _baselines(bench: Workbench) -> dict[str, str]:
+    return {name: candidate.text for name, candidate in bench.space.baselines().items()}
+
+
+def _controller(settings: Settings, bench: Workbench) -> Any:
     """The controller of the settings.
 
     Raises:
         UsageError: if they do not fit the space or the fidelities.
     """
     row = CONTROLLERS[settings.controller.kind]
-    objectives = {"objectives": settings.objectives} if row.multi_objective else {}
+    more: dict[str, Any] = {"objectives": settings.objectives} if row.multi_objective else {}
+    if row.screens:
+        more |= {"proxy": bench.plan.proxy, "n_workers": _n_workers(settings)}
     try:
-        return row.build(bench.space, fidelities, settings.seed, settings.controller, **objectives)
+        return row.build(bench.space, bench.plan.fidelities[:-1], settings.seed, settings.controller, **more)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _n_workers(settings: Settings) -> int:
+    """How many workers a controller may count on: 1 where the search must not depend on their number."""
+    of = settings.executor
+    return 1 if of.deterministic else of.workers or SOME_WORKERS
 
 
 @dataclass(frozen=True)
@@ -149,12 +215,16 @@ def _executor(settings: Settings, bench: Workbench, directory: Path, levels: Pat
 
 def _asked(settings: Settings, bench: Workbench) -> dict[str, Any]:
     """What the proposals of a controller depend on, apart from measurements."""
-    return {
+    screening = {}
+    if CONTROLLERS[settings.controller.kind].screens:
+        proxy = bench.plan.proxy
+        screening = {"proxy": proxy and proxy.text, "n_workers": _n_workers(settings)}
+    return screening | {
         "controller": resolved(settings)["controller"],
         "seed": settings.seed,
         "objectives": settings.objectives,
         "fidelities": [fidelity.text for fidelity in bench.plan.fidelities[:-1]],
-        "baselines": {name: candidate.text for name, candidate in bench.space.baselines().items()},
+        "baselines": _baselines(bench),
     }
 
 
@@ -171,10 +241,20 @@ def _measure_test(study: Study, executor: Executor, fidelity: Fidelity, say: Say
         say(f"measuring on test text {n_done}/{len(missing)}")
 
 
+def _describe(study: Study, bench: Workbench, levels: Path, say: Say) -> None:
+    """What readers may want to know of the front and the best candidates, and can't compute without torch."""
+    if bench.plan.rig.describe is None:
+        return
+    say("comparing masks")
+    view = Run(study)
+    best = sorted(view.trials(), key=lambda trial: trial.measurement.values["loss"])[:N_DESCRIBED]
+    texts = dict.fromkeys(trial.measurement.candidate for trial in [*best, *view.front()])
+    write_overlap(study.directory, bench.plan.rig.describe(bench, levels, list(texts)))
+
+
 def _plain_shape(bench: Workbench) -> Mapping[str, Any]:
     """What readers need to know about the model, without torch."""
-    shape = bench.space_shape
-    return {"linears": [asdict(linear) for linear in bench.prunables], **asdict(shape)}
+    return {"linears": [asdict(linear) for linear in bench.prunables], **bench.space_shape.to_json()}
 
 
 def _versions() -> dict[str, str]:

@@ -133,3 +133,18 @@ def check_fidelities(fidelities: Sequence[Fidelity]) -> tuple[Fidelity, ...]:
         tokens = [fidelity.n_tokens for fidelity in fidelities]
         raise ValueError(f"Expected `fidelities` to be strictly ascending, got {tokens}.")
     return tuple(fidelities)
+
+
+def fidelity_of(fidelities: Sequence[Fidelity], n_tokens: int | None) -> Fidelity:
+    """The fidelity with this number of tokens; the smallest if None.
+
+    Raises:
+        ValueError: if there is none, or the fidelities are out of order.
+    """
+    found = [f for f in check_fidelities(fidelities) if n_tokens in {None, f.n_tokens}]
+    if not found:
+        known = ", ".join(str(fidelity.n_tokens) for fidelity in fidelities)
+        raise ValueError(
+            f"Expected `n_tokens` of the controller to be one of the fidelities ({known}), got {n_tokens}."
+        )
+    return found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, Course, check_fidelities
+from secateur.search.controllers.greedy import GreedyCourse, GreedySettings
 from secateur.search.controllers.sensitivity import SensitivityCourse, SensitivitySettings, separable
 from secateur.spaces.measurement import Fidelity
-from secateur.spaces.space import Space
+from secateur.spaces.space import SeparableSpace, Space
 
 ATTEMPTS = 50  # variations, each of the last one, for one new candidate before it is given up
 
@@ -30,8 +31,9 @@ class EvolutionSettings(BaseModel):
         migration: probability that a parent is an elite of the next lower or higher budget, repaired to
             this one.
         start: the first elites: the ``uniform`` candidates; or beside them the best of a generation of
-            ``random`` ones; or beside them the solutions of ``sensitivity``.
+            ``random`` ones; or beside them the solutions of ``sensitivity`` or ``greedy``.
         sensitivity: how these are found.
+        greedy: likewise.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,8 +44,9 @@ class EvolutionSettings(BaseModel):
     parents: int = 1
     crossover: float | None = None
     migration: float = 0.2
-    start: Literal["uniform", "random", "sensitivity"] = "uniform"
+    start: Literal["uniform", "random", "sensitivity", "greedy"] = "uniform"
     sensitivity: SensitivitySettings = SensitivitySettings()
+    greedy: GreedySettings = GreedySettings()
 
     @model_validator(mode="after")
     def _check(self) -> EvolutionSettings:
@@ -105,7 +108,7 @@ class Evolution(Controller):
         self._seed = seed
         self._settings = settings
         self._survivors = _survivors(settings, len(self._fidelities))
-        self._sensitivity = _sensitivity(space, fidelities, settings)
+        self._solver = _solver(space, fidelities, seed, settings)
         self._elites: list[list[tuple[float, Any]]] = [[] for _ in space.budgets]
         self._starts: list[tuple[int, Any]] | None = None  # (budget, candidate), once they are known
         self._seen = {candidate.text for candidate in space.baselines().values()}
@@ -126,7 +129,7 @@ class Evolution(Controller):
 
     @property
     def n_measurements(self) -> int:
-        first = 0 if self._sensitivity is None else self._sensitivity.n_measurements
+        first = 0 if self._solver is None else self._solver.n_measurements
         return first + len(self._space.budgets)
 
     @property
@@ -139,9 +142,10 @@ class Evolution(Controller):
         starts = [
             (b, c) for name, c in self._space.baselines().items() if (b := self._budget(name, c)) is not None
         ]
-        if self._sensitivity is not None:
-            yield from self._sensitivity.run()
-            starts += self._sensitivity.solutions.items()
+        if self._solver is not None:
+            yield from self._solver.run()
+            solutions = self._solver.solutions.items()
+            starts += [(budget, candidate) for budget, found in solutions for candidate in found]
         self._starts = starts
         losses = yield [Proposal(candidate, self._fidelities[-1]) for _, candidate in starts]
         for (budget, candidate), loss in zip(starts, losses, strict=True):
@@ -231,13 +235,22 @@ class Evolution(Controller):
         return self._space.repair(elites[rng.integers(len(elites))], budget, rng)
 
 
-def _sensitivity(
-    space: Space[Any], fidelities: Sequence[Fidelity], settings: EvolutionSettings
-) -> SensitivityCourse | None:
-    """What finds the first elites, if that is asked for."""
-    if settings.start != "sensitivity":
+Solver = SensitivityCourse | GreedyCourse
+
+# What finds the first elites, by the name of the start.
+_SOLVERS: dict[str, Callable[[SeparableSpace[Any], Sequence[Fidelity], int, EvolutionSettings], Solver]] = {
+    "sensitivity": lambda space, fidelities, seed, of: SensitivityCourse(space, fidelities, of.sensitivity),
+    "greedy": lambda space, fidelities, seed, of: GreedyCourse(space, fidelities, seed, of.greedy),
+}
+
+
+def _solver(
+    space: Space[Any], fidelities: Sequence[Fidelity], seed: int, settings: EvolutionSettings
+) -> Solver | None:
+    """What finds the first elites, if that takes measurements of its own."""
+    if settings.start not in _SOLVERS:
         return None
-    return SensitivityCourse(separable(space, "start: sensitivity"), fidelities, settings.sensitivity)
+    return _SOLVERS[settings.start](separable(space, f"start: {settings.start}"), fidelities, seed, settings)
 
 
 def _ranked(pairs: Any) -> list[tuple[float, Any]]:

@@ -9,6 +9,9 @@ from pydantic import BaseModel
 
 from secateur.search.controller import Controller
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
+from secateur.search.controllers.genetic import Genetic
+from secateur.search.controllers.genetic_settings import GeneticSettings
+from secateur.search.controllers.greedy import Greedy, GreedySettings
 from secateur.search.controllers.optuna import Optuna, OptunaSettings
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings
@@ -26,6 +29,7 @@ class ControllerRow:
         summary: one line for ``secateur list controllers``.
         source: address of the paper that it comes from; empty if there is none.
         multi_objective: whether it takes several objectives; the others minimise ``loss``.
+        screens: whether it takes, by keywords, the fidelity of a `proxy` if the evaluator has one, and `n_workers`.
     """
 
     settings: type[BaseModel]
@@ -33,6 +37,7 @@ class ControllerRow:
     summary: str
     source: str
     multi_objective: bool = False
+    screens: bool = False
 
 
 CONTROLLERS: dict[str, ControllerRow] = {
@@ -54,11 +59,24 @@ CONTROLLERS: dict[str, ControllerRow] = {
         summary="elites for each budget, varied, winnowed by successive halving over fidelities",
         source="https://arxiv.org/abs/2410.14649",
     ),
+    "genetic": ControllerRow(
+        settings=GeneticSettings,
+        build=Genetic,
+        summary="genetic programming over formulas: screened by a proxy, kept by loss and size, on islands",
+        source="https://arxiv.org/abs/2406.02924",
+        screens=True,
+    ),
     "sensitivity": ControllerRow(
         settings=SensitivitySettings,
         build=Sensitivity,
         summary="measures every slot alone and solves for the best combination",
         source="https://arxiv.org/abs/2202.04290",
+    ),
+    "greedy": ControllerRow(
+        settings=GreedySettings,
+        build=Greedy,
+        summary="removes the block, sub-layer or level whose removal hurts least, again and again",
+        source="https://arxiv.org/abs/2406.10594",
     ),
     "optuna": ControllerRow(
         settings=OptunaSettings,

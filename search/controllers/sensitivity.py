@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities
+from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities, fidelity_of
 from secateur.search.controllers.knapsack import Array
-from secateur.search.controllers.separable import complete, solve
+from secateur.search.controllers.separable import complete, solve, with_free_slots
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import SeparableSpace, Space
 
@@ -66,14 +67,14 @@ class SensitivityCourse:
     ) -> None:
         self._space = space
         self._settings = settings
-        self._fidelity = _fidelity(fidelities, settings.n_tokens)
+        self._fidelity = fidelity_of(fidelities, settings.n_tokens)
         self._shares = [
             np.array([space.share(slot, option) for option in space.options(slot)])
             for slot in range(len(space.slots))
         ]
         self._references = self._find_references()
         self._alone = {reference: self._find_alone(reference) for reference in self._references}
-        self.solutions: dict[int, Any] = {}  # budget -> candidate, once the course is through
+        self.solutions: dict[int, list[Any]] = {}  # budget -> candidates, once the course is through
 
     @property
     def n_measurements(self) -> int:
@@ -90,13 +91,17 @@ class SensitivityCourse:
             if math.isfinite(losses[0]):
                 curves = self._curves(reference, dict(zip(alone, losses[1:], strict=True)), losses[0])
                 found = {budget: solve(self._space, curves, budget) for budget in budgets}
-                self.solutions |= {budget: c for budget, c in found.items() if c is not None}
+                self.solutions |= {
+                    budget: with_free_slots(self._space, candidate)
+                    for budget, candidate in found.items()
+                    if candidate is not None
+                }
 
     def _find_references(self) -> dict[tuple[int, ...], list[int]]:
         """Options of each reference, and the budgets that it is for."""
         names = {"dense": ["dense"] * len(self._space.budgets)}
         baselines = self._space.baselines()
-        names["uniform"] = [name for name in baselines if name != "dense"]
+        names["uniform"] = list(baselines)[1 : 1 + len(self._space.budgets)]
         references: dict[tuple[int, ...], list[int]] = {}
         for budget, name in enumerate(names[self._settings.around]):
             options = self._space.disassemble(baselines[name])
@@ -107,6 +112,8 @@ class SensitivityCourse:
         """(slot, index of an option) of each measurement."""
         found = []
         for slot, shares in enumerate(self._shares):
+            if not shares[-1]:
+                continue  # it removes nothing, see `with_free_slots`
             levels = self._settings.levels
             near = (
                 range(len(shares))
@@ -114,7 +121,7 @@ class SensitivityCourse:
                 else sorted({int(np.abs(shares - x).argmin()) for x in levels})
             )
             chosen = [index for index in near if index != self._index(slot, reference[slot])]
-            if not chosen and len(shares) > 1:
+            if not chosen:
                 raise ValueError(
                     f"Expected `levels` to name an option besides the reference's, got {levels} "
                     f"at {self._space.slots[slot]}. Its options are {shares.tolist()}."
@@ -155,7 +162,7 @@ class Sensitivity(Controller):
     As in SPDY (arXiv 2202.04290): additive, but with measured losses of the model in place of layer errors
     and a MILP in place of dynamic programming. Cheap for many budgets: the measurements around the dense
     model serve them all. Blind to interactions between slots, for which `evolution` starts from its
-    solutions.
+    solutions. Where there are several repairs each solution is proposed with all of them.
     """
 
     def __init__(
@@ -182,7 +189,8 @@ class Sensitivity(Controller):
 
     def _course(self) -> Course:
         yield from self._sensitivity.run()
-        yield [Proposal(candidate, self._largest) for candidate in self._sensitivity.solutions.values()]
+        solutions = self._sensitivity.solutions.values()
+        yield [Proposal(candidate, self._largest) for candidate in chain.from_iterable(solutions)]
 
 
 def separable(space: Space[Any], what: str) -> SeparableSpace[Any]:
@@ -197,14 +205,3 @@ def separable(space: Space[Any], what: str) -> SeparableSpace[Any]:
             f"another controller, or `start: random`."
         )
     return space
-
-
-def _fidelity(fidelities: Sequence[Fidelity], n_tokens: int | None) -> Fidelity:
-    """The fidelity with this number of tokens; the smallest if None."""
-    found = [f for f in check_fidelities(fidelities) if n_tokens in {None, f.n_tokens}]
-    if not found:
-        known = ", ".join(str(fidelity.n_tokens) for fidelity in fidelities)
-        raise ValueError(
-            f"Expected `n_tokens` of the sensitivity to be one of the fidelities ({known}), got {n_tokens}."
-        )
-    return found[0]

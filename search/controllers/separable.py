@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,19 @@ def complete(shares: Array, measured: dict[int, float], anchor: int) -> Array:
     above = (y[-1] - y[-2]) / (known[-1] - known[-2]) * np.maximum(x - known[-1], 0)
     completed: Array = inside + below + above
     return completed
+
+
+def with_free_slots(space: SeparableSpace[Any], candidate: Any) -> list[Any]:
+    """The candidate, then with each other option in the slots that use up none of the budget, such as a repair.
+
+    Nothing is known of those before a candidate is pruned: alone, in the dense model, they change nothing.
+    """
+    rows = []
+    for slot, own in enumerate(space.disassemble(candidate)):
+        options = space.options(slot)
+        free = not any(space.usage(slot, option) for option in options)
+        rows.append([own, *(option for option in options if free and option != own)])
+    return [space.assemble(row) for row in product(*rows)]
 
 
 def solve(space: SeparableSpace[Any], losses: Sequence[Array], budget: int) -> Any | None:

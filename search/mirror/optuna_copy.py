@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.search.controller import Trial
 from secateur.search.mirror.storages import Storage, quiet_optuna
-from secateur.search.objectives import OBJECTIVES
+from secateur.search.objectives import objective
 from secateur.search.study import Study
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space
@@ -100,7 +100,7 @@ class OptunaCopy:
             self.storage.renew()
             copy = None
         if copy is None:
-            copy = self.storage.create([OBJECTIVES[name].direction for name in self._objectives])
+            copy = self.storage.create([objective(name).direction for name in self._objectives])
             copy.set_user_attr("about", self._about)
         self._n_copied = len(known or ())
         self._n_seen = known[-1] + 1 if known else 0

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from secateur.search.controller import Trial
 from secateur.search.executor import Executor, Staff
 from secateur.search.loop import Outcome
+from secateur.search.notes import notes_line
 from secateur.search.settings import Budget, Settings
 from secateur.search.show.progress import Progress
+from secateur.search.show.reasons import grouped
 from secateur.search.show.tables import shown
 from secateur.search.study import Spent
 
@@ -116,7 +118,7 @@ class Tally:
     @property
     def failures(self) -> list[str]:
         """The most frequent reasons why candidates were infeasible, a line each."""
-        return [f"{n} infeasible: {reason}" for reason, n in self._progress.infeasible[:N_REASONS]]
+        return [f"{n} infeasible: {reason}" for reason, n in grouped(self._progress.infeasible)[:N_REASONS]]
 
     @property
     def left(self) -> str:
@@ -139,6 +141,7 @@ class Display:
         self._stage = "starting"
         self._searching = False
         self._executor: Executor | None = None
+        self._notes: Callable[[], Mapping[str, float]] = dict
         self._said = ""  # kind of the last plain line
         self._said_at = -SECONDS_BETWEEN_LINES
         self._live = _live(console) if console.is_terminal else None
@@ -155,14 +158,20 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
-    def watch(self, baselines: Mapping[str, str], executor: Executor) -> None:
+    def watch(
+        self,
+        baselines: Mapping[str, str],
+        executor: Executor,
+        notes: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
         """A search is about to start.
 
         Args:
             baselines: canonical texts of its baselines by name.
             executor: whose workers are shown, too.
+            notes: of its controller, at any moment.
         """
-        self._executor = executor
+        self._executor, self._notes = executor, notes
         if self._settings is not None:
             self._tally = Tally(self._settings, baselines)
 
@@ -195,7 +204,7 @@ class Display:
         stage = Spinner("dots", Text(self._stage))
         if self._tally is None or not self._searching:
             return stage
-        parts = (self._tally.work, *self._tally.failures, *self._staff())
+        parts = (self._tally.work, notes_line(self._notes()), *self._tally.failures, *self._staff())
         lines = [f"  {line[:LINE]}" for line in parts if line]
         return Group(stage, _bar(self._tally), Text("\n".join(lines), "dim"), _best(self._tally))
 
@@ -226,6 +235,7 @@ class Display:
             f"searching: {tally.done:.0%}",
             tally.counts,
             tally.work,
+            notes_line(self._notes()),
             f"best {best}" if best else "",
             *self._staff()[:1],
             tally.left,

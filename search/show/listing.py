@@ -16,6 +16,14 @@ def row(name: str, summary: str, source: str = "") -> dict[str, str]:
     return {"name": name, "summary": summary, "source": source}
 
 
+def lines(rows: Rows) -> list[str]:
+    """The rows as text, in columns; the last two, summary and source, are not padded."""
+    *padded, summary, source = rows[0]
+    widths = {key: max(len(row[key]) for row in rows) for key in padded}
+    parts = ([*(row[key].ljust(widths[key]) for key in padded), row[summary], row[source]] for row in rows)
+    return ["  ".join(part for part in line if part).rstrip() for line in parts]
+
+
 LISTS: dict[str, Callable[[], Rows]] = {
     "spaces": lambda: [row(name, x.summary, x.source) for name, x in SPACES.items()],
     "controllers": lambda: [row(name, x.summary, x.source) for name, x in CONTROLLERS.items()],
@@ -23,6 +31,5 @@ LISTS: dict[str, Callable[[], Rows]] = {
         row("kl", "KL divergence to the dense model, nats per token; block by block, prefixes shared"),
         row("ce", "cross-entropy of the next token, nats per token; likewise"),
     ],
-    "formats": lambda: [row("hf", "safetensors that stock transformers loads, with a manifest")],
     "executors": lambda: [row(name, x.summary) for name, x in EXECUTORS.items()],
 }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.search.controller import Trial
-from secateur.search.objectives import OBJECTIVES
+from secateur.search.objectives import objective
 from secateur.search.show.tables import scaled
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ ANNOTATED_BLOCKS = 16  # most blocks for which an allocation's numbers fit into 
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure that is written as PNG; no window, no state of pyplot."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -75,7 +75,7 @@ def plot_front(
     pruned = [t for t in trials if t.number not in {b.number for b in baselines.values()}]
     uniform = [t for name, t in baselines.items() if name != "dense"]
     dense = baselines.get("dense")
-    with _figure(path, 8, 5) as figure:
+    with figure_at(path, 8, 5) as figure:
         axes = figure.add_subplot()
         _label(axes, x, y)
         is_log = _scale(axes, [_value(t, y) for t in [*pruned, *uniform]])
@@ -89,7 +89,7 @@ def plot_front(
             uniform,
             x,
             y,
-            "uniform",
+            "baselines",
             s=110,
             facecolors="none",
             edgecolors=VERMILLION,
@@ -97,11 +97,11 @@ def plot_front(
             lw=1.8,
         )
         if dense is not None and is_log and _value(dense, y) <= floor:
-            at = f"{_tick(x, _value(dense, x))} {OBJECTIVES[x].label}"
+            at = f"{_tick(x, _value(dense, x))} {objective(x).label}"
             axes.plot([], [], " ", label=f"(dense: loss {_value(dense, y):.4f} at {at})")
         elif dense is not None:
             _scatter(axes, [dense], x, y, "dense", s=110, color=INK, marker="*", zorder=5)
-        axes.set_title(f"{OBJECTIVES[y].label.capitalize()} against {OBJECTIVES[x].label}")
+        axes.set_title(f"{objective(y).label.capitalize()} against {objective(x).label}")
         axes.legend(loc="best")
 
 
@@ -121,7 +121,7 @@ def plot_course(
     """
     import matplotlib as mpl
 
-    with _figure(path, 11, 4.4) as figure:
+    with figure_at(path, 11, 4.4) as figure:
         left, right = figure.subplots(1, 2)
         colors = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, max(1, len(losses))))
         relative = len(losses) > 1  # budgets lie orders of magnitude apart
@@ -165,12 +165,12 @@ def plot_allocation(
     low, high = np.floor(np.nanmin(grid) * 10) / 10, np.ceil(np.nanmax(grid) * 10) / 10
     if high - low < 0.2:
         low, high = low - 0.1, high + 0.1
-    with _figure(path, min(16.0, max(7.0, 2.6 + 0.42 * n_blocks)), 2.6 + 0.42 * len(rows)) as figure:
+    with figure_at(path, min(16.0, max(7.0, 2.6 + 0.42 * n_blocks)), 2.6 + 0.42 * len(rows)) as figure:
         top, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, len(rows) * 0.5 + 0.5])
         whole = float(np.nansum(grid * sizes) / np.nansum(sizes))
         top.bar(range(n_blocks), means, color=BLUE, width=0.8)
         top.axhline(whole, color=VERMILLION, lw=1.4, ls="--")
-        top.set(ylabel="mean sparsity", ylim=(0, 1))
+        top.set(ylabel="removed, mean", ylim=(0, 1))
         top.grid(visible=False, axis="x")
         top.set_title(f"{title}; dashed: all weights, {whole:.1%}")
         image = heat.imshow(grid, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
@@ -180,7 +180,7 @@ def plot_allocation(
         heat.set(xlabel="block")
         if n_blocks <= ANNOTATED_BLOCKS:
             _annotate(heat, grid, (low + high) / 2)
-        figure.colorbar(image, ax=heat, label="sparsity (share of zeros)", pad=0.01)
+        figure.colorbar(image, ax=heat, label="share removed", pad=0.01)
 
 
 def plot_typeset(path: Path, rows: Sequence[tuple[str, str]]) -> None:
@@ -190,7 +190,7 @@ def plot_typeset(path: Path, rows: Sequence[tuple[str, str]]) -> None:
         path: of the PNG.
         rows: a short text and math-mode LaTeX each.
     """
-    with _figure(path, 11.0, 0.6 + 0.55 * len(rows)) as figure:
+    with figure_at(path, 11.0, 0.6 + 0.55 * len(rows)) as figure:
         axes = figure.subplots()
         axes.set_axis_off()
         for i, (label, text) in enumerate(rows):
@@ -262,7 +262,7 @@ def _scatter(axes: Axes, trials: Sequence[Trial], x: str, y: str, label: str, **
 
 
 def _label(axes: Axes, x: str, y: str) -> None:
-    names = {name: OBJECTIVES[name] for name in (x, y)}
+    names = {name: objective(name) for name in (x, y)}
     texts = {n: o.label + (f" ({o.unit})" if o.unit and o.unit != o.label else "") for n, o in names.items()}
     axes.set(xlabel=texts[x], ylabel=texts[y])
     axes.xaxis.set_major_formatter(lambda value, _: _tick(x, value))

@@ -12,7 +12,6 @@ from secateur.search.course import best_by_budget, budgets, references
 from secateur.search.front import hypervolume_series, non_dominated
 from secateur.search.settings import Settings
 from secateur.search.study import Spent, trials_of
-from secateur.spaces.measurement import Fidelity
 
 
 class Progress:
@@ -25,9 +24,9 @@ class Progress:
 
     def __init__(self, settings: Settings, baselines: Mapping[str, str]) -> None:
         self.settings = settings
-        self.spent = Spent()  # on search measurements
+        self.spent = Spent()  # on the search
         self._names = {text: name for name, text in baselines.items()}
-        self._fidelity = Fidelity("search", settings.evaluator.fidelities[-1])
+        self._fidelity = settings.evaluator.compared
         self._measured: Counter[str] = Counter()  # by fidelity
         self._infeasible: Counter[str] = Counter()  # by reason
         self._baselines: dict[str, Trial] = {}  # feasible, by name
@@ -39,7 +38,7 @@ class Progress:
     def add(self, trials: Iterable[Trial]) -> None:
         """Trials that are new, in the order of their numbers."""
         trials = list(trials)
-        self.spent = self.spent.plus(trials_of(trials, "search"))
+        self.spent = self.spent.plus(trials_of(trials, "search", "proxy"))
         self._measured.update(t.measurement.fidelity.text for t in trials)
         self._infeasible.update(t.measurement.infeasible for t in trials if t.measurement.infeasible)
         shown = [
@@ -49,6 +48,8 @@ class Progress:
             name = self._names.get(trial.measurement.candidate)
             if name is not None:
                 self._baselines[name] = trial
+        order = [name for name in self._names.values() if name in self._baselines]
+        self._baselines = {name: self._baselines[name] for name in order}
         self._shown += shown
         self._front = non_dominated([*self._front, *shown], self.settings.objectives, self._fidelity)
         known = budgets(self._baselines)

@@ -17,14 +17,18 @@ from secateur.search.front import hypervolume_series
 from secateur.search.mirror.address import masked
 from secateur.search.run import Run
 from secateur.search.show.display import duration
+from secateur.search.show.overlap import overlap_table
 from secateur.search.show.plots import plot_allocation, plot_course, plot_front, plot_typeset
+from secateur.search.show.reasons import grouped
+from secateur.search.show.screening import plot_screening, screened, screening_section
 from secateur.search.show.summary import summary
 from secateur.search.show.tables import (
-    QUALITY_STUDY,
     Row,
     caption,
     columns,
     front_rows,
+    loss_words,
+    outlook,
     perplexity,
     scaled,
     shown,
@@ -56,7 +60,8 @@ def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
         )
     trial = trial or _middle(run)
     directory = run.study.directory / DIRECTORY
-    pictures = {name: directory / f"{name}.png" for name in ("front", "course", "candidate")}
+    names = ("front", "course", "candidate", *(["screening"] if screened(run).numbers else []))
+    pictures = {name: directory / f"{name}.png" for name in names}
     _draw(run, trial, pictures)
     page = directory / "index.html"
     page.write_text(_page(run, rows, trial, pictures), encoding="utf-8")
@@ -80,12 +85,14 @@ def _draw(run: Run, trial: Trial, pictures: Mapping[str, Path]) -> None:
     start = max((t.number for t in baselines.values()), default=0)  # before it the volume says nothing
     volumes = [(number, volume) for number, volume in volumes if number >= start]
     plot_course(pictures["course"], losses, volumes, study.spent.tokens)
+    if "screening" in pictures:
+        plot_screening(pictures["screening"], screened(run))
     if run.space.shown_as:
         plot_typeset(pictures["candidate"], _typeset(run))
         return
     linears = study.about.facts["shape"]["linears"]
     plot_allocation(
-        pictures["candidate"], run.allocation(trial), linears, f"Sparsity of trial {trial.number}"
+        pictures["candidate"], run.allocation(trial), linears, f"What trial {trial.number} removes"
     )
 
 
@@ -108,7 +115,7 @@ def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Pa
     return Template((templates / "report.html").read_text(encoding="utf-8")).substitute(
         title=escape(title[0].upper() + title[1:]),
         css=(templates / "report.css").read_text(encoding="utf-8"),
-        label=escape(QUALITY_STUDY[0].upper() + QUALITY_STUDY[1:]) + ".",
+        label=escape(outlook(run)[0].upper() + outlook(run)[1:]) + ".",
         numbers=_numbers(facts),
         front_picture=_image(
             pictures["front"], "Loss against the other objective for all trials, front and baselines"
@@ -116,14 +123,16 @@ def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Pa
         front_table=_front_table(run, rows),
         caption=escape(caption(run).partition("\n")[0]),
         course_picture=_image(pictures["course"], "Best loss by tokens, and hypervolume by trial"),
+        screening=_screening(run, pictures.get("screening")),
         trial=trial.number,
         trial_text=_trial_text(run, trial),
         candidate_picture=_image(
             pictures["candidate"],
             f"The best of each {run.space.shown_as}"
             if run.space.shown_as
-            else "Sparsity of each linear, and the mean of each block",
+            else "Share of each linear that is removed, and the mean of each block",
         ),
+        overlap=overlap_table(run),
         method=_facts_table(_method(run)),
         failures=_failures(facts["infeasible"]),
         settings=escape(masked(dump_yaml(dict(run.study.settings)))),
@@ -188,16 +197,27 @@ def _method(run: Run) -> dict[str, str]:
         "calibration text": f"{of.data.calibration}, {of.calibration_tokens:,} tokens",
         "seeds": f"{run.settings.seed} of the controller, {of.seed} of the windows",
     }
+    if of.training is not None:
+        facts["light training"] = of.training.text
+    also = [case.name for case in getattr(run.settings.space, "also", ())]
+    if also:
+        facts["loss"] = f"{loss_words(run)}; cases: {'; '.join(['main', *also])}"
     content = about.identity.get("content", {})
     facts |= {f"sha256 of {name.replace('_', ' ')}": str(value) for name, value in content.items()}
     facts |= {name: str(version) for name, version in about.facts.get("versions", {}).items()}
     return facts
 
 
+def _screening(run: Run, picture: Path | None) -> str:
+    about = "Loss against proxy, and their rank correlation by trial"
+    return screening_section(run, screened(run), "" if picture is None else _image(picture, about))
+
+
 def _failures(infeasible: Mapping[str, int]) -> str:
     if not infeasible:
         return "<p>None: every candidate could be measured.</p>"
-    return _facts_table({reason: f"{n:,} measurements" for reason, n in infeasible.items()}, wide=True)
+    pairs = grouped(sorted(infeasible.items(), key=lambda pair: -pair[1]))
+    return _facts_table({reason: f"{n:,} measurements" for reason, n in pairs}, wide=True)
 
 
 def _facts_table(facts: Mapping[str, str], *, wide: bool = False) -> str:

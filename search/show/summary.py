@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.search.lock import writer_of
+from secateur.search.notes import notes_line
 from secateur.search.run import Run
 from secateur.search.show.display import duration
 from secateur.search.show.progress import Progress
+from secateur.search.show.reasons import grouped
 from secateur.search.show.tables import shown
+
+MOST_REASONS = 6
 
 
 def summary(run: Run, progress: Progress | None = None) -> dict[str, Any]:
@@ -29,6 +33,7 @@ def summary(run: Run, progress: Progress | None = None) -> dict[str, Any]:
         "controller": run.settings.controller.kind,
         "writer": writer_of(run.study.directory),
         **progress.facts(),
+        "notes": run.notes,
     }
 
 
@@ -50,11 +55,14 @@ def status_lines(facts: Mapping[str, Any]) -> dict[str, str]:
         "measured": ", ".join(f"{n:,} at {fidelity}" for fidelity, n in facts["measurements"].items()),
         "front": f"{facts['front']} trials" + _hypervolume(facts["hypervolume"]),
     }
+    lines["counted"] = notes_line(facts["notes"])
     for label, best in facts["best"].items():
         lines[f"best at {label}"] = (
             f"loss {shown('loss', best['loss'])} (trial {best['trial']}); uniform {shown('loss', best['uniform'])}"
         )
-    lines |= {f"{n} infeasible": reason for reason, n in facts["infeasible"].items()}
+    for reason, n in _failures(facts)[:MOST_REASONS]:
+        name = f"{n:,} infeasible"
+        lines[name] = f"{lines[name]} {reason}" if name in lines else reason
     return {name: line for name, line in lines.items() if line}
 
 
@@ -66,16 +74,22 @@ def status_line(facts: Mapping[str, Any]) -> str:
         f"{shown('loss', best['loss'])} at {label} (uniform {shown('loss', best['uniform'])})"
         for label, best in facts["best"].items()
     ]
-    failures = sorted(facts["infeasible"].items(), key=lambda pair: -pair[1])
+    failures = _failures(facts)[:MOST_REASONS]
     parts = [
         f"{facts['used']:.0%}: {spent['evaluations']:,} evaluations, {spent['tokens']:,} tokens",
         _pace(facts.get("evaluations_per_hour")),
+        notes_line(facts["notes"]),
         f"{spent['blocks_saved'] / n_blocks:.0%} of blocks saved" if n_blocks else "",
         f"front {facts['front']}" + _hypervolume(facts["hypervolume"]),
         f"best {', '.join(losses)}" if losses else "",
         f"infeasible: {', '.join(f'{n} {reason!r}' for reason, n in failures)}" if failures else "",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _failures(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Reasons and how often each came, the most frequent first."""
+    return grouped(sorted(facts["infeasible"].items(), key=lambda pair: -pair[1]))
 
 
 def _pace(evaluations_per_hour: float | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.course import budget_of, budgets, references
-from secateur.search.objectives import OBJECTIVES
+from secateur.search.objectives import objective
 from secateur.spaces.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from secateur.search.run import Run
 
 QUALITY_STUDY = "quality study: no smaller, no faster on stock servers (the zeros are stored)"
+STRUCTURED = "structured: really smaller; what is removed is neither stored nor computed"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
     names = [*run.objectives, *(n for n in ("sparsity",) if n not in run.objectives)]
     known = [n for n in names if all(n in row.trial.measurement.values for row in rows)]
     found: list[tuple[str, Callable[[Row], str]]] = [("trial", lambda row: str(row.trial.number))]
-    found += [(OBJECTIVES[name].label, value(name)) for name in known]
+    found += [(objective(name).label, value(name)) for name in known]
     found.append(("perplexity", lambda row: shown("ppl", perplexity(row.trial.measurement.values))))
     found.append(("test loss", test("loss")))
     found.append(
@@ -119,19 +120,35 @@ def as_table(run: Run, rows: Sequence[Row]) -> Table:
     return table
 
 
+def outlook(run: Run) -> str:
+    """What to expect of the models."""
+    return STRUCTURED if run.structured else QUALITY_STUDY
+
+
 def caption(run: Run) -> str:
     """What the numbers are based on."""
-    of = run.settings.evaluator
+    of, trained = run.settings.evaluator, run.fidelity.n_trained
+    after = f" after training on {trained:,} tokens" if trained else ""
     return (
-        f"loss: {of.loss} in nats/token on {run.fidelity.n_tokens:,} search tokens; test: {of.test_tokens:,} tokens; "
-        f"windows of {of.window}\n{QUALITY_STUDY}"
+        f"loss: {loss_words(run)} on {run.fidelity.n_tokens:,} search tokens{after}; test: {of.test_tokens:,} "
+        f"tokens; windows of {of.window}\n{outlook(run)}"
     )
+
+
+def loss_words(run: Run) -> str:
+    """What the loss is, with its unit."""
+    loss = f"{run.settings.evaluator.loss} in nats/token"
+    n_cases = 1 + len(getattr(run.settings.space, "also", ()))
+    if n_cases == 1:
+        return loss
+    reference = run.study.about.baselines[next(name for name in run.study.about.baselines if name != "dense")]
+    return f"geometric mean over {n_cases} cases of the ratio to the loss of {reference} ({loss})"
 
 
 def front_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
     """The rows for programs, with exact values."""
     objectives = {
-        name: {"unit": OBJECTIVES[name].unit, "direction": OBJECTIVES[name].direction}
+        name: {"unit": objective(name).unit, "direction": objective(name).direction}
         for name in run.objectives
     }
     return {
@@ -142,7 +159,7 @@ def front_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
         "front": [row_json(row) for row in rows if row.on_front],
         "baselines": {name: trial.number for name, trial in run.baselines.items()},
         "beside": [row_json(row) for row in rows if not row.on_front],
-        "label": QUALITY_STUDY,
+        "label": outlook(run),
     }
 
 
@@ -166,7 +183,7 @@ def _recovered_json(m: Measurement | None) -> dict[str, float | None] | None:
 
 def shown(name: str, value: float | None) -> str:
     """A value for people, by the name of what it is; empty if there is none."""
-    return "" if value is None else _FORMATS.get(name, _plain)(value)
+    return "" if value is None else _FORMATS.get(name.partition(":")[0], _plain)(value)
 
 
 def _plain(value: float) -> str:
@@ -188,5 +205,8 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     "macs": scaled,
     "size_bytes": lambda value: scaled(value, "B"),
     "kv_bytes": lambda value: scaled(value, "B"),
+    "latency_prefill": lambda value: f"{value:.4g} ms",
+    "latency_decode": lambda value: f"{value:.4g} ms",
+    "task": lambda value: f"{value:.1%}",
     "ppl": lambda value: f"{value:.2f}" if value < 1e5 else f"{value:.3g}",
 }

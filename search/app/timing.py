@@ -1,0 +1,129 @@
+"""Measure how long models take on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.search.app.bench import Say, silent
+from secateur.search.errors import UsageError
+
+if TYPE_CHECKING:
+    from secateur.evaluators.latency.setup import LatencySetup
+    from secateur.evaluators.latency.store import MeasuredTable
+    from secateur.pruners.loading import LoadedModel
+
+
+def measure_latency(
+    model: str,
+    conditions: Mapping[str, Any],
+    *,
+    rounds: int = 20,
+    say: Say = silent,
+    **loading: Any,
+) -> tuple[MeasuredTable, Path]:
+    """Measure a table of a model's sub-layers, and keep it in the user's cache for searches on this machine.
+
+    Args:
+        model: see `load_model`.
+        conditions: batch, prompt, threads and clock; see `LatencySetup`.
+        rounds: at least ten.
+        say: told in one line what is being done.
+        loading: of `load_model`: dtype, device, trust_remote_code.
+
+    Returns:
+        The table, and the file that it is kept in.
+
+    Raises:
+        UsageError: if the model or the conditions are not what they should be.
+    """
+    from secateur.evaluators.latency.store import save_table
+    from secateur.evaluators.latency.table import measure_table
+    from secateur.pruners.families.discover import dissect
+
+    try:
+        setup, loaded = _open(model, conditions, rounds, say, loading)
+        measured = measure_table(dissect(loaded.model), setup, rounds=rounds, say=say)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return measured, save_table(measured)
+
+
+def compare_latency(
+    models: Sequence[str],
+    dense: str,
+    conditions: Mapping[str, Any],
+    *,
+    rounds: int = 20,
+    say: Say = silent,
+    **loading: Any,
+) -> dict[str, Any]:
+    """Time whole models in turns with the dense one, beside what the dense one's table predicts for them.
+
+    Args:
+        models: exported directories, or any models; see `load_model`.
+        dense: what they are compared with.
+        conditions, rounds, say, loading: see `measure_latency`.
+
+    Returns:
+        ``conditions`` and ``rounds``; and in ``phases``, by phase and model, medians ``ms`` and ``cpu_ms``, ``ratio``
+        to the dense model in the same rounds (median and quartiles), and ``predicted_ms``, None unless there is a table
+        of the dense model and the other one is an export of it.
+
+    Raises:
+        UsageError: if a model or the conditions are not what they should be.
+    """
+    from secateur.evaluators.latency.key import conditions as conditions_of
+    from secateur.evaluators.latency.models import time_models
+    from secateur.evaluators.latency.prediction import all_of, kept_in, predicted_ms
+    from secateur.evaluators.latency.store import load_table
+    from secateur.pruners.families.discover import dissect
+
+    names = list(dict.fromkeys([dense, *models]))
+    if len(names) == 1:
+        raise UsageError(f"Expected models to compare with {dense}, got none but itself. Name another.")
+    try:
+        setup, first = _open(dense, conditions, rounds, say, loading)
+        loaded = {dense: first} | {
+            name: _open(name, conditions, rounds, say, loading)[1] for name in names[1:]
+        }
+        anatomy = dissect(first.model)
+        measured = load_table(anatomy, setup)
+        say(f"timing {len(names)} models in turns, {rounds} rounds")
+        timings = time_models({name: one.model for name, one in loaded.items()}, setup, rounds=rounds)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    kept = {dense: all_of(anatomy)} | {name: kept_in(name, anatomy, first.fingerprint) for name in names[1:]}
+
+    def row(phase: Any, name: str) -> dict[str, Any]:
+        timing, blocks = timings[phase][name], kept[name]
+        predicted = None
+        if measured is not None and blocks is not None:
+            predicted = predicted_ms(measured.table, phase, blocks)
+        return {
+            "ms": timing.ms.median,
+            "cpu_ms": timing.cpu_ms.median,
+            "ratio": asdict(timing.ratio),
+            "predicted_ms": predicted,
+        }
+
+    return {
+        "conditions": conditions_of(anatomy, setup),
+        "rounds": rounds,
+        "phases": {phase: {name: row(phase, name) for name in names} for phase in timings},
+    }
+
+
+def _open(
+    model: str, conditions: Mapping[str, Any], rounds: int, say: Say, loading: Mapping[str, Any]
+) -> tuple[LatencySetup, LoadedModel]:
+    from secateur.evaluators.latency.rounds import check_rounds
+    from secateur.evaluators.latency.setup import LatencySetup
+    from secateur.pruners.loading import load_model
+
+    check_rounds(rounds)
+    setup = LatencySetup(**conditions)  # refuses what is out of range before anything is loaded
+    say(f"loading {model}")
+    return setup, load_model(model, **loading)

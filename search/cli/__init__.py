@@ -1,0 +1,57 @@
+"""The command ``secateur``: a thin skin over `app`. Results go to stdout, progress and errors to stderr.
+
+Nothing that a command may not need is imported before it runs: `secateur --help` is quick, and reading a run needs
+no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from secateur.search.cli.lists import doctor, list_
+from secateur.search.cli.models import evaluate, latency
+from secateur.search.cli.results import export, front, pick, recover, report
+from secateur.search.cli.searching import dashboard, search, status
+from secateur.search.show.console import run_command
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "search": search,
+    "front": front,
+    "pick": pick,
+    "export": export,
+    "recover": recover,
+    "status": status,
+    "dashboard": dashboard,
+    "report": report,
+    "evaluate": evaluate,
+    "latency": latency,
+    "list": list_,
+    "doctor": doctor,
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_command(lambda: _dispatch(sys.argv[1:])))
+
+
+def _dispatch(arguments: list[str]) -> None:
+    """Parse and run, without typer's own handling of errors and interrupts: `run_command` has one for all."""
+    command = typer.main.get_command(_app())
+    with command.make_context("secateur", arguments or ["--help"]) as context:
+        command.invoke(context)
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        help="Searches for the best way to prune a language model.",
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for name, command in COMMANDS.items():
+        app.command(name)(command)
+    return app

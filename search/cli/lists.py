@@ -1,0 +1,87 @@
+"""Commands about what there is: on offer, and on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from secateur.search.cli.options import Json
+from secateur.search.errors import UsageError, nearest
+from secateur.search.show.answers import show_facts
+from secateur.search.show.console import FAILED, show, show_json
+
+LISTED = ("spaces", "controllers", "evaluators", "methods", "metrics", "families", "formats", "executors")
+
+
+def list_(
+    what: Annotated[str, typer.Argument(help=f"One of: {', '.join(LISTED)}.")],
+    json: Json = False,
+) -> None:
+    """What there is to choose from."""
+    from secateur.search.app.methods import method_rows
+    from secateur.search.show.listing import LISTS, lines
+
+    if what not in LISTED:
+        raise UsageError(f"Expected something to list, got {what!r}.{nearest(what, LISTED)}")
+    ours = {"methods": method_rows, "metrics": _metrics, "families": _families, "formats": _formats}
+    rows = {**LISTS, **ours}[what]()
+    if json:
+        show_json(rows)
+        return
+    for line in lines(rows):
+        show(line)
+
+
+def doctor(json: Json = False) -> None:
+    """Whether this machine has what a search needs."""
+    from secateur.pruners.checkpoints.cache import cache_root
+    from secateur.pruners.loading import find_checkpoint
+    from secateur.search.doctor import examine
+
+    checks = examine(cache_root(), _torch_facts, lambda: find_checkpoint("tiny").location)
+    if json:
+        show_json([asdict(check) for check in checks])
+    else:
+        marks = {True: "ok", None: "-", False: "BAD"}
+        show_facts({check.name: f"{marks[check.ok]:4} {check.found}" for check in checks})
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(FAILED)
+
+
+def _metrics() -> list[dict[str, str]]:
+    from secateur.pruners.metrics import METRICS
+    from secateur.pruners.reconstructions import RECONSTRUCTIONS
+    from secateur.search.show.listing import row
+    from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
+
+    scores = [row(name, metric.summary, metric.paper) for name, metric in METRICS.items()]
+    updates = [row(name, x.summary, x.paper) for name, x in RECONSTRUCTIONS.items()]
+    signs = [operator.infix or name for name, operator in OPERATORS.items()]
+    formulas = row(
+        "formula: ...", f"such as abs(W) * X; of {' '.join(TERMINALS)}, numbers, {' '.join(signs)}"
+    )
+    return [*scores, *updates, formulas]
+
+
+def _formats() -> list[dict[str, str]]:
+    from secateur.pruners.formats.registry import FORMATS
+    from secateur.search.show.listing import row
+
+    carries = {name: ", ".join(x.families) if x.families else "all families" for name, x in FORMATS.items()}
+    return [row(name, f"{x.summary} ({carries[name]})", x.source) for name, x in FORMATS.items()]
+
+
+def _families() -> list[dict[str, str]]:
+    from secateur.pruners.families.discover import FAMILIES
+    from secateur.search.show.listing import row
+
+    return [row(name, "tested; others that are built alike work too") for name in FAMILIES]
+
+
+def _torch_facts() -> str:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{torch.get_num_threads()} threads, CUDA: {', '.join(gpus) or 'none'}"

@@ -1,0 +1,269 @@
+"""The controller `genetic`: genetic programming over formulas, screened by a proxy, on islands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from secateur.search.controller import Controller, Proposal, Trial
+from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities
+from secateur.search.controllers.genetic_breeding import Breeder
+from secateur.search.controllers.genetic_constants import ConstantsTuner
+from secateur.search.controllers.genetic_population import Individual, Population, at
+from secateur.search.controllers.genetic_screening import Screening
+from secateur.search.controllers.genetic_settings import ConstantsSettings, GeneticSettings
+from secateur.spaces.formula import Formula, FormulaSpace
+from secateur.spaces.measurement import Fidelity
+from secateur.spaces.space import Space
+
+MOST_ISLANDS = 4  # by default
+FRUITLESS = 50
+"""Generations in a row of which nothing could be measured on data, after which the search ends: nothing else would end
+it, as long as only a proxy is asked."""
+
+
+class Genetic(Controller):
+    """Genetic programming: trees varied, screened in closed form, measured on growing data, kept by loss and size.
+
+    A generation of an island: new formulas from its population by crossover and mutation (at first random ones,
+    by ramped half-and-half), many more than will be measured; all are measured by the proxy, which costs no
+    evaluation; those that rank best by (proxy, nodes) beside the population, and a few others by chance, are measured
+    at the smallest fidelity, the best of them at the next, and so on. Then they compete for a place in the population.
+    Without a proxy only as many formulas are made as are measured.
+
+    Formulas with the same loss, bit for bit, where they are measured first prune alike: only a smaller one goes on.
+
+    After Pruner-Zero (arXiv 2406.02924), which tells of tournaments, subtree crossover and node mutation. New here:
+    the proxy, with its rank correlation with the loss watched during the search; successive halving; size as a second
+    objective; islands in a ring; constants, tuned by CMA-ES.
+
+    Asked while all generations under way wait for results, it begins another one, islands taking turns: generations
+    overlap as far as there are workers to keep busy, and an island waits for no other.
+
+    Args:
+        space: of formulas.
+        fidelities: ascending, of the part ``search``.
+        seed: of all random choices; generation g of island i draws from a generator of its own, seeded by (seed, i, g).
+        settings: how formulas are varied, screened, measured and kept.
+        objective: name of the value to minimise.
+        proxy: a fidelity of the part ``proxy``, whose value of the same name orders formulas nearly as the objective
+            does; None: nothing is screened.
+        n_workers: how many measure at the same time, for the number of islands.
+
+    Raises:
+        ValueError: if the space is one of something else, or the fidelities are out of order.
+    """
+
+    def __init__(
+        self,
+        space: Space[Any],
+        fidelities: Sequence[Fidelity],
+        seed: int,
+        settings: GeneticSettings,
+        objective: str = "loss",
+        *,
+        proxy: Fidelity | None = None,
+        n_workers: int = 1,
+    ) -> None:
+        if not isinstance(space, FormulaSpace):
+            raise ValueError(
+                "Expected a space of formulas for the controller `genetic`, got another one. "
+                "Use space.kind: formula, or the controller `evolution`."
+            )
+        self._space = space
+        self._fidelities = check_fidelities(fidelities)
+        self._proxy = proxy
+        self._seed = seed
+        self._settings = settings
+        n_islands = settings.islands or min(MOST_ISLANDS, n_workers)
+        self._islands = [Population(settings, len(self._fidelities)) for _ in range(n_islands)]
+        self._breeder = Breeder(space, settings)
+        self._screening = Screening(settings)
+        self._smallest: dict[float, int] = {}  # nodes of the smallest formula of each first loss
+        self._tuned: set[str] = set()
+        self._counts = dict.fromkeys(("alike", "infeasible", "screened", "measured", "tuned", "migrated"), 0)
+        self._turn = 0
+        self._n_fruitless = 0
+        self._exhausted = False  # the populations of this moment have nothing new
+        self._batches = Batches(objective)
+        if settings.seeds:
+            self._batches.open(self._plant())
+
+    def ask(self, n: int) -> list[Proposal]:
+        proposals = self._batches.ask(n)
+        while not proposals and not self._exhausted and self._begin_generation():
+            proposals = self._batches.ask(n)
+        return proposals
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        told = [trial.measurement.fidelity for trial in trials]
+        self._counts["screened"] += 0 if self._proxy is None else told.count(self._proxy)
+        self._counts["measured"] += told.count(self._fidelities[0])
+        self._batches.tell(trials)
+        self._exhausted = False
+
+    @property
+    def notes(self) -> Mapping[str, float]:
+        counts, correlation = self._counts, self._screening.correlation
+        notes: dict[str, float] = {
+            "generated": self._breeder.n_made,
+            "duplicates": self._breeder.n_repeated + counts["alike"],
+            "infeasible": counts["infeasible"],
+        }
+        if self._proxy is not None:
+            notes |= {"screened": counts["screened"], "oversampling": round(self._screening.oversampling, 1)}
+            notes |= {} if correlation is None else {"rank_correlation": round(correlation, 3)}
+        notes |= {"measured": counts["measured"], "tuned": counts["tuned"]}
+        return notes | ({"migrated": counts["migrated"]} if len(self._islands) > 1 else {})
+
+    @property
+    def populations(self) -> tuple[tuple[Individual, ...], ...]:
+        """For each island its members, best first."""
+        return tuple(tuple(island.members) for island in self._islands)
+
+    # --- generations ---
+
+    def _begin_generation(self) -> bool:
+        """Open the next generation that has a new formula; False if none has, now or for ever."""
+        for _ in self._islands:
+            if self._n_fruitless >= FRUITLESS:
+                break
+            generation, i = divmod(self._turn, len(self._islands))
+            island, rng = self._islands[i], np.random.default_rng((self._seed, i, generation))
+            self._migrate(i, generation)
+            n = self._settings.offspring if generation else self._settings.start
+            formulas = self._bred(island, generation, n, rng)
+            if formulas:
+                self._turn += 1
+                self._batches.open(self._generation(island, formulas, n, rng))
+                self._open_tuning(i, generation)
+                return True
+            if self._batches.n_open:  # what is under way may lead on
+                break
+            self._turn += 1
+        self._exhausted = True
+        return False
+
+    def _bred(self, island: Population, generation: int, n: int, rng: np.random.Generator) -> list[Formula]:
+        """New formulas, so many that `n` can be measured after screening."""
+        if self._proxy is not None:
+            n = math.ceil(n * self._screening.oversampling)
+        if generation == 0 or not island.members:
+            return self._breeder.random(n, rng)
+        return self._breeder.offspring(island, n, rng)
+
+    def _migrate(self, i: int, generation: int) -> None:
+        """Elites of the previous island in the ring, as they are now."""
+        settings, island = self._settings, self._islands[i]
+        if len(self._islands) == 1 or not generation or generation % settings.migrate_every:
+            return
+        here = {x.formula.text for x in island.members}
+        migrants = [x for x in self._islands[i - 1].elites[: settings.migrants] if x.formula.text not in here]
+        self._counts["migrated"] += len(migrants)
+        island.put(migrants)
+
+    def _plant(self) -> Course:
+        """The published formulas, measured at all fidelities, into every island."""
+        space = self._space
+        seeds = [self._individual(c) for c in space.baselines().values() if space.budget_of(c) is not None]
+        for seed in seeds:
+            self._breeder.is_new(seed.formula)
+        if self._proxy is not None:
+            found = yield self._proposals(seeds, self._proxy)
+            seeds = self._screened(seeds, found)
+        for level, fidelity in enumerate(self._fidelities):
+            found = yield self._proposals(seeds, fidelity)
+            seeds = self._measured(seeds, found, level)
+        for island in self._islands:
+            island.put(seeds)
+
+    def _generation(
+        self, island: Population, formulas: Sequence[Formula], n: int, rng: np.random.Generator
+    ) -> Course:
+        """Screen new formulas, and measure `n` of them."""
+        going = [self._individual(formula) for formula in formulas]
+        if self._proxy is not None:
+            found = yield self._proposals(going, self._proxy)
+            ranked = island.best(self._screened(going, found), lambda x: x.proxy)
+            going = self._screening.choose(ranked, n, rng)
+        self._n_fruitless = 0 if going else self._n_fruitless + 1
+        yield from self._climb(island, going, 0)
+
+    def _climb(self, island: Population, going: list[Individual], level: int) -> Course:
+        """Measure at this fidelity, the best at the next one, and so on; all of them compete for the population."""
+        for fidelity in self._fidelities[level:]:
+            if level > 0:
+                n = max(1, round(self._settings.promoted * len(going)))
+                going = island.best(going, at(level - 1))[:n]
+            found = yield self._proposals(going, fidelity)
+            going = self._measured(going, found, level)
+            if not going:
+                return
+            island.put(going)
+            level += 1
+
+    def _open_tuning(self, i: int, generation: int) -> None:
+        settings = self._settings.constants
+        if settings is not None and generation % settings.every == settings.every - 1:
+            rng = np.random.default_rng((self._seed, i, generation, 1))
+            self._batches.open(self._tune(self._islands[i], settings, rng))
+
+    def _tune(self, island: Population, settings: ConstantsSettings, rng: np.random.Generator) -> Course:
+        """Better constants for the best formulas that have some, at the smallest fidelity."""
+        untuned = [x for x in island.members if x.formula.text not in self._tuned]
+        for parent in [x for x in untuned if self._space.constants(x.formula)][: settings.trees]:
+            tuner, best = ConstantsTuner(self._space, parent.formula, settings, rng), parent
+            self._tuned.add(parent.formula.text)
+            for _ in range(settings.steps):
+                step = [self._individual(formula) for formula in tuner.ask(self._breeder.is_new)]
+                if not step:
+                    break
+                found = yield self._proposals(step, self._fidelities[0])
+                tuner.tell(found)
+                self._counts["tuned"] += len(found)
+                best = min([best, *(x.measured(y) for x, y in zip(step, found, strict=True))], key=at(0))
+            if best is not parent:
+                self._tuned.add(best.formula.text)
+                island.put([best])
+                yield from self._climb(island, [best], 1)
+
+    # --- what results mean ---
+
+    def _individual(self, formula: Formula) -> Individual:
+        return Individual(formula, int(self._space.cost(formula)["nodes"]))
+
+    def _proposals(self, individuals: Sequence[Individual], fidelity: Fidelity) -> list[Proposal]:
+        return [Proposal(x.formula, fidelity) for x in individuals]
+
+    def _screened(self, individuals: Sequence[Individual], found: Losses) -> list[Individual]:
+        """Those that the proxy tells apart."""
+        return [replace(x, proxy=loss) for x, loss in self._distinct(individuals, found)]
+
+    def _measured(self, individuals: Sequence[Individual], found: Losses, level: int) -> list[Individual]:
+        """With their losses at a fidelity, without those that are infeasible there."""
+        if level == 0 and self._proxy is None:
+            pairs = self._distinct(individuals, found)
+        else:
+            pairs = [pair for pair in zip(individuals, found, strict=True) if math.isfinite(pair[1])]
+            self._counts["infeasible"] += len(found) - len(pairs)
+        for x, loss in pairs:
+            if level == 0 and x.proxy is not None:
+                self._screening.note(x.proxy, loss)
+        return [x.measured(loss) for x, loss in pairs]
+
+    def _distinct(self, individuals: Sequence[Individual], found: Losses) -> list[tuple[Individual, float]]:
+        """Feasible ones with their losses; of those that prune alike the smallest, and none that was there before."""
+        kept = []
+        for x, loss in sorted(zip(individuals, found, strict=True), key=lambda pair: pair[0].nodes):
+            if not math.isfinite(loss):
+                self._counts["infeasible"] += 1
+            elif x.nodes >= self._smallest.get(loss, x.nodes + 1):
+                self._counts["alike"] += 1
+            else:
+                self._smallest[loss] = x.nodes
+                kept.append((x, loss))
+        return kept

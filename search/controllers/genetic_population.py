@@ -1,0 +1,129 @@
+"""The population of an island: formulas with their losses and sizes, who is a parent, who stays."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from secateur.search.controllers.genetic_settings import GeneticSettings
+from secateur.spaces.formula import Formula
+
+
+@dataclass(frozen=True)
+class Individual:
+    """A formula and what is known of it.
+
+    Args:
+        formula: the candidate.
+        nodes: its size.
+        proxy: its loss by the proxy, if it was screened.
+        losses: at the fidelities, the smallest first, as far as it was measured.
+    """
+
+    formula: Formula
+    nodes: int
+    proxy: float | None = None
+    losses: tuple[float, ...] = ()
+
+    def measured(self, loss: float) -> Individual:
+        """With its loss at the next fidelity."""
+        return replace(self, losses=(*self.losses, loss))
+
+
+Value = Callable[[Individual], float | None]
+"""What individuals are compared by, lower = better; those without are not compared."""
+
+
+def at(level: int) -> Callable[[Individual], Any]:
+    """The loss at one of the fidelities, None where it was not measured."""
+    return lambda x: x.losses[level] if level < len(x.losses) else None
+
+
+class Population:
+    """At most so many individuals that were measured at the smallest fidelity, all of different texts.
+
+    Survival ranks by the front of (loss at the smallest fidelity, nodes), then by that loss; elites, the best by the
+    largest fidelity, stay whatever their rank.
+
+    Args:
+        settings: sizes and parsimony.
+        n_fidelities: of the search.
+    """
+
+    def __init__(self, settings: GeneticSettings, n_fidelities: int) -> None:
+        self._settings = settings
+        self._n_fidelities = n_fidelities
+        self._members: dict[str, Individual] = {}
+
+    @property
+    def members(self) -> list[Individual]:
+        """The best first."""
+        return list(self._members.values())
+
+    @property
+    def elites(self) -> list[Individual]:
+        """The best of those measured at the largest fidelity, best first."""
+        return self._ranked(self._members.values(), at(self._n_fidelities - 1))[: self._settings.elites]
+
+    def put(self, newcomers: Iterable[Individual]) -> None:
+        """Let these in, in place of what was known of the same formulas; the worst leave."""
+        self._members |= {x.formula.text: x for x in newcomers}
+        kept = {x.formula.text for x in self.elites}
+        ranked = self._ranked(self._members.values(), at(0))
+        first = [x for x in ranked if x.formula.text in kept]
+        others = [x for x in ranked if x.formula.text not in kept]
+        staying = {x.formula.text for x in [*first, *others][: self._settings.population]}
+        self._members = {x.formula.text: x for x in ranked if x.formula.text in staying}
+
+    def best(self, newcomers: Sequence[Individual], value: Value) -> list[Individual]:
+        """The newcomers by their rank among all, the members included: what is dominated by these comes last."""
+        new = {x.formula.text for x in newcomers}
+        members = [x for x in self._members.values() if x.formula.text not in new]
+        return [x for x in self._ranked([*members, *newcomers], value) if x.formula.text in new]
+
+    def parent(self, rng: np.random.Generator) -> Individual:
+        """The winner of a tournament among random members."""
+        members = self.members
+        drawn: list[int] = rng.integers(len(members), size=self._settings.tournament).tolist()
+        winner = members[drawn[0]]
+        for i in drawn[1:]:
+            if self._beats(members[i], winner, rng):
+                winner = members[i]
+        return winner
+
+    def _beats(self, a: Individual, b: Individual, rng: np.random.Generator) -> bool:
+        """At the largest fidelity that both were measured at: only equals are compared."""
+        level = min(len(a.losses), len(b.losses)) - 1
+        gap, larger, parsimony = (
+            a.losses[level] - b.losses[level],
+            a.nodes - b.nodes,
+            self._settings.parsimony,
+        )
+        if parsimony and larger and (gap == 0 or (gap * larger < 0 and rng.random() < parsimony)):
+            return larger < 0
+        return gap < 0
+
+    def _ranked(self, individuals: Iterable[Individual], value: Value) -> list[Individual]:
+        pairs = [(x, y) for x in individuals if (y := value(x)) is not None]
+        sizes = self._settings.parsimony > 0
+        order = ranking([(y, x.nodes if sizes else 0) for x, y in pairs])
+        return [pairs[i][0] for i in order]
+
+
+def ranking(points: Sequence[tuple[float, int]]) -> list[int]:
+    """Indices of (loss, nodes) pairs: by the number of their front, then by loss, then as given.
+
+    The first front is what no other point equals or beats in both, the second one what only points of the first do,
+    and so on (Deb et al., NSGA-II, 2002; by a sweep, in n log n).
+    """
+    smallest: list[int] = []  # nodes in each front so far: ascending with the front's number
+    fronts: list[tuple[int, float, int]] = []
+    for loss, nodes, i in sorted((loss, nodes, i) for i, (loss, nodes) in enumerate(points)):
+        front = bisect.bisect_right(smallest, nodes)  # fronts with a point as good in both
+        smallest[front : front + 1] = [nodes]
+        fronts.append((front, loss, i))
+    return [i for *_, i in sorted(fronts)]
