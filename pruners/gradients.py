@@ -63,14 +63,7 @@ def collect_gradients(
     for value in dict.fromkeys(KINDS[kind].value for kind in kinds):
         _pass(anatomy, tokens, value, {k: x for k, x in found.items() if KINDS[k].value is value}, on_window)
     for kind, by_name in found.items():
-        for name, total in by_name.items():
-            if not torch.isfinite(total).all():
-                raise ValueError(
-                    f"Expected finite gradients, got NaN or infinity at {name}. Check the calibration text."
-                )
-            total.div_(len(tokens))
-            if KINDS[kind].root:
-                total.sqrt_()
+        _finish(kind, by_name, len(tokens))
     return found
 
 
@@ -132,6 +125,18 @@ def _pass(
             inputs = window[None].to(anatomy.embedding.weight.device)
             value(anatomy.model(input_ids=inputs, use_cache=False).logits[0], inputs[0]).backward()
             on_window(index)
+
+
+def _finish(kind: Kind, by_name: Gradients, n_windows: int) -> None:
+    """Sums become means, or root mean squares, in place."""
+    for name, total in by_name.items():
+        if not torch.isfinite(total).all():
+            raise ValueError(
+                f"Expected finite gradients, got NaN or infinity at {name}. Check the calibration text."
+            )
+        total.div_(n_windows)
+        if KINDS[kind].root:
+            total.sqrt_()
 
 
 @contextmanager

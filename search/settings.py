@@ -17,12 +17,12 @@ from pydantic import (
 
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError, nearest
-from secateur.search.evaluator_settings import EvaluatorSettings
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.mirror.address import FORM
 from secateur.search.objectives import TASK, objective
 from secateur.search.problems import problems
-from secateur.search.section import Section
+from secateur.search.sections.evaluator import EvaluatorSettings
+from secateur.search.sections.section import Section
 from secateur.search.yaml_file import parse_yaml, read_yaml
 from secateur.spaces.registry import SPACES
 

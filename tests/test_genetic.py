@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from secateur.search import app
 from secateur.search.controller import Trial
-from secateur.search.controllers.genetic import Genetic
-from secateur.search.controllers.genetic_constants import ConstantsTuner
-from secateur.search.controllers.genetic_population import Individual, Population, ranking
-from secateur.search.controllers.genetic_screening import ENOUGH, Screening
-from secateur.search.controllers.genetic_settings import ConstantsSettings, GeneticSettings
+from secateur.search.controllers.genetic.constants import ConstantsTuner
+from secateur.search.controllers.genetic.genetic import Genetic
+from secateur.search.controllers.genetic.population import Individual, Population, ranking
+from secateur.search.controllers.genetic.screening import ENOUGH, Screening
+from secateur.search.controllers.genetic.settings import ConstantsSettings, GeneticSettings
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.correlation import spearman
 from secateur.search.loop import Outcome, Search

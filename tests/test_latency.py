@@ -44,8 +44,8 @@ from secateur.pruners.structure.probe import lay_out
 from secateur.search import app, cli
 from secateur.search.app.bench import plan
 from secateur.search.errors import UsageError
-from secateur.search.latency_settings import LatencySettings
 from secateur.search.pick import Bound
+from secateur.search.sections.latency import LatencySettings
 from secateur.search.settings import identity, settings_from
 from secateur.spaces.latency import PHASES, LatencyTable, Phase
 from tests.models import random_tokens, small_anatomy, small_llama

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.search.errors import UsageError
-from secateur.search.latency_settings import LatencySettings
 from secateur.search.objectives import TASK
 from secateur.search.run import Run
+from secateur.search.sections.latency import LatencySettings
+from secateur.search.sections.training import TrainingSettings
 from secateur.search.settings import Settings
-from secateur.search.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     from secateur.evaluators.latency.store import TableSource

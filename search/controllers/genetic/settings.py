@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from secateur.search.section import Section
+from secateur.search.sections.section import Section
 
 
 class VariationSettings(Section):
@@ -54,7 +54,8 @@ class GeneticSettings(Section):
         oversampling: new formulas that a proxy screens for each of them, as long as it orders them as data do.
         chance: share of them that is drawn from those the proxy would leave out, so that its rank correlation with
             the loss is not measured on its favourites alone.
-        trust: rank correlation from which on `oversampling` is used in full; it falls to 1 at correlation 0.
+        trust: rank correlation, in the better half, from which on `oversampling` is used in full; it falls to 1 at
+            correlation 0.
         promoted: share of those measured at a fidelity that go on to the next one; at least one does.
         population: formulas that an island keeps.
         elites: of these the best at the largest fidelity; they never leave.

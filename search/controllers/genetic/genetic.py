@@ -11,11 +11,11 @@ import numpy as np
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities
-from secateur.search.controllers.genetic_breeding import Breeder
-from secateur.search.controllers.genetic_constants import ConstantsTuner
-from secateur.search.controllers.genetic_population import Individual, Population, at
-from secateur.search.controllers.genetic_screening import Screening
-from secateur.search.controllers.genetic_settings import ConstantsSettings, GeneticSettings
+from secateur.search.controllers.genetic.breeding import Breeder
+from secateur.search.controllers.genetic.constants import ConstantsTuner
+from secateur.search.controllers.genetic.population import Individual, Population, at
+from secateur.search.controllers.genetic.screening import Screening
+from secateur.search.controllers.genetic.settings import ConstantsSettings, GeneticSettings
 from secateur.spaces.formula import Formula, FormulaSpace
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space

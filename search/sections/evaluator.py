@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from secateur.search.latency_settings import LatencySettings
-from secateur.search.section import Section
-from secateur.search.task_settings import TaskSettings
-from secateur.search.training_settings import TrainingSettings
+from secateur.search.sections.latency import LatencySettings
+from secateur.search.sections.section import Section
+from secateur.search.sections.task import TaskSettings
+from secateur.search.sections.training import TrainingSettings
 from secateur.spaces.measurement import Fidelity
 
 

@@ -8,19 +8,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from secateur.search.controllers.genetic_population import Individual
-from secateur.search.controllers.genetic_settings import GeneticSettings
+from secateur.search.controllers.genetic.population import Individual
+from secateur.search.controllers.genetic.settings import GeneticSettings
 from secateur.search.correlation import spearman
 
 RECENT = 64
 """Pairs of (proxy, loss) that count: as a search goes on it compares ever better formulas."""
 
 ENOUGH = 10
-"""Pairs from which on a correlation says something; until then the proxy is trusted."""
+"""Formulas from which on a correlation says something; until then the proxy is trusted."""
 
 
 class Screening:
     """Watches a proxy by its rank correlation with the loss, and lets more formulas pass as it falls.
+
+    Only the half of the formulas with the lower losses counts: nearly any proxy tells the hopeless ones, which a
+    population meets less and less, and may yet order the good ones by something that has no part in the loss.
 
     Args:
         settings: how far to go.
@@ -36,10 +39,11 @@ class Screening:
 
     @property
     def correlation(self) -> float | None:
-        """Spearman's, of proxy and loss; None as long as too little is known."""
-        if len(self._pairs) < ENOUGH:
+        """Spearman's, of proxy and loss in the better half; None as long as too little is known."""
+        better = sorted(self._pairs, key=lambda pair: pair[1])[: math.ceil(len(self._pairs) / 2)]
+        if len(better) < ENOUGH:
             return None
-        proxies, losses = zip(*self._pairs, strict=True)
+        proxies, losses = zip(*better, strict=True)
         return spearman(proxies, losses) or 0.0
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from secateur.search.section import Section
+from secateur.search.sections.section import Section
 
 
 class TaskSettings(Section):

@@ -1,0 +1,1 @@
+"""Sections of the settings, each with a model of its own."""
