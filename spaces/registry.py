@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from secateur.spaces.allocation_settings import AllocationSettings, build_allocation
-from secateur.spaces.architecture_settings import ArchitectureSettings, build_architecture
+from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.formula_settings import FormulaSettings, build_formula
 from secateur.spaces.space import Space
 

@@ -17,8 +17,8 @@ from secateur.pruners.structure.store import StructureStore, build_structure
 from secateur.search.controller import Trial
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.course import references
-from secateur.spaces.architecture import GONE, Kept
-from secateur.spaces.architecture_settings import ArchitectureSettings, build_architecture
+from secateur.spaces.architecture.candidate import GONE, Kept
+from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.cost import BlockShape, ModelShape
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.structures import CONFIGS, TOKENS, key

@@ -25,8 +25,8 @@ from secateur.search.errors import UsageError
 from secateur.search.pick import parse_bounds
 from secateur.search.settings import settings_from
 from secateur.search.show.report import write_report
-from secateur.spaces.architecture import Kept
-from secateur.spaces.architecture_cost import cost
+from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.architecture.cost import cost
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.measurement import Fidelity
 from tests.models import random_tokens

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from secateur.search.controller import Trial
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.spaces.architecture import Architecture, Kept
-from secateur.spaces.architecture_levels import default_step
-from secateur.spaces.architecture_settings import ArchitectureSettings, build_architecture
-from secateur.spaces.architecture_space import ArchitectureSpace
+from secateur.spaces.architecture.candidate import Architecture, Kept
+from secateur.spaces.architecture.levels import default_step
+from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
+from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.cost import BlockShape, ModelShape
 from secateur.spaces.latency import LatencyTable, Phase
 from secateur.spaces.measurement import Fidelity, Measurement

@@ -21,9 +21,9 @@ from secateur.search import app
 from secateur.search.app.methods import method_rows
 from secateur.search.run import open_run
 from secateur.search.settings import settings_from
-from secateur.spaces.architecture import GONE, Repair
-from secateur.spaces.architecture_scores import OF_BLOCKS, Scored
-from secateur.spaces.architecture_settings import ArchitectureSettings, build_architecture
+from secateur.spaces.architecture.candidate import GONE, Repair
+from secateur.spaces.architecture.scores import OF_BLOCKS, Scored
+from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.cost import BlockShape, ModelShape
 from tests.structures import CONFIGS, TOKENS, build, logits
 

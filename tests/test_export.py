@@ -211,7 +211,10 @@ def test_destinations_in_use_are_refused(tmp_path, tokenizer, tokens):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda saved: saved.pop("model.norm.weight"), "weights that its class has, got missing: model.norm.weight"),
+        (
+            lambda saved: saved.pop("model.norm.weight"),
+            "weights that its class has, got missing: model.norm.weight",
+        ),
         (lambda saved: saved["model.layers.0.mlp.up_proj.weight"].fill_(1.0), "zeros after loading.*up_proj"),
         (lambda saved: saved["model.norm.weight"].mul_(1.01), "Expected logits within 0.0001"),
         (lambda saved: saved["model.norm.weight"].fill_(float("nan")), "Expected logits within"),

@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.spaces.architecture_cost import USAGES, Of, check_latency, dense_of
-from secateur.spaces.architecture_levels import BlockLevels, LevelRules, Slot, slots_of
+from secateur.spaces.architecture.cost import USAGES, Of, check_latency, dense_of
+from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot, slots_of
 from secateur.spaces.budget import check_ascending, finest_step, nearest_window
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.variation import ATTEMPTS, Levels, Variation

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.architecture import GONE, Architecture, Repair
-from secateur.spaces.architecture_cost import Of
-from secateur.spaces.architecture_forms import Form, FormBudgets
-from secateur.spaces.architecture_levels import BlockLevels, LevelRules
-from secateur.spaces.architecture_scores import OF_BLOCKS, Scored, Scores
+from secateur.spaces.architecture.candidate import GONE, Architecture, Repair
+from secateur.spaces.architecture.cost import Of
+from secateur.spaces.architecture.forms import Form, FormBudgets
+from secateur.spaces.architecture.levels import BlockLevels, LevelRules
+from secateur.spaces.architecture.scores import OF_BLOCKS, Scored, Scores
+from secateur.spaces.architecture.structured import StructuredSpace
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.parameters import IntParameter
-from secateur.spaces.structured import StructuredSpace
 from secateur.spaces.variation import ATTEMPTS
 
 REPAIR_MOVES = 0.1  # of the mutations, where several repairs are offered: another repair and nothing else
@@ -25,7 +25,7 @@ class TiedSpace(StructuredSpace):
     """One number of KV groups and one of FFN channels for all blocks, but for those that are dropped whole.
 
     A budget is met by certain forms alone; within one the choice is which blocks to drop. Costs: those of
-    `architecture_cost.cost`.
+    `cost.cost`.
 
     Args:
         shape: the dense model, with blocks that are all alike.

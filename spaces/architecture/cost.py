@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from secateur.spaces.architecture import Kept
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.cost import BlockShape, ModelShape
 from secateur.spaces.latency import PHASES, PhaseName
 

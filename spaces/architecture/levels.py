@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from secateur.spaces.architecture import Kept
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.cost import BlockShape, ModelShape
 
 Unit = Literal["groups", "channels", "attention", "mlp", "blocks"]

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, Self
 
-from secateur.spaces.architecture import Architecture, Repair
-from secateur.spaces.architecture_cost import cost
-from secateur.spaces.architecture_levels import BlockLevels
-from secateur.spaces.architecture_scores import Scored, Scores
+from secateur.spaces.architecture.candidate import Architecture, Repair
+from secateur.spaces.architecture.cost import cost
+from secateur.spaces.architecture.levels import BlockLevels
+from secateur.spaces.architecture.scores import Scored, Scores
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.space import Space
 
@@ -76,7 +76,7 @@ class StructuredSpace(Space[Architecture]):
         return other
 
     def cost(self, candidate: Architecture) -> Mapping[str, float]:
-        """See `architecture_cost.cost`."""
+        """See `cost.cost`."""
         return cost(self._shape, candidate.blocks)
 
     def config(self, candidate: Architecture) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
-from secateur.spaces.architecture_levels import Slot
+from secateur.spaces.architecture.levels import Slot
 from secateur.spaces.budget import Table, Window
 from secateur.spaces.variation import Levels
 

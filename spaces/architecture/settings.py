@@ -8,12 +8,12 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from secateur.spaces.architecture import Repair
-from secateur.spaces.architecture_cost import Of
-from secateur.spaces.architecture_levels import LevelRules, Unit
-from secateur.spaces.architecture_scores import OF_BLOCKS, Scored
-from secateur.spaces.architecture_space import ArchitectureSpace
-from secateur.spaces.architecture_tied import TiedSpace
+from secateur.spaces.architecture.candidate import Repair
+from secateur.spaces.architecture.cost import Of
+from secateur.spaces.architecture.levels import LevelRules, Unit
+from secateur.spaces.architecture.scores import OF_BLOCKS, Scored
+from secateur.spaces.architecture.space import ArchitectureSpace
+from secateur.spaces.architecture.tied import TiedSpace
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.targets import Target, check_target, targets_of
 from secateur.spaces.units import Prunable

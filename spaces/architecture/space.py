@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.architecture import Architecture, Repair
-from secateur.spaces.architecture_budgets import SlotBudgets
-from secateur.spaces.architecture_cost import Of
-from secateur.spaces.architecture_levels import BlockLevels, LevelRules, Slot
-from secateur.spaces.architecture_scores import Scored, Scores, moves_of, walk
+from secateur.spaces.architecture.budgets import SlotBudgets
+from secateur.spaces.architecture.candidate import Architecture, Repair
+from secateur.spaces.architecture.cost import Of
+from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot
+from secateur.spaces.architecture.scores import Scored, Scores, moves_of, walk
+from secateur.spaces.architecture.structured import StructuredSpace
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.space import SeparableSpace
-from secateur.spaces.structured import StructuredSpace
 from secateur.spaces.variation import ATTEMPTS, Levels, Variation
 
 DEPTH_MOVES = 0.25  # of the mutations: remove or restore something whole, or make two of a kind change places
@@ -29,7 +29,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
     restore a whole sub-layer or block at once. The slots are the sub-layers, or the blocks where nothing else is
     removed; and the repair, if there are several.
 
-    Costs: those of `architecture_cost.cost`.
+    Costs: those of `cost.cost`.
 
     Args:
         shape: the dense model, with its blocks.

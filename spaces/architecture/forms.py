@@ -10,9 +10,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from secateur.spaces.architecture import GONE, Kept
-from secateur.spaces.architecture_cost import USAGES, Of, check_latency, dense_of
-from secateur.spaces.architecture_levels import BlockLevels, LevelRules
+from secateur.spaces.architecture.candidate import GONE, Kept
+from secateur.spaces.architecture.cost import USAGES, Of, check_latency, dense_of
+from secateur.spaces.architecture.levels import BlockLevels, LevelRules
 from secateur.spaces.budget import Window, check_ascending, nearest_window, spread_order
 from secateur.spaces.cost import ModelShape
 

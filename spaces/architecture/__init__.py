@@ -1,0 +1,1 @@
+"""The space `architecture`, in parts."""
