@@ -5,7 +5,8 @@ import os
 import pytest
 from hypothesis import settings
 
-from tests.ray_session import ray_cluster  # noqa: F401  # a fixture for all
+from tests.command import secateur  # noqa: F401  # fixtures for all
+from tests.ray_session import ray_cluster  # noqa: F401
 
 # Before torch and transformers are imported, which read them once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -14,7 +14,6 @@ import pytest
 from rich.console import Console
 
 import secateur.search.app as rooms
-from secateur.search import cli
 from secateur.search.cli.lists import LISTED
 from secateur.search.doctor import examine
 from secateur.search.executor import Staff
@@ -31,21 +30,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("made") / "run")
-
-
-@pytest.fixture
-def secateur(monkeypatch, capsys):
-    """Runs the command in this process: its exit status, stdout and stderr."""
-    monkeypatch.delenv("SECATEUR_DEBUG", raising=False)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ending.value.code, out, err
-
-    return call
 
 
 def is_one_line(err):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sys
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,7 +40,7 @@ from secateur.pruners.families.discover import dissect
 from secateur.pruners.loading import find_checkpoint
 from secateur.pruners.structure.kept import Kept
 from secateur.pruners.structure.probe import lay_out
-from secateur.search import app, cli
+from secateur.search import app
 from secateur.search.app.bench import plan
 from secateur.search.errors import UsageError
 from secateur.search.pick import Bound
@@ -436,20 +435,6 @@ def test_bounds_on_latencies_may_be_relative():
     assert Bound.parse("max-latency", "0.7x").excess(trial, dense) == 0
     assert Bound.parse("max-latency", "0.6x").excess(trial, dense) == pytest.approx(2 / 12)
     assert Bound.parse("max-prefill", "0.08s").excess(trial, None) == 0
-
-
-@pytest.fixture
-def secateur(monkeypatch, capsys):
-    monkeypatch.delenv("SECATEUR_DEBUG", raising=False)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ending.value.code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from secateur.search import cli
 from secateur.search.journal import read_journal
 from secateur.search.lock import RunLock
 from secateur.search.mirror import dashboard
@@ -26,21 +25,6 @@ from secateur.search.show.summary import status_lines, summary
 from secateur.search.study import Study
 from secateur.spaces.measurement import Measurement
 from tests.runs import REASON, SEARCH, make_run, make_settings, make_space, measure
-
-
-@pytest.fixture
-def secateur(monkeypatch, capsys):
-    """Runs the command in this process: its exit status, stdout and stderr."""
-    monkeypatch.delenv("SECATEUR_DEBUG", raising=False)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ending.value.code, out, err
-
-    return call
 
 
 @pytest.fixture
