@@ -116,17 +116,27 @@ def test_screening_saves_when_the_proxy_is_good_and_relaxes_when_it_is_noise():
 
 def test_oversampling_falls_with_the_correlation():
     screening = Screening(GeneticSettings(trust=0.8))
-    for i in range(ENOUGH - 1):
+    for i in range(2 * ENOUGH - 2):
         screening.note(i, -i)
     assert screening.correlation is None
     assert screening.oversampling == 32
-    screening.note(ENOUGH, -ENOUGH)
+    screening.note(2 * ENOUGH, -2 * ENOUGH)
     assert screening.correlation == pytest.approx(-1)
     assert screening.oversampling == 1
     for i in range(64):
         screening.note(i, i)
     assert screening.correlation == pytest.approx(1)  # older pairs are forgotten
     assert screening.oversampling == 32
+
+
+def test_a_proxy_is_judged_by_the_better_half():
+    """It tells the hopeless from the others, and orders the others the wrong way round."""
+    screening = Screening(GeneticSettings())
+    for i in range(20):
+        screening.note(-i, i)
+        screening.note(100 + i, 100 + i)
+    assert screening.correlation == pytest.approx(-1)
+    assert screening.oversampling == 1
 
 
 def test_some_are_let_through_by_chance():
