@@ -5,7 +5,8 @@
 Random candidates at one fidelity, so that every evaluation is the same work. Rounds with one and with two workers are
 interleaved. A rate is taken from the first measurement of random candidates to the last one; what is lost is the part
 of that time, over all workers, that is not in the measurements' own seconds. Memory is the proportional set size (PSS)
-of the workers' processes after the last evaluation, and of their mappings of the model's weights.
+of the workers' processes after the last evaluation, of their mappings of the model's weights, and of what is theirs
+alone.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Clock:
 
 
 def pss(pid: int) -> dict[str, float]:
-    """In MB: all of it, and the mapped files of weights."""
+    """In MB: all of it, the mapped files of weights, and what is no file's: its own."""
     total = weights = 0
     path = ""
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
@@ -53,7 +54,9 @@ def pss(pid: int) -> dict[str, float]:
             weights += int(rest.split()[0]) if path.endswith("model.safetensors") else 0
         elif "-" in name:  # the head of a mapping ends in its path
             path = line
-    return {"all": total / 1024, "weights": weights / 1024}
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss_Anon:"))
+    return {"all": total / 1024, "weights": weights / 1024, "own": own / 1024}
 
 
 def one(args: argparse.Namespace, n_workers: int, directory: Path) -> dict:
