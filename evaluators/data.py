@@ -47,8 +47,8 @@ class EvaluationData:
         anatomy: the dense model.
         windows: token windows of each part, ``windows length``; a fidelity is the first ones.
         fidelities: all that will be asked for.
-        shared: a directory that belongs to this model and these windows, where the dense side of the loss is kept as
-            files that all processes with the same directory map; None: each keeps it in its own memory.
+        shared: how the names of files begin where the dense side of the loss of this very model is kept, for all
+            processes to map that are given the same; None: each keeps it in its own memory.
 
     Raises:
         ValueError: if a fidelity is not of whole windows, or of more than there are.
@@ -104,11 +104,12 @@ class EvaluationData:
         return Batch(name, tokens, inputs, teacher)
 
     def _shared_file(self, tokens: Int[Tensor, "batch length"]) -> Path | None:
-        """Hidden, since it is no part of what is staged to other nodes; its name says what it is of."""
+        """Its name says what it is of: which model, in which precision, on which tokens."""
         if self._shared is None:
             return None
         precision = str(self._anatomy.head.weight.dtype).removeprefix("torch.")
-        return self._shared / f".dense-{precision}-{tokens_sha256(tokens)[:16]}.safetensors"
+        of = f"{self._shared.name}-{precision}-{tokens_sha256(tokens)[:16]}"
+        return self._shared.with_name(f"{of}.safetensors")
 
     def _n_windows(self, fidelity: Fidelity) -> int:
         windows = self._windows[fidelity.part]

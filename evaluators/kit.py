@@ -39,6 +39,7 @@ class WorkerSetup:
         space: of the bench.
         cases: plans that candidates are measured by on this model, each with its space, by name.
         threads: that the worker computes with.
+        fingerprint: of the model.
         own: a model whose weights are mapped as they are, so that the workers of a node share one copy; the token
             windows; the level store.
         others: for the other models that candidates are measured on.
@@ -48,6 +49,7 @@ class WorkerSetup:
     space: Any
     cases: Mapping[str, tuple[Plan, Any]]
     threads: int
+    fingerprint: str
     own: tuple[Path, Path, Path]
     others: tuple[WorkerSetup, ...] = ()
 
@@ -80,7 +82,9 @@ class WorkerSetup:
             anatomy,
             {part: tokens[part] for part in PARTS if part in tokens},
             plan.fidelities,
-            shared=windows,  # one copy of the dense side of the loss for the workers of a node
+            # One copy of the dense side of the loss for the workers of a node. Hidden, since it is no part of what is
+            # staged to other nodes, where other models may have the same windows.
+            shared=windows / f".dense-{self.fingerprint[:16]}",
         )
         tasks = None
         if plan.tasks is not None:
@@ -125,6 +129,7 @@ def worker_setup(
         bench.space,
         {name: (there(plan), space) for name, (plan, space) in bench.cases.items()},
         threads,
+        bench.loaded.fingerprint,
         (mappable(bench.loaded), directory, levels),
         tuple(
             worker_setup(other, other.beside(directory), other.beside(levels), threads=threads, spread=spread)

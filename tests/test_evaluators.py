@@ -121,6 +121,22 @@ def test_processes_share_one_dense_side(tmp_path):
     )
 
 
+def test_the_dense_side_is_shared_by_those_who_name_it_alike(tmp_path):
+    """Two models may have the same windows, and even the same staged directory."""
+    windows = {"search": random_tokens(6, 16, 1), "test": random_tokens(2, 16, 2)}
+    models = {"one": small_anatomy(), "two": small_anatomy()}
+    with torch.no_grad():
+        models["two"].head.weight.mul_(3)
+    losses = {}
+    for name in ("one", "two", "one"):
+        data = EvaluationData(models[name], windows, [SMALL], shared=tmp_path / f".dense-{name}")
+        data.of(SMALL)
+        assert data.live_losses(SMALL)["kl"] < 1e-5
+        losses.setdefault(name, []).append(data.live_losses(SMALL)["ce"])
+    assert losses["one"][0] == losses["one"][1] != losses["two"][0]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_losses_of_a_bfloat16_model_are_accumulated_finely():
     """In bfloat16 a mean near 4 has steps of 1/32; the sums here must resolve far less."""
     anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
