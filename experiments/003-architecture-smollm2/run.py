@@ -21,7 +21,7 @@ from secateur.search.study import Spent
 HERE = Path(__file__).parent
 EVOLUTION = ["controller.kind=evolution", "controller.offspring=8", "controller.survivors=[2]"]
 LEVELS = "[0.25, 0.5, 1.0]"  # each sub-layer is measured alone at these shares; the others are interpolated
-TRAINED = "evaluator.training={tokens: [512, 2048], learn: full, loss: kl}"
+TRAINED = "evaluator.training={tokens: [512, 2048], learn: full, loss: kl, learning_rate: 3.0e-5}"
 ARMS = {
     "uniform": ["controller.kind=uniform"],
     "sleb": ["controller.kind=greedy", "controller.moves=block"],

@@ -1,10 +1,10 @@
-"""Prints the table of the runs, on the test part; with --tokens each model is exported and trained for a moment, too.
+"""Prints the table of the runs, on the test part; with --tokens each model is trained for a moment, too.
 
-    python table.py RUNS [--tokens 8192] [--results results.jsonl]
+    python table.py RUNS [--tokens 16384] [--rate 3e-5] [--results results.jsonl]
 
 A row is the best candidate of an arm at the target at the largest fidelity, or a baseline of the uniform arm. With
---tokens it is pruned once more sequentially, and all are trained equally: every parameter, distilled from the dense
-model, on the calibration part. What was done is kept in the results and not done again.
+--tokens all are trained equally: every parameter, distilled from the dense model, on the calibration part, from the
+weights that the search measured. What was done is kept in the results and not done again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from secateur.evaluators.training.recipe import Recipe
 from secateur.search.controller import Trial
 from secateur.search.run import Run, open_run
 
@@ -42,29 +44,51 @@ def rows_of(name: str, run: Run) -> Iterator[tuple[str, Trial]]:
         yield arm, min(found, key=lambda t: t.measurement.values["loss"])
 
 
-def recovered(run: Run, candidate: str, n_tokens: int) -> dict[str, float]:
-    """Losses on the test windows of the exported model before and after training."""
-    from secateur.evaluators.recovery import RecoveryJob, make_trainer, open_pruned
-    from secateur.evaluators.training.recipe import Recipe
-    from secateur.evaluators.training.validation import Validation
-    from secateur.search.app.bench import plan
+class Recovery:
+    """Trains candidates equally, as a fidelity does, on the calibration part, from the weights that were searched.
 
-    recipe = Recipe(method="full", loss="kl", tokens=n_tokens, batch=2)
-    job = RecoveryJob(plan(run.settings), candidate, sequential=True, recipe=recipe, threads=1)
-    bench, dense = open_pruned(job, lambda line: None)
-    test = Validation(dense, bench.windows["test"])
-    before = test.losses(bench.anatomy)
-    trainer = make_trainer(bench, dense, job)
-    trainer.train(trainer.n_steps)
-    after = test.losses(bench.anatomy)
-    values = {f"{key}_exported": value for key, value in before.items()}
-    return values | {f"{key}_recovered": value for key, value in after.items()}
+    Args:
+        directory: of the runs.
+        n_tokens: trained on, one window a step.
+        rate: of learning, the same in all steps.
+    """
+
+    def __init__(self, directory: Path, n_tokens: int, rate: float) -> None:
+        from secateur.evaluators.workbench import Workbench, set_threads
+        from secateur.search.app.bench import plan
+        from secateur.spaces.measurement import Fidelity
+
+        first = open_run(
+            next(path for path in directory.glob("*-[0-9]") if open_run(path).fidelity.n_trained == 0)
+        )
+        set_threads(1)
+        known = plan(first.settings)
+        test = known.fidelities[-1]
+        self._fidelity = Fidelity("test", test.n_tokens, n_tokens)
+        recipe = Recipe(method="full", loss="kl", tokens=n_tokens, batch=1, lr=rate, schedule="constant")
+        bench = Workbench(
+            replace(known, training=recipe, fidelities=(*known.fidelities, self._fidelity)), print
+        )
+        levels = directory / "levels"
+        bench.build_levels(levels)
+        self._evaluator = bench.evaluator(levels)
+
+    def losses(self, candidate: str) -> dict[str, float]:
+        """On the test windows, after training."""
+        [found] = self._evaluator.evaluate([candidate], self._fidelity)
+        return {f"{name}_recovered": found.values[name] for name in ("kl", "ce")}
+
+    def before(self, candidate: str) -> dict[str, float]:
+        """On the test windows, as searched."""
+        [found] = self._evaluator.evaluate([candidate], replace(self._fidelity, n_trained=0))
+        return {f"{name}_searched": found.values[name] for name in ("kl", "ce")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--tokens", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=3e-5)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results.jsonl")
     args = parser.parse_args()
     text = args.results.read_text(encoding="utf-8") if args.results.exists() else ""
@@ -72,7 +96,7 @@ def main() -> None:
         (row["run"], row["arm"], row["candidate"], row["tokens"]): row
         for row in map(json.loads, text.splitlines())
     }
-    arms = defaultdict(list)
+    arms, recovery = defaultdict(list), Recovery(args.runs, args.tokens, args.rate) if args.tokens else None
     for path in sorted(args.runs.glob("*-[0-9]")):
         run = open_run(path)
         for arm, trial in rows_of(path.name, run):
@@ -86,15 +110,15 @@ def main() -> None:
                     "sparsity": m.values["sparsity"],
                 }
                 row |= {"spent": run.study.spent.tokens}
-                row |= (
-                    {} if test is None else {f"{name}_searched": test.values[name] for name in ("kl", "ce")}
-                )
-                row |= recovered(run, m.candidate, args.tokens) if args.tokens else {}
+                if recovery is not None:
+                    row |= recovery.before(m.candidate) | recovery.losses(m.candidate)
+                elif test is not None and not test.fidelity.n_trained:
+                    row |= {f"{name}_searched": test.values[name] for name in ("kl", "ce")}
                 known[key] = row
                 with args.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
             arms[arm].append(known[key])
-    stages = ("searched", "exported", "recovered") if args.tokens else ("searched",)
+    stages = ("searched", "recovered") if args.tokens else ("searched",)
     heads = [f"{stage}: test KL | perplexity" for stage in stages]
     print(f"| arm | runs | tokens | search KL | {' | '.join(heads)} | M parameters |")
     print("|---|---:|---:|---:|" + "---:|---:|" * len(stages) + "---:|")

@@ -89,7 +89,7 @@ def _recipe(of: TrainingSettings, seed: int) -> Recipe:
         loss=of.loss,
         tokens=of.tokens[-1],
         batch=of.batch,
-        lr=of.learning_rate,
+        lr=of.rate,
         rank=of.rank,
         seed=seed,
         schedule="constant",

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from secateur.search.sections.section import Section
 
+RATES = {"full": 3e-5, "norms": 3e-4, "lora": 2e-4}
+"""A tenth of what a recovery takes: with few steps at a constant rate more does harm (experiments/003)."""
+
 
 class TrainingSettings(Section):
     """Each candidate is trained for a moment before it is measured, so that what recovers well is preferred.
@@ -20,7 +23,7 @@ class TrainingSettings(Section):
             trained as much as the last.
         learn: ``full``: every parameter; ``norms``: gains and biases of the norms; ``lora``: low-rank updates.
         loss: ``kl``, distillation from the dense model, or ``ce``, the cross-entropy of the next token.
-        learning_rate: the same in all steps; None for that of `learn`.
+        learning_rate: the same in all steps; None for that of `learn` in `RATES`.
         batch: windows a step.
         rank: of the updates of ``lora``.
     """
@@ -39,6 +42,11 @@ class TrainingSettings(Section):
                 f"Expected `tokens` to ascend from 0 or more to a number above 0, got {list(self.tokens)}."
             )
         return self
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return RATES[self.learn] if self.learning_rate is None else self.learning_rate
 
     @property
     def text(self) -> str:
