@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,7 +14,7 @@ from secateur.spaces.budget import n_zeros
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.formulas.constants import constants_of, with_constants
 from secateur.spaces.formulas.grammar import parse, print_formula
-from secateur.spaces.formulas.known import KNOWN
+from secateur.spaces.formulas.known import known_tree
 from secateur.spaces.formulas.latex import latex
 from secateur.spaces.formulas.metric import metric_of
 from secateur.spaces.formulas.sampling import Palette, ramped
@@ -54,7 +55,7 @@ class FormulaSpace(Space[Formula]):
         shape: of the dense model.
         bounds: of formulas.
         palette: what they are made of.
-        known: names in `KNOWN`; those that fit are baselines, the first one that the others are compared with.
+        known: see `known_tree`; those that fit are baselines, the first one that the others are compared with.
 
     Raises:
         ValueError: if none of them fits.
@@ -79,7 +80,7 @@ class FormulaSpace(Space[Formula]):
         self._shape = shape
         self._bounds = bounds
         self._palette = palette
-        self._known = {name: tree for name in known if self._fits(tree := parse(KNOWN[name].text))}
+        self._known = {name: tree for name in known if self._fits(tree := known_tree(name))}
         if not self._known:
             raise ValueError(
                 f"Expected a published formula that fits `depth`, `size` and `terminals`, got none of "
@@ -91,6 +92,7 @@ class FormulaSpace(Space[Formula]):
         return self._bounds.hold(tree) and used <= set(self._palette.terminals)
 
     shown_as = "formula"
+    stand_ins = MappingProxyType({DENSE: frozenset({"nodes"})})
 
     @property
     def budgets(self) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.formula import FormulaSpace
-from secateur.spaces.formulas.known import KNOWN
+from secateur.spaces.formulas.known import known_tree
 from secateur.spaces.formulas.operators import OPERATORS
 from secateur.spaces.formulas.sampling import Palette
 from secateur.spaces.formulas.tree import Bounds
@@ -73,7 +73,8 @@ class FormulaSettings(BaseModel):
         constants: share of leaves that are numbers, in random formulas.
         depth: of the deepest formula.
         size: nodes of the largest formula.
-        known: published formulas that are measured first, and that a search may start from.
+        known: names of published formulas, and formulas of one's own such as ``formula: abs(W) * X``, that are
+            measured first and that a search may start from.
         group_size: with it, patterns: so many neighbouring weights of a row lose the target's share.
         protect: patterns (``*`` and ``?``) of full names of linears that stay dense.
         comparison: which weights compete: those of an ``output`` or of the whole ``layer``.
@@ -109,9 +110,10 @@ class FormulaSettings(BaseModel):
     @field_validator("known")
     @classmethod
     def _check_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in KNOWN]
-        if unknown or not names:
-            raise ValueError(f"Expected `known` out of {', '.join(KNOWN)}, got {unknown or 'none'}.")
+        if not names:
+            raise ValueError("Expected `known` to name a formula, got none.")
+        for name in names:
+            known_tree(name)  # refuses what is none
         return tuple(dict.fromkeys(names))
 
     @model_validator(mode="after")

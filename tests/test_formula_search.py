@@ -118,6 +118,7 @@ def test_controllers_that_need_slots_refuse(tmp_path):
         ({"target": 1.0}, "target` within"),
         ({"terminals": ["W", "Q"]}, "terminals` out of"),
         ({"known": ["wander"]}, "known` out of"),
+        ({"known": ["formula: abs(W) *"]}, "got the end at column 9"),
         ({"size": 2}, "depth` >= 2 and `size` >= 3"),
         ({"operators": []}, "operators` out of"),
     ],
@@ -125,6 +126,13 @@ def test_controllers_that_need_slots_refuse(tmp_path):
 def test_settings_are_checked(space, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         app.run(tmp_path / "run", **{**settings().model_dump(mode="json"), "space": {**SPACE, **space}})
+
+
+def test_formulas_of_ones_own_are_known():
+    known = ["formula: X * abs(W + G)", "wanda"]
+    space = Workbench(plan(settings(space={**SPACE, "terminals": ["W", "G", "X"], "known": known}))).space
+    assert [formula.text for formula in space.known.values()] == ["X * abs(W + G)", "abs(W) * X"]
+    assert list(space.baselines())[1] == "formula: X * abs(W + G)@0.6"
 
 
 def test_variation_makes_what_can_be_parsed_and_uses_the_weights():

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from secateur.spaces.formulas.grammar import parse
+from secateur.spaces.formulas.metric import formula_of
+from secateur.spaces.formulas.tree import Tree
+
 
 @dataclass(frozen=True)
 class Known:
@@ -42,3 +46,18 @@ KNOWN: dict[str, Known] = {
         "https://arxiv.org/abs/2301.00774",
     ),
 }
+
+
+def known_tree(name: str) -> Tree:
+    """A published formula, or one that is given by itself, such as ``formula: abs(W) * X``.
+
+    Raises:
+        FormulaTextError: on what is no formula.
+        ValueError: on a name that is not known.
+    """
+    given = formula_of(name)
+    if given is None and name not in KNOWN:
+        raise ValueError(
+            f"Expected `known` out of {', '.join(KNOWN)}, or formulas such as `formula: abs(W) * X`, got {name!r}."
+        )
+    return parse(KNOWN[name].text) if given is None else given
