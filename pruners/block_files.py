@@ -65,13 +65,14 @@ def block_path(directory: Path, block: int) -> Path:
     return directory / f"block-{block:04d}.safetensors"
 
 
-def check_room(directory: Path, n_bytes: int, otherwise: str) -> None:
+def check_room(directory: Path, n_bytes: int, otherwise: str, what: str = "the level store") -> None:
     """Fail early: writing to a mapped file on a full disk would end the process with a signal.
 
     Args:
         directory: of the store.
         n_bytes: that will be written.
         otherwise: what else to do than to free some room.
+        what: will be written.
 
     Raises:
         LevelStoreError: if there is less room.
@@ -79,7 +80,7 @@ def check_room(directory: Path, n_bytes: int, otherwise: str) -> None:
     needed, free = n_bytes + SPARE_BYTES, shutil.disk_usage(directory).free
     if free < needed:
         raise LevelStoreError(
-            f"Expected {needed / 1e6:,.0f} MB of room for the level store in {directory}, got {free / 1e6:,.0f} MB. "
+            f"Expected {needed / 1e6:,.0f} MB of room for {what} in {directory}, got {free / 1e6:,.0f} MB. "
             f"Free some, or {otherwise}, and run the same command."
         )
 

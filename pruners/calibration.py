@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from secateur.pruners.families.anatomy import Anatomy, Block
+from secateur.pruners.families.anatomy import Anatomy, Block, Linear
 from secateur.pruners.runner import BlockInputs, BlockRunner
 from secateur.pruners.statistics import InputStatistics
 
@@ -48,60 +48,87 @@ def stream_blocks(
             statistics come from already pruned blocks. Otherwise one pass serves statistics and output, and
             all statistics are the dense model's, if the consumer leaves the weights as they are.
     """
-    runner = BlockRunner(anatomy)
-    rows = max(1, BATCH_TOKENS // tokens.shape[1])
-    batches = [runner.start(part) for part in tokens.split(rows)]
-    hidden = [batch.hidden for batch in batches]
+    walk = Walk(anatomy, tokens)
     for block in anatomy.blocks:
-        full = gram if isinstance(gram, bool) else block.index in gram
-        statistics, outputs = _collect(runner, block, hidden, batches, gram=full)
-        yield BlockStatistics(block, statistics)
-        hidden = _advance(runner, block, hidden, batches) if sequential else outputs
+        collector = InputCollector(gram=gram if isinstance(gram, bool) else block.index in gram)
+        outputs = walk.through(block, [collector.hook])
+        yield BlockStatistics(block, collector.of(block))
+        walk.hidden = walk.through(block) if sequential else outputs
 
 
-def _advance(
-    runner: BlockRunner, block: Block, hidden: list[Tensor], batches: list[BlockInputs]
-) -> list[Float[Tensor, "batch length width"]]:
-    return [runner.block(block.index, states, batch) for states, batch in zip(hidden, batches, strict=True)]
+Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
+"""Called before each forward pass of a projection."""
+
+HookOf = Callable[[Linear], Hook | None]
+"""None: the projection is of no interest."""
 
 
-def _collect(
-    runner: BlockRunner, block: Block, hidden: list[Tensor], batches: list[BlockInputs], *, gram: bool
-) -> tuple[dict[str, InputStatistics], list[Float[Tensor, "batch length width"]]]:
-    """One pass over the block with hooks on its projections: statistics and outputs."""
-    collector = _Collector(gram=gram)
-    with ExitStack() as hooks:
-        for linear in block.linears:
-            hook = linear.module.register_forward_pre_hook(collector.hook(linear.name))
-            hooks.callback(hook.remove)
-        outputs = _advance(runner, block, hidden, batches)
-    missing = [linear.name for linear in block.linears if linear.name not in collector.by_name]
-    if missing:
-        raise RuntimeError(f"Expected a forward pass to call every projection, got no call of {missing}.")
-    return collector.by_name, outputs
+class Walk:
+    """The calibration tokens on their way through the model: before each block, the hidden states that it gets.
+
+    Args:
+        anatomy: the model.
+        tokens: calibration windows.
+    """
+
+    def __init__(self, anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> None:
+        self._runner = BlockRunner(anatomy)
+        rows = max(1, BATCH_TOKENS // tokens.shape[1])
+        self._batches: list[BlockInputs] = [self._runner.start(part) for part in tokens.split(rows)]
+        self.hidden: list[Float[Tensor, "batch length width"]] = [batch.hidden for batch in self._batches]
+
+    def through(
+        self, block: Block, watch: Sequence[HookOf] = ()
+    ) -> list[Float[Tensor, "batch length width"]]:
+        """The block's outputs, with the weights that it has now; hooks see the inputs of its projections."""
+        with ExitStack() as hooks:
+            for linear in block.linears:
+                for hook in filter(None, (hook_of(linear) for hook_of in watch)):
+                    hooks.callback(linear.module.register_forward_pre_hook(hook).remove)
+            return [
+                self._runner.block(block.index, states, batch)
+                for states, batch in zip(self.hidden, self._batches, strict=True)
+            ]
 
 
-class _Collector:
-    """Adds up inputs; a tensor that several projections get in turn is added once."""
+class InputCollector:
+    """Adds up inputs; a tensor that several projections get in turn is added once.
+
+    Args:
+        gram: collect full second moments, not only their diagonal.
+    """
 
     def __init__(self, *, gram: bool) -> None:
-        self.by_name: dict[str, InputStatistics] = {}
         self._gram = gram
+        self._found: dict[str, InputStatistics] = {}
         self._last: Tensor | None = None
         self._last_name = ""
 
-    def hook(self, name: str):  # type: ignore[no-untyped-def]  # torch's hook protocol
+    def of(self, block: Block) -> dict[str, InputStatistics]:
+        """What was seen of the block's projections, by their full names.
+
+        Raises:
+            RuntimeError: if one of them was not called.
+        """
+        missing = [linear.name for linear in block.linears if linear.name not in self._found]
+        if missing:
+            raise RuntimeError(f"Expected a forward pass to call every projection, got no call of {missing}.")
+        return self._found
+
+    def hook(self, linear: Linear) -> Hook:
+        """See `HookOf`."""
+
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs = args[0]
+            name, inputs = linear.name, args[0]
             if inputs is self._last:
                 # Shared with the projection before: one accumulation serves both.
-                self.by_name.setdefault(name, self.by_name[self._last_name])
+                self._found.setdefault(name, self._found[self._last_name])
                 return
             self._last, self._last_name = inputs, name
-            if name not in self.by_name:
-                self.by_name[name] = InputStatistics.empty(
+            if name not in self._found:
+                self._found[name] = InputStatistics.empty(
                     inputs.shape[-1], gram=self._gram, device=inputs.device
                 )
-            self.by_name[name].add(inputs)
+            self._found[name].add(inputs)
 
         return add

@@ -90,7 +90,7 @@ def export_model(
         with _stored_as(model, dtype) as lossy, quiet():
             model.save_pretrained(made)
             tokenizer.save_pretrained(made)
-            zeros, weights = _count(model, manifest.asked)
+            zeros, weights = count_asked(model, manifest.asked)
         tolerance = max(TOLERANCES[model.dtype], TOLERANCES[dtype] if lossy else 0.0)
         comparison = check_saved(
             made, scratch, model, tokenizer, zeros=zeros, tokens=check_tokens, tolerance=tolerance
@@ -148,7 +148,7 @@ def _stored_as(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[bool]:
             parameter.data = data
 
 
-def _count(model: PreTrainedModel, asked: Mapping[str, float]) -> tuple[dict[str, int], dict[str, int]]:
+def count_asked(model: PreTrainedModel, asked: Mapping[str, float]) -> tuple[dict[str, int], dict[str, int]]:
     """Zeros and weights of each linear, as they are saved.
 
     Raises:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from secateur.pruners.families.anatomy import Linear
 
-Kind = Literal["rms", "mean", "sums", "logits"]
+Kind = Literal["rms", "mean", "sums", "logits", "forward", "perturbed"]
+"""The last two need no backward pass: `forward_kinds.FORWARD_KINDS`; the others are `KINDS`."""
+
 Value: TypeAlias = Callable[[Float[Tensor, "length vocab"], Int[Tensor, " length"]], Float[Tensor, ""]]
 
 

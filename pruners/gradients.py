@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur.pruners.families.anatomy import Anatomy, Linear
+from secateur.pruners.forward_kinds import FORWARD_KINDS
 from secateur.pruners.gradient_kinds import KINDS, Kind, Value, empty_like
 from secateur.pruners.memory import check_memory
+from secateur.pruners.precision import fp32_bytes, in_fp32
 from secateur.pruners.statistics import ModelStatistics
 
 Gradients: TypeAlias = dict[str, Tensor]
 """By the projection's full name."""
-
-LOWER = (torch.float16, torch.bfloat16)
 
 
 @torch.enable_grad()
@@ -35,36 +35,34 @@ def collect_gradients(
     """What is asked for of the gradients of the calibration windows: one pass for all kinds of one value.
 
     The computation is in fp32 whatever the model's dtype, window by window, so the result does not depend on
-    batches. Memory: see `gradient_bytes`; it is checked first.
+    batches. Kinds that need no backward pass are collected by what `FORWARD_KINDS` says. Memory: see
+    `gradient_bytes`; it is checked first.
 
     Args:
         anatomy: the dense model; left as it was.
         tokens: calibration windows of at least two tokens.
-        kinds: rows of `KINDS`.
-        on_window: told the index of each window that is done, in each pass.
+        kinds: rows of `KINDS` or of `FORWARD_KINDS`.
+        on_window: told the index of each window that is done, in each backward pass.
 
     Returns:
         By kind, for each projection by its full name, in fp32 on the projection's device: an ``out in`` matrix,
-        or for `sums` a vector.
+        for `sums` a vector, for `perturbed` a score a unit, of output projections alone.
 
     Raises:
         ValueError: if a gradient is not finite, or there is too little memory.
     """
-    device = anatomy.embedding.weight.device
-    check_memory(
-        gradient_bytes(anatomy, kinds, tokens.shape[1]),
-        device,
-        f"gradients of windows of {tokens.shape[1]} tokens",
-        "Use shorter windows, or a method without gradients (`secateur list methods`).",
-    )
+    check_gradients(anatomy, kinds, tokens.shape[1])
+    forward = {kind: FORWARD_KINDS[kind] for kind in kinds if kind in FORWARD_KINDS}
     found: dict[Kind, Gradients] = {
-        kind: {linear.name: empty_like(kind, linear) for linear in anatomy.linears} for kind in kinds
+        kind: {linear.name: empty_like(kind, linear) for linear in anatomy.linears}
+        for kind in kinds
+        if kind not in forward
     }
-    for value in dict.fromkeys(KINDS[kind].value for kind in kinds):
+    for value in dict.fromkeys(KINDS[kind].value for kind in found):
         _pass(anatomy, tokens, value, {k: x for k, x in found.items() if KINDS[k].value is value}, on_window)
     for kind, by_name in found.items():
         _finish(kind, by_name, len(tokens))
-    return found
+    return found | {kind: row.collect(anatomy, tokens) for kind, row in forward.items()}
 
 
 def rms_gradients(
@@ -90,6 +88,16 @@ def rms_gradients(
     return collect_gradients(anatomy, tokens, (kind,), on_window=on_window)[kind]
 
 
+def check_gradients(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> None:
+    """Raise a ValueError unless there is the memory to collect them from windows of so many tokens."""
+    check_memory(
+        gradient_bytes(anatomy, kinds, length),
+        anatomy.embedding.weight.device,
+        f"gradients of windows of {length} tokens",
+        "Use shorter windows, or a method without gradients (`secateur list methods`).",
+    )
+
+
 def gradient_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> int:
     """About what `collect_gradients` takes beyond the model, in bytes: what is asked for, and one window's work.
 
@@ -98,9 +106,15 @@ def gradient_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> in
         kinds: what is asked for.
         length: tokens of a window.
     """
+    forward = [FORWARD_KINDS[kind].work_bytes(anatomy, length) for kind in kinds if kind in FORWARD_KINDS]
+    backward = [kind for kind in kinds if kind in KINDS]
+    return sum(forward) + (_backward_bytes(anatomy, backward, length) if backward else 0)
+
+
+def _backward_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> int:
     linears = list(anatomy.linears)
     kept = sum(KINDS[kind].n_bytes for kind in kinds) * sum(linear.n_weights for linear in linears)
-    halves = sum(x.numel() for x in anatomy.model.parameters() if x.dtype in LOWER) * 4  # in fp32 meanwhile
+    halves = fp32_bytes(anatomy.model)  # in fp32 meanwhile
     activations = length * sum(linear.out_features for linear in linears) * 4
     scores = sum(block.n_heads for block in anatomy.blocks) * length**2 * 4
     logits = 3 * length * anatomy.vocab_size * 4  # they, their softmax and their gradient
@@ -117,7 +131,7 @@ def _pass(
 ) -> None:
     """Add up, over the windows, the kinds that are made from gradients of one value."""
     with ExitStack() as stack:
-        stack.enter_context(_in_fp32(anatomy.model))
+        stack.enter_context(in_fp32(anatomy.model))
         for linear in anatomy.linears:
             totals = {kind: by_name[linear.name] for kind, by_name in found.items()}
             stack.enter_context(_adding(linear, totals))
@@ -161,20 +175,6 @@ def _adding(linear: Linear, totals: Mapping[Kind, Tensor]) -> Iterator[None]:
         hook.remove()
         weight.grad = None
         weight.requires_grad_(needed_before)
-
-
-@contextmanager
-def _in_fp32(model: nn.Module) -> Iterator[None]:
-    """While it lasts, parameters and buffers of lower precision are in fp32."""
-    lower = [x for x in (*model.parameters(), *model.buffers()) if x.dtype in LOWER]
-    stored = [x.data for x in lower]
-    try:
-        for x in lower:
-            x.data = x.data.float()
-        yield
-    finally:
-        for x, data in zip(lower, stored, strict=True):
-            x.data = data
 
 
 def save_gradients(path: Path, gradients: Gradients, identity: str) -> None:

@@ -25,7 +25,8 @@ from secateur.pruners.block_files import (
 )
 from secateur.pruners.calibration import BlockStatistics, stream_blocks
 from secateur.pruners.families.anatomy import Anatomy, Linear
-from secateur.pruners.gradient_kinds import KINDS, Kind
+from secateur.pruners.forward_kinds import n_bytes
+from secateur.pruners.gradient_kinds import Kind
 from secateur.pruners.gradients import kind_path, model_statistics
 from secateur.pruners.methods import Method
 from secateur.pruners.recent import Recent
@@ -88,7 +89,7 @@ class LevelStore:
         self._tensors: dict[str, Tensor] = {}
         for block in anatomy.blocks:
             self._tensors |= load_block(directory, block.index)
-        self._recent = Recent(CACHE_BYTES)
+        self._recent = Recent[Tensor](CACHE_BYTES)
 
     def weight(self, linear: Linear, level: int) -> Float[Tensor, "out in"]:
         """The projection's weight at a level, to be pointed to and not to be written to."""
@@ -201,7 +202,7 @@ def whole_model(
 def gradients_to_write(directory: Path, anatomy: Anatomy, kinds: Collection[Kind]) -> int:
     """Bytes of those kinds that are not kept yet."""
     path = gradients_path(directory)
-    per_weight = sum(KINDS[kind].n_bytes for kind in kinds if not kind_path(path, kind).exists())
+    per_weight = sum(n_bytes(kind) for kind in kinds if not kind_path(path, kind).exists())
     return per_weight * sum(linear.n_weights for linear in anatomy.linears)
 
 

@@ -23,6 +23,9 @@ _IDENTITY = (
     "seeds",
 )
 
+_DECIDED = ("asked", "kept")
+"""Where a method decides them itself they are known once it is done."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -105,5 +108,6 @@ def same_export(directory: Path, manifest: Manifest, dtype: str = "") -> bool:
     except (OSError, ValueError, TypeError):
         return False
     wanted = Manifest.from_json(manifest.to_json())  # both as JSON gives them
-    same = all(getattr(there, name) == getattr(wanted, name) for name in _IDENTITY)
+    compared = [name for name in _IDENTITY if name not in _DECIDED or getattr(wanted, name)]
+    same = all(getattr(there, name) == getattr(wanted, name) for name in compared)
     return same and dtype in {"", there.dtype}

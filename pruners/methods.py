@@ -113,23 +113,28 @@ class Method:
         Raises:
             FormulaError: if the formula gives no ranking of this layer's weights.
         """
-        default: Comparison = "output" if self.program is not None else METRICS[self.name].comparison
-        comparison = self.comparison or default
         return prune_ranks(
-            self._scores(linear, inputs, whole, comparison),
+            self.scores(linear, inputs, whole),
             levels,
-            comparison=comparison,
+            comparison=self.compares,
             group_size=self.group_size,
             name=linear.name,
         )
 
-    def _scores(
-        self,
-        linear: Linear,
-        inputs: InputStatistics | None,
-        whole: ModelStatistics | None,
-        comparison: Comparison,
+    @property
+    def compares(self) -> Comparison:
+        """Who competes with whom. Metrics only."""
+        default: Comparison = "output" if self.program is not None else METRICS[self.name].comparison
+        return self.comparison or default
+
+    def scores(
+        self, linear: Linear, inputs: InputStatistics | None, whole: ModelStatistics | None = None
     ) -> Float[Tensor, "out in"]:
+        """Importance of each weight, higher = keep. Metrics only.
+
+        Raises:
+            FormulaError: if the formula gives no ranking of this layer's weights.
+        """
         program = self._program
         if program is None:
             digest = hashlib.sha256(f"{self.seed}/{linear.name}".encode()).digest()
@@ -141,7 +146,7 @@ class Method:
             program,
             terminals_of(linear, used(program), inputs, whole, damp=self.damp),
             (linear.out_features, linear.in_features),
-            comparison=comparison,
+            comparison=self.compares,
             group_size=self.group_size,
             name=linear.name,
         )

@@ -40,7 +40,7 @@ def prune(
     Raises:
         ValueError: on a name that the model does not have, or a sparsity outside [0, 1].
     """
-    _check(anatomy, sparsity)
+    check_sparsity(anatomy, sparsity)
     whole = model_statistics(anatomy, tokens, gradients=method.gradients)
     if method.needs == "nothing":
         for block in anatomy.blocks:
@@ -70,7 +70,8 @@ def count_zeros(anatomy: Anatomy) -> dict[str, int]:
     return {linear.name: int((linear.weight == 0).sum()) for linear in anatomy.linears}
 
 
-def _check(anatomy: Anatomy, sparsity: Mapping[str, float]) -> None:
+def check_sparsity(anatomy: Anatomy, sparsity: Mapping[str, float]) -> None:
+    """Raise a ValueError unless these are projections of the model, each with a share."""
     known = {linear.name for linear in anatomy.linears}
     for name, value in sparsity.items():
         if name not in known:

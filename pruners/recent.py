@@ -1,15 +1,16 @@
-"""Tensors that were made lately, kept up to a limit: what is switched back and forth is made once."""
+"""What was made lately, kept up to a limit of bytes: what is needed again and again is made once."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, TypeVar
 
-from torch import Tensor
+T = TypeVar("T")
 
 
-class Recent:
-    """Keeps the tensors used last.
+class Recent(Generic[T]):
+    """Keeps the values used last: tensors, nested mappings of them, or whatever tells its `nbytes`.
 
     Args:
         limit_bytes: of all that is kept; the one used last is kept whatever its size.
@@ -17,16 +18,35 @@ class Recent:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
-        self._bytes = 0
+        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+        self._n_bytes = 0
 
-    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor under this key, made if it is not there."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        made = self._kept[key] = make()
-        self._bytes += made.nbytes
-        while self._bytes > self._limit and len(self._kept) > 1:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-        return made
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value under this key, made if it is not there."""
+        if key not in self._kept:
+            made = make()  # which may use what is kept
+            self.put(key, made)
+            return made
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def put(self, key: Hashable, value: T) -> None:
+        """Keep a value, in the place of the one under this key if there is one."""
+        self.take(key)
+        self._kept[key] = value
+        self._n_bytes += n_bytes(value)
+        while self._n_bytes > self._limit and len(self._kept) > 1:
+            self._n_bytes -= n_bytes(self._kept.popitem(last=False)[1])
+
+    def take(self, key: Hashable) -> T | None:
+        """The value, which is then nobody's but the caller's; None if it is not there."""
+        value = self._kept.pop(key, None)
+        self._n_bytes -= n_bytes(value)
+        return value
+
+
+def n_bytes(value: Any) -> int:
+    """Of all tensors in nested mappings; what is neither counts nothing."""
+    if isinstance(value, Mapping):
+        return sum(map(n_bytes, value.values()))
+    return int(getattr(value, "nbytes", 0))

@@ -59,7 +59,8 @@ class ModelStatistics:
 
     Args:
         n_blocks: length of the stack.
-        gradients: those that were collected, by kind (see `gradient_kinds.KINDS`) and the projection's full name.
+        gradients: those that were collected, by kind (see `gradient_kinds.KINDS`, `forward_kinds.FORWARD_KINDS`)
+            and the projection's full name.
     """
 
     n_blocks: int

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,10 +12,13 @@ import transformers as tf
 
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.families.discover import dissect
+from secateur.pruners.forward_kinds import FORWARD_KINDS
 from secateur.pruners.structure.kept import Kept
+from secateur.pruners.structure.perturbation import perturbation_scores
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.pruners.structure.surgery import Surgeon
+from secateur.pruners.zeroth_order import estimate_gradients
 
 SIZES = {
     "vocab_size": 97,
@@ -76,6 +80,16 @@ def key(importance="wanda_sp", repairs=REPAIR_NAMES, **changes):
             **changes,
         }
     )
+
+
+def take_few_passes(monkeypatch):
+    """Kinds that are collected by forward passes: fewer of them, for tests that only need some numbers."""
+    few = {
+        "forward": partial(estimate_gradients, n_draws=2),
+        "perturbed": partial(perturbation_scores, n_pairs=2),
+    }
+    for kind, collect in few.items():
+        monkeypatch.setitem(FORWARD_KINDS, kind, replace(FORWARD_KINDS[kind], collect=collect))
 
 
 def logits(model, tokens=TOKENS):

@@ -25,6 +25,7 @@ from secateur.spaces.architecture.candidate import GONE, Repair
 from secateur.spaces.architecture.scores import OF_BLOCKS, Scored
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.cost import BlockShape, ModelShape
+from secateur.spaces.recipe.rules import RULES
 from tests.structures import CONFIGS, TOKENS, build, logits
 
 N_BLOCKS = 8
@@ -64,7 +65,8 @@ def test_scores_are_kept_beside_the_store(anatomy, scores, tmp_path, monkeypatch
     store = tmp_path / "levels"
     found = depth_scores(["last", "shortened_taylor"], anatomy, TOKENS, store, "m t")
     assert found == {name: scores[name] for name in found}
-    assert depth_scores(["shortened_ppl"], anatomy, TOKENS, store, "m t").keys() == {"shortened_ppl"}
+    rest = DEPTH.keys() - found.keys()
+    assert depth_scores(sorted(rest), anatomy, TOKENS, store, "m t").keys() == rest
     kept = json.loads((tmp_path / "levels-depth.json").read_text())
     assert kept["scores"].keys() == DEPTH.keys()
     monkeypatch.setattr(anatomy.model, "forward", None)  # would be called otherwise
@@ -90,8 +92,11 @@ def test_blocks_that_score_least_are_dropped(scores, tied):
         kind: {i for i, x in enumerate(made.from_scores(kind, given, 0).blocks) if x == GONE}
         for kind in DEPTH
     }
-    ppl = sorted(range(1, N_BLOCKS), key=lambda block: scores["shortened_ppl"][block])
-    assert gone == {"last": {6, 7}, "shortened_taylor": {4, 5}, "shortened_ppl": {*ppl[:2]}}
+    for kind, found in gone.items():
+        order = sorted(range(1, N_BLOCKS), key=lambda block, kind=kind: scores[kind][block])
+        assert found == {*order[:2]}
+    assert gone["last"] == {6, 7}
+    assert gone["shortened_taylor"] == {4, 5}
 
 
 def test_they_are_baselines_where_they_are_asked_for():
@@ -109,12 +114,16 @@ def test_spaces_and_pruners_know_the_same_names():
     rows = method_rows()
     baselines = [row["name"] for row in rows if row["setting"] == "space.baselines"]
     assert baselines == [*get_args(Scored)]
-    assert len({(row["setting"], row["name"]) for row in rows}) == len(rows)
+    assert len({(row["setting"], row["unit"], row["name"]) for row in rows}) == len(rows)
+    rules = {row["name"]: row["unit"] for row in rows if row["setting"] == "space.allocations"}
+    assert {*rules} == {*RULES}
+    assert (rules["owl"], rules["flap"]) == ("weight", "KV group, channel")
     nirvana = next(row for row in rows if row["name"] == "nirvana")
     assert (nirvana["unit"], nirvana["needs"]) == ("KV group, channel", "data, gradients (4 bytes a weight)")
 
 
 def test_a_search_over_architectures_uses_them(tmp_path):
+    names = ["last", "shortened_ppl", "shortened_taylor"]
     raw = {
         "space": {
             "kind": "architecture",
@@ -122,7 +131,7 @@ def test_a_search_over_architectures_uses_them(tmp_path):
             "ffn_step": 64,
             "importance": "llm_pruner_mixed",
             "repair": ["liar", "admm"],
-            "baselines": list(DEPTH),
+            "baselines": names,
         },
         "evaluator": {"window": 64, "calibration_tokens": 256, "fidelities": [128], "test_tokens": 128},
         "controller": {"kind": "random"},
@@ -130,7 +139,7 @@ def test_a_search_over_architectures_uses_them(tmp_path):
     }
     app.search(settings_from(raw), tmp_path / "run")
     run = open_run(tmp_path / "run")
-    for name in DEPTH:
+    for name in names:
         assert f"{name}@0.3" in run.baselines
     repairs = {trial.measurement.candidate.rpartition("=")[2] for trial in run.trials()}
     assert repairs >= {"liar", "admm"}

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from secateur.pruners.forward_kinds import FORWARD_KINDS
 from secateur.pruners.gradient_kinds import KINDS
 from secateur.pruners.gradients import collect_gradients
 from secateur.pruners.levels import LevelStoreError
-from secateur.pruners.recent import Recent
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import IMPORTANCES, importance_order
 from secateur.pruners.structure.kept import Kept
@@ -20,7 +20,7 @@ from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.reorder import Leading, Recipe, reorder
 from secateur.pruners.structure.statistics import stream_outputs
 from secateur.pruners.structure.store import StructureStore, build_structure, is_built
-from tests.structures import CHANNELS, REPAIR_NAMES, TOKENS, key, logits, make_case
+from tests.structures import CHANNELS, REPAIR_NAMES, TOKENS, key, logits, make_case, take_few_passes
 
 NAMES = ("llama", "llama-biased", "qwen2", "phi3", "opt", "gpt_neox")
 
@@ -78,21 +78,6 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, llama, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensors_used_last_are_kept_up_to_a_limit():
-    recent, made = Recent(3 * 40), []
-
-    def use(name, length=10):
-        recent.get(name, lambda: made.append(name) or torch.zeros(length))
-
-    for name in ("a", "b", "c", "a", "d", "a", "b"):
-        use(name)
-    assert made == ["a", "b", "c", "d", "b"]  # b went for d, c for b
-    use("large", 1000)
-    use("large", 1000)
-    use("a")
-    assert made[5:] == ["large", "a"]
-
-
 def test_names_and_dampening_are_checked():
     with pytest.raises(ValueError, match="Did you mean 'flap'"):
         key(importance="flip")
@@ -120,7 +105,9 @@ def evidence(cases):
     found = []
     for name in ("qwen2", "phi3", "gpt_neox"):
         anatomy, layouts = cases[name].anatomy, cases[name].store.layouts
-        gradients = collect_gradients(anatomy, TOKENS, tuple(KINDS))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            take_few_passes(monkeypatch)
+            gradients = collect_gradients(anatomy, TOKENS, (*KINDS, *FORWARD_KINDS))
         *_, last = stream_outputs(anatomy, TOKENS, gram=True, sequential=False)
         found += [
             Evidence(part, last.inputs[part.output.name], gradients, 0.01) for part in layouts[1].sublayers
@@ -178,12 +165,14 @@ def test_taylor_sums_over_all_that_a_unit_owns(evidence):
     assert torch.isclose(IMPORTANCES["taylor"].function(mlp)[5], channel)
 
 
-def test_a_store_can_be_ordered_by_gradients(tmp_path, llama):
-    build_structure(tmp_path / "s", llama.anatomy, TOKENS, key("taylor", ("none",)))
+@pytest.mark.parametrize("name", ["taylor", "bonsai"])
+def test_a_store_can_be_ordered_by_what_is_known_of_the_whole_model(tmp_path, llama, monkeypatch, name):
+    take_few_passes(monkeypatch)
+    build_structure(tmp_path / "s", llama.anatomy, TOKENS, key(name, ("none",)))
     store = StructureStore(tmp_path / "s", llama.anatomy)
-    gradients = collect_gradients(llama.anatomy, TOKENS, ("rms",))
+    gradients = collect_gradients(llama.anatomy, TOKENS, IMPORTANCES[name].gradients)
     part = llama.store.layouts[0].mlp
-    wanted = importance_order("taylor", Evidence(part, None, gradients, 0.01))
+    wanted = importance_order(name, Evidence(part, None, gradients, 0.01))
     assert store.leading(0, "mlp").order == tuple(wanted.tolist())
 
 

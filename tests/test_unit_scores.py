@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from secateur.pruners.families.discover import dissect
+from secateur.pruners.forward_kinds import FORWARD_KINDS
 from secateur.pruners.gradient_kinds import KINDS
 from secateur.pruners.gradients import collect_gradients
 from secateur.pruners.structure.evidence import Evidence
@@ -19,7 +20,7 @@ from secateur.pruners.structure.probe import lay_out
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.remove import prune_structure
 from secateur.pruners.structure.statistics import OutputStatistics, stream_outputs
-from tests.structures import CONFIGS, TOKENS, build, logits
+from tests.structures import CONFIGS, TOKENS, build, logits, take_few_passes
 
 BLOCK, DAMP = 1, 0.01
 N_WINDOWS = len(TOKENS)
@@ -35,7 +36,9 @@ def anatomy():
 @pytest.fixture(scope="module")
 def evidence(anatomy):
     """Of attention and MLP of the second block."""
-    gradients = collect_gradients(anatomy, TOKENS, tuple(KINDS))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        take_few_passes(monkeypatch)
+        gradients = collect_gradients(anatomy, TOKENS, (*KINDS, *FORWARD_KINDS))
     *_, last = stream_outputs(anatomy, TOKENS, gram=True, sequential=False)
     layout = lay_out(anatomy)[BLOCK]
     return [Evidence(part, last.inputs[part.output.name], gradients, DAMP) for part in layout.sublayers]
@@ -267,7 +270,7 @@ def test_greedy_output_drops_the_smaller_one_of_the_most_alike_groups(evidence):
 
 # --- every method ---
 
-UNVERIFIED = {"saap", "cfsp", "llm_bip", "greedy_output"}
+UNVERIFIED = {"saap", "cfsp", "llm_bip", "greedy_output", "mini_llm"}
 
 
 def test_methods_known_by_abstracts_alone_say_so():
@@ -299,10 +302,12 @@ def test_every_importance_says_what_it_needs_and_needs_no_more(anatomy, evidence
 
 
 @pytest.mark.parametrize(
-    "name", ["llm_pruner_mixed", "nirvana", "saap", "cfsp", "numerical", "greedy_output"]
+    "name",
+    ["llm_pruner_mixed", "nirvana", "saap", "cfsp", "numerical", "greedy_output", "mini_llm", "bonsai"],
 )
 @pytest.mark.parametrize("family", ["gpt2", "phi3"])
-def test_a_model_is_cut_by_them(name, family):
+def test_a_model_is_cut_by_them(name, family, monkeypatch):
+    take_few_passes(monkeypatch)
     anatomy = dissect(build(CONFIGS[family]))
     units = prune_structure(
         anatomy,

@@ -41,7 +41,7 @@ def cached(key: str, build: Callable[[Path], None]) -> Path:
     if _is_whole(place):
         return place
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / f"{key}.lock"):
+    with locked(root / f"{key}.lock"):
         if not _is_whole(place):  # no one else has built it meanwhile
             _replace(place, build)
     return place
@@ -72,7 +72,7 @@ def _content(directory: Path) -> list[Path]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock; the operating system lets go of it when its process ends."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from secateur.pruners.export import ExportReport
+from secateur.pruners.export import ExportReport, count_asked
 from secateur.pruners.export_check import dtype_name
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.formats.cut import CutModel
@@ -47,7 +47,7 @@ def export_structured(
     dtype: torch.dtype | None = None,
     units: Sequence[KeptUnits] = (),
 ) -> ExportReport:
-    """Save a live model that is cut, and check the saved one against it.
+    """Save a live model that is cut, or has zeros and new biases, and check the saved one against it.
 
     Args:
         anatomy: of the model, found before the cut; it is unchanged afterwards.
@@ -70,12 +70,15 @@ def export_structured(
     cut = CutModel(anatomy, kept)
     n_parent = sum(parameter.numel() for parameter in cut.skeleton(cut.config).parameters())
     with new_directory(to, n_parent * dtype.itemsize) as (made, scratch):
+        zeros, weights = count_asked(model, manifest.asked)
         job = Job(cut, tokenizer, manifest.parent, dtype, check_tokens)
         saved = FORMATS[manifest.format].save(job, made, scratch)
         manifest = replace(
             manifest,
-            label=_label(saved, n_parent),
-            kept=[{"kv_groups": block.kv_groups, "ffn": block.ffn} for block in kept],
+            label=manifest.label if zeros else _label(saved, n_parent),
+            kept=[] if zeros else [{"kv_groups": block.kv_groups, "ffn": block.ffn} for block in kept],
+            zeros=zeros,
+            weights=weights,
             dtype=dtype_name(dtype),
             indices={
                 block.name: {"kv_groups": ranges(x.kv_groups), "ffn": ranges(x.channels)}

@@ -8,8 +8,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
+from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.formats.cut import CutModel
 from secateur.pruners.formats.directory import base_config
+from secateur.pruners.structure.kept import Kept
 
 # What families call the number of channels, and the switches for biases in either sub-layer.
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
@@ -38,6 +40,33 @@ def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content |= cut.shape(0) | {"head_dim": block.head_dim}
     content[next(name for name in WIDTHS if name in content)] = kept.ffn
     return fit(cut, content, cut.weights())
+
+
+def stock_groups(anatomy: Anatomy) -> tuple[int, ...]:
+    """Numbers of KV groups, descending, that the family's stock class takes, if all blocks have as many.
+
+    Configs without a width of heads compute it from their number, and validators refuse some numbers.
+    """
+
+    def is_stock(n_groups: int) -> bool:
+        kept = [Kept(n_groups, block.ffn_width) for block in anatomy.blocks]
+        try:
+            stock_model(CutModel(anatomy, kept, planned=True))
+        except NotStockError:
+            return False
+        return True
+
+    return tuple(n for n in range(anatomy.blocks[0].n_kv_heads, 0, -1) if is_stock(n))
+
+
+def takes_biases(anatomy: Anatomy) -> bool:
+    """Whether the family's stock class has a place for a bias in every output projection, see `fit`."""
+    content = anatomy.model.config.to_dict()  # type: ignore[union-attr, operator]  # a transformers config
+    content |= {name: True for name in BIASES if name in content}
+    with torch.device("meta"):
+        skeleton: Any = type(anatomy.model)(type(anatomy.model.config)(**content))
+    known = {name for name, _ in skeleton.named_parameters()}
+    return all(f"{x.name}.bias" in known for x in anatomy.linears if x.role in ("o", "down"))
 
 
 def fit(

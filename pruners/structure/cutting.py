@@ -29,6 +29,11 @@ class Piece:
     weight: Float[Tensor, "out in"]
     bias: Float[Tensor, " out"] | None
 
+    @property
+    def nbytes(self) -> int:
+        """Of both."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
     def changed(self, weight: Float[Tensor, "out in"] | None, added: Float[Tensor, " out"] | None) -> Piece:
         """With another weight, if any, and something added to the bias, if anything."""
         bias = self.bias if added is None else added if self.bias is None else self.bias + added
@@ -64,7 +69,7 @@ class LiveSublayer:
         for placement in self._layout.placements:
             linear, piece = placement.linear, pieces[placement.linear.name]
             linear.point_to(piece.weight)
-            _set_bias(linear.module, piece.bias)
+            set_bias(linear.module, piece.bias)
             _tell_size(linear)
         self._set(_attributes(self._layout, n_kept) if self._layout.owner else {})
 
@@ -134,7 +139,7 @@ def _tell_size(linear: Linear) -> None:
     setattr(linear.module, inputs, linear.weight.shape[1])
 
 
-def _set_bias(module: nn.Module, bias: Tensor | None) -> None:
+def set_bias(module: nn.Module, bias: Tensor | None) -> None:
     """Point to it; where there was none, a parameter is made."""
     if bias is None:
         return

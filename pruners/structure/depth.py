@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.gradient_kinds import Kind
 from secateur.pruners.levels import whole_model
+from secateur.pruners.losses import mean_loss
 from secateur.pruners.runner import BlockRunner
 from secateur.pruners.statistics import ModelStatistics
+from secateur.pruners.structure.laco import by_acceptance
+from secateur.pruners.structure.mka import by_similarity
+from secateur.pruners.structure.streamline import by_window
 
 N_TOKENS = 2048
 """Calibration tokens that losses are measured on; Shortened LLaMA takes 1,280."""
@@ -49,20 +52,9 @@ def loss_without(
         above = hidden
         for later in anatomy.blocks[block.index + 1 :]:
             above = runner.block(later.index, above, inputs)
-        losses.append(_loss(anatomy, above, few))
+        losses.append(mean_loss(anatomy, above, few))
         hidden = runner.block(block.index, hidden, inputs)
     return tuple(losses)
-
-
-def _loss(
-    anatomy: Anatomy, hidden: Float[Tensor, "windows length width"], tokens: Int[Tensor, "windows length"]
-) -> float:
-    """Window by window, as logits are large."""
-    windows = [
-        F.cross_entropy(anatomy.logits(anatomy.tail(x[None]))[0, :-1].float(), ids[1:])
-        for x, ids in zip(hidden, tokens, strict=True)
-    ]
-    return float(torch.stack(windows).double().mean())
 
 
 ENDS = (4, 2)
@@ -124,6 +116,27 @@ DEPTH: dict[str, DepthRow] = {
         ("mean",),
         "blocks of least first-order effect go first, the ends last",
         "https://arxiv.org/abs/2402.02834",
+    ),
+    "laco": DepthRow(
+        by_acceptance,
+        True,
+        (),
+        "blocks go first whose merge into the block before keeps the last hidden states",
+        "https://arxiv.org/abs/2402.11187",
+    ),
+    "mka": DepthRow(
+        by_similarity,
+        True,
+        (),
+        "blocks go first whose outputs lie as those of the block before",
+        "https://arxiv.org/abs/2406.16330",
+    ),
+    "streamline": DepthRow(
+        by_window,
+        True,
+        (),
+        "blocks go first in the window that turns its input least",
+        "https://arxiv.org/abs/2403.19135",
     ),
 }
 

@@ -66,6 +66,22 @@ def nirvana(evidence: Evidence) -> Float[Tensor, " units"]:
     return evidence.weight_sums(lambda x: (x.weight.float() * evidence.gradient("logits", x)).abs())
 
 
+def mini_llm(evidence: Evidence) -> Float[Tensor, " units"]:
+    """Sum of ``|w| ||x|| |g|`` over the unit's columns of the output projection, g estimated by forward passes alone.
+
+    [INFER] MINI-LLM (arXiv 2407.11681) is known by its abstract: a feature map's sensitivity, of weight magnitude,
+    activation and a gradient by `zeroth_order.estimate_gradients`. The feature map of a unit is what it gives to
+    the output projection, so the weights that see it are the ones that count.
+    """
+    gradient = evidence.gradient("forward", evidence.layout.output)
+    return evidence.by_unit((evidence.weight * gradient).abs().sum(0) * evidence.seen.norm).sum(1)
+
+
+def bonsai(evidence: Evidence) -> Float[Tensor, " units"]:
+    """What leaving out the unit adds to the loss, see `perturbation.perturbation_scores`."""
+    return evidence.gradient("perturbed", evidence.layout.output)
+
+
 def saap(evidence: Evidence) -> Float[Tensor, " units"]:
     """Coarse and fine first-order scores, each weighted by how sure it is.
 

@@ -14,7 +14,9 @@ from secateur.pruners.gradient_kinds import Kind
 from secateur.pruners.structure.cfsp import cfsp
 from secateur.pruners.structure.evidence import Evidence, Score
 from secateur.pruners.structure.gradient_scores import (
+    bonsai,
     first_order,
+    mini_llm,
     mixed_order,
     nirvana,
     saap,
@@ -91,7 +93,7 @@ class ImportanceRow:
         needs: statistics of inputs that must be collected first.
         paper: address.
         summary: one line for people.
-        gradients: kinds of them that must be collected first.
+        gradients: kinds of them that must be collected first, of `KINDS` or `FORWARD_KINDS`.
     """
 
     function: Score
@@ -163,6 +165,20 @@ IMPORTANCES: dict[str, ImportanceRow] = {
         "https://arxiv.org/abs/2412.15127",
         "coarse and fine first-order scores, weighted by their certainty",
         ("rms", "mean", "sums"),
+    ),
+    "mini_llm": ImportanceRow(
+        mini_llm,
+        "moments",
+        "https://arxiv.org/abs/2407.11681",
+        "|w g| times input norm, g estimated by forward passes alone",
+        ("forward",),
+    ),
+    "bonsai": ImportanceRow(
+        bonsai,
+        "nothing",
+        "https://arxiv.org/abs/2402.05406",
+        "effect on the loss of leaving the unit out, by regression over random masks",
+        ("perturbed",),
     ),
     "cfsp": ImportanceRow(
         cfsp, "moments", "https://arxiv.org/abs/2409.13199", "share of the weights times input norm"

@@ -58,9 +58,8 @@ def least_squares(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Ten
 
     ``W' = W G_:K (G_KK + damp)^-1``: the dampening draws the weights to zero. Those that stay are refit even where
     little goes. The core of K-prune (arXiv 2308.03449) and the re-fit of Greedy Output Approximation (arXiv
-    2407.19126). K-prune solves it undampened, between the inputs of the already pruned model and what the dense
-    one adds to its stream, so that later sub-layers make up for errors of earlier ones; here inputs and targets
-    are those of one model.
+    2407.19126). K-prune solves it undampened, between the inputs in the already pruned model and what is missing
+    there to the dense one's stream, see `kprune.reconstructed`; here inputs and targets are those of one model.
     """
     assert inputs.second_moment is not None
     target = inputs.weight.double() @ inputs.second_moment

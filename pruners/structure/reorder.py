@@ -81,13 +81,34 @@ def reorder(
         recipe: how.
     """
     order = importance_order(recipe.importance, Evidence(layout, inputs, gradients, recipe.damp))
+    return in_order(layout, order, inputs, counts, recipe.repairs, recipe.damp)
+
+
+def in_order(
+    layout: SublayerLayout,
+    order: Int[Tensor, " units"],
+    inputs: OutputStatistics | None,
+    counts: Sequence[int],
+    repairs: Sequence[str],
+    damp: float,
+) -> dict[str, Tensor]:
+    """`reorder` for an order that is known.
+
+    Args:
+        layout: of the live, dense sub-layer.
+        order: the numbers of all units, those that stay at each level first.
+        inputs: statistics, if a repair needs them.
+        counts: levels to repair.
+        repairs: rows of `REPAIRS`.
+        damp: of repairs, see `Recipe`.
+    """
     tensors = {_order_name(layout): order}
     for placement in layout.placements:
         linear, index = placement.linear, placement.index(order)
         tensors[f"{linear.name}.weight"] = linear.weight.index_select(placement.axis, index)
         if linear.bias is not None:
             tensors[f"{linear.name}.bias"] = linear.bias if placement.axis == 1 else linear.bias[index]
-    return tensors | dict(_repaired(layout, inputs, order, counts, recipe))
+    return tensors | dict(_repaired(layout, inputs, order, counts, repairs, damp))
 
 
 def _repaired(
@@ -95,10 +116,11 @@ def _repaired(
     inputs: OutputStatistics | None,
     order: Int[Tensor, " units"],
     counts: Sequence[int],
-    recipe: Recipe,
+    repairs: Sequence[str],
+    damp: float,
 ) -> Iterator[tuple[str, Tensor]]:
     counts = [count for count in counts if 0 < count < layout.n_units]
-    rows = {name: REPAIRS[name] for name in recipe.repairs if REPAIRS[name].gives != "nothing"}
+    rows = {name: REPAIRS[name] for name in repairs if REPAIRS[name].gives != "nothing"}
     if not rows or not counts:
         return
     assert inputs is not None, "the caller collects what a repair needs"
@@ -108,7 +130,7 @@ def _repaired(
         layout.output.weight.index_select(1, index),
         inputs.mean[index],
         inputs.second_moment[index][:, index] if gram else None,
-        recipe.damp,
+        damp,
         layout.output.name,
     )
     for name, row in rows.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -11,9 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from secateur.pruners.calibration import BATCH_TOKENS
-from secateur.pruners.families.anatomy import Anatomy, Block
-from secateur.pruners.runner import BlockInputs, BlockRunner
+from secateur.pruners.calibration import Hook, Walk
+from secateur.pruners.families.anatomy import Anatomy, Block, Linear
 
 ROLES = ("o", "down")
 
@@ -115,48 +113,47 @@ def stream_outputs(
             already cut blocks. Otherwise all statistics are those of the model as it was, whatever the consumer
             does to the block.
     """
-    runner = BlockRunner(anatomy)
-    rows = max(1, BATCH_TOKENS // tokens.shape[1])
-    batches = [runner.start(part) for part in tokens.split(rows)]
-    hidden = [batch.hidden for batch in batches]
+    walk = Walk(anatomy, tokens)
     for block in anatomy.blocks:
-        statistics, outputs = _collect(runner, block, hidden, batches, gram=gram)
-        yield BlockOutputs(block, statistics, _influence(hidden, outputs))
-        hidden = _advance(runner, block, hidden, batches) if sequential else outputs
+        collector = OutputCollector(tokens.shape[1], gram=gram)
+        outputs = walk.through(block, [collector.hook])
+        yield BlockOutputs(block, collector.found, influence(walk.hidden, outputs))
+        walk.hidden = walk.through(block) if sequential else outputs
 
 
-def _advance(
-    runner: BlockRunner, block: Block, hidden: list[Tensor], batches: list[BlockInputs]
-) -> list[Float[Tensor, "batch length width"]]:
-    return [runner.block(block.index, states, batch) for states, batch in zip(hidden, batches, strict=True)]
-
-
-def _influence(before: list[Tensor], after: list[Tensor]) -> float:
+def influence(
+    before: list[Float[Tensor, "batch length width"]], after: list[Float[Tensor, "batch length width"]]
+) -> float:
+    """See `BlockOutputs`."""
     turned = [
         1 - cosine_similarity(x.double(), y.double(), dim=-1) for x, y in zip(before, after, strict=True)
     ]
     return float(torch.cat(turned).mean())
 
 
-def _collect(
-    runner: BlockRunner, block: Block, hidden: list[Tensor], batches: list[BlockInputs], *, gram: bool
-) -> tuple[dict[str, OutputStatistics], list[Float[Tensor, "batch length width"]]]:
-    """One pass over the block with hooks on its output projections: statistics and outputs."""
-    length = hidden[0].shape[1]
-    found: dict[str, OutputStatistics] = {}
+class OutputCollector:
+    """Adds up the inputs of output projections.
 
-    def hook(name: str):  # type: ignore[no-untyped-def]  # torch's hook protocol
+    Args:
+        length: tokens of a window.
+        gram: collect Gram matrices.
+    """
+
+    def __init__(self, length: int, *, gram: bool) -> None:
+        self._length = length
+        self._gram = gram
+        self.found: dict[str, OutputStatistics] = {}
+
+    def hook(self, linear: Linear) -> Hook | None:
+        """See `HookOf`."""
+
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            inputs = args[0]
-            if name not in found:
-                found[name] = OutputStatistics.empty(inputs.shape[-1], gram=gram, device=inputs.device)
-            found[name].add(inputs.reshape(-1, length, inputs.shape[-1]))  # OPT's have lost their windows
+            name, inputs = linear.name, args[0]
+            if name not in self.found:
+                self.found[name] = OutputStatistics.empty(
+                    inputs.shape[-1], gram=self._gram, device=inputs.device
+                )
+            # OPT's have lost their windows.
+            self.found[name].add(inputs.reshape(-1, self._length, inputs.shape[-1]))
 
-        return add
-
-    with ExitStack() as hooks:
-        for linear in block.linears:
-            if linear.role in ROLES:
-                hooks.callback(linear.module.register_forward_pre_hook(hook(linear.name)).remove)
-        outputs = _advance(runner, block, hidden, batches)
-    return found, outputs
+        return add if linear.role in ROLES else None

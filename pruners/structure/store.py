@@ -100,7 +100,7 @@ class StructureStore:
         self.layouts = tuple(layouts or lay_out(anatomy))
         device = anatomy.embedding.weight.device
         n_bytes = sum(linear.n_weights * linear.weight.element_size() for linear in anatomy.linears)
-        copies = Recent(n_bytes + CACHE_BYTES)
+        copies = Recent[Tensor](n_bytes + CACHE_BYTES)
         self._tensors = [
             _OnDevice(load_block(directory, layout.block.index), device, copies) for layout in self.layouts
         ]
@@ -128,7 +128,7 @@ class StructureStore:
 class _OnDevice(Mapping[str, Tensor]):
     """A block's tensors, on a device; where that is not their own, copies."""
 
-    def __init__(self, tensors: dict[str, Tensor], device: torch.device, copies: Recent) -> None:
+    def __init__(self, tensors: dict[str, Tensor], device: torch.device, copies: Recent[Tensor]) -> None:
         self._tensors = tensors
         self._device = device
         self._copies = copies

@@ -1,0 +1,1 @@
+"""What a recipe names that is in no other registry."""

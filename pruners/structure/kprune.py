@@ -1,0 +1,185 @@
+"""K-prune's reconstruction: each cut sub-layer makes up for what it and all below it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from secateur.pruners.calibration import Hook, Walk
+from secateur.pruners.families.anatomy import Anatomy, Linear, Sublayer
+from secateur.pruners.structure.cutting import LiveSublayer
+from secateur.pruners.structure.layout import BlockLayout, SublayerLayout
+from secateur.pruners.structure.obs import dampened, factor
+from secateur.pruners.structure.reorder import Leading, in_order
+
+RIDGE = 1e-6
+"""For the numbers alone: added to the diagonal of a second moment, as a fraction of its mean."""
+
+Stays = Mapping[Sublayer, tuple[int, ...]]
+"""Numbers of the units of a block that stay."""
+
+
+@torch.no_grad()
+def reconstructed(
+    anatomy: Anatomy,
+    layouts: Sequence[BlockLayout],
+    stays: Sequence[Stays],
+    tokens: Int[Tensor, "windows length"],
+) -> dict[str, Float[Tensor, "out _"]]:
+    """New weights of the output projections of all sub-layers that are cut; the live model is left dense.
+
+    K-prune (Park et al. 2024, arXiv 2308.03449), its knowledge-preserving weight tuning: from the first block up
+    ``W' = argmin ||F W^T - (x_dense + y_dense - x)||^2`` with F what the units that stay give in the model pruned so
+    far, x its residual stream before the sub-layer, and x_dense + y_dense the dense model's stream behind it. So later
+    sub-layers make up for the errors of earlier ones, unlike with `refit.least_squares`. Undampened but for rounding.
+
+    Differences from the paper: decoders in place of encoders; what is cut is given, not chosen on the way; sub-layers
+    that stay whole are not fitted anew.
+
+    Args:
+        anatomy: the dense model, of a family that adds the outputs of its projections to the stream as they are.
+        layouts: of its blocks.
+        stays: for each block the units that stay, in the order in which the new columns shall stand.
+        tokens: calibration windows.
+
+    Returns:
+        By the projection's full name, in the dtype of the model.
+
+    Raises:
+        ValueError: on another family, fewer tokens than columns, or inputs that are not finite.
+    """
+    dense, pruned = Walk(anatomy, tokens), Walk(anatomy, tokens)
+    found: dict[str, Tensor] = {}
+    for layout, kept in zip(layouts, stays, strict=True):
+        wanted = _wanted(dense, layout)
+        live = [LiveSublayer(part) for part in layout.sublayers]
+        try:
+            found |= _fit_block(pruned, layout, live, kept, wanted)
+            pruned.hidden = pruned.through(layout.block)
+        finally:
+            for one in live:
+                one.restore()
+    return found
+
+
+def _wanted(dense: Walk, layout: BlockLayout) -> dict[Sublayer, Float[Tensor, "tokens width"]]:
+    """The dense stream behind each sub-layer of a block; afterwards the walk is behind the block."""
+    seen = _Recorder()
+    outputs = dense.through(layout.block, [seen.hook])
+    before, behind = _rows(dense.hidden), _rows(outputs)
+    attention = before + _given(layout.attention, seen)
+    tolerance = 16 * torch.finfo(outputs[0].dtype).eps * float(behind.abs().max())
+    if not torch.allclose(attention + _given(layout.mlp, seen), behind, rtol=0.0, atol=tolerance):
+        raise ValueError(
+            "Expected a family that adds the outputs of its projections to the stream as they are for the repair "
+            f"kprune, got another sum at {layout.block.name}. Use the repair refit."
+        )
+    dense.hidden = outputs
+    return {"attention": attention, "mlp": behind}
+
+
+def _fit_block(
+    pruned: Walk,
+    layout: BlockLayout,
+    live: Sequence[LiveSublayer],
+    kept: Stays,
+    wanted: Mapping[Sublayer, Float[Tensor, "tokens width"]],
+) -> dict[str, Tensor]:
+    """Cut the live block, and fit its output projections one after the other."""
+    found = {}
+    stream = _rows(pruned.hidden)
+    for part, one in zip(layout.sublayers, live, strict=True):
+        n_kept = len(kept[part.kind])
+        if n_kept == 0:
+            one.remove()
+            continue
+        if n_kept < part.n_units:
+            one.cut(n_kept, _leading(part, kept[part.kind]).pieces(n_kept, "none"))
+        seen = _Recorder()
+        pruned.through(layout.block, [seen.hook])
+        if n_kept < part.n_units:
+            found[part.output.name] = _fitted(part.output, seen.of(part.output), wanted[part.kind] - stream)
+            part.output.point_to(found[part.output.name])
+        stream = stream + _given(part, seen)
+    return found
+
+
+def _leading(layout: SublayerLayout, kept: Sequence[int]) -> Leading:
+    rest = sorted(set(range(layout.n_units)) - set(kept))
+    order = torch.tensor([*kept, *rest], device=layout.output.weight.device)
+    return Leading(layout, in_order(layout, order, None, (), (), 0.0))
+
+
+class _Recorder:
+    """Keeps the inputs of output projections, in fp32, a row a token."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[Tensor]] = {}
+
+    def hook(self, linear: Linear) -> Hook | None:
+        rows = self._found.setdefault(linear.name, [])
+
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            rows.append(args[0].flatten(0, -2).float())
+
+        return add if linear.role in ("o", "down") else None
+
+    def of(self, linear: Linear) -> Float[Tensor, "tokens in"]:
+        return torch.cat(self._found[linear.name])
+
+
+def _rows(stream: Sequence[Float[Tensor, "batch length width"]]) -> Float[Tensor, "tokens width"]:
+    return torch.cat([states.flatten(0, 1) for states in stream]).float()
+
+
+def _given(layout: SublayerLayout, seen: _Recorder) -> Float[Tensor, "tokens width"]:
+    """What the output projection, as it is now, makes of what was seen."""
+    given = seen.of(layout.output) @ layout.output.weight.float().T
+    return given if layout.output.bias is None else given + layout.output.bias.float()
+
+
+def _fitted(
+    output: Linear, inputs: Float[Tensor, "tokens in"], wanted: Float[Tensor, "tokens width"]
+) -> Float[Tensor, "width in"]:
+    """Least squares; the bias stays."""
+    n_tokens, n_columns = inputs.shape
+    if n_tokens < n_columns:
+        raise ValueError(
+            f"Expected at least as many calibration tokens as inputs for the repair kprune, got {n_tokens} for "
+            f"{n_columns} at {output.name}. Use more tokens, or the repair refit."
+        )
+    target = wanted if output.bias is None else wanted - output.bias.float()
+    moment = dampened((inputs.T @ inputs).double() / n_tokens, RIDGE)
+    cross = (inputs.T @ target).double() / n_tokens
+    return torch.cholesky_solve(cross, factor(moment, output.name)).T.to(output.weight.dtype)
+
+
+@dataclass(frozen=True)
+class StreamRepair:
+    """A row of the registry.
+
+    Args:
+        function: see `reconstructed`: from the dense model and what stays of each block to weights of output
+            projections. Those of a block depend on all blocks below, so no store of levels holds them.
+        summary: one line for people.
+        paper: address.
+    """
+
+    function: Callable[
+        [Anatomy, Sequence[BlockLayout], Sequence[Stays], Int[Tensor, "windows length"]], dict[str, Tensor]
+    ]
+    summary: str
+    paper: str
+
+
+STREAM_REPAIRS: dict[str, StreamRepair] = {
+    "kprune": StreamRepair(
+        reconstructed,
+        "least squares of what is missing to the dense stream, from the first block up",
+        "https://arxiv.org/abs/2308.03449",
+    ),
+}
