@@ -26,6 +26,8 @@ class BlockShape:
             weighted sum included.
         channel_macs: multiply-accumulates of one channel for one token.
         group_kv_bytes: bytes that one token adds to one group's keys and values, as stored.
+        attention_bias: parameters that the attention's output gains where a repair gives it a bias; 0: it has one.
+        mlp_bias: likewise.
 
     Raises:
         ValueError: if a part is empty or a number negative.
@@ -40,10 +42,12 @@ class BlockShape:
     group_macs: int
     channel_macs: int
     group_kv_bytes: int
+    attention_bias: int = 0
+    mlp_bias: int = 0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = 0 if name in {"attention_params", "mlp_params"} else 1
+            least = 0 if name in {"attention_params", "mlp_params", "attention_bias", "mlp_bias"} else 1
             if value < least:
                 raise ValueError(f"Expected `{name}` >= {least}, got {value}.")
 
@@ -51,6 +55,11 @@ class BlockShape:
         """Parameters of the block with so many groups and channels; 0 of them: the sub-layer is removed whole."""
         attention = kv_groups * self.group_params + (self.attention_params if kv_groups else 0)
         return attention + ffn * self.channel_params + (self.mlp_params if ffn else 0)
+
+    def bias_params(self, kv_groups: int, ffn: int) -> int:
+        """Parameters of the biases that a repair adds: sub-layers that are whole, or gone, need none."""
+        attention = self.attention_bias if 0 < kv_groups < self.n_kv_groups else 0
+        return attention + (self.mlp_bias if 0 < ffn < self.ffn_width else 0)
 
     def macs(self, kv_groups: int, ffn: int) -> int:
         """Multiply-accumulates a token of the block with so many groups and channels."""
@@ -72,6 +81,8 @@ class ModelShape:
         kv_bytes_per_token: bytes that one token adds to the KV cache.
         blocks: what its blocks are made of; empty where that was not counted.
         latency: how long their parts take on the target device; None where that was not measured.
+        held_groups: numbers of KV groups that the form in which models are saved can hold, if all blocks are alike;
+            None: all.
     """
 
     n_params: int
@@ -80,6 +91,7 @@ class ModelShape:
     kv_bytes_per_token: int
     blocks: tuple[BlockShape, ...] = ()
     latency: LatencyTable | None = None
+    held_groups: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
@@ -92,10 +104,11 @@ class ModelShape:
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ModelShape:
         """Inverse of `to_json`; also reads shapes from before there were blocks."""
-        latency = raw.get("latency")
+        latency, held_groups = raw.get("latency"), raw.get("held_groups")
         parts = {
             "blocks": tuple(BlockShape(**block) for block in raw.get("blocks", ())),
             "latency": None if latency is None else LatencyTable.from_json(latency),
+            "held_groups": None if held_groups is None else tuple(held_groups),
         }
         return cls(**{**raw, **parts})
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from secateur.spaces.allocation_settings import AllocationSettings, build_allocation
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.formula_settings import FormulaSettings, build_formula
+from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
 from secateur.spaces.space import Space
 
 
@@ -49,5 +50,11 @@ SPACES: dict[str, SpaceRow] = {
         build=build_formula,
         summary="an importance metric as an expression, at one sparsity of all linears",
         source="https://arxiv.org/abs/2406.02924",
+    ),
+    "recipe": SpaceRow(
+        settings=RecipeSettings,
+        build=build_recipe,
+        summary="calibration data, metric, allocation and repair together, of weights, structure or blocks",
+        source="https://arxiv.org/abs/2503.06184",
     ),
 }

@@ -29,12 +29,14 @@ class Space(ABC, Generic[C]):
     What a budget measures is the space's own business (sparsity, parameters, latency); budgets are numbered,
     smallest pruning first.
 
-    `shown_as` is the heading under which tables show a candidate's text, or "" if it is nothing to read.
+    `shown_as` is the heading under which tables show a candidate's text, or "" if it is nothing to read. `stand_ins`
+    names, by canonical text, costs that a candidate does not have: their numbers rank it, and are nothing to show.
 
     No method changes its arguments; every random choice comes from the generator that is given.
     """
 
     shown_as: ClassVar[str] = ""
+    stand_ins: ClassVar[Mapping[str, frozenset[str]]] = {}
 
     @property
     @abstractmethod

@@ -15,9 +15,11 @@ from secateur.spaces.allocation import AllocationSpace
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.formula import Formula
 from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.space import Space
 from secateur.spaces.units import Unit
 from tests.formula_toy import FormulaLandscape, formula_space
+from tests.recipe_toy import Landscape, recipe_space
 
 SHAPE = ModelShape(n_params=10_000, bytes_per_param=2, macs_per_token=10_000, kv_bytes_per_token=10)
 FIDELITIES = tuple(Fidelity("search", n_tokens) for n_tokens in (64, 256, 1024))
@@ -56,10 +58,24 @@ INDEPENDENT_OF_TIMES = {"uniform", "random", "greedy", "sensitivity"}
 WAITING = {"uniform", "greedy", "sensitivity"}
 # The others search any space.
 OF_FORMULAS = {"genetic"}
-CASES = [(kind, settings) for kind in CONTROLLERS for settings in SETTINGS[kind]]
+
+
+class OfRecipes(dict[str, Any]):
+    """Settings that are tested on a space whose parameters apply under conditions."""
+
+
+RECIPES = [
+    ("random", OfRecipes()),
+    ("evolution", OfRecipes(parents=3, crossover=0.5)),
+    ("optuna", OfRecipes()),
+    ("optuna", OfRecipes(sampler="nsga2", options={"population_size": 8}, objectives=["loss", "sparsity"])),
+    ("optuna", OfRecipes(sampler="cmaes", start=2)),
+]
+CASES: list[Any] = [*((kind, settings) for kind in CONTROLLERS for settings in SETTINGS[kind]), *RECIPES]
 
 
 LANDSCAPE = FormulaLandscape()
+RECIPE_LANDSCAPE = Landscape(recipe_space(unit="weights", search=["metric", "allocation", "repair"]))
 SMALLEST = {
     "terminals": ("W",),
     "operators": ("abs",),
@@ -71,6 +87,10 @@ SMALLEST = {
 
 
 def space_of(case: Any, n_units: int = 9, targets: tuple[float, ...] = (0.4, 0.6)) -> Space[Any]:
+    if isinstance(case[1], OfRecipes):
+        search = ["metric", "allocation", "repair"] if n_units > 1 else ["repair"]
+        repairs = ["none", "obs"] if n_units > 1 else ["none"]
+        return recipe_space(unit="weights", target=list(targets), search=search, repairs=repairs, known=[])
     if case[0] in OF_FORMULAS:
         return formula_space() if n_units > 1 else formula_space(**SMALLEST)
     units = [Unit(f"u{i}", (40 * (1 + i % 3),), i, (f"u{i}",)) for i in range(n_units)]
@@ -87,6 +107,8 @@ def measure(proposal) -> Measurement:
     """A loss that needs the order of units, with a little less at less data; some candidates are infeasible."""
     if isinstance(proposal.candidate, Formula):
         return LANDSCAPE.measure(proposal)
+    if isinstance(proposal.candidate, Recipe):
+        return RECIPE_LANDSCAPE.measure(proposal)
     levels = proposal.candidate.levels
     if levels[:2] == (4, 4):
         return Measurement(proposal.candidate.text, proposal.fidelity, infeasible="too sparse at the start")

@@ -64,6 +64,18 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {},
         {"target": 0.7, "terminals": ["W", "X"], "known": ["magnitude"], "size": 12, "depth": 5},
     ],
+    "recipe": [
+        {},
+        {"target": [0.2, 0.5], "sources": {"a": "docs", "b": "x.txt"}, "gradients": ["backward", "forward"]},
+        {"unit": "weights", "target": {"low": 0.4, "high": 0.6, "step": 0.1}, "known": "all"},
+        {
+            "unit": "weights",
+            "metrics": ["blend", "sparsegpt", "formula: abs(W)"],
+            "search": ["metric", "repair"],
+        },
+        {"unit": "blocks", "target": 0.25},
+        {"search": ["calibration"], "start": "llm_pruner_first", "choose": ["clusters"], "samples": [8]},
+    ],
 }
 CASES = [(kind, settings) for kind in SPACES for settings in SETTINGS[kind]]
 
@@ -90,9 +102,12 @@ def test_baselines_are_dense_and_one_to_compare_with_for_each_budget(space):
     assert first == "dense"
     n_budgets = len(space.budgets)
     assert [name.partition("@")[2] for name in names[:n_budgets]] == [f"{b:.10g}" for b in space.budgets]
-    assert not any("@" in name for name in names[n_budgets:])
     for budget, name in enumerate(names[:n_budgets]):
         assert space.budget_of(space.baselines()[name]) == budget
+    for name in names[n_budgets:]:  # plain, or likewise
+        plain, _, target = name.partition("@")
+        assert plain
+        assert not target or f"{space.budgets[space.budget_of(space.baselines()[name])]:.10g}" == target
     if space.budgets[0] > 0:
         assert space.budget_of(space.baselines()["dense"]) is None
 
@@ -166,10 +181,13 @@ def test_parameters_make_the_candidate_again(space):
     for budget in range(len(space.budgets) if space.parameters() else 0):
         candidate = space.sample(rng, budget)
         values = space.to_parameters(candidate)
-        assert values.keys() == {parameter.name for parameter in space.parameters()}
-        assert all(
-            parameter.low <= values[parameter.name] <= parameter.high for parameter in space.parameters()
-        )
+        known: dict[str, int] = {}
+        for parameter in space.parameters():
+            assert parameter.applies(known) == (parameter.name in values)
+            if parameter.name in values:
+                known[parameter.name] = values[parameter.name]
+                assert parameter.low <= values[parameter.name] <= parameter.high
+        assert known == values
         assert space.from_parameters(values, budget, rng) == candidate
         lowest = {parameter.name: parameter.low for parameter in space.parameters()}
         assert space.budget_of(space.from_parameters(lowest, budget, rng)) == budget

@@ -80,7 +80,11 @@ class Optuna(Controller):
 
     With one objective each budget has a study and a sampler of its own, and they take turns, since a milder
     budget would win every comparison. With several there is one study, and the budget is a parameter in it.
-    All is measured at the largest fidelity. Nothing is waited for: results may come in any order, or not at all.
+    All is measured at the largest fidelity: smaller ones are for controllers that winnow, as `evolution` does. Nothing
+    is waited for: results may come in any order, or not at all.
+
+    Of parameters that apply under conditions (the space `recipe`) ``tpe`` proposes those together that apply together.
+    The others propose those that always apply, ``cmaes`` only ordered ones of these, and draw the rest at random.
 
     Optuna's study lives in memory; after a stop it is rebuilt by replay. Samplers draw from generators of their own
     that begin with the seed.
@@ -117,6 +121,7 @@ class Optuna(Controller):
         groups = [tuple(budgets)] if len(names) > 1 else [(budget,) for budget in budgets]
         known = [] if settings.warm_start is None else front_of(settings.warm_start, space)
         known += [(b, c) for c in space.baselines().values() if (b := space.budget_of(c)) is not None]
+        known = [(b, c) for b, c in known if _is_reached(space, c, b)]
         self._studies = []
         for i, group in enumerate(groups):
             rng = np.random.default_rng((seed, i))
@@ -168,3 +173,9 @@ class Optuna(Controller):
         """Say once that the sampler was not made for this."""
         slow = "takes seconds a proposal. Consider tpe, cmaes or nsga2"
         warnings.warn(f"The sampler {self._sampler} with {what} {slow}.", UserWarning, stacklevel=3)
+
+
+def _is_reached(space: Space[Any], candidate: Any, budget: int) -> bool:
+    """Whether parameters lead to the candidate: what a study begins with may be none of a sampler's options."""
+    rng = np.random.default_rng(0)
+    return bool(space.from_parameters(space.to_parameters(candidate), budget, rng) == candidate)

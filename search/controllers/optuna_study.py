@@ -9,7 +9,9 @@ import numpy as np
 
 from secateur.search.controller import Trial
 from secateur.search.controllers.optuna_samplers import build_sampler, row_of
+from secateur.search.distributions import distribution_of
 from secateur.search.objectives import oriented
+from secateur.spaces.parameters import IntParameter
 from secateur.spaces.space import Space
 
 if TYPE_CHECKING:  # takes a second to import
@@ -27,6 +29,9 @@ class SampledStudy:
     the trial is given the parameters of the candidate that came of it, so that the sampler learns from what
     was really measured. Trials that are under way stay unfinished, with their parameters: TPE and GP keep away
     from them, the others don't mind.
+
+    Where parameters apply under conditions they are asked for one after another, each only where it applies, so that a
+    trial holds no others.
 
     Args:
         space: what is searched.
@@ -57,17 +62,13 @@ class SampledStudy:
         self._objectives = tuple(objectives)
         self._seed = seed
         self._constrained = row_of(sampler).constrained
-        self._distributions: dict[str, Any] = {
-            p.name: optuna.distributions.IntDistribution(p.low, p.high, step=p.step)
-            for p in space.parameters()
-        }
-        if len(budgets) > 1:
-            self._distributions[BUDGET] = optuna.distributions.IntDistribution(0, len(budgets) - 1)
-        open_ones = {name: d for name, d in self._distributions.items() if not d.single()}
+        budget = [IntParameter(BUDGET, 0, len(budgets) - 1)] if len(budgets) > 1 else []
+        self._parameters = (*space.parameters(), *budget)
+        self._distributions = {p.name: distribution_of(p) for p in self._parameters}
         self._storage = optuna.storages.InMemoryStorage()
         self._study = optuna.create_study(
             storage=self._storage,
-            sampler=build_sampler(sampler, options, seed, open_ones),
+            sampler=build_sampler(sampler, options, seed, self._parameters),
             directions=["minimize"] * len(objectives),
         )
         self._id = self._storage.get_study_id_from_name(self._study.study_name)
@@ -76,25 +77,24 @@ class SampledStudy:
     @property
     def n_parameters(self) -> int:
         """How many parameters there are."""
-        return len(self._distributions)
+        return len(self._parameters)
 
     def start_with(self, candidate: Any, budget: int) -> None:
         """Propose this candidate of the budget before the sampler's own."""
-        self._study.enqueue_trial(self._parameters(candidate, budget))
+        self._study.enqueue_trial(self._values(candidate, budget))
 
     def ask(self, is_new: Callable[[Any], bool]) -> tuple[optuna.Trial, Any] | None:
         """A trial and its candidate, or None if no new one turned up."""
         import optuna
 
-        trial = self._study.ask(self._distributions)
-        values = trial.params
+        trial = self._study.ask()
+        values = self._suggested(trial)
         rng = np.random.default_rng((self._seed, trial.number))
         budget = self._budgets[values.get(BUDGET, 0)]
         candidate = self._space.from_parameters(values, budget, rng)
         for _ in range(ATTEMPTS):
             if is_new(candidate):
-                self._correct(trial, values, self._parameters(candidate, budget))
-                return trial, candidate
+                return self._corrected(trial, values, self._values(candidate, budget)), candidate
             last, candidate = candidate, self._space.mutate(candidate, rng)
             if candidate.text == last.text:  # it has no neighbours
                 break
@@ -123,15 +123,45 @@ class SampledStudy:
                 asked.set_constraint(INFEASIBLE, 1.0)
             self._study.tell(asked, self._worst)
 
-    def _parameters(self, candidate: Any, budget: int) -> dict[str, int]:
+    def _suggested(self, trial: optuna.Trial) -> dict[str, int]:
+        """The sampler's values of the parameters that apply."""
+        values: dict[str, int] = {}
+        for p in self._parameters:
+            if p.applies(values) and p.categorical:
+                values[p.name] = trial.suggest_categorical(p.name, range(p.low, p.high + 1, p.step))
+            elif p.applies(values):
+                values[p.name] = trial.suggest_int(p.name, p.low, p.high, step=p.step)
+        return values
+
+    def _values(self, candidate: Any, budget: int) -> dict[str, int]:
         values = self._space.to_parameters(candidate)
         return {**values, BUDGET: self._budgets.index(budget)} if len(self._budgets) > 1 else values
 
-    def _correct(self, trial: optuna.Trial, old: Mapping[str, int], new: Mapping[str, int]) -> None:
-        """Give the trial the parameters of its candidate."""
+    def _corrected(self, trial: optuna.Trial, old: Mapping[str, int], new: Mapping[str, int]) -> optuna.Trial:
+        """The trial with the parameters of its candidate; another one if some of the trial's don't apply to it."""
+        if not old.keys() <= new.keys():
+            return self._replaced(trial, new)
         number = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
         for name, value in new.items():
             if value != old.get(name):
                 distribution = self._distributions[name]
                 internal = distribution.to_internal_repr(value)
                 self._storage.set_trial_param(number, name, internal, distribution)
+        return trial
+
+    def _replaced(self, trial: optuna.Trial, values: Mapping[str, int]) -> optuna.Trial:
+        """A trial with these parameters; parameters can't be taken from one, so the other one has failed."""
+        import optuna
+
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.RUNNING,
+                params=dict(values),
+                distributions={name: self._distributions[name] for name in values},
+            )
+        )
+        number = self._storage.get_n_trials(self._id) - 1
+        return optuna.Trial(
+            self._study, self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.controller import Trial
+from secateur.search.distributions import distribution_of
 from secateur.search.mirror.storages import Storage, quiet_optuna
 from secateur.search.objectives import objective
 from secateur.search.study import Study
@@ -119,9 +120,8 @@ class OptunaCopy:
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
         """The trial in Optuna's terms."""
         m, library = trial.measurement, quiet_optuna()
-        of = library.distributions.IntDistribution
         if not self._distributions:
-            self._distributions = {p.name: of(p.low, p.high, step=p.step) for p in self._space.parameters()}
+            self._distributions = {p.name: distribution_of(p) for p in self._space.parameters()}
         values = self._space.to_parameters(self._space.parse(m.candidate))
         attributes = {"number": trial.number, "candidate": m.candidate, "fidelity": m.fidelity.text}
         feasible, states = m.infeasible is None, library.trial.TrialState

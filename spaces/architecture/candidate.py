@@ -10,6 +10,8 @@ from itertools import groupby
 from typing import Any, Literal, NamedTuple, get_args
 
 Repair = Literal["none", "bias", "refit", "obs", "liar", "admm"]
+BIASED: frozenset[Repair] = frozenset({"bias", "liar"})
+"""Those that give output projections a bias."""
 _REPAIRS = "|".join(get_args(Repair))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.architecture.candidate import BIASED, Kept, Repair
 from secateur.spaces.cost import BlockShape, ModelShape
 from secateur.spaces.latency import PHASES, PhaseName
 
@@ -60,20 +60,24 @@ def check_latency(shape: ModelShape, of: Of) -> None:
                 )
 
 
-def cost(shape: ModelShape, blocks: Sequence[Kept]) -> dict[str, float]:
+def cost(shape: ModelShape, blocks: Sequence[Kept], repair: Repair = "none") -> dict[str, float]:
     """Costs of the whole model: ``sparsity`` is the share of the blocks' parameters that is removed.
 
-    Latencies, in milliseconds, are predicted from the table, where there is one.
+    Biases that a repair adds count in ``params`` and ``size_bytes``, not in the sparsity: budgets are met alike with
+    any repair. (A stock class may store further biases of zeros, see `formats.stock.fit`.) Latencies, in milliseconds,
+    are predicted from the table, where there is one.
     """
     pairs = [(block, dense_of(block), kept) for block, kept in zip(shape.blocks, blocks, strict=True)]
     params, macs, kv_bytes = (
         sum(USAGES[of](shape, block, dense) - USAGES[of](shape, block, kept) for block, dense, kept in pairs)
         for of in ("params", "macs", "kv_bytes")
     )
+    added = sum(block.bias_params(*kept) for block, _, kept in pairs) if repair in BIASED else 0
+    left = shape.n_params - params + added
     costs = {
         "sparsity": params / sum(block.params(*dense) for block, dense, _ in pairs),
-        "params": shape.n_params - params,
-        "size_bytes": (shape.n_params - params) * shape.bytes_per_param,
+        "params": left,
+        "size_bytes": left * shape.bytes_per_param,
         "macs": shape.macs_per_token - macs,
         "kv_bytes": shape.kv_bytes_per_token - kv_bytes,
     }

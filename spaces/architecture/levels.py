@@ -32,6 +32,7 @@ class LevelRules:
         smallest_mlp: channels that an MLP keeps beside an attention, where a format can't go without.
         protect: indices of blocks that stay dense.
         n_steps: about how many levels there are where `ffn_step` is None.
+        held_groups: numbers of KV groups that a format can hold; None: all.
     """
 
     units: frozenset[Unit]
@@ -40,6 +41,7 @@ class LevelRules:
     smallest_mlp: int = 0
     protect: frozenset[int] = frozenset()
     n_steps: int = 12
+    held_groups: frozenset[int] | None = None
 
     def levels(self, shape: ModelShape) -> tuple[BlockLevels, ...]:
         """The levels of each block. The first block keeps a KV group: caches read their length from it.
@@ -62,7 +64,8 @@ class LevelRules:
         kv_groups, ffn = [block.n_kv_groups], [block.ffn_width]
         if index not in self.protect:
             if "groups" in self.units:
-                kv_groups += range(block.n_kv_groups - 1, 0, -1)
+                fewer = range(block.n_kv_groups - 1, 0, -1)
+                kv_groups += [n for n in fewer if self.held_groups is None or n in self.held_groups]
             if "channels" in self.units:
                 ffn += self._widths(block, index)
             if self.units & {"attention", "blocks"} and index:

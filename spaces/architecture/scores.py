@@ -10,7 +10,7 @@ from secateur.spaces.architecture.levels import Slot
 from secateur.spaces.budget import Table, Window
 from secateur.spaces.variation import Levels
 
-Scored = Literal["flap", "shortgpt", "last", "shortened_ppl", "shortened_taylor"]
+Scored = Literal["flap", "shortgpt", "last", "shortened_ppl", "shortened_taylor", "laco", "mka", "streamline"]
 
 
 @runtime_checkable
@@ -92,6 +92,9 @@ OF_BLOCKS: dict[Scored, Callable[[Scores], Sequence[float]]] = {
     "last": lambda scores: scores.blocks["last"],
     "shortened_ppl": lambda scores: scores.blocks["shortened_ppl"],
     "shortened_taylor": lambda scores: scores.blocks["shortened_taylor"],
+    "laco": lambda scores: scores.blocks["laco"],
+    "mka": lambda scores: scores.blocks["mka"],
+    "streamline": lambda scores: scores.blocks["streamline"],
 }
 """Scores of whole blocks, for allocations that drop them."""
 

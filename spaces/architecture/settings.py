@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -42,13 +43,15 @@ class ArchitectureSettings(BaseModel):
             ``admm``; of a list each candidate chooses one.
         damp: share of the mean diagonal that is added to Gram matrices.
         calibration: statistics of the exported model from ``sequential``ly pruned blocks or from the dense model.
-        target_format: what exports shall be: ``hf`` of any kind, ``hf-stock`` (tied), ``gguf`` (an MLP beside an
-            attention keeps 32 channels), or ``any``.
+        target_format: what exports shall be: ``hf`` of any kind, ``hf-stock`` (tied, with numbers of KV groups that
+            the stock class takes), ``hf-padded`` (the dense shapes with zeros: a study of quality), ``gguf`` (an MLP
+            beside an attention keeps 32 channels), or ``any``: ``hf`` where the family allows it.
         protect: indices of blocks that stay dense; tied: that are not dropped.
         baselines: what is measured beside the uniform candidates, and searched from: known allocations by scores of
             the dense model, ``flap`` (groups and channels below one threshold), and those that drop whole blocks:
             ``shortgpt`` (of least influence), ``last``, ``shortened_ppl`` (without which the loss is lowest),
-            ``shortened_taylor`` (of least first-order effect); None: the first two, if `units` can make them.
+            ``shortened_taylor`` (of least first-order effect), ``laco``, ``mka`` and ``streamline`` (as those methods
+            choose, none merged or replaced); None: the first two, if `units` can make them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,7 +67,7 @@ class ArchitectureSettings(BaseModel):
     repair: Repair | list[Repair] = "none"
     damp: float = 0.01
     calibration: Literal["sequential", "dense"] = "sequential"
-    target_format: Literal["any", "hf", "hf-stock", "gguf"] = "any"
+    target_format: Literal["any", "hf", "hf-stock", "hf-padded", "gguf"] = "any"
     protect: list[int] = []
     baselines: list[Scored] | None = None
 
@@ -169,4 +172,6 @@ def build_architecture(
         ValueError: if the settings don't fit the model, a target can't be met, or a latency is not known.
     """
     space = TiedSpace if settings.all_alike else ArchitectureSpace
-    return space(shape, settings.rules, settings.targets, settings.of, settings.repairs)
+    held = None if shape.held_groups is None else frozenset(shape.held_groups)
+    rules = replace(settings.rules, held_groups=held)
+    return space(shape, rules, settings.targets, settings.of, settings.repairs)

@@ -10,7 +10,7 @@ import numpy as np
 from secateur.spaces.architecture.budgets import SlotBudgets
 from secateur.spaces.architecture.candidate import Architecture, Repair
 from secateur.spaces.architecture.cost import Of
-from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot
+from secateur.spaces.architecture.levels import LevelRules, Slot
 from secateur.spaces.architecture.scores import Scored, Scores, moves_of, walk
 from secateur.spaces.architecture.structured import StructuredSpace
 from secateur.spaces.cost import ModelShape
@@ -18,7 +18,6 @@ from secateur.spaces.space import SeparableSpace
 from secateur.spaces.variation import ATTEMPTS, Levels, Variation
 
 DEPTH_MOVES = 0.25  # of the mutations: remove or restore something whole, or make two of a kind change places
-REPAIR_MOVES = 0.1  # of the mutations, where several repairs are offered: another repair and nothing else
 
 
 class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
@@ -51,22 +50,13 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         of: Of = "params",
         repairs: Sequence[Repair] = ("none",),
     ) -> None:
-        super().__init__(shape, repairs)
         self._of_slots = SlotBudgets(shape, rules, targets, of)
+        super().__init__(shape, repairs, self._of_slots)
         self._slots, self._table = self._of_slots.slots, self._of_slots.table
         self._variation = Variation(self._table, self._of_slots.windows, self._of_slots.uniform)
         self._groups = _groups(self._slots, together="blocks" in rules.units)
 
-    @property
-    def levels(self) -> tuple[BlockLevels, ...]:
-        """The numbers that each block may keep."""
-        return self._of_slots.levels
-
     # --- budgets ---
-
-    @property
-    def budgets(self) -> tuple[float, ...]:
-        return self._of_slots.targets
 
     def budget_of(self, candidate: Architecture) -> int | None:
         return self._variation.budget_of(self._levels_of(candidate))
@@ -98,8 +88,9 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         """A quarter of them depth moves, the others level switches; a few change the repair alone."""
         budget, levels = self._budget(candidate), self._levels_of(candidate)
         repair, n_repairs = self._repair_of(candidate), len(self._repairs)
-        if n_repairs > 1 and rng.random() < REPAIR_MOVES:
-            return self._made(levels, (repair + int(rng.integers(1, n_repairs))) % n_repairs)
+        other = self._other_repair(repair, rng)
+        if other is not None:
+            return self._made(levels, other)
         if self._groups and rng.random() < DEPTH_MOVES:
             for _ in range(ATTEMPTS):
                 found = self._depth_move(levels, budget, rng)
@@ -147,8 +138,15 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     # --- what a candidate means ---
 
-    def parse(self, text: str) -> Architecture:
-        return self._checked(Architecture.parse(text))
+    def _check_blocks(self, candidate: Architecture) -> None:
+        for index, (kept, levels) in enumerate(zip(candidate.blocks, self.levels, strict=True)):
+            if kept.kv_groups not in levels.kv_groups or kept.ffn not in levels.ffn:
+                raise ValueError(
+                    f"Expected one of {levels.kv_groups} KV groups and of {levels.ffn} channels, got "
+                    f"{kept.kv_groups}/{kept.ffn} at block {index}."
+                )
+        if self.assemble(self.disassemble(candidate)) != candidate:
+            raise ValueError(f"Expected an architecture that `units` can make, got {candidate.text[:80]!r}.")
 
     # --- separable view ---
 
@@ -191,37 +189,10 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         blocks = list(self._of_slots.dense)
         for slot, level in zip(self._slots, levels, strict=True):
             blocks[slot.block] = slot.kept(level, blocks[slot.block])
-        return Architecture(tuple(blocks), self._repairs[repair] if len(self._repairs) > 1 else "")
+        return Architecture(tuple(blocks), self._named(repair))
 
     def _levels_of(self, candidate: Architecture) -> Levels:
         return tuple(slot.option_of(candidate.blocks[slot.block]) for slot in self._slots)
-
-    def _repair_of(self, candidate: Architecture) -> int:
-        return self._repairs.index(candidate.repair) if candidate.repair else 0
-
-    def _budget(self, candidate: Architecture) -> int:
-        budget = self.budget_of(candidate)
-        if budget is None:
-            removed = self._variation.total(self._levels_of(candidate)) / self._of_slots.n_total
-            raise ValueError(
-                f"Expected `candidate` to meet a budget, got {candidate.text!r}, which removes {removed:.4f}. Call "
-                f"`repair` first."
-            )
-        return budget
-
-    def _checked(self, candidate: Architecture) -> Architecture:
-        candidate.check_repair(self._repairs)
-        if len(candidate.blocks) != len(self.levels):
-            raise ValueError(f"Expected {len(self.levels)} blocks, got {len(candidate.blocks)}.")
-        for index, (kept, levels) in enumerate(zip(candidate.blocks, self.levels, strict=True)):
-            if kept.kv_groups not in levels.kv_groups or kept.ffn not in levels.ffn:
-                raise ValueError(
-                    f"Expected one of {levels.kv_groups} KV groups and of {levels.ffn} channels, got "
-                    f"{kept.kv_groups}/{kept.ffn} at block {index}."
-                )
-        if self.assemble(self.disassemble(candidate)) != candidate:
-            raise ValueError(f"Expected an architecture that `units` can make, got {candidate.text[:80]!r}.")
-        return candidate
 
 
 def _groups(slots: Sequence[Slot], *, together: bool) -> tuple[tuple[int, ...], ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any, Self
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
 
 from secateur.spaces.architecture.candidate import Architecture, Repair
 from secateur.spaces.architecture.cost import cost
@@ -14,6 +16,20 @@ from secateur.spaces.architecture.scores import Scored, Scores
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.space import Space
 
+REPAIR_MOVES = 0.1  # of the mutations, where several repairs are offered: another repair and nothing else
+
+
+class Counted(Protocol):
+    """What can be removed of a model, counted in the budget's unit."""
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """Shares that are removed, ascending."""
+
+    @property
+    def levels(self) -> tuple[BlockLevels, ...]:
+        """The numbers that each block may keep."""
+
 
 class StructuredSpace(Space[Architecture]):
     """Architectures of one model, with the baselines that others are compared with.
@@ -21,17 +37,23 @@ class StructuredSpace(Space[Architecture]):
     Args:
         shape: the dense model, with its blocks.
         repairs: how kept weights may make up for removed ones.
+        counted: the budgets.
     """
 
-    def __init__(self, shape: ModelShape, repairs: Sequence[Repair]) -> None:
+    def __init__(self, shape: ModelShape, repairs: Sequence[Repair], counted: Counted) -> None:
         self._shape = shape
         self._repairs = tuple(repairs)
+        self._counted = counted
         self._further: dict[str, Architecture] = {}
 
     @property
-    @abstractmethod
     def levels(self) -> tuple[BlockLevels, ...]:
         """The numbers that each block may keep."""
+        return self._counted.levels
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return self._counted.targets
 
     @property
     @abstractmethod
@@ -77,8 +99,43 @@ class StructuredSpace(Space[Architecture]):
 
     def cost(self, candidate: Architecture) -> Mapping[str, float]:
         """See `cost.cost`."""
-        return cost(self._shape, candidate.blocks)
+        return cost(self._shape, candidate.blocks, candidate.repair or self._repairs[0])
 
     def config(self, candidate: Architecture) -> Mapping[str, Any]:
         """``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...], "repair": "none"}``."""
         return candidate.config(self._repairs[0])
+
+    def parse(self, text: str) -> Architecture:
+        candidate = Architecture.parse(text)
+        candidate.check_repair(self._repairs)
+        if len(candidate.blocks) != len(self._shape.blocks):
+            raise ValueError(f"Expected {len(self._shape.blocks)} blocks, got {len(candidate.blocks)}.")
+        self._check_blocks(candidate)
+        return candidate
+
+    @abstractmethod
+    def _check_blocks(self, candidate: Architecture) -> None:
+        """Raise a ValueError unless the space can make these blocks, of which there are as many as there should be."""
+
+    # --- the repair as a gene ---
+
+    def _repair_of(self, candidate: Architecture) -> int:
+        return self._repairs.index(candidate.repair) if candidate.repair else 0
+
+    def _named(self, repair: int) -> Repair | Literal[""]:
+        """As a candidate names it."""
+        return self._repairs[repair] if len(self._repairs) > 1 else ""
+
+    def _other_repair(self, repair: int, rng: np.random.Generator) -> int | None:
+        """Another repair, in a few of the mutations; else None."""
+        n = len(self._repairs)
+        moves = n > 1 and rng.random() < REPAIR_MOVES
+        return (repair + int(rng.integers(1, n))) % n if moves else None
+
+    def _budget(self, candidate: Architecture) -> int:
+        budget = self.budget_of(candidate)
+        if budget is None:
+            raise ValueError(
+                f"Expected `candidate` to meet a budget, got {candidate.text!r}. Call `repair` first."
+            )
+        return budget

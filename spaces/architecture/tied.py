@@ -10,14 +10,13 @@ import numpy as np
 from secateur.spaces.architecture.candidate import GONE, Architecture, Repair
 from secateur.spaces.architecture.cost import Of
 from secateur.spaces.architecture.forms import Form, FormBudgets
-from secateur.spaces.architecture.levels import BlockLevels, LevelRules
+from secateur.spaces.architecture.levels import LevelRules
 from secateur.spaces.architecture.scores import OF_BLOCKS, Scored, Scores
 from secateur.spaces.architecture.structured import StructuredSpace
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.parameters import IntParameter
 from secateur.spaces.variation import ATTEMPTS
 
-REPAIR_MOVES = 0.1  # of the mutations, where several repairs are offered: another repair and nothing else
 NEIGHBOURS = 4  # forms that are near enough for one mutation
 
 
@@ -46,19 +45,10 @@ class TiedSpace(StructuredSpace):
         of: Of = "params",
         repairs: Sequence[Repair] = ("none",),
     ) -> None:
-        super().__init__(shape, repairs)
         self._forms = FormBudgets(shape, rules, targets, of)
+        super().__init__(shape, repairs, self._forms)
         self._droppable = self._forms.droppable
         self._uniform = [self._made(*uniform) for uniform in self._forms.uniform]
-
-    @property
-    def levels(self) -> tuple[BlockLevels, ...]:
-        """The numbers that each block may keep."""
-        return self._forms.levels
-
-    @property
-    def budgets(self) -> tuple[float, ...]:
-        return self._forms.targets
 
     def budget_of(self, candidate: Architecture) -> int | None:
         return self._forms.budget_of(candidate.blocks)
@@ -95,9 +85,9 @@ class TiedSpace(StructuredSpace):
     def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
         """Half of them drop another block in place of one; the others take one of the nearest forms."""
         budget, (form, dropped, repair) = self._budget(candidate), self._parts(candidate)
-        n_repairs = len(self._repairs)
-        if n_repairs > 1 and rng.random() < REPAIR_MOVES:
-            return self._made(form, dropped, (repair + int(rng.integers(1, n_repairs))) % n_repairs)
+        another = self._other_repair(repair, rng)
+        if another is not None:
+            return self._made(form, dropped, another)
         near = [other for other in self._nearest(form, budget) if other != form][:NEIGHBOURS]
         kept = [index for index in self._droppable if index not in dropped]
         for _ in range(ATTEMPTS):
@@ -111,7 +101,7 @@ class TiedSpace(StructuredSpace):
                 break
             if self.budget_of(found) == budget:
                 return found
-        return self._made(form, dropped, (repair + 1) % n_repairs)
+        return self._made(form, dropped, (repair + 1) % len(self._repairs))
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
         """The form of one of them that meets the budget; what both drop is dropped first, then what either does."""
@@ -149,9 +139,7 @@ class TiedSpace(StructuredSpace):
 
     # --- what a candidate means ---
 
-    def parse(self, text: str) -> Architecture:
-        candidate = Architecture.parse(text)
-        candidate.check_repair(self._repairs)
+    def _check_blocks(self, candidate: Architecture) -> None:
         form, dropped, repair = self._parts(candidate)
         alike = self._forms.alike
         fits = form.kept.kv_groups in alike.kv_groups and form.kept.ffn in alike.ffn
@@ -162,9 +150,8 @@ class TiedSpace(StructuredSpace):
         ):
             raise ValueError(
                 f"Expected {self._forms.dense.n_blocks} blocks that all keep one of {alike.kv_groups} KV groups and "
-                f"one of {alike.ffn} channels, or are dropped, got {text[:80]!r}."
+                f"one of {alike.ffn} channels, or are dropped, got {candidate.text[:80]!r}."
             )
-        return candidate
 
     def kinship(self, candidate: Architecture) -> Any:
         """The repair changes every block."""
@@ -206,19 +193,10 @@ class TiedSpace(StructuredSpace):
     # --- helpers ---
 
     def _made(self, form: Form, dropped: Collection[int], repair: int = 0) -> Architecture:
-        name = self._repairs[repair] if len(self._repairs) > 1 else ""
-        return Architecture(self._forms.blocks(form, dropped), name)
+        return Architecture(self._forms.blocks(form, dropped), self._named(repair))
 
     def _parts(self, candidate: Architecture) -> tuple[Form, list[int], int]:
         """The form, the dropped blocks and the index of the repair; block 0 is never dropped."""
         dropped = [index for index, kept in enumerate(candidate.blocks) if kept == GONE]
-        repair = self._repairs.index(candidate.repair) if candidate.repair else 0
-        return Form(len(candidate.blocks) - len(dropped), candidate.blocks[0]), dropped, repair
-
-    def _budget(self, candidate: Architecture) -> int:
-        budget = self.budget_of(candidate)
-        if budget is None:
-            raise ValueError(
-                f"Expected `candidate` to meet a budget, got {candidate.text!r}. Call `repair` first."
-            )
-        return budget
+        form = Form(len(candidate.blocks) - len(dropped), candidate.blocks[0])
+        return form, dropped, self._repair_of(candidate)

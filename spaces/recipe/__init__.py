@@ -1,0 +1,1 @@
+"""Recipes: everything a person sets by hand when pruning, as one space."""

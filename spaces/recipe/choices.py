@@ -1,0 +1,229 @@
+"""The conditional tree of a space of recipes: what is chosen, out of which options, and where it applies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from secateur.spaces.parameters import IntParameter, Requirement
+from secateur.spaces.recipe.form import flattened, nested
+from secateur.spaces.recipe.keys import (
+    MATRICES,
+    N_ATTENTION,
+    N_CLUSTERS,
+    RECONSTRUCTIONS,
+    Condition,
+    Unit,
+    is_number,
+    leaves,
+)
+from secateur.spaces.recipe.rules import RULES
+
+Subspace = Literal["calibration", "metric", "allocation", "repair"]
+Items = dict[str, Any]
+"""Single values by ``section.key`` or, where a key holds several, ``section.key.item``; those that apply."""
+
+SOURCES, CLUSTERS, WEIGHTS = "calibration.sources", "calibration.clusters", "metric.weights"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing to choose.
+
+    Args:
+        path: of the item.
+        options: its values, at least two.
+        ordered: neighbouring options mean similar recipes.
+        when: where it applies, as of its key.
+    """
+
+    path: str
+    options: tuple[Any, ...]
+    ordered: bool
+    when: tuple[Condition, ...]
+
+    @property
+    def subspace(self) -> str:
+        """Which part of a recipe it belongs to."""
+        return self.path.partition(".")[0]
+
+    def position(self, value: Any) -> int | None:
+        """Of the option that the value is, or of the nearest one of an ordered choice; None if there is none."""
+        if not self.ordered and value not in self.options:
+            return None
+        return self.options.index(nearest(self.options, value, ordered=self.ordered))
+
+
+def nearest(options: Sequence[Any], value: Any, *, ordered: bool) -> Any:
+    """The value if it is an option, else the nearest one, of options without an order the first."""
+    if value in options or not (ordered and is_number(value)):
+        return value if value in options else options[0]
+    return min(options, key=lambda option: abs(option - value))
+
+
+Fill = Callable[[Choice], Any]
+"""The value of a choice that newly applies."""
+
+
+class Tree:
+    """The choices of a space, in an order in which each comes after those that it depends on.
+
+    Args:
+        unit: what is removed.
+        sources: names of calibration sources.
+        options: by path, one or more values and whether they are ordered; where there is one it is no choice.
+        base: items of a recipe that gives what is not chosen.
+    """
+
+    def __init__(
+        self,
+        unit: Unit,
+        sources: Sequence[str],
+        options: Mapping[str, tuple[Sequence[Any], bool]],
+        base: Items,
+    ) -> None:
+        self._unit = unit
+        self._leaves = leaves(unit)
+        self._items = {SOURCES: tuple(sources), CLUSTERS: range(N_CLUSTERS), WEIGHTS: MATRICES}
+        fixed = {path: values[0] for path, (values, _) in options.items() if len(values) == 1}
+        self._base = {**base, **fixed}
+        self._choices = {
+            path: Choice(path, tuple(options[path][0]), options[path][1], leaf.when)
+            for key, leaf in self._leaves.items()
+            for path in self._paths(key)
+            if path in options and path not in fixed
+        }
+        self._choices = {p: c for p, c in self._choices.items() if self._can_apply(c)}
+        weights = self._paths(WEIGHTS)
+        groups = (self._paths(SOURCES), self._paths(CLUSTERS), weights[:N_ATTENTION], weights[N_ATTENTION:])
+        self._others = {group[-1]: group[:-1] for group in groups}
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """All of them."""
+        return tuple(self._choices.values())
+
+    def active(self, items: Items) -> list[Choice]:
+        """The choices that apply."""
+        return [choice for path, choice in self._choices.items() if path in items]
+
+    def grown(self, items: Mapping[str, Any], fill: Fill) -> Items:
+        """The items that apply, of these, and of the base and `fill` where one is missing.
+
+        What contradicts something before it gives way: see `form.check_together`.
+        """
+        found: Items = {}
+        for key, leaf in self._leaves.items():
+            if leaf.applies(found):
+                for path in self._paths(key):
+                    found[path] = self._allowed(path, self._value(path, items, fill), found)
+        return found
+
+    def default(self, choice: Choice) -> Any:
+        """The option nearest to the base's value."""
+        wanted = self._base.get(choice.path, default_of(self._unit, choice.path))
+        return nearest(choice.options, wanted, ordered=choice.ordered)
+
+    def parameters(self) -> tuple[IntParameter, ...]:
+        """The choices as positions of options."""
+        return tuple(
+            IntParameter(
+                choice.path,
+                0,
+                len(choice.options) - 1,
+                categorical=not choice.ordered,
+                when=self._requirements(choice),
+            )
+            for choice in self.choices
+        )
+
+    def _requirements(self, choice: Choice) -> tuple[Requirement, ...]:
+        """Of the conditions those that depend on a choice."""
+        found = []
+        for condition in choice.when:
+            options = self._choices[condition.path].options if condition.path in self._choices else ()
+            holding = frozenset(i for i, x in enumerate(options) if condition.holds(x))
+            if len(holding) < len(options):
+                found.append(Requirement(condition.path, holding))
+        return tuple(found)
+
+    def _can_apply(self, choice: Choice) -> bool:
+        """Whether what is fixed, and some option of what is chosen, lets it."""
+        for condition in choice.when:
+            if condition.path in self._choices:
+                if not any(condition.holds(x) for x in self._choices[condition.path].options):
+                    return False
+            elif condition.path in self._base and not condition.holds(self._base[condition.path]):
+                return False
+        return True
+
+    def _paths(self, key: str) -> list[str]:
+        return [f"{key}.{item}" for item in self._items[key]] if key in self._items else [key]
+
+    def _value(self, path: str, items: Mapping[str, Any], fill: Fill) -> Any:
+        if path in items:
+            return items[path]
+        if path in self._choices:
+            return fill(self._choices[path])
+        return self._base.get(path, default_of(self._unit, path))
+
+    def _allowed(self, path: str, value: Any, before: Items) -> Any:
+        """The value, or another one where it would contradict the items before it."""
+        if path in self._others:  # the last of some that may not all be 0
+            return value or int(not any(before[other] for other in self._others[path]))
+        if path == "metric.activation" and before["metric.order"] == "none":
+            return value or int(not before["metric.magnitude"])
+        if before.get("metric.name") not in RECONSTRUCTIONS:
+            return value
+        if path == "allocation.rule" and "scores" in RULES[value].needs:
+            rules = self._choices[path].options if path in self._choices else ()
+            return next((rule for rule in rules if "scores" not in RULES[rule].needs), "uniform")
+        return "none" if path == "repair" else value
+
+
+def _key(path: str) -> str:
+    """The key that an item belongs to."""
+    key = path.rpartition(".")[0]
+    return key if key in (SOURCES, CLUSTERS, WEIGHTS) else path
+
+
+def default_of(unit: Unit, path: str) -> Any:
+    """Of an item."""
+    key = _key(path)
+    return expanded({key: leaves(unit)[key].default}, ()).get(path, 0)
+
+
+def items_of(plain: Mapping[str, Any], sources: Sequence[str]) -> Items:
+    """The single values of a plain form, which is complete: see `form.completed`."""
+    return expanded(flattened(plain), sources)
+
+
+def expanded(flat: Mapping[str, Any], sources: Sequence[str]) -> Items:
+    """Keys that hold several values as several items; sources that are not in it with weight 0."""
+    found: Items = {}
+    for key, value in flat.items():
+        if key == SOURCES:
+            found |= {f"{key}.{name}": value.get(name, 0) for name in dict.fromkeys([*sources, *value])}
+        elif key == CLUSTERS:
+            found |= {f"{key}.{index}": int(index in value) for index in range(N_CLUSTERS)}
+        elif key == WEIGHTS:
+            found |= {f"{key}.{name}": weight for name, weight in value.items()}
+        else:
+            found[key] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def plain_of(items: Items, unit: Unit, sparsity: float) -> dict[str, Any]:
+    """The plain form with these items; the inverse of `items_of`."""
+    flat: dict[str, Any] = {}
+    for path, value in items.items():
+        key, _, item = path.rpartition(".")
+        if key in (SOURCES, WEIGHTS):
+            flat.setdefault(key, {})[item] = value
+        elif key == CLUSTERS:
+            flat.setdefault(key, [])
+            flat[key] += [int(item)] if value else []
+        else:
+            flat[path] = value
+    return {"unit": unit, "sparsity": sparsity, **nested(flat)}

@@ -1,0 +1,147 @@
+"""From shares or an order of units to how many go of each layer, so that the budget is met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.spaces.budget import n_zeros, spread_order
+from secateur.spaces.recipe.layers import BudgetError, Floats, Ints, Layer
+
+Times = Sequence[NDArray[np.floating[Any]]]
+"""Of each layer when its units go, ascending."""
+
+
+def wanted_weights(layers: Sequence[Layer], sparsity: float) -> int:
+    """How many weights of the layers the sparsity removes."""
+    return n_zeros(sparsity, sum(layer.n_weights for layer in layers))
+
+
+def check_reach(able: Sequence[Layer], wanted: int, layers: Sequence[Layer]) -> None:
+    """Raise unless what may go is as much as wanted, to within half of the smallest unit.
+
+    Args:
+        able: the layers that the rule may take from.
+        wanted: weights to remove.
+        layers: all that share the budget.
+
+    Raises:
+        BudgetError: if it is less.
+    """
+    most = sum(layer.removed(layer.n_free) for layer in able)
+    if 2 * (wanted - most) > min(layer.size for layer in layers):
+        total = sum(layer.n_weights for layer in layers)
+        raise BudgetError(
+            f"Expected `sparsity` <= {most / total:.4f}, all that the rule may remove, got {wanted / total:.4f}. "
+            "Lower it, protect less, or take another rule."
+        )
+
+
+def offsets(layers: Sequence[Layer]) -> Floats:
+    """For each layer a number in (0, 1); those of one kind are spread evenly, whatever the depth.
+
+    A share of 0.2 of 3 groups is 0.6 groups: rounded alike everywhere it would be 0 or 1 in all blocks. With these
+    instead of one half as the point from which on it is rounded up, 6 blocks out of 10 lose a group.
+    """
+    found = np.zeros(len(layers))
+    for kind in ("attention", "mlp"):
+        same = [index for index, layer in enumerate(layers) if layer.kind == kind]
+        for rank, position in enumerate(spread_order(len(same))):
+            found[same[position]] = (rank + 0.5) / len(same)
+    return found
+
+
+def in_order(layers: Sequence[Layer], times: Times, wanted: int, start: Ints | None = None) -> Ints:
+    """Remove units one after the other, but for those that would lead beyond the budget.
+
+    In the end one more goes, one of the smallest that are left, if that is nearer to the budget. Of equal times that
+    unit is first which is first at an even pace: equal scores give equal shares.
+
+    Args:
+        layers: that share the budget.
+        times: of the units behind `start`, in the order in which their layer loses them; no more than are free.
+        wanted: weights to remove.
+        start: units of each layer that are gone from the beginning; None: none.
+
+    Returns:
+        Units that go of each layer.
+    """
+    gone = np.zeros(len(layers), np.int64) if start is None else start.copy()
+    left = wanted - _removed(layers, gone)
+    owner, sizes, queue = _queue(layers, times, gone)
+    late = queue[:0]
+    while queue.size:
+        passed = np.cumsum(sizes[queue])
+        n = int(np.searchsorted(passed, left, side="right"))
+        np.add.at(gone, owner[queue[:n]], 1)
+        left -= int(passed[n - 1]) if n else 0
+        fits = sizes[queue[n:]] <= left
+        queue, late = queue[n:][fits], np.concatenate([late, queue[n:][~fits]])
+    if late.size:
+        last = late[np.argmin(sizes[late])]
+        gone[owner[last]] += 2 * left >= sizes[last]
+    return gone
+
+
+def _removed(layers: Sequence[Layer], gone: Ints) -> int:
+    return sum(layer.removed(n) for layer, n in zip(layers, gone.tolist(), strict=True))
+
+
+def _queue(layers: Sequence[Layer], times: Times, start: Ints) -> tuple[Ints, Ints, Ints]:
+    """Of each unit that may go its layer and its weights; then the units in the order in which they go."""
+    lengths = [len(row) for row in times]
+    owner = np.repeat(np.arange(len(layers)), lengths)
+    index = np.concatenate([np.arange(n, n + length) for n, length in zip(start, lengths, strict=True)])
+    n_units = np.array([layer.n_units for layer in layers])[owner]
+    rest = np.array([layer.rest for layer in layers])[owner]
+    sizes = np.array([layer.size for layer in layers])[owner] + np.where(index + 1 == n_units, rest, 0)
+    even = (index + offsets(layers)[owner]) / n_units
+    return owner, sizes, np.lexsort((even, np.concatenate(times)))
+
+
+def pace(layer: Layer) -> float:
+    """Weights that a share of the layer removes, over the share; all that may go is exactly what goes."""
+    return layer.removed(layer.n_free) / max(layer.n_free, 1) * layer.n_units
+
+
+def meet(layers: Sequence[Layer], shares: Floats, wanted: int) -> Floats:
+    """The shares times one factor, none larger than what may go of its layer, so that together they are what is wanted.
+
+    Raises:
+        BudgetError: if no factor leads there, for shares of 0, or as good as 0, stay 0.
+    """
+    shares = np.where(shares < 1e-9, 0.0, shares)
+    limits = np.array([layer.n_free / layer.n_units for layer in layers])
+    weights = np.array([pace(layer) for layer in layers])
+    check_reach([layer for layer, share in zip(layers, shares, strict=True) if share > 0], wanted, layers)
+    low, high = 0.0, float(np.max(limits / np.where(shares > 0, shares, np.inf)))
+    for _ in range(100):
+        middle = (low + high) / 2
+        if np.minimum(middle * shares, limits) @ weights < wanted:
+            low = middle
+        else:
+            high = middle
+    met: Floats = np.minimum(high * shares, limits)
+    return met
+
+
+def settle(layers: Sequence[Layer], shares: Floats, wanted: int) -> Ints:
+    """Whole units nearest to the shares that meet the budget together.
+
+    Args:
+        layers: that share the budget.
+        shares: of each layer, as far as rounding goes what is wanted.
+        wanted: weights to remove.
+    """
+    sizes = [layer.size for layer in layers]
+    reach = 2 + -(-max(sizes) // min(sizes))  # units that others may have to make up for
+    wished = shares * [layer.n_units for layer in layers]
+    free = np.array([layer.n_free for layer in layers]) * (shares > 0)
+    start = np.clip(wished.astype(np.int64) - reach, 0, free)
+    stop = np.clip(wished.astype(np.int64) + reach, 0, free)
+    ends = np.where(shares > 0, wished, 1.0)
+    times = [(np.arange(a, b) + x) / y for a, b, x, y in zip(start, stop, offsets(layers), ends, strict=True)]
+    return in_order(layers, times, wanted, start)

@@ -1,0 +1,147 @@
+"""The plain form of a recipe, as YAML holds it and pruners run it: checked, and made whole."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from secateur.spaces.formulas.metric import formula_of, metric_of
+from secateur.spaces.recipe.keys import (
+    MATRICES,
+    N_ATTENTION,
+    RECONSTRUCTIONS,
+    UNITS,
+    Condition,
+    Flat,
+    is_number,
+    leaves,
+)
+from secateur.spaces.recipe.rules import RULES
+
+
+def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole plain form: keys that are left out at their defaults, in order; a new mapping.
+
+    ``metric: wanda`` and ``allocation: uniform`` may be written for their names alone. Whole numbers come out as
+    ``int``, others with 10 digits at most; weights of sources in lowest terms.
+
+    Raises:
+        ValueError: if a key is unknown or does not apply, a value is not allowed, or keys contradict each other.
+    """
+    unit = plain.get("unit")
+    if unit not in UNITS:
+        raise ValueError(f"Expected `unit` to be one of {', '.join(UNITS)}, got {unit!r}.")
+    sparsity: Any = plain.get("sparsity")
+    if not is_number(sparsity) or not 0 < sparsity < 1:
+        raise ValueError(f"Expected `sparsity` within (0, 1), got {sparsity!r}. It is the share that goes.")
+    known, given = leaves(unit), flattened(plain)
+    for path in given:
+        if path not in known:
+            raise ValueError(f"Expected known keys of a recipe of {unit}, got `{path}`.{_near(path, known)}")
+    flat: dict[str, Any] = {}
+    for path, leaf in known.items():
+        value = given.get(path, leaf.default)
+        if leaf.applies(flat):
+            if not leaf.rule.holds(value):
+                raise ValueError(f"Expected `{path}` {leaf.rule.words}, got {value!r}.")
+            flat[path] = _canonical(path, value)
+        elif value != leaf.default:
+            unmet = "; ".join(
+                _words(c, flat) for c in leaf.when if c.path in flat and not c.holds(flat[c.path])
+            )
+            raise ValueError(f"Expected `{path}` only where it applies ({unmet}), got {value!r}. Remove it.")
+    check_together(flat)
+    return {"unit": unit, "sparsity": _canonical("", sparsity)} | nested(flat)
+
+
+def check_together(flat: Flat) -> None:
+    """Raise a ValueError if keys contradict each other."""
+    metric, repair = flat["metric.name"], flat["repair"]
+    if metric in RECONSTRUCTIONS and repair != "none":
+        raise ValueError(
+            f"Expected `repair: none` with the metric {metric}, which repairs by itself, got {repair!r}."
+        )
+    rule = flat.get("allocation.rule", "uniform")
+    if metric in RECONSTRUCTIONS and "scores" in RULES[rule].needs:
+        raise ValueError(
+            f"Expected a rule that needs no scores with the metric {metric}, which has none, got {rule!r}. Use "
+            f"uniform or another one."
+        )
+    if flat.get("metric.order") == "none" and flat["metric.magnitude"] == flat["metric.activation"] == 0:
+        raise ValueError(
+            "Expected `metric.magnitude` or `metric.activation` > 0 where `metric.order` is none, got 0 and 0: all "
+            "scores would be equal."
+        )
+    weights = flat.get("metric.weights")
+    for matrices in (MATRICES[:N_ATTENTION], MATRICES[N_ATTENTION:]):
+        if weights is not None and not any(weights[name] for name in matrices):
+            raise ValueError(
+                f"Expected one of `metric.weights` of {', '.join(matrices)} > 0, got 0 for all: their units would "
+                f"all score the same."
+            )
+
+
+def nested(flat: Flat) -> dict[str, Any]:
+    """Sections of keys, in the order of the plain form."""
+    found: dict[str, Any] = {}
+    for section in ("calibration", "metric", "allocation"):
+        held = {p.partition(".")[2]: v for p, v in flat.items() if p.startswith(f"{section}.")}
+        if held:
+            found[section] = held
+    return found | {"repair": flat["repair"]}
+
+
+def flattened(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by ``section.key``, without ``unit`` and ``sparsity``; unchecked."""
+    found: dict[str, Any] = {}
+    for section, held in plain.items():
+        if section in ("unit", "sparsity"):
+            continue
+        if section in _SHORT and isinstance(held, str):
+            found[f"{section}.{_SHORT[section]}"] = held
+        elif section in _SECTIONS and isinstance(held, Mapping):
+            found |= {f"{section}.{key}": value for key, value in held.items()}
+        elif section in _SECTIONS:
+            raise ValueError(f"Expected `{section}` to hold keys, got {held!r}.")
+        else:
+            found[section] = held
+    return found
+
+
+_SECTIONS = ("calibration", "metric", "allocation")
+_SHORT = {"metric": "name", "allocation": "rule"}
+
+
+def _canonical(path: str, value: Any) -> Any:
+    """One way to write each value."""
+    if path == "calibration.sources":
+        whole = {name: int(weight) for name, weight in sorted(value.items()) if weight}
+        common = math.gcd(*whole.values())
+        return {name: weight // common for name, weight in whole.items()}
+    if path == "metric.weights":
+        return {name: _canonical("", value.get(name, 1)) for name in MATRICES}
+    if path == "calibration.clusters":
+        return sorted({int(index) for index in value})
+    if path == "metric.name":
+        tree = formula_of(value)
+        return value if tree is None else metric_of(tree)
+    if isinstance(value, list | tuple):
+        return [_canonical("", held) for held in value]
+    if not is_number(value):
+        return value
+    rounded = float(f"{value:.10g}")
+    return int(rounded) if rounded.is_integer() else rounded
+
+
+def _words(condition: Condition, flat: Flat) -> str:
+    values = ", ".join(str(value) for value in condition.values)
+    return (
+        f"`{condition.path}` {'none' if condition.negated else 'one'} of {values}, not {flat[condition.path]}"
+    )
+
+
+def _near(path: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(path, known, n=1)
+    return f" Did you mean `{near[0]}`?" if near else f" Known are {', '.join(known)}."

@@ -1,0 +1,207 @@
+"""The keys of a recipe's plain form: when each applies, what it may hold, and its default."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args
+
+from secateur.spaces.recipe.rules import RULES
+
+Unit = Literal["weights", "structure", "blocks"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+BLEND = "blend"
+N_CLUSTERS = 8
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+N_ATTENTION = 4
+"""How many of them are the attention's; the others are the MLP's."""
+REPAIRS: dict[Unit, tuple[str, ...]] = {
+    "weights": ("none", "bias", "obs", "admm"),
+    "structure": ("none", "bias", "refit", "obs", "liar", "admm", "kprune"),
+    "blocks": ("none", "laco", "mka", "streamline"),
+}
+FIRST_METRIC: dict[Unit, str] = {"weights": "wanda", "structure": "wanda_sp", "blocks": "shortgpt"}
+
+RECONSTRUCTIONS = ("sparsegpt", "admm", "dsnot", "sparsellm")
+"""Metrics of weights that repair by themselves and have no scores."""
+ONE_COMPARISON = ("sparsegpt", "sparsellm")
+"""Metrics of weights that do not choose which of them compete."""
+SIGNED = ("llm_pruner_first", "llm_pruner_vector")
+"""Metrics that need mean gradients alone, which forward passes can estimate."""
+
+Flat = Mapping[str, Any]
+"""Values by ``section.key``."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """That a key, where it applies, holds one of these values (or, `negated`, none of them)."""
+
+    path: str
+    values: tuple[Any, ...]
+    negated: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether this value of the key will do."""
+        return (value in self.values) != self.negated
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a key may hold.
+
+    Args:
+        words: what goes between the key and the value in an error.
+        holds: whether a value will do.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One key of the plain form.
+
+    Args:
+        default: where a form leaves the key out.
+        rule: what it may hold.
+        when: it applies if all of these hold.
+    """
+
+    default: Any
+    rule: Rule
+    when: tuple[Condition, ...] = ()
+
+    def applies(self, flat: Flat) -> bool:
+        """Whether it does, next to the keys before it."""
+        return all(c.path not in flat or c.holds(flat[c.path]) for c in self.when)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; ``True`` is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, of whatever type."""
+    return is_number(value) and float(value).is_integer()
+
+
+def _between(low: float, high: float) -> Rule:
+    return Rule(f"within [{low:g}, {high:g}]", lambda x: is_number(x) and low <= x <= high)
+
+
+def _whole(low: int) -> Rule:
+    return Rule(f"to be a whole number >= {low}", lambda x: is_whole(x) and x >= low)
+
+
+def _one_of(*names: Any) -> Rule:
+    listed = ", ".join(str(name) for name in names)
+    return Rule(f"to be one of {listed}", lambda x: not isinstance(x, bool | list | dict) and x in names)
+
+
+_NAME = Rule("to be a name", lambda x: isinstance(x, str) and re.fullmatch(r"[^;|\s][^;|\n]*", x) is not None)
+_SOURCES = Rule(
+    "to give names of sources whole weights, one of them > 0",
+    lambda x: (
+        isinstance(x, Mapping)
+        and all(isinstance(k, str) and re.fullmatch(r"[\w.-]+", k) for k in x)
+        and all(is_whole(v) and v >= 0 for v in x.values())
+        and any(x.values())
+    ),
+)
+_QUANTILES = Rule(
+    "to be two numbers, 0 <= the first < the second <= 1",
+    lambda x: (
+        isinstance(x, list | tuple) and len(x) == 2 and all(map(is_number, x)) and 0 <= x[0] < x[1] <= 1
+    ),
+)
+_CLUSTERS = Rule(
+    f"to list clusters from 0 to {N_CLUSTERS - 1}",
+    lambda x: (
+        isinstance(x, list | tuple) and len(x) > 0 and all(is_whole(i) and 0 <= i < N_CLUSTERS for i in x)
+    ),
+)
+_WEIGHTS = Rule(
+    f"to give some of {', '.join(MATRICES)} weights within [0, 1]",
+    lambda x: (
+        isinstance(x, Mapping)
+        and set(x) <= set(MATRICES)
+        and all(is_number(v) and 0 <= v <= 1 for v in x.values())
+    ),
+)
+
+
+@cache
+def leaves(unit: Unit) -> dict[str, Leaf]:
+    """The keys of recipes of a unit, each after those that its conditions name."""
+    blend = Condition("metric.name", (BLEND,))
+    found = {"metric.name": Leaf(FIRST_METRIC[unit], _NAME)}
+    if unit != "blocks":
+        found |= {
+            "metric.order": Leaf("none", _one_of("none", "first", "second", "mixed"), (blend,)),
+            "metric.angle": Leaf(0.5, _between(0, 1), (blend, Condition("metric.order", ("mixed",)))),
+            "metric.magnitude": Leaf(1, _between(0, 2), (blend,)),
+            "metric.activation": Leaf(1, _between(0, 2), (blend,)),
+        }
+    found |= {"weights": _of_weights, "structure": _of_structure, "blocks": dict}[unit]()
+    found |= _of_calibration()
+    if unit != "blocks":
+        found |= _of_allocation(unit)
+    return found | {"repair": Leaf("none", _one_of(*REPAIRS[unit]))}
+
+
+def _of_weights() -> dict[str, Leaf]:
+    free = Condition("metric.name", ONE_COMPARISON, negated=True)
+    return {"metric.comparison": Leaf("output", _one_of("output", "layer"), (free,))}
+
+
+def _of_structure() -> dict[str, Leaf]:
+    blend = Condition("metric.name", (BLEND,))
+    return {
+        "metric.absolute": Leaf("element", _one_of("element", "vector"), (blend,)),
+        "metric.norm": Leaf(1, _one_of(1, 2, "inf"), (blend,)),
+        "metric.reduce": Leaf("sum", _one_of("sum", "mean", "max", "prod", "output"), (blend,)),
+        "metric.weights": Leaf(
+            dict.fromkeys(MATRICES, 1),
+            _WEIGHTS,
+            (blend, Condition("metric.reduce", ("output",), negated=True)),
+        ),
+    }
+
+
+def _of_calibration() -> dict[str, Leaf]:
+    def chosen(by: str) -> tuple[Condition, ...]:
+        return (Condition("calibration.choose", (by,)),)
+
+    signed = (
+        Condition("metric.name", (*SIGNED, BLEND)),
+        Condition("metric.order", ("first",)),
+    )
+    return {
+        "calibration.sources": Leaf({"calibration": 1}, _SOURCES),
+        "calibration.samples": Leaf(32, _whole(1)),
+        "calibration.length": Leaf(128, _whole(2)),
+        "calibration.choose": Leaf("random", _one_of("random", "loss", "clusters")),
+        "calibration.subset": Leaf(0, _whole(0), chosen("random")),
+        "calibration.quantiles": Leaf([0, 0.5], _QUANTILES, chosen("loss")),
+        "calibration.clusters": Leaf([0], _CLUSTERS, chosen("clusters")),
+        "calibration.gradients": Leaf("backward", _one_of("backward", "forward"), signed),
+    }
+
+
+def _of_allocation(unit: Unit) -> dict[str, Leaf]:
+    rows = {name: row for name, row in RULES.items() if unit in row.units}
+    found = {"allocation.rule": Leaf("uniform", _one_of(*rows))}
+    for rule, row in rows.items():
+        for knob in row.knobs:
+            is_name = isinstance(knob.default, str)
+            may = _one_of(*knob.options) if is_name else _between(knob.low, knob.high)
+            path = f"allocation.{knob.name}"
+            assert path not in found  # two rules with a knob of one name would need one leaf for both
+            found[path] = Leaf(knob.default, may, (Condition("allocation.rule", (rule,)),))
+    return found

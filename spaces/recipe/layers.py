@@ -1,0 +1,118 @@
+"""What an allocation is made from: the layers that share a budget, and what is known of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal["attention", "mlp"]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class BudgetError(ValueError):
+    """A rule can't reach the sparsity: the candidate is infeasible, for this reason."""
+
+
+def _no_scores() -> Floats:
+    return np.zeros(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A row of alike units: a sub-layer with its KV groups or channels, or a linear with its weights.
+
+    Args:
+        block: index of its block.
+        kind: the sub-layer that it is, or that the linear belongs to.
+        size: weights that go with one unit; 1 where the units are single weights.
+        n_units: how many units it has.
+        scores: float64 (n_units,), what scores least goes first; of a linear's weights a sample, of any length, that
+            stands for all of them. Any order. Empty where the rule needs none.
+        keep: units that must stay; all of them where the layer is protected.
+        rest: weights that go with the last unit alone: norms and the bias of the output projection.
+        name: of the linear, in full; "" for a sub-layer.
+        linears: full names of a sub-layer's projections, by which files may speak of it.
+
+    Raises:
+        ValueError: if there is no unit, more must stay than there are, or a score is not finite.
+    """
+
+    block: int
+    kind: Kind
+    size: int
+    n_units: int
+    scores: Floats = field(default_factory=_no_scores)
+    keep: int = 0
+    rest: int = 0
+    name: str = ""
+    linears: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.n_units < 1:
+            raise ValueError(
+                f"Expected `size` and `n_units` >= 1, got {self.size}, {self.n_units} at {self}."
+            )
+        if not 0 <= self.keep <= self.n_units:
+            raise ValueError(f"Expected `keep` from 0 to {self.n_units}, got {self.keep} at {self}.")
+        if not np.isfinite(self.scores).all():
+            raise ValueError(
+                f"Expected finite scores, got NaN or infinity at {self}. Check the calibration text."
+            )
+
+    def __str__(self) -> str:
+        return self.name or f"block{self.block}.{self.kind}"
+
+    @property
+    def n_free(self) -> int:
+        """Units that may go."""
+        return self.n_units - self.keep
+
+    @property
+    def n_weights(self) -> int:
+        """All that it counts for in the budget."""
+        return self.removed(self.n_units)
+
+    def removed(self, n_gone: int) -> int:
+        """Weights that go with so many units."""
+        return n_gone * self.size + (self.rest if n_gone == self.n_units else 0)
+
+
+class Entry(NamedTuple):
+    """A line of a profile: what goes of a block, one of its sub-layers, or one of its linears.
+
+    Args:
+        block: index of the block; None where `linear` says it.
+        kind: the sub-layer; None: both.
+        linear: full name; None: all of the sub-layer.
+        sparsity: share that goes, in [0, 1]; None where only the order of the lines counts.
+    """
+
+    block: int | None
+    kind: Kind | None = None
+    linear: str | None = None
+    sparsity: float | None = None
+
+
+Profile = tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a rule may know beyond the layers' scores; each part may be missing where no rule needs it.
+
+    Args:
+        influence: of each block: one minus the mean cosine between what goes in and what comes out.
+        flap: of each layer its units' standardised fluctuation, (n_units,) in any order.
+        outliers: of each layer the share of its scores above `factor` times their mean. As published all of a block
+            is counted together, and each of its linears has the block's share.
+        profile: lines of a file.
+    """
+
+    influence: tuple[float, ...] = ()
+    flap: tuple[Floats, ...] = ()
+    outliers: tuple[float, ...] = ()
+    profile: Profile = ()

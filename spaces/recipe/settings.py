@@ -1,0 +1,255 @@
+"""Settings of the space `recipe`, and the space that they describe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.formulas.grammar import FormulaTextError
+from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
+from secateur.spaces.recipe import options
+from secateur.spaces.recipe.choices import SOURCES, Items, Subspace, Tree, default_of, items_of, nearest
+from secateur.spaces.recipe.form import completed
+from secateur.spaces.recipe.keys import FIRST_METRIC, REPAIRS, Unit
+from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.recipe.rules import RULES
+from secateur.spaces.recipe.space import RecipeSpace
+from secateur.spaces.targets import Target, check_target, targets_of
+from secateur.spaces.units import Prunable, split_protected
+
+EVALUATORS = ""
+"""The text source of a space that names none: the evaluator's calibration set."""
+
+
+class RecipeSettings(BaseModel):
+    """What can be searched: calibration data, metric, allocation and repair together, at one sparsity.
+
+    Args:
+        unit: what goes: single ``weights``, KV groups and FFN channels (``structure``), or whole ``blocks``.
+        target: share that goes, of the prunable weights or, of structure and blocks, of the blocks' parameters; one
+            value, a list, or a range.
+        search: which parts of a recipe are searched; the others are those of `start`.
+        start: name of a known recipe; None: ``wanda``, ``wanda_sp`` or ``shortgpt``.
+        known: names of known recipes that are measured first, ``all`` of the unit, or None for some.
+        sources: texts that samples are drawn from, by names; none: the evaluator's calibration set, as ``calibration``.
+        mixture: largest weight of one of several sources in a mixture.
+        pool_tokens: of each source that samples are drawn from.
+        samples: numbers of windows to choose from.
+        length: tokens of each, likewise.
+        choose: how windows are chosen: at ``random``, by the dense model's ``loss``, or by ``clusters`` of its hidden
+            states.
+        subsets: frozen random ones to choose from.
+        quantiles: of the loss, pairs to choose from.
+        gradients: by ``backward`` passes, or estimated by ``forward`` passes alone where a metric can do with that.
+        metrics: names, or formulas such as ``formula: abs(W) * X``; ``blend`` is a family by itself. None: some.
+        allocations: rules; None: all that need no file.
+        repairs: names; None: some.
+        profile: file with shares, or with an order, for the rules that follow one.
+        protect: patterns (``*`` and ``?``) of full names of linears that stay dense; of structure and blocks all that
+            goes with them does.
+        damp: share of the mean diagonal that is added to Gram matrices.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["recipe"] = "recipe"
+    unit: Unit = "structure"
+    target: Target = 0.2
+    search: list[Subspace] = list(get_args(Subspace))
+    start: str | None = None
+    known: list[str] | Literal["all"] | None = None
+    sources: dict[str, str] = {}
+    mixture: int = Field(default=2, ge=1)
+    pool_tokens: int = Field(default=32768, gt=0)
+    samples: list[int] = [8, 16, 32]
+    length: list[int] = [64, 128, 256]
+    choose: list[Literal["random", "loss", "clusters"]] = ["random", "loss", "clusters"]
+    subsets: int = Field(default=8, ge=1)
+    quantiles: list[tuple[float, float]] = [
+        (0, 0.25),
+        (0.25, 0.5),
+        (0.5, 0.75),
+        (0.75, 1),
+        (0, 0.5),
+        (0.25, 0.75),
+        (0.5, 1),
+    ]
+    gradients: list[Literal["backward", "forward"]] = ["backward"]
+    metrics: list[str] | None = None
+    allocations: list[str] | None = None
+    repairs: list[str] | None = None
+    profile: str | None = None
+    protect: list[str] = []
+    damp: float = 0.01
+
+    changeable: ClassVar[tuple[str, ...]] = ("target",)
+    """May change when a search is continued: candidates name their sparsity."""
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _as_text(cls, metrics: object) -> object:
+        """What YAML makes of ``formula: ...`` without quotes."""
+        if not isinstance(metrics, list):
+            return metrics
+        of = "formula"
+        return [f"{PREFIX} {x[of]}" if isinstance(x, dict) and list(x) == [of] else x for x in metrics]
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_formulas(cls, metrics: list[str] | None) -> list[str] | None:
+        """Formulas in their canonical text; other metrics are known to the pruners."""
+        try:
+            return metrics and [x if (tree := formula_of(x)) is None else metric_of(tree) for x in metrics]
+        except FormulaTextError as error:
+            raise ValueError(f"`metrics`: {error}") from error
+
+    @field_validator("target")
+    @classmethod
+    def _check_target(cls, target: Target) -> Target:
+        for value in targets_of(check_target(target)):
+            if not 0 < value < 1:
+                raise ValueError(f"Expected `target` within (0, 1), got {value}.")
+        return target
+
+    @model_validator(mode="after")
+    def _check(self) -> RecipeSettings:
+        for name in (
+            "samples",
+            "length",
+            "choose",
+            "quantiles",
+            "gradients",
+            "metrics",
+            "allocations",
+            "repairs",
+        ):
+            values = getattr(self, name)
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"Expected `{name}` to list some, each once, got {values}.")
+        for name, least in (("samples", 1), ("length", 2)):
+            if min(getattr(self, name)) < least or getattr(self, name) != sorted(getattr(self, name)):
+                raise ValueError(
+                    f"Expected `{name}` to ascend from at least {least}, got {getattr(self, name)}."
+                )
+        if not 0 < self.damp < math.inf:
+            raise ValueError(f"Expected `damp` > 0, got {self.damp}.")
+        self._check_calibration()
+        self._check_names()
+        return self
+
+    def _check_calibration(self) -> None:
+        for low, high in self.quantiles:
+            if not 0 <= low < high <= 1:
+                raise ValueError(
+                    f"Expected `quantiles` from 0 to 1, the first below the second, got {[low, high]}."
+                )
+        if self.samples[0] * self.length[0] > self.pool_tokens:
+            raise ValueError(
+                f"Expected `pool_tokens` for {self.samples[0]} samples of {self.length[0]} tokens, got "
+                f"{self.pool_tokens}."
+            )
+
+    def _check_names(self) -> None:
+        rules = [name for name, row in RULES.items() if self.unit in row.units]
+        known = [name for name, row in KNOWN.items() if row.unit == self.unit]
+        named = (
+            ("allocations", self.allocations, rules),
+            ("repairs", self.repairs, REPAIRS[self.unit]),
+            ("start", [self.start_name], known),
+            ("known", self.known_names, known),
+        )
+        for key, names, allowed in named:
+            for name in names or ():
+                if name not in allowed:
+                    raise ValueError(
+                        f"Expected `{key}` of {self.unit} out of {', '.join(allowed) or 'none'}, got {name!r}."
+                    )
+        of_files = [name for name in self.allocations or () if "profile" in RULES[name].needs]
+        if of_files and self.profile is None:
+            raise ValueError(f"Expected `profile`, the file that the rule {of_files[0]} follows, got none.")
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The targets in ascending order."""
+        return targets_of(self.target)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Text source by name; ``""``: the evaluator's calibration set."""
+        return self.sources or {"calibration": EVALUATORS}
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources, sorted."""
+        return tuple(sorted(self.texts))
+
+    @property
+    def start_name(self) -> str:
+        """The known recipe that gives what is not searched."""
+        return self.start or FIRST_METRIC[self.unit]
+
+    @property
+    def known_names(self) -> tuple[str, ...]:
+        """The known recipes that are measured first, beside the start."""
+        if self.known == "all":
+            return tuple(name for name, row in KNOWN.items() if row.unit == self.unit)
+        return FIRST_KNOWN[self.unit] if self.known is None else tuple(dict.fromkeys(self.known))
+
+    @property
+    def metric_options(self) -> tuple[str, ...]:
+        """The metrics to choose from."""
+        return options.METRICS[self.unit] if self.metrics is None else tuple(self.metrics)
+
+    @property
+    def allocation_options(self) -> tuple[str, ...]:
+        """The rules to choose from."""
+        return options.rules_of(self.unit) if self.allocations is None else tuple(self.allocations)
+
+    @property
+    def repair_options(self) -> tuple[str, ...]:
+        """The repairs to choose from."""
+        return options.REPAIRS[self.unit] if self.repairs is None else tuple(self.repairs)
+
+
+FIRST_KNOWN: dict[Unit, tuple[str, ...]] = {
+    "weights": ("magnitude", "sparsegpt"),
+    "structure": ("flap", "ziplm"),
+    "blocks": ("last",),
+}
+"""Where the settings name none."""
+
+
+def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: ModelShape) -> RecipeSpace:
+    """The space that the settings describe, for a model with these linears.
+
+    Raises:
+        ValueError: if a pattern in `protect` matches nothing or too much, or the model's blocks were not counted.
+    """
+    if settings.protect:
+        split_protected(linears, settings.protect)  # refuses what matches nothing, or all
+    tree = Tree(settings.unit, settings.source_names, options.options_of(settings), _base(settings))
+    return RecipeSpace(
+        settings.unit,
+        settings.targets,
+        tree,
+        settings.texts,
+        settings.start_name,
+        settings.known_names,
+        sum(linear.n_weights for linear in linears),
+        shape,
+    )
+
+
+def _base(settings: RecipeSettings) -> Items:
+    """The start, with calibration data as by default as the settings let them be."""
+    form = {"unit": settings.unit, "sparsity": 0.5, **KNOWN[settings.start_name].form}
+    base = items_of(completed(form), ())
+    base = {path: value for path, value in base.items() if not path.startswith("calibration.")}
+    for path, (values, ordered) in options.calibration_of(settings).items():
+        default = 1 if path.startswith(SOURCES) else default_of(settings.unit, path)
+        base[path] = nearest(values, default, ordered=ordered)
+    return base

@@ -1,0 +1,222 @@
+"""The space `recipe`: calibration data, importance metric, allocation and repair, searched together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from secateur.spaces.architecture.candidate import GONE
+from secateur.spaces.architecture.cost import cost, dense_of
+from secateur.spaces.budget import check_ascending, n_zeros
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.parameters import IntParameter
+from secateur.spaces.recipe.candidate import DENSE, Recipe
+from secateur.spaces.recipe.choices import Choice, Items, Tree, items_of, plain_of
+from secateur.spaces.recipe.form import completed
+from secateur.spaces.recipe.keys import Unit
+from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.space import Space
+
+ATTEMPTS = 20
+STEP = 0.7  # of the changes of an ordered choice: to a neighbouring option, the others to any
+SUBSPACES = ("calibration", "metric", "allocation", "repair")
+
+
+class RecipeSpace(Space[Recipe]):
+    """Recipes of one unit, each at one of some sparsities.
+
+    AdaPruner (Kong et al. 2025, arXiv 2503.06184) searches calibration data and metric together; the parameters of
+    both are inferred, since the paper's text does not give them. Here allocation and repair are searched with them.
+
+    Costs are those of the target: ``sparsity``, ``params``, ``size_bytes``, ``macs``, ``kv_bytes`` and, where there is
+    a table, latencies. What a recipe removes of structure, and of which kind, is known only when it is run: of
+    structure and blocks all costs but the sparsity are between the dense model's and those without blocks, in
+    proportion, and the evaluator reports exact ones.
+
+    Args:
+        unit: what goes.
+        targets: shares that go, ascending: the budgets.
+        tree: what is chosen.
+        sources: calibration text by name; "": the evaluator's calibration set.
+        start: the known recipe that others are compared with, and that gives what is not chosen.
+        known: further known ones that are measured first.
+        n_weights: prunable ones.
+        shape: the dense model.
+
+    Raises:
+        ValueError: if targets are out of order, or the model's blocks, to be cut, were not counted.
+    """
+
+    shown_as = "recipe"
+
+    def __init__(
+        self,
+        unit: Unit,
+        targets: Sequence[float],
+        tree: Tree,
+        sources: Mapping[str, str],
+        start: str,
+        known: Sequence[str],
+        n_weights: int,
+        shape: ModelShape,
+    ) -> None:
+        check_ascending("target", targets)
+        if unit != "weights" and not shape.blocks:
+            raise ValueError(f"Expected a model whose blocks are counted for recipes of {unit}, got none.")
+        self.unit = unit
+        self.sources = dict(sources)
+        self._targets = tuple(targets)
+        self._tree = tree
+        self._known = tuple(dict.fromkeys([start, *known]))
+        self._n_weights = n_weights
+        self._shape = shape
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return self._targets
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """What is chosen."""
+        return self._tree.choices
+
+    def parse(self, text: str) -> Recipe:
+        recipe = Recipe.parse(text)
+        if recipe.is_dense:
+            return recipe
+        plain = recipe.plain
+        if plain["unit"] != self.unit:
+            raise ValueError(f"Expected a recipe of {self.unit}, got one of {plain['unit']}: {text[:80]!r}.")
+        for name in plain["calibration"]["sources"]:
+            if name not in self.sources:
+                raise ValueError(
+                    f"Expected sources out of {', '.join(self.sources)}, got {name!r} in {text[:80]!r}."
+                )
+        return recipe
+
+    def baselines(self) -> dict[str, Recipe]:
+        found = {DENSE: Recipe(DENSE)}
+        for name in self._known:
+            for budget, target in enumerate(self._targets):
+                recipe = self.known(name, budget)
+                if recipe not in found.values():
+                    found[f"{name}@{target:.10g}"] = recipe
+        return found
+
+    def known(self, name: str, budget: int) -> Recipe:
+        """A known recipe, with the space's own calibration data."""
+        form = {"unit": self.unit, "sparsity": self._targets[budget], **KNOWN[name].form}
+        items = {p: v for p, v in items_of(completed(form), ()).items() if not p.startswith("calibration.")}
+        return self._made(self._tree.grown(items, self._tree.default), self._targets[budget])
+
+    def budget_of(self, candidate: Recipe) -> int | None:
+        return None if candidate.is_dense else self._budgets.get(candidate.sparsity)
+
+    @property
+    def _budgets(self) -> dict[float, int]:
+        return {float(f"{target:.10g}"): index for index, target in enumerate(self._targets)}
+
+    # --- variation ---
+
+    def sample(self, rng: np.random.Generator, budget: int) -> Recipe:
+        """Every choice that applies at random, all options alike."""
+        return self._made(self._tree.grown({}, lambda choice: _any(choice, rng)), self._targets[budget])
+
+    def mutate(self, candidate: Recipe, rng: np.random.Generator) -> Recipe:
+        """One or two choices changed, ordered ones mostly to a neighbour; what then applies anew is random."""
+        items = self._items(candidate)
+        active = self._tree.active(items)
+        for _ in range(ATTEMPTS if active else 0):
+            n_changes = min(int(rng.integers(1, 3)), len(active))
+            picked = [active[i] for i in rng.choice(len(active), n_changes, replace=False)]
+            changed = items | {choice.path: _another(choice, items[choice.path], rng) for choice in picked}
+            found = self._with(candidate, changed, rng)
+            if found != candidate:
+                return found
+        return self._any_neighbour(candidate, rng)
+
+    def _any_neighbour(self, candidate: Recipe, rng: np.random.Generator) -> Recipe:
+        """The first that a systematic search finds; the recipe itself if there is none."""
+        items = self._items(candidate)
+        for choice in self._tree.active(items):
+            for option in choice.options:
+                found = self._with(candidate, items | {choice.path: option}, rng)
+                if found != candidate:
+                    return found
+        return candidate
+
+    def crossover(self, first: Recipe, second: Recipe, rng: np.random.Generator) -> Recipe:
+        """Each part of the recipe from the one or the other, with equal odds."""
+        pair = self._items(first), self._items(second)
+        of = {subspace: pair[rng.integers(2)] for subspace in SUBSPACES}
+        items = {
+            p: v for subspace in SUBSPACES for p, v in of[subspace].items() if p.partition(".")[0] == subspace
+        }
+        return self._made(self._tree.grown(items, self._tree.default), first.sparsity)
+
+    def repair(self, candidate: Recipe, budget: int, rng: np.random.Generator) -> Recipe:
+        if self.budget_of(candidate) == budget:
+            return candidate
+        return self._made(self._items(candidate), self._targets[budget])
+
+    def _with(self, candidate: Recipe, items: Items, rng: np.random.Generator) -> Recipe:
+        return self._made(self._tree.grown(items, lambda choice: _any(choice, rng)), candidate.sparsity)
+
+    def _items(self, candidate: Recipe) -> Items:
+        """Of the dense model those of the start."""
+        recipe = self.known(self._known[0], 0) if candidate.is_dense else candidate
+        return items_of(recipe.plain, tuple(self.sources))
+
+    def _made(self, items: Items, sparsity: float) -> Recipe:
+        return Recipe.of(plain_of(items, self.unit, sparsity))
+
+    # --- what a candidate means ---
+
+    def cost(self, candidate: Recipe) -> Mapping[str, float]:
+        if self.unit == "weights":
+            return self._shape.with_zeros(n_zeros(candidate.sparsity, self._n_weights), self._n_weights)
+        dense = cost(self._shape, [dense_of(block) for block in self._shape.blocks])
+        nothing = cost(self._shape, [GONE] * len(self._shape.blocks))
+        return {name: value + candidate.sparsity * (nothing[name] - value) for name, value in dense.items()}
+
+    def config(self, candidate: Recipe) -> Mapping[str, Any]:
+        """The plain form; of the dense model the start's, with sparsity 0."""
+        if candidate.is_dense:
+            return self.known(self._known[0], 0).plain | {"sparsity": 0}
+        return candidate.plain
+
+    def kinship(self, candidate: Recipe) -> Any:
+        """Its calibration data: statistics are collected once for each."""
+        return candidate.text.split(" | ")[1:2], candidate.text
+
+    # --- parameters ---
+
+    def parameters(self) -> tuple[IntParameter, ...]:
+        """The position of each choice among its options."""
+        return self._tree.parameters()
+
+    def to_parameters(self, candidate: Recipe) -> dict[str, int]:
+        """Of those that apply; without those whose value is no option, and none of the dense model."""
+        items: Items = {} if candidate.is_dense else self._items(candidate)
+        positions = {c.path: c.position(items[c.path]) for c in self._tree.active(items)}
+        return {path: position for path, position in positions.items() if position is not None}
+
+    def from_parameters(self, values: Mapping[str, int], budget: int, rng: np.random.Generator) -> Recipe:
+        items = {c.path: c.options[values[c.path]] for c in self.choices if c.path in values}
+        return self._made(self._tree.grown(items, lambda choice: _any(choice, rng)), self._targets[budget])
+
+
+def _any(choice: Choice, rng: np.random.Generator) -> Any:
+    return choice.options[rng.integers(len(choice.options))]
+
+
+def _another(choice: Choice, value: Any, rng: np.random.Generator) -> Any:
+    """Another option than the value."""
+    position = choice.position(value)
+    if position is not None and choice.ordered and rng.random() < STEP:
+        near = [i for i in (position - 1, position + 1) if 0 <= i < len(choice.options)]
+        return choice.options[near[rng.integers(len(near))]]
+    others = [i for i in range(len(choice.options)) if i != position]
+    return choice.options[others[rng.integers(len(others))]]

@@ -1,0 +1,129 @@
+"""Allocation by one threshold for the scores of many layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from secateur.spaces.recipe.filling import check_reach, in_order, meet, pace, settle, wanted_weights
+from secateur.spaces.recipe.layers import Evidence, Floats, Ints, Layer
+
+# How the scores of a layer become comparable with those of others. No divisor is negative: no order changes.
+NORMALISATIONS: dict[str, Callable[[Floats], Floats]] = {
+    "none": lambda scores: scores,
+    "mean": lambda scores: _over(scores, np.abs(scores).mean()),
+    "max": lambda scores: _over(scores, np.abs(scores).max()),
+    "zscore": lambda scores: _over(scores - scores.mean(), scores.std() if np.ptp(scores) else 0.0),
+    "l2": lambda scores: _over(scores, np.linalg.norm(scores)),
+}
+
+
+def _over(scores: Floats, divisor: float | np.floating[Any]) -> Floats:
+    """In the precision of float32, in which scores come: what is equal stays equal. All 0 over 0."""
+    if divisor == 0:
+        return np.zeros_like(scores)
+    return (scores / divisor).astype(np.float32).astype(np.float64)
+
+
+def one_threshold(
+    layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, normalise: str, cost: float
+) -> Ints:
+    """What scores least goes first, in all layers, until enough weights are gone.
+
+    LLM-Pruner's global option has ``none`` and cost 0 (Ma et al. 2023, arXiv 2305.11627); Numerical Pruning multiplies
+    heads by the channels that they cost (Shen et al. 2025, arXiv 2412.12441), which is ``none`` and cost 1.
+
+    Args:
+        layers: with scores.
+        evidence: not used.
+        sparsity: share to remove.
+        normalise: of the layer's scores, one of `NORMALISATIONS`.
+        cost: exponent of a unit's size next to the smallest unit's: 1 protects large units, -1 compares by weight.
+    """
+    smallest = min(layer.size for layer in layers)
+    normal = NORMALISATIONS[normalise]
+    rows = [
+        normal(layer.scores.astype(np.float64)) * (layer.size / smallest) ** cost
+        if layer.n_free
+        else layer.scores
+        for layer in layers
+    ]
+    return threshold(layers, rows, wanted_weights(layers, sparsity))
+
+
+def flap(layers: Sequence[Layer], evidence: Evidence, sparsity: float) -> Ints:
+    """One threshold for the standardised fluctuations, whatever metric ranks the units within their layer.
+
+    FLAP's adaptive allocation (An et al. 2024, arXiv 2312.11983, eq. 6). A group counts for its parameters, as in the
+    released code, where a head counts for 512/3 channels of LLaMA-7B.
+    """
+    return threshold(layers, evidence.flap, wanted_weights(layers, sparsity))
+
+
+def nirvana(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, gamma: float) -> Ints:
+    """One threshold for all attentions and another for all MLPs, which lose `gamma` times the share.
+
+    NIRVANA (arXiv 2509.14230): with A the weights of attentions and M those of MLPs,
+    f_attention = s (A + M) / (A + gamma M) and f_mlp = gamma f_attention. As there, each layer keeps a unit; the
+    paper's 8 channels, and widths that are multiples of 8, would miss the budget. If the MLPs can't lose as much
+    the attentions lose the rest.
+
+    Args:
+        layers: sub-layers, with scores.
+        evidence: not used.
+        sparsity: share to remove.
+        gamma: 3.36 for Llama-3.1-8B, 3.0 for Llama-3.2-3B.
+    """
+    layers = [replace(layer, keep=max(layer.keep, 1)) for layer in layers]
+    wanted = wanted_weights(layers, sparsity)
+    ratio = np.array([1.0 if layer.kind == "attention" else gamma for layer in layers])
+    shares = meet(layers, ratio, wanted)
+    gone, left = np.zeros(len(layers), np.int64), float(wanted)
+    for kind in ("attention", "mlp"):  # the many small channels make up for what groups are too large for
+        pool = [index for index, layer in enumerate(layers) if layer.kind == kind]
+        if pool:
+            members = [layers[index] for index in pool]
+            share = sum(shares[index] * pace(layers[index]) for index in pool)
+            able = sum(layer.removed(layer.n_free) for layer in members)
+            goal = min(round(share if kind == "attention" else left), able)
+            gone[pool] = threshold(members, [layer.scores for layer in members], goal)
+            left -= sum(layer.removed(n) for layer, n in zip(members, gone[pool].tolist(), strict=True))
+    return gone
+
+
+def threshold(layers: Sequence[Layer], rows: Sequence[Floats], wanted: int) -> Ints:
+    """Units that go if what scores least goes first, as far as it may go.
+
+    Args:
+        layers: that share the budget.
+        rows: of each layer the scores of its units, or of a sample of them.
+        wanted: weights to remove.
+
+    Raises:
+        BudgetError: if less may go.
+    """
+    check_reach(layers, wanted, layers)
+    ascending = [np.sort(row) for row in rows]
+    if all(len(row) == layer.n_units for row, layer in zip(rows, layers, strict=True)):
+        free = [row[: layer.n_free] for row, layer in zip(ascending, layers, strict=True)]
+        return in_order(layers, free, wanted)
+    return settle(layers, _sampled_shares(layers, ascending, wanted), wanted)
+
+
+def _sampled_shares(layers: Sequence[Layer], ascending: Sequence[Floats], wanted: int) -> Floats:
+    """Share of each layer below the threshold, where a score stands for as many weights as its layer has for each."""
+    free = [
+        row[: len(row) * layer.n_free // layer.n_units] for row, layer in zip(ascending, layers, strict=True)
+    ]
+    owner = np.repeat(np.arange(len(layers)), [len(row) for row in free])
+    each = np.array([1 / max(len(row), 1) for row in ascending])
+    place = np.concatenate([(np.arange(len(row)) + 0.5) * x for row, x in zip(free, each, strict=True)])
+    order = np.lexsort((place, np.concatenate(free)))
+    masses = (each * [layer.n_weights for layer in layers])[owner[order]]
+    before = np.cumsum(masses) - masses
+    taken = np.clip((wanted - before) / masses, 0.0, 1.0)
+    shares: Floats = np.bincount(owner[order], taken, len(layers)) * each
+    return shares

@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import gc
+import re
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from secateur.pruners.block_reconstructions import BLOCK_RECONSTRUCTIONS
+from secateur.pruners.mask_repairs import MASK_REPAIRS
+from secateur.pruners.methods import Method
+from secateur.pruners.metrics import METRICS
+from secateur.pruners.recipes.blend import Blend
+from secateur.pruners.reconstructions import RECONSTRUCTIONS
+from secateur.pruners.structure.depth import DEPTH
+from secateur.pruners.structure.depth_repairs import DEPTH_REPAIRS
+from secateur.pruners.structure.importance import IMPORTANCES
+from secateur.pruners.structure.kprune import STREAM_REPAIRS
+from secateur.pruners.structure.refit import REPAIRS
+from secateur.search.controller import Trial
+from secateur.search.controllers.evolution import Evolution, EvolutionSettings
+from secateur.search.controllers.registry import CONTROLLERS
+from secateur.search.errors import UsageError
+from secateur.search.mirror.optuna_copy import OptunaCopy
+from secateur.search.mirror.storages import storage_of
+from secateur.search.settings import settings_from
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.measurement import Fidelity
+from secateur.spaces.recipe import keys
+from secateur.spaces.recipe.candidate import Recipe
+from secateur.spaces.recipe.form import completed
+from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
+from tests.recipe_toy import LINEARS, Landscape, recipe_space
+from tests.toy import start
+
+FIDELITIES = tuple(Fidelity("search", n_tokens) for n_tokens in (64, 256, 1024))
+PLAIN = {"unit": "structure", "sparsity": 0.2}
+BLEND = {"name": "blend"}
+START = {"structure": "wanda_sp", "weights": "wanda", "blocks": "shortgpt"}
+
+
+# --- the text and the plain form ---
+
+
+def test_a_recipe_reads_as_a_line():
+    recipe = Recipe.of(
+        {
+            **PLAIN,
+            "calibration": {"sources": {"docs": 4, "code": 2}, "choose": "loss", "quantiles": (0.25, 0.75)},
+            "metric": {"name": "blend", "order": "mixed", "angle": 0.3, "weights": {"q": 0.5}, "norm": "inf"},
+            "allocation": {"rule": "nirvana"},
+            "repair": "bias",
+        }
+    )
+    assert recipe.text == (
+        "recipe: structure 0.2 | calibration code:1,docs:2; samples=32; length=128; choose=loss; quantiles=0.25,0.75 | "
+        "metric blend; order=mixed; angle=0.3; magnitude=1; activation=1; absolute=element; norm=inf; reduce=sum; "
+        "weights=q:0.5,k:1,v:1,o:1,gate:1,up:1,down:1 | allocation nirvana; gamma=3.36 | repair bias"
+    )
+    assert Recipe.parse(recipe.text) == recipe
+    assert recipe.plain == completed(recipe.plain)
+    assert recipe.plain["calibration"]["sources"] == {"code": 1, "docs": 2}
+    assert recipe.sparsity == 0.2
+
+
+def test_equal_forms_have_equal_texts():
+    short = {"unit": "weights", "sparsity": 0.5, "metric": "wanda", "allocation": "uniform"}
+    whole = {**short, "metric": {"comparison": "output", "name": "wanda"}, "repair": "none"}
+    more = {**whole, "calibration": {"samples": 32.0, "sources": {"calibration": 3, "other": 0}}}
+    assert Recipe.of(short) == Recipe.of(whole) == Recipe.of(more)
+    assert Recipe.of({**short, "metric": "formula: abs( W )*X"}) == Recipe.of(
+        {**short, "metric": {"name": "formula: abs(W) * X"}}
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("recipe: structure 0.2", "recipe: structure 0.20"),
+        ("samples=32", "samples=32.0"),
+        ("samples=32; ", ""),
+        ("samples=32; length=128", "length=128; samples=32"),
+        ("repair none", "repair none; x=1"),
+        (" | repair none", ""),
+        ("wanda_sp", "wanda_sp; angle=0.5"),
+        ("subset=0", "subset=0; subset=0"),
+        ("docs:1", "docs:2"),
+        ("docs:1", "docs"),
+        ("sparsity", "dense"),
+    ],
+)
+def test_only_canonical_texts_are_read(change):
+    text = Recipe.of({**PLAIN, "calibration": {"sources": {"docs": 1}}}).text
+    assert Recipe.parse(text).text == text
+    changed = text.replace(*change) if change[0] in text else change[1] * 2
+    with pytest.raises(ValueError, match="Expected"):
+        Recipe.parse(changed)
+
+
+def test_the_dense_model_has_no_plain_form():
+    dense = Recipe.parse("dense")
+    assert dense.is_dense
+    assert dense.sparsity == 0
+    with pytest.raises(ValueError, match="got 'dense', which has no plain form"):
+        _ = dense.plain
+
+
+WEIGHTS = {"unit": "weights", "sparsity": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ({}, "Expected `unit` to be one of weights, structure, blocks, got None"),
+        ({"unit": "structure", "sparsity": 1.2}, r"`sparsity` within \(0, 1\), got 1.2"),
+        ({"unit": "structure", "sparsity": True}, "`sparsity` within"),
+        ({**PLAIN, "metrics": "flap"}, "got `metrics`.*Did you mean `metric"),
+        ({**PLAIN, "calibration": {"sample": 3}}, "Did you mean `calibration.samples`"),
+        ({**PLAIN, "calibration": 3}, "Expected `calibration` to hold keys, got 3"),
+        ({**PLAIN, "calibration": {"samples": 0}}, "`calibration.samples` to be a whole number >= 1, got 0"),
+        ({**PLAIN, "calibration": {"sources": {"docs": 0}}}, "one of them > 0"),
+        ({**PLAIN, "calibration": {"choose": "loss", "quantiles": [0.5, 0.5]}}, "the first < the second"),
+        ({**PLAIN, "calibration": {"choose": "clusters", "clusters": [8]}}, "clusters from 0 to 7"),
+        ({**PLAIN, "calibration": {"quantiles": [0.1, 0.5]}}, "only where it applies.*choose` one of loss"),
+        ({**PLAIN, "metric": {**BLEND, "magnitude": 3}}, r"`metric.magnitude` within \[0, 2\], got 3"),
+        ({**PLAIN, "metric": {**BLEND, "order": "first", "angle": 0.1}}, "not first.*Remove it"),
+        ({**PLAIN, "metric": {**BLEND, "magnitude": 0, "activation": 0}}, "all scores would be equal"),
+        ({**PLAIN, "metric": {**BLEND, "weights": {"up": 0, "gate": 0, "down": 0}}}, "of gate, up, down > 0"),
+        ({**PLAIN, "metric": {"name": "flap", "comparison": "layer"}}, "got `metric.comparison`"),
+        ({**PLAIN, "metric": "llm_pruner_mixed", "calibration": {"gradients": "forward"}}, "only where"),
+        (
+            {**PLAIN, "metric": {**BLEND, "order": "mixed"}, "calibration": {"gradients": "forward"}},
+            "`metric.order` one of first, not mixed",
+        ),
+        (
+            {**PLAIN, "repair": "laco"},
+            "`repair` to be one of none, bias, refit, obs, liar, admm, kprune, got 'laco'",
+        ),
+        ({**PLAIN, "allocation": "owl"}, "`allocation.rule` to be one of"),
+        ({**PLAIN, "allocation": {"rule": "flap", "gamma": 2}}, "`allocation.rule` one of nirvana, not flap"),
+        ({**WEIGHTS, "repair": "refit"}, "`repair` to be one of none, bias, obs, admm, got 'refit'"),
+        ({**WEIGHTS, "metric": "sparsegpt", "repair": "obs"}, "repairs by itself, got 'obs'"),
+        ({**WEIGHTS, "metric": "sparsegpt", "allocation": "global"}, "needs no scores .* got 'global'"),
+        ({**WEIGHTS, "metric": "formula: abs(Q)"}, "Q"),
+        ({"unit": "blocks", "sparsity": 0.5, "allocation": "uniform"}, "got `allocation.rule`"),
+    ],
+)
+def test_contradictions_are_named(plain, message):
+    with pytest.raises(ValueError, match=message):
+        completed(plain)
+
+
+def test_signed_gradients_may_be_estimated_forwards():
+    for metric in ({**BLEND, "order": "first"}, {"name": "llm_pruner_vector"}):
+        plain = {**PLAIN, "metric": metric, "calibration": {"gradients": "forward"}}
+        assert "gradients=forward" in Recipe.of(plain).text
+
+
+# --- what the other rooms know ---
+
+
+def test_names_agree_with_the_pruners():
+    assert set(keys.RECONSTRUCTIONS) == {*RECONSTRUCTIONS, *BLOCK_RECONSTRUCTIONS}
+    assert set(keys.SIGNED) == {name for name, row in IMPORTANCES.items() if row.gradients == ("mean",)}
+    assert not any("mean" in Method(name).gradients for name in METRICS)
+    assert set(keys.REPAIRS["weights"]) == set(MASK_REPAIRS)
+    assert set(keys.REPAIRS["structure"]) == {*REPAIRS, *STREAM_REPAIRS}
+    assert set(keys.REPAIRS["blocks"]) == set(DEPTH_REPAIRS)
+
+
+@pytest.mark.parametrize("unit", keys.UNITS)
+def test_known_recipes_are_ones_that_can_be_carried_out(unit):
+    known = {
+        "structure": {*IMPORTANCES, keys.BLEND},
+        "weights": {**METRICS, **RECONSTRUCTIONS, **BLOCK_RECONSTRUCTIONS},
+        "blocks": {*DEPTH, "shortgpt"},
+    }
+    rows = {name: row for name, row in KNOWN.items() if row.unit == unit}
+    assert START[unit] in rows
+    for name, row in rows.items():
+        whole = completed({"unit": unit, "sparsity": 0.5, **row.form})
+        metric = whole["metric"]["name"]
+        assert metric in known[unit] or (metric.startswith("formula: ") and unit == "weights"), name
+        assert row.summary
+        assert row.paper.startswith("https://")
+        assert "calibration" not in row.form
+
+
+def test_every_sampled_blend_is_a_blend():
+    for unit in ("weights", "structure"):
+        space, rng = recipe_space(unit=unit, metrics=["blend"], search=["metric"]), np.random.default_rng(0)
+        for _ in range(50):
+            Blend.of(space.sample(rng, 0).plain["metric"])
+
+
+# --- the space ---
+
+
+def sections(recipe: Recipe) -> dict[str, str]:
+    """But for what calibration data have to do with the metric."""
+    parts = recipe.text.replace("; gradients=backward", "").split(" | ")
+    return {part.partition(" ")[0]: part for part in parts}
+
+
+def active(recipe: Recipe) -> set[str]:
+    return {
+        f"{section}.{key}" for section, held in recipe.plain.items() if isinstance(held, dict) for key in held
+    }
+
+
+def test_what_is_not_searched_is_as_in_the_start():
+    space = recipe_space(search=["calibration"], start="numerical", target=[0.2, 0.4])
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        found = space.sample(rng, 1)
+        assert found.plain["metric"] == {"name": "numerical"}
+        assert found.plain["allocation"] == {"rule": "global", "normalise": "none", "cost": 1}
+        assert found.plain["repair"] == "obs"
+        assert found.sparsity == 0.4
+    assert {p.name.partition(".")[0] for p in space.parameters()} == {"calibration"}
+
+
+def test_parameters_apply_where_their_parents_say_so():
+    space, rng = recipe_space(), np.random.default_rng(1)
+    seen: set[frozenset[str]] = set()
+    for _ in range(200):
+        keys_of = active(recipe := space.sample(rng, 0))
+        metric, choose = recipe.plain["metric"], recipe.plain["calibration"]["choose"]
+        assert ("metric.order" in keys_of) == (metric["name"] == "blend")
+        assert ("metric.angle" in keys_of) == (metric.get("order") == "mixed")
+        assert ("metric.weights" in keys_of) == (metric.get("reduce", "output") != "output")
+        assert ("calibration.clusters" in keys_of) == (choose == "clusters")
+        assert ("allocation.gamma" in keys_of) == (recipe.plain["allocation"]["rule"] == "nirvana")
+        names = space.to_parameters(recipe)
+        assert ("metric.angle" in names) == ("metric.angle" in keys_of)
+        seen.add(frozenset(names))
+    assert len(seen) > 20
+
+
+def test_a_choice_that_can_never_apply_is_no_parameter():
+    names = {p.name for p in recipe_space(metrics=["flap", "cfsp"]).parameters()}
+    assert not any(name.startswith("metric.") and name != "metric.name" for name in names)
+    fixed = recipe_space(search=["calibration"], gradients=["backward", "forward"])
+    assert "calibration.gradients" not in {p.name for p in fixed.parameters()}
+    signed = recipe_space(search=["calibration"], gradients=["backward", "forward"], start="llm_pruner_first")
+    assert "calibration.gradients" in {p.name for p in signed.parameters()}
+
+
+def test_a_mutation_changes_one_or_two_choices():
+    space, rng = recipe_space(sources={"a": "docs", "b": "x"}), np.random.default_rng(0)
+    recipe = space.sample(rng, 0)
+    for _ in range(100):
+        child = space.mutate(recipe, rng)
+        before, after = space.to_parameters(recipe), space.to_parameters(child)
+        changed = [name for name in before.keys() & after.keys() if before[name] != after[name]]
+        # A mixture in lowest terms may change the weights of both sources at once.
+        assert 1 <= len({re.sub(r"sources\..*", "sources", name) for name in changed}) <= 2
+        recipe = child
+
+
+def test_a_crossover_takes_each_part_from_one_parent():
+    space, rng = recipe_space(target=[0.2, 0.5]), np.random.default_rng(0)
+    taken = {name: set() for name in ("calibration", "metric", "allocation", "repair")}
+    for _ in range(60):
+        first, second = space.sample(rng, 0), space.sample(rng, 1)
+        child = space.crossover(first, second, rng)
+        assert child.sparsity == 0.2
+        for name in taken:
+            of = [sections(parent)[name] == sections(child)[name] for parent in (first, second)]
+            assert any(of)
+            taken[name] |= {tuple(of)}
+    assert all({(True, False), (False, True)} <= found for found in taken.values())
+
+
+def test_known_recipes_off_the_tree_keep_their_values():
+    space = recipe_space(unit="weights", known=["owl", "magnitude"], metrics=["blend"], search=["metric"])
+    owl = space.baselines()["owl@0.2"]
+    assert owl.plain["allocation"] == {"rule": "owl", "spread": 0.08, "factor": 5}
+    assert "metric.name" not in space.to_parameters(owl)
+    child = space.mutate(owl, np.random.default_rng(0))
+    assert child.plain["allocation"] == owl.plain["allocation"]
+    assert space.parse(owl.text) == owl
+
+
+def test_the_dense_model_is_the_start_at_no_sparsity():
+    space = recipe_space(unit="blocks", target=0.25)
+    dense = space.baselines()["dense"]
+    start = space.config(space.baselines()["shortgpt@0.25"])
+    assert space.config(dense) == {**start, "sparsity": 0}
+    assert space.to_parameters(dense) == {}
+
+
+def test_costs_are_those_of_the_target():
+    weights = recipe_space(unit="weights", target=0.5).baselines()
+    assert recipe_space(unit="weights").cost(weights["wanda@0.5"])["params"] == 100_000 - 8 * 320
+    space = recipe_space(target=0.25)
+    block = 4 * 200 + 20 + 48 * 30 + 20
+    cost = space.cost(space.baselines()["wanda_sp@0.25"])
+    assert cost["params"] == pytest.approx(100_000 - 0.25 * 2 * block)
+    assert cost["sparsity"] == 0.25
+    assert cost["kv_bytes"] == pytest.approx(256 - 0.25 * 2 * 4 * 16)
+
+
+def test_recipes_of_equal_calibration_are_neighbours():
+    space, rng = (
+        recipe_space(samples=[8, 16], length=[64], choose=["random"], subsets=2),
+        np.random.default_rng(0),
+    )
+    recipes = sorted((space.sample(rng, 0) for _ in range(40)), key=space.kinship)
+    used = [sections(recipe)["calibration"] for recipe in recipes]
+    assert sum(a != b for a, b in pairwise(used)) == len(set(used)) - 1
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"unit": "heads"}, "space.unit"),
+        ({"target": 0}, r"within \(0, 1\), got 0"),
+        ({"samples": []}, "Expected `space.samples` to list some, each once"),
+        ({"samples": [16, 8]}, "`space.samples` to ascend"),
+        ({"quantiles": [[0.5, 0.2]]}, "the first below the second"),
+        ({"pool_tokens": 100}, "`space.pool_tokens` for 8 samples of 64 tokens, got 100"),
+        ({"repairs": ["laco"]}, "`space.repairs` of structure out of none, bias.*got 'laco'"),
+        ({"unit": "weights", "repairs": ["refit"]}, "`space.repairs` of weights"),
+        ({"allocations": ["owl"]}, "`space.allocations` of structure out of uniform.*got 'owl'"),
+        ({"unit": "blocks", "allocations": ["uniform"]}, "out of none, got 'uniform'"),
+        (
+            {"allocations": ["uniform", "prefix"]},
+            "Expected `space.profile`, the file that the rule prefix follows",
+        ),
+        ({"start": "wanda"}, "`space.start` of structure out of wanda_sp.*got 'wanda'"),
+        ({"known": ["flop"]}, "`space.known` of structure.*got 'flop'"),
+        ({"unit": "weights", "metrics": [{"formula": "abs(W"}]}, "metrics"),
+        ({"damp": 0}, "Expected `space.damp` > 0"),
+        ({"metric": "flap"}, "got 'metric'"),
+    ],
+)
+def test_settings_are_checked(section, message):
+    with pytest.raises(UsageError, match=message):
+        settings_from({"space": {"kind": "recipe", **section}})
+
+
+def test_formulas_may_be_choices():
+    space = recipe_space(unit="weights", metrics=["blend", "formula: abs(W)*X"], search=["metric"])
+    rng = np.random.default_rng(0)
+    names = {space.sample(rng, 0).plain["metric"]["name"] for _ in range(30)}
+    assert names == {"blend", "formula: abs(W) * X"}
+
+
+def test_a_model_without_counted_blocks_is_refused():
+    shape = ModelShape(1000, 2, 900, 10)
+    with pytest.raises(ValueError, match="blocks are counted for recipes of structure"):
+        build_recipe(RecipeSettings(), LINEARS, shape)
+    assert build_recipe(RecipeSettings(unit="weights"), LINEARS, shape).budgets == (0.2,)
+
+
+# --- controllers ---
+
+
+def test_evolution_winnows_recipes_over_fidelities():
+    space = recipe_space(search=["metric", "repair"])
+    landscape = Landscape(space, 3)
+    controller = Evolution(space, FIDELITIES, 0, EvolutionSettings(offspring=8, parents=2))
+    losses: list[float] = []
+    fidelities: list[Any] = []
+    for number in range(200):
+        (proposal,) = controller.ask(1)
+        measured = landscape.measure(proposal)
+        controller.tell([Trial(number, measured)])
+        fidelities.append(proposal.fidelity)
+        if proposal.fidelity == FIDELITIES[-1]:
+            losses.append(measured.values["loss"])
+    assert fidelities.count(FIDELITIES[0]) > 4 * fidelities.count(FIDELITIES[-1])
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["sensitivity", "greedy", "genetic"])
+def test_controllers_for_other_spaces_say_so(kind):
+    row = CONTROLLERS[kind]
+    with pytest.raises(ValueError, match="Expected a space"):
+        row.build(recipe_space(), FIDELITIES, 0, row.settings(kind=kind))
+
+
+@pytest.mark.parametrize("kind", ["journal", "database"])
+def test_optunas_tools_see_the_parameters_that_apply(kind, tmp_path):
+    space = recipe_space()
+    rng, largest = np.random.default_rng(0), FIDELITIES[-1]
+    landscape = Landscape(space)
+    recipes = [*space.baselines().values(), *(space.sample(rng, 0) for _ in range(8))]
+    storage = storage_of(tmp_path, None if kind == "journal" else f"sqlite:///{tmp_path / 'shared.db'}")
+    with start(tmp_path / "run") as study:
+        study.append([landscape(recipe, largest) for recipe in recipes])
+        copy = OptunaCopy(study, space, ("loss",), largest, storage)
+        copy.catch_up()
+        found = storage.load().get_trials()
+        copy.close()
+    gc.collect()
+    assert [trial.params for trial in found] == [space.to_parameters(recipe) for recipe in recipes]
+    assert found[0].params == {}  # the dense model's
