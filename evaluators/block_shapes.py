@@ -39,7 +39,14 @@ def _shape(layout: BlockLayout, counts: Counts, context: int, stored_bytes: int)
         group_macs=_unit_weights(attention) + 2 * heads * counts.attended(context),  # scores, weighted sum
         channel_macs=_unit_weights(mlp),
         group_kv_bytes=2 * attention.head_dim * stored_bytes,
+        attention_bias=_bias_to_come(attention),
+        mlp_bias=_bias_to_come(mlp),
     )
+
+
+def _bias_to_come(layout: SublayerLayout) -> int:
+    """Parameters of a bias of the output projection, if it has none."""
+    return layout.output.out_features if layout.output.bias is None else 0
 
 
 def _unit_weights(layout: SublayerLayout) -> int:

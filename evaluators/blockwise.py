@@ -13,9 +13,10 @@ from torch import Tensor
 from secateur.evaluators.data import Batch, EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.losses import LossSums, loss_sums
-from secateur.evaluators.prefix_tree import Path, PrefixCache, walk
-from secateur.evaluators.switching import InfeasibleError, Switcher
+from secateur.evaluators.prefix_tree import Path, walk
+from secateur.evaluators.switching import InfeasibleError, Switcher, cost_of
 from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.recent import Recent
 from secateur.pruners.runner import BlockRunner
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
@@ -62,7 +63,7 @@ class BlockwiseEvaluator(Evaluator):
         self._seed = seed
         self._worker = worker
         self._runner = BlockRunner(anatomy)
-        self._prefixes = PrefixCache(_prefix_bytes(anatomy))
+        self._prefixes = Recent[Tensor](_prefix_bytes(anatomy))  # outputs of blocks by the path to them
         self._sums: dict[tuple[str, Path], LossSums] = {}
 
     @torch.no_grad()
@@ -112,16 +113,13 @@ class BlockwiseEvaluator(Evaluator):
             return
 
         def step(path: Path, member: int, hidden: Tensor) -> Tensor:
-            key = (batch.name, path)
-            known = self._prefixes.get(key)
-            if known is not None:
-                return known
-            block = len(path) - 1
-            self._switcher.apply(block, path[-1])
-            below = self._runner.block(block, hidden, batch.inputs)
-            self._prefixes.put(key, below)
-            computed[new[member]] += 1
-            return below
+            def compute() -> Tensor:
+                block = len(path) - 1
+                self._switcher.apply(block, path[-1])
+                computed[new[member]] += 1
+                return self._runner.block(block, hidden, batch.inputs)
+
+            return self._prefixes.get((batch.name, path), compute)
 
         for members, hidden in walk([paths[member] for member in new], batch.inputs.hidden, step):
             found = loss_sums(self._anatomy, hidden, batch.tokens, batch.teacher)
@@ -139,7 +137,7 @@ class BlockwiseEvaluator(Evaluator):
     ) -> Measurement:
         means = sums.means()
         finite = all(math.isfinite(value) for value in means.values())
-        values = {"loss": means[self._loss], **means, **self._space.cost(candidate)}
+        values = {"loss": means[self._loss], **means, **cost_of(self._space, self._switcher, candidate)}
         return Measurement(
             candidate=candidate.text,
             fidelity=fidelity,

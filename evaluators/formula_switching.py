@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from secateur.evaluators.switching import InfeasibleError
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.formulas.errors import FormulaError
 from secateur.pruners.formulas.program import Program
+from secateur.pruners.recent import Recent
 
 MASK_BYTES = 1 << 30
 """Masks of formulas are kept up to so many bytes, those used last."""
@@ -36,9 +36,8 @@ class FormulaSwitcher:
         self._layers = layers
         self._programs = programs
         self._keys: dict[str, tuple[str, ...]] = {}  # of each block, by fingerprint
-        self._masks: OrderedDict[tuple[int, str], dict[str, Tensor]] = OrderedDict()
+        self._masks = Recent[dict[str, Tensor]](MASK_BYTES)
         self._sources: dict[tuple[int, str], tuple[Program, dict[str, float]]] = {}
-        self._bytes = 0
         self._now = [""] * len(anatomy.blocks)
 
     def keys(self, config: Mapping[str, Any]) -> Sequence[Hashable]:
@@ -64,7 +63,7 @@ class FormulaSwitcher:
         assert isinstance(key, str)
         if self._now[block] == key:
             return
-        masks = self._masks_of(block, key) if key else {}
+        masks = self._masks.get((block, key), lambda: self._made_again(block, key)) if key else {}
         for linear in self._anatomy.blocks[block].linears:
             dense = self._layers.dense[linear.name]
             linear.point_to(dense * masks[linear.name] if linear.name in masks else dense)
@@ -86,21 +85,9 @@ class FormulaSwitcher:
                 digest.update(np.packbits(kept.cpu().numpy()).data)
             key = digest.hexdigest()[:32]
             self._sources[block.index, key] = program, wanted
-            self._keep(block.index, key, masks)
+            self._masks.put((block.index, key), masks)
             keys.append(key)
         return keys
 
-    def _masks_of(self, block: int, key: str) -> dict[str, Tensor]:
-        if (block, key) not in self._masks:
-            self._keep(block, key, self._layers.masks(block, *self._sources[block, key]))
-        self._masks.move_to_end((block, key))
-        return self._masks[block, key]
-
-    def _keep(self, block: int, key: str, masks: dict[str, Tensor]) -> None:
-        if (block, key) in self._masks:
-            return
-        self._masks[block, key] = masks
-        self._bytes += sum(kept.nbytes for kept in masks.values())
-        while self._bytes > MASK_BYTES and len(self._masks) > 1:
-            _, oldest = self._masks.popitem(last=False)
-            self._bytes -= sum(kept.nbytes for kept in oldest.values())
+    def _made_again(self, block: int, key: str) -> dict[str, Tensor]:
+        return self._layers.masks(block, *self._sources[block, key])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeVar
-
-from torch import Tensor
 
 State = TypeVar("State")
 Path = tuple[Hashable, ...]
@@ -53,33 +50,3 @@ def _walk(
         prefix = (*prefix, next(iter(groups)))
         state = step(prefix, members[0], state)
     yield members, state
-
-
-class PrefixCache:
-    """Outputs of blocks by the path that leads to them, those used last, up to a size.
-
-    It lets a candidate share blocks with earlier batches: offspring with their parent, a survivor's larger
-    fidelity with nothing but its own new data.
-
-    Args:
-        n_bytes: upper bound of what is kept.
-    """
-
-    def __init__(self, n_bytes: int) -> None:
-        self._limit = n_bytes
-        self._n_bytes = 0
-        self._states: OrderedDict[Hashable, Tensor] = OrderedDict()
-
-    def get(self, key: Hashable) -> Tensor | None:
-        """The output under this key, if it is still there."""
-        found = self._states.get(key)
-        if found is not None:
-            self._states.move_to_end(key)
-        return found
-
-    def put(self, key: Hashable, state: Tensor) -> None:
-        """Keep an output that is not there yet; what was not used for longest makes room."""
-        self._states[key] = state
-        self._n_bytes += state.nbytes
-        while self._n_bytes > self._limit:
-            self._n_bytes -= self._states.popitem(last=False)[1].nbytes

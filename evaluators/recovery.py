@@ -209,7 +209,7 @@ def _manifest(bench: Workbench, job: RecoveryJob, seeds: Mapping[str, int]) -> M
 
 def _recovered(bench: Workbench, job: RecoveryJob, manifest: Manifest) -> RecoveredModel:
     losses = manifest.measured[_after(bench.plan.final_fidelities[-1].text)]
-    costs = bench.space.cost(bench.space.parse(job.candidate))
+    costs = bench.cost(bench.space.parse(job.candidate))
     values = {"loss": losses[bench.plan.loss], **losses, **costs, "trained_tokens": float(job.recipe.tokens)}
     return RecoveredModel(manifest.measured, values, manifest.label)
 

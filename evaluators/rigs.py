@@ -11,6 +11,15 @@ from secateur.evaluators.formula_overlap import overlaps
 from secateur.evaluators.formula_proxy import formula_layers, formula_proxy, grams_of
 from secateur.evaluators.formula_switching import FormulaSwitcher
 from secateur.evaluators.proxy import Proxy
+from secateur.evaluators.recipes.checks import check_memory_for_gradients, check_names
+from secateur.evaluators.recipes.rig import (
+    build_basis,
+    check_windows,
+    prune_recipe,
+    recipe_cost,
+    recipe_record,
+    recipe_switcher,
+)
 from secateur.evaluators.structure_rig import (
     build_cuts,
     check_form,
@@ -45,6 +54,7 @@ class Rig:
         switcher: over such a directory: (plan, space, anatomy, directory).
         check: refuses settings that fit no model, before one is loaded.
         check_model: refuses settings that don't fit this one.
+        check_texts: refuses texts that are too short, before anything is written.
         record: how the weights of a configuration go, as plain values for the record: (plan, configuration).
         prune: makes the live model what a configuration says, for real: (bench, configuration, sequential, on block);
             gives the units that stay, where it cuts.
@@ -52,7 +62,8 @@ class Rig:
             candidates).
         proxy: measures without a forward pass, over what `build` made: (plan, space, anatomy, directory).
         further: baselines that need what `build` made, by name: (bench, directory).
-        cuts: candidates are really smaller: the space must know what the parts of each block weigh.
+        cost: exact counts of a configuration where the space's own are not, or None: (bench, configuration).
+        cuts: whether candidates are really smaller: the space must know then what the parts of each block weigh.
     """
 
     build: Callable[[Workbench, Path, OnBlock], None]
@@ -64,7 +75,9 @@ class Rig:
     describe: Callable[[Workbench, Path, Sequence[str]], dict[str, Any]] | None = None
     proxy: Callable[[Plan, Any, Anatomy, Path], Proxy] | None = None
     further: Callable[[Workbench, Path], Mapping[str, Any]] | None = None
-    cuts: bool = False
+    cost: Callable[[Workbench, Mapping[str, Any]], Mapping[str, float] | None] | None = None
+    check_texts: Callable[[Workbench], None] = lambda bench: None
+    cuts: Callable[[Plan], bool] = lambda plan: False
 
 
 def _build_levels(bench: Workbench, directory: Path, on_block: OnBlock) -> None:
@@ -194,6 +207,17 @@ RIGS: dict[str, Rig] = {
         record=structure_record,
         prune=remove_structure,
         further=scored_baselines,
-        cuts=True,
+        cuts=lambda plan: True,
+    ),
+    "recipe": Rig(
+        build=build_basis,
+        switcher=recipe_switcher,
+        check=check_names,
+        check_model=check_memory_for_gradients,
+        record=recipe_record,
+        prune=prune_recipe,
+        cost=recipe_cost,
+        check_texts=check_windows,
+        cuts=lambda plan: plan.space.unit != "weights",
     ),
 }

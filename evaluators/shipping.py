@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.evaluators.recipes.shipping import (
+    check_recipe,
+    recipe_calibration,
+    recipe_formats,
+    save_recipe,
+)
 from secateur.evaluators.workbench import Workbench
 from secateur.pruners.export import ExportReport, export_model
 from secateur.pruners.formats.export import check_structured, export_structured
 from secateur.pruners.formats.registry import ANY, FORMATS
 from secateur.pruners.manifest import UNSTRUCTURED, Manifest
 from secateur.pruners.structure.kept import read_kept
-
-CHECK_TOKENS = 256
-"""Positions on which the saved model's logits are compared."""
 
 Config = Mapping[str, Any]
 
@@ -26,16 +29,22 @@ class Shipping:
 
     Args:
         asked: the manifest's fields that say what a configuration asks for.
-        formats: that it has, the first of them if none is asked for.
+        formats: that a space with such settings has, the first of them if none is asked for.
         check: refuses a configuration that the format can't carry, with the dense model, before any work: (bench,
             configuration, format).
         save: saves and checks the bench's live, pruned model: (bench, configuration, directory, manifest).
+        calibration: the manifest's record of what the method has seen.
     """
 
     asked: Callable[[Config], dict[str, Any]]
-    formats: Sequence[str]
+    formats: Callable[[Any], Sequence[str]]
     check: Callable[[Workbench, Config, str], None]
     save: Callable[[Workbench, Config, Path, Manifest], ExportReport]
+    calibration: Callable[[Workbench], dict[str, Any]] = lambda bench: {
+        "text": bench.plan.calibration,
+        "tokens": bench.calibration.numel(),
+        "sha256": bench.calibration_sha256,
+    }
 
 
 def new_manifest(
@@ -68,11 +77,7 @@ def new_manifest(
         fingerprint=bench.loaded.fingerprint,
         method={**record, "calibration": "sequential" if sequential else "dense", **method},
         candidate=candidate,
-        calibration={
-            "text": bench.plan.calibration,
-            "tokens": bench.calibration.numel(),
-            "sha256": bench.calibration_sha256,
-        },
+        calibration=shipping.calibration(bench),
         seeds=seeds,
         measured={},
         label=UNSTRUCTURED,
@@ -100,10 +105,11 @@ def save_pruned(bench: Workbench, to: Path, manifest: Manifest) -> ExportReport:
 
 def _format(form: str | None, bench: Workbench, shipping: Shipping) -> str:
     name: str = getattr(bench.plan.space, "target_format", ANY) if form is None else form
+    formats = shipping.formats(bench.plan.space)
     if name == ANY:
-        return shipping.formats[0]
-    if name not in shipping.formats:
-        raise ValueError(f"Expected a format of this space ({', '.join(shipping.formats)}), got {name!r}.")
+        return formats[0]
+    if name not in formats:
+        raise ValueError(f"Expected a format of this space ({', '.join(formats)}), got {name!r}.")
     return name
 
 
@@ -113,7 +119,7 @@ def _save_zeros(bench: Workbench, config: Config, to: Path, manifest: Manifest) 
         bench.loaded.tokenizer,
         to,
         manifest=manifest,
-        check_tokens=bench.windows["test"][:1, :CHECK_TOKENS],
+        check_tokens=bench.check_tokens,
         dtype=bench.loaded.stored_dtype,
     )
 
@@ -133,13 +139,13 @@ def _save_structure(bench: Workbench, config: Config, to: Path, manifest: Manife
         read_kept(config),
         manifest,
         to,
-        check_tokens=bench.windows["test"][:1, :CHECK_TOKENS],
+        check_tokens=bench.check_tokens,
         dtype=bench.loaded.stored_dtype,
         units=bench.units,
     )
 
 
-_ZEROS = Shipping(lambda config: {"asked": config["sparsity"]}, ("hf",), _anything, _save_zeros)
+_ZEROS = Shipping(lambda config: {"asked": config["sparsity"]}, lambda space: ("hf",), _anything, _save_zeros)
 
 # By the kind of the space.
 SHIPPING: dict[str, Shipping] = {
@@ -147,8 +153,15 @@ SHIPPING: dict[str, Shipping] = {
     "formula": _ZEROS,
     "architecture": Shipping(
         lambda config: {"asked": {}, "kept": config["blocks"]},
-        tuple(FORMATS),
+        lambda space: tuple(FORMATS),
         _check_structure,
         _save_structure,
+    ),
+    "recipe": Shipping(
+        lambda config: {"asked": {}},  # what it asks of each projection is known when it is decided
+        recipe_formats,
+        check_recipe,
+        save_recipe,
+        recipe_calibration,
     ),
 }

@@ -54,32 +54,32 @@ class Source:
     read: Callable[[], str]
 
 
-def parse(name: str, part: str) -> Source:
-    """The source that a `data` setting names; its files must exist, but nothing is read yet.
+def parse(name: str, key: str) -> Source:
+    """The source that a setting names; its files must exist, but nothing is read yet.
 
     Args:
-        name: the setting.
-        part: the part it is for; errors name it.
+        name: the setting's value.
+        key: the setting, e.g. ``data.test``; errors name it.
 
     Raises:
         TextError: if the setting or what it names is wrong.
     """
     base, span = name, None
     if (match := _RANGE.match(name)) is not None:
-        base, span = match["base"], _parse_range(match["start"], match["stop"], name, part)
+        base, span = match["base"], _parse_range(match["start"], match["stop"], name, key)
     if base == DOCS:
         if span is not None:
             raise TextError(
-                f"Expected `data.{part}` docs without a range, got {name}. It is split by topic already."
+                f"Expected `{key}` docs without a range, got {name}. It is split by topic already."
             )
         return Source(DOCS, None, frozenset(), str)  # never read: it differs by part
     if base.startswith(_HUB):
-        return _parse_hub(base, span, part)
+        return _parse_hub(base, span, key)
 
     path, field = base, "text"
     if (match := _FIELD.match(base)) is not None and not Path(base).expanduser().exists():
         path, field = match["path"], match["field"]
-    files = _files(Path(path).expanduser(), part)
+    files = _files(Path(path).expanduser(), key)
     return Source(
         f"{Path(path).expanduser().resolve()}:{field}",
         span,
@@ -88,11 +88,11 @@ def parse(name: str, part: str) -> Source:
     )
 
 
-def _parse_hub(name: str, span: Span | None, part: str) -> Source:
+def _parse_hub(name: str, span: Span | None, key: str) -> Source:
     pieces = name.removeprefix(_HUB).split(":")
     if len(pieces) > 4 or not pieces[0]:
         raise TextError(
-            f"Expected `data.{part}` as hub:OWNER/NAME[:CONFIG[:SPLIT[:FIELD]]], got {name}. Mend the name."
+            f"Expected `{key}` as hub:OWNER/NAME[:CONFIG[:SPLIT[:FIELD]]], got {name}. Mend the name."
         )
     repository, config, split, field = pieces + [""] * (4 - len(pieces))
     split, field = split or "train", field or "text"
@@ -102,23 +102,23 @@ def _parse_hub(name: str, span: Span | None, part: str) -> Source:
     )
 
 
-def _parse_range(start: str, stop: str, name: str, part: str) -> Span:
+def _parse_range(start: str, stop: str, name: str, key: str) -> Span:
     try:
         span = float(start or 0), float(stop or 1)
     except ValueError:
         span = (0.0, 0.0)
     if not 0 <= span[0] < span[1] <= 1:
         raise TextError(
-            f"Expected the range of `data.{part}` as rising fractions in [0, 1], e.g. PATH[0.0:0.4], "
+            f"Expected the range of `{key}` as rising fractions in [0, 1], e.g. PATH[0.0:0.4], "
             f"got {name}. Mend the range."
         )
     return span
 
 
-def _files(path: Path, part: str) -> list[Path]:
+def _files(path: Path, key: str) -> list[Path]:
     if not path.exists():
         raise TextError(
-            f"Expected `data.{part}` to be docs, a file, a directory or hub:OWNER/NAME, got {path}, which "
+            f"Expected `{key}` to be docs, a file, a directory or hub:OWNER/NAME, got {path}, which "
             "does not exist. Give a path that does."
         )
     if not path.is_dir():
@@ -128,7 +128,7 @@ def _files(path: Path, part: str) -> list[Path]:
     files = sorted(visible, key=lambda file: file.relative_to(path).as_posix())
     if not files:
         raise TextError(
-            f"Expected files {', '.join(_IN_DIRECTORIES)} in `data.{part}` ({path}), got none. "
+            f"Expected files {', '.join(_IN_DIRECTORIES)} in `{key}` ({path}), got none. "
             "Give another directory."
         )
     return files

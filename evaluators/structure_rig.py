@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.evaluators.carriers import check_carrier
 from secateur.evaluators.structure_switching import StructureSwitcher
 from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.formats.registry import check_format
 from secateur.pruners.structure.depth import DEPTH, depth_scores
 from secateur.pruners.structure.kept import KeptUnits, read_kept
 from secateur.pruners.structure.remove import prune_structure
@@ -91,4 +91,4 @@ def check_recipe(plan: Plan) -> None:
 
 def check_form(plan: Plan, anatomy: Anatomy) -> None:
     """See that an export can carry what will be found."""
-    check_format(anatomy.family, plan.space.target_format)
+    check_carrier(plan.space, anatomy)

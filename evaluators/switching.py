@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.levels import LevelStore
+from secateur.spaces.space import Space
 
 
 class InfeasibleError(ValueError):
@@ -32,6 +33,25 @@ class Switcher(Protocol):
     def restore(self) -> None:
         """Make the whole model dense again."""
         ...
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """A switcher that counts what a configuration costs, where that depends on what it finds in the weights."""
+
+    def cost(self, config: Mapping[str, Any]) -> Mapping[str, float] | None:
+        """Exact counts by name; None: those of the space are exact.
+
+        Raises:
+            InfeasibleError: if the candidate can't become weights.
+        """
+        ...
+
+
+def cost_of(space: Space[Any], switcher: Switcher, candidate: Any) -> Mapping[str, float]:
+    """What a candidate costs: as its switcher counts, or else as its space does."""
+    found = switcher.cost(space.config(candidate)) if isinstance(switcher, Counts) else None
+    return space.cost(candidate) if found is None else found
 
 
 class LevelSwitcher:

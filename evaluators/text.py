@@ -16,10 +16,12 @@ from typing import Literal
 from secateur.evaluators import docs
 from secateur.evaluators.sources import DOCS, Source, Span, TextError, parse
 
-__all__ = ["SHARES", "Part", "Text", "TextError", "load_parts", "load_text"]
+__all__ = ["SHARES", "Part", "Text", "TextError", "load_parts", "load_sources", "load_text"]
 
 Part = Literal["calibration", "search", "test"]
 SHARES: Mapping[Part, float] = MappingProxyType({"calibration": 0.3, "search": 0.4, "test": 0.3})
+MEASURED: tuple[Part, ...] = ("search", "test")
+"""Parts that candidates are measured on: nothing else may be made from their texts."""
 
 
 @dataclass(frozen=True)
@@ -55,22 +57,48 @@ def load_parts(calibration: str, search: str, test: str) -> dict[Part, Text]:
     Raises:
         TextError: if a text is missing, empty or unreadable, or if two parts overlap.
     """
-    names: dict[Part, str] = {"calibration": calibration, "search": search, "test": test}
-    sources = {part: parse(name, part) for part, name in names.items()}
-    spans = _spans(sources)
-    _check_disjoint(names, sources, spans)
-
-    read = cache(lambda base: next(s for s in sources.values() if s.base == base).read())
+    pieces = _pieces(calibration, search, test)
+    for a, b in itertools.combinations(pieces.values(), 2):
+        _check_apart(
+            a, b, "Give ranges that don't, e.g. PATH[0.0:0.4] and PATH[0.4:1.0], or PATH without any."
+        )
+    read = cache(lambda base: next(x.source for x in pieces.values() if x.source.base == base).read())
     texts: dict[Part, Text] = {}
-    for part, source in sources.items():
-        whole = _read_docs(part) if source.base == DOCS else read(source.base)
-        texts[part] = Text(part, names[part], _cut(whole, spans[part], names[part], part))
-    for a, b in itertools.combinations(texts.values(), 2):
-        if a.text == b.text:
-            raise TextError(
-                f"Expected disjoint texts, got the same content in `data.{a.part}` ({a.source}) and "
-                f"`data.{b.part}` ({b.source}). Give different texts."
-            )
+    for part, piece in pieces.items():
+        whole = _read_docs(part) if piece.source.base == DOCS else read(piece.source.base)
+        texts[part] = Text(part, piece.name, _cut(whole, piece))
+    for one, other in itertools.combinations(texts.values(), 2):
+        _check_different(one, f"data.{one.part}", other)
+    return texts
+
+
+def load_sources(sources: Mapping[str, str], calibration: str, search: str, test: str) -> dict[str, Text]:
+    """Further texts to calibrate on, by name, each disjoint from search and test, but not from one another.
+
+    ``docs`` gives the topics of the calibration part. What `data.calibration` names, too, is cut as it is there.
+
+    Args:
+        sources: the further texts, by name; an empty one is that of `calibration`.
+        calibration, search, test: sources of the three parts, see `load_parts`.
+
+    Raises:
+        TextError: if a text is missing, empty or unreadable, or overlaps with search or test.
+    """
+    parts, pieces = load_parts(calibration, search, test), _pieces(calibration, search, test)
+    texts: dict[str, Text] = {}
+    for name, given in sources.items():
+        key = f"sources.{name}"
+        given = given or calibration
+        source = parse(given, key)
+        like = pieces["calibration"]
+        span = like.span if source.span is None and source.base == like.source.base else source.span
+        piece = _Piece(key, given, source, span)
+        for part in MEASURED:
+            _check_apart(piece, pieces[part], "Give ranges that don't, e.g. PATH[0.0:0.4] and PATH[0.4:1.0].")
+        whole = _read_docs("calibration") if source.base == DOCS else source.read()
+        texts[name] = Text("calibration", given, _cut(whole, piece))
+        for part in MEASURED:
+            _check_different(texts[name], key, parts[part])
     return texts
 
 
@@ -82,29 +110,52 @@ def load_text(source: str, part: Part) -> str:
     Raises:
         TextError: if the text is missing, empty or unreadable.
     """
-    parsed = parse(source, part)
+    key = f"data.{part}"
+    parsed = parse(source, key)
     whole = _read_docs(part) if parsed.base == DOCS else parsed.read()
-    return _cut(whole, parsed.span, source, part)
+    return _cut(whole, _Piece(key, source, parsed, parsed.span))
 
 
-def _spans(sources: Mapping[Part, Source]) -> dict[Part, Span | None]:
-    """The range of each part; contiguous ones for parts that name the same source without a range."""
+@dataclass(frozen=True)
+class _Piece:
+    """What a setting names, and where in it the text lies.
+
+    Args:
+        key: of the setting; errors name it.
+        name: its value.
+        source: what that says.
+        span: the fractions of its characters; None: all of it, or of ``docs`` the part's topics.
+    """
+
+    key: str
+    name: str
+    source: Source
+    span: Span | None
+
+
+def _pieces(calibration: str, search: str, test: str) -> dict[Part, _Piece]:
+    """Of each part; contiguous ones for parts that name the same source without a range."""
+    names: dict[Part, str] = {"calibration": calibration, "search": search, "test": test}
+    sources = {part: parse(name, f"data.{part}") for part, name in names.items()}
     spans = {part: source.span for part, source in sources.items()}
     for base in {source.base for source in sources.values()} - {DOCS}:
         sharing = [part for part, source in sources.items() if source.base == base and source.span is None]
         if len(sharing) > 1:
             ends = list(itertools.accumulate((SHARES[part] for part in sharing), initial=0.0))
             spans |= {part: (ends[i] / ends[-1], ends[i + 1] / ends[-1]) for i, part in enumerate(sharing)}
-    return spans
+    return {part: _Piece(f"data.{part}", names[part], sources[part], spans[part]) for part in names}
 
 
-def _cut(text: str, span: Span | None, source: str, part: Part) -> str:
+def _cut(text: str, piece: _Piece) -> str:
     """The characters between two fractions, both ends moved on to the next line."""
+    span = piece.span
     if span is not None:
         text = text[_line_start(text, span[0]) : _line_start(text, span[1])]
     if not text.strip():
         where = "" if span is None else f" between {span[0]:g} and {span[1]:g} of its characters"
-        raise TextError(f"Expected text in `data.{part}` ({source}), got none{where}. Give a longer text.")
+        raise TextError(
+            f"Expected text in `{piece.key}` ({piece.name}), got none{where}. Give a longer text."
+        )
     return text
 
 
@@ -115,21 +166,23 @@ def _line_start(text: str, fraction: float) -> int:
     return text.find("\n", at - 1) + 1 or len(text)
 
 
-def _check_disjoint(
-    names: Mapping[Part, str],
-    sources: Mapping[Part, Source],
-    spans: Mapping[Part, Span | None],
-) -> None:
-    for a, b in itertools.combinations(names, 2):
-        one, other = sources[a], sources[b]
-        if not one.origins & other.origins:
-            continue
-        (start, stop), (other_start, other_stop) = spans[a] or (0.0, 1.0), spans[b] or (0.0, 1.0)
-        if one.base != other.base or max(start, other_start) < min(stop, other_stop):
-            raise TextError(
-                f"Expected disjoint texts, got `data.{a}: {names[a]}` and `data.{b}: {names[b]}`, which "
-                "overlap. Give ranges that don't, e.g. PATH[0.0:0.4] and PATH[0.4:1.0], or PATH without any."
-            )
+def _check_apart(one: _Piece, other: _Piece, remedy: str) -> None:
+    if not one.source.origins & other.source.origins:
+        return
+    (start, stop), (other_start, other_stop) = one.span or (0.0, 1.0), other.span or (0.0, 1.0)
+    if one.source.base != other.source.base or max(start, other_start) < min(stop, other_stop):
+        raise TextError(
+            f"Expected disjoint texts, got `{one.key}: {one.name}` and `{other.key}: {other.name}`, which "
+            f"overlap. {remedy}"
+        )
+
+
+def _check_different(text: Text, key: str, other: Text) -> None:
+    if text.text == other.text:
+        raise TextError(
+            f"Expected disjoint texts, got the same content in `{key}` ({text.source}) and "
+            f"`data.{other.part}` ({other.source}). Give different texts."
+        )
 
 
 def _read_docs(part: Part) -> str:

@@ -46,7 +46,7 @@ def windows(
             f"Expected the number of tokens of `data.{text.part}` to be a positive multiple of the window, "
             f"{window}, got {n_tokens}. Give {max(1, round(n_tokens / window)) * window}."
         )
-    ids = torch.tensor(_tokenize(tokenizer, text.text), dtype=torch.int64)
+    ids = tokenize(tokenizer, text.text)
     whole = len(ids) // window
     needed = 1 if n_tokens is None else n_tokens // window
     if whole < needed:
@@ -72,8 +72,8 @@ def tokens_sha256(ids: Int64[Tensor, "..."]) -> str:
     return hashlib.sha256(ids.cpu().contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of the text; `verbose=False`: no warning that it is longer than the model's context."""
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int64[Tensor, " tokens"]:
+    """The token ids of a text without special tokens; no warning that it is longer than the model's context."""
     ids: list[int] = tokenizer(
         text,
         add_special_tokens=False,
@@ -81,4 +81,4 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         return_attention_mask=False,
         return_token_type_ids=False,
     )["input_ids"]
-    return ids
+    return torch.tensor(ids, dtype=torch.int64)

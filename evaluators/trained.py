@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 from secateur.evaluators.data import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.prefix_tree import Path
-from secateur.evaluators.switching import InfeasibleError, Switcher
+from secateur.evaluators.switching import InfeasibleError, Switcher, cost_of
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.trainer import Trainer
 from secateur.evaluators.training.validation import losses_on
 from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.recent import Recent
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 
@@ -72,7 +72,7 @@ class TrainedEvaluator(Evaluator):
         self._windows = windows
         self._loss = loss
         self._record: dict[str, Any] = {"seed": seed, "worker": worker}
-        self._states = _States(STATE_BYTES)
+        self._states = Recent[Mapping[str, Any]](STATE_BYTES)
         self._seen: dict[int, Tensor] = {}  # the dense model's side of each step
         self._known: dict[tuple[Path, Fidelity], dict[str, float] | str] = {}
         self._dense = self._path(space.baselines()["dense"])
@@ -107,7 +107,7 @@ class TrainedEvaluator(Evaluator):
         }
         if isinstance(losses, str):
             return Measurement(text, fidelity, infeasible=losses, **costs, **self._record)
-        values = {"loss": losses[self._loss], **losses, **self._space.cost(candidate)}
+        values = {"loss": losses[self._loss], **losses, **cost_of(self._space, self._switcher, candidate)}
         return Measurement(text, fidelity, values, **costs, **self._record)
 
     def _path(self, candidate: Any) -> Path:
@@ -118,7 +118,7 @@ class TrainedEvaluator(Evaluator):
         trainee = self._cut(path)
         trainer = Trainer(trainee, self._recipe, self._windows, self._anatomy, self._seen)
         n_steps = fidelity.n_trained // (self._recipe.batch * self._windows.shape[1])
-        state = self._states.take(path)
+        state = self._states.take(path)  # going on with it changes it
         if state is not None and state["step"] <= n_steps:
             trainer.load_state_dict(state)
         trainer.train(n_steps - trainer.step)
@@ -146,36 +146,3 @@ def own_modules(anatomy: Anatomy) -> Anatomy:
     """A copy of a live model whose parameters point to the same weights: either may be pointed elsewhere alone."""
     shared = {id(p): nn.Parameter(p.data, requires_grad=False) for p in anatomy.model.parameters()}
     return copy.deepcopy(anatomy, shared)
-
-
-class _States:
-    """States of trainings by path, those kept last, up to a size.
-
-    Args:
-        n_bytes: upper bound of what is kept.
-    """
-
-    def __init__(self, n_bytes: int) -> None:
-        self._limit = n_bytes
-        self._n_bytes = 0
-        self._states: OrderedDict[Path, Mapping[str, Any]] = OrderedDict()
-
-    def take(self, path: Path) -> Mapping[str, Any] | None:
-        """The state, which is then nobody's but the caller's: going on with it changes it."""
-        state = self._states.pop(path, None)
-        self._n_bytes -= 0 if state is None else _n_bytes(state)
-        return state
-
-    def put(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Keep a state under a path that has none; what was put first makes room."""
-        self._states[path] = state
-        self._n_bytes += _n_bytes(state)
-        while self._n_bytes > self._limit:
-            self._n_bytes -= _n_bytes(self._states.popitem(last=False)[1])
-
-
-def _n_bytes(value: Any) -> int:
-    """Of all tensors in nested mappings."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    return sum(map(_n_bytes, value.values())) if isinstance(value, Mapping) else 0

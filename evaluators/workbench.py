@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from secateur.evaluators.assembly import assemble_all
 from secateur.evaluators.block_shapes import block_shapes
+from secateur.evaluators.carriers import held_groups
 from secateur.evaluators.data import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.generality import MAIN, cases_of, in_general
-from secateur.evaluators.latency.store import TableSource, find_table, table_sha256
-from secateur.evaluators.rigs import RIGS, Rig
-from secateur.evaluators.tasks.plan import TaskPlan
+from secateur.evaluators.latency.store import find_table, table_sha256
+from secateur.evaluators.plan import Plan
+from secateur.evaluators.recipes.rig import RecipePruner
 from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
 from secateur.evaluators.text import Part as TextPart
-from secateur.evaluators.text import load_parts
+from secateur.evaluators.text import Text, load_parts, load_sources
 from secateur.evaluators.tokens import Order, tokens_sha256, windows
-from secateur.evaluators.training.recipe import Recipe
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.families.discover import dissect
 from secateur.pruners.families.shape import describe
@@ -32,62 +32,14 @@ from secateur.pruners.loading import LoadedModel, load_model
 from secateur.pruners.structure.kept import KeptUnits
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.latency import LatencyTable
-from secateur.spaces.measurement import Fidelity, Part
+from secateur.spaces.measurement import Part
 from secateur.spaces.registry import SPACES
 from secateur.spaces.units import Prunable
 
+__all__ = ["Plan", "Workbench", "set_threads"]
 
-@dataclass(frozen=True)
-class Plan:
-    """What a worker needs to know to set itself up; plain values only.
-
-    Args:
-        model, dtype, device, trust_remote_code: see `load_model`.
-        space: settings of the space.
-        loss: which loss is minimised.
-        calibration, search, test: sources of text.
-        window: tokens a window.
-        calibration_tokens: size of the calibration set.
-        fidelities: all that may be asked for: the search's, ascending, then the test's.
-        seed: which windows are drawn, the noise of the random metric, and the order of light training.
-        training: how candidates are trained lightly, as long as a fidelity says; None: not at all.
-        latency: where the latency table is; None: no latencies are predicted.
-        tasks: in which tasks candidates are measured at the largest fidelity of the search; None: in none.
-    """
-
-    model: str
-    dtype: str
-    device: str
-    trust_remote_code: bool
-    space: Any
-    loss: Literal["kl", "ce"]
-    calibration: str
-    search: str
-    test: str
-    window: int
-    calibration_tokens: int
-    fidelities: tuple[Fidelity, ...]
-    seed: int
-    training: Recipe | None = None
-    latency: TableSource | None = None
-    tasks: TaskPlan | None = None
-
-    @property
-    def rig(self) -> Rig:
-        """How candidates of the space turn into weights."""
-        return RIGS[self.space.kind]
-
-    @property
-    def proxy(self) -> Fidelity | None:
-        """What foretells losses without a forward pass, where the space has it."""
-        has_one = getattr(self.space, "proxy", None) is not None
-        return Fidelity("proxy", self.calibration_tokens) if has_one else None
-
-    @property
-    def final_fidelities(self) -> tuple[Fidelity, Fidelity]:
-        """What finished models are measured at: the largest one of the search and the test's, as they are."""
-        search, test = (replace(fidelity, n_trained=0) for fidelity in self.fidelities[-2:])
-        return search, test
+CHECK_TOKENS = 256
+"""Positions on which a saved model's logits are compared."""
 
 
 class Workbench:
@@ -114,6 +66,9 @@ class Workbench:
         self._cases = cases_of(plan) if cases is None else cases
         plan.rig.check(plan)
         self._texts = load_parts(plan.calibration, plan.search, plan.test)
+        self.sources: Mapping[str, Text] = (
+            load_sources(plan.sources, plan.calibration, plan.search, plan.test) if plan.sources else {}
+        )
         say(f"loading {plan.model}")
         self.loaded: LoadedModel = load_model(
             plan.model, dtype=plan.dtype, device=plan.device, trust_remote_code=plan.trust_remote_code
@@ -129,6 +84,8 @@ class Workbench:
             for name, case in self._cases.items()
             if case.model == plan.model
         }
+        self.levels: Path | None = None
+        """Where `build_levels` made what it makes, in this process or in one before, if it did."""
         self.units: Sequence[KeptUnits] = ()
         """Of each block, what stayed when the live model was pruned, if it was cut."""
         self.calibration = self._cut("calibration", plan.calibration_tokens)
@@ -136,6 +93,7 @@ class Workbench:
             "search": self._cut("search", plan.fidelities[-2].n_tokens),
             "test": self._cut("test", plan.fidelities[-1].n_tokens),
         }
+        plan.rig.check_texts(self)
 
     @cached_property
     def others(self) -> tuple[Workbench, ...]:
@@ -171,8 +129,11 @@ class Workbench:
             bytes_per_param=stored,
             macs_per_token=self.shape.macs_per_token(self.plan.window),
             kv_bytes_per_token=self.shape.kv_bytes_per_token * stored // self.shape.bytes_per_param,
-            blocks=block_shapes(self.anatomy, self.plan.window, stored) if self.plan.rig.cuts else (),
+            blocks=block_shapes(self.anatomy, self.plan.window, stored)
+            if self.plan.rig.cuts(self.plan)
+            else (),
             latency=self.latency_table,
+            held_groups=held_groups(self.plan.space, self.anatomy) if self.plan.rig.cuts(self.plan) else None,
         )
 
     @cached_property
@@ -191,11 +152,27 @@ class Workbench:
         tasks = self.plan.tasks
         return None if tasks is None else TaskSet(tasks, self.loaded.model, self.loaded.tokenizer)
 
+    @cached_property
+    def recipes(self) -> RecipePruner:
+        """Decides recipes, if the space is one of them; made while the live model is dense."""
+        return RecipePruner(self)
+
+    def cost(self, candidate: Any) -> Mapping[str, float]:
+        """What a candidate costs, exactly; of a recipe it must be known before the live model is pruned."""
+        count = self.plan.rig.cost
+        found = None if count is None else count(self, self.space.config(candidate))
+        return self.space.cost(candidate) if found is None else found
+
     def _cut(self, part: TextPart, n_tokens: int) -> Int[Tensor, "windows length"]:
         order: Order = "sequential" if part == "test" else "random"
         return windows(
             self.loaded.tokenizer, self._texts[part], self.plan.window, n_tokens, order, self.plan.seed
         )
+
+    @property
+    def check_tokens(self) -> Int[Tensor, "1 length"]:
+        """On which a saved model's logits are compared."""
+        return self.windows["test"][:1, :CHECK_TOKENS]
 
     def training_windows(self) -> Int[Tensor, "windows length"]:
         """All windows of the calibration part: what may be trained on, in the order of the seed."""
@@ -210,6 +187,10 @@ class Workbench:
     def facts(self) -> dict[str, str]:
         """Content hashes that measurements depend on."""
         hashes = {f"{part}_text": text.sha256 for part, text in self._texts.items()}
+        hashes |= {f"text of {name}": text.sha256 for name, text in self.sources.items()}
+        profile = getattr(self.plan.space, "profile", None)
+        if profile is not None:
+            hashes["profile"] = hashlib.sha256(Path(profile).read_bytes()).hexdigest()
         if self.latency_table is not None:
             hashes["latency_table"] = table_sha256(self.latency_table)
         if self.plan.tasks is not None:
@@ -230,7 +211,7 @@ class Workbench:
 
         The space has further baselines afterwards, if its kind has some that need it.
         """
-        rig = self.plan.rig
+        self.levels, rig = directory, self.plan.rig
         rig.build(self, directory, on_block)
         if rig.further is not None:
             self.space = self.space.with_baselines(rig.further(self, directory))

@@ -9,22 +9,24 @@ from secateur.search.pick import SPARSITY_TOLERANCE
 from secateur.spaces.measurement import Fidelity
 
 
-def references(baselines: Mapping[str, Trial]) -> dict[str, Trial]:
-    """For each budget the baseline that others are compared with, such as ``uniform@0.6``, by its label ``0.6``.
+def references(baselines: Mapping[str, Trial]) -> dict[str, str]:
+    """For each budget the name of the baseline that others are compared with: ``{"0.6": "uniform@0.6"}``.
 
     Of several it is the first one.
     """
-    found: dict[str, Trial] = {}
+    found: dict[str, str] = {}
     for name, trial in baselines.items():
         _, at, label = name.rpartition("@")
         if at and "sparsity" in trial.measurement.values:
-            found.setdefault(label, trial)
+            found.setdefault(label, name)
     return found
 
 
 def budgets(baselines: Mapping[str, Trial]) -> dict[str, float]:
     """Sparsity of each budget's `references`, by its label, e.g. ``{"0.6": 0.6001}``."""
-    return {label: t.measurement.values["sparsity"] for label, t in references(baselines).items()}
+    return {
+        label: baselines[name].measurement.values["sparsity"] for label, name in references(baselines).items()
+    }
 
 
 def budget_of(trial: Trial, known: Mapping[str, float]) -> str | None:

@@ -21,6 +21,13 @@ LOADING: dict[str, Option] = {
     ),
 }
 
+# What a model is measured on.
+MEASURING: dict[str, Option] = {
+    "text": (Annotated[str, typer.Option(help="docs, a file, a directory or a hub data set.")], "docs"),
+    "tokens": (Annotated[int, typer.Option(help="A multiple of the window.")], 8192),
+    "window": (Annotated[int, typer.Option(help="Tokens that the model sees at once.")], 512),
+}
+
 # Under which conditions latencies are measured.
 CONDITIONS: dict[str, Option] = {
     "batch": (Annotated[int, typer.Option(help="Sequences at a time.")], 1),

@@ -168,15 +168,15 @@ def pick(
     within = [trial for trial, excess in zip(among, excesses, strict=True) if not any(excess)]
     if within:
         return min(within, key=lambda trial: (trial.measurement.values["loss"], trial.number))
-    worst, near, missed = min(
+    _, near, missed = min(
         (max(excess), i, bounds[excess.index(max(excess))]) for i, excess in enumerate(excesses)
     )
     asked = ", ".join(f"{bound.name} {bound.text}" for bound in bounds)
     value = BOUND_KINDS[missed.name].value
     raise UsageError(
         f"Expected a trial within {asked}, got none among {len(among)}. The nearest is trial "
-        f"{among[near].number} with {value} {among[near].measurement.values[value]:.6g}, {worst:.2%} off "
-        f"{missed.absolute(reference):.6g}. Loosen the bound, or search at another target."
+        f"{among[near].number} with {value} {among[near].measurement.values[value]:,.10g}, where "
+        f"{missed.absolute(reference):,.10g} is asked for. Loosen the bound, or search at another target."
     )
 
 

@@ -107,16 +107,29 @@ class Run:
             return pick_number(self.study.trials, number)
         return pick(self.study.trials, bounds, self.study.about.baselines.get("dense"), self.fidelity)
 
+    def values_of(self, trial: Trial) -> dict[str, float | None]:
+        """The values of a trial for readers: None where the candidate has no such cost."""
+        absent = self.stand_ins(trial)
+        return {n: None if n in absent else value for n, value in trial.measurement.values.items()}
+
+    def stand_ins(self, trial: Trial) -> frozenset[str]:
+        """Names of costs that the candidate does not have, see `Space.stand_ins`."""
+        return self.space.stand_ins.get(trial.measurement.candidate, frozenset())
+
     @property
     def structured(self) -> bool:
         """Whether candidates are really smaller: what they remove is neither stored nor computed."""
         return bool(self.study.about.facts["shape"].get("blocks"))
 
     def allocation(self, trial: Trial) -> dict[str, float]:
-        """Which share of each linear is removed, zeroed or cut off, by its full name."""
+        """Which share of each linear is removed, zeroed or cut off, by its full name.
+
+        Empty where that is decided when the candidate becomes weights, as of recipes.
+        """
         config = self.space.config(self.space.parse(trial.measurement.candidate))
-        shape = self.study.about.facts["shape"]
-        return config["sparsity"] if "sparsity" in config else _cut_shares(config["blocks"], shape)
+        if "blocks" in config:
+            return _cut_shares(config["blocks"], self.study.about.facts["shape"])
+        return dict(config["sparsity"]) if isinstance(config["sparsity"], Mapping) else {}
 
 
 def _cut_shares(kept: Sequence[Mapping[str, int]], shape: Mapping[str, Any]) -> dict[str, float]:

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from secateur.search.about import ABOUT, About, about_text, check_directory, read_about
 from secateur.search.asks import AskLog
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
-from secateur.search.journal import JournalWriter, StudyWriteError, no_room, read_journal
+from secateur.search.journal import JournalWriter, StudyWriteError, read_journal
 from secateur.search.lock import RunLock
+from secateur.search.whole_file import replace_file
 from secateur.search.yaml_file import dump_yaml, read_yaml
 from secateur.spaces.measurement import Measurement, Part
 
-FORMAT = 1
-ABOUT, SETTINGS, MEASUREMENTS = "study.json", "settings.yaml", "measurements.jsonl"
+SETTINGS, MEASUREMENTS = "settings.yaml", "measurements.jsonl"
 
-__all__ = ["About", "Spent", "Study", "StudyWriteError", "trials_of"]
-
-
-@dataclass(frozen=True)
-class About:
-    """What a study is a study of.
-
-    Args:
-        identity: plain nested values that measurements depend on: see `settings.identity`, and with it
-            fingerprints of the model and the data. A study is continued only with the same ones.
-        baselines: canonical texts of the baselines by name, ``dense`` among them.
-        facts: plain values worth keeping, such as versions; they may differ when the study is continued.
-    """
-
-    identity: Mapping[str, Any]
-    baselines: Mapping[str, str] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+__all__ = ["ABOUT", "About", "Spent", "Study", "StudyWriteError", "trials_of"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +88,7 @@ class Study:
             raise UsageError(
                 f"Expected a run directory with {ABOUT}, got {directory}. Make one with a search."
             )
-        about, path = _read_about(directory), directory / SETTINGS
+        about, path = read_about(directory), directory / SETTINGS
         settings = read_yaml(path) if path.exists() else {}
         study = cls(directory, settings if isinstance(settings, dict) else {}, about)
         study.refresh()
@@ -128,14 +111,14 @@ class Study:
         """
         directory = Path(directory)
         about = About(**json.loads(json.dumps(vars(about), default=dict)))  # as a reader will see it
-        _check_directory(directory, about.identity)
+        check_directory(directory, about.identity)
         directory.mkdir(parents=True, exist_ok=True)
         lock = RunLock(directory)
         try:
-            _check_directory(directory, about.identity)  # again: it may have been made meanwhile
+            check_directory(directory, about.identity)  # again: it may have been made meanwhile
             content = read_journal(directory / MEASUREMENTS)
-            _replace(directory / ABOUT, _about_text(about))
-            _replace(directory / SETTINGS, dump_yaml(dict(settings)))
+            replace_file(directory / ABOUT, about_text(about))
+            replace_file(directory / SETTINGS, dump_yaml(dict(settings)))
             study = cls(directory, dict(settings), about)
             study._writer = JournalWriter(directory / MEASUREMENTS, content.n_bytes)
         except BaseException:
@@ -157,7 +140,7 @@ class Study:
             baselines: canonical texts by name.
         """
         self.about = replace(self.about, baselines=dict(baselines))
-        _replace(self.directory / ABOUT, _about_text(self.about))
+        replace_file(self.directory / ABOUT, about_text(self.about))
 
     @property
     def trials(self) -> Sequence[Trial]:
@@ -244,75 +227,3 @@ class Study:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _check_directory(directory: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse what is neither new nor the same search, touching nothing."""
-    if directory.exists() and not directory.is_dir():
-        raise UsageError(f"Expected a run directory, got the file {directory}. Name another.")
-    if not (directory / ABOUT).exists():
-        own = {RunLock.NAME, ABOUT + ".new"}  # left by a driver that was killed at once
-        names = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
-        others = [name for name in names if name not in own]
-        if others:
-            raise UsageError(
-                f"Expected a new, an empty or a run directory, got {directory} with {others[0]} and no {ABOUT}. "
-                f"Name another."
-            )
-        return
-    old, new = _flat(_read_about(directory).identity), _flat(identity)
-    changed = [key for key in [*old, *new] if old.get(key, "absent") != new.get(key, "absent")]
-    if changed:
-        shown = "; ".join(
-            f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in dict.fromkeys(changed)
-        )
-        raise UsageError(
-            f"Expected the search that {directory} belongs to, got another ({shown}). "
-            f"Undo the change, or name another directory."
-        )
-
-
-def _about_text(about: About) -> str:
-    return json.dumps({"format": FORMAT, **vars(about)}, indent=1) + "\n"
-
-
-def _read_about(directory: Path) -> About:
-    path = directory / ABOUT
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("format")
-        about = About(**content) if version == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"Expected the description of a study in {path}, got {error!r}.") from None
-    if about is None:
-        raise UsageError(
-            f"Expected {path} of format {FORMAT}, got {version!r}. Use the Secateur that made it."
-        )
-    return about
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the file whole or not at all; an equal one is left alone."""
-    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
-        if path.read_text(encoding="utf-8") == text:
-            return
-    new = path.with_name(path.name + ".new")
-    try:
-        with new.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            new.unlink()
-        raise no_room(error, path, "nothing was changed") from error
-    new.replace(path)

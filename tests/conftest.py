@@ -1,6 +1,7 @@
 """What every test relies on: no network, a fixed number of threads, and examples that repeat."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # deadline: the first example of a test pays for imports. derandomize: a failure in CI is one that everybody can repeat.
 settings.register_profile("secateur", deadline=None, derandomize=True, database=None)
 settings.load_profile("secateur")
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A user's cache of the test's own."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.hookimpl(tryfirst=True)  # before the groups are read

@@ -18,6 +18,7 @@ from secateur.pruners.families.discover import dissect
 from secateur.pruners.families.shape import describe
 from secateur.pruners.manifest import MANIFEST
 from secateur.pruners.structure import kept as pruners
+from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.remove import prune_structure
 from secateur.search import app
 from secateur.search.app.bench import plan
@@ -25,7 +26,7 @@ from secateur.search.errors import UsageError
 from secateur.search.pick import parse_bounds
 from secateur.search.settings import settings_from
 from secateur.search.show.report import write_report
-from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.architecture.candidate import BIASED, Kept
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.measurement import Fidelity
@@ -50,7 +51,7 @@ def settings(**changes):
 @pytest.mark.parametrize("family", CASES)
 def test_costs_are_those_of_the_cut_model(family):
     context = 5
-    for cut in CUTS:
+    for cut, repair in zip(CUTS, ("bias", "none", "liar"), strict=True):
         anatomy = dissect(build(CASES[family][0]))
         dense = describe(anatomy)
         shape = ModelShape(
@@ -60,13 +61,13 @@ def test_costs_are_those_of_the_cut_model(family):
             kv_bytes_per_token=dense.kv_bytes_per_token,
             blocks=block_shapes(anatomy, context, 4),
         )
-        costs = cost(shape, cut)
+        costs = cost(shape, cut, repair)
         tokens = random_tokens(2, 8)
         prune_structure(
             anatomy,
             [pruners.Kept(*kept) for kept in cut],
             importance="magnitude",
-            repair="none",
+            repair=repair,
             tokens=tokens,
             sequential=False,
         )
@@ -83,6 +84,10 @@ def test_costs_are_those_of_the_cut_model(family):
         assert costs["macs"] == after.n_prunable + after.fixed_macs + sum(scores)
         n_groups = sum(kept.kv_groups for kept in cut)
         assert costs["kv_bytes"] == 2 * 4 * n_groups * anatomy.blocks[0].head_dim
+
+
+def test_the_repairs_that_add_biases_are_known_to_the_space():
+    assert {name for name, row in REPAIRS.items() if row.gives in ("bias", "both")} == BIASED
 
 
 # --- measuring ---

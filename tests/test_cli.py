@@ -20,7 +20,8 @@ from secateur.search.executor import Staff
 from secateur.search.interrupt import Interrupt
 from secateur.search.loop import Outcome
 from secateur.search.show import console
-from secateur.search.show.display import SECONDS_BETWEEN_LINES, Display, Tally
+from secateur.search.show.display import SECONDS_BETWEEN_LINES, Display
+from secateur.search.show.tally import Tally
 from secateur.search.study import Spent
 from tests.runs import REASON, SEARCH, make_run, make_settings
 
@@ -282,7 +283,7 @@ def test_the_tally_follows_a_search(made):
     tally.add(trials[:3], Spent().plus(trials[:3]))  # the baselines, known from before
     assert tally.tokens_per_second is None
     assert list(tally.best) == ["0.3", "0.6"]
-    assert all(pair["loss"] == pair["uniform"] for pair in tally.best.values())
+    assert all(pair["loss"] == pair["reference_loss"] for pair in tally.best.values())
     now[0] = 10.0
     tally.add(trials[3:], Spent().plus(trials))
     assert tally.done == len(trials) / 30

@@ -12,7 +12,7 @@ from secateur.evaluators import data as data_module
 from secateur.evaluators.blockwise import BlockwiseEvaluator
 from secateur.evaluators.data import EvaluationData
 from secateur.evaluators.losses import Teacher, loss_sums
-from secateur.evaluators.prefix_tree import PrefixCache, walk
+from secateur.evaluators.prefix_tree import walk
 from secateur.evaluators.switching import LevelSwitcher
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.levels import LevelStore, LevelStoreError, StoreKey, build_levels, is_built
@@ -164,15 +164,6 @@ def test_walking_the_tree_gives_each_path_its_state_and_computes_each_prefix_onc
     assert found == dict(enumerate(paths))
     prefixes = {path[: depth + 1] for path in paths for depth in range(4)}
     assert sorted(steps) == sorted(prefixes)
-
-
-def test_the_cache_keeps_what_was_used_last():
-    cache, state = PrefixCache(3 * 40), torch.zeros(10)
-    for key in "abc":
-        cache.put(key, state)
-    cache.get("a")
-    cache.put("d", state)
-    assert [cache.get(key) is not None for key in "abcd"] == [True, False, True, True]
 
 
 # --- the evaluator ---

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from secateur.evaluators.block_shapes import block_shapes
 from secateur.pruners import export_check, reload
 from secateur.pruners.checkpoints.quiet import quiet
 from secateur.pruners.export_check import ExportError
@@ -19,6 +20,9 @@ from secateur.pruners.formats.export import check_structured, export_structured,
 from secateur.pruners.formats.registry import FORMATS, check_format
 from secateur.pruners.manifest import MANIFEST, Manifest, same_export
 from secateur.pruners.structure.kept import Kept
+from secateur.spaces.architecture import candidate
+from secateur.spaces.architecture.cost import cost
+from secateur.spaces.cost import ModelShape
 from tests.cut_models import DROPPED, MIXED, MODELS, TOKENS, cut, manifest, save, small_tokenizer
 
 
@@ -148,6 +152,19 @@ def test_biases_that_a_repair_added_are_saved(family, loaded_as, tmp_path):
     _, report = save(family, (Kept(2, 24),) * 4, tmp_path / "out", repair="bias")
     assert report.comparison.loaded_as == loaded_as
     assert report.comparison.logit_error <= 1e-5
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_search_counts_the_biases_that_are_saved(tmp_path):
+    shapes = block_shapes(dissect(MODELS["llama"]()), 20, 4)
+    _, report = save("llama", MIXED, tmp_path / "out", repair="liar")
+    parent, saved = report.manifest.parameters["parent"], report.manifest.parameters["saved"]
+    shape = ModelShape(parent, 4, macs_per_token=1, kv_bytes_per_token=1, blocks=shapes)
+    blocks = [candidate.Kept(block.kv_groups, block.ffn) for block in MIXED]
+    costs = cost(shape, blocks, "liar")
+    assert (costs["params"], costs["size_bytes"]) == (saved, 4 * saved)
+    added = saved - cost(shape, blocks)["params"]
+    assert added == 4 * 32  # four projections of width 32 lost a part of their inputs
 
 
 @pytest.mark.usefixtures("in_process")

@@ -230,7 +230,7 @@ def test_no_trial_within_the_bound_is_better_than_the_picked_one(rows, limit):
 
 
 def test_a_bound_that_no_trial_meets_names_the_nearest_and_by_how_much():
-    said = "within max-params 30, got none among 6. The nearest is trial 5 with params 39, 30.00% off 30. "
+    said = "within max-params 30, got none among 6. The nearest is trial 5 with params 39, where 30 is asked for. "
     with pytest.raises(UsageError, match=re.escape(said)):
         picked(max_params="30")
     with pytest.raises(UsageError, match=re.escape("trial 5 with sparsity 0.6, ")):

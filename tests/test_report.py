@@ -8,10 +8,12 @@ import pytest
 
 from secateur.search.course import best_by_budget, budget_of, budgets, loss_series
 from secateur.search.errors import UsageError
-from secateur.search.show.plots import plot_allocation, plot_front
+from secateur.search.show.front_plot import plot_front
+from secateur.search.show.plots import plot_allocation
 from secateur.search.show.report import write_report
-from secateur.search.show.summary import status_lines, summary
-from secateur.search.show.tables import front_rows, perplexity, scaled, shown
+from secateur.search.show.summary import status_line, status_lines, summary
+from secateur.search.show.tables import columns, front_rows, row_json
+from secateur.search.show.values import perplexity, scaled, shown
 from tests.runs import LINEARS, REASON, SEARCH, make_run, make_space, measure
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -59,6 +61,33 @@ def test_budgets_hold_their_trials_and_best(run):
         same = [t for t in run.trials() if budget_of(t, known) == label]
         assert len(same) > 1
         assert trial.measurement.values["loss"] == min(t.measurement.values["loss"] for t in same)
+
+
+@pytest.fixture(scope="module")
+def formulas(tmp_path_factory):
+    """A search of formulas, whose reference is Wanda's, and the smallest loss that of the dense model."""
+    space = {"kind": "formula", "target": 0.6}
+    return make_run(tmp_path_factory.mktemp("formulas") / "run", space=space, objectives=["loss", "nodes"])
+
+
+def test_a_reference_is_called_what_the_space_calls_it(formulas):
+    facts = summary(formulas)
+    assert facts["best"]["0.6"]["reference"] == "wanda"
+    assert "; wanda " in status_lines(facts)["best at 0.6"]
+    assert "(wanda " in status_line({**facts, "evaluations_per_hour": None})
+    html = write_report(formulas)[0].read_text()
+    assert "the loss of wanda, at sparsity 0.6" in html
+    assert "of uniform" not in html
+
+
+def test_a_dense_model_has_no_formula_and_no_size_of_one(formulas):
+    row = next(row for row in front_rows(formulas) if row.note == "dense")
+    assert row.trial.measurement.values["nodes"] == 25  # ranks it
+    cells = {heading: cell(row) for heading, cell in columns(formulas)}
+    assert cells["formula size"] == "–"
+    assert row_json(row)["values"]["nodes"] is None
+    others = [row for row in front_rows(formulas) if row.note != "dense"]
+    assert all(row_json(row)["values"]["nodes"] >= 1 for row in others)
 
 
 def test_losses_over_tokens_go_down_from_uniform_to_the_best(run):
@@ -136,7 +165,7 @@ def test_a_run_without_trials_has_no_report(tmp_path):
 @pytest.mark.parametrize("objectives", [["loss"], ["loss", "sparsity"], ["params", "loss", "sparsity"]])
 def test_the_front_is_drawn_for_any_objectives(tmp_path, objectives):
     run = make_run(tmp_path / "run", objectives=objectives)
-    plot_front(tmp_path / "front.png", run.trials(), run.front(), run.baselines, run.objectives)
+    plot_front(tmp_path / "front.png", run)
     assert min(size(tmp_path / "front.png")) > 300
 
 

@@ -103,7 +103,7 @@ def test_the_facts_are_those_of_the_whole_run(run):
             if abs(t.measurement.values["sparsity"] - uniform["sparsity"]) <= 0.005
         ]
         assert best["loss"] == min(among)
-        assert best["uniform"] == uniform["loss"]
+        assert (best["reference"], best["reference_loss"]) == ("uniform", uniform["loss"])
     lines = status_lines(facts)
     assert "used)" in lines["budget"]
     assert "25%" in lines["blocks"]

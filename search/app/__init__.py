@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.app.bench import Say, open_bench, plan, silent
 from secateur.search.app.evaluating import evaluate, tasks_in
 from secateur.search.app.exporting import export
+from secateur.search.app.pruning import prune
 from secateur.search.app.recovering import recover
 from secateur.search.app.searching import search
 from secateur.search.app.timing import compare_latency, measure_latency
@@ -32,6 +33,7 @@ __all__ = [
     "open_bench",
     "open_run",
     "plan",
+    "prune",
     "recover",
     "run",
     "search",

@@ -118,6 +118,25 @@ def open_bench(settings: Settings, say: Say = silent, table: LatencyTable | None
         raise UsageError(str(error)) from error
 
 
+def is_sequential(settings: Settings, asked: str | None = None) -> bool:
+    """Whether statistics of a block come from already pruned blocks when a model is pruned for good.
+
+    Args:
+        settings: of the search.
+        asked: ``sequential`` or ``dense``; None: as the settings say.
+
+    Raises:
+        UsageError: if it is asked for, and the space's methods take statistics of the dense model alone.
+    """
+    usual: str | None = getattr(settings.space, "calibration", None)
+    if usual is None and asked == "sequential":
+        raise UsageError(
+            f"Expected `--calibration dense` with the space {settings.space.kind}, whose statistics are the dense "
+            f"model's, got {asked}. Leave it out."
+        )
+    return (asked or usual) == "sequential"
+
+
 def check_content(view: Run, bench: Workbench) -> None:
     """See that a run's model and texts are those that it was searched with.
 

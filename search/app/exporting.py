@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.search.app.bench import Say, check_content, open_bench, silent
+from secateur.search.app.bench import Say, check_content, is_sequential, open_bench, silent
 from secateur.search.controller import Trial
 from secateur.search.objectives import TASK
 from secateur.search.run import Run, open_run
@@ -15,6 +15,9 @@ from secateur.spaces.measurement import Fidelity
 if TYPE_CHECKING:
     from secateur.evaluators.exporting import ExportSummary
 
+
+LEVELS = "levels"
+"""Directory in a run of what candidates are switched by."""
 
 RECORDED = ("kl", "ce", "latency_", TASK)
 """What an export's record says of the search: values whose names begin so."""
@@ -47,14 +50,16 @@ def export(
     from secateur.evaluators.exporting import export_candidate
 
     view = open_run(directory)
+    sequential = is_sequential(view.settings, calibration)
     bench = open_bench(view.settings, say, view.shape.latency)
     check_content(view, bench)
+    bench.levels = directory / LEVELS
     candidate = trial.measurement.candidate
     return export_candidate(
         bench,
         candidate,
         to,
-        sequential=(calibration or bench.plan.space.calibration) == "sequential",
+        sequential=sequential,
         seeds={"evaluator": bench.plan.seed, "search": view.settings.seed},
         searched=_as_searched(view, candidate, bench.plan.fidelities[-2:]),
         form=form,

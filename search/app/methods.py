@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from secateur.pruners.gradient_kinds import Kind
 
 Row = dict[str, str]
 
@@ -11,7 +15,7 @@ UNITS, OUTPUT, BLOCK = "KV group, channel", "output projection", "block"
 
 def method_rows() -> list[Row]:
     """A row a method: its name, the setting that names it, the unit that it works on, what it needs, its paper."""
-    return [*_of_weights(), *_of_units(), *_of_blocks()]
+    return [*_of_weights(), *_of_units(), *_of_blocks(), *_of_rules()]
 
 
 def _row(name: str, setting: str, unit: str, needs: str, summary: str, source: str) -> Row:
@@ -20,6 +24,8 @@ def _row(name: str, setting: str, unit: str, needs: str, summary: str, source: s
 
 
 def _of_weights() -> Iterator[Row]:
+    from secateur.pruners.block_reconstructions import BLOCK_RECONSTRUCTIONS
+    from secateur.pruners.mask_repairs import MASK_REPAIRS
     from secateur.pruners.methods import Method
     from secateur.pruners.metrics import METRICS
     from secateur.pruners.reconstructions import RECONSTRUCTIONS
@@ -27,10 +33,15 @@ def _of_weights() -> Iterator[Row]:
     for name, row in (METRICS | RECONSTRUCTIONS).items():
         method = Method(name)
         yield _row(name, "metric", "weight", _needs(method.needs, method.gradients), row.summary, row.paper)
+    for name, whole in BLOCK_RECONSTRUCTIONS.items():
+        yield _row(name, "metrics", "weight", _needs("gram"), whole.summary, whole.paper)
+    for name, repair in MASK_REPAIRS.items():
+        yield _row(name, "repairs", "weight", _needs(repair.needs), repair.summary, repair.paper)
 
 
 def _of_units() -> Iterator[Row]:
     from secateur.pruners.structure.importance import IMPORTANCES
+    from secateur.pruners.structure.kprune import STREAM_REPAIRS
     from secateur.pruners.structure.refit import REPAIRS
 
     for name, score in IMPORTANCES.items():
@@ -38,10 +49,13 @@ def _of_units() -> Iterator[Row]:
         yield _row(name, "importance", UNITS, needs, score.summary, score.paper)
     for name, repair in REPAIRS.items():
         yield _row(name, "repair", OUTPUT, _needs(repair.needs), repair.summary, repair.paper)
+    for name, stream in STREAM_REPAIRS.items():
+        yield _row(name, "repairs", OUTPUT, _needs("gram"), stream.summary, stream.paper)
 
 
 def _of_blocks() -> Iterator[Row]:
     from secateur.pruners.structure.depth import DEPTH
+    from secateur.pruners.structure.depth_repairs import DEPTH_REPAIRS
 
     flap = "groups and channels below one threshold in the whole model"
     yield _row("flap", "baselines", UNITS, _needs("moments"), flap, "https://arxiv.org/abs/2312.11983")
@@ -50,8 +64,28 @@ def _of_blocks() -> Iterator[Row]:
     for name, row in DEPTH.items():
         needs = _needs("data" if row.data else "nothing", row.gradients)
         yield _row(name, "baselines", BLOCK, needs, row.summary, row.paper)
+    for name, repair in DEPTH_REPAIRS.items():
+        needs = _needs("data" if repair.data else "nothing") + (", training" if repair.trains else "")
+        yield _row(name, "repairs", BLOCK, needs, repair.summary, repair.paper)
 
 
+def _of_rules() -> Iterator[Row]:
+    from secateur.spaces.recipe.rules import RULES
+
+    spread = {"weights": "weight", "structure": UNITS}
+    for name, row in RULES.items():
+        unit = ", ".join(spread[of] for of in spread if of in row.units)
+        needs = ", ".join(RULE_NEEDS[need] for need in sorted(row.needs)) or "nothing"
+        yield _row(name, "allocations", unit, needs, row.summary, row.paper)
+
+
+RULE_NEEDS = {
+    "scores": "the metric's scores",
+    "influence": "data",
+    "flap": "data",
+    "outliers": "data",
+    "profile": "a file",
+}
 DATA = {
     "nothing": (),
     "data": ("data",),
@@ -60,12 +94,13 @@ DATA = {
 }
 
 
-def _needs(inputs: str, gradients: Collection[str] = ()) -> str:
+def _needs(inputs: str, gradients: Collection[Kind] = ()) -> str:
     """In words; gradients with the memory that they take beside one window's work."""
-    from secateur.pruners.gradient_kinds import KINDS
+    from secateur.pruners.forward_kinds import FORWARD_KINDS, n_bytes
 
-    parts = [*DATA[inputs]]
+    parts = [*DATA[inputs], *(["data"] if gradients else [])]
+    memory = sum(map(n_bytes, gradients))
     if gradients:
-        n_bytes = sum(KINDS[kind].n_bytes for kind in KINDS if kind in gradients)
-        parts = [*dict.fromkeys([*parts, "data"]), f"gradients ({n_bytes} bytes a weight)"]
-    return ", ".join(parts) or "nothing"
+        what = "gradients" if {*gradients} - {*FORWARD_KINDS} else "forward passes"
+        parts.append(f"{what} ({memory} bytes a weight)" if memory else what)
+    return ", ".join(dict.fromkeys(parts)) or "nothing"

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.bench import Say, check_content, open_bench, silent
+from secateur.search.app.bench import Say, check_content, is_sequential, open_bench, silent
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.run import open_run
@@ -51,7 +51,7 @@ def recover(
     make = partial(
         RecoveryJob,
         bench.plan,
-        sequential=bench.plan.space.calibration == "sequential",
+        sequential=is_sequential(of),
         recipe=recipe,
         threads=getattr(of.executor, "threads", None),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.bench import Say, open_bench, plan, silent
+from secateur.search.app.exporting import LEVELS
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executor import Executor, measure_all
@@ -77,7 +78,7 @@ def search(
         with Study.open_or_create(directory, resolved(settings), about) as study:
             for warning in study.warnings:
                 say(warning)
-            levels = levels or directory / "levels"
+            levels = levels or directory / LEVELS
             _build_levels(bench, levels, say)
             study.name_baselines(_baselines(bench))  # some are known by now only
             controller = _controller(settings, bench)

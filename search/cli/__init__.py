@@ -13,7 +13,8 @@ import typer
 
 from secateur.search.cli.lists import doctor, list_
 from secateur.search.cli.models import evaluate, latency
-from secateur.search.cli.results import export, front, pick, recover, report
+from secateur.search.cli.recipes import prune, recipe
+from secateur.search.cli.results import export, front, order, pick, recover, report
 from secateur.search.cli.searching import dashboard, search, status
 from secateur.search.show.console import run_command
 
@@ -22,10 +23,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "front": front,
     "pick": pick,
     "export": export,
+    "recipe": recipe,
+    "prune": prune,
     "recover": recover,
     "status": status,
     "dashboard": dashboard,
     "report": report,
+    "order": order,
     "evaluate": evaluate,
     "latency": latency,
     "list": list_,

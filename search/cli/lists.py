@@ -12,7 +12,17 @@ from secateur.search.errors import UsageError, nearest
 from secateur.search.show.answers import show_facts
 from secateur.search.show.console import FAILED, show, show_json
 
-LISTED = ("spaces", "controllers", "evaluators", "methods", "metrics", "families", "formats", "executors")
+LISTED = (
+    "spaces",
+    "controllers",
+    "evaluators",
+    "methods",
+    "metrics",
+    "recipes",
+    "families",
+    "formats",
+    "executors",
+)
 
 
 def list_(

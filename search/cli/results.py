@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from secateur.search.choice import Bounds, choose, with_bounds
+from secateur.search.cli.exported import show_export
 from secateur.search.cli.options import Json, RunDir, TrialNumber
 from secateur.search.errors import UsageError
-from secateur.search.show.answers import one_line, open_display, show_facts, show_front
+from secateur.search.show.answers import open_display, show_facts, show_front
 from secateur.search.show.console import FAILED, show, show_json
 
 
@@ -26,18 +27,18 @@ def front(run: RunDir, json: Json = False) -> None:
 def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
     """The trial with the lowest loss within the bounds."""
     from secateur.search.run import open_run
-    from secateur.search.show.tables import Row, perplexity, row_json, shown
+    from secateur.search.show.tables import row_json, row_of
+    from secateur.search.show.values import perplexity, shown
 
     view = open_run(run)
     trial = choose(view, None, bounds)
     test = view.test_of(trial)
     if json:
-        document = row_json(Row(trial, test, "", on_front=False))
-        show_json({"run": str(run), **document, "sparsity_of": view.allocation(trial)})
+        show_json({"run": str(run), **row_json(row_of(view, trial)), "sparsity_of": view.allocation(trial)})
         return
-    values = {**trial.measurement.values, "ppl": perplexity(trial.measurement.values)}
+    values = {**view.values_of(trial), "ppl": perplexity(trial.measurement.values)}
     show(f"trial {trial.number}: {trial.measurement.candidate}")
-    facts = {name: shown(name, value) for name, value in values.items()}
+    facts = {name: shown(name, value, absent="–") for name, value in values.items()}
     if test is not None and test.infeasible is None:
         facts |= {
             "test loss": shown("loss", test.values["loss"]),
@@ -45,6 +46,19 @@ def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
         }
     show_facts(facts)
     show(f"\nNext:  secateur export {shlex.quote(str(run))} {trial.number} --to DIR")
+
+
+def order(run: RunDir, json: Json = False) -> None:
+    """The order in which a search removed whole sub-layers or blocks: a file for the allocation rule prefix."""
+    from secateur.search.removal_order import order_of
+    from secateur.search.run import open_run
+
+    lines = order_of(open_run(run))
+    if json:
+        show_json(lines)
+        return
+    for line in lines:
+        show("- {" + ", ".join(f"{name}: {value}" for name, value in line.items()) + "}")
 
 
 @with_bounds
@@ -90,12 +104,7 @@ def export(
     if json:
         show_json({**vars(summary), "directory": str(summary.directory), "trial": chosen.number})
         return
-    show(
-        f"trial {chosen.number} {'was there already' if summary.already else 'exported'}: {summary.directory}"
-    )
-    show_facts({where: one_line(values) for where, values in summary.measured.items()})
-    show_facts({name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in summary.checks.items()})
-    show(summary.label)
+    show_export(summary, f"trial {chosen.number}")
 
 
 @with_bounds

@@ -30,7 +30,7 @@ def show_front(run: Run, json: bool, more: Mapping[str, Any] | None = None) -> N
     """
     from rich.console import Console
 
-    from secateur.search.show.plots import plot_front
+    from secateur.search.show.front_plot import plot_front
     from secateur.search.show.tables import as_table, front_json, front_rows
 
     rows = front_rows(run)
@@ -40,7 +40,7 @@ def show_front(run: Run, json: bool, more: Mapping[str, Any] | None = None) -> N
         )
     picture = run.study.directory / "report" / "front.png"
     try:
-        plot_front(picture, run.trials(), run.front(), run.baselines, run.objectives)
+        plot_front(picture, run)
     except OSError as error:  # e.g. somebody else's run
         complain(f"{picture} was not written: {error.strerror}.", "warning")
     if json:
@@ -108,7 +108,7 @@ def watch_status(run: Path, every: float, json: bool) -> None:
 
 def one_line(values: Mapping[str, float]) -> str:
     """Values, and the perplexity that follows from them."""
-    from secateur.search.show.tables import perplexity, shown
+    from secateur.search.show.values import perplexity, shown
 
     found = {**values, "perplexity": perplexity(values)}
     names = {"perplexity": "ppl"}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.executors.registry import EXECUTORS
+from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.registry import SPACES
 
 Rows = list[dict[str, str]]
@@ -30,6 +31,9 @@ LISTS: dict[str, Callable[[], Rows]] = {
     "evaluators": lambda: [
         row("kl", "KL divergence to the dense model, nats per token; block by block, prefixes shared"),
         row("ce", "cross-entropy of the next token, nats per token; likewise"),
+    ],
+    "recipes": lambda: [
+        {"name": n, "unit": x.unit, "summary": x.summary, "source": x.paper} for n, x in KNOWN.items()
     ],
     "executors": lambda: [row(name, x.summary) for name, x in EXECUTORS.items()],
 }

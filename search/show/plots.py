@@ -1,4 +1,4 @@
-"""Pictures of a run: the front, the course of the search, an allocation. Colours as in Okabe and Ito (2008)."""
+"""Pictures of a run: the course of the search, an allocation, formulas. Colours as in Okabe and Ito (2008)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.search.controller import Trial
-from secateur.search.objectives import objective
-from secateur.search.show.tables import scaled
+from secateur.search.show.values import scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,58 +51,6 @@ def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure.savefig(path, dpi=160, metadata={"Software": "Secateur"})
 
 
-def plot_front(
-    path: Path,
-    trials: Sequence[Trial],
-    front: Sequence[Trial],
-    baselines: Mapping[str, Trial],
-    objectives: Sequence[str],
-) -> None:
-    """The first objective against the second: all trials, the front, the baselines.
-
-    With one objective it is shown against the sparsity.
-
-    Args:
-        path: of the PNG.
-        trials: feasible ones at one fidelity.
-        front: those of them on the front.
-        baselines: by name.
-        objectives: names in `OBJECTIVES`.
-    """
-    y, x = objectives[0], objectives[1] if len(objectives) > 1 else "sparsity"
-    pruned = [t for t in trials if t.number not in {b.number for b in baselines.values()}]
-    uniform = [t for name, t in baselines.items() if name != "dense"]
-    dense = baselines.get("dense")
-    with figure_at(path, 8, 5) as figure:
-        axes = figure.add_subplot()
-        _label(axes, x, y)
-        is_log = _scale(axes, [_value(t, y) for t in [*pruned, *uniform]])
-        floor = min((_value(t, y) for t in [*pruned, *uniform] if _value(t, y) > 0), default=0.0) / LOG_FROM
-        ordered = sorted(front, key=lambda trial: _value(trial, x))
-        drawn = [t for t in ordered if not is_log or _value(t, y) > floor]
-        _scatter(axes, pruned, x, y, "trials", s=22, color=GREY, alpha=0.5, linewidths=0)
-        axes.plot(*_xy(drawn, x, y), color=BLUE, lw=1.4, marker="o", ms=5, label="front", zorder=4)
-        _scatter(
-            axes,
-            uniform,
-            x,
-            y,
-            "baselines",
-            s=110,
-            facecolors="none",
-            edgecolors=VERMILLION,
-            marker="D",
-            lw=1.8,
-        )
-        if dense is not None and is_log and _value(dense, y) <= floor:
-            at = f"{_tick(x, _value(dense, x))} {objective(x).label}"
-            axes.plot([], [], " ", label=f"(dense: loss {_value(dense, y):.4f} at {at})")
-        elif dense is not None:
-            _scatter(axes, [dense], x, y, "dense", s=110, color=INK, marker="*", zorder=5)
-        axes.set_title(f"{objective(y).label.capitalize()} against {objective(x).label}")
-        axes.legend(loc="best")
-
-
 def plot_course(
     path: Path,
     losses: Mapping[str, Sequence[tuple[int, float]]],
@@ -131,7 +77,7 @@ def plot_course(
             name = f"{_percent(label)}: {values[-1]:.3g}"
             left.step(tokens, shown, where="post", color=color, lw=1.8, label=name)
             left.plot(tokens[:-1], shown[:-1], "o", color=color, ms=3.5)
-        unit = "relative to uniform" if relative else "nats/token"
+        unit = "relative to the baseline" if relative else "nats/token"
         left.set(xlabel="tokens evaluated for the search", ylabel=f"best loss so far ({unit})")
         left.xaxis.set_major_formatter(lambda value, _: scaled(value))
         left.set_title("Best loss of each budget")
@@ -249,42 +195,9 @@ def _annotate(axes: Axes, grid: Array, middle: float) -> None:
             )
 
 
-def _value(trial: Trial, name: str) -> float:
-    return trial.measurement.values[name]
-
-
-def _xy(trials: Sequence[Trial], x: str, y: str) -> tuple[list[float], list[float]]:
-    return [_value(t, x) for t in trials], [_value(t, y) for t in trials]
-
-
-def _scatter(axes: Axes, trials: Sequence[Trial], x: str, y: str, label: str, **style: Any) -> None:
-    axes.scatter(*_xy(trials, x, y), label=label, **style)
-
-
-def _label(axes: Axes, x: str, y: str) -> None:
-    names = {name: objective(name) for name in (x, y)}
-    texts = {n: o.label + (f" ({o.unit})" if o.unit and o.unit != o.label else "") for n, o in names.items()}
-    axes.set(xlabel=texts[x], ylabel=texts[y])
-    axes.xaxis.set_major_formatter(lambda value, _: _tick(x, value))
-
-
-def _tick(name: str, value: float) -> str:
-    return f"{value:.0%}" if name == "sparsity" else scaled(value)
-
-
 def _percent(label: str) -> str:
     """A budget's label, ``0.6``, as ``60%``."""
     try:
         return f"{float(label):.4g}" if float(label) > 1 else f"{float(label) * 100:.4g}%"
     except ValueError:
         return label
-
-
-def _scale(axes: Axes, values: Sequence[float]) -> bool:
-    """A logarithmic y axis with plain numbers if the values span orders of magnitude; whether they do."""
-    positive = [value for value in values if value > 0]
-    if not positive or max(positive) / min(positive) < LOG_FROM:
-        return False
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    return True

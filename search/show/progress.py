@@ -82,9 +82,21 @@ class Progress:
         }
 
     def best(self) -> dict[str, dict[str, Any]]:
-        """The trial with the best loss of each budget, and the uniform one's loss."""
-        known = references(self._baselines)
-        return {label: _beside(t, known[label]) for label, t in self._best.items()}
+        """The trial with the best loss of each budget, beside the baseline that it is compared with.
+
+        ``{"0.6": {"trial": 17, "loss": ..., "reference": "uniform", "reference_loss": ...}}``.
+        """
+        names = references(self._baselines)
+        return {label: self._beside(t, names[label]) for label, t in self._best.items()}
+
+    def _beside(self, trial: Trial, name: str) -> dict[str, Any]:
+        beside = self._baselines[name].measurement.values["loss"]
+        return {
+            "trial": trial.number,
+            "loss": trial.measurement.values["loss"],
+            "reference": name.rpartition("@")[0],
+            "reference_loss": beside,
+        }
 
     def hypervolume(self) -> float | None:
         """Of the front, see `hypervolume_series`."""
@@ -93,8 +105,3 @@ class Progress:
             trials.values(), self.settings.objectives, set(self._names), self._fidelity
         )
         return series[-1][1] if series else None
-
-
-def _beside(trial: Trial, uniform: Trial) -> dict[str, Any]:
-    losses = {"loss": trial.measurement.values["loss"], "uniform": uniform.measurement.values["loss"]}
-    return {"trial": trial.number, **losses}

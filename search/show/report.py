@@ -16,23 +16,14 @@ from secateur.search.errors import UsageError
 from secateur.search.front import hypervolume_series
 from secateur.search.mirror.address import masked
 from secateur.search.run import Run
-from secateur.search.show.display import duration
+from secateur.search.show.front_plot import plot_front
 from secateur.search.show.overlap import overlap_table
-from secateur.search.show.plots import plot_allocation, plot_course, plot_front, plot_typeset
+from secateur.search.show.plots import plot_allocation, plot_course, plot_typeset
 from secateur.search.show.reasons import grouped
 from secateur.search.show.screening import plot_screening, screened, screening_section
 from secateur.search.show.summary import summary
-from secateur.search.show.tables import (
-    Row,
-    caption,
-    columns,
-    front_rows,
-    loss_words,
-    outlook,
-    perplexity,
-    scaled,
-    shown,
-)
+from secateur.search.show.tables import Row, caption, columns, front_rows, loss_words, outlook
+from secateur.search.show.values import duration, perplexity, scaled, shown
 from secateur.search.yaml_file import dump_yaml
 
 DIRECTORY = "report"
@@ -60,7 +51,8 @@ def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
         )
     trial = trial or _middle(run)
     directory = run.study.directory / DIRECTORY
-    names = ("front", "course", "candidate", *(["screening"] if screened(run).numbers else []))
+    drawn = ("candidate",) if not run.space.shown_as or _typeset(run) else ()
+    names = ("front", "course", *drawn, *(["screening"] if screened(run).numbers else []))
     pictures = {name: directory / f"{name}.png" for name in names}
     _draw(run, trial, pictures)
     page = directory / "index.html"
@@ -78,7 +70,7 @@ def _middle(run: Run) -> Trial:
 def _draw(run: Run, trial: Trial, pictures: Mapping[str, Path]) -> None:
     study, baselines = run.study, run.baselines
     feasible = {name: t for name, t in baselines.items() if t.measurement.infeasible is None}
-    plot_front(pictures["front"], run.trials(), run.front(), feasible, run.objectives)
+    plot_front(pictures["front"], run)
     losses = loss_series(study.trials, run.fidelity, budgets(feasible))
     texts = set(study.about.baselines.values())
     volumes = hypervolume_series(study.trials, run.objectives, texts, run.fidelity)
@@ -87,6 +79,8 @@ def _draw(run: Run, trial: Trial, pictures: Mapping[str, Path]) -> None:
     plot_course(pictures["course"], losses, volumes, study.spent.tokens)
     if "screening" in pictures:
         plot_screening(pictures["screening"], screened(run))
+    if "candidate" not in pictures:
+        return
     if run.space.shown_as:
         plot_typeset(pictures["candidate"], _typeset(run))
         return
@@ -126,17 +120,21 @@ def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Pa
         screening=_screening(run, pictures.get("screening")),
         trial=trial.number,
         trial_text=_trial_text(run, trial),
-        candidate_picture=_image(
-            pictures["candidate"],
-            f"The best of each {run.space.shown_as}"
-            if run.space.shown_as
-            else "Share of each linear that is removed, and the mean of each block",
-        ),
+        candidate_picture=_candidate(run, trial, pictures.get("candidate")),
         overlap=overlap_table(run),
         method=_facts_table(_method(run)),
         failures=_failures(facts["infeasible"]),
         settings=escape(masked(dump_yaml(dict(run.study.settings)))),
     )
+
+
+def _candidate(run: Run, trial: Trial, picture: Path | None) -> str:
+    """What the trial is: drawn, or where that can't be, its plain configuration."""
+    if picture is None:
+        config = run.space.config(run.space.parse(trial.measurement.candidate))
+        return f"<pre>{escape(dump_yaml(dict(config)))}</pre>"
+    of_linears = "Share of each linear that is removed, and the mean of each block"
+    return _image(picture, f"The best of each {run.space.shown_as}" if run.space.shown_as else of_linears)
 
 
 def _numbers(facts: Mapping[str, Any]) -> str:
@@ -154,8 +152,9 @@ def _numbers(facts: Mapping[str, Any]) -> str:
         "hypervolume (1 = the baselines' box)": "–" if volume is None else f"{volume:.3f}",
     }
     for label, best in facts["best"].items():
-        if best["uniform"] > 0:
-            cards[f"the loss of uniform, at sparsity {label}"] = f"{best['loss'] / best['uniform']:.2f} ×"
+        if best["reference_loss"] > 0:
+            name = f"the loss of {best['reference']}, at sparsity {label}"
+            cards[name] = f"{best['loss'] / best['reference_loss']:.2f} ×"
     return "\n".join(
         f'<div class="number"><b>{escape(number)}</b><span>{escape(text)}</span></div>'
         for text, number in cards.items()

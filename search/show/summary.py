@@ -8,10 +8,9 @@ from typing import Any
 from secateur.search.lock import writer_of
 from secateur.search.notes import notes_line
 from secateur.search.run import Run
-from secateur.search.show.display import duration
 from secateur.search.show.progress import Progress
 from secateur.search.show.reasons import grouped
-from secateur.search.show.tables import shown
+from secateur.search.show.values import duration, shown
 
 MOST_REASONS = 6
 
@@ -58,7 +57,7 @@ def status_lines(facts: Mapping[str, Any]) -> dict[str, str]:
     lines["counted"] = notes_line(facts["notes"])
     for label, best in facts["best"].items():
         lines[f"best at {label}"] = (
-            f"loss {shown('loss', best['loss'])} (trial {best['trial']}); uniform {shown('loss', best['uniform'])}"
+            f"loss {shown('loss', best['loss'])} (trial {best['trial']}); {_beside(best)}"
         )
     for reason, n in _failures(facts)[:MOST_REASONS]:
         name = f"{n:,} infeasible"
@@ -71,8 +70,7 @@ def status_line(facts: Mapping[str, Any]) -> str:
     spent = facts["spent"]
     n_blocks = spent["blocks"] + spent["blocks_saved"]
     losses = [
-        f"{shown('loss', best['loss'])} at {label} (uniform {shown('loss', best['uniform'])})"
-        for label, best in facts["best"].items()
+        f"{shown('loss', best['loss'])} at {label} ({_beside(best)})" for label, best in facts["best"].items()
     ]
     failures = _failures(facts)[:MOST_REASONS]
     parts = [
@@ -85,6 +83,11 @@ def status_line(facts: Mapping[str, Any]) -> str:
         f"infeasible: {', '.join(f'{n} {reason!r}' for reason, n in failures)}" if failures else "",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _beside(best: Mapping[str, Any]) -> str:
+    """The baseline that the best trial of a budget is compared with, and its loss."""
+    return f"{best['reference']} {shown('loss', best['reference_loss'])}"
 
 
 def _failures(facts: Mapping[str, Any]) -> list[tuple[str, int]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.course import budget_of, budgets, references
 from secateur.search.objectives import objective
+from secateur.search.show.values import perplexity, shown
 from secateur.spaces.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -27,17 +27,24 @@ class Row:
 
     Args:
         trial: at the search's largest fidelity.
+        values: of the trial; None where the candidate has no such cost.
         test: the same candidate on the test part, if it was measured there.
+        recovered: the same candidate after training, on the test part, if there is one.
         note: name of a baseline, or how the trial compares with the one of its budget.
         on_front: False for a baseline that is shown beside the front.
-        recovered: the same candidate after training, on the test part, if there is one.
     """
 
     trial: Trial
+    values: Mapping[str, float | None]
     test: Measurement | None
-    note: str
-    on_front: bool
-    recovered: Measurement | None = None
+    recovered: Measurement | None
+    note: str = ""
+    on_front: bool = False
+
+
+def row_of(run: Run, trial: Trial, note: str = "", *, on_front: bool = False) -> Row:
+    """The line of one trial."""
+    return Row(trial, run.values_of(trial), run.test_of(trial), run.recovered_of(trial), note, on_front)
 
 
 def front_rows(run: Run) -> list[Row]:
@@ -49,8 +56,7 @@ def front_rows(run: Run) -> list[Row]:
     rows = []
     for trial in [*front, *others]:
         note = names.get(trial.number) or _compared(trial, run.baselines, known)
-        on = trial.number in on_front
-        rows.append(Row(trial, run.test_of(trial), note, on, run.recovered_of(trial)))
+        rows.append(row_of(run, trial, note, on_front=trial.number in on_front))
     return rows
 
 
@@ -63,22 +69,16 @@ def _compared(trial: Trial, baselines: Mapping[str, Trial], known: Mapping[str, 
     label = budget_of(trial, known)
     if label is None:
         return ""
-    reference = references(baselines)[label]
-    name = next(name for name, baseline in baselines.items() if baseline is reference)
-    loss = reference.measurement.values["loss"]
+    name = references(baselines)[label]
+    loss = baselines[name].measurement.values["loss"]
     return f"{trial.measurement.values['loss'] / loss:.2f}x the loss of {name}" if loss > 0 else ""
-
-
-def perplexity(values: Mapping[str, float]) -> float | None:
-    """``exp(ce)``, or None where there is no ce."""
-    return math.exp(min(values["ce"], 700.0)) if "ce" in values else None
 
 
 def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
     """Heading and content of each column of the front's table."""
 
     def value(name: str) -> Callable[[Row], str]:
-        return lambda row: shown(name, row.trial.measurement.values[name])
+        return lambda row: shown(name, row.values[name], absent="–")
 
     def test(name: str) -> Callable[[Row], str]:
         return lambda row: "" if row.test is None else shown(name, row.test.values.get(name))
@@ -88,7 +88,7 @@ def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
 
     rows = front_rows(run)
     names = [*run.objectives, *(n for n in ("sparsity",) if n not in run.objectives)]
-    known = [n for n in names if all(n in row.trial.measurement.values for row in rows)]
+    known = [n for n in names if all(n in row.values for row in rows)]
     found: list[tuple[str, Callable[[Row], str]]] = [("trial", lambda row: str(row.trial.number))]
     found += [(objective(name).label, value(name)) for name in known]
     found.append(("perplexity", lambda row: shown("ppl", perplexity(row.trial.measurement.values))))
@@ -99,7 +99,7 @@ def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
     if any(row.recovered for row in rows):
         found.append(("test loss, recovered", recovered))
     if run.space.shown_as:
-        found.append((run.space.shown_as, lambda row: row.trial.measurement.candidate))
+        found.append((run.space.shown_as, lambda row: row.trial.measurement.candidate.replace(" | ", "\n")))
     return [*found, ("", lambda row: row.note)]
 
 
@@ -112,7 +112,8 @@ def as_table(run: Run, rows: Sequence[Row]) -> Table:
     table.caption_justify, table.caption_style = "left", "dim"
     cells = columns(run)
     for heading, _ in cells:
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=bool(heading))
+        is_text = heading in ("", run.space.shown_as)
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text)
     n_front = sum(row.on_front for row in rows)
     for i, row in enumerate(rows):
         texts = [Text(cell(row)) for _, cell in cells]  # as they are, not as markup
@@ -169,7 +170,7 @@ def row_json(row: Row) -> dict[str, Any]:
     return {
         "trial": row.trial.number,
         "candidate": m.candidate,
-        "values": dict(m.values),
+        "values": dict(row.values),
         "perplexity": perplexity(m.values),
         "test": None if test is None else {**test.values, "perplexity": perplexity(test.values)},
         "recovered": _recovered_json(row.recovered),
@@ -179,34 +180,3 @@ def row_json(row: Row) -> dict[str, Any]:
 
 def _recovered_json(m: Measurement | None) -> dict[str, float | None] | None:
     return None if m is None else {**m.values, "perplexity": perplexity(m.values)}
-
-
-def shown(name: str, value: float | None) -> str:
-    """A value for people, by the name of what it is; empty if there is none."""
-    return "" if value is None else _FORMATS.get(name.partition(":")[0], _plain)(value)
-
-
-def _plain(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
-
-
-def scaled(value: float, unit: str = "") -> str:
-    """Three or four digits with a decimal prefix, e.g. ``4.215 M``."""
-    for power, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= power:
-            return f"{value / power:.4g} {prefix}{unit}"
-    return f"{value:.4g} {unit}".strip()
-
-
-_FORMATS: dict[str, Callable[[float], str]] = {
-    "nodes": lambda value: f"{value:.0f}",
-    "sparsity": lambda value: f"{value:.1%}",
-    "params": scaled,
-    "macs": scaled,
-    "size_bytes": lambda value: scaled(value, "B"),
-    "kv_bytes": lambda value: scaled(value, "B"),
-    "latency_prefill": lambda value: f"{value:.4g} ms",
-    "latency_decode": lambda value: f"{value:.4g} ms",
-    "task": lambda value: f"{value:.1%}",
-    "ppl": lambda value: f"{value:.2f}" if value < 1e5 else f"{value:.3g}",
-}

@@ -57,9 +57,10 @@ class Folder:
 
 
 def describe(directory: Path) -> Folder:
-    """The folder in a directory; hidden files are no part of it."""
-    found = sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("."))
-    files = [_file(path, path.relative_to(directory).as_posix()) for path in found]
+    """The folder in a directory; what is hidden, or in a hidden directory, is no part of it."""
+    found = sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    seen = [path for path in found if not any(part.startswith(".") for part in path.parts)]
+    files = [_file(directory / path, path.as_posix()) for path in seen]
     return Folder(str(directory.resolve()), tuple(files))
 
 

@@ -1,0 +1,1 @@
+"""Which windows of which texts methods calibrate on."""

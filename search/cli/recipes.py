@@ -1,0 +1,77 @@
+"""Commands about recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.search.choice import Bounds, choose, with_bounds
+from secateur.search.cli.exported import show_export
+from secateur.search.cli.options import Json, Options, RunDir, TrialNumber
+from secateur.search.errors import UsageError
+from secateur.search.option_groups import LOADING, MEASURING, with_group
+from secateur.search.show.answers import open_display
+from secateur.search.show.console import show, show_json
+
+
+@with_bounds
+def recipe(
+    run: RunDir,
+    trial: TrialNumber = None,
+    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: print it.")] = None,
+    *,
+    json: Json = False,
+    bounds: Bounds,
+) -> None:
+    """A trial of a search over recipes as a file that `secateur prune` runs on any model; default: of lowest loss."""
+    from secateur.search.recipe_file import best_of, recipe_of, written
+    from secateur.search.run import open_run
+
+    view = open_run(run)
+    asked = trial is not None or any(bounds.values())
+    chosen = choose(view, trial, bounds) if asked else best_of(view)
+    text = written(view, chosen)
+    if to is not None:
+        if to.exists():
+            raise UsageError(f"Expected a new file, got {to}, which is there already. Name another one.")
+        to.write_text(text, encoding="utf-8")
+    if json:
+        document = recipe_of(view, chosen).model_dump(mode="json")
+        show_json({"run": str(run), "trial": chosen.number, **document, "file": to and str(to)})
+    else:
+        show(text.rstrip() if to is None else f"trial {chosen.number}: {to}")
+
+
+@with_group("measuring", MEASURING)
+@with_group("loading", LOADING)
+def prune(
+    model: Annotated[str, typer.Argument(help="tiny, a hub id, a directory or a .gguf file.")],
+    recipe: Annotated[
+        str, typer.Option(metavar="FILE|NAME", help="A file, or a name of `secateur list recipes`.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="New or empty directory for the model.")],
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share that goes; default: as the file says.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Text that a known recipe calibrates on; default: docs.")
+    ] = None,
+    form: Annotated[str | None, typer.Option("--format", help="See `secateur list formats`.")] = None,
+    json: Json = False,
+    *,
+    measuring: Options,
+    loading: Options,
+) -> None:
+    """Prune a model by a recipe, measure it, and write a directory that stock transformers loads."""
+    from secateur.search import app as rooms
+    from secateur.search.recipe_file import open_recipe
+
+    file = open_recipe(recipe, sparsity, calibration)
+    with open_display() as display:
+        summary = rooms.prune(file, model, to, **measuring, form=form, loading=loading, say=display.say)
+    if json:
+        show_json({**vars(summary), "directory": str(summary.directory), "recipe": file.recipe})
+    else:
+        show_export(summary, "model")

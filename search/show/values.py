@@ -1,0 +1,49 @@
+"""Numbers for people: as many digits as say something, with their units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+
+def perplexity(values: Mapping[str, float]) -> float | None:
+    """``exp(ce)``, or None where there is no ce."""
+    return math.exp(min(values["ce"], 700.0)) if "ce" in values else None
+
+
+def shown(name: str, value: float | None, absent: str = "") -> str:
+    """A value for people, by the name of what it is; `absent` if there is none."""
+    return absent if value is None else _FORMATS.get(name.partition(":")[0], _plain)(value)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def scaled(value: float, unit: str = "") -> str:
+    """Three or four digits with a decimal prefix, e.g. ``4.215 M``."""
+    for power, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= power:
+            return f"{value / power:.4g} {prefix}{unit}"
+    return f"{value:.4g} {unit}".strip()
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, e.g. ``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "nodes": lambda value: f"{value:.0f}",
+    "sparsity": lambda value: f"{value:.1%}",
+    "params": scaled,
+    "macs": scaled,
+    "size_bytes": lambda value: scaled(value, "B"),
+    "kv_bytes": lambda value: scaled(value, "B"),
+    "latency_prefill": lambda value: f"{value:.4g} ms",
+    "latency_decode": lambda value: f"{value:.4g} ms",
+    "task": lambda value: f"{value:.1%}",
+    "ppl": lambda value: f"{value:.2f}" if value < 1e5 else f"{value:.3g}",
+}

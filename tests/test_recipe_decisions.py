@@ -1,0 +1,193 @@
+"""What recipes come to on a small model: every known one becomes weights, by reference, that cost what it says."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from secateur.evaluators.block_shapes import block_shapes
+from secateur.evaluators.calibration.pool import build_pools
+from secateur.evaluators.recipes.basis import Basis
+from secateur.evaluators.recipes.decision import DENSE
+from secateur.evaluators.recipes.switcher import RecipeSwitcher
+from secateur.evaluators.switching import InfeasibleError
+from secateur.pruners import calibration_statistics
+from secateur.pruners.families.discover import dissect
+from secateur.pruners.families.shape import describe
+from secateur.pruners.methods import Method
+from secateur.pruners.prune import count_zeros, prune
+from secateur.pruners.statistics_cache import StatisticsCache
+from secateur.spaces.cost import ModelShape
+from secateur.spaces.recipe.form import completed
+from secateur.spaces.recipe.known import KNOWN
+from tests.models import random_tokens, small_llama
+from tests.structures import take_few_passes
+
+CALIBRATION = {"sources": {"calibration": 1}, "samples": 4, "length": 32}
+TOKENS = random_tokens(2, 16, seed=7)
+
+
+def config(unit, sparsity=0.3, **changes):
+    return completed({"unit": unit, "sparsity": sparsity, "calibration": CALIBRATION, **changes})
+
+
+def known(name, sparsity=0.3):
+    return config(KNOWN[name].unit, sparsity, **KNOWN[name].form)
+
+
+class Case:
+    """A random model of four blocks, dense between tests, with a switcher of each unit."""
+
+    def __init__(self, directory: Path) -> None:
+        self.model = small_llama(n_layers=4)
+        self.anatomy = dissect(self.model)
+        dense = describe(self.anatomy)
+        self.shape = ModelShape(
+            dense.n_params,
+            4,
+            dense.macs_per_token(8),
+            dense.kv_bytes_per_token,
+            block_shapes(self.anatomy, 8, 4),
+        )
+        pools = build_pools(self.anatomy, {"calibration": random_tokens(1, 512, seed=5)[0]}, look=True)
+        cache = StatisticsCache(directory)
+        self.basis = Basis(self.anatomy, "toy", pools, cache, self.shape, seed=0, damp=0.01)
+        self.switchers = {
+            unit: RecipeSwitcher(self.basis, unit) for unit in ("weights", "structure", "blocks")
+        }
+        self.dense = self.logits()
+        self.pointers = self.state()
+
+    def logits(self) -> torch.Tensor:
+        with torch.no_grad():
+            return self.model(TOKENS, use_cache=False).logits
+
+    def state(self):
+        return {name: (p.data_ptr(), p.shape) for name, p in self.model.named_parameters()}
+
+    def switched(self, wanted):
+        """Logits of the model that a recipe makes, number of parameters, zeros; the model is dense afterwards."""
+        switcher = self.switchers[wanted["unit"]]
+        try:
+            for block, key in enumerate(switcher.keys(wanted)):
+                switcher.apply(block, key)
+            n_params = sum(p.numel() for p in self.model.parameters())
+            return self.logits(), n_params, sum(count_zeros(self.anatomy).values())
+        finally:
+            switcher.restore()
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return Case(tmp_path_factory.mktemp("statistics"))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_known_recipe_becomes_weights_that_cost_what_it_says(case, monkeypatch, name):
+    take_few_passes(monkeypatch)
+    wanted = known(name)
+    logits, n_params, n_zeros = case.switched(wanted)
+    costs = case.switchers[wanted["unit"]].cost(wanted)
+    assert not torch.equal(logits, case.dense)
+    assert costs["params"] == n_params - n_zeros
+    assert costs["sparsity"] == pytest.approx(0.3, abs=0.06)  # a block is a quarter
+    assert torch.equal(case.logits(), case.dense)
+    assert case.state() == case.pointers  # the same tensors, and no parameter more
+
+
+@pytest.mark.parametrize(
+    ("unit", "repair"),
+    [
+        *product(["weights"], ["bias", "obs", "admm"]),
+        *product(["structure"], ["bias", "refit", "liar", "admm", "kprune"]),
+    ],
+)
+def test_repairs_change_weights_and_keys_but_not_what_goes(case, unit, repair):
+    plain, repaired = config(unit), config(unit, repair=repair)
+    switcher = case.switchers[unit]
+    one, other = switcher.decide(plain), switcher.decide(repaired)
+    assert one.kept == other.kept
+    assert one.sparsity == other.sparsity
+    assert all(a != b for a, b in zip(one.keys, other.keys, strict=True))
+    (logits, n_params, n_zeros), (_, n_plain, _) = case.switched(repaired), case.switched(plain)
+    assert not torch.equal(logits, case.switched(plain)[0])
+    n_biases = {"bias": True, "liar": True}.get(repair, False)
+    assert (n_params > n_plain) == n_biases
+    assert other.costs["params"] == n_params - n_zeros
+    assert case.state() == case.pointers
+
+
+def test_wanda_is_what_the_space_of_allocations_does(case, tmp_path):
+    wanted = known("wanda", 0.5)
+    tokens = case.basis.sample(wanted["calibration"]).tokens
+    reference = small_llama(n_layers=4)
+    linears = {linear.name: 0.5 for linear in case.anatomy.linears}
+    prune(dissect(reference), linears, Method("wanda"), tokens, sequential=False)
+    with torch.no_grad():
+        expected = reference(TOKENS, use_cache=False).logits
+    assert torch.equal(case.switched(wanted)[0], expected)
+
+
+def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch, tmp_path):
+    passes = []
+    for name in ("walk_dense", "collect_gradients"):
+        real = getattr(calibration_statistics, name)
+        counted = lambda *a, name=name, real=real, **k: (passes.append(name), real(*a, **k))[1]  # noqa: E731
+        monkeypatch.setattr(calibration_statistics, name, counted)
+    basis = Basis(
+        case.anatomy, "toy", case.basis.pools, StatisticsCache(tmp_path), case.shape, seed=0, damp=0.01
+    )
+    switcher = RecipeSwitcher(basis, "structure")
+    blend = {"name": "blend", "order": "mixed", "magnitude": 0.5, "activation": 1}
+    switcher.keys(config("structure", metric=blend))
+    assert sorted(passes) == ["collect_gradients", "walk_dense"]
+    for metric in ({**blend, "angle": 0.1}, {**blend, "norm": 2}, "wanda_sp", "llm_pruner_first", "taylor"):
+        switcher.keys(config("structure", metric=metric))
+    switcher.keys(config("structure", allocation="flap", repair="bias"))
+    assert len(passes) == 2
+    other = RecipeSwitcher(
+        Basis(case.anatomy, "toy", case.basis.pools, StatisticsCache(tmp_path), case.shape, 0, 0.01),
+        "structure",
+    )
+    other.keys(config("structure", metric=blend))  # another process, for all that it knows
+    assert len(passes) == 2
+    switcher.keys(config("structure", metric=blend, calibration={**CALIBRATION, "subset": 1}))
+    assert len(passes) == 4
+
+
+def test_equal_masks_have_equal_keys_whatever_they_come_from(case):
+    switcher = case.switchers["weights"]
+    magnitude = known("magnitude")
+    blend = {"name": "blend", "magnitude": 2, "activation": 0, "comparison": "layer"}
+    assert switcher.keys(magnitude) == switcher.keys(config("weights", metric=blend))
+    assert switcher.keys(magnitude) != switcher.keys(known("wanda"))
+
+
+def test_what_is_protected_stays_dense(case, tmp_path):
+    basis = Basis(
+        case.anatomy,
+        "toy",
+        case.basis.pools,
+        case.basis.cache,
+        case.shape,
+        seed=0,
+        damp=0.01,
+        protect=["model.layers.1.*"],
+    )
+    for unit in ("weights", "structure", "blocks"):
+        keys = RecipeSwitcher(basis, unit).keys(config(unit))
+        assert keys[1] == DENSE
+        assert any(key != DENSE for key in keys)
+
+
+def test_what_cannot_be_is_infeasible_with_its_reason(case):
+    with pytest.raises(InfeasibleError, match="at least 64 windows of 32"):
+        case.switchers["weights"].keys(config("weights", calibration={**CALIBRATION, "samples": 64}))
+    with pytest.raises(InfeasibleError, match="sparsity"):
+        case.switchers["structure"].keys(config("structure", 0.9, allocation="cfsp"))
+    with pytest.raises(InfeasibleError, match="whole blocks"):
+        case.switchers["blocks"].keys(config("blocks", 0.05))
+    assert torch.equal(case.logits(), case.dense)
