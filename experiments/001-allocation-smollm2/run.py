@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import time
 from pathlib import Path
 
 from secateur.search import app
-from secateur.search.controller import Trial
-from secateur.search.loop import Outcome
-from secateur.search.settings import Budget, load_settings
-from secateur.search.study import Spent
+from secateur.search.settings import load_settings
+from secateur.search.show.lines import Lines
 
 HERE = Path(__file__).parent
 EVOLUTION = ["controller.kind=evolution", "controller.offspring=8", "controller.survivors=[2]"]
@@ -29,29 +26,6 @@ ARMS = {
     "both": [*EVOLUTION, "controller.start=sensitivity", f"controller.sensitivity.levels={LEVELS}"],
 }
 SEEDED = {"evolution", "both"}
-
-
-class Log:
-    """A line for each round."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._best, self._started = name, float("inf"), time.process_time()
-
-    def on_start(self, n_known: int, budget: Budget) -> None:
-        print(f"{self._name}: {n_known} measurements known, budget {budget}", flush=True)
-
-    def on_trials(self, trials: list[Trial], spent: Spent) -> None:
-        found = [m.values["loss"] for m in (t.measurement for t in trials) if m.fidelity.n_tokens == 2048]
-        self._best = min([self._best, *(loss for loss in found if loss > 0.01)])
-        cpu = time.process_time() - self._started
-        print(f"{self._name}: {spent.tokens} tokens, best {self._best:.4f}, {cpu:.0f} CPU s", flush=True)
-
-    def on_end(self, outcome: Outcome) -> None:
-        print(f"{self._name}: {outcome}", flush=True)
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def main() -> None:
@@ -74,7 +48,15 @@ def main() -> None:
             if arm == "both" and not directory.exists():
                 shutil.copytree(args.runs / "sensitivity-0", directory, symlinks=True)
             settings = load_settings(HERE / "config.yaml", [*common, *ARMS[arm], f"seed={seed}"])
-            app.search(settings, directory, observers=[Log(name)], say=say, levels=args.runs / "levels")
+            lines = Lines(name, settings)
+            app.search(
+                settings,
+                directory,
+                observers=[lines],
+                say=lines.say,
+                on_ready=lines.on_ready,
+                levels=args.runs / "levels",
+            )
 
 
 if __name__ == "__main__":

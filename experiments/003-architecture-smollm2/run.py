@@ -3,20 +3,18 @@
     python run.py RUNS --text FILE [--arms ...] [--seeds 0 1 2] [--model DIR] [--tokens N]
 
 All arms share one level store. The baselines of every run are the dense model, the uniform one, FLAP's allocation and
-ShortGPT's blocks. `front` is one search for budgets from 5 to 40 % of the blocks' parameters.
+ShortGPT's blocks. `front` is one search for budgets from 5 to 40 % of the blocks' parameters, with latencies predicted
+from a table that `secateur latency MODEL --threads 1 --clock cpu` has measured before.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 from secateur.search import app
-from secateur.search.controller import Trial
-from secateur.search.loop import Outcome
-from secateur.search.settings import Budget, load_settings
-from secateur.search.study import Spent
+from secateur.search.settings import load_settings
+from secateur.search.show.lines import Lines
 
 HERE = Path(__file__).parent
 EVOLUTION = ["controller.kind=evolution", "controller.offspring=8", "controller.survivors=[2]"]
@@ -35,32 +33,11 @@ ARMS = {
         "space.target={low: 0.05, high: 0.4, step: 0.05}",
         "controller.start=sensitivity",
         f"controller.sensitivity.levels={LEVELS}",
+        "objectives=[loss, params, latency_prefill, latency_decode]",
+        "evaluator.latency={threads: 1, clock: cpu}",
     ],
 }
 SEEDED = {"evolution", "both", "trained"}
-
-
-class Log:
-    """A line for each round."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._best, self._started = name, float("inf"), time.process_time()
-
-    def on_start(self, n_known: int, budget: Budget) -> None:
-        print(f"{self._name}: {n_known} measurements known, budget {budget}", flush=True)
-
-    def on_trials(self, trials: list[Trial], spent: Spent) -> None:
-        found = [t.measurement.values for t in trials if t.measurement.fidelity.n_tokens == 2048]
-        self._best = min([self._best, *(v["loss"] for v in found if v.get("sparsity", 0) > 0.2)])
-        cpu = time.process_time() - self._started
-        print(f"{self._name}: {spent.tokens} tokens, best {self._best:.4f}, {cpu:.0f} CPU s", flush=True)
-
-    def on_end(self, outcome: Outcome) -> None:
-        print(f"{self._name}: {outcome}", flush=True)
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def main() -> None:
@@ -81,7 +58,15 @@ def main() -> None:
             name = f"{arm}-{seed}"
             settings = load_settings(HERE / "config.yaml", [*common, *ARMS[arm], f"seed={seed}"])
             levels = args.runs / ("levels-front" if arm == "front" else "levels")
-            app.search(settings, args.runs / name, observers=[Log(name)], say=say, levels=levels)
+            lines = Lines(name, settings)
+            app.search(
+                settings,
+                args.runs / name,
+                observers=[lines],
+                say=lines.say,
+                on_ready=lines.on_ready,
+                levels=levels,
+            )
 
 
 if __name__ == "__main__":

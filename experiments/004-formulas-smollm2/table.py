@@ -1,6 +1,6 @@
 """Measures the best formulas of runs beside published metrics, on held-out text: other sparsities, 2:4, other models.
 
-    python table.py WORK [RUN ...] --text FILE [--model DIR] [--also tiny] [--best 1] [--formulas TEXT ...] [--seeds 0 1]
+    python table.py WORK [RUN ...] --text FILE [--model DIR] [--also tiny] [--best 1] [--formulas TEXT ...]
 
 Every formula is measured with the statistics of several calibration sets, one a seed, at 50 and 60 %, and with those
 of the first one elsewhere; a line in the results for each.

@@ -1,0 +1,66 @@
+"""Runs the arms of the comparison; a run that is there is continued, so a stopped experiment goes on.
+
+    python run.py RUNS --text FILE [--units structure weights] [--arms ...] [--seeds 0 1 2] [--model DIR] [-o k=v ...]
+
+`known` measures every method of the library with its own defaults, and nothing else. `joint` is AdaPruner's search over
+calibration data and metric, and allocation and repair with them; then each part alone; `random` draws what `joint`
+searches. All arms of a unit share pools and statistics.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from secateur.search import app
+from secateur.search.settings import load_settings
+from secateur.search.show.lines import Lines
+
+HERE = Path(__file__).parent
+TARGETS = {"structure": 0.2, "weights": 0.5}
+PARTS = ("calibration", "metric", "allocation", "repair")
+ARMS = {
+    "known": ["space.known=all", "controller={kind: uniform}"],
+    "joint": [],
+    "random": ["controller={kind: random}"],
+    **{part: [f"space.search=[{part}]"] for part in PARTS},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--text", default="docs")
+    parser.add_argument("--model", help="another address of the same weights, or another model")
+    parser.add_argument("--units", nargs="+", default=list(TARGETS), choices=TARGETS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("-o", "--override", action="append", default=[])
+    args = parser.parse_args()
+    args.runs.mkdir(parents=True, exist_ok=True)
+    common = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
+    # Two sources of calibration text: that of the search, and another one.
+    common += [f"space.sources={{search: '{args.text}', docs: docs}}"] if args.text != "docs" else []
+    common += [f"model={args.model}"] if args.model else []
+    for unit in args.units:
+        of_unit = [*common, f"space.unit={unit}", f"space.target={TARGETS[unit]}"]
+        for arm in args.arms:
+            for seed in args.seeds if arm != "known" else [0]:
+                name = f"{unit}-{arm}-{seed}"
+                overrides = [*of_unit, *ARMS[arm], f"seed={seed}", *args.override]
+                settings = load_settings(HERE / "config.yaml", overrides)
+                lines = Lines(name, settings)
+                app.search(
+                    settings,
+                    args.runs / name,
+                    observers=[lines],
+                    say=lines.say,
+                    on_ready=lines.on_ready,
+                    levels=args.runs / f"levels-{unit}",
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Prints the tables of the runs: the best recipe of each arm, every known method, and what a trial costs.
+
+    python table.py RUNS [--tasks DIR] [--samples 200] [--results results.jsonl]
+
+Losses are those of the test part, at the target. With --tasks the best recipe of each arm and the best known methods
+are measured in PIQA, too, from the files in this directory. What was done is kept in the results and not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.search.controller import Trial
+from secateur.search.run import Run, open_run
+
+N_KNOWN = 3
+"""So many of the best known methods are measured in tasks."""
+
+
+def rows_of(name: str, run: Run) -> Iterator[tuple[str, Trial]]:
+    """The rows that a run gives, by arm or by the method's name."""
+    arm = name.split("-")[1]
+    given = {trial.measurement.candidate for trial in run.baselines.values()}
+    if arm == "known":
+        for label, trial in run.baselines.items():
+            yield f"known: {label.partition('@')[0]}", trial
+        return
+    found = [t for t in run.trials() if t.measurement.candidate not in given]
+    yield arm, min(found, key=lambda trial: trial.measurement.values["loss"])
+
+
+def seconds(run: Run) -> tuple[list[float], list[float]]:
+    """Of trials that were the first with their calibration data, and of those that were not."""
+    first, again, seen = [], [], set()
+    for trial in run.trials():
+        m = trial.measurement
+        data = m.candidate.partition(" | ")[2].partition(" | ")[0]
+        (again if data in seen else first).append(m.seconds)
+        seen.add(data)
+    return first, again
+
+
+class Tasks:
+    """Measures candidates of runs in PIQA.
+
+    Args:
+        directory: of the task's files.
+        samples: of it.
+        runs: directory of the runs.
+    """
+
+    def __init__(self, directory: Path, samples: int, runs: Path) -> None:
+        self._directory, self._samples, self._runs = directory, samples, runs
+        self._evaluators: dict[str, Any] = {}
+
+    def accuracy(self, name: str, run: Run, candidate: str) -> dict[str, float]:
+        """Of one candidate, by the task's name."""
+        unit = name.partition("-")[0]
+        if unit not in self._evaluators:
+            self._evaluators[unit] = self._evaluator(unit, run)
+        evaluator, fidelity = self._evaluators[unit]
+        [found] = evaluator.evaluate([candidate], fidelity)
+        return {key: value for key, value in found.values.items() if key.startswith("task:")}
+
+    def _evaluator(self, unit: str, run: Run) -> tuple[Any, Any]:
+        from dataclasses import replace
+
+        from secateur.evaluators.tasks.plan import TaskPlan
+        from secateur.evaluators.workbench import Workbench, set_threads
+        from secateur.search.app.bench import plan
+
+        set_threads(1)
+        known = plan(run.settings)
+        tasks = TaskPlan(("piqa",), self._directory, self._samples)
+        bench = Workbench(replace(known, tasks=tasks), print)
+        levels = self._runs / f"levels-{unit}"
+        bench.build_levels(levels)
+        return bench.evaluator(levels), known.fidelities[-2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--tasks", type=Path)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results.jsonl")
+    args = parser.parse_args()
+    text = args.results.read_text(encoding="utf-8") if args.results.exists() else ""
+    known = {(row["run"], row["candidate"]): row for row in map(json.loads, text.splitlines())}
+    rows: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+    costs: dict[str, list[list[float]]] = defaultdict(lambda: [[], []])
+    tasks = Tasks(args.tasks, args.samples, args.runs) if args.tasks else None
+    for path in sorted(args.runs.glob("*-*-[0-9]")):
+        run, unit = open_run(path), path.name.partition("-")[0]
+        for total, more in zip(costs[unit], seconds(run), strict=True):
+            total += more
+        found = list(rows_of(path.name, run))
+        best = sorted(found, key=lambda pair: pair[1].measurement.values["loss"])[:N_KNOWN]
+        for arm, trial in found:
+            candidate, test = trial.measurement.candidate, run.test_of(trial)
+            row = known.get((path.name, candidate))
+            if row is None or (tasks and (arm, trial) in best and "task:piqa" not in row):
+                row = {"run": path.name, "arm": arm, "candidate": candidate}
+                row |= {"search_kl": trial.measurement.values["kl"]}
+                if test is not None and test.infeasible is None:
+                    row |= {name: test.values[name] for name in ("kl", "ce", "sparsity")}
+                if tasks and (arm, trial) in best:
+                    row |= tasks.accuracy(path.name, run, candidate)
+                with args.results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+            rows[unit][arm].append(row)
+    for unit, arms in rows.items():
+        show(unit, arms)
+        first, again = costs[unit]
+        if first and again:
+            print(
+                f"\nSeconds a trial, median: {statistics.median(first):.1f} with new calibration data, ",
+                end="",
+            )
+            print(f"{statistics.median(again):.1f} with data that were seen before")
+
+
+def show(unit: str, arms: dict[str, list[dict]]) -> None:
+    """One unit's table, the best first."""
+    print(
+        f"\n{unit}\n\n| arm | runs | search KL | test KL | test perplexity | PIQA |\n|---|---:|---:|---:|---:|---:|"
+    )
+    for arm, rows in sorted(
+        arms.items(), key=lambda item: statistics.median(r["search_kl"] for r in item[1])
+    ):
+        cells = [spread([row["search_kl"] for row in rows])]
+        cells.append(spread([row["kl"] for row in rows if "kl" in row]))
+        cells.append(spread([math.exp(row["ce"]) for row in rows if "ce" in row], ".1f"))
+        cells.append(spread([row["task:piqa"] for row in rows if "task:piqa" in row]))
+        print(f"| {arm} | {len(rows)} | {' | '.join(cells)} |")
+
+
+def spread(values: Sequence[float], form: str = ".3f") -> str:
+    """Median and range; a dash for what was not measured."""
+    if not values:
+        return "–"
+    text = f"{statistics.median(values):{form}}"
+    return text if len(values) == 1 else f"{text} ({min(values):{form}} to {max(values):{form}})"
+
+
+if __name__ == "__main__":
+    main()
