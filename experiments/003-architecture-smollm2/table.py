@@ -41,7 +41,8 @@ def rows_of(name: str, run: Run) -> Iterator[tuple[str, Trial]]:
             and trial.measurement.candidate not in given
             and abs(trial.measurement.values.get("sparsity", 0) - TARGET) < 0.02
         ]
-        yield arm, min(found, key=lambda t: t.measurement.values["loss"])
+        if found:  # a greedy removal may have run out of tokens on its way
+            yield arm, min(found, key=lambda t: t.measurement.values["loss"])
 
 
 class Recovery:
