@@ -15,7 +15,6 @@ from pathlib import Path
 from secateur.search import app
 from secateur.search.run import Run, open_run
 from secateur.search.settings import load_settings
-from secateur.search.show.lines import Lines
 from secateur.spaces.recipe.known import KNOWN
 
 HERE = Path(__file__).parent
@@ -33,8 +32,7 @@ def measure(model: str, unit: str, sparsity: float, text: str, runs: Path) -> Ru
     changes += [f"model={model}", f"space.unit={unit}", f"space.target={sparsity}", "space.known=all"]
     changes += ["controller={kind: uniform}"]
     settings = load_settings(HERE / "005-recipes-smollm2" / "config.yaml", changes)
-    lines = Lines(name, settings)
-    app.search(settings, runs / name, observers=[lines], say=lines.say, on_ready=lines.on_ready)
+    app.search_in_lines(settings, runs / name)
     return open_run(runs / name)
 
 

@@ -7,6 +7,7 @@ from secateur.search.executor import Staff
 from secateur.search.loop import Outcome
 from secateur.search.show.lines import Lines
 from secateur.search.show.summary import summary
+from secateur.search.show.values import spread
 from secateur.search.study import Spent
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.runs import make_run
@@ -41,3 +42,9 @@ def test_a_round_of_screening_is_no_line_of_its_own(tmp_path):
     assert lines == []
     shown.on_trials([*run.trials(), *proxies], Spent())
     assert "; 6 screened; " in lines[0]
+
+
+def test_a_spread_is_the_median_and_the_range():
+    assert spread([3.0, 1.0, 2.5]) == "2.5 (1 to 3)"
+    assert spread([0.12345], ".3f") == "0.123"
+    assert spread([]) == "–"

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from secateur.search import app
 from secateur.search.settings import load_settings
-from secateur.search.show.lines import Lines
 
 HERE = Path(__file__).parent
 EVOLUTION = ["controller.kind=evolution", "controller.offspring=8", "controller.survivors=[2]"]
@@ -48,15 +47,7 @@ def main() -> None:
             if arm == "both" and not directory.exists():
                 shutil.copytree(args.runs / "sensitivity-0", directory, symlinks=True)
             settings = load_settings(HERE / "config.yaml", [*common, *ARMS[arm], f"seed={seed}"])
-            lines = Lines(name, settings)
-            app.search(
-                settings,
-                directory,
-                observers=[lines],
-                say=lines.say,
-                on_ready=lines.on_ready,
-                levels=args.runs / "levels",
-            )
+            app.search_in_lines(settings, directory, levels=args.runs / "levels")
 
 
 if __name__ == "__main__":

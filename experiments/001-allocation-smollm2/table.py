@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from secateur.search.run import Run, open_run
+from secateur.search.show.values import spread
 from secateur.search.study import trials_of
 
 
@@ -74,7 +75,10 @@ def main() -> None:
         f"{'arm':<14} {'budget':>7} {'runs':>4} {'search KL':>22} {'test KL':>22} {'test ppl':>22} {'saved':>6}"
     )
     for (arm, budget), rows in arms.items():
-        columns = [spread([row.get(key) for row in rows]) for key in ("search_kl", "test_kl", "test_ppl")]
+        columns = [
+            spread([row[key] for row in rows if isinstance(row.get(key), float)])
+            for key in ("search_kl", "test_kl", "test_ppl")
+        ]
         saved = statistics.median(float(row["blocks_saved"]) for row in rows)  # type: ignore[arg-type]
         print(
             f"{arm:<14} {budget:>7} {len(rows):>4} {columns[0]:>22} {columns[1]:>22} {columns[2]:>22} {saved:>6.0%}"
@@ -88,15 +92,6 @@ def main() -> None:
         old = args.results.read_text(encoding="utf-8").splitlines() if args.results.exists() else []
         others = [row for row in map(json.loads, old) if row["run"] not in runs]
         args.results.write_text("".join(json.dumps(row) + "\n" for row in lines + others), encoding="utf-8")
-
-
-def spread(values: list[object]) -> str:
-    """Median and range."""
-    known = sorted(float(value) for value in values if isinstance(value, float))
-    if not known:
-        return "-"
-    middle = f"{statistics.median(known):.4g}"
-    return middle if len(known) == 1 else f"{middle} ({known[0]:.4g} to {known[-1]:.4g})"
 
 
 if __name__ == "__main__":

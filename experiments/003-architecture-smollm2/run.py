@@ -14,7 +14,6 @@ from pathlib import Path
 
 from secateur.search import app
 from secateur.search.settings import load_settings
-from secateur.search.show.lines import Lines
 
 HERE = Path(__file__).parent
 EVOLUTION = ["controller.kind=evolution", "controller.offspring=8", "controller.survivors=[2]"]
@@ -58,15 +57,7 @@ def main() -> None:
             name = f"{arm}-{seed}"
             settings = load_settings(HERE / "config.yaml", [*common, *ARMS[arm], f"seed={seed}"])
             levels = args.runs / ("levels-front" if arm == "front" else "levels")
-            lines = Lines(name, settings)
-            app.search(
-                settings,
-                args.runs / name,
-                observers=[lines],
-                say=lines.say,
-                on_ready=lines.on_ready,
-                levels=levels,
-            )
+            app.search_in_lines(settings, args.runs / name, levels=levels)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from secateur.evaluators.training.recipe import Recipe
 from secateur.search.controller import Trial
 from secateur.search.run import Run, open_run
+from secateur.search.show.values import spread
 
 TARGET = 0.25
 
@@ -124,9 +125,9 @@ def main() -> None:
     print(f"| arm | runs | tokens | search KL | {' | '.join(heads)} | M parameters |")
     print("|---|---:|---:|---:|" + "---:|---:|" * len(stages) + "---:|")
     for arm, rows in sorted(arms.items(), key=lambda item: -middle(item[1], "search_kl")):
-        cells = [spread([row["search_kl"] for row in rows])]
+        cells = [spread([row["search_kl"] for row in rows], ".3f")]
         for stage in stages:
-            cells.append(spread([row[f"kl_{stage}"] for row in rows if f"kl_{stage}" in row]))
+            cells.append(spread([row[f"kl_{stage}"] for row in rows if f"kl_{stage}" in row], ".3f"))
             cells.append(
                 spread([math.exp(row[f"ce_{stage}"]) for row in rows if f"ce_{stage}" in row], ".1f")
             )
@@ -136,14 +137,6 @@ def main() -> None:
 
 def middle(rows: list[dict], key: str) -> float:
     return statistics.median(row[key] for row in rows)
-
-
-def spread(values: list[float], form: str = ".3f") -> str:
-    """Median and range; nothing for what was not measured, such as the test loss of what is on no front."""
-    if not values:
-        return "–"
-    text = f"{statistics.median(values):{form}}"
-    return text if len(values) == 1 else f"{text} ({min(values):{form}} to {max(values):{form}})"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from secateur.search import app
 from secateur.search.settings import load_settings
-from secateur.search.show.lines import Lines
 
 HERE = Path(__file__).parent
 
@@ -33,15 +32,7 @@ def main() -> None:
     for seed in args.seeds:
         settings = load_settings(HERE / "config.yaml", [*common, *args.override, f"seed={seed}"])
         name = f"seed-{seed}"
-        lines = Lines(name, settings)
-        app.search(
-            settings,
-            args.runs / name,
-            observers=[lines],
-            say=lines.say,
-            on_ready=lines.on_ready,
-            levels=args.runs / "levels",
-        )
+        app.search_in_lines(settings, args.runs / name, levels=args.runs / "levels")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from secateur.evaluators.workbench import Workbench, set_threads
 from secateur.search.app.bench import plan
 from secateur.search.run import open_run
 from secateur.search.settings import load_settings
+from secateur.search.show.values import spread
 from secateur.spaces.formulas.grammar import parse, print_formula
 from secateur.spaces.formulas.known import KNOWN
 from secateur.spaces.formulas.operators import TERMINALS
@@ -99,14 +100,6 @@ def show(lines: Iterable[dict[str, Any]], names: dict[str, list[str]]) -> None:
         ):
             who = ", ".join(PUBLISHED.get(text, []) + names.get(text, []))
             print(f"| {who} `{text}` | {' | '.join(spread(by_case[case]) for case in ORDER)} |")
-
-
-def spread(values: list[float]) -> str:
-    """Median and range."""
-    if not values:
-        return ""
-    middle = f"{statistics.median(values):.4g}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.4g} to {max(values):.4g})"
 
 
 def main() -> None:

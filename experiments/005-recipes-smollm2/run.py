@@ -14,7 +14,6 @@ from pathlib import Path
 
 from secateur.search import app
 from secateur.search.settings import load_settings
-from secateur.search.show.lines import Lines
 
 HERE = Path(__file__).parent
 TARGETS = {"structure": 0.2, "weights": 0.5}
@@ -51,15 +50,7 @@ def main() -> None:
                 name = f"{unit}-{arm}-{seed}"
                 overrides = [*of_unit, *ARMS[arm], f"seed={seed}", *args.override]
                 settings = load_settings(HERE / "config.yaml", overrides)
-                lines = Lines(name, settings)
-                app.search(
-                    settings,
-                    args.runs / name,
-                    observers=[lines],
-                    say=lines.say,
-                    on_ready=lines.on_ready,
-                    levels=args.runs / f"levels-{unit}",
-                )
+                app.search_in_lines(settings, args.runs / name, levels=args.runs / f"levels-{unit}")
 
 
 if __name__ == "__main__":

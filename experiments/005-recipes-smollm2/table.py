@@ -13,12 +13,13 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from secateur.search.controller import Trial
 from secateur.search.run import Run, open_run
+from secateur.search.show.values import spread
 
 N_KNOWN = 3
 """So many of the best known methods are measured in tasks."""
@@ -137,19 +138,11 @@ def show(unit: str, arms: dict[str, list[dict]]) -> None:
     for arm, rows in sorted(
         arms.items(), key=lambda item: statistics.median(r["search_kl"] for r in item[1])
     ):
-        cells = [spread([row["search_kl"] for row in rows])]
-        cells.append(spread([row["kl"] for row in rows if "kl" in row]))
+        cells = [spread([row["search_kl"] for row in rows], ".3f")]
+        cells.append(spread([row["kl"] for row in rows if "kl" in row], ".3f"))
         cells.append(spread([math.exp(row["ce"]) for row in rows if "ce" in row], ".1f"))
-        cells.append(spread([row["task:piqa"] for row in rows if "task:piqa" in row]))
+        cells.append(spread([row["task:piqa"] for row in rows if "task:piqa" in row], ".3f"))
         print(f"| {arm} | {len(rows)} | {' | '.join(cells)} |")
-
-
-def spread(values: Sequence[float], form: str = ".3f") -> str:
-    """Median and range; a dash for what was not measured."""
-    if not values:
-        return "–"
-    text = f"{statistics.median(values):{form}}"
-    return text if len(values) == 1 else f"{text} ({min(values):{form}} to {max(values):{form}})"
 
 
 if __name__ == "__main__":

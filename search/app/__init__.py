@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.app.bench import Say, open_bench, plan, silent
 from secateur.search.app.evaluating import evaluate, tasks_in
 from secateur.search.app.exporting import export
+from secateur.search.app.in_lines import search_in_lines
 from secateur.search.app.pruning import prune
 from secateur.search.app.recovering import recover
 from secateur.search.app.searching import search
@@ -37,6 +38,7 @@ __all__ = [
     "recover",
     "run",
     "search",
+    "search_in_lines",
     "tasks_in",
 ]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 
 
 def perplexity(values: Mapping[str, float]) -> float | None:
@@ -26,6 +27,19 @@ def scaled(value: float, unit: str = "") -> str:
         if abs(value) >= power:
             return f"{value / power:.4g} {prefix}{unit}"
     return f"{value:.4g} {unit}".strip()
+
+
+def spread(values: Sequence[float], form: str = ".4g") -> str:
+    """Median and range, e.g. ``2.5 (2 to 3)``, of one value itself; a dash if there is none.
+
+    Args:
+        values: in any order.
+        form: of each number, as in `format`.
+    """
+    if not values:
+        return "–"
+    text = f"{statistics.median(values):{form}}"
+    return text if len(values) == 1 else f"{text} ({min(values):{form}} to {max(values):{form}})"
 
 
 def duration(seconds: float) -> str:
