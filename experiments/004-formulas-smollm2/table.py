@@ -14,7 +14,8 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,19 @@ def formulas(runs: Iterable[Path], best: int) -> dict[str, list[str]]:
 
 
 def measured(
-    model: str, seed: int, texts: list[str], args: argparse.Namespace, done: set[tuple[Any, ...]]
+    model: str,
+    seed: int,
+    cases: Sequence[str],
+    texts: list[str],
+    args: argparse.Namespace,
+    done: set[tuple[Any, ...]],
 ) -> Iterator[dict[str, Any]]:
     """A line for each formula and case of a model, with one calibration set."""
     places = {
         (text, Path(model).name, case, seed, args.tokens): (case, text)
-        for case in (ORDER if seed == args.seeds[0] else SPREAD)
+        for case in cases
         for text in ["dense", *dict.fromkeys([*PUBLISHED, *texts])]
-        if text != "dense" or case == "main"
+        if text != "dense" or case == "main"  # at whatever sparsity it is the same
     }
     todo = {place: what for place, what in places.items() if place not in done}
     if not todo:
@@ -121,10 +127,10 @@ def main() -> None:
     set_threads(args.threads)
     names, lines = formulas(args.runs, args.best), read(args.results)
     names |= {text: ["also found"] for text in args.formulas if text not in names}
-    for seed in args.seeds:
-        for model in (args.model, *args.also):
+    for cases, seeds in ((SPREAD, args.seeds), (ORDER, args.seeds[:1])):
+        for seed, model in product(seeds, (args.model, *args.also)):
             done = {tuple(line[key] for key in KEYS) for line in lines}
-            for line in measured(model, seed, list(names), args, done):
+            for line in measured(model, seed, cases, list(names), args, done):
                 lines.append(line)
                 with args.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
