@@ -60,9 +60,8 @@ class Recovery:
         from secateur.search.app.bench import plan
         from secateur.spaces.measurement import Fidelity
 
-        first = open_run(
-            next(path for path in directory.glob("*-[0-9]") if open_run(path).fidelity.n_trained == 0)
-        )
+        runs = map(open_run, sorted(directory.glob("*-[0-9]")))
+        first = next(run for run in runs if run.fidelity.n_trained == 0)
         set_threads(1)
         known = plan(first.settings)
         test = known.fidelities[-1]
@@ -112,10 +111,11 @@ def main() -> None:
                     "sparsity": m.values["sparsity"],
                 }
                 row |= {"spent": run.study.spent.tokens}
-                if recovery is not None:
-                    row |= recovery.before(m.candidate) | recovery.losses(m.candidate)
-                elif test is not None and not test.fidelity.n_trained:
+                if test is not None and not test.fidelity.n_trained:
                     row |= {f"{name}_searched": test.values[name] for name in ("kl", "ce")}
+                elif recovery is not None:
+                    row |= recovery.before(m.candidate)
+                row |= {} if recovery is None else recovery.losses(m.candidate)
                 known[key] = row
                 with args.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
