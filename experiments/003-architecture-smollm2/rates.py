@@ -1,6 +1,6 @@
 """What light training makes of candidates at several rates of learning: KL on the search part.
 
-    python rates.py RUNS --text FILE [--model DIR] [--rates 1e-5 3e-5 1e-4 3e-4] [--tokens 512 2048 4096] [--run evolution-0]
+    python rates.py RUNS --text FILE [--model DIR] [--rates 1e-5 3e-5 ...] [--tokens 512 2048 4096] [--run evolution-0]
 
 The uniform candidate, and the best one of a run at its target; every parameter learns, one window a step, at a constant
 rate, distilled from the dense model. A line of JSON for each.
