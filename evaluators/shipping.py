@@ -13,9 +13,10 @@ from secateur.evaluators.recipes.shipping import (
     recipe_formats,
     save_recipe,
 )
+from secateur.evaluators.saving import save_cut, save_zeros
 from secateur.evaluators.workbench import Workbench
-from secateur.pruners.export import ExportReport, export_model
-from secateur.pruners.formats.export import check_structured, export_structured
+from secateur.pruners.export import ExportReport
+from secateur.pruners.formats.export import check_structured
 from secateur.pruners.formats.registry import ANY, FORMATS
 from secateur.pruners.manifest import UNSTRUCTURED, Manifest
 from secateur.pruners.structure.kept import read_kept
@@ -114,14 +115,7 @@ def _format(form: str | None, bench: Workbench, shipping: Shipping) -> str:
 
 
 def _save_zeros(bench: Workbench, config: Config, to: Path, manifest: Manifest) -> ExportReport:
-    return export_model(
-        bench.loaded.model,  # type: ignore[arg-type]  # a transformers model, known to mypy as a module
-        bench.loaded.tokenizer,
-        to,
-        manifest=manifest,
-        check_tokens=bench.check_tokens,
-        dtype=bench.loaded.stored_dtype,
-    )
+    return save_zeros(bench, to, manifest)
 
 
 def _anything(bench: Workbench, config: Config, form: str) -> None:
@@ -133,16 +127,7 @@ def _check_structure(bench: Workbench, config: Config, form: str) -> None:
 
 
 def _save_structure(bench: Workbench, config: Config, to: Path, manifest: Manifest) -> ExportReport:
-    return export_structured(
-        bench.anatomy,
-        bench.loaded.tokenizer,
-        read_kept(config),
-        manifest,
-        to,
-        check_tokens=bench.check_tokens,
-        dtype=bench.loaded.stored_dtype,
-        units=bench.units,
-    )
+    return save_cut(bench, read_kept(config), to, manifest, bench.units)
 
 
 _ZEROS = Shipping(lambda config: {"asked": config["sparsity"]}, lambda space: ("hf",), _anything, _save_zeros)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.pruners.export import ExportReport, export_model
+from secateur.evaluators.saving import save_cut, save_zeros
+from secateur.pruners.export import ExportReport
 from secateur.pruners.formats.cut import CutModel
-from secateur.pruners.formats.export import check_structured, export_structured
+from secateur.pruners.formats.export import check_structured
 from secateur.pruners.formats.registry import FORMATS
 from secateur.pruners.manifest import Manifest
 from secateur.pruners.structure.kept import Kept
@@ -51,24 +52,8 @@ def save_recipe(bench: Workbench, config: Config, to: Path, manifest: Manifest) 
     asked = {} if decision is None else dict(decision.sparsity)
     manifest = replace(manifest, asked=asked)
     if bench.plan.space.unit == "weights" and not CutModel(bench.anatomy, kept).added_biases():
-        return export_model(
-            bench.loaded.model,  # type: ignore[arg-type]  # a transformers model, known to mypy as a module
-            bench.loaded.tokenizer,
-            to,
-            manifest=manifest,
-            check_tokens=bench.check_tokens,
-            dtype=bench.loaded.stored_dtype,
-        )
-    return export_structured(
-        bench.anatomy,
-        bench.loaded.tokenizer,
-        kept,
-        manifest,
-        to,
-        check_tokens=bench.check_tokens,
-        dtype=bench.loaded.stored_dtype,
-        units=() if decision is None else decision.units,
-    )
+        return save_zeros(bench, to, manifest)
+    return save_cut(bench, kept, to, manifest, () if decision is None else decision.units)
 
 
 def _kept(bench: Workbench, config: Config) -> Sequence[Kept]:
