@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -97,6 +98,14 @@ class Settings(Section):
     budget: Budget = Budget(evaluations=300)
     storage: str | None = None
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("executor")
+    @classmethod
+    def _size_rounds(cls, executor: Any, info: ValidationInfo) -> Any:
+        """A round as the space has them, where none is given."""
+        batch = getattr(info.data.get("space"), "batch", None)
+        given = batch is None or "batch" in executor.model_fields_set
+        return executor if given else executor.model_copy(update={"batch": batch})
 
     @field_validator("storage")
     @classmethod

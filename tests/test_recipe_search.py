@@ -132,7 +132,7 @@ def test_recipes_are_shown_in_words(runs):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metrics": ["wanda"]}, "Expected `importance`"),
+        ({"metrics": ["wanda"]}, "`space.metrics`: Expected `importance`"),
         ({"sources": {"other": "docs", "same": "{test}"}}, "Expected disjoint texts"),
         (
             {"profile": "nowhere.yaml", "allocations": ["profile"]},

@@ -26,6 +26,13 @@ def test_every_key_has_a_default():
     assert settings.budget.evaluations == 300
 
 
+def test_a_search_over_recipes_asks_for_one_at_a_time_unless_told_otherwise():
+    assert load_settings(None, ["space.kind=recipe"]).executor.batch == 1
+    assert load_settings(None, ["space.kind=recipe", "executor={kind: ray, workers: 2}"]).executor.batch == 1
+    assert load_settings(None, ["space.kind=recipe", "executor.batch=4"]).executor.batch == 4
+    assert load_settings(None, ["space.kind=allocation"]).executor.batch == 16
+
+
 def test_the_file_of_the_design_is_read(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text(

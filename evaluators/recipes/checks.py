@@ -29,7 +29,10 @@ Metric = Mapping[str, Any]
 def check_names(plan: Plan) -> None:
     """Refuse metrics that the unit does not have, and a profile that can't be read."""
     for metric in _metrics(plan.space):
-        GRADIENTS[plan.space.unit](metric)
+        try:
+            GRADIENTS[plan.space.unit](metric)
+        except ValueError as error:
+            raise ValueError(f"`space.metrics`: {error}") from error
     if plan.space.profile is not None:
         read_profile(Path(plan.space.profile))
 

@@ -2,9 +2,9 @@
 
     python run.py RUNS --text FILE [--units structure weights] [--arms ...] [--seeds 0 1 2] [--model DIR] [-o k=v ...]
 
-`known` measures every method of the library with its own defaults, and nothing else. `joint` is AdaPruner's search over
-calibration data and metric, and allocation and repair with them; then each part alone; `random` draws what `joint`
-searches. All arms of a unit share pools and statistics.
+`joint` is AdaPruner's search over calibration data and metric, and allocation and repair with them; then each part
+alone; `random` draws what `joint` searches; `warm` is `joint` that begins with every method of the library, which count
+as evaluations. All arms of a unit share pools and statistics.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 TARGETS = {"structure": 0.2, "weights": 0.5}
 PARTS = ("calibration", "metric", "allocation", "repair")
 ARMS = {
-    "known": ["space.known=all", "controller={kind: uniform}"],
     "joint": [],
+    "warm": ["space.known=all"],
     "random": ["controller={kind: random}"],
     **{part: [f"space.search=[{part}]"] for part in PARTS},
 }
@@ -46,7 +46,7 @@ def main() -> None:
     for unit in args.units:
         of_unit = [*common, f"space.unit={unit}", f"space.target={TARGETS[unit]}"]
         for arm in args.arms:
-            for seed in args.seeds if arm != "known" else [0]:
+            for seed in args.seeds:
                 name = f"{unit}-{arm}-{seed}"
                 overrides = [*of_unit, *ARMS[arm], f"seed={seed}", *args.override]
                 settings = load_settings(HERE / "config.yaml", overrides)

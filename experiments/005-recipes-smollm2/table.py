@@ -1,8 +1,9 @@
-"""Prints the tables of the runs: the best recipe of each arm, every known method, and what a trial costs.
+"""Prints the tables of the runs: the best recipe of each arm, and every known method with its own defaults.
 
-    python table.py RUNS [--tasks DIR] [--samples 200] [--results results.jsonl]
+    python table.py RUNS [--known DIR] [--tasks DIR] [--samples 200] [--results results.jsonl]
 
-Losses are those of the test part, at the target. With --tasks the best recipe of each arm and the best known methods
+Losses are those of the test part, at the target. Known methods are those of `../methods.py`, whose runs of this model
+are named by --known, as `DIR/NAME-{unit}`: NAME. With --tasks the best recipe of each arm and the best known methods
 are measured in PIQA, too, from the files in this directory. What was done is kept in the results and not done again.
 """
 
@@ -27,25 +28,13 @@ N_KNOWN = 3
 
 def rows_of(name: str, run: Run) -> Iterator[tuple[str, Trial]]:
     """The rows that a run gives, by arm or by the method's name."""
-    arm = name.split("-")[1]
-    given = {trial.measurement.candidate for trial in run.baselines.values()}
-    if arm == "known":
+    if run.settings.controller.kind == "uniform":
         for label, trial in run.baselines.items():
             yield f"known: {label.partition('@')[0]}", trial
         return
-    found = [t for t in run.trials() if t.measurement.candidate not in given]
-    yield arm, min(found, key=lambda trial: trial.measurement.values["loss"])
-
-
-def seconds(run: Run) -> tuple[list[float], list[float]]:
-    """Of trials that were the first with their calibration data, and of those that were not."""
-    first, again, seen = [], [], set()
-    for trial in run.trials():
-        m = trial.measurement
-        data = m.candidate.partition(" | ")[2].partition(" | ")[0]
-        (again if data in seen else first).append(m.seconds)
-        seen.add(data)
-    return first, again
+    dense = run.baselines["dense"].measurement.candidate
+    found = [t for t in run.trials() if t.measurement.candidate != dense]
+    yield name.split("-")[1], min(found, key=lambda trial: trial.measurement.values["loss"])
 
 
 class Tasks:
@@ -91,6 +80,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", type=Path)
+    parser.add_argument("--known", type=Path)
     parser.add_argument("--tasks", type=Path)
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results.jsonl")
@@ -98,36 +88,29 @@ def main() -> None:
     text = args.results.read_text(encoding="utf-8") if args.results.exists() else ""
     known = {(row["run"], row["candidate"]): row for row in map(json.loads, text.splitlines())}
     rows: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
-    costs: dict[str, list[list[float]]] = defaultdict(lambda: [[], []])
     tasks = Tasks(args.tasks, args.samples, args.runs) if args.tasks else None
-    for path in sorted(args.runs.glob("*-*-[0-9]")):
-        run, unit = open_run(path), path.name.partition("-")[0]
-        for total, more in zip(costs[unit], seconds(run), strict=True):
-            total += more
-        found = list(rows_of(path.name, run))
+    paths = {path.name: path for path in sorted(args.runs.glob("*-*-[0-9]"))}
+    if args.known:
+        paths |= {f"{unit}-known": Path(f"{args.known}-{unit}") for unit in ("structure", "weights")}
+    for name, path in paths.items():
+        run, unit = open_run(path), name.partition("-")[0]
+        found = list(rows_of(name, run))
         best = sorted(found, key=lambda pair: pair[1].measurement.values["loss"])[:N_KNOWN]
         for arm, trial in found:
             candidate, test = trial.measurement.candidate, run.test_of(trial)
-            row = known.get((path.name, candidate))
+            row = known.get((name, candidate))
             if row is None or (tasks and (arm, trial) in best and "task:piqa" not in row):
-                row = {"run": path.name, "arm": arm, "candidate": candidate}
+                row = {"run": name, "arm": arm, "candidate": candidate}
                 row |= {"search_kl": trial.measurement.values["kl"]}
                 if test is not None and test.infeasible is None:
                     row |= {name: test.values[name] for name in ("kl", "ce", "sparsity")}
                 if tasks and (arm, trial) in best:
-                    row |= tasks.accuracy(path.name, run, candidate)
+                    row |= tasks.accuracy(name, run, candidate)
                 with args.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
             rows[unit][arm].append(row)
     for unit, arms in rows.items():
         show(unit, arms)
-        first, again = costs[unit]
-        if first and again:
-            print(
-                f"\nSeconds a trial, median: {statistics.median(first):.1f} with new calibration data, ",
-                end="",
-            )
-            print(f"{statistics.median(again):.1f} with data that were seen before")
 
 
 def show(unit: str, arms: dict[str, list[dict]]) -> None:

@@ -86,6 +86,9 @@ class RecipeSettings(BaseModel):
     protect: list[str] = []
     damp: float = 0.01
 
+    batch: ClassVar[int] = 1
+    """Candidates a round where the executor's section names none: few are measured, and they share no blocks."""
+
     changeable: ClassVar[tuple[str, ...]] = ("target",)
     """May change when a search is continued: candidates name their sparsity."""
 
@@ -147,11 +150,11 @@ class RecipeSettings(BaseModel):
                 raise ValueError(
                     f"Expected `quantiles` from 0 to 1, the first below the second, got {[low, high]}."
                 )
-        if self.samples[0] * self.length[0] > self.pool_tokens:
-            raise ValueError(
-                f"Expected `pool_tokens` for {self.samples[0]} samples of {self.length[0]} tokens, got "
-                f"{self.pool_tokens}."
-            )
+        for samples, length in ((self.samples[0], self.length[-1]), (self.samples[-1], self.length[0])):
+            if samples * length > self.pool_tokens:  # one of the options could never be taken
+                raise ValueError(
+                    f"Expected `pool_tokens` for {samples} samples of {length} tokens, got {self.pool_tokens}."
+                )
 
     def _check_names(self) -> None:
         rules = [name for name, row in RULES.items() if self.unit in row.units]
