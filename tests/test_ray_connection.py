@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 
 import pytest
 
 from secateur.search.errors import UsageError
-from secateur.search.executors.cluster import connection, watchdog
+from secateur.search.executors.cluster import connection, lazy_ray, watchdog
 from secateur.search.executors.cluster.connection import connect
 from secateur.search.executors.cluster.settings import RaySettings
+from secateur.search.recovery import tuning
 
 
 class NotConnected:
@@ -49,6 +51,16 @@ def test_a_cluster_that_does_not_let_this_machine_in(monkeypatch):
         said = refused(monkeypatch, NotConnected(failed), f"127.0.0.1:{server.getsockname()[1]}")
     assert "got none (Failed to connect to Ray cluster). Set RAY_AUTH_MODE (here: disabled)" in said
     assert "~/.ray/auth_token" in said
+
+
+def test_a_token_is_known_before_any_part_of_ray_is_imported(monkeypatch, tmp_path):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    monkeypatch.setattr(lazy_ray.Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "to be put back")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setattr(tuning.importlib, "import_module", lambda name: os.environ.get("RAY_AUTH_MODE"))
+    assert tuning._tune() == "token"  # Ray's own head demands it then
 
 
 def test_a_machine_that_is_in_no_cluster(monkeypatch):

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from secateur.search.errors import UsageError
 from secateur.search.executors.cluster.connection import connect, disconnect
+from secateur.search.executors.cluster.lazy_ray import prepare_ray
 from secateur.search.executors.cluster.settings import RaySettings
 
 MAX_FAILURES = 2
@@ -195,6 +196,7 @@ def _trained(result: Any) -> Trained:
 
 def _tune() -> Any:
     """Ray Tune, whose types depend on whether it is installed."""
+    prepare_ray()
     return importlib.import_module("ray.tune")
 
 

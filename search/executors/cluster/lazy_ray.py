@@ -13,9 +13,17 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without GPUs sees none; else a warning about the change
 }
-"""Read by Ray when it is imported; what the user has set stays."""
+"""What the user has set stays."""
 
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def prepare_ray() -> None:
+    """Set what Ray reads when it, or one of its libraries, is imported for the first time."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if any(name in os.environ for name in _TOKENS) or (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a head does by itself, and a driver does not
 
 
 def load_ray() -> Any:
@@ -24,10 +32,7 @@ def load_ray() -> Any:
     Raises:
         UsageError: if it is not installed.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if any(name in os.environ for name in _TOKENS) or (Path.home() / ".ray" / "auth_token").exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a head does by itself, and a driver does not
+    prepare_ray()
     try:
         import ray
     except ImportError:
