@@ -16,9 +16,6 @@ from torch import Tensor
 from secateur.pruners.block_files import LevelStoreError, check_room, load_block, save_block
 from secateur.pruners.checkpoints.cache import locked
 
-LIMIT_BYTES = 8 << 30
-"""Of all entries of a cache, unless it is told otherwise."""
-
 _N_LOCKS = 64
 """Files that are locked, each for many keys: a file for each key would have to stay for ever."""
 
@@ -37,7 +34,7 @@ class StatisticsCache:
         limit_bytes: of all entries together; the one used last stays whatever its size.
     """
 
-    def __init__(self, directory: Path, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(self, directory: Path, limit_bytes: int) -> None:
         self.directory = directory
         self.limit_bytes = limit_bytes
 
@@ -70,7 +67,7 @@ class StatisticsCache:
         if n_bytes > self.limit_bytes:
             raise LevelStoreError(
                 f"Expected a cache of statistics of at least {n_bytes / 1e6:,.1f} MB for {what}, got a limit of "
-                f"{self.limit_bytes / 1e6:,.1f} MB. Raise the limit, or take a method that needs less."
+                f"{self.limit_bytes / 1e6:,.1f} MB. Raise `space.cache_gb`, or take a method that needs less."
             )
         self.directory.mkdir(parents=True, exist_ok=True)
         self._shrink(self.limit_bytes - n_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class RecipeFile(Section):
             profile=self.profile,
             protect=self.protect,
             damp=self.damp,
+            cache_gb=math.inf,  # statistics of one recipe, deleted afterwards
         )
 
 

@@ -121,6 +121,14 @@ def test_patterns_are_levels_of_zeros_in_each_group(tmp_path):
         assert groups.min() >= 2, name
 
 
+def test_a_budget_that_ends_before_there_is_a_result_is_said(tmp_path):
+    said: list[str] = []
+    few = {**SMALL, "controller": {"kind": "sensitivity"}, "budget": {"evaluations": 4}}
+    app.search(settings_from(few), tmp_path / "run", say=said.append)
+    [warning] = [line for line in said if "budget.evaluations" in line]
+    assert "4 ends before `sensitivity` has a result of its own: it needs about " in warning
+
+
 # --- killed and continued ---
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import weakref
 from itertools import product
 from pathlib import Path
 
@@ -10,9 +13,10 @@ import torch
 
 from secateur.evaluators.block_shapes import block_shapes
 from secateur.evaluators.calibration.pool import build_pools
-from secateur.evaluators.recipes.basis import Basis
+from secateur.evaluators.recipes.basis import N_SAMPLES, Basis
 from secateur.evaluators.recipes.decision import DENSE
 from secateur.evaluators.recipes.switcher import RecipeSwitcher
+from secateur.evaluators.recipes.zeroing import spread_step
 from secateur.evaluators.switching import InfeasibleError
 from secateur.pruners import calibration_statistics
 from secateur.pruners.families.discover import dissect
@@ -53,7 +57,7 @@ class Case:
             block_shapes(self.anatomy, 8, 4),
         )
         pools = build_pools(self.anatomy, {"calibration": random_tokens(1, 512, seed=5)[0]}, look=True)
-        cache = StatisticsCache(directory)
+        cache = StatisticsCache(directory, sys.maxsize)
         self.basis = Basis(self.anatomy, "toy", pools, cache, self.shape, seed=0, damp=0.01)
         self.switchers = {
             unit: RecipeSwitcher(self.basis, unit) for unit in ("weights", "structure", "blocks")
@@ -138,7 +142,13 @@ def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch,
         counted = lambda *a, name=name, real=real, **k: (passes.append(name), real(*a, **k))[1]  # noqa: E731
         monkeypatch.setattr(calibration_statistics, name, counted)
     basis = Basis(
-        case.anatomy, "toy", case.basis.pools, StatisticsCache(tmp_path), case.shape, seed=0, damp=0.01
+        case.anatomy,
+        "toy",
+        case.basis.pools,
+        StatisticsCache(tmp_path, sys.maxsize),
+        case.shape,
+        seed=0,
+        damp=0.01,
     )
     switcher = RecipeSwitcher(basis, "structure")
     blend = {"name": "blend", "order": "mixed", "magnitude": 0.5, "activation": 1}
@@ -149,7 +159,9 @@ def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch,
     switcher.keys(config("structure", allocation="flap", repair="bias"))
     assert len(passes) == 2
     other = RecipeSwitcher(
-        Basis(case.anatomy, "toy", case.basis.pools, StatisticsCache(tmp_path), case.shape, 0, 0.01),
+        Basis(
+            case.anatomy, "toy", case.basis.pools, StatisticsCache(tmp_path, sys.maxsize), case.shape, 0, 0.01
+        ),
         "structure",
     )
     other.keys(config("structure", metric=blend))  # another process, for all that it knows
@@ -191,3 +203,26 @@ def test_what_cannot_be_is_infeasible_with_its_reason(case):
     with pytest.raises(InfeasibleError, match="whole blocks"):
         case.switchers["blocks"].keys(config("blocks", 0.05))
     assert torch.equal(case.logits(), case.dense)
+
+
+def test_statistics_that_are_held_no_more_are_let_go(case):
+    switcher = case.switchers["structure"]
+
+    def texts(subset):
+        return CALIBRATION | {"choose": "random", "subset": subset}
+
+    first = weakref.ref(switcher.decide(config("structure", metric="wanda_sp", calibration=texts(0))))
+    switcher.restore()
+    for subset in range(1, N_SAMPLES + 2):
+        switcher.keys(config("structure", metric="wanda_sp", calibration=texts(subset)))
+        switcher.restore()
+    gc.collect()
+    assert first() is None, "its mapped files would keep their disk blocks"
+
+
+def test_a_sample_of_scores_meets_all_columns():
+    for rows, width in ((4096, 4096), (11008, 4096), (576, 1536)):
+        step = spread_step(rows * width, 65536, width)
+        taken = range(0, rows * width, step)
+        assert len(taken) <= 65536
+        assert len({index % width for index in taken}) == width

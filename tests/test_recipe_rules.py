@@ -14,6 +14,7 @@ from secateur.spaces.recipe.layers import BudgetError, Entry, Evidence, Layer
 from secateur.spaces.recipe.profiles import read_profile
 from secateur.spaces.recipe.rules import RULES, allocate, check_rule, defaults, rules_for
 from secateur.spaces.recipe.shares import adapt_shares, cfsp_keeps
+from secateur.spaces.recipe.thresholds import NORMALISATIONS
 
 STRUCTURE, WEIGHTS = rules_for("structure"), rules_for("weights")
 
@@ -149,7 +150,7 @@ def test_nothing_goes_at_sparsity_0(rule):
     assert set(allocate(rule, layers, evidence_of(layers), 0.0)) == {0}
 
 
-@pytest.mark.parametrize("normalise", ["none", "mean", "max", "zscore"])
+@pytest.mark.parametrize("normalise", sorted({*NORMALISATIONS} - {"l2"}))
 @settings(max_examples=30)
 @given(sparsity=st.floats(0, 0.7), score=st.floats(0.001, 1000))
 def test_equal_scores_give_equal_shares(normalise, sparsity, score):
@@ -238,6 +239,38 @@ def test_scores_are_comparable_behind_a_normalisation():
     # standardised -1.34, -0.45, ... and -0.58 three times; over the length 5.48 and 52.9: 0.18, 0.37 ... and 0.19
     for name in ("zscore", "l2"):
         assert allocate("global", layers, Evidence(), 0.25, normalise=name) == (1, 1)
+
+
+@pytest.mark.parametrize("cost", [-1.0, 0.5, 1.0])
+@pytest.mark.parametrize("normalise", ["none", "zscore"])
+def test_a_cost_protects_large_units_whatever_the_sign_of_scores(normalise, cost):
+    scores = np.random.default_rng(0).lognormal(size=72) - 100 * (normalise == "none")
+    layers = [Layer(0, "attention", 10, 8, scores[:8]), Layer(0, "mlp", 5, 64, scores[8:])]
+    large = [allocate("global", layers, Evidence(), 0.3, normalise=normalise, cost=c)[0] for c in (0, cost)]
+    assert (large[1] < large[0]) if cost > 0 else (large[1] > large[0])
+
+
+@pytest.mark.parametrize("sparsity", [0.2, 0.5])
+def test_numerical_prunings_masks_are_pooled_as_published(sparsity):
+    rng = np.random.default_rng(1)
+    alpha, n_units, width = 16, (6, 64), (8, 1)
+    layers, masks = [], []
+    for block in range(3):
+        for kind, n, columns in zip(("attention", "mlp"), n_units, width, strict=True):
+            size = n * columns
+            x = rng.normal(size=(200, size)) * 10.0**block  # energies of blocks are far apart
+            a = x.T @ x / len(x)
+            penalty, r = 1e9 * a.trace(), (1 - sparsity) * size
+            z = np.linalg.solve(a + penalty, a.sum(1) + penalty * r)
+            u = np.linalg.solve(a, np.ones(size)).reshape(n, columns).mean(1)
+            masks.append(z.reshape(n, columns).mean(1) * (alpha if kind == "attention" else 1))
+            layers.append(Layer(block, kind, alpha if kind == "attention" else 1, n, -u))
+    gone = allocate("global", layers, Evidence(), sparsity, normalise="mask", cost=1)
+    threshold = max(np.sort(mask)[n - 1] for mask, n in zip(masks, gone, strict=True) if n)
+    assert all(
+        np.sort(mask)[n] >= threshold - 1e-6 for mask, n in zip(masks, gone, strict=True) if n < len(mask)
+    )
+    assert min(gone[1::2]) > 0, "no block's scale decides"
 
 
 @settings(max_examples=30)
@@ -458,7 +491,7 @@ WRONG = {
     "unknown parameter": ("nirvana", {"gama": 1.0}, "got `gama`. Did you mean 'gamma'?"),
     "too large": ("adapt", {"rate": 3.0}, "`rate` to be a number from 0 to 1, got 3.0 at the rule adapt"),
     "no number": ("adapt", {"rate": "fast"}, "got 'fast'"),
-    "no option": ("global", {"normalise": "rank"}, "one of none, mean, max, zscore, l2, got 'rank'"),
+    "no option": ("global", {"normalise": "rank"}, "one of none, mean, max, zscore, l2, mask, got 'rank'"),
 }
 
 

@@ -152,6 +152,12 @@ def test_settings_that_cannot_be_are_named_before_the_search(tmp_path, changes, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_cache_that_does_not_hold_one_choice_is_named_before_the_search(tmp_path):
+    with pytest.raises(UsageError, match=r"`space.cache_gb` >= 0\.0\d+? for the statistics.*got 1e-05"):
+        app.search(settings(space={"cache_gb": 1e-5}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_gradients_that_memory_does_not_hold_are_named_before_the_search(tmp_path, monkeypatch):
 
     monkeypatch.setattr(memory, "available_bytes", lambda device: 1000)

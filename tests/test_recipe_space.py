@@ -217,7 +217,7 @@ def test_what_is_not_searched_is_as_in_the_start():
     for _ in range(20):
         found = space.sample(rng, 1)
         assert found.plain["metric"] == {"name": "numerical"}
-        assert found.plain["allocation"] == {"rule": "global", "normalise": "none", "cost": 1}
+        assert found.plain["allocation"] == {"rule": "global", "normalise": "mask", "cost": 1}
         assert found.plain["repair"] == "obs"
         assert found.sparsity == 0.4
     assert {p.name.partition(".")[0] for p in space.parameters()} == {"calibration"}

@@ -281,11 +281,11 @@ def test_a_spoilt_entry_is_collected_again(tmp_path, passes):
     again = statistics(tmp_path)
     assert again.inputs(1)
     assert passes == ["moments"] * 2
-    assert StatisticsCache(tmp_path).get(next(tmp_path.glob("*.moments")).name) is not None
+    assert StatisticsCache(tmp_path, sys.maxsize).get(next(tmp_path.glob("*.moments")).name) is not None
 
 
 def test_a_collection_that_fails_leaves_nothing(tmp_path):
-    cache = StatisticsCache(tmp_path)
+    cache = StatisticsCache(tmp_path, sys.maxsize)
 
     def pieces():
         yield {"x": torch.zeros(10)}

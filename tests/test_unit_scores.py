@@ -263,7 +263,7 @@ def test_greedy_output_drops_the_smaller_one_of_the_most_alike_groups(evidence):
         given = Evidence(layout, seen, {}, DAMP)
         products = contributions(given) / inputs[:, 0].double().square().mean()
         assert torch.allclose(products, outputs @ outputs.T, atol=1e-5)
-        assert score("greedy_output", given).tolist() == [2.0, 1.0, 0.0, 3.0]
+        assert score("greedy_output", given).tolist() == [0.625, 0.375, 0.125, 0.875]
     finally:
         layout.output.point_to(saved)
 

@@ -37,7 +37,7 @@ class Sample:
 
     Args:
         tokens: the windows.
-        sha256: of them.
+        sha256: of them, with their number.
         statistics: collected as far as they are asked for.
     """
 
@@ -99,9 +99,13 @@ class Basis:
             del self._samples[next(iter(self._samples))]
         return found
 
+    def holds(self, calibration: Mapping[str, Any]) -> bool:
+        """Whether this choice is one of those used last."""
+        return json.dumps(calibration, sort_keys=True) in self._samples
+
     def _new_sample(self, calibration: Mapping[str, Any]) -> Sample:
         tokens = choose(self.pools, calibration, self.seed)
-        sha256 = tokens_sha256(tokens)
+        sha256 = f"{tokens_sha256(tokens)}-{len(tokens)}"  # the same tokens in other windows are another text
         forward = calibration.get("gradients") == "forward"
         identity = f"{self.model} {sha256}"
         return Sample(

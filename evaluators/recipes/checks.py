@@ -11,7 +11,9 @@ from secateur.evaluators.recipes.depth import SHORTGPT
 from secateur.evaluators.recipes.unit_metrics import importance_of
 from secateur.evaluators.recipes.weight_metrics import blend_of, method_of
 from secateur.pruners.block_reconstructions import BLOCK_RECONSTRUCTIONS
+from secateur.pruners.dense_walk import gram_bytes
 from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.forward_kinds import n_bytes
 from secateur.pruners.gradient_kinds import Kind
 from secateur.pruners.gradients import check_gradients
 from secateur.pruners.structure.depth import DEPTH
@@ -43,6 +45,25 @@ def check_memory_for_gradients(plan: Plan, anatomy: Anatomy) -> None:
         kinds = GRADIENTS[plan.space.unit](metric)
         if kinds:
             check_gradients(anatomy, kinds, plan.space.length[-1])
+
+
+def check_cache(plan: Plan, anatomy: Anatomy) -> None:
+    """Refuse a cache of statistics that does not hold those of one choice of calibration data.
+
+    Raises:
+        ValueError: with the size that will do.
+    """
+    space, n_weights = plan.space, sum(linear.n_weights for linear in anatomy.linears)
+    kinds = {kind for metric in _metrics(space) for kind in GRADIENTS[space.unit](metric)}
+    needed = max((n_bytes(kind) * n_weights for kind in kinds), default=0)
+    fitted = "repair" in space.search and {*space.repair_options} - {"none", "bias"}
+    if space.unit != "blocks" and fitted:
+        needed = max(needed, gram_bytes(anatomy))
+    if needed > space.cache_gb * 1e9:
+        raise ValueError(
+            f"Expected `space.cache_gb` >= {needed / 1e9:.2g} for the statistics of one choice of calibration data, "
+            f"got {space.cache_gb:g}."
+        )
 
 
 def _metrics(space: Any) -> Iterator[Metric]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import mkdtemp
@@ -24,6 +25,7 @@ from secateur.evaluators.calibration.pool import (
     save_pools,
 )
 from secateur.evaluators.recipes.basis import Basis
+from secateur.evaluators.recipes.checks import check_cache
 from secateur.evaluators.recipes.decision import DENSE, Decision
 from secateur.evaluators.recipes.switcher import RecipeSwitcher
 from secateur.pruners.families.anatomy import Anatomy
@@ -42,12 +44,13 @@ STATISTICS = ".statistics"
 """The cache of statistics beside it. Hidden, since each node fills its own: it is no part of what is staged."""
 
 
-def check_windows(bench: Workbench) -> None:
-    """Refuse texts that are too short for the recipes that are measured first, as far as their lengths tell.
+def check_search(bench: Workbench) -> None:
+    """Refuse a cache that is too small, and texts that are too short for the recipes that are measured first.
 
     Raises:
         ValueError: if one is.
     """
+    check_cache(bench.plan, bench.anatomy)
     pools = build_pools(bench.anatomy, _tokens(bench), look=False)
     for recipe in bench.space.baselines().values():
         calibration = bench.space.config(recipe)["calibration"]
@@ -94,7 +97,8 @@ def recipe_switcher(plan: Plan, space: Any, anatomy: Anatomy, directory: Path) -
     pools = load_pools(directory / POOLS)
     assert pools is not None, "written before workers start"
     facts = json.loads((directory / DENSE_MODEL).read_text(encoding="utf-8"))
-    cache, shape = StatisticsCache(directory / STATISTICS), ModelShape.from_json(facts["shape"])
+    cache = StatisticsCache(directory / STATISTICS, round(plan.space.cache_gb * 1e9))
+    shape = ModelShape.from_json(facts["shape"])
     return _switcher(plan, shape, anatomy, pools, facts["model"], cache, directory / PROFILE)
 
 
@@ -139,7 +143,7 @@ class RecipePruner:
             bench.anatomy,
             _pools(bench, bench.levels),
             _model(bench),
-            StatisticsCache(directory),
+            StatisticsCache(directory, sys.maxsize),  # for one recipe
             Path(bench.plan.space.profile or ""),
         )
 

@@ -102,7 +102,15 @@ class RecipeSwitcher:
             del self._decisions[next(iter(self._decisions))]
         self._of_keys.clear()
 
+    def _forget(self) -> None:
+        """Let go of earlier batches' decisions with statistics that are held no more: mapped files keep their disk."""
+        under_way = set(map(id, self._of_keys.values()))
+        for name, decision in list(self._decisions.items()):
+            if id(decision) not in under_way and not self._basis.holds(json.loads(name)["calibration"]):
+                del self._decisions[name]
+
     def _new(self, config: Mapping[str, Any]) -> Decision:
+        self._forget()
         try:
             return self._decide(self._basis, config)
         except LevelStoreError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,14 @@ class Zeroing(ABC):
         return self.sample.statistics.inputs(block.index, gram=self.needs == "gram")
 
 
+def spread_step(n_scores: int, n: int, width: int) -> int:
+    """Distance of at most `n` out of so many scores in rows of this width, which meet all columns alike."""
+    step = -(-n_scores // n)
+    while math.gcd(step, width) > 1:  # or the same few columns would be met in each row
+        step += 1
+    return step
+
+
 @dataclass(frozen=True)
 class Masking(Zeroing):
     """The weights that rank lowest go, then what stays is repaired.
@@ -101,7 +110,8 @@ class Masking(Zeroing):
 
     def some_scores(self, linear: Linear, n: int) -> NDArray[np.float64]:
         scores = self._scores(linear, self.inputs(self.basis.anatomy.blocks[linear.block])).flatten()
-        spread: NDArray[np.float64] = scores[:: -(-len(scores) // n)].double().cpu().numpy()
+        step = spread_step(len(scores), n, linear.weight.shape[1])
+        spread: NDArray[np.float64] = scores[::step].double().cpu().numpy()
         return spread
 
     def key(self, block: Block, counts: Counts) -> str:

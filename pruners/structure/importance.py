@@ -70,7 +70,7 @@ def weight_power(evidence: Evidence, power: float) -> Float[Tensor, " units"]:
 
 
 def obs(evidence: Evidence) -> Float[Tensor, " units"]:
-    """Place in the order of greedy optimal brain surgery, see `obs_order`."""
+    """Place in the order of greedy optimal brain surgery, see `obs_order`, as a share of the units."""
     layout = evidence.layout
     order = obs_order(
         evidence.weight,
@@ -81,7 +81,7 @@ def obs(evidence: Evidence) -> Float[Tensor, " units"]:
     )
     score = torch.empty(layout.n_units, device=order.device)
     score[order] = torch.arange(layout.n_units, device=order.device).float()
-    return score
+    return (score + 0.5) / layout.n_units
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def obs_order(
     """
     inverse = torch.cholesky_inverse(factor(dampened(second_moment, damp), name))
     product = weight.double().T @ weight.double()  # W^T W
-    state = _Lazy(inverse, product, unit_width)
+    state = _Lazy(inverse, product, unit_width, name)
     removed = []
     while state.units.numel():
         if state.n_pending + unit_width > max(_LAZY, unit_width):
@@ -57,9 +57,9 @@ class _Lazy:
     """
 
     def __init__(
-        self, inverse: Float[Tensor, "in in"], product: Float[Tensor, "in in"], unit_width: int
+        self, inverse: Float[Tensor, "in in"], product: Float[Tensor, "in in"], unit_width: int, name: str
     ) -> None:
-        self._inverse, self._product, self._width = inverse, product, unit_width
+        self._inverse, self._product, self._width, self._name = inverse, product, unit_width, name
         self.units = torch.arange(inverse.shape[0] // unit_width, device=inverse.device)
         self._restart()
 
@@ -86,7 +86,7 @@ class _Lazy:
         """Remove the unit at this place; its number."""
         columns = slice(position * self._width, (position + 1) * self._width)
         u, r = self._u[:, : self.n_pending], self._r[:, : self.n_pending]
-        root = torch.linalg.cholesky(self._inverse_blocks[position])
+        root = factor(self._inverse_blocks[position], self._name)
 
         def over_root(x: Tensor) -> Tensor:  # x C^-T
             solved: Tensor = torch.linalg.solve_triangular(root, x.T, upper=False)

@@ -42,8 +42,8 @@ def newton(evidence: Evidence) -> Float[Tensor, " units"]:
     ``1/2 E||W a - W (z o a)||^2 + l/2 (1^T z - r)^2`` by Newton's method. As it is quadratic one step is exact:
     ``(A + l 11^T) z = A 1 + l r 1`` with ``A = (W^T W) o E[a a^T]``, so that ``z = 1 - c A^-1 1`` with c > 0 for
     all l > 0 and r below the number of columns. The order is therefore that of ``-A^-1 1``, the same for every
-    sparsity. A gets `damp` of its mean diagonal, to be inverted. The paper's pooling over layers is no part of this;
-    its compensation is the repair `obs`.
+    sparsity. A gets `damp` of its mean diagonal, to be inverted. To be pooled over layers the masks themselves are
+    needed, which `spaces.recipe.thresholds` makes of this; the paper's compensation is the repair `obs`.
     """
     products = dampened(_products(evidence), evidence.damp)
     ones = products.new_ones(len(products), 1)
@@ -67,7 +67,7 @@ def greedy_output(evidence: Evidence) -> Float[Tensor, " units"]:
 
 
 def _by_similarity(products: Float[Tensor, "units units"]) -> Float[Tensor, " units"]:
-    """The round in which each unit goes; of equal ones the first."""
+    """When each unit goes, as a share of the units; of equal ones the first."""
     size = products.diagonal().clamp_min(torch.finfo(products.dtype).tiny)
     cosine = (products / (size * size[:, None]).sqrt()).abs()
     cosine.fill_diagonal_(-1.0)
@@ -78,4 +78,4 @@ def _by_similarity(products: Float[Tensor, "units units"]) -> Float[Tensor, " un
         gone = min(pair, key=lambda unit: float(size[unit]))
         rounds[gone] = index
         cosine[gone] = cosine[:, gone] = -1.0  # below all cosines of those that are left
-    return rounds
+    return (rounds + 0.5) / len(size)

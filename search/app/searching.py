@@ -82,6 +82,7 @@ def search(
             _build_levels(bench, levels, say)
             study.name_baselines(_baselines(bench))  # some are known by now only
             controller = _controller(settings, bench)
+            _warn_of_budget(settings, controller, say)
             storage = storage_of(directory, settings.storage)
             fidelity = bench.plan.fidelities[-2]
             copy = OptunaCopy(study, bench.space, settings.objectives, fidelity, storage)
@@ -111,6 +112,16 @@ def search(
 def _table_of(directory: Path) -> LatencyTable | None:
     """The latency table that a run began with: it goes on with it, whatever was measured since."""
     return Run(Study.open(directory)).shape.latency if (directory / ABOUT).is_file() else None
+
+
+def _warn_of_budget(settings: Settings, controller: Any, say: Say) -> None:
+    """Say that a controller will have no result, while it costs nothing."""
+    needed, given = controller.n_measurements, settings.budget.evaluations
+    if given is not None and needed > given:
+        say(
+            f"`budget.evaluations` {given} ends before `{settings.controller.kind}` has a result of its own: "
+            f"it needs about {needed} measurements first. Raise it, or choose a coarser space."
+        )
 
 
 def _check_objectives(settings: Settings, bench: Workbench) -> None:

@@ -156,7 +156,7 @@ _STRUCTURE = {
         "structure",
         {
             "metric": "numerical",
-            "allocation": {"rule": "global", "normalise": "none", "cost": 1},
+            "allocation": {"rule": "global", "normalise": "mask", "cost": 1},
             "repair": "obs",
         },
         "https://arxiv.org/abs/2412.12441",

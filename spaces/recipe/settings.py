@@ -52,6 +52,8 @@ class RecipeSettings(BaseModel):
         protect: patterns (``*`` and ``?``) of full names of linears that stay dense; of structure and blocks all that
             goes with them does.
         damp: share of the mean diagonal that is added to Gram matrices.
+        cache_gb: statistics that each node keeps on its disk, those used last: a search needs room for one choice of
+            calibration data, 4 bytes a weight for gradients of a kind.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,12 +87,13 @@ class RecipeSettings(BaseModel):
     profile: str | None = None
     protect: list[str] = []
     damp: float = 0.01
+    cache_gb: float = Field(default=8.0, gt=0)
 
     batch: ClassVar[int] = 1
     """Candidates a round where the executor's section names none: few are measured, and they share no blocks."""
 
-    changeable: ClassVar[tuple[str, ...]] = ("target",)
-    """May change when a search is continued: candidates name their sparsity."""
+    changeable: ClassVar[tuple[str, ...]] = ("target", "cache_gb")
+    """May change when a search is continued: candidates name their sparsity, and what is not kept is made again."""
 
     @field_validator("metrics", mode="before")
     @classmethod

@@ -11,13 +11,15 @@ import numpy as np
 from secateur.spaces.recipe.filling import check_reach, in_order, meet, pace, settle, wanted_weights
 from secateur.spaces.recipe.layers import Evidence, Floats, Ints, Layer
 
-# How the scores of a layer become comparable with those of others. No divisor is negative: no order changes.
-NORMALISATIONS: dict[str, Callable[[Floats], Floats]] = {
-    "none": lambda scores: scores,
-    "mean": lambda scores: _over(scores, np.abs(scores).mean()),
-    "max": lambda scores: _over(scores, np.abs(scores).max()),
-    "zscore": lambda scores: _over(scores - scores.mean(), scores.std() if np.ptp(scores) else 0.0),
-    "l2": lambda scores: _over(scores, np.linalg.norm(scores)),
+# How the scores of a layer become comparable with those of others at a sparsity. No divisor is negative: no order
+# changes.
+NORMALISATIONS: dict[str, Callable[[Floats, float], Floats]] = {
+    "none": lambda scores, _: scores,
+    "mean": lambda scores, _: _over(scores, np.abs(scores).mean()),
+    "max": lambda scores, _: _over(scores, np.abs(scores).max()),
+    "zscore": lambda scores, _: _over(scores - scores.mean(), scores.std() if np.ptp(scores) else 0.0),
+    "l2": lambda scores, _: _over(scores, np.linalg.norm(scores)),
+    "mask": lambda scores, sparsity: 1 + sparsity * _over(scores, np.abs(scores.mean())),
 }
 
 
@@ -33,8 +35,10 @@ def one_threshold(
 ) -> Ints:
     """What scores least goes first, in all layers, until enough weights are gone.
 
-    LLM-Pruner's global option has ``none`` and cost 0 (Ma et al. 2023, arXiv 2305.11627); Numerical Pruning multiplies
-    heads by the channels that they cost (Shen et al. 2025, arXiv 2412.12441), which is ``none`` and cost 1.
+    LLM-Pruner's global option has ``none`` and cost 0 (Ma et al. 2023, arXiv 2305.11627). Numerical Pruning (Shen et
+    al. 2025, arXiv 2412.12441) has ``mask`` and cost 1: it pools relaxed masks, which are ``1 - s u / mean(u)`` at a
+    sparsity s and scores -u if the penalty on their sum is large, and multiplies those of heads by the channels
+    that a head costs.
 
     Args:
         layers: with scores.
@@ -42,15 +46,17 @@ def one_threshold(
         sparsity: share to remove.
         normalise: of the layer's scores, one of `NORMALISATIONS`.
         cost: exponent of a unit's size next to the smallest unit's: 1 protects large units, -1 compares by weight.
+            Negative scores are divided by the power.
     """
     smallest = min(layer.size for layer in layers)
-    normal = NORMALISATIONS[normalise]
-    rows = [
-        normal(layer.scores.astype(np.float64)) * (layer.size / smallest) ** cost
-        if layer.n_free
-        else layer.scores
-        for layer in layers
-    ]
+    rows = []
+    for layer in layers:
+        row = layer.scores
+        if layer.n_free:
+            factor = (layer.size / smallest) ** cost
+            row = NORMALISATIONS[normalise](row.astype(np.float64), sparsity)
+            row = np.where(row < 0, row / factor, row * factor)
+        rows.append(row)
     return threshold(layers, rows, wanted_weights(layers, sparsity))
 
 
