@@ -186,7 +186,7 @@ def _explained(checkpoint: Checkpoint, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(
             f"Expected a model that transformers knows by itself, got {checkpoint.location!r}, which brings code "
-            f"of its own. Set `trust_remote_code` if you have read that code and trust it."
+            f"of its own. Set `trust_remote_code` (`--trust-remote-code`) if you have read that code and trust it."
         )
     return ModelError(
         f"Expected a causal LM with a tokenizer that transformers can load, got {checkpoint.location!r} "
