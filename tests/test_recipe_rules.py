@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -9,60 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.spaces.budget import n_zeros
 from secateur.spaces.recipe.layers import BudgetError, Entry, Evidence, Layer
-from secateur.spaces.recipe.profiles import read_profile
 from secateur.spaces.recipe.rules import RULES, allocate, check_rule, defaults, rules_for
 from secateur.spaces.recipe.shares import adapt_shares, cfsp_keeps
 from secateur.spaces.recipe.thresholds import NORMALISATIONS
+from tests.recipe_layers import evidence_of, linears, removed, shares, sublayers, wanted
 
 STRUCTURE, WEIGHTS = rules_for("structure"), rules_for("weights")
-
-
-def sublayers(n_blocks=4, groups=4, channels=32, group=40, channel=6, rest=2, seed=0):
-    """Blocks of an attention and an MLP, with scores of two scales."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for block in range(n_blocks):
-        found.append(Layer(block, "attention", group, groups, rng.gamma(2, 100, groups), rest=rest))
-        found.append(Layer(block, "mlp", channel, channels, rng.gamma(2, 1, channels), rest=rest))
-    return found
-
-
-def linears(n_blocks=3, sizes=(4000, 9000), n_scores=200, seed=0):
-    """An attention's and an MLP's linear in each block, with a sample of their scores."""
-    rng = np.random.default_rng(seed)
-    return [
-        Layer(block, kind, 1, size, rng.gamma(2, 1 + block, n_scores), name=f"layers.{block}.{kind}")
-        for block in range(n_blocks)
-        for kind, size in zip(("attention", "mlp"), sizes, strict=True)
-    ]
-
-
-def evidence_of(layers, seed=0):
-    """All that rules ask for."""
-    rng = np.random.default_rng(seed)
-    n_blocks = max(layer.block for layer in layers) + 1
-    return Evidence(
-        influence=tuple(rng.uniform(0.01, 0.4, n_blocks)),
-        flap=tuple(rng.normal(size=layer.n_units) for layer in layers if layer.size > 1),
-        outliers=tuple(rng.uniform(0, 0.1, len(layers))),
-        profile=tuple(
-            Entry(block, None, None, share) for block, share in enumerate(rng.uniform(0.1, 1, n_blocks))
-        ),
-    )
-
-
-def removed(layers, gone):
-    return sum(layer.removed(n) for layer, n in zip(layers, gone, strict=True))
-
-
-def wanted(layers, sparsity):
-    return n_zeros(sparsity, sum(layer.n_weights for layer in layers))
-
-
-def shares(layers, gone):
-    return [n / layer.n_units for layer, n in zip(layers, gone, strict=True)]
 
 
 # --- every rule ---
@@ -195,130 +147,6 @@ def test_first_and_last_blocks_are_left_alone_as_in_llm_pruner():
     assert np.mean(shares(layers, gone)[8:60]) == pytest.approx(0.2 * 32 / 26, abs=0.01)
 
 
-# --- thresholds ---
-
-
-def one_by_one(layers, rows, target):
-    """Removes what scores least, one after the other, as long as it fits."""
-    units = sorted((float(score), i) for i, row in enumerate(rows) for score in row)
-    gone, left = [0] * len(layers), target
-    skipped = set()
-    for _, i in units:
-        if i in skipped or gone[i] == layers[i].n_free:
-            continue
-        cost = layers[i].removed(gone[i] + 1) - layers[i].removed(gone[i])
-        if cost > left:
-            skipped.add(i)
-        else:
-            gone[i], left = gone[i] + 1, left - cost
-    return gone, left
-
-
-@settings(max_examples=30)
-@given(sparsity=st.floats(0, 0.8), cost=st.sampled_from([-1.0, 0.0, 1.0]), seed=st.integers(0, 50))
-def test_one_threshold_removes_what_scores_least(sparsity, cost, seed):
-    layers = [replace(layer, keep=1) for layer in sublayers(seed=seed, rest=0)]
-    rows = [layer.scores * (layer.size / 6) ** cost for layer in layers]
-    expected, left = one_by_one(layers, rows, wanted(layers, sparsity))
-    gone = allocate("global", layers, Evidence(), sparsity, cost=cost)
-    one_more = {layer.size for layer, n in zip(layers, expected, strict=True) if n < layer.n_free}
-    nearer = left > 0 and 2 * left >= min(one_more, default=math.inf)
-    assert np.subtract(gone, expected).sum() == np.abs(np.subtract(gone, expected)).sum() == nearer
-
-
-def test_scores_are_comparable_behind_a_normalisation():
-    layers = [
-        Layer(1, "mlp", 2, 4, np.array([1.0, 2.0, 3.0, 4.0])),
-        Layer(2, "mlp", 2, 4, np.array([10.0, 10.0, 10.0, 50.0])),
-    ]
-    by = {
-        name: allocate("global", layers, Evidence(), 0.25, normalise=name) for name in ("none", "mean", "max")
-    }
-    # means 2.5 and 20: 0.4, 0.8, 1.2, 1.6 and 0.5, 0.5, 0.5, 2.5; largest 4 and 50: 0.25, 0.5 ... and 0.2 three times
-    assert by == {"none": (2, 0), "mean": (1, 1), "max": (0, 2)}
-    # standardised -1.34, -0.45, ... and -0.58 three times; over the length 5.48 and 52.9: 0.18, 0.37 ... and 0.19
-    for name in ("zscore", "l2"):
-        assert allocate("global", layers, Evidence(), 0.25, normalise=name) == (1, 1)
-
-
-@pytest.mark.parametrize("cost", [-1.0, 0.5, 1.0])
-@pytest.mark.parametrize("normalise", ["none", "zscore"])
-def test_a_cost_protects_large_units_whatever_the_sign_of_scores(normalise, cost):
-    scores = np.random.default_rng(0).lognormal(size=72) - 100 * (normalise == "none")
-    layers = [Layer(0, "attention", 10, 8, scores[:8]), Layer(0, "mlp", 5, 64, scores[8:])]
-    large = [allocate("global", layers, Evidence(), 0.3, normalise=normalise, cost=c)[0] for c in (0, cost)]
-    assert (large[1] < large[0]) if cost > 0 else (large[1] > large[0])
-
-
-@pytest.mark.parametrize("sparsity", [0.2, 0.5])
-def test_numerical_prunings_masks_are_pooled_as_published(sparsity):
-    rng = np.random.default_rng(1)
-    alpha, n_units, width = 16, (6, 64), (8, 1)
-    layers, masks = [], []
-    for block in range(3):
-        for kind, n, columns in zip(("attention", "mlp"), n_units, width, strict=True):
-            size = n * columns
-            x = rng.normal(size=(200, size)) * 10.0**block  # energies of blocks are far apart
-            a = x.T @ x / len(x)
-            penalty, r = 1e9 * a.trace(), (1 - sparsity) * size
-            z = np.linalg.solve(a + penalty, a.sum(1) + penalty * r)
-            u = np.linalg.solve(a, np.ones(size)).reshape(n, columns).mean(1)
-            masks.append(z.reshape(n, columns).mean(1) * (alpha if kind == "attention" else 1))
-            layers.append(Layer(block, kind, alpha if kind == "attention" else 1, n, -u))
-    gone = allocate("global", layers, Evidence(), sparsity, normalise="mask", cost=1)
-    threshold = max(np.sort(mask)[n - 1] for mask, n in zip(masks, gone, strict=True) if n)
-    assert all(
-        np.sort(mask)[n] >= threshold - 1e-6 for mask, n in zip(masks, gone, strict=True) if n < len(mask)
-    )
-    assert min(gone[1::2]) > 0, "no block's scale decides"
-
-
-@settings(max_examples=30)
-@given(sparsity=st.floats(0, 1), seed=st.integers(0, 50))
-def test_samples_that_are_all_scores_give_the_exact_threshold(sparsity, seed):
-    rng = np.random.default_rng(seed)
-    layers = [Layer(0, kind, 1, n, rng.normal(size=n)) for kind, n in (("attention", 300), ("mlp", 500))]
-    exact = allocate("global", layers, Evidence(), sparsity)
-    lowest = np.sort(np.concatenate([layer.scores for layer in layers]))[: sum(exact)]
-    assert exact == tuple(int((layer.scores <= lowest[-1]).sum()) if lowest.size else 0 for layer in layers)
-    repeated = [
-        replace(layer, n_units=10 * layer.n_units) for layer in layers
-    ]  # each score stands for ten weights
-    tenfold = allocate("global", repeated, Evidence(), sparsity)
-    assert np.abs(np.subtract(tenfold, np.multiply(exact, 10))).max() <= 10
-
-
-def test_golden_flap():
-    """By hand: of 2 x (2 groups of 4 weights, 4 channels of 1.. here 2): 24 weights, a third is 8 of them."""
-    layers = sublayers(2, 2, 4, group=4, channel=2, rest=0)
-    flap = tuple(map(np.array, ([9.0, 9.0], [-1.5, 0.3, 0.5, 0.7], [-0.4, 0.4], [-1.7, -0.1, 0.8, 1.0])))
-    # ascending: -1.7 (2), -1.5 (2), -0.4 (4) = 8; a group counts for two channels
-    assert allocate("flap", layers, Evidence(flap=flap), 1 / 4) == (0, 1, 1, 1)
-    assert allocate("flap", layers, Evidence(flap=flap), 1 / 8) == (0, 1, 0, 1)
-    # 6 weights: the group does not fit, the next channel does
-    assert allocate("flap", layers, Evidence(flap=flap), 6 / 32) == (0, 1, 0, 2)
-
-
-def test_golden_nirvana_of_llama_3_1_8b_at_one_half():
-    """Card: gamma 3.36, 32 blocks of 8 KV groups with 4 query heads of 128, 14336 channels: 17.2 % and 57.8 %."""
-    width, group, channel = 4096, 2 * 128 * (4 + 1), 3
-    layers = sublayers(32, 8, 14336, group * width, channel * width, rest=0)
-    gone = allocate("nirvana", layers, Evidence(), 0.5)
-    assert sum(gone[::2]) / (32 * 8) == pytest.approx(0.172, abs=0.002)
-    assert sum(gone[1::2]) / (32 * 14336) == pytest.approx(0.578, abs=0.0005)
-    assert all(n < layer.n_units for n, layer in zip(gone, layers, strict=True))
-    attention = np.concatenate([layer.scores for layer in layers[::2]])
-    threshold = np.sort(attention)[sum(gone[::2]) - 1]
-    assert gone[::2] == tuple(int((layer.scores <= threshold).sum()) for layer in layers[::2])
-
-
-def test_attentions_lose_the_rest_where_gamma_asks_too_much_of_mlps():
-    layers = sublayers()
-    gone = allocate("nirvana", layers, Evidence(), 0.7, gamma=50.0)
-    assert gone[1::2] == (31,) * 4  # all but one
-    assert sum(gone[::2]) > 0
-
-
 # --- influence ---
 
 
@@ -390,97 +218,6 @@ def test_owl_stays_within_its_spread(outliers, sparsity, spread):
     layers = linears()
     gone = allocate("owl", layers, Evidence(outliers=tuple(outliers)), sparsity, spread=spread)
     assert all(abs(share - sparsity) <= spread + 2e-3 for share in shares(layers, gone))
-
-
-# --- files ---
-
-
-def write(tmp_path, lines):
-    path = tmp_path / "profile.json"
-    path.write_text(json.dumps(lines))
-    return path
-
-
-def test_a_profile_gives_its_shares(tmp_path):
-    lines = [
-        {"block": 0, "sparsity": 0.25},
-        {"block": 0, "kind": "mlp", "sparsity": 0.5},
-        {"block": 1, "sparsity": 0.75},
-    ]
-    layers = sublayers(2, group=48, rest=0)
-    evidence = Evidence(profile=read_profile(write(tmp_path, lines)))
-    assert allocate("profile", layers, evidence, 0.5625) == (1, 16, 3, 24)
-    half = allocate("profile", layers, evidence, 0.5625 / 2)  # all by one factor
-    assert shares(layers, half)[1::2] == pytest.approx([0.25, 0.375], abs=0.1)
-
-
-def test_the_line_that_says_most_counts(tmp_path):
-    lines = [{"linear": "layers.0.mlp", "sparsity": 0.1}, {"block": 0, "sparsity": 0.5}]
-    evidence = Evidence(profile=read_profile(write(tmp_path, lines)))
-    layers = linears(1, (1000, 1000))
-    assert allocate("profile", layers, evidence, 0.3) == (500, 100)
-
-
-def test_what_pick_prints_is_a_profile(tmp_path):
-    picked = {"number": 3, "sparsity_of": {"q": 0.2, "o": 0.4, "down": 0.5, "lm_head": 1e-05}}
-    profile = read_profile(write(tmp_path, picked))
-    assert profile[-1] == Entry(None, None, "lm_head", 1e-05)
-    evidence = Evidence(profile=profile[:-1])
-    layers = [
-        Layer(1, "attention", 8, 100, linears=("q", "o")),
-        Layer(1, "mlp", 4, 200, linears=("down",)),
-    ]
-    assert allocate("profile", layers, evidence, 0.4) == (30, 100)
-    parts = [Layer(0, "attention", 1, 50, name=name) for name in "qo"]
-    parts.append(Layer(0, "mlp", 1, 100, name="down"))
-    assert allocate("profile", parts, evidence, 0.4) == (10, 20, 50)
-
-
-def test_a_prefix_removes_whole_sub_layers_and_a_part_of_the_next(tmp_path):
-    path = tmp_path / "order.yaml"
-    path.write_text("- {block: 2, kind: attention}\n- {block: 1, kind: mlp}\n- {block: 3, kind: attention}\n")
-    layers = sublayers(rest=0)  # attentions of 160 weights, MLPs of 192
-    evidence, total = Evidence(profile=read_profile(path)), sum(layer.n_weights for layer in layers)
-    assert allocate("prefix", layers, evidence, 160 / total) == (0, 0, 0, 0, 4, 0, 0, 0)
-    assert allocate("prefix", layers, evidence, (160 + 60) / total) == (0, 0, 0, 10, 4, 0, 0, 0)
-    assert allocate("prefix", layers, evidence, (160 + 192 + 80) / total) == (0, 0, 0, 32, 4, 0, 2, 0)
-    with pytest.raises(BudgetError, match="all that the rule may remove"):
-        allocate("prefix", layers, evidence, 0.5)
-
-
-BAD_LINES = {
-    "a mapping": ({"block": 0, "sparsity": 3}, r"within \[0, 1\], got 3 at line 2"),
-    "no lines": ({"sparsity_of": 0.3}, "hold a list.*secateur pick RUN --json"),
-    "nothing": ([], "hold a list"),
-    "no mapping": ([3], r"keys out of block, kind, linear, sparsity, got 3 at line 1"),
-    "unknown key": ([{"block": 0, "sparsty": 0.1}], "got .*sparsty.* at line 1"),
-    "no block": ([{"kind": "mlp"}], "`block` to be an index from 0 on, got None at line 1"),
-    "negative block": ([{"block": -1}], "got -1"),
-    "unknown kind": ([{"block": 0, "kind": "ffn"}], "`kind` to be attention or mlp, got 'ffn'"),
-    "no name": ([{"linear": 3}], "`linear` to be the name"),
-    "more than all": ([{"block": 0}, {"block": 1, "sparsity": 60}], r"within \[0, 1\], got 60 at line 2"),
-    "true": ([{"block": 0, "sparsity": True}], "got True"),
-    "twice": (
-        [{"block": 0, "sparsity": 0.1}, {"block": 0, "sparsity": 0.2}],
-        "once, got block 0, sparsity 0.2 again",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_LINES)
-def test_a_bad_profile_is_named(case, tmp_path):
-    lines, message = BAD_LINES[case]
-    with pytest.raises(ValueError, match=message):
-        read_profile(write(tmp_path, lines))
-
-
-def test_files_that_are_none_are_named(tmp_path):
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("- {block: 1")
-    for path in (tmp_path / "none.yaml", broken, tmp_path):
-        with pytest.raises(ValueError, match="Expected `profile` to be a YAML or JSON file, got") as raised:
-            read_profile(path)
-        assert str(path) in str(raised.value)
 
 
 # --- wrong use ---
