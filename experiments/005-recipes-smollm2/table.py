@@ -22,6 +22,9 @@ from secateur.search.controller import Trial
 from secateur.search.run import Run, open_run
 from secateur.search.show.values import spread
 
+TASK = "piqa-local"
+"""As in docs/tasks.md."""
+
 N_KNOWN = 3
 """So many of the best known methods are measured in tasks."""
 
@@ -48,18 +51,20 @@ class Tasks:
 
     def __init__(self, directory: Path, samples: int, runs: Path) -> None:
         self._directory, self._samples, self._runs = directory, samples, runs
-        self._evaluators: dict[str, Any] = {}
+        self._evaluators: dict[Path, Any] = {}
 
     def accuracy(self, name: str, run: Run, candidate: str) -> dict[str, float]:
         """Of one candidate, by the task's name."""
         unit = name.partition("-")[0]
-        if unit not in self._evaluators:
-            self._evaluators[unit] = self._evaluator(unit, run)
-        evaluator, fidelity = self._evaluators[unit]
+        levels = run.study.directory / "levels"  # of known methods; arms share theirs
+        levels = levels if levels.is_dir() else self._runs / f"levels-{unit}"
+        if levels not in self._evaluators:
+            self._evaluators[levels] = self._evaluator(levels, run)
+        evaluator, fidelity = self._evaluators[levels]
         [found] = evaluator.evaluate([candidate], fidelity)
         return {key: value for key, value in found.values.items() if key.startswith("task:")}
 
-    def _evaluator(self, unit: str, run: Run) -> tuple[Any, Any]:
+    def _evaluator(self, levels: Path, run: Run) -> tuple[Any, Any]:
         from dataclasses import replace
 
         from secateur.evaluators.tasks.plan import TaskPlan
@@ -68,9 +73,8 @@ class Tasks:
 
         set_threads(1)
         known = plan(run.settings)
-        tasks = TaskPlan(("piqa",), self._directory, self._samples)
+        tasks = TaskPlan((TASK,), self._directory, self._samples)
         bench = Workbench(replace(known, tasks=tasks), print)
-        levels = self._runs / f"levels-{unit}"
         bench.build_levels(levels)
         return bench.evaluator(levels), known.fidelities[-2]
 
@@ -99,7 +103,7 @@ def main() -> None:
         for arm, trial in found:
             candidate, test = trial.measurement.candidate, run.test_of(trial)
             row = known.get((name, candidate))
-            if row is None or (tasks and (arm, trial) in best and "task:piqa" not in row):
+            if row is None or (tasks and (arm, trial) in best and f"task:{TASK}" not in row):
                 row = {"run": name, "arm": arm, "candidate": candidate}
                 row |= {"search_kl": trial.measurement.values["kl"]}
                 if test is not None and test.infeasible is None:
@@ -124,7 +128,7 @@ def show(unit: str, arms: dict[str, list[dict]]) -> None:
         cells = [spread([row["search_kl"] for row in rows], ".3f")]
         cells.append(spread([row["kl"] for row in rows if "kl" in row], ".3f"))
         cells.append(spread([math.exp(row["ce"]) for row in rows if "ce" in row], ".1f"))
-        cells.append(spread([row["task:piqa"] for row in rows if "task:piqa" in row], ".3f"))
+        cells.append(spread([row[f"task:{TASK}"] for row in rows if f"task:{TASK}" in row], ".3f"))
         print(f"| {arm} | {len(rows)} | {' | '.join(cells)} |")
 
 
