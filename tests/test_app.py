@@ -19,6 +19,7 @@ from transformers import BertConfig, BertForMaskedLM
 from secateur.pruners.loading import find_checkpoint
 from secateur.search import app
 from secateur.search.controllers.registry import CONTROLLERS
+from secateur.search.course import best_by_budget, budgets
 from secateur.search.errors import UsageError
 from secateur.search.pick import parse_bounds
 from secateur.search.settings import settings_from
@@ -127,6 +128,17 @@ def test_a_budget_that_ends_before_there_is_a_result_is_said(tmp_path):
     app.search(settings_from(few), tmp_path / "run", say=said.append)
     [warning] = [line for line in said if "budget.evaluations" in line]
     assert "4 ends before `sensitivity` has a result of its own: it needs about " in warning
+
+
+def test_what_is_best_at_a_target_is_tested_where_the_loss_alone_is_searched(tmp_path):
+    alone = {**SMALL, "controller": {"kind": "random"}, "objectives": ["loss"], "budget": {"evaluations": 6}}
+    run = app.run(tmp_path / "run", **alone)
+    assert [trial.measurement.candidate for trial in run.front()] == [
+        run.baselines["dense"].measurement.candidate
+    ]
+    best = best_by_budget(run.trials(), budgets(run.baselines))
+    assert len(best) == 2
+    assert all(run.test_of(trial) for trial in best.values())
 
 
 # --- killed and continued ---

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.app.bench import Say, open_bench, plan, silent
 from secateur.search.app.exporting import LEVELS
 from secateur.search.controllers.registry import CONTROLLERS
+from secateur.search.course import best_by_budget, budgets
 from secateur.search.errors import UsageError
 from secateur.search.executor import Executor, measure_all
 from secateur.search.executors.registry import EXECUTORS
@@ -241,9 +242,11 @@ def _asked(settings: Settings, bench: Workbench) -> dict[str, Any]:
 
 
 def _measure_test(study: Study, executor: Executor, fidelity: Fidelity, say: Say) -> None:
-    """The baselines and the front on the test part: for people, never for a controller."""
+    """The baselines, the front and the best of each budget on the test part: for people, never for a controller."""
     view = Run(study)
-    wanted = [trial.measurement.candidate for trial in [*view.baselines.values(), *view.front()]]
+    best = best_by_budget(view.trials(), budgets(view.baselines))  # on no front if the loss alone is searched
+    shown = [*view.baselines.values(), *view.front(), *best.values()]
+    wanted = [trial.measurement.candidate for trial in shown]
     missing = [text for text in dict.fromkeys(wanted) if study.lookup((text, fidelity.text)) is None]
     n_done = 0
     say(f"measuring on test text 0/{len(missing)}")
