@@ -22,7 +22,7 @@ from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 
 MIN_PREFIX_BYTES, MAX_PREFIX_BYTES = 1 << 26, 1 << 30
-"""Outputs of blocks are kept for later batches up to a quarter of the model's bytes, within these bounds: every worker
+"""Outputs of blocks are kept for later batches up to an eighth of the model's bytes, within these bounds: every worker
 keeps its own."""
 
 
@@ -166,4 +166,4 @@ class BlockwiseEvaluator(Evaluator):
 
 def _prefix_bytes(anatomy: Anatomy) -> int:
     n_bytes = sum(parameter.nbytes for parameter in anatomy.model.parameters())
-    return min(max(MIN_PREFIX_BYTES, n_bytes // 4), MAX_PREFIX_BYTES)
+    return min(max(MIN_PREFIX_BYTES, n_bytes // 8), MAX_PREFIX_BYTES)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,9 @@ from typing import Any
 from secateur.search.executor import Evaluates, Setup
 from secateur.search.executors.cluster.staging import Folder, local_copy
 from secateur.spaces.measurement import Fidelity, Measurement
+
+TRIM_SECONDS = 5.0
+"""Freed memory goes back to the system at most so often: pages that are used again have to be made again."""
 
 
 class OutOfMemoryError(RuntimeError):
@@ -32,6 +38,7 @@ class Worker:
         self._folders = folders
         self._depot = depot
         self._evaluator: Evaluates | None = None
+        self._trimmed = time.monotonic()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def set_up(self) -> str:
@@ -53,4 +60,13 @@ class Worker:
             if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
                 raise OutOfMemoryError(str(error).partition("\n")[0]) from None
             raise
+        if time.monotonic() - self._trimmed > TRIM_SECONDS:
+            give_back_memory()
+            self._trimmed = time.monotonic()
         return [replace(measurement, worker=self._name) for measurement in measured]
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, where the C library can: the workers of a node share what there is."""
+    with suppress(AttributeError, OSError, TypeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
