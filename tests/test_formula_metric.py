@@ -5,9 +5,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import settings as examples
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -15,8 +12,6 @@ from secateur.evaluators.rigs import level_method
 from secateur.pruners.families.discover import dissect
 from secateur.pruners.formulas.errors import FormulaError
 from secateur.pruners.formulas.evaluate import scores
-from secateur.pruners.formulas.fingerprint import fingerprint
-from secateur.pruners.formulas.probe import gaussian_probes, probe_of
 from secateur.pruners.formulas.program import Needs, needs
 from secateur.pruners.formulas.terminals import TERMINALS, terminals_of
 from secateur.pruners.gradients import load_gradients, model_statistics, rms_gradients
@@ -36,7 +31,6 @@ from tests.models import random_tokens, small_anatomy
 
 LEVELS = (0.0, 0.25, 0.5, 0.75)
 TOKENS = random_tokens(4, 16)
-PROBES = gaussian_probes()
 
 
 def by_formula(text: str, **changes) -> Method:
@@ -48,12 +42,6 @@ def pruned(method: Method, *, sequential: bool, sparsity: float = 0.55) -> list[
     asked = dict.fromkeys((x.name for x in anatomy.linears), sparsity)
     prune(anatomy, asked, method, TOKENS, sequential=sequential)
     return [x.weight for x in anatomy.linears]
-
-
-def mark(text: str, **changes) -> str:
-    found = fingerprint(program(parse(text)), PROBES, [0.5], **changes)
-    assert found.digest, found.reason
-    return found.digest
 
 
 # --- a formula is the metric that it spells out ---
@@ -251,122 +239,6 @@ def test_an_infeasible_formula_says_where(tmp_path):
         build_levels(tmp_path / "levels", small_anatomy(), TOKENS, key(by_formula("log(W)")))
     assert not is_built(tmp_path / "levels", key(by_formula("log(W)")))
     assert model_statistics(small_anatomy(), TOKENS, gradients=()).gradients == {}
-
-
-# --- scores ---
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("W / (X - X)", r"got div\(.*, 0\) = -?inf"),
-        ("sqrt(W)", r"got sqrt\(-.*\) = nan"),
-        ("minmax(P)", r"got minmax\(.*\) = nan"),
-        ("exp(1000 + W)", r"got exp\(\d+.*\) = inf"),
-        ("exp(90 + abs(W))", r"got exp\(90\..*\) = 1\..*e\+39"),  # of fp64, but not of fp32
-        ("pow(W, 0.5)", r"got pow\(-.*, 0\.5\) = nan"),
-        ("R + P", "constant in every comparison group"),
-        ("2 + 2", "constant in every comparison group"),
-        ("0 * W", "constant in every comparison group"),
-    ],
-)
-def test_infeasible_formulas_have_a_reason_and_no_nan(text, said):
-    probe = PROBES[0]
-    with pytest.raises(FormulaError, match=said):
-        scores(program(parse(text)), probe.terminals, probe.shape)
-
-
-def test_what_competes_decides_what_is_constant():
-    probe, formula = PROBES[0], program(parse("R"))
-    assert scores(formula, probe.terminals, probe.shape, comparison="layer").shape == probe.shape
-    with pytest.raises(FormulaError, match="constant"):
-        scores(formula, probe.terminals, probe.shape, comparison="layer", group_size=4)
-    with pytest.raises(ValueError, match="Expected `group_size` to divide"):
-        scores(formula, probe.terminals, probe.shape, group_size=7)
-
-
-def test_terminals_that_do_not_fit_are_refused():
-    probe = PROBES[0]
-    wrong = {**probe.terminals, "X": torch.ones(1, 7)}
-    with pytest.raises(FormulaError, match="Expected one value a weight"):
-        scores(("mul", "W", "X"), wrong, probe.shape)
-
-
-# --- fingerprints ---
-
-
-@pytest.mark.parametrize(
-    "same",
-    [
-        "X * abs(W)",
-        "exp(abs(W) * X)",
-        "log(abs(W)) + log(X)",
-        "square(W * X)",
-        "tanh(3 * abs(W) * X)",
-        "rank(abs(W) * X)",
-        "minmax(abs(W) * X)",
-        "abs(W) * X / R",
-        "abs(W) * X + R - 5",
-        "neg(1 / (abs(W) * X))",
-        "abs(W) * X * exp(P)",
-    ],
-)
-def test_formulas_that_rank_alike_in_each_row_have_one_fingerprint(same):
-    assert mark(same) == mark("abs(W) * X")
-
-
-def test_formulas_that_rank_otherwise_have_others():
-    texts = [
-        "abs(W) * X",
-        "abs(W)",
-        "neg(abs(W) * X)",
-        "W",
-        "abs(W) * sqrt(X)",
-        "G",
-        "abs(W) / H",
-        "abs(W) * C",
-    ]
-    assert len({mark(text) for text in texts}) == len(texts)
-    assert mark("abs(W) * X / R", comparison="layer") != mark("abs(W) * X", comparison="layer")
-    assert mark("abs(W) * X / R", group_size=4) == mark("abs(W) * X", group_size=4)
-
-
-@examples(max_examples=20)
-@given(st.floats(0.01, 100), st.sampled_from([0.3, 0.5, 0.71]))
-def test_positive_scalings_do_not_change_a_fingerprint(factor, sparsity):
-    formulas = [("mul", factor, ("mul", ("abs", "W"), "X")), ("mul", ("abs", "W"), "X")]
-    assert len({fingerprint(x, PROBES, [sparsity]).digest for x in formulas}) == 1
-
-
-@pytest.mark.parametrize("sparsity", [0.5, 0.333, 0.9])
-@pytest.mark.parametrize(
-    ("text", "comparison", "said"),
-    [
-        ("X", "output", "same mask in every row"),
-        ("X * R", "output", "same mask in every row"),
-        ("X / H + C", "layer", "same mask in every row"),
-        ("R", "layer", "same mask in every row"),
-        ("X + 0 * W", "output", "same mask in every row"),
-        ("P", "layer", "constant"),
-        ("log(W)", "output", "nan at probe 0"),
-    ],
-)
-def test_blind_and_undefined_formulas_are_recognised(text, comparison, said, sparsity):
-    found = fingerprint(program(parse(text)), PROBES, [sparsity], comparison=comparison)
-    assert found.digest == ""
-    assert said in found.reason
-
-
-def test_probes_of_a_layer_are_some_of_its_rows():
-    linear = list(small_anatomy().linears)[-1]
-    whole = ModelStatistics(2, {"rms": {linear.name: linear.weight.abs()}})
-    inputs = InputStatistics(5, torch.ones(linear.in_features), torch.eye(linear.in_features))
-    given = terminals_of(linear, TERMINALS, inputs, whole)
-    probe = probe_of(given, rows=8)
-    assert probe.shape == (8, linear.in_features)
-    assert torch.equal(probe.terminals["W"][[0, -1]], linear.weight[[0, -1]].double())
-    assert torch.equal(probe.terminals["R"][-1], linear.weight[-1].abs().sum()[None].double())
-    assert fingerprint(("mul", ("abs", "W"), "G"), [probe], [0.5]).digest
 
 
 # --- settings and the command line ---

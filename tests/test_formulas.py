@@ -10,8 +10,6 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from secateur.pruners.formulas import operations, terminals
-from secateur.pruners.formulas.errors import FormulaError
-from secateur.pruners.formulas.evaluate import scores
 from secateur.spaces.formulas.grammar import LONGEST, FormulaTextError, parse, print_formula
 from secateur.spaces.formulas.known import KNOWN
 from secateur.spaces.formulas.latex import latex
@@ -19,8 +17,6 @@ from secateur.spaces.formulas.metric import formula_of, metric_of, program_of
 from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
 from secateur.spaces.formulas.program import program
 from secateur.spaces.formulas.sampling import Palette, ramped, random_tree
-from secateur.spaces.formulas.signs import about
-from secateur.spaces.formulas.simplify import EXACT, RULES, simplify
 from secateur.spaces.formulas.tree import (
     DEEPEST,
     LARGEST,
@@ -33,63 +29,9 @@ from secateur.spaces.formulas.tree import (
     subtrees,
 )
 from secateur.spaces.formulas.variation import crossover, mutate_hoist, mutate_point, mutate_subtree
+from tests.formula_values import seeds, trees
 
-SHAPE = (4, 6)
 BOUNDS = Bounds(6, 20)
-
-leaves = st.one_of(
-    st.sampled_from(sorted(TERMINALS)).map(Terminal),
-    st.sampled_from([0.0, 1.0, -1.0, 2.0, 0.5, -2.0, 3.0]).map(Constant),
-    st.floats(-1e6, 1e6).filter(lambda x: x == 0 or abs(x) > 1e-6).map(Constant),
-)
-
-
-def applied(inner: st.SearchStrategy[Tree]) -> st.SearchStrategy[Tree]:
-    def with_arguments(name: str) -> st.SearchStrategy[Tree]:
-        return st.tuples(*[inner] * OPERATORS[name].arity).map(lambda args: Apply(name, args))
-
-    return st.sampled_from(sorted(OPERATORS)).flatmap(with_arguments)
-
-
-trees = st.recursive(leaves, applied, max_leaves=12)
-seeds = st.integers(0, 2**32 - 1)
-
-
-def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Terminals of a small layer, in fp64."""
-    generator = torch.Generator().manual_seed(seed)
-    rows, columns = SHAPE
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    weight = normal(rows, columns)
-    return {
-        "W": weight,
-        "G": normal(rows, columns).abs(),
-        "X": normal(1, columns).abs(),
-        "H": normal(1, columns).exp(),
-        "R": weight.abs().sum(1, keepdim=True),
-        "C": weight.abs().sum(0, keepdim=True),
-        "P": torch.full((1, 1), 0.25, dtype=torch.float64),
-    }
-
-
-def value(tree: Tree, given: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    """The values of a formula, None where it is undefined. W is added so that a constant counts as defined."""
-    try:
-        scores(("add", ("mul", 0.0, program(tree)), "W"), given, SHAPE)
-    except FormulaError:
-        return None
-    return _plain(program(tree), given).expand(SHAPE)
-
-
-def _plain(formula, given):
-    if isinstance(formula, str):
-        return given[formula]
-    if not isinstance(formula, tuple):
-        return torch.full((1, 1), formula, dtype=torch.float64)
-    return operations.OPERATIONS[formula[0]][1](*(_plain(x, given) for x in formula[1:]))
 
 
 # --- tables ---
@@ -290,100 +232,6 @@ def test_trees_have_limits_whoever_makes_them():
     with pytest.raises(ValueError, match="Expected a place"):
         replace_at(Terminal("W"), (0,), Terminal("X"))
     assert print_formula(Constant(-0.0)) == "0"
-
-
-# --- simplification ---
-
-
-@given(trees)
-def test_simplification_is_idempotent_and_never_larger(tree):
-    simple = simplify(tree)
-    assert simplify(simple) == simple
-    assert simple.size <= tree.size
-    assert simple.depth <= tree.depth
-
-
-@given(trees, seeds)
-def test_exact_rules_keep_every_bit_where_the_formula_is_defined(tree, seed):
-    given = tensors(seed)
-    before = value(tree, given)
-    if before is not None:
-        after = value(simplify(tree, EXACT), given)
-        assert after is not None
-        assert torch.equal(before, after)
-
-
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.pattern)
-def test_every_rule_keeps_values_and_domain(rule):
-    """Each rule on arguments of every kind: where one side is defined so is the other, with the same values."""
-    fill = [
-        "W",
-        "X",
-        "G * W",
-        "exp(W)",
-        "neg(X)",
-        "log(W)",
-        "log(X)",
-        "sqrt(W)",
-        "minmax(W)",
-        "W / P",
-        "0.5",
-        "-3",
-    ]
-    changed = 0
-    for x, y in itertools.product(fill, fill[:8] if "y" in rule.pattern else ["W"]):
-        parts = {"x": parse(x), "y": parse(y)}
-        tree = _fill(parse(rule.pattern, terminals=("x", "y")), parts)
-        result = simplify(tree, (rule,))
-        changed += result != simplify(tree, ())
-        before, after = value(tree, tensors(1)), value(result, tensors(1))
-        assert (before is None) == (after is None), print_formula(tree)
-        if before is not None:
-            assert (
-                torch.equal(before, after)
-                if rule.exact
-                else torch.allclose(before, after, rtol=1e-9, atol=1e-9)
-            )
-    assert changed
-
-
-def _fill(tree: Tree, parts: dict[str, Tree]) -> Tree:
-    if isinstance(tree, Apply):
-        return Apply(tree.operator, tuple(_fill(x, parts) for x in tree.arguments))
-    return parts.get(tree.name, tree) if isinstance(tree, Terminal) else tree
-
-
-@given(trees, seeds)
-def test_what_is_known_of_signs_holds(tree, seed):
-    known, values = about(tree), value(tree, tensors(seed))
-    if values is not None:
-        assert not known.nonnegative or (values >= 0).all()
-        assert known.nonnegative or not known.positive
-
-
-@pytest.mark.parametrize(
-    ("text", "simple"),
-    [
-        ("exp(log(W))", "exp(log(W))"),  # undefined for negative weights, and stays so
-        ("exp(log(exp(W)))", "exp(W)"),
-        ("neg(neg(W))", "W"),
-        ("square(sqrt(W))", "square(sqrt(W))"),
-        ("square(sqrt(X))", "X"),
-        ("sqrt(square(W))", "abs(W)"),
-        ("abs(abs(W) * X)", "abs(W) * X"),
-        ("X * abs(W)", "abs(W) * X"),
-        ("abs(W) * abs(W) * minmax(abs(G))", "minmax(G) * square(W)"),
-        ("min(X, X) + 2 * 3 - 6", "X + 6 - 6"),  # sums are not regrouped: that rounds differently
-        ("log(-1) * 0", "0 * log(-1)"),
-        ("(W - W) * X + 1 * G", "G"),
-        ("W / W", "W / W"),
-        ("minmax(minmax(W))", "minmax(W)"),
-        ("-1 * (W - X)", "X - W"),
-    ],
-)
-def test_examples_of_simplification(text, simple):
-    assert simplify(parse(text)) == simplify(parse(simple))
-    assert len(print_formula(simplify(parse(text)))) <= len(print_formula(parse(simple)))
 
 
 # --- random formulas and variation ---
