@@ -11,10 +11,10 @@ from secateur.evaluators.formula_overlap import overlaps
 from secateur.evaluators.formula_proxy import formula_layers, formula_proxy, grams_of
 from secateur.evaluators.formula_switching import FormulaSwitcher
 from secateur.evaluators.proxy import Proxy
-from secateur.evaluators.recipes.checks import check_memory_for_gradients, check_names
+from secateur.evaluators.recipes.checks import check_names, check_statistics
 from secateur.evaluators.recipes.rig import (
     build_basis,
-    check_search,
+    check_windows,
     prune_recipe,
     recipe_cost,
     recipe_record,
@@ -54,7 +54,7 @@ class Rig:
         switcher: over such a directory: (plan, space, anatomy, directory).
         check: refuses settings that fit no model, before one is loaded.
         check_model: refuses settings that don't fit this one.
-        check_texts: refuses texts that are too short, or too small a cache for them, before anything is written.
+        check_texts: refuses texts that are too short, before anything is written.
         record: how the weights of a configuration go, as plain values for the record: (plan, configuration).
         prune: makes the live model what a configuration says, for real: (bench, configuration, sequential, on block);
             gives the units that stay, where it cuts.
@@ -213,11 +213,11 @@ RIGS: dict[str, Rig] = {
         build=build_basis,
         switcher=recipe_switcher,
         check=check_names,
-        check_model=check_memory_for_gradients,
+        check_model=check_statistics,
         record=recipe_record,
         prune=prune_recipe,
         cost=recipe_cost,
-        check_texts=check_search,
+        check_texts=check_windows,
         cuts=lambda plan: plan.space.unit != "weights",
     ),
 }

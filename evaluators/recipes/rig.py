@@ -25,7 +25,6 @@ from secateur.evaluators.calibration.pool import (
     save_pools,
 )
 from secateur.evaluators.recipes.basis import Basis
-from secateur.evaluators.recipes.checks import check_cache
 from secateur.evaluators.recipes.decision import DENSE, Decision
 from secateur.evaluators.recipes.switcher import RecipeSwitcher
 from secateur.pruners.families.anatomy import Anatomy
@@ -44,13 +43,12 @@ STATISTICS = ".statistics"
 """The cache of statistics beside it. Hidden, since each node fills its own: it is no part of what is staged."""
 
 
-def check_search(bench: Workbench) -> None:
-    """Refuse a cache that is too small, and texts that are too short for the recipes that are measured first.
+def check_windows(bench: Workbench) -> None:
+    """Refuse texts that are too short for the recipes that are measured first, as far as their lengths tell.
 
     Raises:
         ValueError: if one is.
     """
-    check_cache(bench.plan, bench.anatomy)
     pools = build_pools(bench.anatomy, _tokens(bench), look=False)
     for recipe in bench.space.baselines().values():
         calibration = bench.space.config(recipe)["calibration"]

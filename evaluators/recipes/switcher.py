@@ -94,19 +94,25 @@ class RecipeSwitcher:
             self._of_keys[block, key].change(self._live[block])
         self._now[block] = key
 
+    def release(self, block: int) -> None:
+        """See `Copies.release`."""
+        self.apply(block, DENSE)
+
     def restore(self) -> None:
-        """The dense model again, with the same tensors; decisions asked for long ago are forgotten."""
+        """The dense model again, with the same tensors."""
         for block in range(len(self._live)):
-            self.apply(block, DENSE)
-        while len(self._decisions) > N_DECISIONS:
-            del self._decisions[next(iter(self._decisions))]
+            self.release(block)
         self._of_keys.clear()
 
     def _forget(self) -> None:
-        """Let go of earlier batches' decisions with statistics that are held no more: mapped files keep their disk."""
+        """Let go of earlier batches' decisions, of all but a few and of those with statistics that are held no more.
+
+        Mapped files keep their disk.
+        """
         under_way = set(map(id, self._of_keys.values()))
-        for name, decision in list(self._decisions.items()):
-            if id(decision) not in under_way and not self._basis.holds(json.loads(name)["calibration"]):
+        earlier = [name for name, decision in self._decisions.items() if id(decision) not in under_way]
+        for place, name in enumerate(reversed(earlier)):
+            if place >= N_DECISIONS or not self._basis.holds(json.loads(name)["calibration"]):
                 del self._decisions[name]
 
     def _new(self, config: Mapping[str, Any]) -> Decision:

@@ -86,7 +86,7 @@ class _Lazy:
         """Remove the unit at this place; its number."""
         columns = slice(position * self._width, (position + 1) * self._width)
         u, r = self._u[:, : self.n_pending], self._r[:, : self.n_pending]
-        root = factor(self._inverse_blocks[position], self._name)
+        root = _lower(self._inverse_blocks[position], self._name)
 
         def over_root(x: Tensor) -> Tensor:  # x C^-T
             solved: Tensor = torch.linalg.solve_triangular(root, x.T, upper=False)
@@ -152,6 +152,10 @@ def factor(moment: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in in"]:
         raise ValueError(
             f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
         )
+    return _lower(moment, name)
+
+
+def _lower(moment: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in in"]:
     lower: Tensor
     lower, failed = torch.linalg.cholesky_ex(moment)
     if failed:

@@ -44,7 +44,7 @@ def prune(
         ExportError: if the model can't be written, or does not load as it should.
     """
     from secateur.evaluators.exporting import export_candidate
-    from secateur.evaluators.recipes.checks import GRADIENTS
+    from secateur.evaluators.recipes.checks import NEEDS
     from secateur.evaluators.recipes.shipping import recipe_formats
     from secateur.evaluators.workbench import Plan, Workbench
 
@@ -67,7 +67,7 @@ def prune(
         seed=file.seed,
     )
     try:
-        GRADIENTS[file.recipe["unit"]](
+        NEEDS[file.recipe["unit"]](
             file.recipe["metric"]
         )  # refuses an unknown metric, before a model is loaded
         bench = Workbench(plan, say)
