@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,7 @@ from secateur.evaluators.data import Batch, EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.losses import LossSums, loss_sums
 from secateur.evaluators.prefix_tree import Path, walk
-from secateur.evaluators.switching import InfeasibleError, Switcher, cost_of
+from secateur.evaluators.switching import Copies, InfeasibleError, Switcher, cost_of
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.recent import Recent
 from secateur.pruners.runner import BlockRunner
@@ -24,6 +26,9 @@ from secateur.spaces.space import Space
 MIN_PREFIX_BYTES, MAX_PREFIX_BYTES = 1 << 26, 1 << 30
 """Outputs of blocks are kept for later batches up to an eighth of the model's bytes, within these bounds: every worker
 keeps its own."""
+
+MIN_CHANGED_BYTES, MAX_CHANGED_BYTES = 1 << 29, 1 << 30
+"""Likewise changed blocks that are copies, for the next candidate."""
 
 
 class BlockwiseEvaluator(Evaluator):
@@ -63,7 +68,10 @@ class BlockwiseEvaluator(Evaluator):
         self._seed = seed
         self._worker = worker
         self._runner = BlockRunner(anatomy)
-        self._prefixes = Recent[Tensor](_prefix_bytes(anatomy))  # outputs of blocks by the path to them
+        # Outputs of blocks by the path to them.
+        self._prefixes = Recent[Tensor](_eighth(anatomy, MIN_PREFIX_BYTES, MAX_PREFIX_BYTES))
+        self._copies = switcher if isinstance(switcher, Copies) else None
+        self._n_stay = _n_stay(anatomy)
         self._sums: dict[tuple[str, Path], LossSums] = {}
 
     @torch.no_grad()
@@ -117,7 +125,10 @@ class BlockwiseEvaluator(Evaluator):
                 block = len(path) - 1
                 self._switcher.apply(block, path[-1])
                 computed[new[member]] += 1
-                return self._runner.block(block, hidden, batch.inputs)
+                below = self._runner.block(block, hidden, batch.inputs)
+                if self._copies and block >= self._n_stay:
+                    self._copies.release(block)
+                return below
 
             return self._prefixes.get((batch.name, path), compute)
 
@@ -164,6 +175,15 @@ class BlockwiseEvaluator(Evaluator):
         )
 
 
-def _prefix_bytes(anatomy: Anatomy) -> int:
+def _eighth(anatomy: Anatomy, least: int, most: int) -> int:
     n_bytes = sum(parameter.nbytes for parameter in anatomy.model.parameters())
-    return min(max(MIN_PREFIX_BYTES, n_bytes // 8), MAX_PREFIX_BYTES)
+    return min(max(least, n_bytes // 8), most)
+
+
+def _n_stay(anatomy: Anatomy) -> int:
+    """How many copied blocks stay until they are changed again: the first ones.
+
+    Candidates come to all blocks in turn, so that of those used last none would be there when it is needed.
+    """
+    sizes = accumulate(sum(x.weight.nbytes for x in block.linears) for block in anatomy.blocks)
+    return bisect_right([*sizes], _eighth(anatomy, MIN_CHANGED_BYTES, MAX_CHANGED_BYTES))

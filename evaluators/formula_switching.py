@@ -69,10 +69,14 @@ class FormulaSwitcher:
             linear.point_to(dense * masks[linear.name] if linear.name in masks else dense)
         self._now[block] = key
 
+    def release(self, block: int) -> None:
+        """See `Copies.release`."""
+        self.apply(block, "")
+
     def restore(self) -> None:
         """All projections back to their dense weights."""
         for block in range(len(self._now)):
-            self.apply(block, "")
+            self.release(block)
 
     def _scored(self, program: Program, sparsity: Mapping[str, float]) -> Sequence[str]:
         """The key of each block; its masks are kept as long as there is room."""

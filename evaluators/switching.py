@@ -36,6 +36,15 @@ class Switcher(Protocol):
 
 
 @runtime_checkable
+class Copies(Protocol):
+    """A switcher whose changed blocks take memory of their own, beside the dense ones."""
+
+    def release(self, block: int) -> None:
+        """Make one block dense again: it was computed, and its weights need not stay."""
+        ...
+
+
+@runtime_checkable
 class Counts(Protocol):
     """A switcher that counts what a configuration costs, where that depends on what it finds in the weights."""
 
@@ -87,7 +96,11 @@ class LevelSwitcher:
                 linear.point_to(self._store.weight(linear, new))
         self._now[block] = key
 
+    def release(self, block: int) -> None:
+        """See `Copies.release`."""
+        self.apply(block, self._dense[block])
+
     def restore(self) -> None:
         """All projections back to level 0."""
-        for block, key in enumerate(self._dense):
-            self.apply(block, key)
+        for block in range(len(self._dense)):
+            self.release(block)

@@ -35,11 +35,8 @@ from secateur.pruners.statistics import ModelStatistics
 __all__ = ["LevelStore", "LevelStoreError", "StoreKey", "build_levels", "gradients_path", "is_built"]
 
 CACHE_BYTES = 1 << 30
-"""Weights copied to a GPU are kept up to so many bytes, those used last."""
-
-MIN_MADE_BYTES = 1 << 28
-"""Weights made from ranks are kept up to an eighth of the model's bytes, but so many, and at most `CACHE_BYTES`: every
-worker of a node has its own."""
+"""Weights on a GPU are kept up to so many bytes, those used last. On a CPU none are: every worker would have its own,
+and to make them again costs little beside a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,8 @@ class LevelStore:
         self._tensors: dict[str, Tensor] = {}
         for block in anatomy.blocks:
             self._tensors |= load_block(directory, block.index)
-        self._recent = Recent[Tensor](_cache_bytes(self._dense.values()))
+        on_cpu = all(weight.device.type == "cpu" for weight in self._dense.values())
+        self._recent = Recent[Tensor](0 if on_cpu else CACHE_BYTES)
 
     def weight(self, linear: Linear, level: int) -> Float[Tensor, "out in"]:
         """The projection's weight at a level, to be pointed to and not to be written to."""
@@ -110,12 +108,6 @@ class LevelStore:
         if ranks:
             return self._recent.get((name, level), lambda: dense * (stored.to(dense.device) > level))
         return self._recent.get((name, level), lambda: stored[self._stored.index(level)].to(dense.device))
-
-
-def _cache_bytes(dense: Collection[Tensor]) -> int:
-    if any(weight.device.type != "cpu" for weight in dense):
-        return CACHE_BYTES
-    return min(max(MIN_MADE_BYTES, sum(weight.nbytes for weight in dense) // 8), CACHE_BYTES)
 
 
 def is_built(directory: Path, key: StoreKey) -> bool:

@@ -219,6 +219,31 @@ def test_a_measurement_does_not_depend_on_what_was_measured_before(tmp_path):
         assert [dict(m.values) for m in a] == [dict(m.values) for m in b]
 
 
+@pytest.mark.parametrize("n_stay", [0, 1, 2])
+def test_blocks_past_the_memory_for_copies_are_dense_again_once_they_are_computed(
+    tmp_path, monkeypatch, n_stay
+):
+    usual = make_evaluator(tmp_path, "wanda")
+    texts = candidates(usual.space, 8)
+    of_block = sum(linear.weight.nbytes for linear in usual.anatomy.blocks[0].linears)
+    for bound in ("MIN_CHANGED_BYTES", "MAX_CHANGED_BYTES"):
+        monkeypatch.setattr(f"secateur.evaluators.blockwise.{bound}", n_stay * of_block)
+    evaluator = make_evaluator(tmp_path, "wanda")
+    dense = [linear.weight.data_ptr() for linear in evaluator.anatomy.linears]
+    computed, most = evaluator._runner.block, 0
+
+    def block(index, hidden, inputs):
+        nonlocal most
+        now = zip(evaluator.anatomy.linears, dense, strict=True)
+        most = max(most, len({linear.block for linear, old in now if linear.weight.data_ptr() != old}))
+        return computed(index, hidden, inputs)
+
+    monkeypatch.setattr(evaluator._runner, "block", block)
+    for a, b in zip(evaluator.evaluate(texts, LARGE), usual.evaluate(texts, LARGE), strict=True):
+        assert dict(a.values) == dict(b.values)
+    assert most == n_stay + 1
+
+
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "random"])
 def test_a_level_of_the_store_is_what_pruning_gives(tmp_path, method):
     """Measured through the store = the whole model pruned with dense statistics and run by itself."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from secateur.search.executors.cluster import worker
 from secateur.search.executors.cluster.worker import TRIM_SECONDS, Worker, give_back_memory
 from secateur.spaces.measurement import Fidelity, Measurement
@@ -32,5 +34,13 @@ def test_freed_memory_is_given_back_now_and_then(monkeypatch):
     assert times == [106.0, 112.0, 118.0], f"calls of 2 s, at most every {TRIM_SECONDS} s"
 
 
-def test_it_can_be_asked_for_everywhere():
+def test_memory_is_given_back_by_the_c_library(monkeypatch):
+    asked = []
+    monkeypatch.setattr(worker.ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=asked.append))
+    give_back_memory()
+    assert asked == [0], "all that can be"
+
+
+def test_a_c_library_that_can_not_is_no_error(monkeypatch):
+    monkeypatch.setattr(worker.ctypes, "CDLL", lambda name: SimpleNamespace())
     give_back_memory()
