@@ -6,7 +6,8 @@ Random candidates at one fidelity, so that every evaluation is the same work. Ro
 interleaved. A rate is taken from the first measurement of random candidates to the last one; what is lost is the part
 of that time, over all workers, that is not in the measurements' own seconds. Memory is the proportional set size (PSS)
 of the workers' processes after the last evaluation, of their mappings of the model's weights, and of what is theirs
-alone.
+alone, and the most of the latter that was seen while they measured; and what a Python with torch and transformers has
+of its own without any model.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import argparse
 import json
 import shutil
 import statistics
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
 from secateur.search import app
 from secateur.search.settings import settings_from
 
-MB = 1 << 20
+PERIOD_S = 0.2
 
 
 class Clock:
@@ -31,16 +35,43 @@ class Clock:
         self.seen: list[tuple[float, list]] = []
         self.pids: set[int] = set()
         self.memory: list[dict[str, float]] = []
+        self._peak: dict[int, float] = {}
+        self._ended = threading.Event()
 
     def on_start(self, n_known, budget) -> None:
-        pass
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def on_trials(self, trials, spent) -> None:
         self.seen.append((time.perf_counter(), list(trials)))
         self.pids |= {int(t.measurement.worker.rpartition(":")[2]) for t in trials}
 
     def on_end(self, outcome) -> None:
-        self.memory = [pss(pid) for pid in sorted(self.pids)]
+        self._ended.set()
+        self.memory = [pss(pid) | {"peak": self._peak[pid]} for pid in sorted(self.pids)]
+
+    def _watch(self) -> None:
+        while not self._ended.wait(PERIOD_S):
+            for pid in sorted(self.pids):
+                self._peak[pid] = max(self._peak.get(pid, 0.0), anonymous(pid))
+
+
+def anonymous(pid: int) -> float:
+    """MB that are no file's: a counter of the kernel, so that reading it costs the process nothing."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:")) / 1024
+
+
+def interpreter() -> float:
+    """MB of its own that a Python has with torch and transformers and no model."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import torch, transformers.models.llama.modeling_llama\nprint()\ninput()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    child.stdout.readline()
+    found = anonymous(child.pid)
+    child.communicate(b"\n")
+    return found
 
 
 def pss(pid: int) -> dict[str, float]:
@@ -117,6 +148,7 @@ def main() -> None:
         "lost": [round(statistics.median(losses), 4), round(min(losses), 4), round(max(losses), 4)],
         "per_second": [round(pair[n]["per_second"], 3) for pair in rounds for n in (1, 2)],
         "memory_mb": rounds[-1][2]["memory_mb"],
+        "interpreter_mb": interpreter(),
     }
     print(json.dumps(row))
     if args.results:

@@ -13,7 +13,7 @@ import shutil
 import statistics
 from pathlib import Path
 
-from run import HERE, TARGETS
+from run import ARMS, HERE, TARGETS, shared
 
 from secateur.search import app
 from secateur.search.run import open_run
@@ -26,16 +26,14 @@ def main() -> None:
     )
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--text", default="docs")
-    parser.add_argument("--model", default="smollm2-135m@wheel")
+    parser.add_argument("--model")
     parser.add_argument("--units", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--evaluations", type=int, default=7)
     args = parser.parse_args()
     for unit in args.units:
         directory = args.scratch / f"cost-{unit}"
         shutil.rmtree(directory, ignore_errors=True)
-        changes = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
-        changes += [f"model={args.model}", f"space.unit={unit}", f"space.target={TARGETS[unit]}"]
-        changes += ["space.search=[metric]", "controller={kind: random}"]
+        changes = [*shared(unit, args.text, args.model), *ARMS["metric"], "controller={kind: random}"]
         changes += [f"budget.evaluations={args.evaluations}"]
         app.search_in_lines(load_settings(HERE / "config.yaml", changes), directory)
         run = open_run(directory)

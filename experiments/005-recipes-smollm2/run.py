@@ -3,8 +3,8 @@
     python run.py RUNS --text FILE [--units structure weights] [--arms ...] [--seeds 0 1 2] [--model DIR] [-o k=v ...]
 
 `joint` is AdaPruner's search over calibration data and metric, and allocation and repair with them; then each part
-alone; `random` draws what `joint` searches; `warm` is `joint` that begins with the library's best, which count as
-evaluations. All arms of a unit share pools and statistics.
+alone; `random` draws what `joint` searches. Every arm begins with the best published recipe, and has what it does not
+search from there. All arms of a unit share pools and statistics.
 """
 
 from __future__ import annotations
@@ -18,17 +18,25 @@ from secateur.search.settings import load_settings
 HERE = Path(__file__).parent
 TARGETS = {"structure": 0.2, "weights": 0.5}
 PARTS = ("calibration", "metric", "allocation", "repair")
-WARM = {
-    "structure": "[cfsp, flap, ziplm]",
-    "weights": "[admm, sparsegpt, dsnot]",
-}
-"""Best in METHODS.md, but SparseLLM, which takes ten minutes."""
+START = {"structure": "cfsp", "weights": "admm"}
+"""Best in METHODS.md: every arm measures it first, and it gives what an arm does not search."""
+REPAIRS = {"structure": "[none, bias, refit, obs]", "weights": "[none, bias, obs, admm]"}
+"""Without ADMM of structure, whose steps converge to `obs` at many times its cost."""
 ARMS = {
     "joint": [],
-    "warm": [],  # and WARM
     "random": ["controller={kind: random}"],
     **{part: [f"space.search=[{part}]"] for part in PARTS},
 }
+
+
+def shared(unit: str, text: str, model: str | None) -> list[str]:
+    """What a unit's runs have in common, as overrides of `config.yaml`."""
+    found = [f"evaluator.data.{part}={text}" for part in ("calibration", "search", "test")]
+    # Two sources of calibration text: that of the search, and another one.
+    found += [f"space.sources={{search: '{text}', docs: docs}}"] if text != "docs" else []
+    found += [f"model={model}"] if model else []
+    found += [f"space.repairs={REPAIRS[unit]}"]
+    return [*found, f"space.unit={unit}", f"space.target={TARGETS[unit]}", f"space.start={START[unit]}"]
 
 
 def main() -> None:
@@ -44,17 +52,11 @@ def main() -> None:
     parser.add_argument("-o", "--override", action="append", default=[])
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
-    common = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
-    # Two sources of calibration text: that of the search, and another one.
-    common += [f"space.sources={{search: '{args.text}', docs: docs}}"] if args.text != "docs" else []
-    common += [f"model={args.model}"] if args.model else []
     for unit in args.units:
-        of_unit = [*common, f"space.unit={unit}", f"space.target={TARGETS[unit]}"]
         for arm in args.arms:
             for seed in args.seeds:
                 name = f"{unit}-{arm}-{seed}"
-                known = [f"space.known={WARM[unit]}"] if arm == "warm" else []
-                overrides = [*of_unit, *ARMS[arm], *known, f"seed={seed}", *args.override]
+                overrides = [*shared(unit, args.text, args.model), *ARMS[arm], f"seed={seed}", *args.override]
                 settings = load_settings(HERE / "config.yaml", overrides)
                 app.search_in_lines(settings, args.runs / name, levels=args.runs / f"levels-{unit}")
 
