@@ -220,6 +220,23 @@ def test_statistics_that_are_held_no_more_are_let_go(case):
     assert first() is None, "its mapped files would keep their disk blocks"
 
 
+def test_few_decisions_are_remembered_beside_those_under_way(case, monkeypatch):
+    monkeypatch.setattr("secateur.evaluators.recipes.switcher.N_DECISIONS", 2)
+    switcher = RecipeSwitcher(case.basis, "structure")
+    found = [
+        weakref.ref(switcher.decide(config("structure", share, metric="wanda_sp"))) for share in (0.2, 0.3)
+    ]
+    switcher.keys(config("structure", 0.4, metric="wanda_sp"))
+    found += [
+        weakref.ref(switcher.decide(config("structure", share, metric="wanda_sp"))) for share in (0.5, 0.25)
+    ]
+    gc.collect()
+    assert [one() is None for one in found] == [True, False, False, False]
+    decision = switcher.decide(config("structure", 0.4, metric="wanda_sp"))
+    assert decision is switcher.decide(config("structure", 0.4, metric="wanda_sp"))
+    switcher.restore()
+
+
 def test_a_sample_of_scores_meets_all_columns():
     for rows, width in ((4096, 4096), (11008, 4096), (576, 1536)):
         step = spread_step(rows * width, 65536, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from io import StringIO
 from shutil import copytree
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from secateur.evaluators.kit import worker_setup
 from secateur.evaluators.workbench import Workbench
 from secateur.pruners import memory
+from secateur.pruners.dense_walk import gram_bytes
 from secateur.pruners.manifest import MANIFEST
 from secateur.pruners.prune import count_zeros
 from secateur.search import app
@@ -152,9 +154,25 @@ def test_settings_that_cannot_be_are_named_before_the_search(tmp_path, changes, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_cache_that_does_not_hold_one_choice_is_named_before_the_search(tmp_path):
-    with pytest.raises(UsageError, match=r"`space.cache_gb` >= 0\.0\d+? for the statistics.*got 1e-05"):
-        app.search(settings(space={"cache_gb": 1e-5}), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("space", "needed"),
+    [
+        ({"search": ["metric"], "metrics": ["blend", "wanda_sp"]}, "gradients"),
+        ({"search": ["repair"], "repairs": ["none", "refit"]}, "gram"),
+        ({"search": ["metric", "repair"], "metrics": ["blend"], "repairs": ["obs"]}, "both"),
+        ({"search": ["metric"], "metrics": ["wanda_sp"], "known": ["ziplm"]}, "gram"),
+    ],
+)
+def test_a_cache_that_does_not_hold_one_choice_is_named_before_the_search(tmp_path, space, needed):
+    anatomy = app.open_bench(settings()).anatomy
+    n_bytes = {
+        "gradients": (4 + 4) * sum(linear.n_weights for linear in anatomy.linears),  # signed ones and squares
+        "gram": gram_bytes(anatomy),
+    }
+    n_bytes["both"] = max(n_bytes.values())  # one after the other
+    gb = math.ceil(n_bytes[needed] / 1e6) / 1e3
+    with pytest.raises(UsageError, match=rf"`space.cache_gb` >= {gb:g} for the statistics.*got 1e-05"):
+        app.search(settings(space={"metrics": None, "cache_gb": 1e-5, **space}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
