@@ -24,10 +24,10 @@ from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 
 MIN_PREFIX_BYTES, MAX_PREFIX_BYTES = 1 << 26, 1 << 30
-"""Outputs of blocks are kept for later batches up to an eighth of the model's bytes, within these bounds: every worker
-keeps its own."""
+"""Outputs of blocks are kept for later batches up to a sixteenth of the model's bytes, within these bounds: every
+worker keeps its own."""
 
-MIN_CHANGED_BYTES, MAX_CHANGED_BYTES = 1 << 29, 1 << 30
+MIN_CHANGED_BYTES, MAX_CHANGED_BYTES = 1 << 28, 1 << 30
 """Likewise changed blocks that are copies, for the next candidate."""
 
 
@@ -69,7 +69,7 @@ class BlockwiseEvaluator(Evaluator):
         self._worker = worker
         self._runner = BlockRunner(anatomy)
         # Outputs of blocks by the path to them.
-        self._prefixes = Recent[Tensor](_eighth(anatomy, MIN_PREFIX_BYTES, MAX_PREFIX_BYTES))
+        self._prefixes = Recent[Tensor](_share(anatomy, MIN_PREFIX_BYTES, MAX_PREFIX_BYTES))
         self._copies = switcher if isinstance(switcher, Copies) else None
         self._n_stay = _n_stay(anatomy)
         self._sums: dict[tuple[str, Path], LossSums] = {}
@@ -175,9 +175,9 @@ class BlockwiseEvaluator(Evaluator):
         )
 
 
-def _eighth(anatomy: Anatomy, least: int, most: int) -> int:
+def _share(anatomy: Anatomy, least: int, most: int) -> int:
     n_bytes = sum(parameter.nbytes for parameter in anatomy.model.parameters())
-    return min(max(least, n_bytes // 8), most)
+    return min(max(least, n_bytes // 16), most)
 
 
 def _n_stay(anatomy: Anatomy) -> int:
@@ -186,4 +186,4 @@ def _n_stay(anatomy: Anatomy) -> int:
     Candidates come to all blocks in turn, so that of those used last none would be there when it is needed.
     """
     sizes = accumulate(sum(x.weight.nbytes for x in block.linears) for block in anatomy.blocks)
-    return bisect_right([*sizes], _eighth(anatomy, MIN_CHANGED_BYTES, MAX_CHANGED_BYTES))
+    return bisect_right([*sizes], _share(anatomy, MIN_CHANGED_BYTES, MAX_CHANGED_BYTES))

@@ -40,7 +40,7 @@ class Copies(Protocol):
     """A switcher whose changed blocks take memory of their own, beside the dense ones."""
 
     def release(self, block: int) -> None:
-        """Make one block dense again: it was computed, and its weights need not stay."""
+        """Make one block dense again: it was computed. Nobody else has its weights: their memory may serve others."""
         ...
 
 
@@ -98,9 +98,12 @@ class LevelSwitcher:
 
     def release(self, block: int) -> None:
         """See `Copies.release`."""
-        self.apply(block, self._dense[block])
+        for linear, level in zip(self._anatomy.blocks[block].linears, self._now[block], strict=True):
+            if level:
+                self._store.take_back(linear, level)
+        self._now[block] = self._dense[block]
 
     def restore(self) -> None:
         """All projections back to level 0."""
-        for block in range(len(self._dense)):
-            self.release(block)
+        for block, key in enumerate(self._dense):
+            self.apply(block, key)

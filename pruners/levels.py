@@ -35,8 +35,7 @@ from secateur.pruners.statistics import ModelStatistics
 __all__ = ["LevelStore", "LevelStoreError", "StoreKey", "build_levels", "gradients_path", "is_built"]
 
 CACHE_BYTES = 1 << 30
-"""Weights on a GPU are kept up to so many bytes, those used last. On a CPU none are: every worker would have its own,
-and to make them again costs little beside a forward pass."""
+"""Weights copied to a GPU are kept up to so many bytes, those used last."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ class LevelStore:
         self._tensors: dict[str, Tensor] = {}
         for block in anatomy.blocks:
             self._tensors |= load_block(directory, block.index)
-        on_cpu = all(weight.device.type == "cpu" for weight in self._dense.values())
-        self._recent = Recent[Tensor](0 if on_cpu else CACHE_BYTES)
+        self._recent = Recent[Tensor](CACHE_BYTES)
+        self._spare: dict[torch.Size, list[Tensor]] = {}
 
     def weight(self, linear: Linear, level: int) -> Float[Tensor, "out in"]:
         """The projection's weight at a level, to be pointed to and not to be written to."""
@@ -103,11 +102,24 @@ class LevelStore:
             return torch.zeros_like(dense)
         stored = self._tensors[name]
         ranks = stored.dtype == torch.uint8
-        if not ranks and dense.device == stored.device:
-            return stored[self._stored.index(level)]
+        if dense.device == stored.device:
+            return self._masked(dense, stored > level) if ranks else stored[self._stored.index(level)]
         if ranks:
             return self._recent.get((name, level), lambda: dense * (stored.to(dense.device) > level))
         return self._recent.get((name, level), lambda: stored[self._stored.index(level)].to(dense.device))
+
+    def take_back(self, linear: Linear, level: int) -> None:
+        """Point a projection at this level to its dense weight again; memory of a product then serves the next one."""
+        name, weight = linear.name, linear.weight
+        linear.point_to(self._dense[name])
+        stored = self._tensors[name]
+        if 0 < self._levels[level] < 1 and stored.dtype == torch.uint8 and stored.device == weight.device:
+            self._spare.setdefault(weight.shape, []).append(weight)
+
+    def _masked(self, dense: Tensor, kept: Tensor) -> Tensor:
+        """In memory that was taken back, if there is some: fresh memory costs more than the product."""
+        spare = self._spare.get(dense.shape)
+        return torch.mul(dense, kept, out=spare.pop()) if spare else dense * kept
 
 
 def is_built(directory: Path, key: StoreKey) -> bool:

@@ -244,6 +244,26 @@ def test_blocks_past_the_memory_for_copies_are_dense_again_once_they_are_compute
     assert most == n_stay + 1
 
 
+def test_memory_of_a_released_block_is_used_again_and_that_of_others_is_not(tmp_path):
+    evaluator = make_evaluator(tmp_path, "wanda")
+    switcher, [first, second, _] = evaluator._switcher, evaluator.anatomy.blocks
+    half, quarter = (2,) * len(first.linears), (1,) * len(first.linears)
+    switcher.apply(0, half)
+    seen = [(linear.weight, linear.weight.clone()) for linear in first.linears]
+    switcher.restore()  # what someone has a hold of stays as it is
+    switcher.apply(1, quarter)
+    assert all(torch.equal(weight, copy) for weight, copy in seen)
+    made = {linear.weight.data_ptr() for linear in second.linears}
+    expected = [linear.weight.clone() for linear in second.linears]
+    switcher.release(1)
+    switcher.apply(0, half)
+    assert {linear.weight.data_ptr() for linear in first.linears} == made
+    assert all(torch.equal(x.weight, copy) for x, (_, copy) in zip(first.linears, seen, strict=True))
+    switcher.apply(1, quarter)
+    assert all(torch.equal(x.weight, weight) for x, weight in zip(second.linears, expected, strict=True))
+    switcher.restore()
+
+
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "random"])
 def test_a_level_of_the_store_is_what_pruning_gives(tmp_path, method):
     """Measured through the store = the whole model pruned with dense statistics and run by itself."""

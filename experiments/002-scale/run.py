@@ -4,10 +4,13 @@
 
 Random candidates at one fidelity, so that every evaluation is the same work. Rounds with one and with two workers are
 interleaved. A rate is taken from the first measurement of random candidates to the last one; what is lost is the part
-of that time, over all workers, that is not in the measurements' own seconds. Memory is the proportional set size (PSS)
-of the workers' processes after the last evaluation, of their mappings of the model's weights, and of what is theirs
-alone, and the most of the latter that was seen while they measured; and what a Python with torch and transformers has
-of its own without any model.
+of that time, over all workers, that is not in the measurements' own seconds; `driver_ms` is the driver's CPU time for
+each of them. The machine's own speed-up is that of two processes without Ray, a driver, or anything to do with each
+other, in the same rounds.
+
+Memory is the proportional set size (PSS) of the workers' processes after the last evaluation, of their mappings of the
+model's weights, and of what is theirs alone, and the most of the latter that was seen while they measured; and what a
+Python with torch and transformers has of its own without any model.
 """
 
 from __future__ import annotations
@@ -20,10 +23,18 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import numpy as np
+
+from secateur.evaluators.workbench import set_threads
 from secateur.search import app
-from secateur.search.settings import settings_from
+from secateur.search.settings import Settings, settings_from
+from secateur.spaces.measurement import Fidelity
 
 PERIOD_S = 0.2
 
@@ -33,9 +44,10 @@ class Clock:
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, list]] = []
+        self.cpu: list[float] = []  # the driver's, at these times
         self.pids: set[int] = set()
         self.memory: list[dict[str, float]] = []
-        self._peak: dict[int, float] = {}
+        self.peak: dict[int, float] = {}
         self._ended = threading.Event()
 
     def on_start(self, n_known, budget) -> None:
@@ -43,16 +55,21 @@ class Clock:
 
     def on_trials(self, trials, spent) -> None:
         self.seen.append((time.perf_counter(), list(trials)))
+        self.cpu.append(time.process_time())
         self.pids |= {int(t.measurement.worker.rpartition(":")[2]) for t in trials}
 
     def on_end(self, outcome) -> None:
+        self.memory = [pss(pid) for pid in sorted(self.pids)]
+
+    def stop(self) -> None:
+        """After the test measurement, which workers make, too."""
         self._ended.set()
-        self.memory = [pss(pid) | {"peak": self._peak[pid]} for pid in sorted(self.pids)]
 
     def _watch(self) -> None:
         while not self._ended.wait(PERIOD_S):
             for pid in sorted(self.pids):
-                self._peak[pid] = max(self._peak.get(pid, 0.0), anonymous(pid))
+                with suppress(OSError, StopIteration):  # it has ended, or is about to
+                    self.peak[pid] = max(self.peak.get(pid, 0.0), anonymous(pid))
 
 
 def anonymous(pid: int) -> float:
@@ -90,10 +107,9 @@ def pss(pid: int) -> dict[str, float]:
     return {"all": total / 1024, "weights": weights / 1024, "own": own / 1024}
 
 
-def one(args: argparse.Namespace, n_workers: int, directory: Path) -> dict:
-    shutil.rmtree(directory, ignore_errors=True)
+def settings_of(args: argparse.Namespace, n_workers: int) -> Settings:
     data = dict.fromkeys(("calibration", "search", "test"), args.text)
-    settings = settings_from(
+    return settings_from(
         {
             "model": args.model,
             "space": {"kind": "allocation", "metric": args.metric, "target": 0.6, "max_sparsity": 0.9},
@@ -103,8 +119,42 @@ def one(args: argparse.Namespace, n_workers: int, directory: Path) -> dict:
             "budget": {"evaluations": args.evaluations},
         }
     )
+
+
+def alone(args: argparse.Namespace, seed: int, ready: Barrier, rates: Queue) -> None:
+    """Evaluations a second of a process by itself, while others do the same."""
+    set_threads(1)
+    bench = app.open_bench(settings_of(args, 1))
+    bench.build_levels(args.levels)
+    evaluator, rng = bench.evaluator(args.levels), np.random.default_rng(seed)
+    texts = [bench.space.sample(rng, 0).text for _ in range(args.evaluations)]
+    fidelity = Fidelity("search", args.tokens)
+    evaluator.evaluate(texts[:1], fidelity)
+    ready.wait()
+    started = time.perf_counter()
+    for text in texts[1:]:
+        evaluator.evaluate([text], fidelity)
+    rates.put((len(texts) - 1) / (time.perf_counter() - started))
+
+
+def machine(args: argparse.Namespace, n: int) -> float:
+    """Evaluations a second of so many processes that have nothing to do with each other."""
+    spawn = get_context("spawn")
+    ready, rates = spawn.Barrier(n), spawn.Queue()
+    processes = [spawn.Process(target=alone, args=(args, seed, ready, rates)) for seed in range(n)]
+    for process in processes:
+        process.start()
+    found = sum(rates.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return found
+
+
+def one(args: argparse.Namespace, n_workers: int, directory: Path) -> dict:
+    shutil.rmtree(directory, ignore_errors=True)
     clock = Clock()
-    app.search(settings, directory, observers=[clock], levels=args.levels)
+    app.search(settings_of(args, n_workers), directory, observers=[clock], levels=args.levels)
+    clock.stop()
     # From the third arrival on: the first calls include what a worker prepares once, the baselines have other costs.
     skip = 2 * n_workers
     begin, end = clock.seen[skip - 1][0], clock.seen[-1][0]
@@ -115,8 +165,16 @@ def one(args: argparse.Namespace, n_workers: int, directory: Path) -> dict:
         "evaluations": len(trials),
         "per_second": len(trials) / (end - begin),
         "lost": 1 - seconds / (n_workers * (end - begin)),
-        "memory_mb": clock.memory,
+        "driver_ms": (clock.cpu[-1] - clock.cpu[skip - 1]) / len(trials) * 1e3,
+        "memory_mb": [
+            found | {"peak": clock.peak[pid]}
+            for pid, found in zip(sorted(clock.pids), clock.memory, strict=True)
+        ],
     }
+
+
+def spread(values: list[float]) -> list[float]:
+    return [round(value, 4) for value in (statistics.median(values), min(values), max(values))]
 
 
 def main() -> None:
@@ -129,23 +187,30 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--evaluations", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-machine", action="store_true", help="leave out processes without Ray")
     parser.add_argument("--results", type=Path)
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
     args.levels = args.levels or args.scratch / "levels"
-    rounds = []
+    rounds, ceilings = [], []
     for index in range(args.rounds):
         pair = {n: one(args, n, args.scratch / f"run-{n}") for n in (1, 2)}
         rounds.append(pair)
         speedup = pair[2]["per_second"] / pair[1]["per_second"]
         print(f"round {index}: {json.dumps(list(pair.values()))} speed-up {speedup:.2f}", flush=True)
+        if not args.no_machine:
+            bare = {n: machine(args, n) for n in (1, 2)}
+            ceilings.append(bare[2] / bare[1])
+            print(f"round {index}: {bare} a second without Ray, {ceilings[-1]:.2f}", flush=True)
     speedups = [pair[2]["per_second"] / pair[1]["per_second"] for pair in rounds]
     losses = [pair[n]["lost"] for pair in rounds for n in (1, 2)]
     row = {
         "model": args.model,
         "tokens": args.tokens,
-        "speed_up": [round(statistics.median(speedups), 3), round(min(speedups), 3), round(max(speedups), 3)],
-        "lost": [round(statistics.median(losses), 4), round(min(losses), 4), round(max(losses), 4)],
+        "speed_up": spread(speedups),
+        "speed_up_of_machine": spread(ceilings) if ceilings else None,
+        "lost": spread(losses),
+        "driver_ms": [round(pair[n]["driver_ms"], 2) for pair in rounds for n in (1, 2)],
         "per_second": [round(pair[n]["per_second"], 3) for pair in rounds for n in (1, 2)],
         "memory_mb": rounds[-1][2]["memory_mb"],
         "interpreter_mb": interpreter(),

@@ -37,7 +37,7 @@ def main() -> None:
     model = LlamaForCausalLM(config)
     model.save_pretrained(args.directory, max_shard_size="100GB")
     tokenizer.save_pretrained(args.directory)
-    print(f"{sum(p.nbytes for p in model.parameters()) / 1e6:,.0f} MB")
+    print(f"{sum(p.nbytes for p in model.parameters()) / (1 << 20):,.0f} MB")
 
 
 if __name__ == "__main__":

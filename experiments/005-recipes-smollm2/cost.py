@@ -2,8 +2,9 @@
 
     python cost.py SCRATCH --text FILE [--units structure weights] [--model DIR] [--evaluations 7]
 
-Searches over the metric with statistics that nobody has collected before, one candidate a call. Seconds are those of
-the measurements: deciding what goes, statistics where they are missing, and the loss on the search part.
+Searches over AdaPruner's metrics, which need gradients, with statistics that nobody has collected before, one candidate
+a call. Seconds are those of the measurements: deciding what goes, statistics where they are missing, and the loss on
+the search part.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ def main() -> None:
     for unit in args.units:
         directory = args.scratch / f"cost-{unit}"
         shutil.rmtree(directory, ignore_errors=True)
-        changes = [*shared(unit, args.text, args.model), *ARMS["metric"], "controller={kind: random}"]
+        changes = [
+            *shared(unit, args.text, args.model),
+            *ARMS["metric"],
+            "space.metrics=[blend]",
+            "controller={kind: random}",
+        ]
         changes += [f"budget.evaluations={args.evaluations}"]
         app.search_in_lines(load_settings(HERE / "config.yaml", changes), directory)
         run = open_run(directory)
