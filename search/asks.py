@@ -87,7 +87,7 @@ class AskLog:
         self._file.close()
 
     def _write(self, line: Ask | _Begin) -> None:
-        self._file.append([json.dumps(asdict(line))], "all measurements are safe", sync=False)
+        self._file.append([json.dumps(asdict(line))], "all measurements are safe")
 
 
 def _read(path: Path) -> tuple[list[tuple[_Begin, list[Ask]]], int]:

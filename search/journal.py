@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.search.errors import UsageError
 from secateur.spaces.measurement import Measurement
+
+FLUSH_S = 0.5
+"""Measurements are flushed to the disk at most so often: workers with short evaluations would wait for the disk. What a
+process wrote outlives it without; a machine that goes down takes what came since the last flush with it, and that is
+measured again."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -86,23 +93,26 @@ class Appender:
     Args:
         path: the file; made if it is missing.
         n_bytes: length of its whole lines; anything after them is cut off.
+        flush_s: flush to the disk if the last time is so many seconds ago, and when it is closed; None: never.
     """
 
-    def __init__(self, path: Path, n_bytes: int) -> None:
+    def __init__(self, path: Path, n_bytes: int, *, flush_s: float | None = None) -> None:
         self._path = path
         self._n_bytes = n_bytes
+        self._flush_s = flush_s
+        self._flushed_at = -math.inf
+        self._waits = False  # for a flush
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if os.fstat(self._fd).st_size > n_bytes:
             os.ftruncate(self._fd, n_bytes)
         _sync_directory(path.parent)
 
-    def append(self, lines: Sequence[str], safe: str, *, sync: bool = True) -> None:
+    def append(self, lines: Sequence[str], safe: str) -> None:
         """Write a batch, or leave the file as it was.
 
         Args:
             lines: without their ends.
             safe: what is not lost, for the error.
-            sync: flush it to the disk, so that it also outlives the machine.
 
         Raises:
             StudyWriteError: if there is no room.
@@ -111,8 +121,9 @@ class Appender:
         data = "".join(line + "\n" for line in lines).encode()
         try:
             self._write(data)
-            if sync:
-                os.fsync(self._fd)
+            self._waits = self._flush_s is not None
+            if self._flush_s is not None and time.monotonic() - self._flushed_at >= self._flush_s:
+                self._flush()
         except OSError as error:
             os.ftruncate(self._fd, self._n_bytes)
             raise no_room(error, self._path, safe) from error
@@ -124,11 +135,28 @@ class Appender:
             n = os.pwrite(self._fd, data, position)
             data, position = data[n:], position + n
 
+    def _flush(self) -> None:
+        os.fsync(self._fd)
+        self._flushed_at, self._waits = time.monotonic(), False
+
     def close(self) -> None:
-        """May be called twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """May be called twice.
+
+        Raises:
+            StudyWriteError: if there is no room for what was not flushed yet.
+        """
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        try:
+            if self._waits:
+                os.fsync(fd)
+        except OSError as error:
+            raise no_room(
+                error, self._path, f"all but those of the last {self._flush_s} s are safe"
+            ) from error
+        finally:
+            os.close(fd)
 
 
 class JournalWriter:
@@ -140,10 +168,10 @@ class JournalWriter:
     """
 
     def __init__(self, path: Path, n_bytes: int) -> None:
-        self._file = Appender(path, n_bytes)
+        self._file = Appender(path, n_bytes, flush_s=FLUSH_S)
 
     def append(self, measurements: Sequence[Measurement], n_safe: int) -> list[Measurement]:
-        """Write a batch and flush it to the disk, or leave the file as it was.
+        """Write a batch, flushed to the disk with those soon after it, or leave the file as it was.
 
         Args:
             measurements: what to write, at least one.

@@ -157,7 +157,7 @@ class Study:
         return self._by_key.get(key)
 
     def append(self, measurements: Sequence[Measurement]) -> list[Trial]:
-        """Keep a batch: when this returns, it is on the disk.
+        """Keep a batch: when this returns, it outlives the process, and the machine from the next flush on.
 
         Raises:
             RuntimeError: if the study was opened for reading, or is closed.

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from secateur.search import journal
 from secateur.search.errors import UsageError
-from secateur.search.journal import StudyWriteError
+from secateur.search.journal import JournalWriter, StudyWriteError, read_journal
 from secateur.search.study import About, Spent, Study
 from secateur.spaces.measurement import Measurement
 from tests.toy import ABOUT, LARGE, SMALL, child, measurement, start
@@ -181,6 +182,38 @@ def test_a_full_disk_leaves_whole_lines_and_the_study_continues(tmp_path, monkey
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_flushes_are_shared_by_what_comes_within_half_a_second(tmp_path, monkeypatch):
+    clock, flushed = [10.0], []
+    flush = os.fsync
+    monkeypatch.setattr(journal.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(journal.os, "fsync", lambda fd: (flushed.append(clock[0]), flush(fd)))
+    path = tmp_path / "measurements.jsonl"
+    writer = JournalWriter(path, 0)
+    flushed.clear()  # that of the directory
+    for index in range(8):
+        writer.append([measurement(index)], index)
+        assert len(read_journal(path).measurements) == index + 1, "readers see all at once"
+        clock[0] += 0.2
+    assert flushed == pytest.approx([10.0, 10.6, 11.2])
+    writer.close()
+    writer.close()
+    assert len(flushed) == 4, "what waits is flushed at the end"
+
+
+def test_a_flush_at_the_end_that_finds_no_room_is_named(tmp_path, monkeypatch):
+    writer = JournalWriter(tmp_path / "measurements.jsonl", 0)
+    for index in range(2):
+        writer.append([measurement(index)], index)
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(journal.os, "fsync", full)
+    with pytest.raises(StudyWriteError, match="all but those of the last"):
+        writer.close()
+    writer.close()
+
+
 def test_a_disk_that_is_full_from_the_start_is_said_so(tmp_path):
     (tmp_path / "study.json.new").symlink_to("/dev/full")
     with pytest.raises(StudyWriteError, match="Expected room on the disk"):

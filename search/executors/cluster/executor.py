@@ -18,8 +18,8 @@ from secateur.search.executors.cluster.staging import Depot, Folder, describe
 from secateur.search.executors.cluster.watchdog import REMEDY, ClusterLostError, Watchdog, places
 from secateur.spaces.measurement import Measurement
 
-CALL_S = 0.05
-"""Shorter calls cost more on the way than they are worth."""
+CALL_S = 0.1
+"""Shorter calls cost more on the way than they are worth: driver and Ray spend 8 ms of CPU time on each."""
 
 POLL_S = 1.0
 MAX_JOB = 512
