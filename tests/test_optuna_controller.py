@@ -194,6 +194,7 @@ def test_an_exhausted_space_is_finished():
 CHILD = """
     import sys
     sys.path[:0] = {path!r}
+    from tests.test_optuna_conditions import *
     from tests.test_optuna_controller import *
     for sampler in ("tpe", "nsga2", "cmaes"):
         bowl = Bowl(space_of(targets=(0.4, 0.6)), 0)

@@ -1,6 +1,6 @@
 """Prints the tables of the runs: the best recipe of each arm, and every known method with its own defaults.
 
-    python table.py RUNS [--known DIR] [--tasks DIR] [--samples 200] [--results results.jsonl]
+    python table.py RUNS [--known DIR] [--tasks DIR] [--samples 200] [--best 3] [--results results.jsonl]
 
 Losses are those of the test part, at the target. Known methods are those of `../methods.py`, whose runs of this model
 are named by --known, as `DIR/NAME-{unit}`: NAME. With --tasks the best recipe of each arm and the best known methods
@@ -25,9 +25,6 @@ from secateur.search.show.values import spread
 TASK = "piqa-local"
 """As in docs/tasks.md."""
 
-N_KNOWN = 3
-"""So many of the best known methods are measured in tasks."""
-
 
 def rows_of(name: str, run: Run) -> Iterator[tuple[str, Trial]]:
     """The rows that a run gives, by arm or by the method's name."""
@@ -35,8 +32,8 @@ def rows_of(name: str, run: Run) -> Iterator[tuple[str, Trial]]:
         for label, trial in run.baselines.items():
             yield f"known: {label.partition('@')[0]}", trial
         return
-    dense = run.baselines["dense"].measurement.candidate
-    found = [t for t in run.trials() if t.measurement.candidate != dense]
+    dense = run.baselines["dense"]
+    found = [t for t in run.trials() if t.measurement.candidate != dense.measurement.candidate]
     yield name.split("-")[1], min(found, key=lambda trial: trial.measurement.values["loss"])
 
 
@@ -52,6 +49,7 @@ class Tasks:
     def __init__(self, directory: Path, samples: int, runs: Path) -> None:
         self._directory, self._samples, self._runs = directory, samples, runs
         self._evaluators: dict[Path, Any] = {}
+        self._found: dict[tuple[Path, str], dict[str, float]] = {}  # arms may end with the same recipe
 
     def accuracy(self, name: str, run: Run, candidate: str) -> dict[str, float]:
         """Of one candidate, by the task's name."""
@@ -60,9 +58,12 @@ class Tasks:
         levels = levels if levels.is_dir() else self._runs / f"levels-{unit}"
         if levels not in self._evaluators:
             self._evaluators[levels] = self._evaluator(levels, run)
-        evaluator, fidelity = self._evaluators[levels]
-        [found] = evaluator.evaluate([candidate], fidelity)
-        return {key: value for key, value in found.values.items() if key.startswith("task:")}
+        if (levels, candidate) not in self._found:
+            evaluator, fidelity = self._evaluators[levels]
+            [found] = evaluator.evaluate([candidate], fidelity)
+            values = {key: value for key, value in found.values.items() if key.startswith("task:")}
+            self._found[levels, candidate] = values
+        return self._found[levels, candidate]
 
     def _evaluator(self, levels: Path, run: Run) -> tuple[Any, Any]:
         from dataclasses import replace
@@ -87,6 +88,9 @@ def main() -> None:
     parser.add_argument("--known", type=Path)
     parser.add_argument("--tasks", type=Path)
     parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument(
+        "--best", type=int, default=3, help="so many known methods in tasks, the dense model too"
+    )
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results.jsonl")
     args = parser.parse_args()
     text = args.results.read_text(encoding="utf-8") if args.results.exists() else ""
@@ -95,11 +99,12 @@ def main() -> None:
     tasks = Tasks(args.tasks, args.samples, args.runs) if args.tasks else None
     paths = {path.name: path for path in sorted(args.runs.glob("*-*-[0-9]"))}
     if args.known:
-        paths |= {f"{unit}-known": Path(f"{args.known}-{unit}") for unit in ("structure", "weights")}
+        of_units = {f"{unit}-known": Path(f"{args.known}-{unit}") for unit in ("structure", "weights")}
+        paths |= {name: path for name, path in of_units.items() if path.is_dir()}
     for name, path in paths.items():
         run, unit = open_run(path), name.partition("-")[0]
         found = list(rows_of(name, run))
-        best = sorted(found, key=lambda pair: pair[1].measurement.values["loss"])[:N_KNOWN]
+        best = sorted(found, key=lambda pair: pair[1].measurement.values["loss"])[: args.best]
         for arm, trial in found:
             candidate, test = trial.measurement.candidate, run.test_of(trial)
             row = known.get((name, candidate))
