@@ -117,7 +117,7 @@ class LevelStore:
             self._spare.setdefault(weight.shape, []).append(weight)
 
     def _masked(self, dense: Tensor, kept: Tensor) -> Tensor:
-        """In memory that was taken back, if there is some: fresh memory costs more than the product."""
+        """In memory that was taken back, if there is some: fresh memory costs nearly as much as the product."""
         spare = self._spare.get(dense.shape)
         return torch.mul(dense, kept, out=spare.pop()) if spare else dense * kept
 

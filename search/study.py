@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -209,16 +210,17 @@ class Study:
         return self._trials[first:]
 
     def close(self) -> None:
-        """Let the next driver in. May be called twice."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._asks is not None:
-            self._asks.close()
-            self._asks = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Let the next driver in, whatever happens. May be called twice.
+
+        Raises:
+            StudyWriteError: if there is no room for what was not flushed to the disk yet.
+        """
+        writer, asks, lock = self._writer, self._asks, self._lock
+        self._writer = self._asks = self._lock = None
+        with ExitStack() as last_first:
+            for part in (lock, asks, writer):
+                if part is not None:
+                    last_first.callback(part.close)
 
     def __enter__(self) -> Study:
         return self

@@ -214,6 +214,22 @@ def test_a_flush_at_the_end_that_finds_no_room_is_named(tmp_path, monkeypatch):
     writer.close()
 
 
+def test_a_study_that_finds_no_room_at_the_end_lets_the_next_driver_in(tmp_path, monkeypatch):
+    study = start(tmp_path / "run")
+    for index in range(2):
+        study.append([measurement(index)])
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.os, "fsync", full)
+        with pytest.raises(StudyWriteError):
+            study.close()
+    with start(tmp_path / "run") as again:
+        assert len(again.trials) == 2
+
+
 def test_a_disk_that_is_full_from_the_start_is_said_so(tmp_path):
     (tmp_path / "study.json.new").symlink_to("/dev/full")
     with pytest.raises(StudyWriteError, match="Expected room on the disk"):

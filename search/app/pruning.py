@@ -67,9 +67,8 @@ def prune(
         seed=file.seed,
     )
     try:
-        NEEDS[file.recipe["unit"]](
-            file.recipe["metric"]
-        )  # refuses an unknown metric, before a model is loaded
+        # An unknown metric is refused before a model is loaded.
+        NEEDS[file.recipe["unit"]](file.recipe["metric"])
         bench = Workbench(plan, say)
         say("measuring the dense model")
         test = plan.final_fidelities[-1]

@@ -19,7 +19,7 @@ from secateur.search.executors.cluster.watchdog import REMEDY, ClusterLostError,
 from secateur.spaces.measurement import Measurement
 
 CALL_S = 0.1
-"""Shorter calls cost more on the way than they are worth: the driver alone spends 5 ms of CPU time on each."""
+"""Shorter calls cost more on the way than they are worth: see experiments/002-scale."""
 
 POLL_S = 1.0
 MAX_JOB = 512
