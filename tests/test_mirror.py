@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sqlite3
 import threading
 from contextlib import contextmanager
@@ -114,6 +115,30 @@ def test_a_batch_in_a_database_is_what_optuna_would_write(tmp_path):
     assert rows["shared.db"] == rows["theirs.db"]
     for study in (ours, theirs):
         study._storage._backend.engine.dispose()
+
+
+@pytest.mark.parametrize("objectives", [["loss", "params"], ["loss"]])
+def test_a_batch_in_the_journal_is_what_optuna_would_write(tmp_path, objectives):
+    """Our lines go into Optuna's journal directly; this notices when Optuna changes them."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    search(tmp_path, Budget(evaluations=50))
+    with start(tmp_path) as study, closing(copy_of(study, objectives=objectives)) as copy:
+        copy.catch_up()
+    ours = storage_of(tmp_path, None).load()
+    theirs = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(tmp_path / "theirs.log"))),
+        study_name="theirs",
+        directions=ours.directions,
+    )
+    theirs.add_trials(ours.trials)
+    trials = {}
+    for name in ("optuna.log", "theirs.log"):
+        lines = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        trials[name] = [line | {"worker_id": ""} for line in lines if line["op_code"] == 4]
+    assert {line["state"] for line in trials["optuna.log"]} == {1, 3}  # complete and failed
+    assert trials["optuna.log"] == trials["theirs.log"]
 
 
 @pytest.mark.parametrize(

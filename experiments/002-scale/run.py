@@ -3,7 +3,7 @@
     python run.py SCRATCH [--model tiny] [--text docs] [--levels DIR] [--evaluations 40] [--rounds 3] [--tokens 512]
 
 Random candidates at one fidelity, so that every evaluation is the same work. Rounds with one and with two workers are
-interleaved. A rate is taken from the first measurement of random candidates to the last one; what is lost is the part
+interleaved. A rate is taken from when each worker has delivered twice to the last measurement; what is lost is the part
 of that time, over all workers, that is not in the measurements' own seconds; `driver_ms` is the driver's CPU time for
 each of them. The machine's own speed-up is that of two processes without Ray, a driver, or anything to do with each
 other, in the same rounds.
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
@@ -60,6 +61,15 @@ class Clock:
 
     def on_end(self, outcome) -> None:
         self.memory = [pss(pid) for pid in sorted(self.pids)]
+
+    def all_at(self, n_workers: int) -> int:
+        """Arrivals until each worker had delivered twice."""
+        counts: Counter[str] = Counter()
+        for index, (_, trials) in enumerate(self.seen):
+            counts.update({trial.measurement.worker for trial in trials})
+            if sum(count >= 2 for count in counts.values()) == n_workers:
+                return index + 1
+        raise SystemExit(f"Expected {n_workers} workers to deliver, got {dict(counts)}.")
 
     def stop(self) -> None:
         """After the test measurement, which workers make, too."""
@@ -155,8 +165,8 @@ def one(args: argparse.Namespace, n_workers: int, directory: Path) -> dict:
     clock = Clock()
     app.search(settings_of(args, n_workers), directory, observers=[clock], levels=args.levels)
     clock.stop()
-    # From the third arrival on: the first calls include what a worker prepares once, the baselines have other costs.
-    skip = 2 * n_workers
+    # The first calls include what a worker prepares once, the baselines have other costs; workers begin one by one.
+    skip = max(2 * n_workers, clock.all_at(n_workers))
     begin, end = clock.seen[skip - 1][0], clock.seen[-1][0]
     trials = [trial for _, some in clock.seen[skip:] for trial in some]
     seconds = sum(trial.measurement.seconds for trial in trials)

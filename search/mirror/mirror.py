@@ -14,6 +14,7 @@ from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.settings import Budget
 from secateur.search.study import Spent
 
+GATHER_S = 1.0  # what comes within this time is written in one go
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 PATIENCE_S = 30.0  # to catch up when the search has ended
 
@@ -21,9 +22,10 @@ PATIENCE_S = 30.0  # to catch up when the search has ended
 class Mirror:
     """Follows a search as an observer; a context manager, which has the thread end.
 
-    A storage that fails is tried again after a second, then after ever longer pauses. That the mirror lags is said
-    once, and once that it has caught up. At the end it gets `patience` seconds for what is missing, unless its
-    storage fails even then; the next search or dashboard of the run goes on from there.
+    Trials are written at most once a second. A storage that fails is tried again after a second, then after ever
+    longer pauses. That the mirror lags is said once, and once that it has caught up. At the end it gets `patience`
+    seconds for what is missing, unless its storage fails even then; the next search or dashboard of the run goes on
+    from there.
 
     Args:
         copy: of a study that is open for writing, so that nobody else writes the copy. Used by the thread alone.
@@ -103,12 +105,12 @@ class Mirror:
             try:
                 self._copy.catch_up(self._abandoned.is_set)
             except Exception as error:  # noqa: BLE001  # drivers raise what they like; no mirror ends a search
+                pause = min(2 * pause, LONGEST_PAUSE_S) if self._trouble else self._first_pause
                 self._lag(error)
-                pause = min(2 * pause or self._first_pause, LONGEST_PAUSE_S)
                 self._work.set()
             else:
                 self._caught_up()
-                pause = 0.0
+                pause = GATHER_S
             if last:
                 break
         self._let_go()

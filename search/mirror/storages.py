@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from secateur.search.mirror.address import engine_options, engine_url, masked, reason_of
+from secateur.search.mirror.raw_trials import journal_line, param_rows, trial_row, value_rows
 
 if TYPE_CHECKING:  # takes a second to import
     import optuna
@@ -100,7 +101,8 @@ class Journal:
         return [(attributes["number"], attributes["candidate"]) for attributes in found]
 
     def add(self, copy: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
-        copy.add_trials(trials)
+        """In one piece, locked and flushed once."""
+        self._backend().append_logs([journal_line(copy._study_id, trial) for trial in trials])
 
     def close(self) -> None:
         """It is open only while it is read or written."""
@@ -109,10 +111,15 @@ class Journal:
         return str(error) or type(error).__name__
 
     def open(self) -> optuna.storages.JournalStorage:
-        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, JournalStorage
+        from optuna.storages.journal import JournalStorage
+
+        return JournalStorage(self._backend())
+
+    def _backend(self) -> optuna.storages.journal.JournalFileBackend:
+        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
         path = str(self._path)
-        return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileSymlinkLock(path, grace_period=3)))
+        return JournalFileBackend(path, lock_obj=JournalFileSymlinkLock(path, grace_period=3))
 
 
 class Database:
@@ -171,7 +178,7 @@ class Database:
         return [(one.get("number", -1), one.get("candidate", "")) for one in found.values()]
 
     def add(self, copy: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
-        """In one transaction, and a few statements: `add_trial` takes several a parameter, so seconds a trial."""
+        """In one transaction, and a few statements."""
         from optuna.storages._rdb import models
         from sqlalchemy import func, insert, orm, select
 
@@ -182,11 +189,11 @@ class Database:
             count = select(func.count()).where(models.TrialModel.study_id == study_id)
             if (n_found := session.scalar(count)) != n_known:
                 raise RuntimeError(f"Expected {n_known} trials in {copy.study_name}, got {n_found}.")
-            rows = [_trial_row(study_id, n_known + i, trial) for i, trial in enumerate(trials)]
+            rows = [trial_row(study_id, n_known + i, trial) for i, trial in enumerate(trials)]
             session.add_all(rows)
             session.flush()  # which gives them their ids
             ids = [row.trial_id for row in rows]
-            for model, of in ((models.TrialValueModel, _values), (models.TrialParamModel, _params)):
+            for model, of in ((models.TrialValueModel, value_rows), (models.TrialParamModel, param_rows)):
                 parts = [{"trial_id": i, **part} for i, t in zip(ids, trials, strict=True) for part in of(t)]
                 if parts:
                     session.execute(insert(model), parts)
@@ -247,38 +254,3 @@ def _create(storage: Any, name: str, directions: Sequence[str]) -> optuna.Study:
         storage=storage, study_name=name, directions=directions, sampler=library.samplers.RandomSampler()
     )
     return study
-
-
-# --- a trial as rows of Optuna's tables ---
-
-
-def _trial_row(study_id: int, number: int, trial: optuna.trial.FrozenTrial) -> Any:
-    from optuna.storages._rdb.models import TrialModel
-
-    return TrialModel(
-        study_id=study_id,
-        number=number,
-        state=trial.state,
-        datetime_start=trial.datetime_start,
-        datetime_complete=trial.datetime_complete,
-    )
-
-
-def _values(trial: optuna.trial.FrozenTrial) -> list[dict[str, Any]]:
-    from optuna.storages._rdb.models import TrialValueModel
-
-    stored = [TrialValueModel.value_to_stored_repr(value) for value in trial.values or ()]
-    return [{"objective": i, "value": v, "value_type": kind} for i, (v, kind) in enumerate(stored)]
-
-
-def _params(trial: optuna.trial.FrozenTrial) -> list[dict[str, Any]]:
-    from optuna.distributions import distribution_to_json
-
-    return [
-        {
-            "param_name": name,
-            "param_value": distribution.to_internal_repr(trial.params[name]),
-            "distribution_json": distribution_to_json(distribution),
-        }
-        for name, distribution in trial.distributions.items()
-    ]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from secateur.search.executor import Evaluates, Setup
+from secateur.search.executors.cluster.process_memory import give_back_memory, keep_memory
 from secateur.search.executors.cluster.staging import Folder, local_copy
 from secateur.spaces.measurement import Fidelity, Measurement
 
@@ -43,6 +42,7 @@ class Worker:
 
     def set_up(self) -> str:
         """Get ready; the worker's name."""
+        keep_memory()
         directories = [local_copy(folder, self._depot) for folder in self._folders]
         self._evaluator = self._setup([Path(directory) for directory in directories])
         return self._name
@@ -64,9 +64,3 @@ class Worker:
             give_back_memory()
             self._trimmed = time.monotonic()
         return [replace(measurement, worker=self._name) for measurement in measured]
-
-
-def give_back_memory() -> None:
-    """Return what was freed to the system, where the C library can: the workers of a node share what there is."""
-    with suppress(AttributeError, OSError, TypeError):  # of glibc alone
-        ctypes.CDLL(None).malloc_trim(0)
