@@ -5,6 +5,7 @@
 RUN is a finished search (for its space and for the evaluation times that it saw); nothing is written to it. The clock
 is simulated: a call takes the seconds of calls that were seen, drawn at random for its fidelity, and while the driver
 works it advances by the driver's own CPU time and by 5 ms for each flush to the disk. Workers have two calls in flight.
+The mirror, which in a search has a thread of its own, writes its journal in the same turn, once a second.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ import numpy as np
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.executor import Executor, Job, Staff
 from secateur.search.loop import Search
+from secateur.search.mirror.mirror import GATHER_S
+from secateur.search.mirror.optuna_copy import OptunaCopy
+from secateur.search.mirror.storages import storage_of
 from secateur.search.run import open_run
 from secateur.search.settings import Budget
 from secateur.search.study import About, Study
@@ -113,6 +117,26 @@ class Simulated(Executor):
         self._since = time.process_time()
 
 
+class Mirrored:
+    """An observer that brings the mirror up to date as often as the mirror itself does."""
+
+    def __init__(self, copy: OptunaCopy, executor: Simulated) -> None:
+        self._copy = copy
+        self._executor = executor
+        self._last = 0.0
+
+    def on_start(self, n_known, budget) -> None:
+        pass
+
+    def on_trials(self, trials, spent) -> None:
+        if self._executor.now - self._last >= GATHER_S:
+            self._copy.catch_up()
+            self._last = self._executor.now
+
+    def on_end(self, outcome) -> None:
+        self._copy.catch_up()
+
+
 def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, **controller) -> dict:
     landscape = Landscape(run, np.random.default_rng(seed))
     executor = Simulated(landscape, n_workers)
@@ -127,6 +151,9 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, 
     real, os.fsync = os.fsync, flush
     try:
         with Study.open_or_create(directory, {"simulated": True}, About({"simulated": True})) as study:
+            copy = OptunaCopy(
+                study, landscape.space, run.objectives, fidelities[-1], storage_of(directory, None)
+            )
             loop = Search(
                 study,
                 landscape.space.baselines(),
@@ -136,6 +163,7 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, 
                 fidelities[-1],
                 asks=study.asks({"seed": seed}),
                 kinship=landscape.space.kinship,
+                observers=[Mirrored(copy, executor)],
             )
             loop.run()
             n_trials = len(study.trials)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.controller import Trial
@@ -125,11 +126,21 @@ class OptunaCopy:
         values = self._space.to_parameters(self._space.parse(m.candidate))
         attributes = {"number": trial.number, "candidate": m.candidate, "fidelity": m.fidelity.text}
         feasible, states = m.infeasible is None, library.trial.TrialState
-        frozen: optuna.trial.FrozenTrial = library.trial.create_trial(
-            state=states.COMPLETE if feasible else states.FAIL,
-            values=[m.values[name] for name in self._objectives] if feasible else None,
-            params=values,
-            distributions={name: self._distributions[name] for name in values},
-            user_attrs=attributes if feasible else {**attributes, "infeasible": m.infeasible},
+        now = datetime.now()  # as Optuna keeps it
+        frozen: optuna.trial.FrozenTrial = (
+            library.trial.FrozenTrial(  # what is checked by `create_trial` holds
+                number=-1,
+                trial_id=-1,
+                state=states.COMPLETE if feasible else states.FAIL,
+                value=None,
+                values=[m.values[name] for name in self._objectives] if feasible else None,
+                datetime_start=now,
+                datetime_complete=now,
+                params=values,
+                distributions={name: self._distributions[name] for name in values},
+                user_attrs=attributes if feasible else {**attributes, "infeasible": m.infeasible},
+                system_attrs={},
+                intermediate_values={},
+            )
         )
         return frozen

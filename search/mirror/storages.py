@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from secateur.search.mirror.address import engine_options, engine_url, masked, reason_of
-from secateur.search.mirror.raw_trials import journal_line, param_rows, trial_row, value_rows
+from secateur.search.mirror.raw_trials import RawTrials
 
 if TYPE_CHECKING:  # takes a second to import
     import optuna
@@ -76,6 +76,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self._path = (directory / JOURNAL).absolute()
+        self._raw = RawTrials()
         self.text = str(self._path)
 
     def repair(self) -> None:
@@ -102,7 +103,7 @@ class Journal:
 
     def add(self, copy: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
         """In one piece, locked and flushed once."""
-        self._backend().append_logs([journal_line(copy._study_id, trial) for trial in trials])
+        self._backend().append_logs([self._raw.journal_line(copy._study_id, trial) for trial in trials])
 
     def close(self) -> None:
         """It is open only while it is read or written."""
@@ -139,6 +140,7 @@ class Database:
         self.text = masked(address)
         self._directory = directory
         self._address = address
+        self._raw = RawTrials()
         self._storage: optuna.storages.RDBStorage | None = None
 
     def repair(self) -> None:
@@ -189,11 +191,14 @@ class Database:
             count = select(func.count()).where(models.TrialModel.study_id == study_id)
             if (n_found := session.scalar(count)) != n_known:
                 raise RuntimeError(f"Expected {n_known} trials in {copy.study_name}, got {n_found}.")
-            rows = [trial_row(study_id, n_known + i, trial) for i, trial in enumerate(trials)]
+            rows = [self._raw.trial_row(study_id, n_known + i, trial) for i, trial in enumerate(trials)]
             session.add_all(rows)
             session.flush()  # which gives them their ids
             ids = [row.trial_id for row in rows]
-            for model, of in ((models.TrialValueModel, value_rows), (models.TrialParamModel, param_rows)):
+            for model, of in (
+                (models.TrialValueModel, self._raw.value_rows),
+                (models.TrialParamModel, self._raw.param_rows),
+            ):
                 parts = [{"trial_id": i, **part} for i, t in zip(ids, trials, strict=True) for part in of(t)]
                 if parts:
                     session.execute(insert(model), parts)
