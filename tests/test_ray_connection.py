@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,6 +75,37 @@ def test_another_version_of_ray(monkeypatch):
     error = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.0\n    Python: 3.11")
     said = refused(monkeypatch, NotConnected(error), "auto")
     assert "started with: Ray: 2.0 Python: 3.11 Install the same ones here and there." in said
+
+
+class Connects:
+    """Ray with two CPUs, at one address."""
+
+    def __init__(self, address: str, *, initialized: bool = False) -> None:
+        self._address = address
+        self._initialized = initialized
+
+    def is_initialized(self) -> bool:
+        return self._initialized
+
+    def init(self, **options: object) -> None:
+        self._initialized = True
+
+    def get_runtime_context(self) -> SimpleNamespace:
+        return SimpleNamespace(gcs_address=self._address)
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+
+def test_only_a_ray_of_our_own_has_no_nodes_of_others(monkeypatch):
+    monkeypatch.setattr(connection, "_started", set())
+    ray = Connects("here:1")
+    monkeypatch.setattr(connection, "load_ray", lambda: ray)
+    first, second = connect(RaySettings()), connect(RaySettings())  # before a search, and by its executor
+    assert (first.joined, first.ours) == (False, True)
+    assert (second.joined, second.ours) == (False, False)
+    monkeypatch.setattr(connection, "load_ray", lambda: Connects("there:1", initialized=True))
+    assert connect(RaySettings()).joined, "a caller may have joined any cluster before"
 
 
 def test_a_raylet_that_is_gone_is_said_before_ray_ends_its_driver(monkeypatch):

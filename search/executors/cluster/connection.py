@@ -25,13 +25,16 @@ OBJECT_STORE_BYTES = 256 << 20
 
 PROBE_S = 5.0
 
+_started: set[str] = set()
+"""Addresses of the Rays of our own."""
+
 
 @dataclass(frozen=True)
 class Connection:
     """A Ray that is connected to.
 
     Args:
-        joined: whether it was there before.
+        joined: whether others may have nodes in it: it is none that this process has started.
         ours: whether this process connected to it just now, and has to disconnect.
         n_workers: how many workers are to be started.
     """
@@ -53,8 +56,9 @@ def connect(settings: RaySettings) -> Connection:
     if not known:
         with _own_signal_handlers():
             _start(settings) if settings.address is None else _join_with_code(settings.address)
+    joined = ray.get_runtime_context().gcs_address not in _started
     try:
-        return Connection(known or settings.address is not None, not known, _n_workers(settings))
+        return Connection(joined, not known, _n_workers(settings))
     except UsageError:
         if not known:
             ray.shutdown()
@@ -112,9 +116,11 @@ def _quiet() -> dict[str, Any]:
 def _start(settings: RaySettings) -> None:
     n_cpus = os.cpu_count() or 1
     wanted = math.ceil((settings.workers or 0) * settings.cpus_per_worker)
-    load_ray().init(
+    ray = load_ray()
+    ray.init(
         address="local", num_cpus=max(n_cpus, wanted), object_store_memory=OBJECT_STORE_BYTES, **_quiet()
     )
+    _started.add(ray.get_runtime_context().gcs_address)
 
 
 def _join_with_code(address: str) -> None:
