@@ -1,6 +1,7 @@
 """What a trial costs that changes the metric alone, beside the first one with its calibration data.
 
     python cost.py SCRATCH --text FILE [--units structure weights] [--model DIR] [--evaluations 7]
+                   [--start RECIPE]
 
 Searches over AdaPruner's metrics, which need gradients, with statistics that nobody has collected before, one candidate
 a call. Seconds are those of the measurements: deciding what goes, statistics where they are missing, and the loss on
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--units", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--evaluations", type=int, default=7)
+    parser.add_argument("--start", help="gives the repair; by default that of the arms")
     args = parser.parse_args()
     for unit in args.units:
         directory = args.scratch / f"cost-{unit}"
@@ -41,6 +43,7 @@ def main() -> None:
             "controller={kind: random}",
         ]
         changes += [f"budget.evaluations={args.evaluations}"]
+        changes += [f"space.start={args.start}"] if args.start else []
         app.search_in_lines(load_settings(HERE / "config.yaml", changes), directory)
         run = open_run(directory)
         given = {trial.measurement.candidate for trial in run.baselines.values()}
