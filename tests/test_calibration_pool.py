@@ -84,6 +84,18 @@ def test_pools_are_looked_at_only_where_it_is_asked_for():
         assert (pool.nll.shape, pool.states.shape) == ((0,), (0, 32))
 
 
+def test_looking_at_pools_says_how_far_it_is():
+    shares = []
+    texts = {
+        "a": random_tokens(1, 3000, seed=1)[0],
+        "b": random_tokens(1, 1100, seed=2)[0],
+        "c": torch.arange(5),
+    }
+    build_pools(small_anatomy(), texts, look=True, on_share=shares.append)
+    whole = 2976 + 1088  # in chunks of 32; batches are of 1024 tokens
+    assert shares == [n / whole for n in (1024, 2048, 2976, 4000, 4064)]
+
+
 def test_pools_are_kept_in_a_file_under_what_they_depend_on(tmp_path, pools):
     path = tmp_path / "pool.safetensors"
     texts = {"a": Text("calibration", "x", "one"), "b.c": Text("calibration", "y", "two")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,11 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, text: Text, n_tokens: int) 
 
 
 def build_pools(
-    anatomy: Anatomy, tokens: Mapping[str, Int64[Tensor, " tokens"]], *, look: bool
+    anatomy: Anatomy,
+    tokens: Mapping[str, Int64[Tensor, " tokens"]],
+    *,
+    look: bool,
+    on_share: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Pool]:
     """The pool of each source.
 
@@ -60,21 +64,38 @@ def build_pools(
         anatomy: the dense model.
         tokens: by the source's name.
         look: have the model look at them, one forward pass over all: what choices by loss and by clusters need.
+        on_share: told after each batch of chunks which share of all tokens has been looked at.
     """
-    return {name: _look(anatomy, ids) if look else Pool(ids) for name, ids in tokens.items()}
+    if not look:
+        return {name: Pool(ids) for name, ids in tokens.items()}
+    n_all = sum(_n_whole(ids) for ids in tokens.values())
+    n_done = 0
+
+    def on_tokens(n: int) -> None:
+        nonlocal n_done
+        n_done += n
+        on_share(n_done / n_all)
+
+    return {name: _look(anatomy, ids, on_tokens) for name, ids in tokens.items()}
+
+
+def _n_whole(tokens: Int64[Tensor, " tokens"]) -> int:
+    """Of them in whole chunks."""
+    return len(tokens) // CHUNK * CHUNK
 
 
 @torch.no_grad()
-def _look(anatomy: Anatomy, tokens: Int64[Tensor, " tokens"]) -> Pool:
+def _look(anatomy: Anatomy, tokens: Int64[Tensor, " tokens"], on_tokens: Callable[[int], None]) -> Pool:
     runner = BlockRunner(anatomy)
     losses, states = [torch.empty(0)], [torch.empty(0, anatomy.width)]
-    chunks = tokens[: len(tokens) // CHUNK * CHUNK].view(-1, CHUNK)
+    chunks = tokens[: _n_whole(tokens)].view(-1, CHUNK)
     for part in chunks.split(_BATCH_CHUNKS) if len(chunks) else ():
         read = anatomy.tail(runner.run(runner.start(part)))
         logits = anatomy.logits(read)[:, :-1].float()
         nll = F.cross_entropy(logits.transpose(1, 2), part[:, 1:].to(logits.device), reduction="none")
         losses.append(nll.mean(1).cpu())
         states.append(read.float().mean(1).cpu())
+        on_tokens(part.numel())
     return Pool(tokens, torch.cat(losses), torch.cat(states))
 
 

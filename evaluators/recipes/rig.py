@@ -59,21 +59,28 @@ def check_windows(bench: Workbench) -> None:
 def build_basis(bench: Workbench, directory: Path, on_block: Callable[[int], None]) -> None:
     """Write the pools, unless they are there, and what else workers need to know."""
     directory.mkdir(parents=True, exist_ok=True)
-    _pools(bench, directory, keep=True)
+    n_blocks = len(bench.anatomy.blocks)
+    _pools(bench, directory, lambda share: on_block(round(share * n_blocks) - 1), keep=True)
     facts = {"model": _model(bench), "shape": bench.space_shape.to_json()}
     (directory / DENSE_MODEL).write_text(json.dumps(facts), encoding="utf-8")
     if bench.plan.space.profile is not None:
         shutil.copyfile(bench.plan.space.profile, directory / PROFILE)
 
 
-def _pools(bench: Workbench, directory: Path | None, *, keep: bool = False) -> Mapping[str, Pool]:
+def _pools(
+    bench: Workbench,
+    directory: Path | None,
+    on_share: Callable[[float], None] = lambda share: None,
+    *,
+    keep: bool = False,
+) -> Mapping[str, Pool]:
     """Those in a directory, where they are what they should be, else made anew, and kept there or not."""
     of = bench.plan.space
     look = any(choice != "random" for choice in of.choose)
     identity = pool_identity(_model(bench), bench.sources, of.pool_tokens, look=look)
     pools = None if directory is None else load_pools(directory / POOLS, identity)
     if pools is None:
-        pools = build_pools(bench.anatomy, _tokens(bench), look=look)
+        pools = build_pools(bench.anatomy, _tokens(bench), look=look, on_share=on_share)
         if directory is not None and keep:
             save_pools(directory / POOLS, pools, identity)
     return pools
