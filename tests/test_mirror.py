@@ -229,12 +229,15 @@ def mirrored_search(directory, storage, said, evaluator=None):
 
 
 class Outage:
-    """A storage that refuses while it is down; `after` so many failed tries it is back."""
+    """A storage that refuses while it is down; `after` so many failed tries it is back, and `over` is set."""
 
     def __init__(self, storage, after=None):
         self._storage = storage
         self._after = after
         self.n_failed = 0
+        self.over = threading.Event()
+        if after == 0:
+            self.over.set()
 
     def __getattr__(self, name):
         return getattr(self._storage, name)
@@ -242,6 +245,8 @@ class Outage:
     def _fail(self):
         if self._after is None or self.n_failed < self._after:
             self.n_failed += 1
+            if self.n_failed == self._after:
+                self.over.set()
             raise ConnectionError("the database has gone away")
 
     def load(self):
@@ -249,11 +254,24 @@ class Outage:
         return self._storage.load()
 
 
+class Outlasts(ToyEvaluator):
+    """Measures a batch, and then no more until an outage is over: else a search would end before."""
+
+    def __init__(self, outage: Outage) -> None:
+        super().__init__(SPACE)
+        self._outage, self._n_calls = outage, 0
+
+    def evaluate(self, candidates, fidelity):
+        self._n_calls += 1
+        assert self._n_calls == 1 or self._outage.over.wait(60)
+        return super().evaluate(candidates, fidelity)
+
+
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_mirror_follows_a_search_and_survives_an_outage(tmp_path, address, after):
     said = []
     storage = Outage(storage_of(tmp_path / "run", address), after)
-    _, study = mirrored_search(tmp_path / "run", storage, said)
+    _, study = mirrored_search(tmp_path / "run", storage, said, Outlasts(storage))
     assert_mirrored(study, address)
     assert [("lags" in line, "caught up" in line) for line in said] == [(True, False), (False, True)] * (
         after > 0
@@ -273,9 +291,10 @@ def test_an_outage_in_the_middle_leaves_nothing_twice(tmp_path):
             self._fail()
 
     said, run, address = [], tmp_path / "run", address_of(tmp_path)
-    _, study = mirrored_search(run, Breaks(storage_of(run, address), after=2), said)
+    storage = Breaks(storage_of(run, address), after=1)
+    _, study = mirrored_search(run, storage, said, Outlasts(storage))
     assert_mirrored(study, address)
-    assert "caught up" in said[-1]
+    assert ["lags" in said[0], "caught up" in said[1]] == [True, True]
 
 
 def test_a_storage_that_stays_away_is_said_once_and_at_the_end(tmp_path):
