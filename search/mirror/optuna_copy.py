@@ -127,20 +127,19 @@ class OptunaCopy:
         attributes = {"number": trial.number, "candidate": m.candidate, "fidelity": m.fidelity.text}
         feasible, states = m.infeasible is None, library.trial.TrialState
         now = datetime.now()  # as Optuna keeps it
-        frozen: optuna.trial.FrozenTrial = (
-            library.trial.FrozenTrial(  # what is checked by `create_trial` holds
-                number=-1,
-                trial_id=-1,
-                state=states.COMPLETE if feasible else states.FAIL,
-                value=None,
-                values=[m.values[name] for name in self._objectives] if feasible else None,
-                datetime_start=now,
-                datetime_complete=now,
-                params=values,
-                distributions={name: self._distributions[name] for name in values},
-                user_attrs=attributes if feasible else {**attributes, "infeasible": m.infeasible},
-                system_attrs={},
-                intermediate_values={},
-            )
+        # Not by `create_trial`, which checks each parameter: the space's own values are in its own distributions.
+        frozen: optuna.trial.FrozenTrial = library.trial.FrozenTrial(
+            number=-1,
+            trial_id=-1,
+            state=states.COMPLETE if feasible else states.FAIL,
+            value=None,
+            values=[m.values[name] for name in self._objectives] if feasible else None,
+            datetime_start=now,
+            datetime_complete=now,
+            params=values,
+            distributions={name: self._distributions[name] for name in values},
+            user_attrs=attributes if feasible else {**attributes, "infeasible": m.infeasible},
+            system_attrs={},
+            intermediate_values={},
         )
         return frozen

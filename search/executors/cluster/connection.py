@@ -54,6 +54,7 @@ def connect(settings: RaySettings) -> Connection:
     ray = load_ray()
     known = ray.is_initialized()
     if not known:
+        _started.clear()  # any that was has ended, and its address may be another's now
         with _own_signal_handlers():
             _start(settings) if settings.address is None else _join_with_code(settings.address)
     joined = ray.get_runtime_context().gcs_address not in _started

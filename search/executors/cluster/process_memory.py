@@ -7,7 +7,7 @@ from contextlib import suppress
 
 KEPT_BYTES = 2**27
 """Of freed memory at the end of the heap, until it is given back. By default the C library returns it at once, and each
-candidate has the system make and clear the same pages again: see experiments/002-scale."""
+candidate has the system make and clear the same pages again."""
 
 MAPPED_BYTES = 2**25
 """Pieces of this size and more are mapped each by itself, and go back when they are freed."""
