@@ -18,6 +18,7 @@ from secateur.search.settings import settings_from
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.recipe.candidate import Recipe
+from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
 from tests.recipe_toy import LINEARS, Landscape, recipe_space
 from tests.toy import start
@@ -50,6 +51,15 @@ def test_what_is_not_searched_is_as_in_the_start():
         assert found.plain["repair"] == "obs"
         assert found.sparsity == 0.4
     assert {p.name.partition(".")[0] for p in space.parameters()} == {"calibration"}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_published_recipe_can_be_searched_from(name):
+    space = recipe_space(unit=KNOWN[name].unit, start=name)
+    recipe, rng = space.known(name, 0), np.random.default_rng(0)
+    assert space.from_parameters(space.to_parameters(recipe), 0, rng) == recipe
+    few = recipe_space(unit="weights", start="gblm", metrics=["wanda"], repairs=["obs"])
+    assert {few.sample(rng, 0).plain["metric"]["name"] for _ in range(20)} == {"wanda"}
 
 
 def test_parameters_apply_where_their_parents_say_so():

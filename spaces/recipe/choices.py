@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from secateur.spaces.parameters import IntParameter, Requirement
-from secateur.spaces.recipe.form import flattened, nested
+from secateur.spaces.recipe.form import completed, flattened, nested
 from secateur.spaces.recipe.keys import (
     MATRICES,
     N_ATTENTION,
@@ -18,6 +18,7 @@ from secateur.spaces.recipe.keys import (
     is_number,
     leaves,
 )
+from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.rules import RULES
 
 Subspace = Literal["calibration", "metric", "allocation", "repair"]
@@ -197,6 +198,13 @@ def default_of(unit: Unit, path: str) -> Any:
 def items_of(plain: Mapping[str, Any], sources: Sequence[str]) -> Items:
     """The single values of a plain form, which is complete: see `form.completed`."""
     return expanded(flattened(plain), sources)
+
+
+def items_of_known(name: str) -> Items:
+    """Those of a published recipe's metric, allocation and repair; calibration data are whoever runs it's."""
+    row = KNOWN[name]
+    items = items_of(completed({"unit": row.unit, "sparsity": 0.5, **row.form}), ())
+    return {path: value for path, value in items.items() if not path.startswith("calibration.")}
 
 
 def expanded(flat: Mapping[str, Any], sources: Sequence[str]) -> Items:

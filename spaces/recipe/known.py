@@ -85,7 +85,7 @@ _WEIGHTS = {
     ),
     "admm": Known(
         "weights",
-        {"metric": "admm"},
+        {"metric": "wanda", "repair": "admm"},
         "https://arxiv.org/abs/2401.02938",
         "Wanda's mask, weights fitted by alternating directions",
     ),

@@ -12,8 +12,7 @@ from secateur.spaces.cost import ModelShape
 from secateur.spaces.formulas.grammar import FormulaTextError
 from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
 from secateur.spaces.recipe import options
-from secateur.spaces.recipe.choices import SOURCES, Items, Subspace, Tree, default_of, items_of, nearest
-from secateur.spaces.recipe.form import completed
+from secateur.spaces.recipe.choices import SOURCES, Items, Subspace, Tree, default_of, items_of_known, nearest
 from secateur.spaces.recipe.keys import FIRST_METRIC, REPAIRS, Unit
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.rules import RULES
@@ -45,9 +44,10 @@ class RecipeSettings(BaseModel):
         subsets: frozen random ones to choose from.
         quantiles: of the loss, pairs to choose from.
         gradients: by ``backward`` passes, or estimated by ``forward`` passes alone where a metric can do with that.
-        metrics: names, or formulas such as ``formula: abs(W) * X``; ``blend`` is a family by itself. None: some.
+        metrics: names, or formulas such as ``formula: abs(W) * X``; ``blend`` is a family by itself. None: some, and
+            that of the start.
         allocations: rules; None: all that need no file.
-        repairs: names; None: some.
+        repairs: names; None: some, and that of the start.
         profile: file with shares, or with an order, for the rules that follow one.
         protect: patterns (``*`` and ``?``) of full names of linears that stay dense; of structure and blocks all that
             goes with them does.
@@ -208,7 +208,10 @@ class RecipeSettings(BaseModel):
     @property
     def metric_options(self) -> tuple[str, ...]:
         """The metrics to choose from."""
-        return options.METRICS[self.unit] if self.metrics is None else tuple(self.metrics)
+        if self.metrics is not None:
+            return tuple(self.metrics)
+        of_start = items_of_known(self.start_name)["metric.name"]
+        return tuple(dict.fromkeys([*options.METRICS[self.unit], of_start]))
 
     @property
     def allocation_options(self) -> tuple[str, ...]:
@@ -218,7 +221,10 @@ class RecipeSettings(BaseModel):
     @property
     def repair_options(self) -> tuple[str, ...]:
         """The repairs to choose from."""
-        return options.REPAIRS[self.unit] if self.repairs is None else tuple(self.repairs)
+        if self.repairs is not None:
+            return tuple(self.repairs)
+        of_start = items_of_known(self.start_name)["repair"]
+        return tuple(dict.fromkeys([*options.REPAIRS[self.unit], of_start]))
 
 
 FIRST_KNOWN: dict[Unit, tuple[str, ...]] = {
@@ -252,9 +258,7 @@ def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: M
 
 def _base(settings: RecipeSettings) -> Items:
     """The start, with calibration data as by default as the settings let them be."""
-    form = {"unit": settings.unit, "sparsity": 0.5, **KNOWN[settings.start_name].form}
-    base = items_of(completed(form), ())
-    base = {path: value for path, value in base.items() if not path.startswith("calibration.")}
+    base = items_of_known(settings.start_name)
     for path, (values, ordered) in options.calibration_of(settings).items():
         default = 1 if path.startswith(SOURCES) else default_of(settings.unit, path)
         base[path] = nearest(values, default, ordered=ordered)

@@ -13,10 +13,8 @@ from secateur.spaces.budget import check_ascending, n_zeros
 from secateur.spaces.cost import ModelShape
 from secateur.spaces.parameters import IntParameter
 from secateur.spaces.recipe.candidate import DENSE, Recipe
-from secateur.spaces.recipe.choices import Choice, Items, Tree, items_of, plain_of
-from secateur.spaces.recipe.form import completed
+from secateur.spaces.recipe.choices import Choice, Items, Tree, items_of, items_of_known, plain_of
 from secateur.spaces.recipe.keys import Unit
-from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.space import Space
 
 ATTEMPTS = 20
@@ -107,9 +105,8 @@ class RecipeSpace(Space[Recipe]):
 
     def known(self, name: str, budget: int) -> Recipe:
         """A known recipe, with the space's own calibration data."""
-        form = {"unit": self.unit, "sparsity": self._targets[budget], **KNOWN[name].form}
-        items = {p: v for p, v in items_of(completed(form), ()).items() if not p.startswith("calibration.")}
-        return self._made(self._tree.grown(items, self._tree.default), self._targets[budget])
+        items = self._tree.grown(items_of_known(name), self._tree.default)
+        return self._made(items, self._targets[budget])
 
     def budget_of(self, candidate: Recipe) -> int | None:
         return None if candidate.is_dense else self._budgets.get(candidate.sparsity)
