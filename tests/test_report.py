@@ -5,10 +5,11 @@ from html import unescape
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from secateur.search.course import best_by_budget, budget_of, budgets, loss_series
 from secateur.search.errors import UsageError
-from secateur.search.show.front_plot import plot_front
+from secateur.search.show.front_plot import plot_front, tick, widen
 from secateur.search.show.plots import plot_allocation
 from secateur.search.show.report import write_report
 from secateur.search.show.summary import status_line, status_lines, summary
@@ -167,6 +168,17 @@ def test_the_front_is_drawn_for_any_objectives(tmp_path, objectives):
     run = make_run(tmp_path / "run", objectives=objectives)
     plot_front(tmp_path / "front.png", run)
     assert min(size(tmp_path / "front.png")) > 300
+
+
+@pytest.mark.parametrize(("name", "at"), [("params", 1_469_200), ("sparsity", 0.2), ("latency_decode", 7.3)])
+def test_ticks_read_differently_where_all_have_about_the_same(name, at):
+    axes = Figure(figsize=(8, 5)).add_subplot()
+    axes.scatter([at, at * 1.0007], [0.1, 0.2])
+    widen(axes, name)
+    low, high = axes.get_xlim()
+    assert low < at < at * 1.0007 < high
+    texts = [tick(name, value) for value in axes.get_xticks() if low <= value <= high]
+    assert len(set(texts)) == len(texts) > 2
 
 
 def test_an_allocation_is_drawn_for_blocks_that_differ(tmp_path):

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.controller import Trial
 from secateur.search.objectives import objective
 from secateur.search.run import Run
-from secateur.search.show.plots import BLUE, GREY, INK, LOG_FROM, VERMILLION, figure_at
+from secateur.search.show.plots import BLUE, GREY, INK, LOG_FROM, VERMILLION, figure_at, spread_out
 from secateur.search.show.values import scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+LEAST_SPAN = 0.08
+"""Of the horizontal axis, as a share of its largest value, or of all weights: closer ticks would read alike."""
 
 
 def plot_front(path: Path, run: Run) -> None:
@@ -36,7 +39,7 @@ def plot_front(path: Path, run: Run) -> None:
     with figure_at(path, 8, 5) as figure:
         axes = figure.add_subplot()
         _label(axes, x, y)
-        is_log = _scale(axes, [_value(t, y) for t in [*pruned, *beside]])
+        is_log = spread_out(axes, [_value(t, y) for t in [*pruned, *beside]])
         floor = min((_value(t, y) for t in [*pruned, *beside] if _value(t, y) > 0), default=0.0) / LOG_FROM
         drawn = [t for t in front if not is_log or _value(t, y) > floor]
         _scatter(axes, pruned, x, y, "trials", s=22, color=GREY, alpha=0.5, linewidths=0)
@@ -54,12 +57,21 @@ def plot_front(path: Path, run: Run) -> None:
             lw=1.8,
         )
         if dense is not None and is_log and _value(dense, y) <= floor:
-            at = f"{_tick(x, _value(dense, x))} {objective(x).label}"
-            axes.plot([], [], " ", label=f"(dense: loss {_value(dense, y):.4f} at {at})")
+            at = f"{tick(x, _value(dense, x))} {objective(x).label}"
+            axes.plot([], [], " ", label=f"(dense: loss {_value(dense, y):.4f}\nat {at})")
         elif dense is not None:
             _scatter(axes, [dense], x, y, "dense", s=110, color=INK, marker="*", zorder=5)
         axes.set_title(f"{objective(y).label.capitalize()} against {objective(x).label}")
+        widen(axes, x)
         axes.legend(loc="best")
+
+
+def widen(axes: Axes, x: str) -> None:
+    """The horizontal axis of an objective at least as wide as its ticks need."""
+    low, high = axes.get_xlim()
+    missing = LEAST_SPAN * (1.0 if x == "sparsity" else high) - (high - low)
+    if missing > 0:
+        axes.set_xlim(low - missing / 2, high + missing / 2)
 
 
 def _value(trial: Trial, name: str) -> float:
@@ -78,18 +90,9 @@ def _label(axes: Axes, x: str, y: str) -> None:
     names = {name: objective(name) for name in (x, y)}
     texts = {n: o.label + (f" ({o.unit})" if o.unit and o.unit != o.label else "") for n, o in names.items()}
     axes.set(xlabel=texts[x], ylabel=texts[y])
-    axes.xaxis.set_major_formatter(lambda value, _: _tick(x, value))
+    axes.xaxis.set_major_formatter(lambda value, _: tick(x, value))
 
 
-def _tick(name: str, value: float) -> str:
+def tick(name: str, value: float) -> str:
+    """Of an objective's axis."""
     return f"{value:.0%}" if name == "sparsity" else scaled(value)
-
-
-def _scale(axes: Axes, values: Sequence[float]) -> bool:
-    """A logarithmic y axis with plain numbers if the values span orders of magnitude; whether they do."""
-    positive = [value for value in values if value > 0]
-    if not positive or max(positive) / min(positive) < LOG_FROM:
-        return False
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    return True

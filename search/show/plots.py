@@ -51,6 +51,16 @@ def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure.savefig(path, dpi=160, metadata={"Software": "Secateur"})
 
 
+def spread_out(axes: Axes, values: Sequence[float]) -> bool:
+    """A logarithmic y axis with plain numbers if the values span orders of magnitude; whether they do."""
+    positive = [value for value in values if value > 0]
+    if not positive or max(positive) / min(positive) < LOG_FROM:
+        return False
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    return True
+
+
 def plot_course(
     path: Path,
     losses: Mapping[str, Sequence[tuple[int, float]]],
@@ -70,6 +80,7 @@ def plot_course(
     with figure_at(path, 11, 4.4) as figure:
         left, right = figure.subplots(1, 2)
         colors = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, max(1, len(losses))))
+        drawn: list[float] = []
         relative = len(losses) > 1  # budgets lie orders of magnitude apart
         for (label, points), color in zip(losses.items(), colors, strict=False):
             tokens, values = zip(*[*points, (n_tokens, points[-1][1])], strict=True)
@@ -77,6 +88,8 @@ def plot_course(
             name = f"{_percent(label)}: {values[-1]:.3g}"
             left.step(tokens, shown, where="post", color=color, lw=1.8, label=name)
             left.plot(tokens[:-1], shown[:-1], "o", color=color, ms=3.5)
+            drawn += shown
+        spread_out(left, drawn)
         unit = "relative to the baseline" if relative else "nats/token"
         left.set(xlabel="tokens evaluated for the search", ylabel=f"best loss so far ({unit})")
         left.xaxis.set_major_formatter(lambda value, _: scaled(value))
