@@ -135,6 +135,14 @@ def test_wanda_is_what_the_space_of_allocations_does(case, tmp_path):
     assert torch.equal(case.switched(wanted)[0], expected)
 
 
+def test_admm_is_wandas_mask_and_a_repair(case):
+    reconstruction = case.switched(config("weights", 0.5, metric="admm"))
+    recipe = case.switched(known("admm", 0.5))
+    assert not torch.equal(recipe[0], case.switched(known("wanda", 0.5))[0])
+    assert torch.allclose(recipe[0], reconstruction[0], atol=1e-6)
+    assert recipe[1:] == reconstruction[1:]
+
+
 def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch, tmp_path):
     passes = []
     for name in ("walk_dense", "collect_gradients"):
