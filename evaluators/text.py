@@ -1,6 +1,6 @@
 """Text for calibration, search and test: where it comes from, and three parts of it that never overlap.
 
-A source that several parts name without a range is cut for them into contiguous pieces by `SHARES`.
+A source, or one range of it, that several parts name alike is cut for them into contiguous pieces by `SHARES`.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Text:
 def load_parts(calibration: str, search: str, test: str) -> dict[Part, Text]:
     """The texts of the three parts, disjoint.
 
-    ``docs`` gives each part its own topics. Another source that several parts name without a range is cut
-    among them at line ends, in the order calibration, search, test, with lengths proportional to `SHARES`.
+    ``docs`` gives each part its own topics. Another source that several parts name without a range, or with the same
+    one, is cut among them at line ends, in the order calibration, search, test, with lengths proportional to `SHARES`.
 
     Raises:
         TextError: if a text is missing, empty or unreadable, or if two parts overlap.
@@ -91,12 +91,13 @@ def load_sources(sources: Mapping[str, str], calibration: str, search: str, test
         given = given or calibration
         source = parse(given, key)
         like = pieces["calibration"]
-        span = like.span if source.span is None and source.base == like.source.base else source.span
+        alike = (source.base, source.span) == (like.source.base, like.source.span)
+        span = like.span if alike else source.span
         piece = _Piece(key, given, source, span)
         for part in MEASURED:
             _check_apart(piece, pieces[part], "Give ranges that don't, e.g. PATH[0.0:0.4] and PATH[0.4:1.0].")
         whole = _read_docs("calibration") if source.base == DOCS else source.read()
-        texts[name] = Text("calibration", given, _cut(whole, piece))
+        texts[name] = Text("calibration", piece.address, _cut(whole, piece))
         for part in MEASURED:
             _check_different(texts[name], key, parts[part])
     return texts
@@ -132,17 +133,27 @@ class _Piece:
     source: Source
     span: Span | None
 
+    @property
+    def address(self) -> str:
+        """The name with the range, also where it was cut for several parts."""
+        if self.span is None or self.span == self.source.span:
+            return self.name
+        whole = self.name if self.source.span is None else self.name[: self.name.rindex("[")]
+        return f"{whole}[{self.span[0]!r}:{self.span[1]!r}]"
+
 
 def _pieces(calibration: str, search: str, test: str) -> dict[Part, _Piece]:
-    """Of each part; contiguous ones for parts that name the same source without a range."""
+    """Of each part; contiguous ones for parts that name the same source and the same range, or none."""
     names: dict[Part, str] = {"calibration": calibration, "search": search, "test": test}
     sources = {part: parse(name, f"data.{part}") for part, name in names.items()}
     spans = {part: source.span for part, source in sources.items()}
-    for base in {source.base for source in sources.values()} - {DOCS}:
-        sharing = [part for part, source in sources.items() if source.base == base and source.span is None]
+    for base, span in {(source.base, source.span) for source in sources.values() if source.base != DOCS}:
+        sharing = [part for part, source in sources.items() if (source.base, source.span) == (base, span)]
         if len(sharing) > 1:
+            start, stop = span or (0.0, 1.0)
             ends = list(itertools.accumulate((SHARES[part] for part in sharing), initial=0.0))
-            spans |= {part: (ends[i] / ends[-1], ends[i + 1] / ends[-1]) for i, part in enumerate(sharing)}
+            at = [start + (stop - start) * end / ends[-1] for end in ends]
+            spans |= {part: (at[i], at[i + 1]) for i, part in enumerate(sharing)}
     return {part: _Piece(f"data.{part}", names[part], sources[part], spans[part]) for part in names}
 
 

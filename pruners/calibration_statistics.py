@@ -22,6 +22,8 @@ from secateur.pruners.structure.statistics import OutputStatistics
 Detail = Literal["moments", "gram"]
 Pieces: TypeAlias = Sequence[dict[str, Tensor]]
 """Of each block, tensors by name."""
+VERSION = 1
+"""Of how statistics are made: a cache outlives an upgrade, and what an older collector left must not be found."""
 
 
 class CalibrationStatistics:
@@ -56,7 +58,7 @@ class CalibrationStatistics:
         self._cache = cache
         self._forward = forward
         content = hashlib.sha256(tokens.cpu().contiguous().numpy().astype("<i8").tobytes()).hexdigest()
-        record = {"model": identity, "tokens": content, "shape": list(tokens.shape)}
+        record = {"made": VERSION, "model": identity, "tokens": content, "shape": list(tokens.shape)}
         self._group = digest_of(record)[:32]
         self._parts: dict[str, Pieces] = {}
 

@@ -90,6 +90,8 @@ def rms_gradients(
 
 def check_gradients(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> None:
     """Raise a ValueError unless there is the memory to collect them from windows of so many tokens."""
+    if not kinds:
+        return
     check_memory(
         gradient_bytes(anatomy, kinds, length),
         anatomy.embedding.weight.device,

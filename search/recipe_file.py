@@ -59,7 +59,7 @@ class RecipeFile(Section):
     @property
     def space(self) -> RecipeSettings:
         """A space that holds this recipe, and nothing to search."""
-        calibration = self.recipe["calibration"]
+        calibration, allocation = self.recipe["calibration"], self.recipe.get("allocation")
         return RecipeSettings(
             unit=self.recipe["unit"],
             target=self.recipe["sparsity"],
@@ -70,6 +70,8 @@ class RecipeFile(Section):
             samples=[calibration["samples"]],
             length=[calibration["length"]],
             choose=[calibration["choose"]],
+            gradients=[calibration.get("gradients", "backward")],
+            allocations=[allocation["rule"]] if allocation else None,
             profile=self.profile,
             protect=self.protect,
             damp=self.damp,
@@ -158,9 +160,10 @@ def recipe_of(run: Run, trial: Trial) -> RecipeFile:
         raise UsageError(f"Expected a recipe, got trial {trial.number}, the dense model. Name another trial.")
     used = recipe.plain["calibration"]["sources"]
     of_evaluator = settings.evaluator.data.calibration
+    cut = run.study.about.facts.get("sources", {})  # runs of old have none
     return RecipeFile(
         recipe=recipe.plain,
-        sources={name: text or of_evaluator for name, text in space.texts.items() if name in used},
+        sources={n: cut.get(n, text or of_evaluator) for n, text in space.texts.items() if n in used},
         pool_tokens=space.pool_tokens,
         seed=settings.evaluator.seed,
         damp=space.damp,

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from secateur.evaluators.calibration.choose import CLUSTERS, choose
 from secateur.evaluators.calibration.pool import (
-    CHUNK,
     Pool,
     build_pools,
     first_tokens,
@@ -22,6 +21,7 @@ from secateur.evaluators.calibration.pool import (
     save_pools,
 )
 from secateur.evaluators.text import Text, TextError, load_parts, load_sources
+from secateur.spaces.recipe.keys import CHUNK
 from tests.cut_models import small_tokenizer
 from tests.models import random_tokens, small_anatomy
 
@@ -274,7 +274,11 @@ def test_further_texts_are_read_whole_and_the_calibration_text_as_it_is_cut(file
     found = load_sources(sources, *of)
     assert list(found) == list(sources)
     assert found["same"].text == found["default"].text == load_parts(*of)["calibration"].text
-    assert found["default"].source == files["lines"]
+    assert found["default"].source == f"{files['lines']}[0.0:0.3]"
+    again = load_sources({"x": found["default"].source}, "docs", *[f"{files['lines']}[0.3:1]"] * 2)
+    assert again["x"].text == found["default"].text
+    half = load_sources({"x": f"{files['lines']}[0:0.5]"}, *[f"{files['lines']}[0:0.5]"] * 3)
+    assert half["x"].source == f"{files['lines']}[0.0:0.15]"
     assert found["more"].text == LINES.upper()
     assert LINES.upper().startswith(found["some"].text)
     assert {text.part for text in found.values()} == {"calibration"}

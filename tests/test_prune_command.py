@@ -72,6 +72,22 @@ def _check_zeros_and_biases(directory):
     assert not manifest["kept"]
 
 
+def test_a_recipe_names_the_range_that_the_search_had(run):
+    assert run.study.about.facts["sources"] == {"calibration": "docs"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(run.study.about.facts, "sources", {"calibration": "my.txt[0.0:0.3]"})
+        assert recipe_of(run, recipes(run)[0]).sources == {"calibration": "my.txt[0.0:0.3]"}
+
+
+def test_gradients_without_the_memory_for_them_are_refused_before_anything_is_measured(tmp_path):
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("secateur.pruners.memory.available_bytes", lambda device: 1 << 20)
+        with pytest.raises(UsageError, match="gradients of windows of 128 tokens"):
+            app.prune(known_recipe("llm_pruner_first", 0.2), "tiny", tmp_path / "model", say=said.append)
+    assert said == ["loading tiny"]
+
+
 def test_the_head_of_a_file_says_what_it_was_found_with(run):
     text = written(run, recipes(run)[0])
     assert f"loss {recipes(run)[0].measurement.values['loss']:.4f} on search:128" in text
@@ -104,6 +120,10 @@ def test_every_known_recipe_is_a_file(name, tmp_path):
             "repair: none",
         ),
         ({"recipe": {"unit": "weights", "sparsity": 0.5}, "sources": {}, "sed": 1}, "sed"),
+        (
+            {"recipe": {"unit": "weights", "sparsity": 0.5, "allocation": "profile"}, "sources": {}},
+            "the file that the rule profile follows, got none",
+        ),
     ],
 )
 def test_files_that_are_no_recipes_are_named(tmp_path, raw, message):

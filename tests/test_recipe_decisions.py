@@ -143,6 +143,16 @@ def test_admm_is_wandas_mask_and_a_repair(case):
     assert recipe[1:] == reconstruction[1:]
 
 
+def test_wandas_formula_cuts_as_wanda_for_structures_does(case):
+    switcher = case.switchers["structure"]
+    formula = switcher.decide(config("structure", metric="formula: abs(W) * X"))
+    wanda, other = switcher.decide(config("structure")), switcher.decide(config("structure", metric="flap"))
+    assert formula.units == wanda.units != other.units
+    for text in ("abs(G) * H * abs(W)", "abs(W) + P", "abs(W) / R * C"):
+        found = case.switched(config("structure", metric=f"formula: {text}", allocation="global"))
+        assert not torch.equal(found[0], case.dense)
+
+
 def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch, tmp_path):
     passes = []
     for name in ("walk_dense", "collect_gradients"):

@@ -134,7 +134,7 @@ def test_recipes_are_shown_in_words(runs):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metrics": ["wanda"]}, "`space.metrics`: Expected `importance`"),
+        ({"metrics": ["wanda"]}, "`space.metrics`: Expected `metric` to be one of wanda_sp"),
         ({"sources": {"other": "docs", "same": "{test}"}}, "Expected disjoint texts"),
         (
             {"profile": "nowhere.yaml", "allocations": ["profile"]},

@@ -176,6 +176,12 @@ def test_recipes_of_equal_calibration_are_neighbours():
         ({"known": ["flop"]}, "`space.known` of structure.*got 'flop'"),
         ({"unit": "weights", "metrics": [{"formula": "abs(W"}]}, "metrics"),
         ({"damp": 0}, "Expected `space.damp` > 0"),
+        ({"length": [48, 64]}, "`space.length` in multiples of 32 with `choose: loss`, got 48"),
+        ({"sources": {"my text": "docs"}}, "names in `space.sources` of letters.*got 'my text'"),
+        (
+            {"gradients": ["forward"], "metrics": ["llm_pruner_second"]},
+            "one of `space.metrics` that takes signed gradients .* with `gradients: forward`, got llm_pruner_second",
+        ),
         ({"metric": "flap"}, "got 'metric'"),
     ],
 )

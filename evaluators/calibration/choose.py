@@ -14,7 +14,8 @@ from scipy.cluster.vq import kmeans, vq
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from secateur.evaluators.calibration.pool import CHUNK, Pool
+from secateur.evaluators.calibration.pool import Pool
+from secateur.spaces.recipe.keys import CHUNK
 
 CLUSTERS = 8
 """Of the windows of a source; fewer where windows are alike."""

@@ -20,9 +20,7 @@ from secateur.evaluators.text import Text
 from secateur.evaluators.tokens import tokenize
 from secateur.pruners.families.anatomy import Anatomy
 from secateur.pruners.runner import BlockRunner
-
-CHUNK = 32
-"""Tokens that are looked at together: windows of a multiple of it are judged by the chunks that they are made of."""
+from secateur.spaces.recipe.keys import CHUNK
 
 _BATCH_CHUNKS = 32
 """Chunks that go through the model together; their logits are held at a time."""

@@ -22,7 +22,7 @@ from secateur.pruners.mask_repairs import MASK_REPAIRS
 from secateur.pruners.structure.depth import DEPTH
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.spaces.recipe.form import completed
-from secateur.spaces.recipe.keys import BLEND
+from secateur.spaces.recipe.keys import BLEND, Unit
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.profiles import read_profile
 
@@ -52,15 +52,31 @@ def check_statistics(plan: Plan, anatomy: Anatomy) -> None:
     space, n_weights = plan.space, sum(linear.n_weights for linear in anatomy.linears)
     needed = gram_bytes(anatomy) if "gram" in _inputs(space) else 0
     for metric in _metrics(space):
-        _, kinds = NEEDS[space.unit](metric)
-        if kinds:
-            check_gradients(anatomy, kinds, space.length[-1])
+        kinds = _kinds(space.unit, metric, forward=space.gradients == ["forward"])
+        check_gradients(anatomy, kinds, space.length[-1])
         needed = max(needed, sum(map(n_bytes, kinds)) * n_weights)  # they are put together
     if needed > space.cache_gb * 1e9:
         raise ValueError(
             f"Expected `space.cache_gb` >= {math.ceil(needed / 1e6) / 1e3:g} for the statistics of one choice of "
             f"calibration data, got {space.cache_gb:g}."
         )
+
+
+def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy) -> None:
+    """Refuse a complete plain form whose gradients this machine has no memory for.
+
+    Raises:
+        ValueError: with how much memory it takes.
+    """
+    calibration = recipe["calibration"]
+    forward = calibration.get("gradients") == "forward"
+    check_gradients(anatomy, _kinds(recipe["unit"], recipe["metric"], forward=forward), calibration["length"])
+
+
+def _kinds(unit: Unit, metric: Metric, *, forward: bool) -> tuple[Kind, ...]:
+    """The kinds of gradients that a metric needs; signed means may be estimated `forward`."""
+    _, kinds = NEEDS[unit](metric)
+    return ("forward",) if forward and kinds == ("mean",) else kinds
 
 
 def _known(space: Any) -> Iterator[Mapping[str, Any]]:
@@ -112,7 +128,7 @@ def _of_blocks(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
 
 
 # By unit, the statistics of inputs and the kinds of gradients that a metric needs.
-NEEDS: dict[str, Callable[[Metric], tuple[Needs, tuple[Kind, ...]]]] = {
+NEEDS: dict[Unit, Callable[[Metric], tuple[Needs, tuple[Kind, ...]]]] = {
     "weights": _of_weights,
     "structure": _of_structure,
     "blocks": _of_blocks,

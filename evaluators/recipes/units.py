@@ -92,7 +92,7 @@ def decide_units(basis: Basis, config: Mapping[str, Any]) -> UnitDecision:
             sparsity, scores that rank nothing.
     """
     sample = basis.sample(config["calibration"])
-    row, stream = importance_of(config["metric"]), STREAM_REPAIRS.get(config["repair"])
+    row, stream = importance_of(config["metric"], len(basis.layouts)), STREAM_REPAIRS.get(config["repair"])
     repair = "none" if stream else config["repair"]
     of_rule: Needs = "moments" if "flap" in rule_needs(config) else "nothing"
     needs = most(row.needs, REPAIRS[repair].needs, of_rule)

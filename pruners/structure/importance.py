@@ -215,10 +215,10 @@ def importance_order(importance: str, evidence: Evidence) -> Int[Tensor, " units
     return score.argsort(stable=True).flip(0)
 
 
-def check_importance(name: str) -> None:
-    """Raise a ValueError unless it is known."""
+def check_importance(name: str, key: str = "importance") -> None:
+    """Raise a ValueError, which names the setting, unless it is known."""
     if name not in IMPORTANCES:
         near = difflib.get_close_matches(name, IMPORTANCES, n=1, cutoff=0)[0]
         raise ValueError(
-            f"Expected `importance` to be one of {', '.join(IMPORTANCES)}, got {name!r}. Did you mean {near!r}?"
+            f"Expected `{key}` to be one of {', '.join(IMPORTANCES)}, got {name!r}. Did you mean {near!r}?"
         )

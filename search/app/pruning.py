@@ -44,7 +44,7 @@ def prune(
         ExportError: if the model can't be written, or does not load as it should.
     """
     from secateur.evaluators.exporting import export_candidate
-    from secateur.evaluators.recipes.checks import NEEDS
+    from secateur.evaluators.recipes.checks import NEEDS, check_recipe
     from secateur.evaluators.recipes.shipping import recipe_formats
     from secateur.evaluators.workbench import Plan, Workbench
 
@@ -70,6 +70,7 @@ def prune(
         # An unknown metric is refused before a model is loaded.
         NEEDS[file.recipe["unit"]](file.recipe["metric"])
         bench = Workbench(plan, say)
+        check_recipe(file.recipe, bench.anatomy)
         say("measuring the dense model")
         test = plan.final_fidelities[-1]
         dense = {f"{test.text}, dense": bench.data().live_losses(test)}

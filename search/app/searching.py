@@ -73,7 +73,7 @@ def search(
         about = About(
             identity=identity(settings) | {"content": _content(bench)},
             baselines=_baselines(bench),
-            facts={"shape": _plain_shape(bench), "versions": _versions()},
+            facts={"shape": _plain_shape(bench), "versions": _versions(), "sources": _sources(bench)},
         )
         _controller(settings, bench)  # refuses what does not fit, while nothing is written
         with Study.open_or_create(directory, resolved(settings), about) as study:
@@ -270,6 +270,11 @@ def _describe(study: Study, bench: Workbench, levels: Path, say: Say) -> None:
 def _plain_shape(bench: Workbench) -> Mapping[str, Any]:
     """What readers need to know about the model, without torch."""
     return {"linears": [asdict(linear) for linear in bench.prunables], **bench.space_shape.to_json()}
+
+
+def _sources(bench: Workbench) -> dict[str, str]:
+    """Texts that samples are drawn from, with the ranges that were left to them, by name."""
+    return {name: text.source for name, text in bench.sources.items()}
 
 
 def _versions() -> dict[str, str]:

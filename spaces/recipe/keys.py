@@ -15,6 +15,8 @@ Unit = Literal["weights", "structure", "blocks"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 BLEND = "blend"
 N_CLUSTERS = 8
+CHUNK = 32
+"""Tokens that are looked at together: windows of a multiple of it are judged by the chunks that they are made of."""
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 N_ATTENTION = 4
 """How many of them are the attention's; the others are the MLP's."""
@@ -105,11 +107,12 @@ def _one_of(*names: Any) -> Rule:
 
 
 _NAME = Rule("to be a name", lambda x: isinstance(x, str) and re.fullmatch(r"[^;|\s][^;|\n]*", x) is not None)
+SOURCE_NAME = re.compile(r"[\w.-]+")
 _SOURCES = Rule(
     "to give names of sources whole weights, one of them > 0",
     lambda x: (
         isinstance(x, Mapping)
-        and all(isinstance(k, str) and re.fullmatch(r"[\w.-]+", k) for k in x)
+        and all(isinstance(k, str) and SOURCE_NAME.fullmatch(k) for k in x)
         and all(is_whole(v) and v >= 0 for v in x.values())
         and any(x.values())
     ),

@@ -13,7 +13,7 @@ from secateur.spaces.formulas.grammar import FormulaTextError
 from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
 from secateur.spaces.recipe import options
 from secateur.spaces.recipe.choices import SOURCES, Items, Subspace, Tree, default_of, items_of_known, nearest
-from secateur.spaces.recipe.keys import FIRST_METRIC, REPAIRS, Unit
+from secateur.spaces.recipe.keys import BLEND, CHUNK, FIRST_METRIC, REPAIRS, SIGNED, SOURCE_NAME, Unit
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.rules import RULES
 from secateur.spaces.recipe.space import RecipeSpace
@@ -159,6 +159,19 @@ class RecipeSettings(BaseModel):
                     f"Expected `pool_tokens` for {samples} samples of {length} tokens, got {self.pool_tokens}."
                 )
 
+        odd = [length for length in self.length if length % CHUNK]
+        by_chunks = [way for way in self.choose if way != "random"]
+        if odd and by_chunks:
+            raise ValueError(
+                f"Expected `length` in multiples of {CHUNK} with `choose: {by_chunks[0]}`, got {odd[0]}. Take others, "
+                "or `choose: [random]`."
+            )
+        for name in self.sources:
+            if not SOURCE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"Expected names in `sources` of letters, digits, dots, dashes and underscores, got {name!r}."
+                )
+
     def _check_names(self) -> None:
         rules = [name for name, row in RULES.items() if self.unit in row.units]
         known = [name for name, row in KNOWN.items() if row.unit == self.unit]
@@ -177,6 +190,13 @@ class RecipeSettings(BaseModel):
         of_files = [name for name in self.allocations or () if "profile" in RULES[name].needs]
         if of_files and self.profile is None:
             raise ValueError(f"Expected `profile`, the file that the rule {of_files[0]} follows, got none.")
+        if "metric" in self.search and "forward" in self.gradients:
+            able = [name for name in self.metric_options if name in (*SIGNED, BLEND)]
+            if not able or self.unit == "blocks":
+                raise ValueError(
+                    f"Expected one of `metrics` that takes signed gradients ({', '.join(SIGNED)}, {BLEND}) with "
+                    f"`gradients: forward`, got {', '.join(self.metric_options)}."
+                )
 
     @property
     def targets(self) -> tuple[float, ...]:
