@@ -11,7 +11,7 @@ from secateur.evaluators.formula_overlap import overlaps
 from secateur.evaluators.formula_proxy import formula_layers, formula_proxy, grams_of
 from secateur.evaluators.formula_switching import FormulaSwitcher
 from secateur.evaluators.proxy import Proxy
-from secateur.evaluators.recipes.checks import check_names, check_statistics
+from secateur.evaluators.recipes.checks import check_model, check_names
 from secateur.evaluators.recipes.rig import (
     build_basis,
     check_windows,
@@ -213,7 +213,7 @@ RIGS: dict[str, Rig] = {
         build=build_basis,
         switcher=recipe_switcher,
         check=check_names,
-        check_model=check_statistics,
+        check_model=check_model,
         record=recipe_record,
         prune=prune_recipe,
         cost=recipe_cost,

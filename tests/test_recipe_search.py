@@ -11,9 +11,11 @@ import pytest
 from rich.console import Console
 
 from secateur.evaluators.kit import worker_setup
+from secateur.evaluators.recipes.checks import check_family
 from secateur.evaluators.workbench import Workbench
 from secateur.pruners import memory
 from secateur.pruners.dense_walk import gram_bytes
+from secateur.pruners.families.discover import dissect
 from secateur.pruners.manifest import MANIFEST
 from secateur.pruners.prune import count_zeros
 from secateur.search import app
@@ -24,6 +26,8 @@ from secateur.search.settings import settings_from
 from secateur.search.show.report import write_report
 from secateur.search.show.tables import as_table, front_rows
 from secateur.spaces.recipe.candidate import Recipe
+from secateur.spaces.recipe.settings import RecipeSettings
+from tests.structures import CONFIGS, build
 
 EVALUATOR = {"window": 64, "calibration_tokens": 512, "fidelities": [128, 256], "test_tokens": 256}
 FEW = {"samples": [2, 4], "length": [32, 64], "pool_tokens": 2048, "subsets": 2, "known": []}
@@ -174,6 +178,22 @@ def test_a_cache_that_does_not_hold_one_choice_is_named_before_the_search(tmp_pa
     with pytest.raises(UsageError, match=rf"`space.cache_gb` >= {gb:g} for the statistics.*got 1e-05"):
         app.search(settings(space={"metrics": None, "cache_gb": 1e-5, **space}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "space", "message"),
+    [
+        ("opt", {"unit": "weights", "start": "sparsellm"}, r"gate, up and down for sparsellm, got up, down"),
+        ("opt", {"unit": "weights", "metrics": ["wanda", "sparsellm"]}, "for sparsellm"),
+        ("gemma2", {"repairs": ["none", "kprune"]}, "to the stream as they are for the repair kprune"),
+        ("gemma2", {"start": "kprune", "search": ["calibration"]}, "for the repair kprune"),
+    ],
+)
+def test_methods_that_the_family_lacks_are_named_before_the_search(family, space, message):
+    anatomy = dissect(build(CONFIGS[family]))
+    with pytest.raises(ValueError, match=message):
+        check_family(RecipeSettings(**space), anatomy)
+    check_family(RecipeSettings(unit=space.get("unit", "structure"), known="all"), anatomy)
 
 
 def test_gradients_that_memory_does_not_hold_are_named_before_the_search(tmp_path, monkeypatch):

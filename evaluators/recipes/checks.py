@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from secateur.evaluators.recipes.allocating import Needs
 from secateur.evaluators.recipes.depth import SHORTGPT
 from secateur.evaluators.recipes.unit_metrics import importance_of
@@ -20,6 +22,8 @@ from secateur.pruners.gradient_kinds import Kind
 from secateur.pruners.gradients import check_gradients
 from secateur.pruners.mask_repairs import MASK_REPAIRS
 from secateur.pruners.structure.depth import DEPTH
+from secateur.pruners.structure.kprune import STREAM_REPAIRS
+from secateur.pruners.structure.probe import lay_out
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.keys import BLEND, Unit
@@ -43,13 +47,42 @@ def check_names(plan: Plan) -> None:
         read_profile(Path(plan.space.profile))
 
 
-def check_statistics(plan: Plan, anatomy: Anatomy) -> None:
+def check_model(plan: Plan, anatomy: Anatomy) -> None:
+    """Refuse what can't be carried out on this model, or on this machine.
+
+    Raises:
+        ValueError: as `check_family` and `check_statistics` do.
+    """
+    check_family(plan.space, anatomy)
+    check_statistics(plan.space, anatomy)
+
+
+def check_family(space: Any, anatomy: Anatomy) -> None:
+    """Refuse methods that the model's family lacks, where a search starts from them or may choose them.
+
+    Of recipes that are only measured first such a one is a measurement with that reason.
+
+    Raises:
+        ValueError: with the first block that does not fit.
+    """
+    start = _whole(space.start_name, space.unit)
+    metrics = {start["metric"]["name"], *(space.metric_options if "metric" in space.search else ())}
+    repairs = {start["repair"], *(space.repair_options if "repair" in space.search else ())}
+    tokens = torch.zeros(space.samples[0], space.length[0], dtype=torch.int64)
+    for name in sorted(metrics & BLOCK_RECONSTRUCTIONS.keys()):
+        for block in anatomy.blocks:
+            BLOCK_RECONSTRUCTIONS[name].check(anatomy, block, tokens)
+    for name in sorted(repairs & STREAM_REPAIRS.keys()):
+        STREAM_REPAIRS[name].check(anatomy, lay_out(anatomy))
+
+
+def check_statistics(space: Any, anatomy: Anatomy) -> None:
     """Refuse what this machine has no memory for, and a cache that does not hold one choice of calibration data.
 
     Raises:
         ValueError: with how much memory, or how large a cache, it takes.
     """
-    space, n_weights = plan.space, sum(linear.n_weights for linear in anatomy.linears)
+    n_weights = sum(linear.n_weights for linear in anatomy.linears)
     needed = gram_bytes(anatomy) if "gram" in _inputs(space) else 0
     for metric in _metrics(space):
         kinds = _kinds(space.unit, metric, forward=space.gradients == ["forward"])
@@ -82,7 +115,12 @@ def _kinds(unit: Unit, metric: Metric, *, forward: bool) -> tuple[Kind, ...]:
 def _known(space: Any) -> Iterator[Mapping[str, Any]]:
     """The recipe that gives what is not searched, and those that are measured first."""
     for name in (space.start_name, *space.known_names):
-        yield completed({"unit": space.unit, "sparsity": 0.5, **KNOWN[name].form})
+        yield _whole(name, space.unit)
+
+
+def _whole(name: str, unit: Unit) -> Mapping[str, Any]:
+    """The complete plain form of a published recipe."""
+    return completed({"unit": unit, "sparsity": 0.5, **KNOWN[name].form})
 
 
 def _metrics(space: Any) -> Iterator[Metric]:

@@ -66,6 +66,12 @@ def reconstructed(
     return found
 
 
+@torch.no_grad()
+def check_stream(anatomy: Anatomy, layouts: Sequence[BlockLayout]) -> None:
+    """Raise a ValueError unless the family adds the outputs of its projections to the stream as they are."""
+    _wanted(Walk(anatomy, torch.arange(16)[None] % anatomy.vocab_size), layouts[0])
+
+
 def _wanted(dense: Walk, layout: BlockLayout) -> dict[Sublayer, Float[Tensor, "tokens width"]]:
     """The dense stream behind each sub-layer of a block; afterwards the walk is behind the block."""
     seen = _Recorder()
@@ -165,6 +171,7 @@ class StreamRepair:
     Args:
         function: see `reconstructed`: from the dense model and what stays of each block to weights of output
             projections. Those of a block depend on all blocks below, so no store of levels holds them.
+        check: raises a ValueError on a family that it can't be used on.
         summary: one line for people.
         paper: address.
     """
@@ -172,6 +179,7 @@ class StreamRepair:
     function: Callable[
         [Anatomy, Sequence[BlockLayout], Sequence[Stays], Int[Tensor, "windows length"]], dict[str, Tensor]
     ]
+    check: Callable[[Anatomy, Sequence[BlockLayout]], None]
     summary: str
     paper: str
 
@@ -179,6 +187,7 @@ class StreamRepair:
 STREAM_REPAIRS: dict[str, StreamRepair] = {
     "kprune": StreamRepair(
         reconstructed,
+        check_stream,
         "least squares of what is missing to the dense stream, from the first block up",
         "https://arxiv.org/abs/2308.03449",
     ),
