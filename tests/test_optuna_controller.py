@@ -201,6 +201,9 @@ CHILD = """
         print([m.candidate for m in spend(build(bowl.space, sampler), bowl, 40)])
     land = landscape()
     print([m.candidate for m in spend(build(land.space, start=4), partial(land, fidelity=LARGEST), 24)])
+    land = landscape(search=["metric"], metrics=["blend"])
+    gp = build(land.space, "gp", start=4, options={{"n_startup_trials": 4}})
+    print([m.candidate for m in spend(gp, partial(land, fidelity=LARGEST), 10, batch=2)])
 """
 
 
@@ -214,7 +217,7 @@ def test_other_processes_propose_the_same():
         for seed in ("1", "2")
     ]
     first, second = (child.communicate()[0] for child in children)
-    assert len(first.splitlines()) == 4
+    assert len(first.splitlines()) == 5
     assert first == second
 
 

@@ -84,6 +84,8 @@ class Optuna(Controller):
     is waited for: results may come in any order, or not at all.
 
     Of parameters that apply under conditions (the space `recipe`) ``tpe`` proposes those together that apply together.
+    With ``gp`` it does so, too, and then a Gaussian process proposes the ordered ones of them anew, fitted on the
+    trials that hold all of these; while they are fewer than its option ``n_startup_trials`` (10), TPE's values stay.
     The others propose those that always apply, ``cmaes`` only ordered ones of these, and draw the rest at random.
 
     Optuna's study lives in memory; after a stop it is rebuilt by replay. Samplers draw from generators of their own

@@ -28,6 +28,8 @@ class SamplerRow:
         constrained: whether it learns from a violated constraint; others are told a bad value instead.
         conditional: options with which it looks itself for parameters that apply together; None: it can't, and draws
             those that don't always apply at random.
+        after: where parameters apply under conditions, the sampler that proposes all of them, with defaults of its own,
+            before this one proposes the ordered ones anew: see `OrderedParameters`; empty: this one proposes all.
         categorical: whether it proposes values without an order; else these are drawn at random.
         defaults: options that differ from the class's own.
         comfort: most parameters and trials for which it is quick, or None.
@@ -38,6 +40,7 @@ class SamplerRow:
     multi_objective: bool = True
     constrained: bool = False
     conditional: Mapping[str, Any] | None = None
+    after: str = ""
     categorical: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
     comfort: tuple[int, int] | None = None
@@ -60,6 +63,7 @@ SAMPLERS: dict[str, SamplerRow] = {
     "gp": SamplerRow(
         "optuna.samplers.GPSampler",
         "https://arxiv.org/abs/1807.02811",
+        after="tpe",
         defaults={"warn_independent_sampling": False},
         comfort=(15, 200),
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secateur.search.controller import Trial
+from secateur.search.controllers.optuna_ordered import OrderedParameters
 from secateur.search.controllers.optuna_samplers import build_sampler, row_of
 from secateur.search.distributions import distribution_of
 from secateur.search.objectives import oriented
@@ -31,7 +32,8 @@ class SampledStudy:
     from them, the others don't mind.
 
     Where parameters apply under conditions they are asked for one after another, each only where it applies, so that a
-    trial holds no others.
+    trial holds no others. A sampler that can't tell them apart may propose the ordered ones alone, after one that can:
+    see `SamplerRow.after`.
 
     Args:
         space: what is searched.
@@ -61,10 +63,14 @@ class SampledStudy:
         self._budgets = tuple(budgets)
         self._objectives = tuple(objectives)
         self._seed = seed
-        self._constrained = row_of(sampler).constrained
         budget = [IntParameter(BUDGET, 0, len(budgets) - 1)] if len(budgets) > 1 else []
         self._parameters = (*space.parameters(), *budget)
         self._distributions = {p.name: distribution_of(p) for p in self._parameters}
+        self._ordered: OrderedParameters | None = None
+        if row_of(sampler).after and any(p.when for p in self._parameters):
+            self._ordered = OrderedParameters(sampler, options, seed, self._parameters)
+            sampler, options = row_of(sampler).after, {}
+        self._constrained = row_of(sampler).constrained
         self._storage = optuna.storages.InMemoryStorage()
         self._study = optuna.create_study(
             storage=self._storage,
@@ -76,8 +82,8 @@ class SampledStudy:
 
     @property
     def n_parameters(self) -> int:
-        """How many parameters there are."""
-        return len(self._parameters)
+        """How many parameters the sampler may propose."""
+        return len(self._parameters if self._ordered is None else self._ordered)
 
     def start_with(self, candidate: Any, budget: int) -> None:
         """Propose this candidate of the budget before the sampler's own."""
@@ -87,14 +93,18 @@ class SampledStudy:
         """A trial and its candidate, or None if no new one turned up."""
         import optuna
 
+        waiting = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
         trial = self._study.ask()
-        values = self._suggested(trial)
+        suggested = self._suggested(trial)
+        # What the study begins with is measured as it is; waiting trials come before the sampler's own.
+        anew = {} if waiting or self._ordered is None else self._ordered.proposed(trial, suggested)
+        values = {**suggested, **anew}
         rng = np.random.default_rng((self._seed, trial.number))
         budget = self._budgets[values.get(BUDGET, 0)]
         candidate = self._space.from_parameters(values, budget, rng)
         for _ in range(ATTEMPTS):
             if is_new(candidate):
-                return self._corrected(trial, values, self._values(candidate, budget)), candidate
+                return self._corrected(trial, suggested, self._values(candidate, budget)), candidate
             last, candidate = candidate, self._space.mutate(candidate, rng)
             if candidate.text == last.text:  # it has no neighbours
                 break
