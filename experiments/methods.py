@@ -29,9 +29,8 @@ def measure(model: str, unit: str, sparsity: float, text: str, runs: Path) -> Ru
     """All known methods of a unit, measured."""
     name = f"{Path(model).name.partition('@')[0]}-{unit}"
     changes = [f"evaluator.data.{part}={text}" for part in ("calibration", "search", "test")]
-    changes += [f"model={model}", f"space.unit={unit}", f"space.target={sparsity}", "space.known=all"]
-    changes += ["controller={kind: uniform}"]
-    settings = load_settings(HERE / "005-recipes-smollm2" / "config.yaml", changes)
+    changes += [f"model={model}", f"space.unit={unit}", f"space.target={sparsity}"]
+    settings = load_settings(HERE / "methods.yaml", changes)
     app.search_in_lines(settings, runs / name)
     return open_run(runs / name)
 
