@@ -93,12 +93,10 @@ class SampledStudy:
         """A trial and its candidate, or None if no new one turned up."""
         import optuna
 
-        waiting = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+        ordered = None if self._ordered is None or self._begins else self._ordered
         trial = self._study.ask()
         suggested = self._suggested(trial)
-        # What the study begins with is measured as it is; waiting trials come before the sampler's own.
-        anew = {} if waiting or self._ordered is None else self._ordered.proposed(trial, suggested)
-        values = {**suggested, **anew}
+        values = {**suggested, **({} if ordered is None else ordered.proposed(trial, suggested))}
         rng = np.random.default_rng((self._seed, trial.number))
         budget = self._budgets[values.get(BUDGET, 0)]
         candidate = self._space.from_parameters(values, budget, rng)
@@ -132,6 +130,14 @@ class SampledStudy:
             if self._constrained:
                 asked.set_constraint(INFEASIBLE, 1.0)
             self._study.tell(asked, self._worst)
+
+    @property
+    def _begins(self) -> bool:
+        """Whether the next trial is one that the study begins with, which is measured as it is."""
+        import optuna
+
+        waiting = (optuna.trial.TrialState.WAITING,)
+        return bool(self._study.get_trials(deepcopy=False, states=waiting))
 
     def _suggested(self, trial: optuna.Trial) -> dict[str, int]:
         """The sampler's values of the parameters that apply."""
