@@ -10,16 +10,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.evaluators.blockwise import BlockwiseEvaluator
-from secateur.evaluators.data import EvaluationData
+from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.proxy import ProxyEvaluator
 from secateur.evaluators.tasks.evaluator import TaskEvaluator
 from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.evaluators.trained import TrainedEvaluator
-from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.models.anatomy import Anatomy
 
 if TYPE_CHECKING:
-    from secateur.evaluators.workbench import Plan
+    from secateur.evaluators.session import Plan
 
 
 def assemble_all(

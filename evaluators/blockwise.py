@@ -12,14 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from secateur.evaluators.data import Batch, EvaluationData
+from secateur.evaluators.data.windows import Batch, EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.losses import LossSums, loss_sums
 from secateur.evaluators.prefix_tree import Path, walk
-from secateur.evaluators.switching import Copies, InfeasibleError, Switcher, cost_of
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.recent import Recent
-from secateur.pruners.runner import BlockRunner
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.stores.recent import Recent
+from secateur.pruners.switching import Copies, InfeasibleError, Switcher, cost_of
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from secateur.evaluators.session import Workbench
 from secateur.evaluators.shipping import check_shipping, new_manifest, save_pruned
-from secateur.evaluators.workbench import Workbench
-from secateur.pruners.manifest import MANIFEST, Manifest, same_export
-from secateur.pruners.saving import check_destination
+from secateur.pruners.export.manifest import MANIFEST, Manifest, same_export
+from secateur.pruners.export.saving import check_destination
 
 
 @dataclass(frozen=True)

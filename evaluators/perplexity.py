@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from secateur.evaluators.data.text import Text, load_text
+from secateur.evaluators.data.tokens import tokens_sha256, windows
 from secateur.evaluators.tasks.plan import TaskPlan
 from secateur.evaluators.tasks.task_set import TaskSet
-from secateur.evaluators.text import Text, load_text
-from secateur.evaluators.tokens import tokens_sha256, windows
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.loading import load_model
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.loading import load_model
 
 
 @torch.no_grad()

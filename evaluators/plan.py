@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from secateur.evaluators.latency.store import TableSource
-from secateur.evaluators.rigs import RIGS, Rig
 from secateur.evaluators.tasks.plan import TaskPlan
 from secateur.evaluators.training.recipe import Recipe
+from secateur.pruners.pruner import RIGS, Rig
 from secateur.spaces.measurement import Fidelity
 
 

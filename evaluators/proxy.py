@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.switching import InfeasibleError
+from secateur.pruners.switching import InfeasibleError
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
+from secateur.evaluators.session import Plan, Workbench, set_threads
 from secateur.evaluators.shipping import new_manifest, save_pruned
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.trainer import Trainer
 from secateur.evaluators.training.validation import Validation
-from secateur.evaluators.workbench import Plan, Workbench, set_threads
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.manifest import MANIFEST, Manifest, same_export
+from secateur.pruners.export.manifest import MANIFEST, Manifest, same_export
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.discover import dissect
 from secateur.spaces.measurement import Fidelity
 
 N_SLICES = 10

@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.evaluators.recipes.shipping import (
-    check_recipe,
-    recipe_calibration,
-    recipe_formats,
-    save_recipe,
-)
-from secateur.evaluators.saving import save_cut, save_zeros
-from secateur.evaluators.workbench import Workbench
-from secateur.pruners.export import ExportReport
-from secateur.pruners.formats.export import check_structured
-from secateur.pruners.formats.registry import ANY, FORMATS
-from secateur.pruners.manifest import UNSTRUCTURED, Manifest
+from secateur.evaluators.session import Workbench
+from secateur.pruners.export.export import ExportReport
+from secateur.pruners.export.manifest import UNSTRUCTURED, Manifest
+from secateur.pruners.export.registry import ANY, FORMATS
+from secateur.pruners.export.save_session import save_cut, save_zeros
+from secateur.pruners.export.structured import check_structured
+from secateur.pruners.recipes.shipping import check_recipe, recipe_calibration, recipe_formats, save_recipe
 from secateur.pruners.structure.kept import read_kept
 
 Config = Mapping[str, Any]

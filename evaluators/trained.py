@@ -12,15 +12,15 @@ from typing import Any, Literal
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from secateur.evaluators.data import EvaluationData
+from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.prefix_tree import Path
-from secateur.evaluators.switching import InfeasibleError, Switcher, cost_of
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.trainer import Trainer
 from secateur.evaluators.training.validation import losses_on
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.recent import Recent
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.stores.recent import Recent
+from secateur.pruners.switching import InfeasibleError, Switcher, cost_of
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 

@@ -13,8 +13,8 @@ import math
 from pathlib import Path
 
 from secateur.search import app
-from secateur.search.run import Run, open_run
-from secateur.search.settings import load_settings
+from secateur.search.results.run import Run, open_run
+from secateur.search.settings.settings import load_settings
 from secateur.spaces.recipe.known import KNOWN
 
 HERE = Path(__file__).parent

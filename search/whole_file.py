@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from secateur.search.journal import no_room
+from secateur.search.study.journal import no_room
 
 
 def replace_file(path: Path, text: str) -> None:

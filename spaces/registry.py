@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from secateur.spaces.allocation_settings import AllocationSettings, build_allocation
+from secateur.spaces.allocation.settings import AllocationSettings, build_allocation
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
-from secateur.spaces.formula_settings import FormulaSettings, build_formula
+from secateur.spaces.formulas.settings import FormulaSettings, build_formula
 from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
 from secateur.spaces.space import Space
 

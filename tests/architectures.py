@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
-from secateur.spaces.cost import BlockShape, ModelShape
 from secateur.spaces.latency import LatencyTable, Phase
+from secateur.spaces.shape import BlockShape, ModelShape
 
 # SmolLM2's sizes.
 WIDTH, HEAD, QUERIES, GROUPS, FFN, WINDOW = 576, 64, 3, 3, 1536, 512

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as tf
 
-from secateur.pruners.loading import ModelError, load_model
+from secateur.pruners.models.loading import ModelError, load_model
 
 CONFIG = {
     "vocab_size": 8,

@@ -26,9 +26,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.formats.export import export_structured
-from secateur.pruners.manifest import UNSTRUCTURED, Manifest
+from secateur.pruners.export.manifest import UNSTRUCTURED, Manifest
+from secateur.pruners.export.structured import export_structured
+from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.kept import Kept
 from secateur.pruners.structure.remove import prune_structure
 

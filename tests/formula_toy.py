@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.spaces.cost import ModelShape
-from secateur.spaces.formula import Formula, FormulaSpace
-from secateur.spaces.formula_settings import FormulaSettings, build_formula
 from secateur.spaces.formulas.grammar import parse
+from secateur.spaces.formulas.settings import FormulaSettings, build_formula
+from secateur.spaces.formulas.space import Formula, FormulaSpace
 from secateur.spaces.formulas.tree import Tree, fold
 from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.units import Prunable
 
 SHAPE = ModelShape(n_params=10_000, bytes_per_param=2, macs_per_token=10_000, kv_bytes_per_token=10)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.families.discover import dissect
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.discover import dissect
 
 
 def small_llama(seed: int = 0, n_layers: int = 2, **changes: object) -> LlamaForCausalLM:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from secateur.search.run import Run
-from secateur.search.settings import Settings, resolved, settings_from
-from secateur.search.study import About, Study
-from secateur.spaces.cost import ModelShape
+from secateur.search.results.run import Run
+from secateur.search.settings.settings import Settings, resolved, settings_from
+from secateur.search.study.study import About, Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.registry import SPACES
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.units import Prunable
 
 SEARCH, SMALL, TEST = Fidelity("search", 2048), Fidelity("search", 1024), Fidelity("test", 1024)

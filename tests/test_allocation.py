@@ -9,10 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from secateur.spaces.allocation import Allocation, AllocationSpace
-from secateur.spaces.allocation_settings import AllocationSettings, build_allocation
+from secateur.spaces.allocation.settings import AllocationSettings, build_allocation
+from secateur.spaces.allocation.space import Allocation, AllocationSpace
 from secateur.spaces.budget import Balance, Window, n_zeros, spread_order
-from secateur.spaces.cost import ModelShape
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.units import Prunable, Unit, group
 
 SMOLLM2 = {

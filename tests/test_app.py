@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM
 
-from secateur.pruners.loading import find_checkpoint
+from secateur.pruners.models.loading import find_checkpoint
 from secateur.search import app
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.search.course import best_by_budget, budgets
 from secateur.search.errors import UsageError
-from secateur.search.pick import parse_bounds
-from secateur.search.settings import settings_from
+from secateur.search.results.course import best_by_budget, budgets
+from secateur.search.results.pick import parse_bounds
+from secateur.search.settings.settings import settings_from
 
 EVALUATOR = {"window": 64, "calibration_tokens": 512, "fidelities": [128, 512], "test_tokens": 512}
 SMALL = {

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from secateur.pruners.families.discover import dissect
+from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.store import StructureStore, build_structure
 from secateur.search.controller import Trial
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.search.course import references
+from secateur.search.results.course import references
 from secateur.spaces.architecture.candidate import GONE, Kept
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
-from secateur.spaces.cost import BlockShape, ModelShape
 from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.shape import BlockShape, ModelShape
 from tests.structures import CONFIGS, TOKENS, key
 from tests.structures import build as build_model
 

@@ -9,27 +9,27 @@ import numpy as np
 import pytest
 
 from secateur.evaluators.assembly import assemble
-from secateur.evaluators.block_shapes import block_shapes
+from secateur.evaluators.session import Workbench
 from secateur.evaluators.trained import own_modules
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.trainer import Trainer
-from secateur.evaluators.workbench import Workbench
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.families.shape import describe
-from secateur.pruners.manifest import MANIFEST
+from secateur.pruners.export.manifest import MANIFEST
+from secateur.pruners.models.block_shapes import block_shapes
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.shape import describe
 from secateur.pruners.structure import kept as pruners
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.remove import prune_structure
 from secateur.search import app
 from secateur.search.app.bench import plan
 from secateur.search.errors import UsageError
-from secateur.search.pick import parse_bounds
-from secateur.search.settings import settings_from
+from secateur.search.results.pick import parse_bounds
+from secateur.search.settings.settings import settings_from
 from secateur.search.show.report import write_report
 from secateur.spaces.architecture.candidate import BIASED, Kept
 from secateur.spaces.architecture.cost import cost
-from secateur.spaces.cost import ModelShape
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.shape import ModelShape
 from tests.models import random_tokens
 from tests.test_families import CASES, build
 

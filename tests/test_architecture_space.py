@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.spaces.architecture.candidate import Architecture, Kept
-from secateur.spaces.cost import ModelShape
 from secateur.spaces.latency import Phase
+from secateur.spaces.shape import ModelShape
 from tests.architectures import (
     BLOCK,
     EVERYTHING,

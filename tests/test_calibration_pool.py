@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.evaluators.calibration.choose import CLUSTERS, choose
-from secateur.evaluators.calibration.pool import (
+from secateur.evaluators.data.text import Text, TextError, load_parts, load_sources
+from secateur.pruners.calibration.choose import CLUSTERS, choose
+from secateur.pruners.calibration.pool import (
     Pool,
     build_pools,
     first_tokens,
@@ -20,7 +21,6 @@ from secateur.evaluators.calibration.pool import (
     pool_identity,
     save_pools,
 )
-from secateur.evaluators.text import Text, TextError, load_parts, load_sources
 from secateur.spaces.recipe.keys import CHUNK
 from tests.cut_models import small_tokenizer
 from tests.models import random_tokens, small_anatomy

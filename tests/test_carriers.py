@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from secateur.evaluators.block_shapes import block_shapes
-from secateur.evaluators.carriers import held_groups
-from secateur.evaluators.rigs import RIGS
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.formats.export import check_structured
+from secateur.pruners.export.capability import held_groups
+from secateur.pruners.export.structured import check_structured
+from secateur.pruners.models.block_shapes import block_shapes
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.pruner import RIGS
 from secateur.pruners.structure.kept import Kept
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
-from secateur.spaces.cost import ModelShape
+from secateur.spaces.shape import ModelShape
 from tests.cut_models import MODELS, small_tokenizer
 
 WITH_SHAPES, WITHOUT = ("llama", "mistral", "gemma2"), ("gpt2", "opt", "gpt_neox")

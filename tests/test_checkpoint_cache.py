@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from secateur.pruners.checkpoints.cache import cache_root, cached
-from secateur.pruners.checkpoints.directory import hash_files
+from secateur.pruners.models.checkpoints.cache import cache_root, cached
+from secateur.pruners.models.checkpoints.directory import hash_files
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch):

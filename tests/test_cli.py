@@ -14,15 +14,15 @@ import pytest
 from rich.console import Console
 
 import secateur.search.app as rooms
+from secateur.search.cli.doctor import examine
 from secateur.search.cli.lists import LISTED
-from secateur.search.doctor import examine
 from secateur.search.executor import Staff
-from secateur.search.interrupt import Interrupt
-from secateur.search.loop import Outcome
+from secateur.search.loop.interrupt import Interrupt
+from secateur.search.loop.loop import Outcome
 from secateur.search.show import console
 from secateur.search.show.display import SECONDS_BETWEEN_LINES, Display
 from secateur.search.show.tally import Tally
-from secateur.search.study import Spent
+from secateur.search.study.study import Spent
 from tests.runs import REASON, SEARCH, make_run, make_settings
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -156,7 +156,7 @@ def test_wrong_use_is_one_line_and_status_2(secateur, made, tmp_path, words, sai
 class RoomError(ValueError):
     """As other rooms have them."""
 
-    __module__ = "secateur.evaluators.sources"
+    __module__ = "secateur.evaluators.data.sources"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_every_error_is_one_line_with_its_status(secateur, made, monkeypatch, tm
     def fail(directory):
         raise error
 
-    monkeypatch.setattr("secateur.search.run.open_run", fail)
+    monkeypatch.setattr("secateur.search.results.run.open_run", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     got, out, err = secateur("front", made.study.directory)
     assert (got, out) == (status, "")
@@ -186,7 +186,7 @@ def test_the_traceback_of_a_bug_is_kept(secateur, made, monkeypatch, tmp_path):
     def fail(directory):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("secateur.search.run.open_run", fail)
+    monkeypatch.setattr("secateur.search.results.run.open_run", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     _, _, err = secateur("front", made.study.directory)
     (kept,) = tmp_path.glob("*.traceback")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from secateur.search.executors.cluster.settings import RaySettings
-from secateur.search.settings import settings_from
+from secateur.search.settings.settings import settings_from
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDE = (DOCS / "cluster.md").read_text()

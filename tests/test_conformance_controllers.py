@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from secateur.search.controller import Controller, Trial
-from secateur.search.controllers.optuna import Optuna
+from secateur.search.controllers.optuna.controller import Optuna
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.spaces.allocation import AllocationSpace
-from secateur.spaces.cost import ModelShape
-from secateur.spaces.formula import Formula
+from secateur.spaces.allocation.space import AllocationSpace
+from secateur.spaces.formulas.space import Formula
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.recipe.candidate import Recipe
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import Space
 from secateur.spaces.units import Unit
 from tests.formula_toy import FormulaLandscape, formula_space

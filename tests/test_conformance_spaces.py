@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.spaces.cost import BlockShape, ModelShape
 from secateur.spaces.latency import LatencyTable, Phase
 from secateur.spaces.registry import SPACES
+from secateur.spaces.shape import BlockShape, ModelShape
 from secateur.spaces.space import SeparableSpace, Space
 from secateur.spaces.units import Prunable
 

@@ -14,9 +14,9 @@ from secateur.search.controllers.knapsack import by_milp, by_table, equal_steps,
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings
 from secateur.search.controllers.separable import complete, removed_energy
-from secateur.spaces.allocation import AllocationSpace
-from secateur.spaces.cost import ModelShape
+from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.units import Unit
 
 SHAPE = ModelShape(n_params=10**9, bytes_per_param=2, macs_per_token=10**9, kv_bytes_per_token=10)

@@ -11,21 +11,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.gradients import collect_gradients
-from secateur.pruners.statistics import ModelStatistics
+from secateur.pruners.calibration.gradients import collect_gradients
+from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.depth.depth import DEPTH, depth_scores
+from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.allocations import AllocationScores
-from secateur.pruners.structure.depth import DEPTH, depth_scores
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.search import app
 from secateur.search.app.methods import method_rows
-from secateur.search.run import open_run
-from secateur.search.settings import settings_from
+from secateur.search.results.run import open_run
+from secateur.search.settings.settings import settings_from
 from secateur.spaces.architecture.candidate import GONE, Repair
 from secateur.spaces.architecture.scores import OF_BLOCKS, Scored
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
-from secateur.spaces.cost import BlockShape, ModelShape
 from secateur.spaces.recipe.rules import RULES
+from secateur.spaces.shape import BlockShape, ModelShape
 from tests.structures import CONFIGS, TOKENS, build, logits
 
 N_BLOCKS = 8

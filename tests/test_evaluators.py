@@ -8,20 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.evaluators import data as data_module
 from secateur.evaluators.blockwise import BlockwiseEvaluator
-from secateur.evaluators.data import EvaluationData
+from secateur.evaluators.data import windows as data_module
+from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.losses import Teacher, loss_sums
 from secateur.evaluators.prefix_tree import walk
-from secateur.evaluators.switching import LevelSwitcher
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.levels import LevelStore, LevelStoreError, StoreKey, build_levels, is_built
-from secateur.pruners.methods import Method
-from secateur.pruners.prune import prune
-from secateur.pruners.runner import BlockRunner
-from secateur.spaces.allocation import AllocationSpace
-from secateur.spaces.cost import ModelShape
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.switching import LevelSwitcher
+from secateur.pruners.weights.level_store import LevelStore, LevelStoreError, StoreKey, build_levels, is_built
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.prune import prune
+from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.units import Prunable, group
 from tests.models import random_tokens, small_anatomy
 

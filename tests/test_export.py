@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from secateur.pruners import export_check, reload, saving
-from secateur.pruners.export import ExportError, export_model
-from secateur.pruners.manifest import MANIFEST, UNSTRUCTURED, Manifest, same_export
+from secateur.pruners.export import export_check, reload, saving
+from secateur.pruners.export.export import ExportError, export_model
+from secateur.pruners.export.manifest import MANIFEST, UNSTRUCTURED, Manifest, same_export
 
 SIZES = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2}
 

@@ -9,8 +9,8 @@ import torch
 import transformers as tf
 from torch import nn
 
-from secateur.pruners.families.discover import FAMILIES, dissect
-from secateur.pruners.families.shape import describe
+from secateur.pruners.models.discover import FAMILIES, dissect
+from secateur.pruners.models.shape import describe
 
 GROUPED = {
     "vocab_size": 97,

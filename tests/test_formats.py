@@ -10,19 +10,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from secateur.evaluators.block_shapes import block_shapes
-from secateur.pruners import export_check, reload
-from secateur.pruners.checkpoints.quiet import quiet
-from secateur.pruners.export_check import ExportError
-from secateur.pruners.families.discover import FAMILIES, dissect
-from secateur.pruners.formats import heterogeneous, hf
-from secateur.pruners.formats.export import check_structured, export_structured, ranges
-from secateur.pruners.formats.registry import FORMATS, check_format
-from secateur.pruners.manifest import MANIFEST, Manifest, same_export
+from secateur.pruners.export import export_check, heterogeneous, hf, reload
+from secateur.pruners.export.export_check import ExportError
+from secateur.pruners.export.manifest import MANIFEST, Manifest, same_export
+from secateur.pruners.export.registry import FORMATS, check_format
+from secateur.pruners.export.structured import check_structured, export_structured, ranges
+from secateur.pruners.models.block_shapes import block_shapes
+from secateur.pruners.models.checkpoints.quiet import quiet
+from secateur.pruners.models.discover import FAMILIES, dissect
 from secateur.pruners.structure.kept import Kept
 from secateur.spaces.architecture import candidate
 from secateur.spaces.architecture.cost import cost
-from secateur.spaces.cost import ModelShape
+from secateur.spaces.shape import ModelShape
 from tests.cut_models import DROPPED, MIXED, MODELS, TOKENS, cut, manifest, save, small_tokenizer
 
 

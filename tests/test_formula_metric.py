@@ -8,21 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from secateur.evaluators.rigs import level_method
-from secateur.pruners.families.discover import dissect
+from secateur.pruners.calibration.gradients import load_gradients, model_statistics, rms_gradients
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.errors import FormulaError
 from secateur.pruners.formulas.evaluate import scores
 from secateur.pruners.formulas.program import Needs, needs
 from secateur.pruners.formulas.terminals import TERMINALS, terminals_of
-from secateur.pruners.gradients import load_gradients, model_statistics, rms_gradients
-from secateur.pruners.levels import LevelStore, StoreKey, build_levels, gradients_path, is_built
-from secateur.pruners.methods import Method
-from secateur.pruners.prune import count_zeros, prune
-from secateur.pruners.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.pruner import level_method
+from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels, gradients_path, is_built
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.prune import count_zeros, prune
 from secateur.search import app
 from secateur.search.cli import main
 from secateur.search.errors import UsageError
-from secateur.search.settings import load_settings, settings_from
+from secateur.search.settings.settings import load_settings, settings_from
 from secateur.spaces.formulas.grammar import parse
 from secateur.spaces.formulas.known import KNOWN
 from secateur.spaces.formulas.metric import program_of
@@ -217,7 +217,9 @@ def test_gradients_are_kept_beside_the_store_for_other_formulas(tmp_path, monkey
     assert load_gradients(gradients_path(levels), "model tokens")
     assert load_gradients(gradients_path(levels), "model others") is None
     assert load_gradients(tmp_path / "none", "model tokens") is None
-    monkeypatch.setattr("secateur.pruners.gradients.collect_gradients", None)  # would be called otherwise
+    monkeypatch.setattr(
+        "secateur.pruners.calibration.gradients.collect_gradients", None
+    )  # would be called otherwise
     build_levels(levels, small_anatomy(), TOKENS, key(by_formula("abs(W) * G * X")))
     gradients_path(levels).write_bytes(b"broken")
     with pytest.raises(TypeError):

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.errors import FormulaError
 from secateur.pruners.formulas.evaluate import scores
 from secateur.pruners.formulas.fingerprint import fingerprint
 from secateur.pruners.formulas.probe import gaussian_probes, probe_of
 from secateur.pruners.formulas.terminals import TERMINALS, terminals_of
-from secateur.pruners.statistics import InputStatistics, ModelStatistics
 from secateur.spaces.formulas.grammar import parse
 from secateur.spaces.formulas.program import program
 from tests.models import small_anatomy

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.evaluators.switching import InfeasibleError
-from secateur.evaluators.workbench import Workbench
+from secateur.evaluators.session import Workbench
+from secateur.pruners.switching import InfeasibleError
 from secateur.search import app
 from secateur.search.app.bench import plan
 from secateur.search.errors import UsageError
-from secateur.search.settings import settings_from
+from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Fidelity
 
 EVALUATOR = {"window": 64, "calibration_tokens": 512, "fidelities": [128, 512], "test_tokens": 512}

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
-from secateur.search.front import comparable, hypervolume_series, non_dominated
-from secateur.search.hypervolume import exclusive_volume, hypervolume
-from secateur.search.pick import Bound, parse_bounds, pick, pick_number
+from secateur.search.results.front import comparable, hypervolume_series, non_dominated
+from secateur.search.results.hypervolume import exclusive_volume, hypervolume
+from secateur.search.results.pick import Bound, parse_bounds, pick, pick_number
 from secateur.spaces.measurement import Fidelity, Measurement
 
 LARGE = Fidelity("search", 256)

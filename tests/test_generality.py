@@ -11,15 +11,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from secateur.evaluators.cases import MAIN, GeneralEvaluator, cases_of, in_general
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.generality import MAIN, GeneralEvaluator, cases_of, in_general
-from secateur.evaluators.kit import worker_setup
-from secateur.evaluators.workbench import Workbench
+from secateur.evaluators.session import Workbench
+from secateur.evaluators.worker_setup import worker_setup
 from secateur.search import app
 from secateur.search.app.bench import plan
 from secateur.search.errors import UsageError
-from secateur.search.run import open_run
-from secateur.search.settings import identity, settings_from
+from secateur.search.results.run import open_run
+from secateur.search.settings.settings import identity, settings_from
 from secateur.search.show.report import write_report
 from secateur.search.show.tables import caption
 from secateur.spaces.measurement import Fidelity, Measurement

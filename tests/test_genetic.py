@@ -15,17 +15,17 @@ from secateur.search.controllers.genetic.genetic import Genetic
 from secateur.search.controllers.genetic.population import Individual, Population, ranking
 from secateur.search.controllers.genetic.settings import ConstantsSettings, GeneticSettings
 from secateur.search.controllers.random import Random, RandomSettings
-from secateur.search.correlation import spearman
-from secateur.search.loop import Outcome, Search
-from secateur.search.notes import NotesKeeper, notes_line
-from secateur.search.run import Run
-from secateur.search.settings import Budget, resolved, settings_from
+from secateur.search.loop.loop import Outcome, Search
+from secateur.search.loop.notes import NotesKeeper, notes_line
+from secateur.search.results.correlation import spearman
+from secateur.search.results.run import Run
+from secateur.search.settings.settings import Budget, resolved, settings_from
 from secateur.search.show.reasons import grouped
 from secateur.search.show.report import write_report
 from secateur.search.show.summary import status_line, status_lines, summary
-from secateur.search.study import About, Study
-from secateur.spaces.formula import Formula
+from secateur.search.study.study import About, Study
 from secateur.spaces.formulas.grammar import parse
+from secateur.spaces.formulas.space import Formula
 from tests.formula_toy import (
     FIDELITIES,
     LINEARS,

@@ -9,8 +9,8 @@ from secateur.search.controller import Trial
 from secateur.search.controllers.genetic.population import Individual
 from secateur.search.controllers.genetic.screening import ENOUGH, Screening
 from secateur.search.controllers.genetic.settings import GeneticSettings
-from secateur.spaces.formula import Formula
 from secateur.spaces.formulas.grammar import parse
+from secateur.spaces.formulas.space import Formula
 from tests.formula_toy import (
     FIDELITIES,
     PROXY,

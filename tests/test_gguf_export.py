@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from secateur.pruners.export_check import ExportError
-from secateur.pruners.formats import gguf_file
-from secateur.pruners.formats.gguf_check import GgufModel
-from secateur.pruners.manifest import MANIFEST
+from secateur.pruners.export import gguf_file
+from secateur.pruners.export.export_check import ExportError
+from secateur.pruners.export.gguf_check import GgufModel
+from secateur.pruners.export.manifest import MANIFEST
 from tests.cut_models import DROPPED, MIXED, TOKENS, save, small_tokenizer
 
 

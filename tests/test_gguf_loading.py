@@ -8,10 +8,10 @@ import zipfile
 import pytest
 import torch
 
-from secateur.pruners.checkpoints import smollm2
-from secateur.pruners.checkpoints.cache import cache_root
-from secateur.pruners.checkpoints.quiet import quiet
-from secateur.pruners.loading import load_model
+from secateur.pruners.models.checkpoints import smollm2
+from secateur.pruners.models.checkpoints.cache import cache_root
+from secateur.pruners.models.checkpoints.quiet import quiet
+from secateur.pruners.models.loading import load_model
 from tests.checkpoints import WORDS, fails, random_llama
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.pruners import memory
-from secateur.pruners.gradient_kinds import KINDS
-from secateur.pruners.gradients import (
+from secateur.pruners.calibration.gradient_kinds import KINDS
+from secateur.pruners.calibration.gradients import (
     collect_gradients,
     gradient_bytes,
     kind_path,
@@ -15,6 +14,7 @@ from secateur.pruners.gradients import (
     model_statistics,
     rms_gradients,
 )
+from secateur.pruners.models import memory
 from tests.models import random_tokens, small_anatomy
 
 TOKENS = random_tokens(3, 10)
@@ -54,7 +54,9 @@ def test_kinds_are_kept_in_files_of_their_own(tmp_path, monkeypatch):
     both = model_statistics(anatomy, TOKENS, gradients=("rms", "sums"), path=path, identity="m t")
     assert sorted(x.name for x in tmp_path.iterdir()) == ["g-sums.safetensors", "g.safetensors"]
     assert both.gradients.keys() == {"rms", "sums"}
-    monkeypatch.setattr("secateur.pruners.gradients.collect_gradients", None)  # would be called otherwise
+    monkeypatch.setattr(
+        "secateur.pruners.calibration.gradients.collect_gradients", None
+    )  # would be called otherwise
     again = model_statistics(anatomy, TOKENS, gradients=("sums", "rms"), path=path, identity="m t")
     for name, tensor in first.gradients["rms"].items():
         assert torch.equal(again.gradients["rms"][name], tensor)

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from secateur.search.controller import Trial
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.controllers.greedy import Greedy, GreedySettings
-from secateur.search.settings import Budget
+from secateur.search.settings.settings import Budget
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
-from secateur.spaces.cost import BlockShape, ModelShape
 from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.shape import BlockShape, ModelShape
 from tests.toy import LARGE, SMALL, SPACE, search, start
 
 FIDELITIES = (Fidelity("search", 64), Fidelity("search", 256))

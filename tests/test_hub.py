@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import huggingface_hub.constants as hub_constants
 import pytest
 
-from secateur.pruners.checkpoints import hub, smollm2
-from secateur.pruners.loading import EMBEDDED
+from secateur.pruners.models.checkpoints import hub, smollm2
+from secateur.pruners.models.loading import EMBEDDED
 from tests.checkpoints import fails
 
 

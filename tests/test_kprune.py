@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.structure.cutting import LiveSublayer
+from secateur.pruners.calibration.output_statistics import stream_outputs
+from secateur.pruners.calibration.states import stream_states
+from secateur.pruners.models.cutting import LiveSublayer
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.structure.kprune import reconstructed
-from secateur.pruners.structure.probe import lay_out
 from secateur.pruners.structure.refit import RepairInputs, least_squares
 from secateur.pruners.structure.reorder import Leading, in_order
-from secateur.pruners.structure.states import stream_states
-from secateur.pruners.structure.statistics import stream_outputs
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, build, logits
 

@@ -14,13 +14,13 @@ from secateur.evaluators.latency.setup import LatencySetup
 from secateur.evaluators.latency.store import (
     TableSource,
 )
-from secateur.pruners.loading import find_checkpoint
+from secateur.pruners.models.loading import find_checkpoint
 from secateur.search import app
 from secateur.search.app.bench import plan
 from secateur.search.errors import UsageError
-from secateur.search.pick import Bound
-from secateur.search.sections.latency import LatencySettings
-from secateur.search.settings import identity, settings_from
+from secateur.search.results.pick import Bound
+from secateur.search.settings.latency import LatencySettings
+from secateur.search.settings.settings import identity, settings_from
 from tests.models import small_llama
 from tests.timing import VOCABULARY, CountingClock
 from tests.toy import measurement

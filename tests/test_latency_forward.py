@@ -10,7 +10,7 @@ from secateur.evaluators.latency.forward import Forward
 from secateur.evaluators.latency.setup import LatencySetup
 from secateur.evaluators.latency.stacks import cut_stack, depth, exchanged
 from secateur.evaluators.latency.table import points
-from secateur.pruners.structure.probe import lay_out
+from secateur.pruners.models.lay_out import lay_out
 from secateur.spaces.latency import PHASES
 from tests.models import random_tokens, small_anatomy
 

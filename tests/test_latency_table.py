@@ -23,7 +23,7 @@ from secateur.evaluators.latency.store import (
     table_sha256,
 )
 from secateur.evaluators.latency.table import measure_table, points
-from secateur.pruners.families.discover import dissect
+from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.kept import Kept
 from secateur.spaces.latency import PHASES, LatencyTable
 from tests.models import small_anatomy

@@ -12,10 +12,10 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from secateur.pruners.checkpoints.quiet import quiet
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.loading import load_model
-from secateur.pruners.runner import BlockRunner
+from secateur.pruners.models.checkpoints.quiet import quiet
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.loading import load_model
+from secateur.pruners.models.runner import BlockRunner
 from tests.checkpoints import WORDS, fails, random_llama
 
 

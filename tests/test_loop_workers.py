@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from secateur.search.asks import Ask, AskLog
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.search.settings import Budget
-from secateur.search.study import Study
+from secateur.search.settings.settings import Budget
+from secateur.search.study.asks import Ask, AskLog
+from secateur.search.study.study import Study
 from tests.toy import LARGE, SMALL, SPACE, Pool, ToyController, ToyEvaluator, search, search_pool
 
 BUDGET = Budget(evaluations=60)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.pruners.mask_repairs import MASK_REPAIRS, Masked, output_errors
+from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.masks import mask
-from secateur.pruners.sparsegpt import inverse_factor, sparsegpt
-from secateur.pruners.statistics import InputStatistics
 from secateur.pruners.structure.refit import RepairInputs, obs_update
+from secateur.pruners.weights.mask_repairs import MASK_REPAIRS, Masked, output_errors
+from secateur.pruners.weights.sparsegpt import inverse_factor, sparsegpt
 
 DAMP = 0.01
 N_OUT, N_IN = 24, 70  # more columns than are carried over at once

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from secateur.search import app
-from secateur.search.run import open_run
+from secateur.search.results.run import open_run
 
 OLD = Path(__file__).parent / "old_runs"
 KINDS = ("allocation", "architecture", "formula", "recipe")

@@ -9,8 +9,8 @@ import optuna
 import pytest
 
 from secateur.search.controller import Trial
-from secateur.search.controllers.optuna_ordered import OrderedParameters
-from secateur.search.controllers.optuna_study import SampledStudy
+from secateur.search.controllers.optuna.ordered import OrderedParameters
+from secateur.search.controllers.optuna.study import SampledStudy
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.spaces.measurement import Measurement
 from tests.recipe_toy import Landscape, recipe_space

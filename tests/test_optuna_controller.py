@@ -11,17 +11,17 @@ import pytest
 from pydantic import ValidationError
 
 from secateur.search.controller import Trial
-from secateur.search.controllers.optuna import Optuna, OptunaSettings
-from secateur.search.controllers.optuna_samplers import SAMPLERS
+from secateur.search.controllers.optuna.controller import Optuna, OptunaSettings
+from secateur.search.controllers.optuna.samplers import SAMPLERS
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.errors import UsageError
-from secateur.search.front import non_dominated
-from secateur.search.settings import settings_from
-from secateur.search.study import About, Study
-from secateur.spaces.allocation import Allocation, AllocationSpace
-from secateur.spaces.cost import ModelShape
+from secateur.search.results.front import non_dominated
+from secateur.search.settings.settings import settings_from
+from secateur.search.study.study import About, Study
+from secateur.spaces.allocation.space import Allocation, AllocationSpace
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.parameters import IntParameter
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.units import Unit
 
 SHAPE = ModelShape(n_params=10_000, bytes_per_param=2, macs_per_token=10_000, kv_bytes_per_token=10)

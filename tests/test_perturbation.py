@@ -7,12 +7,12 @@ from copy import deepcopy
 import pytest
 import torch
 
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.losses import mean_loss
-from secateur.pruners.runner import BlockRunner
+from secateur.pruners.calibration.losses import mean_loss
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.structure import perturbation
 from secateur.pruners.structure.perturbation import perturbation_scores, ridge
-from secateur.pruners.structure.probe import lay_out
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, TOKENS, build, logits
 

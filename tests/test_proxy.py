@@ -9,17 +9,17 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from secateur.evaluators.formula_proxy import FormulaProxy, formula_layers, grams_of
-from secateur.evaluators.kit import worker_setup
-from secateur.evaluators.workbench import Workbench
-from secateur.pruners.calibration import stream_blocks
-from secateur.pruners.formulas.grams import Grams, load_grams
-from secateur.pruners.formulas.output_error import relative_output_error, squared_output
-from secateur.pruners.formulas.store import build_terminals, is_built
-from secateur.pruners.levels import LevelStoreError
+from secateur.evaluators.session import Workbench
+from secateur.evaluators.worker_setup import worker_setup
+from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import mask
+from secateur.pruners.weights.formula_grams import Grams, load_grams
+from secateur.pruners.weights.formula_proxy import FormulaProxy, formula_layers, grams_of
+from secateur.pruners.weights.formula_store import build_terminals, is_built
+from secateur.pruners.weights.level_store import LevelStoreError
+from secateur.pruners.weights.output_error import relative_output_error, squared_output
 from secateur.search.app.bench import plan
-from secateur.search.settings import settings_from
+from secateur.search.settings.settings import settings_from
 from secateur.spaces.formulas.metric import program_of
 from secateur.spaces.measurement import Fidelity
 from tests.models import random_tokens, small_anatomy

@@ -7,12 +7,12 @@ import json
 import pytest
 import yaml
 
-from secateur.pruners.manifest import MANIFEST
+from secateur.pruners.export.manifest import MANIFEST
 from secateur.search import app
+from secateur.search.app.recipe_file import RecipeFile, known_recipe, open_recipe, recipe_of, written
 from secateur.search.cli import _dispatch
 from secateur.search.errors import UsageError
-from secateur.search.recipe_file import RecipeFile, known_recipe, open_recipe, recipe_of, written
-from secateur.search.settings import settings_from
+from secateur.search.settings.settings import settings_from
 from secateur.spaces.recipe.known import KNOWN
 
 SPACE = {
@@ -82,7 +82,7 @@ def test_a_recipe_names_the_range_that_the_search_had(run):
 def test_gradients_without_the_memory_for_them_are_refused_before_anything_is_measured(tmp_path):
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("secateur.pruners.memory.available_bytes", lambda device: 1 << 20)
+        patch.setattr("secateur.pruners.models.memory.available_bytes", lambda device: 1 << 20)
         with pytest.raises(UsageError, match="gradients of windows of 128 tokens"):
             app.prune(known_recipe("llm_pruner_first", 0.2), "tiny", tmp_path / "model", say=said.append)
     assert said == ["loading tiny"]

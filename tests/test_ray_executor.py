@@ -11,7 +11,8 @@ import pytest
 
 from secateur.search.errors import UsageError
 from secateur.search.executor import ExecutorError, Job
-from secateur.search.executors.cluster import crew, watchdog
+from secateur.search.executors.cluster import watchdog
+from secateur.search.executors.cluster import worker_pool as crew
 from secateur.search.executors.cluster.connection import connect, reached
 from secateur.search.executors.cluster.executor import RayExecutor
 from secateur.search.executors.cluster.settings import RaySettings

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from secateur.search import app
-from secateur.search.settings import settings_from
-from secateur.search.study import Study
+from secateur.search.settings.settings import settings_from
+from secateur.search.study.study import Study
 from tests.test_app import EVALUATOR, lines
 
 SETTINGS = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from secateur.pruners.recent import Recent, n_bytes
+from secateur.pruners.stores.recent import Recent, n_bytes
 
 
 def test_tensors_used_last_are_kept_up_to_a_limit():

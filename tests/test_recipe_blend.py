@@ -8,15 +8,15 @@ from copy import deepcopy
 import pytest
 import torch
 
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.gradients import collect_gradients
-from secateur.pruners.metrics import wanda
+from secateur.pruners.calibration.gradients import collect_gradients
+from secateur.pruners.calibration.output_statistics import stream_outputs
+from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.recipes.blend import Blend, unit_scores, weight_scores
-from secateur.pruners.statistics import InputStatistics
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import IMPORTANCES
-from secateur.pruners.structure.probe import lay_out
-from secateur.pruners.structure.statistics import stream_outputs
+from secateur.pruners.weights.metrics import wanda
 from tests.structures import CONFIGS, TOKENS, build
 
 FAMILIES = ("qwen2", "phi3", "gpt2", "gpt_neox")

@@ -11,22 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur.evaluators.block_shapes import block_shapes
-from secateur.evaluators.calibration.pool import build_pools
-from secateur.evaluators.recipes.basis import N_SAMPLES, Basis
-from secateur.evaluators.recipes.decision import DENSE
-from secateur.evaluators.recipes.switcher import RecipeSwitcher
-from secateur.evaluators.recipes.zeroing import spread_step
-from secateur.evaluators.switching import InfeasibleError
-from secateur.pruners import calibration_statistics
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.families.shape import describe
-from secateur.pruners.methods import Method
-from secateur.pruners.prune import count_zeros, prune
-from secateur.pruners.statistics_cache import StatisticsCache
-from secateur.spaces.cost import ModelShape
+from secateur.pruners.calibration import collected as calibration_statistics
+from secateur.pruners.calibration.cache import StatisticsCache
+from secateur.pruners.calibration.pool import build_pools
+from secateur.pruners.models.block_shapes import block_shapes
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.shape import describe
+from secateur.pruners.recipes.context import N_SAMPLES, Basis
+from secateur.pruners.recipes.plan import DENSE
+from secateur.pruners.recipes.switcher import RecipeSwitcher
+from secateur.pruners.recipes.weight_pruning import spread_step
+from secateur.pruners.switching import InfeasibleError
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.prune import count_zeros, prune
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.shape import ModelShape
 from tests.models import random_tokens, small_llama
 from tests.structures import take_few_passes
 
@@ -239,7 +239,7 @@ def test_statistics_that_are_held_no_more_are_let_go(case):
 
 
 def test_few_decisions_are_remembered_beside_those_under_way(case, monkeypatch):
-    monkeypatch.setattr("secateur.evaluators.recipes.switcher.N_DECISIONS", 2)
+    monkeypatch.setattr("secateur.pruners.recipes.switcher.N_DECISIONS", 2)
     switcher = RecipeSwitcher(case.basis, "structure")
     found = [
         weakref.ref(switcher.decide(config("structure", share, metric="wanda_sp"))) for share in (0.2, 0.3)

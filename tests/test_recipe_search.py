@@ -10,19 +10,19 @@ from shutil import copytree
 import pytest
 from rich.console import Console
 
-from secateur.evaluators.kit import worker_setup
-from secateur.evaluators.recipes.checks import check_family
-from secateur.evaluators.workbench import Workbench
-from secateur.pruners import memory
-from secateur.pruners.dense_walk import gram_bytes
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.manifest import MANIFEST
-from secateur.pruners.prune import count_zeros
+from secateur.evaluators.session import Workbench
+from secateur.evaluators.worker_setup import worker_setup
+from secateur.pruners.calibration.dense_walk import gram_bytes
+from secateur.pruners.export.manifest import MANIFEST
+from secateur.pruners.models import memory
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.recipes.checks import check_family
+from secateur.pruners.weights.prune import count_zeros
 from secateur.search import app
 from secateur.search.app.bench import plan
 from secateur.search.errors import UsageError
 from secateur.search.executors.cluster.staging import describe
-from secateur.search.settings import settings_from
+from secateur.search.settings.settings import settings_from
 from secateur.search.show.report import write_report
 from secateur.search.show.tables import as_table, front_rows
 from secateur.spaces.recipe.candidate import Recipe

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secateur.pruners.block_reconstructions import BLOCK_RECONSTRUCTIONS
-from secateur.pruners.mask_repairs import MASK_REPAIRS
-from secateur.pruners.methods import Method
-from secateur.pruners.metrics import METRICS
+from secateur.pruners.depth.depth import DEPTH
+from secateur.pruners.depth.depth_repairs import DEPTH_REPAIRS
 from secateur.pruners.recipes.blend import Blend
-from secateur.pruners.reconstructions import RECONSTRUCTIONS
-from secateur.pruners.structure.depth import DEPTH
-from secateur.pruners.structure.depth_repairs import DEPTH_REPAIRS
 from secateur.pruners.structure.importance import IMPORTANCES
 from secateur.pruners.structure.kprune import STREAM_REPAIRS
 from secateur.pruners.structure.refit import REPAIRS
+from secateur.pruners.weights.block_reconstructions import BLOCK_RECONSTRUCTIONS
+from secateur.pruners.weights.mask_repairs import MASK_REPAIRS
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.metrics import METRICS
+from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS
 from secateur.spaces.recipe import keys
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.form import completed

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.pruners.admm import Fit, admm
-from secateur.pruners.dsnot import dsnot
-from secateur.pruners.gradients import model_statistics
+from secateur.pruners.calibration.gradients import model_statistics
+from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.masks import mask, n_zeros
-from secateur.pruners.methods import Method
-from secateur.pruners.metrics import METRICS
-from secateur.pruners.reconstructions import RECONSTRUCTIONS
-from secateur.pruners.statistics import InputStatistics
+from secateur.pruners.weights.admm import Fit, admm
+from secateur.pruners.weights.dsnot import dsnot
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.metrics import METRICS
+from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS
 from tests.models import random_tokens, small_anatomy
 
 SPARSITIES = [0.0, 0.3, 0.5, 0.9, 1.0]

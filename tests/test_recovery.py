@@ -13,9 +13,9 @@ from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.recovery.stage import Stage, recovery_settings
 from secateur.search.recovery.tuning import Trained, train_all
-from secateur.search.run import Run
+from secateur.search.results.run import Run
 from secateur.search.show.tables import as_table, front_json, front_rows
-from secateur.search.study import Study
+from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.runs import SEARCH, make_run
 
@@ -191,8 +191,8 @@ def test_settings_are_read_strictly(raw, message):
 def make_tiny_run(directory):
     """A study of the embedded model with its baselines, as a search begins."""
     from secateur.search import app
-    from secateur.search.settings import identity, resolved, settings_from
-    from secateur.search.study import About
+    from secateur.search.settings.settings import identity, resolved, settings_from
+    from secateur.search.study.study import About
 
     settings = settings_from(
         {

@@ -9,16 +9,16 @@ import pytest
 from secateur.search.controller import Trial
 from secateur.search.controllers.greedy import Greedy, GreedySettings
 from secateur.search.errors import UsageError
-from secateur.search.removal_order import SubLayer, order_of, removal_order
-from secateur.search.run import Run
-from secateur.search.settings import resolved, settings_from
-from secateur.search.study import About, Study
-from secateur.spaces.cost import BlockShape, ModelShape
+from secateur.search.results.removal_order import SubLayer, order_of, removal_order
+from secateur.search.results.run import Run
+from secateur.search.settings.settings import resolved, settings_from
+from secateur.search.study.study import About, Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.recipe.layers import Evidence, Layer
 from secateur.spaces.recipe.profiles import read_profile
 from secateur.spaces.recipe.rules import allocate
 from secateur.spaces.registry import SPACES
+from secateur.spaces.shape import BlockShape, ModelShape
 from tests.runs import make_run
 
 FIDELITIES = (Fidelity("search", 1024), Fidelity("search", 2048))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from secateur.search.course import best_by_budget, budget_of, budgets, loss_series
 from secateur.search.errors import UsageError
+from secateur.search.results.course import best_by_budget, budget_of, budgets, loss_series
 from secateur.search.show.front_plot import plot_front, tick, widen
 from secateur.search.show.plots import plot_allocation
 from secateur.search.show.report import write_report

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
-from secateur.search.settings import identity, load_settings, resolved, settings_from
-from secateur.search.yaml_file import dump_yaml, parse_yaml
+from secateur.search.files import dump_yaml, parse_yaml
+from secateur.search.settings.settings import identity, load_settings, resolved, settings_from
 from secateur.spaces.registry import SPACES
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from secateur.pruners import sparsellm as module
-from secateur.pruners.families.discover import dissect
+from secateur.pruners.calibration.states import stream_states
 from secateur.pruners.masks import n_zeros
-from secateur.pruners.methods import Method
-from secateur.pruners.prune import prune
-from secateur.pruners.sparsellm import best_outputs, best_products, nearer_gates, sparsellm
-from secateur.pruners.structure.states import stream_states
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.weights import sparsellm as module
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.prune import prune
+from secateur.pruners.weights.sparsellm import best_outputs, best_products, nearer_gates, sparsellm
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, build
 
@@ -135,6 +135,6 @@ def test_unknown_names_are_refused(anatomy):
 
 
 def test_memory_is_checked_before(anatomy, monkeypatch):
-    monkeypatch.setattr("secateur.pruners.memory.available_bytes", lambda device: 1)
+    monkeypatch.setattr("secateur.pruners.models.memory.available_bytes", lambda device: 1)
     with pytest.raises(ValueError, match="memory for SparseLLM on 576 calibration tokens"):
         pruned(anatomy, half(anatomy))

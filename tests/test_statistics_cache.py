@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from secateur.pruners import calibration_statistics
-from secateur.pruners.block_files import LevelStoreError
-from secateur.pruners.calibration import stream_blocks
-from secateur.pruners.calibration_statistics import CalibrationStatistics
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.gradients import collect_gradients
-from secateur.pruners.statistics_cache import StatisticsCache
-from secateur.pruners.structure.statistics import stream_outputs
+from secateur.pruners.calibration import collected as calibration_statistics
+from secateur.pruners.calibration.cache import StatisticsCache
+from secateur.pruners.calibration.collected import CalibrationStatistics
+from secateur.pruners.calibration.gradients import collect_gradients
+from secateur.pruners.calibration.output_statistics import stream_outputs
+from secateur.pruners.calibration.stream import stream_blocks
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.stores.block_files import LevelStoreError
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, build
 

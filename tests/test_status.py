@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from secateur.search.journal import read_journal
-from secateur.search.lock import RunLock
 from secateur.search.mirror import dashboard
 from secateur.search.mirror.storages import storage_of
-from secateur.search.run import open_run
+from secateur.search.results.run import open_run
 from secateur.search.show import watch
 from secateur.search.show.summary import status_lines, summary
-from secateur.search.study import Study
+from secateur.search.study.journal import read_journal
+from secateur.search.study.lock import RunLock
+from secateur.search.study.study import Study
 from secateur.spaces.measurement import Measurement
 from tests.runs import REASON, SEARCH, make_run, make_settings, make_space, measure
 
@@ -82,7 +82,7 @@ def test_a_watch_reads_only_what_was_appended(run, monkeypatch):
         return read_journal(path, start)
 
     with writing(run) as study:
-        monkeypatch.setattr("secateur.search.study.read_journal", reader)
+        monkeypatch.setattr("secateur.search.study.study.read_journal", reader)
         for batch in batches():
             sizes.append((run / "measurements.jsonl").stat().st_size)
             append(study, batch)

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.statistics import ModelStatistics
-from secateur.pruners.structure import streamline
-from secateur.pruners.structure.depth_repairs import inherited
-from secateur.pruners.structure.heirs import Run, block_tensors, point_block
-from secateur.pruners.structure.states import stream_states
-from secateur.pruners.structure.streamline import Fitting, by_window, nested_order
+from secateur.pruners.calibration.states import stream_states
+from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.depth import streamline
+from secateur.pruners.depth.depth_repairs import inherited
+from secateur.pruners.depth.merge_targets import Run, block_tensors, point_block
+from secateur.pruners.depth.streamline import Fitting, by_window, nested_order
+from secateur.pruners.models.discover import dissect
 from tests.structures import CONFIGS, TOKENS, build
 
 N_BLOCKS = 6
@@ -128,6 +128,6 @@ def test_a_loss_that_is_not_finite_is_named(anatomy):
 
 
 def test_memory_is_checked_before(anatomy, monkeypatch):
-    monkeypatch.setattr("secateur.pruners.memory.available_bytes", lambda device: 1)
+    monkeypatch.setattr("secateur.pruners.models.memory.available_bytes", lambda device: 1)
     with pytest.raises(ValueError, match="memory for the training of replacements of 1 runs"):
         inherited(anatomy, [2], "streamline", TOKENS)

@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers as tf
 
-from secateur.pruners.families.discover import FAMILIES, dissect
-from secateur.pruners.structure.cutting import LiveSublayer
+from secateur.pruners.models.cutting import LiveSublayer
+from secateur.pruners.models.discover import FAMILIES, dissect
+from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.structure.kept import Kept, check_kept, read_kept
-from secateur.pruners.structure.probe import lay_out
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.remove import prune_structure
 from tests.structures import CONFIGS, GROUPED, KEPT, TOKENS, build, close, logits, make_case

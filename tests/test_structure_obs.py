@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.pruners.admm import Fit
 from secateur.pruners.structure import obs as obs_module
 from secateur.pruners.structure.obs import dampened, obs_order
 from secateur.pruners.structure.refit import (
@@ -16,6 +15,7 @@ from secateur.pruners.structure.refit import (
     mean_bias,
     obs_update,
 )
+from secateur.pruners.weights.admm import Fit
 
 DAMP = 0.01
 

@@ -9,17 +9,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from secateur.pruners.forward_kinds import FORWARD_KINDS
-from secateur.pruners.gradient_kinds import KINDS
-from secateur.pruners.gradients import collect_gradients
-from secateur.pruners.levels import LevelStoreError
+from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
+from secateur.pruners.calibration.gradient_kinds import KINDS
+from secateur.pruners.calibration.gradients import collect_gradients
+from secateur.pruners.calibration.output_statistics import stream_outputs
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import IMPORTANCES, importance_order
 from secateur.pruners.structure.kept import Kept
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.reorder import Leading, Recipe, reorder
-from secateur.pruners.structure.statistics import stream_outputs
 from secateur.pruners.structure.store import StructureStore, build_structure, is_built
+from secateur.pruners.weights.level_store import LevelStoreError
 from tests.structures import CHANNELS, REPAIR_NAMES, TOKENS, key, logits, make_case, take_few_passes
 
 NAMES = ("llama", "llama-biased", "qwen2", "phi3", "opt", "gpt_neox")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from secateur.search import journal
 from secateur.search.errors import UsageError
-from secateur.search.journal import JournalWriter, StudyWriteError, read_journal
-from secateur.search.study import About, Spent, Study
+from secateur.search.study import journal
+from secateur.search.study.journal import JournalWriter, StudyWriteError, read_journal
+from secateur.search.study.study import About, Spent, Study
 from secateur.spaces.measurement import Measurement
 from tests.toy import ABOUT, LARGE, SMALL, child, measurement, start
 
@@ -272,7 +272,8 @@ def test_a_driver_killed_while_appending_loses_nothing_and_leaves_no_lock(tmp_pa
 
 def test_torch_and_optuna_are_not_loaded_by_what_a_reader_needs():
     code = (
-        "import secateur.search.loop, secateur.search.front, secateur.search.pick, secateur.search.mirror.mirror, sys;"
+        "import secateur.search.loop.loop, "
+        "secateur.search.results.front, secateur.search.results.pick, secateur.search.mirror.mirror, sys;"
         "sys.exit(bool({'torch', 'optuna', 'transformers'} & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

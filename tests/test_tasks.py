@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.kit import TASKS, worker_setup
 from secateur.evaluators.perplexity import evaluate_model
 from secateur.evaluators.tasks.evaluator import TaskEvaluator
 from secateur.evaluators.tasks.plan import TaskPlan
 from secateur.evaluators.tasks.task_set import TaskResult, TaskSet, tasks_sha256
-from secateur.pruners.loading import LoadedModel, load_model
+from secateur.evaluators.worker_setup import TASKS, worker_setup
+from secateur.pruners.models.loading import LoadedModel, load_model
 from secateur.search import app
 from secateur.search.app.bench import open_bench, plan
 from secateur.search.app.evaluating import tasks_in
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.objectives import objective, oriented
-from secateur.search.settings import settings_from
+from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.toy import LARGE, SMALL, SPACE, ToyEvaluator
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from secateur.evaluators import docs
-from secateur.evaluators.text import SHARES, Text, TextError, load_parts, load_text
-from secateur.evaluators.tokens import tokens_sha256, windows
+from secateur.evaluators.data import docs
+from secateur.evaluators.data.text import SHARES, Text, TextError, load_parts, load_text
+from secateur.evaluators.data.tokens import tokens_sha256, windows
 
 LINES = "".join(f"line {i} of the file\n" for i in range(200))
 

@@ -12,13 +12,13 @@ from math import exp, log
 import pytest
 import torch
 
+from secateur.evaluators.data.text import Text, load_text
+from secateur.evaluators.data.tokens import windows
 from secateur.evaluators.perplexity import cross_entropy
-from secateur.evaluators.text import Text, load_text
-from secateur.evaluators.tokens import windows
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.loading import load_model
-from secateur.pruners.methods import Method
-from secateur.pruners.prune import prune
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.loading import load_model
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.prune import prune
 
 N_TOKENS = 8192
 MARGIN = 1.2  # magnitude over Wanda: 1.36 is measured at 50 %, 2.1 at 70 %

@@ -8,18 +8,18 @@ import torch
 
 from secateur.evaluators import trained
 from secateur.evaluators.blockwise import BlockwiseEvaluator
-from secateur.evaluators.data import EvaluationData
-from secateur.evaluators.switching import LevelSwitcher
+from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.trained import TrainedEvaluator, own_modules
 from secateur.evaluators.training.recipe import Recipe
-from secateur.pruners.levels import LevelStore, build_levels
-from secateur.pruners.methods import Method
-from secateur.pruners.prune import count_zeros
+from secateur.pruners.switching import LevelSwitcher
+from secateur.pruners.weights.level_store import LevelStore, build_levels
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.prune import count_zeros
 from secateur.search import app
 from secateur.search.controller import Proposal, Trial
 from secateur.search.errors import UsageError
-from secateur.search.ledger import Ledger
-from secateur.search.settings import Budget, identity, resolved, settings_from
+from secateur.search.loop.ledger import Ledger
+from secateur.search.settings.settings import Budget, identity, resolved, settings_from
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.models import random_tokens, small_anatomy
 from tests.test_app import lines

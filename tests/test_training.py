@@ -4,16 +4,16 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from secateur.evaluators.data import EvaluationData
+from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.training.batches import Batches
 from secateur.evaluators.training.losses import ce_loss, head_inputs, kl_loss
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.schedule import cosine
 from secateur.evaluators.training.trainer import Trainer
 from secateur.evaluators.training.validation import Validation
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.methods import Method
-from secateur.pruners.prune import count_zeros, prune
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.prune import count_zeros, prune
 from secateur.spaces.measurement import Fidelity
 from tests.models import random_tokens, small_anatomy
 

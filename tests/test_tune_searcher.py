@@ -11,8 +11,8 @@ pytest.importorskip("ray.tune")
 from ray import tune
 
 from secateur.search.controller import Controller, Proposal
+from secateur.search.controllers.ray_tune import ControllerSearcher
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.search.tune_searcher import ControllerSearcher
 from secateur.spaces.measurement import Fidelity
 from tests.toy import Bits, OneMax, toy_loss
 

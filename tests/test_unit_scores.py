@@ -8,18 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.forward_kinds import FORWARD_KINDS
-from secateur.pruners.gradient_kinds import KINDS
-from secateur.pruners.gradients import collect_gradients
+from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
+from secateur.pruners.calibration.gradient_kinds import KINDS
+from secateur.pruners.calibration.gradients import collect_gradients
+from secateur.pruners.calibration.output_statistics import OutputStatistics, stream_outputs
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import IMPORTANCES, importance_order
 from secateur.pruners.structure.kept import Kept
 from secateur.pruners.structure.output_scores import contributions
-from secateur.pruners.structure.probe import lay_out
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.remove import prune_structure
-from secateur.pruners.structure.statistics import OutputStatistics, stream_outputs
 from tests.structures import CONFIGS, TOKENS, build, logits, take_few_passes
 
 BLOCK, DAMP = 1, 0.01

@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from secateur.pruners import zeroth_order
-from secateur.pruners.families.discover import dissect
-from secateur.pruners.forward_kinds import FORWARD_KINDS, n_bytes
-from secateur.pruners.gradient_kinds import KINDS
-from secateur.pruners.gradients import collect_gradients, gradient_bytes, model_statistics
+from secateur.pruners.calibration import zeroth_order
+from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
+from secateur.pruners.calibration.gradient_kinds import KINDS
+from secateur.pruners.calibration.gradients import collect_gradients, gradient_bytes, model_statistics
+from secateur.pruners.calibration.output_statistics import stream_outputs
+from secateur.pruners.calibration.zeroth_order import estimate_bytes, estimate_gradients
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import IMPORTANCES
-from secateur.pruners.structure.probe import lay_out
-from secateur.pruners.structure.statistics import stream_outputs
-from secateur.pruners.zeroth_order import estimate_bytes, estimate_gradients
 from tests.models import random_tokens, small_anatomy
 from tests.structures import take_few_passes
 
@@ -129,7 +129,9 @@ def test_forward_kinds_are_kept_in_files(tmp_path, monkeypatch):
     anatomy, path = small_anatomy(**SMALL), tmp_path / "g.safetensors"
     kinds = tuple(FORWARD_KINDS)
     first = model_statistics(anatomy, TOKENS, gradients=kinds, path=path, identity="m t")
-    monkeypatch.setattr("secateur.pruners.gradients.collect_gradients", None)  # would be called otherwise
+    monkeypatch.setattr(
+        "secateur.pruners.calibration.gradients.collect_gradients", None
+    )  # would be called otherwise
     again = model_statistics(anatomy, TOKENS, gradients=kinds, path=path, identity="m t")
     for kind in kinds:
         assert torch.equal(flat(first.gradients[kind]), flat(again.gradients[kind]))

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from secateur.evaluators.latency.setup import LatencySetup
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.families.shape import describe
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.shape import describe
 
 
 def conditions(anatomy: Anatomy, setup: LatencySetup) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.manifest import MANIFEST, Manifest
+from secateur.pruners.export.manifest import MANIFEST, Manifest
+from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.structure.kept import Kept
 from secateur.spaces.latency import LatencyTable, PhaseName
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.structure.cutting import LiveSublayer, Piece
-from secateur.pruners.structure.layout import BlockLayout, SublayerLayout
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.cutting import LiveSublayer, Piece
+from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 
 STACK_BYTES = 1 << 30
 """All stacks of one measurement together are to stay near this size."""

@@ -12,8 +12,8 @@ from typing import Any
 from secateur.evaluators.latency.key import conditions, key_of
 from secateur.evaluators.latency.rounds import Spread
 from secateur.evaluators.latency.setup import LatencySetup
-from secateur.pruners.checkpoints.cache import cache_root
-from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.checkpoints.cache import cache_root
 from secateur.spaces.latency import LatencyTable, PhaseName
 
 

@@ -17,8 +17,8 @@ from secateur.evaluators.latency.setup import LatencySetup
 from secateur.evaluators.latency.stacks import cut_stack, depth, exchanged
 from secateur.evaluators.latency.store import MeasuredTable
 from secateur.evaluators.latency.threads import threads
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.structure.probe import lay_out
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.lay_out import lay_out
 from secateur.spaces.latency import PHASES, LatencyTable, Phase, PhaseName
 
 MOST_POINTS = 8

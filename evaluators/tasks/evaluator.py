@@ -9,8 +9,8 @@ from typing import Any
 
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.prefix_tree import Path
-from secateur.evaluators.switching import Switcher
 from secateur.evaluators.tasks.task_set import TaskSet
+from secateur.pruners.switching import Switcher
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 

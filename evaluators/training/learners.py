@@ -8,7 +8,7 @@ from types import MappingProxyType
 from torch import nn
 
 from secateur.evaluators.training.recipe import Method, Recipe
-from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.models.anatomy import Anatomy
 
 Finish = Callable[[], None]
 

@@ -16,7 +16,7 @@ from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.models.anatomy import Anatomy
 
 _ADAPTER = "secateur"
 

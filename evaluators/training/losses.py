@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.models.anatomy import Anatomy
 
 CHUNK_TOKENS = 512
 """Positions whose logits are held at a time."""

@@ -16,7 +16,7 @@ from secateur.evaluators.training.losses import ce_loss, head_inputs, kl_loss
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.schedule import SCHEDULES
 from secateur.evaluators.training.zeros import Zeros
-from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.models.anatomy import Anatomy
 
 
 class Trainer:

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.evaluators.data import BATCH_TOKENS
+from secateur.evaluators.data.windows import BATCH_TOKENS
 from secateur.evaluators.losses import LossSums, Teacher, loss_sums
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.runner import BlockRunner
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.runner import BlockRunner
 
 
 def losses_on(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from secateur.pruners.families.anatomy import Anatomy
+from secateur.pruners.models.anatomy import Anatomy
 
 
 class Zeros:

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from secateur.evaluators import blockwise
 from secateur.search import app
-from secateur.search.settings import load_settings
+from secateur.search.settings.settings import load_settings
 from secateur.spaces.measurement import Fidelity
 
 HERE = Path(__file__).parent

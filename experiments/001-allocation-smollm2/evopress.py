@@ -33,13 +33,13 @@ from typing import Any
 
 import torch
 
-from secateur.evaluators.text import load_parts
-from secateur.evaluators.tokens import windows
-from secateur.evaluators.workbench import Workbench
-from secateur.pruners.levels import LevelStore
+from secateur.evaluators.data.text import load_parts
+from secateur.evaluators.data.tokens import windows
+from secateur.evaluators.session import Workbench
+from secateur.pruners.weights.level_store import LevelStore
 from secateur.search import app
-from secateur.search.settings import load_settings
-from secateur.spaces.allocation import Allocation
+from secateur.search.settings.settings import load_settings
+from secateur.spaces.allocation.space import Allocation
 
 HERE = Path(__file__).parent
 ANY = "unused"  # for arguments that its parser requires and nothing here reads

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import resource
 
-from secateur.evaluators.workbench import Workbench
+from secateur.evaluators.session import Workbench
 from secateur.search.app.bench import plan
-from secateur.search.settings import settings_from
+from secateur.search.settings.settings import settings_from
 
 
 def peak_mb() -> float:

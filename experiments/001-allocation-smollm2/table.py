@@ -13,9 +13,9 @@ from collections import defaultdict
 from itertools import accumulate
 from pathlib import Path
 
-from secateur.search.run import Run, open_run
+from secateur.search.results.run import Run, open_run
 from secateur.search.show.values import spread
-from secateur.search.study import trials_of
+from secateur.search.study.study import trials_of
 
 
 def describe(run: Run, budget: int) -> dict[str, object]:

@@ -25,9 +25,9 @@ from pathlib import Path
 
 from secateur.search import app
 from secateur.search.controller import Trial
-from secateur.search.journal import read_journal
-from secateur.search.settings import settings_from
-from secateur.search.study import Spent
+from secateur.search.settings.settings import settings_from
+from secateur.search.study.journal import read_journal
+from secateur.search.study.study import Spent
 from secateur.spaces.measurement import Fidelity
 
 FIDELITY = Fidelity("search", 128)

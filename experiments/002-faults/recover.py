@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from secateur.search.run import open_run
+from secateur.search.results.run import open_run
 
 SECATEUR = [sys.executable, "-m", "secateur.search.cli"]
 SETTINGS = [

@@ -33,7 +33,7 @@ from nodes import LIMIT_S, PERIOD_S, Cluster, kill, members
 
 from secateur.search import app, cli
 from secateur.search.executor import Executor
-from secateur.search.journal import read_journal
+from secateur.search.study.journal import read_journal
 
 SETTINGS = """
 model: tiny

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from secateur.evaluators import blockwise
-from secateur.evaluators.workbench import set_threads
+from secateur.evaluators.session import set_threads
 from secateur.search import app
-from secateur.search.settings import settings_from
+from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Fidelity
 
 N_OFFSPRING = 6

@@ -32,9 +32,9 @@ from pathlib import Path
 
 import numpy as np
 
-from secateur.evaluators.workbench import set_threads
+from secateur.evaluators.session import set_threads
 from secateur.search import app
-from secateur.search.settings import Settings, settings_from
+from secateur.search.settings.settings import Settings, settings_from
 from secateur.spaces.measurement import Fidelity
 
 PERIOD_S = 0.2

@@ -23,13 +23,13 @@ import numpy as np
 
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.executor import Executor, Job, Staff
-from secateur.search.loop import Search
+from secateur.search.loop.loop import Search
 from secateur.search.mirror.mirror import GATHER_S
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
-from secateur.search.run import open_run
-from secateur.search.settings import Budget
-from secateur.search.study import About, Study
+from secateur.search.results.run import open_run
+from secateur.search.settings.settings import Budget
+from secateur.search.study.study import About, Study
 from secateur.spaces.measurement import Fidelity, Measurement
 
 FLUSH_S = 0.005

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.search.controller import Trial
-from secateur.search.run import Run, open_run
+from secateur.search.results.run import Run, open_run
 
 NEAR = 0.01
 LATENCIES = ("latency_prefill", "latency_decode")

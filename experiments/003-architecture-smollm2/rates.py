@@ -13,11 +13,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from secateur.evaluators.session import Workbench, set_threads
 from secateur.evaluators.training.recipe import Recipe
-from secateur.evaluators.workbench import Workbench, set_threads
 from secateur.search.app.bench import plan
-from secateur.search.run import open_run
-from secateur.search.settings import load_settings
+from secateur.search.results.run import open_run
+from secateur.search.settings.settings import load_settings
 from secateur.spaces.measurement import Fidelity
 
 HERE = Path(__file__).parent

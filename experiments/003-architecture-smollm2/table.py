@@ -20,7 +20,7 @@ from pathlib import Path
 
 from secateur.evaluators.training.recipe import Recipe
 from secateur.search.controller import Trial
-from secateur.search.run import Run, open_run
+from secateur.search.results.run import Run, open_run
 from secateur.search.show.values import spread
 
 TARGET = 0.25
@@ -56,7 +56,7 @@ class Recovery:
     """
 
     def __init__(self, directory: Path, n_tokens: int, rate: float) -> None:
-        from secateur.evaluators.workbench import Workbench, set_threads
+        from secateur.evaluators.session import Workbench, set_threads
         from secateur.search.app.bench import plan
         from secateur.spaces.measurement import Fidelity
 

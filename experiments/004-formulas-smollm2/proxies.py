@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from secateur.evaluators.formula_proxy import FormulaProxy, formula_layers
-from secateur.evaluators.switching import InfeasibleError
-from secateur.evaluators.workbench import Workbench, set_threads
+from secateur.evaluators.session import Workbench, set_threads
 from secateur.pruners.formulas.errors import FormulaError
-from secateur.pruners.formulas.grams import Grams
+from secateur.pruners.switching import InfeasibleError
+from secateur.pruners.weights.formula_grams import Grams
+from secateur.pruners.weights.formula_proxy import FormulaProxy, formula_layers
 from secateur.search.app.bench import plan
-from secateur.search.settings import load_settings
+from secateur.search.settings.settings import load_settings
 from secateur.spaces.formulas.metric import program_of
 from secateur.spaces.measurement import Fidelity
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from secateur.evaluators.formula_layers import FormulaLayers
-from secateur.evaluators.formula_proxy import formula_layers, formula_proxy
-from secateur.evaluators.workbench import Workbench
+from secateur.evaluators.session import Workbench
+from secateur.pruners.weights.formula_layers import FormulaLayers
+from secateur.pruners.weights.formula_proxy import formula_layers, formula_proxy
 from secateur.search.app.bench import plan
-from secateur.search.settings import load_settings
+from secateur.search.settings.settings import load_settings
 from secateur.spaces.formulas.metric import program_of
 
 HERE = Path(__file__).parent

@@ -19,10 +19,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from secateur.evaluators.workbench import Workbench, set_threads
+from secateur.evaluators.session import Workbench, set_threads
 from secateur.search.app.bench import plan
-from secateur.search.run import open_run
-from secateur.search.settings import load_settings
+from secateur.search.results.run import open_run
+from secateur.search.settings.settings import load_settings
 from secateur.search.show.values import spread
 from secateur.spaces.formulas.grammar import parse, print_formula
 from secateur.spaces.formulas.known import KNOWN

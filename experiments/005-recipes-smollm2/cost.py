@@ -18,8 +18,8 @@ from pathlib import Path
 from run import ARMS, HERE, TARGETS, shared
 
 from secateur.search import app
-from secateur.search.run import open_run
-from secateur.search.settings import load_settings
+from secateur.search.results.run import open_run
+from secateur.search.settings.settings import load_settings
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from secateur.search import app
-from secateur.search.settings import load_settings
+from secateur.search.settings.settings import load_settings
 
 HERE = Path(__file__).parent
 TARGETS = {"structure": 0.2, "weights": 0.5}

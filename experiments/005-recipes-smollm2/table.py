@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.search.controller import Trial
-from secateur.search.run import Run, open_run
+from secateur.search.results.run import Run, open_run
 from secateur.search.show.values import spread
 
 TASK = "piqa-local"
@@ -68,8 +68,8 @@ class Tasks:
     def _evaluator(self, levels: Path, run: Run) -> tuple[Any, Any]:
         from dataclasses import replace
 
+        from secateur.evaluators.session import Workbench, set_threads
         from secateur.evaluators.tasks.plan import TaskPlan
-        from secateur.evaluators.workbench import Workbench, set_threads
         from secateur.search.app.bench import plan
 
         set_threads(1)

@@ -12,7 +12,7 @@ from secateur.evaluators.recovery import RecoveryJob, first_windows, make_traine
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.validation import Validation
 from secateur.search import app
-from secateur.search.settings import settings_from
+from secateur.search.settings.settings import settings_from
 
 TOKENS = 32768
 

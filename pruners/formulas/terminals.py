@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.families.anatomy import Linear
-from secateur.pruners.sparsegpt import inverse_factor
-from secateur.pruners.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.models.anatomy import Linear
+from secateur.pruners.weights.sparsegpt import inverse_factor
 
 Pass = Literal["weights", "moments", "gram", "gradients"]
 

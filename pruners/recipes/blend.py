@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.families.anatomy import Linear, Role
-from secateur.pruners.gradient_kinds import Kind
+from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.masks import Comparison
+from secateur.pruners.models.anatomy import Linear, Role
+from secateur.pruners.models.layout import Placement, SublayerLayout
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.layout import Placement, SublayerLayout
 
 Order = Literal["none", "first", "second", "mixed"]
 Absolute = Literal["element", "vector"]

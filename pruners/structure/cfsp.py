@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.pruners.models.layout import Placement
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.layout import Placement
 
 
 def cfsp(evidence: Evidence) -> Float[Tensor, " units"]:

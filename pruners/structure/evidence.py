@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.families.anatomy import Linear
-from secateur.pruners.gradient_kinds import Kind
-from secateur.pruners.structure.layout import Placement, SublayerLayout
-from secateur.pruners.structure.statistics import OutputStatistics
+from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.output_statistics import OutputStatistics
+from secateur.pruners.models.anatomy import Linear
+from secateur.pruners.models.layout import Placement, SublayerLayout
 
 
 @dataclass(frozen=True)

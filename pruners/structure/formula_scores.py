@@ -5,10 +5,10 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.program import Program
-from secateur.pruners.methods import Method
-from secateur.pruners.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.structure.evidence import Evidence
+from secateur.pruners.weights.method import Method
 
 
 def formula_scores(evidence: Evidence, program: Program, n_blocks: int) -> Float[Tensor, " units"]:

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.families.anatomy import Linear
+from secateur.pruners.models.anatomy import Linear
+from secateur.pruners.models.layout import Placement
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.layout import Placement
 
 
 def taylor(evidence: Evidence) -> Float[Tensor, " units"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.gradient_kinds import Kind
+from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.structure.cfsp import cfsp
 from secateur.pruners.structure.evidence import Evidence, Score
 from secateur.pruners.structure.gradient_scores import (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.pruners.families.anatomy import Anatomy, Block
+from secateur.pruners.models.anatomy import Anatomy, Block
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from secateur.pruners.calibration import Hook, Walk
-from secateur.pruners.families.anatomy import Anatomy, Linear, Sublayer
-from secateur.pruners.structure.cutting import LiveSublayer
-from secateur.pruners.structure.layout import BlockLayout, SublayerLayout
+from secateur.pruners.calibration.stream import Hook, Walk
+from secateur.pruners.models.anatomy import Anatomy, Linear, Sublayer
+from secateur.pruners.models.cutting import LiveSublayer
+from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.structure.obs import dampened, factor
 from secateur.pruners.structure.reorder import Leading, in_order
 

@@ -12,17 +12,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.losses import mean_loss
+from secateur.pruners.calibration.losses import mean_loss
+from secateur.pruners.calibration.output_statistics import stream_outputs
+from secateur.pruners.calibration.zeroth_order import forward_bytes
 from secateur.pruners.masks import lowest, n_zeros
-from secateur.pruners.precision import fp32_bytes, in_fp32
-from secateur.pruners.runner import BlockRunner
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.layout import SublayerLayout
+from secateur.pruners.models.precision import fp32_bytes, in_fp32
+from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import wanda_sp
-from secateur.pruners.structure.layout import SublayerLayout
-from secateur.pruners.structure.probe import lay_out
-from secateur.pruners.structure.statistics import stream_outputs
-from secateur.pruners.zeroth_order import forward_bytes
 
 N_PAIRS = 32
 N_TOKENS = 512

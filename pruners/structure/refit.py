@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.admm import Fit
 from secateur.pruners.structure.obs import dampened, factor
+from secateur.pruners.weights.admm import Fit
 
 Needs = Literal["nothing", "moments", "gram"]
 

@@ -8,15 +8,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.gradients import model_statistics
-from secateur.pruners.statistics import ModelStatistics
-from secateur.pruners.structure.cutting import LiveSublayer
+from secateur.pruners.calibration.gradients import model_statistics
+from secateur.pruners.calibration.output_statistics import BlockOutputs, stream_outputs
+from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.cutting import LiveSublayer
+from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.layout import SublayerLayout
 from secateur.pruners.structure.kept import Kept, KeptUnits, check_kept
-from secateur.pruners.structure.layout import SublayerLayout
-from secateur.pruners.structure.probe import lay_out
 from secateur.pruners.structure.reorder import Leading, Recipe, reorder
-from secateur.pruners.structure.statistics import BlockOutputs, stream_outputs
 
 
 @torch.no_grad()

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.gradient_kinds import Kind
-from secateur.pruners.structure.cutting import Piece
+from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.output_statistics import OutputStatistics
+from secateur.pruners.models.cutting import Piece
+from secateur.pruners.models.layout import BlockLayout, Placement, SublayerLayout
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import IMPORTANCES, check_importance, importance_order
-from secateur.pruners.structure.layout import BlockLayout, Placement, SublayerLayout
 from secateur.pruners.structure.refit import REPAIRS, Needs, RepairInputs
-from secateur.pruners.structure.statistics import OutputStatistics
 
 
 @dataclass(frozen=True)

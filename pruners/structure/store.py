@@ -11,7 +11,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.pruners.block_files import (
+from secateur.pruners.calibration.output_statistics import BlockOutputs, stream_outputs
+from secateur.pruners.models.anatomy import Anatomy, Sublayer
+from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.layout import BlockLayout, SublayerLayout
+from secateur.pruners.stores.block_files import (
     block_path,
     check_room,
     digest_of,
@@ -21,16 +25,12 @@ from secateur.pruners.block_files import (
     save_block,
     write_index,
 )
-from secateur.pruners.families.anatomy import Anatomy, Sublayer
-from secateur.pruners.levels import CACHE_BYTES, gradients_to_write, whole_model
-from secateur.pruners.recent import Recent
+from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.allocations import AllocationScores, standardised_flap
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.layout import BlockLayout, SublayerLayout
-from secateur.pruners.structure.probe import lay_out
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.reorder import Leading, Recipe, reorder_block
-from secateur.pruners.structure.statistics import BlockOutputs, stream_outputs
+from secateur.pruners.weights.level_store import CACHE_BYTES, gradients_to_write, whole_model
 
 _INFLUENCE = "influence"
 

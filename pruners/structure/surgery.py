@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from secateur.pruners.families.anatomy import Anatomy
-from secateur.pruners.structure.cutting import LiveSublayer
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.structure.kept import Kept, check_block
 from secateur.pruners.structure.reorder import Leading
 from secateur.pruners.structure.store import StructureStore

@@ -17,9 +17,9 @@ from secateur.search.app.recovering import recover
 from secateur.search.app.searching import search
 from secateur.search.app.timing import compare_latency, measure_latency
 from secateur.search.controller import Trial
-from secateur.search.run import Run
-from secateur.search.settings import load_settings, settings_from
-from secateur.search.study import Study
+from secateur.search.results.run import Run
+from secateur.search.settings.settings import load_settings, settings_from
+from secateur.search.study.study import Study
 
 if TYPE_CHECKING:
     from secateur.evaluators.exporting import ExportSummary

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from secateur.search.errors import UsageError
 from secateur.search.objectives import TASK
-from secateur.search.run import Run
-from secateur.search.sections.latency import LatencySettings
-from secateur.search.sections.training import TrainingSettings
-from secateur.search.settings import Settings
+from secateur.search.results.run import Run
+from secateur.search.settings.latency import LatencySettings
+from secateur.search.settings.settings import Settings
+from secateur.search.settings.training import TrainingSettings
 
 if TYPE_CHECKING:
     from secateur.evaluators.latency.store import TableSource
+    from secateur.evaluators.session import Plan, Workbench
     from secateur.evaluators.tasks.plan import TaskPlan
     from secateur.evaluators.training.recipe import Recipe
-    from secateur.evaluators.workbench import Plan, Workbench
     from secateur.spaces.latency import LatencyTable
 
 Say = Callable[[str], None]
@@ -33,7 +33,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> Plan:
     Args:
         table: the latency table of a run that is opened again; None: as the settings say.
     """
-    from secateur.evaluators.workbench import Plan
+    from secateur.evaluators.session import Plan
 
     of, data = settings.evaluator, settings.evaluator.data
     return Plan(
@@ -107,7 +107,7 @@ def open_bench(settings: Settings, say: Say = silent, table: LatencyTable | None
     Raises:
         UsageError: if something in the settings does not fit the model or the texts.
     """
-    from secateur.evaluators.workbench import Workbench, set_threads
+    from secateur.evaluators.session import Workbench, set_threads
 
     set_threads(getattr(settings.executor, "threads", None))
     try:

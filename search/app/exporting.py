@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from secateur.search.app.bench import Say, check_content, is_sequential, open_bench, silent
 from secateur.search.controller import Trial
 from secateur.search.objectives import TASK
-from secateur.search.run import Run, open_run
+from secateur.search.results.run import Run, open_run
 from secateur.spaces.measurement import Fidelity
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from secateur.search.app.searching import search
-from secateur.search.loop import Outcome
-from secateur.search.settings import Settings
+from secateur.search.loop.loop import Outcome
+from secateur.search.settings.settings import Settings
 from secateur.search.show.lines import Lines
 
 

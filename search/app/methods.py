@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from secateur.pruners.gradient_kinds import Kind
+    from secateur.pruners.calibration.gradient_kinds import Kind
 
 Row = dict[str, str]
 
@@ -24,11 +24,11 @@ def _row(name: str, setting: str, unit: str, needs: str, summary: str, source: s
 
 
 def _of_weights() -> Iterator[Row]:
-    from secateur.pruners.block_reconstructions import BLOCK_RECONSTRUCTIONS
-    from secateur.pruners.mask_repairs import MASK_REPAIRS
-    from secateur.pruners.methods import Method
-    from secateur.pruners.metrics import METRICS
-    from secateur.pruners.reconstructions import RECONSTRUCTIONS
+    from secateur.pruners.weights.block_reconstructions import BLOCK_RECONSTRUCTIONS
+    from secateur.pruners.weights.mask_repairs import MASK_REPAIRS
+    from secateur.pruners.weights.method import Method
+    from secateur.pruners.weights.metrics import METRICS
+    from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS
 
     for name, row in (METRICS | RECONSTRUCTIONS).items():
         method = Method(name)
@@ -54,8 +54,8 @@ def _of_units() -> Iterator[Row]:
 
 
 def _of_blocks() -> Iterator[Row]:
-    from secateur.pruners.structure.depth import DEPTH
-    from secateur.pruners.structure.depth_repairs import DEPTH_REPAIRS
+    from secateur.pruners.depth.depth import DEPTH
+    from secateur.pruners.depth.depth_repairs import DEPTH_REPAIRS
 
     flap = "groups and channels below one threshold in the whole model"
     yield _row("flap", "baselines", UNITS, _needs("moments"), flap, "https://arxiv.org/abs/2312.11983")
@@ -96,7 +96,7 @@ DATA = {
 
 def _needs(inputs: str, gradients: Collection[Kind] = ()) -> str:
     """In words; gradients with the memory that they take beside one window's work."""
-    from secateur.pruners.forward_kinds import FORWARD_KINDS, n_bytes
+    from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
 
     parts = [*DATA[inputs], *(["data"] if gradients else [])]
     memory = sum(map(n_bytes, gradients))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.bench import Say, silent
+from secateur.search.app.recipe_file import RecipeFile
 from secateur.search.errors import UsageError
-from secateur.search.recipe_file import RecipeFile
 from secateur.spaces.measurement import Fidelity
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def prune(
         ExportError: if the model can't be written, or does not load as it should.
     """
     from secateur.evaluators.exporting import export_candidate
-    from secateur.evaluators.recipes.checks import NEEDS, check_recipe
-    from secateur.evaluators.recipes.shipping import recipe_formats
-    from secateur.evaluators.workbench import Plan, Workbench
+    from secateur.evaluators.session import Plan, Workbench
+    from secateur.pruners.recipes.checks import NEEDS, check_recipe
+    from secateur.pruners.recipes.shipping import recipe_formats
 
     if tokens < window or tokens % window:
         raise UsageError(f"Expected `--tokens` to be a multiple of the window, {window}, got {tokens}.")

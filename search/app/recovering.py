@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.app.bench import Say, check_content, is_sequential, open_bench, silent
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
-from secateur.search.run import open_run
-from secateur.search.study import Study
+from secateur.search.results.run import open_run
+from secateur.search.study.study import Study
 
 if TYPE_CHECKING:
     from secateur.search.recovery.stage import Recovered, RecoverySettings

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.app.bench import Say, open_bench, plan, silent
 from secateur.search.app.exporting import LEVELS
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.search.course import best_by_budget, budgets
 from secateur.search.errors import UsageError
 from secateur.search.executor import Executor, measure_all
 from secateur.search.executors.registry import EXECUTORS
-from secateur.search.loop import Observer, Outcome, Search
+from secateur.search.loop.loop import Observer, Outcome, Search
+from secateur.search.loop.notes import NotesKeeper
 from secateur.search.mirror.address import check_storage
 from secateur.search.mirror.mirror import Mirror
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
-from secateur.search.notes import NotesKeeper
 from secateur.search.objectives import TASK
-from secateur.search.overlap import write_overlap
-from secateur.search.run import Run
-from secateur.search.settings import Settings, identity, resolved
-from secateur.search.study import ABOUT, About, Study
+from secateur.search.results.course import best_by_budget, budgets
+from secateur.search.results.run import Run
+from secateur.search.settings.settings import Settings, identity, resolved
+from secateur.search.study.overlap import write_overlap
+from secateur.search.study.study import ABOUT, About, Study
 from secateur.spaces.measurement import Fidelity
 
 if TYPE_CHECKING:
-    from secateur.evaluators.workbench import Workbench
+    from secateur.evaluators.session import Workbench
     from secateur.spaces.latency import LatencyTable
 
 SOME_WORKERS = 4
@@ -217,7 +217,7 @@ def _executor(settings: Settings, bench: Workbench, directory: Path, levels: Pat
     of, row = settings.executor, EXECUTORS[settings.executor.kind]
     if row.in_process:
         return row.build(of, _InProcess(bench, levels))
-    from secateur.evaluators.kit import worker_setup
+    from secateur.evaluators.worker_setup import worker_setup
 
     say("starting workers")
     spread = of.gpus_per_worker > 1

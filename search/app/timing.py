@@ -13,7 +13,7 @@ from secateur.search.errors import UsageError
 if TYPE_CHECKING:
     from secateur.evaluators.latency.setup import LatencySetup
     from secateur.evaluators.latency.store import MeasuredTable
-    from secateur.pruners.loading import LoadedModel
+    from secateur.pruners.models.loading import LoadedModel
 
 
 def measure_latency(
@@ -41,7 +41,7 @@ def measure_latency(
     """
     from secateur.evaluators.latency.store import save_table
     from secateur.evaluators.latency.table import measure_table
-    from secateur.pruners.families.discover import dissect
+    from secateur.pruners.models.discover import dissect
 
     try:
         setup, loaded = _open(model, conditions, rounds, say, loading)
@@ -79,7 +79,7 @@ def compare_latency(
     from secateur.evaluators.latency.models import time_models
     from secateur.evaluators.latency.prediction import all_of, kept_in, predicted_ms
     from secateur.evaluators.latency.store import load_table
-    from secateur.pruners.families.discover import dissect
+    from secateur.pruners.models.discover import dissect
 
     names = list(dict.fromkeys([dense, *models]))
     if len(names) == 1:
@@ -121,7 +121,7 @@ def _open(
 ) -> tuple[LatencySetup, LoadedModel]:
     from secateur.evaluators.latency.rounds import check_rounds
     from secateur.evaluators.latency.setup import LatencySetup
-    from secateur.pruners.loading import load_model
+    from secateur.pruners.models.loading import load_model
 
     check_rounds(rounds)
     setup = LatencySetup(**conditions)  # refuses what is out of range before anything is loaded

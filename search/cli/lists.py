@@ -46,9 +46,9 @@ def list_(
 
 def doctor(json: Json = False) -> None:
     """Whether this machine has what a search needs."""
-    from secateur.pruners.checkpoints.cache import cache_root
-    from secateur.pruners.loading import find_checkpoint
-    from secateur.search.doctor import examine
+    from secateur.pruners.models.checkpoints.cache import cache_root
+    from secateur.pruners.models.loading import find_checkpoint
+    from secateur.search.cli.doctor import examine
 
     checks = examine(cache_root(), _torch_facts, lambda: find_checkpoint("tiny").location)
     if json:
@@ -61,8 +61,8 @@ def doctor(json: Json = False) -> None:
 
 
 def _metrics() -> list[dict[str, str]]:
-    from secateur.pruners.metrics import METRICS
-    from secateur.pruners.reconstructions import RECONSTRUCTIONS
+    from secateur.pruners.weights.metrics import METRICS
+    from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS
     from secateur.search.show.listing import row
     from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
 
@@ -76,7 +76,7 @@ def _metrics() -> list[dict[str, str]]:
 
 
 def _formats() -> list[dict[str, str]]:
-    from secateur.pruners.formats.registry import FORMATS
+    from secateur.pruners.export.registry import FORMATS
     from secateur.search.show.listing import row
 
     carries = {name: ", ".join(x.families) if x.families else "all families" for name, x in FORMATS.items()}
@@ -84,7 +84,7 @@ def _formats() -> list[dict[str, str]]:
 
 
 def _families() -> list[dict[str, str]]:
-    from secateur.pruners.families.discover import FAMILIES
+    from secateur.pruners.models.discover import FAMILIES
     from secateur.search.show.listing import row
 
     return [row(name, "tested; others that are built alike work too") for name in FAMILIES]

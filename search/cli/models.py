@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from secateur.search.cli.option_groups import CONDITIONS, LOADING, with_group
 from secateur.search.cli.options import Json, Options
 from secateur.search.errors import UsageError
-from secateur.search.option_groups import CONDITIONS, LOADING, with_group
 from secateur.search.show.answers import open_display, show_facts
 from secateur.search.show.console import show_json
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from secateur.search.choice import Bounds, choose, with_bounds
+from secateur.search.cli.choice import Bounds, choose, with_bounds
 from secateur.search.cli.exported import show_export
+from secateur.search.cli.option_groups import LOADING, MEASURING, with_group
 from secateur.search.cli.options import Json, Options, RunDir, TrialNumber
 from secateur.search.errors import UsageError
-from secateur.search.option_groups import LOADING, MEASURING, with_group
 from secateur.search.show.answers import open_display
 from secateur.search.show.console import show, show_json
 
@@ -26,8 +26,8 @@ def recipe(
     bounds: Bounds,
 ) -> None:
     """A trial of a search over recipes as a file that `secateur prune` runs on any model; default: of lowest loss."""
-    from secateur.search.recipe_file import best_of, recipe_of, written
-    from secateur.search.run import open_run
+    from secateur.search.app.recipe_file import best_of, recipe_of, written
+    from secateur.search.results.run import open_run
 
     view = open_run(run)
     asked = trial is not None or any(bounds.values())
@@ -66,7 +66,7 @@ def prune(
 ) -> None:
     """Prune a model by a recipe, measure it, and write a directory that stock transformers loads."""
     from secateur.search import app as rooms
-    from secateur.search.recipe_file import open_recipe
+    from secateur.search.app.recipe_file import open_recipe
 
     file = open_recipe(recipe, sparsity, calibration)
     with open_display() as display:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.search.choice import Bounds, choose, with_bounds
+from secateur.search.cli.choice import Bounds, choose, with_bounds
 from secateur.search.cli.exported import show_export
 from secateur.search.cli.options import Json, RunDir, TrialNumber
 from secateur.search.errors import UsageError
@@ -18,7 +18,7 @@ from secateur.search.show.console import FAILED, show, show_json
 
 def front(run: RunDir, json: Json = False) -> None:
     """The trials that no other one beats in everything: a table, and a picture in RUN/report."""
-    from secateur.search.run import open_run
+    from secateur.search.results.run import open_run
 
     show_front(open_run(run), json)
 
@@ -26,7 +26,7 @@ def front(run: RunDir, json: Json = False) -> None:
 @with_bounds
 def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
     """The trial with the lowest loss within the bounds."""
-    from secateur.search.run import open_run
+    from secateur.search.results.run import open_run
     from secateur.search.show.tables import row_json, row_of
     from secateur.search.show.values import perplexity, shown
 
@@ -50,8 +50,8 @@ def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
 
 def order(run: RunDir, json: Json = False) -> None:
     """The order in which a search removed whole sub-layers or blocks: a file for the allocation rule prefix."""
-    from secateur.search.removal_order import order_of
-    from secateur.search.run import open_run
+    from secateur.search.results.removal_order import order_of
+    from secateur.search.results.run import open_run
 
     lines = order_of(open_run(run))
     if json:
@@ -64,7 +64,7 @@ def order(run: RunDir, json: Json = False) -> None:
 @with_bounds
 def report(run: RunDir, trial: TrialNumber = None, *, json: Json = False, bounds: Bounds) -> None:
     """One self-contained page about the run: RUN/report/index.html. Trial or bounds choose the model in detail."""
-    from secateur.search.run import open_run
+    from secateur.search.results.run import open_run
     from secateur.search.show.report import write_report
 
     view = open_run(run)

@@ -17,7 +17,7 @@ from secateur.search.show.console import complain, show, show_json, show_line
 
 if TYPE_CHECKING:
     from secateur.search.executor import Executor
-    from secateur.search.loop import Search
+    from secateur.search.loop.loop import Search
 
 
 def search(
@@ -32,7 +32,7 @@ def search(
 ) -> None:
     """Start a search, or continue where it stopped. Ctrl-C is safe."""
     from secateur.search import app as rooms
-    from secateur.search.interrupt import Interrupt
+    from secateur.search.loop.interrupt import Interrupt
 
     loaded = rooms.load_settings(settings, override or ())
     directory = run or Path("runs") / (settings.stem if settings else Path(loaded.model).stem)
@@ -79,7 +79,7 @@ def status(
     if watch:
         watch_status(run, every, json)
         return
-    from secateur.search.run import open_run
+    from secateur.search.results.run import open_run
     from secateur.search.show.summary import status_lines, summary
 
     view = open_run(run)
@@ -97,7 +97,7 @@ def dashboard(
 ) -> None:
     """Look at a run in a browser, with optuna-dashboard. Ctrl-C ends it."""
     from secateur.search.mirror.dashboard import serve_dashboard
-    from secateur.search.run import open_run
+    from secateur.search.results.run import open_run
 
     with contextlib.suppress(KeyboardInterrupt):
         serve_dashboard(open_run(run), host, port, lambda address: show_line(f"{address}  (Ctrl-C ends it)"))

@@ -12,7 +12,7 @@ from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.controllers.genetic.genetic import Genetic
 from secateur.search.controllers.genetic.settings import GeneticSettings
 from secateur.search.controllers.greedy import Greedy, GreedySettings
-from secateur.search.controllers.optuna import Optuna, OptunaSettings
+from secateur.search.controllers.optuna.controller import Optuna, OptunaSettings
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings
 from secateur.search.controllers.uniform import Uniform, UniformSettings

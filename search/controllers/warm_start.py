@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.search.front import comparable, non_dominated
-from secateur.search.study import SETTINGS, Study
+from secateur.search.results.front import comparable, non_dominated
+from secateur.search.study.study import SETTINGS, Study
 from secateur.spaces.space import SeparableSpace, Space
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from secateur.search.errors import UsageError
-from secateur.search.lock import RunLock
 from secateur.search.mirror.address import check_storage
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import Storage, storage_of
-from secateur.search.run import Run
+from secateur.search.results.run import Run
+from secateur.search.study.lock import RunLock
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from secateur.search.controller import Trial
-from secateur.search.loop import Outcome
+from secateur.search.loop.loop import Outcome
 from secateur.search.mirror.optuna_copy import OptunaCopy
-from secateur.search.settings import Budget
-from secateur.search.study import Spent
+from secateur.search.settings.settings import Budget
+from secateur.search.study.study import Spent
 
 GATHER_S = 1.0  # what comes within this time is written in one go
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
-from secateur.search.problems import problems
 from secateur.search.recovery.tuning import Trained, forget
-from secateur.search.study import Study
+from secateur.search.settings.problems import problems
+from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
 
 DIRECTORY, RECORD = "recovered", "recovery.json"

@@ -13,8 +13,8 @@ from secateur.search.show.console import complain, show, show_json, show_line
 
 if TYPE_CHECKING:
     from secateur.search.recovery.stage import Recovered
-    from secateur.search.run import Run
-    from secateur.search.settings import Settings
+    from secateur.search.results.run import Run
+    from secateur.search.settings.settings import Settings
     from secateur.search.show.display import Display
 
 PIPE_WIDTH = 160  # columns of a table that goes into a file or a pipe

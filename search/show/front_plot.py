@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.search.controller import Trial
 from secateur.search.objectives import objective
-from secateur.search.run import Run
+from secateur.search.results.run import Run
 from secateur.search.show.plots import BLUE, GREY, INK, LOG_FROM, VERMILLION, figure_at, spread_out
 from secateur.search.show.values import scaled
 

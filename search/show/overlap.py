@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from secateur.search.overlap import read_overlap
-from secateur.search.run import Run
+from secateur.search.results.run import Run
+from secateur.search.study.overlap import read_overlap
 
 
 def overlap_table(run: Run) -> str:

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from typing import Any
 
 from secateur.search.controller import Trial
-from secateur.search.course import best_by_budget, budgets, references
-from secateur.search.front import hypervolume_series, non_dominated
-from secateur.search.settings import Settings
-from secateur.search.study import Spent, trials_of
+from secateur.search.results.course import best_by_budget, budgets, references
+from secateur.search.results.front import hypervolume_series, non_dominated
+from secateur.search.settings.settings import Settings
+from secateur.search.study.study import Spent, trials_of
 
 
 class Progress:

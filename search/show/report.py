@@ -11,11 +11,12 @@ from string import Template
 from typing import Any
 
 from secateur.search.controller import Trial
-from secateur.search.course import best_by_budget, budgets, loss_series
 from secateur.search.errors import UsageError
-from secateur.search.front import hypervolume_series
+from secateur.search.files import dump_yaml
 from secateur.search.mirror.address import masked
-from secateur.search.run import Run
+from secateur.search.results.course import best_by_budget, budgets, loss_series
+from secateur.search.results.front import hypervolume_series
+from secateur.search.results.run import Run
 from secateur.search.show.front_plot import plot_front
 from secateur.search.show.overlap import overlap_table
 from secateur.search.show.plots import plot_allocation, plot_course, plot_typeset
@@ -24,7 +25,6 @@ from secateur.search.show.screening import plot_screening, screened, screening_s
 from secateur.search.show.summary import summary
 from secateur.search.show.tables import Row, caption, columns, front_rows, loss_words, outlook
 from secateur.search.show.values import duration, perplexity, scaled, shown
-from secateur.search.yaml_file import dump_yaml
 
 DIRECTORY = "report"
 N_TYPESET = 8

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from secateur.search.correlation import spearman
-from secateur.search.notes import notes_line
-from secateur.search.run import Run
+from secateur.search.loop.notes import notes_line
+from secateur.search.results.correlation import spearman
+from secateur.search.results.run import Run
 from secateur.search.show.plots import BLUE, LOG_FROM, VERMILLION, figure_at
 
 WINDOW = 64

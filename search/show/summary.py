@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.search.lock import writer_of
-from secateur.search.notes import notes_line
-from secateur.search.run import Run
+from secateur.search.loop.notes import notes_line
+from secateur.search.results.run import Run
 from secateur.search.show.progress import Progress
 from secateur.search.show.reasons import grouped
 from secateur.search.show.values import duration, shown
+from secateur.search.study.lock import writer_of
 
 MOST_REASONS = 6
 

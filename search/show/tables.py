@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.course import budget_of, budgets, references
 from secateur.search.objectives import objective
+from secateur.search.results.course import budget_of, budgets, references
 from secateur.search.show.values import perplexity, shown
 from secateur.spaces.measurement import Measurement
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from secateur.search.controller import Trial
-    from secateur.search.run import Run
+    from secateur.search.results.run import Run
 
 QUALITY_STUDY = "quality study: no smaller, no faster on stock servers (the zeros are stored)"
 STRUCTURED = "structured: really smaller; what is removed is neither stored nor computed"

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.lock import writer_of
-from secateur.search.run import Run, open_run
+from secateur.search.results.run import Run, open_run
 from secateur.search.show.console import show_line
 from secateur.search.show.progress import Progress
 from secateur.search.show.summary import status_line, status_lines, summary
-from secateur.search.study import ABOUT, MEASUREMENTS, SETTINGS
+from secateur.search.study.lock import writer_of
+from secateur.search.study.study import ABOUT, MEASUREMENTS, SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console

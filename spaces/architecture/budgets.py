@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from secateur.spaces.architecture.cost import USAGES, Of, check_latency, dense_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot, slots_of
 from secateur.spaces.budget import check_ascending, finest_step, nearest_window
-from secateur.spaces.cost import ModelShape
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.variation import ATTEMPTS, Levels, Variation
 
 UNIFORM_STEPS = 400  # shares that are tried for the uniform levels of a budget

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from secateur.spaces.architecture.candidate import BIASED, Kept, Repair
-from secateur.spaces.cost import BlockShape, ModelShape
 from secateur.spaces.latency import PHASES, PhaseName
+from secateur.spaces.shape import BlockShape, ModelShape
 
 Of = Literal["params", "macs", "kv_bytes", "latency_prefill", "latency_decode"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from secateur.spaces.architecture.candidate import Kept
-from secateur.spaces.cost import BlockShape, ModelShape
+from secateur.spaces.shape import BlockShape, ModelShape
 
 Unit = Literal["groups", "channels", "attention", "mlp", "blocks"]
 

@@ -15,7 +15,7 @@ from secateur.spaces.architecture.levels import LevelRules, Unit
 from secateur.spaces.architecture.scores import OF_BLOCKS, Scored
 from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.architecture.tied import TiedSpace
-from secateur.spaces.cost import ModelShape
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.targets import Target, check_target, targets_of
 from secateur.spaces.units import Prunable
 

@@ -13,7 +13,7 @@ from secateur.spaces.architecture.cost import Of
 from secateur.spaces.architecture.levels import LevelRules, Slot
 from secateur.spaces.architecture.scores import Scored, Scores, moves_of, walk
 from secateur.spaces.architecture.structured import StructuredSpace
-from secateur.spaces.cost import ModelShape
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import SeparableSpace
 from secateur.spaces.variation import ATTEMPTS, Levels, Variation
 

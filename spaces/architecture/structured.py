@@ -13,7 +13,7 @@ from secateur.spaces.architecture.candidate import Architecture, Repair
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.architecture.levels import BlockLevels
 from secateur.spaces.architecture.scores import Scored, Scores
-from secateur.spaces.cost import ModelShape
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import Space
 
 REPAIR_MOVES = 0.1  # of the mutations, where several repairs are offered: another repair and nothing else

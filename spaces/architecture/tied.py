@@ -13,8 +13,8 @@ from secateur.spaces.architecture.forms import Form, FormBudgets
 from secateur.spaces.architecture.levels import LevelRules
 from secateur.spaces.architecture.scores import OF_BLOCKS, Scored, Scores
 from secateur.spaces.architecture.structured import StructuredSpace
-from secateur.spaces.cost import ModelShape
 from secateur.spaces.parameters import IntParameter
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.variation import ATTEMPTS
 
 NEIGHBOURS = 4  # forms that are near enough for one mutation

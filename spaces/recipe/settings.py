@@ -8,7 +8,6 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from secateur.spaces.cost import ModelShape
 from secateur.spaces.formulas.grammar import FormulaTextError
 from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
 from secateur.spaces.recipe import options
@@ -17,6 +16,7 @@ from secateur.spaces.recipe.keys import BLEND, CHUNK, FIRST_METRIC, REPAIRS, SIG
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.rules import RULES
 from secateur.spaces.recipe.space import RecipeSpace
+from secateur.spaces.shape import ModelShape
 from secateur.spaces.targets import Target, check_target, targets_of
 from secateur.spaces.units import Prunable, split_protected
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.search.controllers.genetic.population import Population
 from secateur.search.controllers.genetic.settings import GeneticSettings
-from secateur.spaces.formula import Formula, FormulaSpace
+from secateur.spaces.formulas.space import Formula, FormulaSpace
 
 ATTEMPTS = 10  # formulas made for one that is new, on average, before a generation stays smaller
 

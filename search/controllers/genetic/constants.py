@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.search.controllers.genetic.settings import ConstantsSettings
-from secateur.spaces.formula import Formula, FormulaSpace
+from secateur.spaces.formulas.space import Formula, FormulaSpace
 from secateur.spaces.formulas.tree import is_constant
 
 ATTEMPTS = 20  # points drawn for one new formula

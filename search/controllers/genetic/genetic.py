@@ -16,7 +16,7 @@ from secateur.search.controllers.genetic.constants import ConstantsTuner
 from secateur.search.controllers.genetic.population import Individual, Population, at
 from secateur.search.controllers.genetic.screening import Screening
 from secateur.search.controllers.genetic.settings import ConstantsSettings, GeneticSettings
-from secateur.spaces.formula import Formula, FormulaSpace
+from secateur.spaces.formulas.space import Formula, FormulaSpace
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space
 

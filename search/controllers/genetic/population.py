@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from secateur.search.controllers.genetic.settings import GeneticSettings
-from secateur.spaces.formula import Formula
+from secateur.spaces.formulas.space import Formula
 
 
 @dataclass(frozen=True)

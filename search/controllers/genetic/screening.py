@@ -10,7 +10,7 @@ import numpy as np
 
 from secateur.search.controllers.genetic.population import Individual
 from secateur.search.controllers.genetic.settings import GeneticSettings
-from secateur.search.correlation import spearman
+from secateur.search.results.correlation import spearman
 
 RECENT = 64
 """Pairs of (proxy, loss) that count: as a search goes on it compares ever better formulas."""

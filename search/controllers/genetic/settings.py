@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from secateur.search.sections.section import Section
+from secateur.spaces.section import Section
 
 
 class VariationSettings(Section):

@@ -11,11 +11,11 @@ from typing import Any
 
 from secateur.search.executor import Executor, Job, Setup, Staff
 from secateur.search.executors.cluster.connection import Connection, check_pickles, connect, disconnect
-from secateur.search.executors.cluster.crew import IN_FLIGHT, Call, Crew, Done, Ended, Raised
 from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import Depot, Folder, describe
 from secateur.search.executors.cluster.watchdog import REMEDY, ClusterLostError, Watchdog, places
+from secateur.search.executors.cluster.worker_pool import IN_FLIGHT, Call, Crew, Done, Ended, Raised
 from secateur.spaces.measurement import Measurement
 
 CALL_S = 0.1

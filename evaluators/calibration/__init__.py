@@ -1,1 +1,0 @@
-"""Which windows of which texts methods calibrate on."""

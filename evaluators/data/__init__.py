@@ -1,0 +1,1 @@
+"""Texts, tokens and windows that candidates are calibrated and measured on."""

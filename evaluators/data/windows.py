@@ -1,0 +1,146 @@
+"""The windows that candidates are measured on, with the dense model's side of the loss computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur.evaluators.data.tokens import tokens_sha256
+from secateur.evaluators.losses import LossSums, Teacher, loss_sums
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.runner import BlockInputs, BlockRunner
+from secateur.spaces.measurement import Fidelity, Part
+
+BATCH_TOKENS = 2048
+"""Tokens that go through a block at a time."""
+
+TEACHER_BYTES = 4 << 30
+"""Dense probabilities are kept up to so many bytes, then computed again for each use."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows that go through the model together, their way into the blocks, and the dense model on them.
+
+    `name` is unique in its `EvaluationData`.
+    """
+
+    name: str
+    tokens: Int[Tensor, "batch length"]
+    inputs: BlockInputs
+    teacher: Teacher
+
+
+class EvaluationData:
+    """Nested subsets of fixed windows, in batches.
+
+    Batches end at every fidelity, and between them at the batch size: fixed beforehand, so that a measurement
+    does not depend on what was measured before it.
+
+    Args:
+        anatomy: the dense model.
+        windows: token windows of each part, ``windows length``; a fidelity is the first ones.
+        fidelities: all that will be asked for.
+        shared: how the names of files begin where the dense side of the loss of this very model is kept, for all
+            processes to map that are given the same; None: each keeps it in its own memory.
+
+    Raises:
+        ValueError: if a fidelity is not of whole windows, or of more than there are.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        windows: Mapping[Part, Int[Tensor, "windows length"]],
+        fidelities: Sequence[Fidelity],
+        shared: Path | None = None,
+    ) -> None:
+        self._anatomy = anatomy
+        self._windows = windows
+        self._shared = shared
+        self._runner = BlockRunner(anatomy)
+        self._batches: dict[Part, list[Batch]] = {}
+        self._teacher_bytes = 0
+        self._cuts = self._all_cuts(fidelities)
+
+    @torch.no_grad()
+    def of(self, fidelity: Fidelity) -> list[Batch]:
+        """The batches of a fidelity: the first windows of its part.
+
+        Whatever is asked for the first time is prepared with the weights that the model has then, which must be
+        the dense ones.
+
+        Raises:
+            ValueError: if the object was not made for this fidelity.
+        """
+        cuts = self._cuts.get(fidelity.part, [])
+        wanted = self._n_windows(fidelity)
+        if wanted not in cuts:
+            raise ValueError(
+                f"Expected one of the fidelities that the evaluator was made for, got {fidelity.text!r}."
+            )
+        batches = self._batches.setdefault(fidelity.part, [])
+        bounds = cuts[: cuts.index(wanted) + 1]
+        for start, stop in list(pairwise([0, *bounds]))[len(batches) :]:
+            name = f"{fidelity.part}:{start}-{stop}"
+            batches.append(self._prepare(name, self._windows[fidelity.part][start:stop]))
+        return batches[: len(bounds)]
+
+    def _prepare(self, name: str, tokens: Int[Tensor, "batch length"]) -> Batch:
+        """Capture the blocks' arguments and compute the dense side, once."""
+        inputs = self._runner.start(tokens)
+        room = tokens.numel() * Teacher.bytes_per_token(self._anatomy)
+        keep = self._teacher_bytes + room <= TEACHER_BYTES
+        self._teacher_bytes += room if keep else 0
+        teacher = Teacher(
+            self._anatomy, lambda: self._runner.run(inputs), keep=keep, file=self._shared_file(tokens)
+        )
+        return Batch(name, tokens, inputs, teacher)
+
+    def _shared_file(self, tokens: Int[Tensor, "batch length"]) -> Path | None:
+        """Its name says what it is of: which model, in which precision, on which tokens."""
+        if self._shared is None:
+            return None
+        precision = str(self._anatomy.head.weight.dtype).removeprefix("torch.")
+        of = f"{self._shared.name}-{precision}-{tokens_sha256(tokens)[:16]}"
+        return self._shared.with_name(f"{of}.safetensors")
+
+    def _n_windows(self, fidelity: Fidelity) -> int:
+        windows = self._windows[fidelity.part]
+        count, rest = divmod(fidelity.n_tokens, windows.shape[1])
+        if rest or count > windows.shape[0]:
+            raise ValueError(
+                f"Expected a fidelity of whole windows of {windows.shape[1]} tokens, at most "
+                f"{windows.numel()} tokens in part {fidelity.part!r}, got {fidelity.n_tokens}."
+            )
+        return count
+
+    def _all_cuts(self, fidelities: Sequence[Fidelity]) -> dict[Part, list[int]]:
+        """Where batches end, in windows: at every fidelity, and between them at the batch size.
+
+        Fixed beforehand, so that a measurement does not depend on what was measured before it.
+        """
+        cuts: dict[Part, list[int]] = {}
+        for part in {fidelity.part for fidelity in fidelities}:
+            ends = sorted({self._n_windows(fidelity) for fidelity in fidelities if fidelity.part == part})
+            rows = max(1, BATCH_TOKENS // self._windows[part].shape[1])
+            between = (range(start + rows, stop, rows) for start, stop in pairwise([0, *ends]))
+            cuts[part] = sorted({*ends, *chain.from_iterable(between)})
+        return cuts
+
+    @torch.no_grad()
+    def live_losses(self, fidelity: Fidelity) -> dict[str, float]:
+        """``kl`` and ``ce`` of the model with the weights that it has now, in nats per position.
+
+        The fidelity must have been prepared by `of` while the model was dense.
+        """
+        sums = LossSums()
+        for batch in self.of(fidelity):
+            sums += loss_sums(self._anatomy, self._runner.run(batch.inputs), batch.tokens, batch.teacher)
+        return sums.means()

@@ -1,0 +1,138 @@
+"""What a worker in another process needs, as directories to read and a plain value that sets it up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from shutil import copytree, rmtree
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from secateur.evaluators.assembly import assemble_all
+from secateur.evaluators.cases import in_general
+from secateur.evaluators.data.windows import EvaluationData
+from secateur.evaluators.evaluator import Evaluator
+from secateur.evaluators.session import Plan, Workbench, set_threads
+from secateur.evaluators.tasks.task_set import TaskSet
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.loading import load_model, mappable
+from secateur.spaces.measurement import PARTS
+
+WINDOWS = "windows.safetensors"
+TRAINING = "training"
+"""Beside the parts that are measured on: the windows of light training."""
+
+TASKS = "tasks"
+"""Beside the windows: a copy of the task files."""
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """Sets up an evaluator with the bench's model, space and data, without its texts.
+
+    Args:
+        plan: of the bench.
+        space: of the bench.
+        cases: plans that candidates are measured by on this model, each with its space, by name.
+        threads: that the worker computes with.
+        fingerprint: of the model.
+        own: a model whose weights are mapped as they are, so that the workers of a node share one copy; the token
+            windows; the level store.
+        others: for the other models that candidates are measured on.
+    """
+
+    plan: Plan
+    space: Any
+    cases: Mapping[str, tuple[Plan, Any]]
+    threads: int
+    fingerprint: str
+    own: tuple[Path, Path, Path]
+    others: tuple[WorkerSetup, ...] = ()
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """What a worker reads: three directories a model."""
+        return (*self.own, *chain.from_iterable(other.own for other in self.others))
+
+    def __call__(self, directories: Sequence[Path]) -> Evaluator:
+        """The evaluator.
+
+        Args:
+            directories: those of the setup, as they are called on this node.
+        """
+        set_threads(self.threads)
+        found: dict[str, Evaluator] = {}
+        for number, setup in enumerate((self, *self.others)):
+            found |= setup.evaluators(*directories[3 * number : 3 * number + 3])
+        return in_general(found, self.space)
+
+    def evaluators(self, model: Path, windows: Path, levels: Path) -> dict[str, Evaluator]:
+        """The evaluator of each case on this model, by name."""
+        plan = self.plan
+        loaded = load_model(
+            str(model), dtype=plan.dtype, device=plan.device, trust_remote_code=plan.trust_remote_code
+        )
+        anatomy = dissect(loaded.model)
+        tokens = load_file(windows / WINDOWS)
+        data = EvaluationData(
+            anatomy,
+            {part: tokens[part] for part in PARTS if part in tokens},
+            plan.fidelities,
+            # One copy of the dense side of the loss for the workers of a node. Hidden, since it is no part of what is
+            # staged to other nodes, where other models may have the same windows.
+            shared=windows / f".dense-{self.fingerprint[:16]}",
+        )
+        tasks = None
+        if plan.tasks is not None:
+            there = replace(plan.tasks, directory=windows / TASKS)
+            tasks = TaskSet(there, loaded.model, loaded.tokenizer)
+        return assemble_all(
+            self.cases, anatomy, data, levels, training_windows=tokens.get(TRAINING), tasks=tasks
+        )
+
+
+def worker_setup(
+    bench: Workbench, directory: Path, levels: Path, *, threads: int, spread: bool
+) -> WorkerSetup:
+    """Write what workers read, and how to set them up.
+
+    Args:
+        bench: the driver's.
+        directory: for the windows; made if it is missing.
+        levels: the level store.
+        threads: that a worker computes with.
+        spread: put one model on all devices that a worker sees.
+
+    Raises:
+        OSError: if a directory can't be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    windows: list[tuple[str, Tensor]] = [*bench.windows.items()]
+    if bench.plan.training is not None:
+        windows.append((TRAINING, bench.training_windows()))
+    save_file({name: tokens.contiguous() for name, tokens in windows}, directory / WINDOWS)
+    if bench.plan.tasks is not None:
+        rmtree(directory / TASKS, ignore_errors=True)
+        copytree(bench.plan.tasks.directory, directory / TASKS)
+    weight = next(bench.anatomy.linears).weight
+    device = "spread" if spread else bench.plan.device
+
+    def there(plan: Plan) -> Plan:
+        return replace(plan, dtype=str(weight.dtype).removeprefix("torch."), device=device)
+
+    return WorkerSetup(
+        there(bench.plan),
+        bench.space,
+        {name: (there(plan), space) for name, (plan, space) in bench.cases.items()},
+        threads,
+        bench.loaded.fingerprint,
+        (mappable(bench.loaded), directory, levels),
+        tuple(
+            worker_setup(other, other.beside(directory), other.beside(levels), threads=threads, spread=spread)
+            for other in bench.others
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Calibration: statistics of the dense model, gradients, and the choice of windows."""

@@ -1,0 +1,149 @@
+"""Statistics on disk, by what they depend on: bounded in size, shared by the processes of a node."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from torch import Tensor
+
+from secateur.pruners.models.checkpoints.cache import locked
+from secateur.pruners.stores.block_files import LevelStoreError, check_room, load_block, save_block
+
+_N_LOCKS = 64
+"""Files that are locked, each for many keys: a file for each key would have to stay for ever."""
+
+_LOCK, _FRESH, _GONE = ".lock-", ".fresh-", ".gone-"
+
+
+class StatisticsCache:
+    """Entries of named tensors in files, one a piece; those used longest ago go when there are too many.
+
+    An entry is there whole or not at all, whenever its writer is killed. Tensors are mapped: the processes of a node
+    share one copy, and what is in use stays usable after its entry has gone. The limit holds after each `put`; what
+    other processes write at that moment comes on top. An entry's key is ``GROUP.PART``; groups are what is locked.
+
+    Args:
+        directory: made when it is needed.
+        limit_bytes: of all entries together; the one used last stays whatever its size.
+    """
+
+    def __init__(self, directory: Path, limit_bytes: int) -> None:
+        self.directory = directory
+        self.limit_bytes = limit_bytes
+
+    @contextmanager
+    def locked(self, group: str) -> Iterator[None]:
+        """Keep other processes from making entries of the group; look for one again once this is held."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with locked(self._lock(group)):
+            yield
+
+    def get(self, key: str) -> list[dict[str, Tensor]] | None:
+        """The pieces of an entry, mapped; None if it is not there. It now counts as the one used last."""
+        place = self.directory / key
+        try:
+            os.utime(place)
+            return _load(place)
+        except (FileNotFoundError, LevelStoreError):  # not there; or deleted meanwhile, or spoilt
+            return None
+
+    def make_room(self, n_bytes: int, what: str) -> None:
+        """Fail before work is done whose result could not be kept.
+
+        Args:
+            n_bytes: that will be put.
+            what: it is.
+
+        Raises:
+            LevelStoreError: if it is more than the limit, or than the disk can take.
+        """
+        if n_bytes > self.limit_bytes:
+            raise LevelStoreError(
+                f"Expected a cache of statistics of at least {n_bytes / 1e6:,.1f} MB for {what}, got a limit of "
+                f"{self.limit_bytes / 1e6:,.1f} MB. Raise `space.cache_gb`, or take a method that needs less."
+            )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._shrink(self.limit_bytes - n_bytes)
+        check_room(self.directory, n_bytes, "lower the limit of the cache", what)
+
+    def put(self, key: str, pieces: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Write an entry piece by piece, in place of what was there, while its group is locked.
+
+        Args:
+            key: ``GROUP.PART``, a file name.
+            pieces: contiguous tensors on the CPU that share no memory.
+
+        Returns:
+            The pieces, mapped.
+
+        Raises:
+            LevelStoreError: if it can't be written; then nothing is left of it.
+        """
+        fresh = self.directory / f"{_FRESH}{key}"
+        shutil.rmtree(fresh, ignore_errors=True)  # of a writer that was killed
+        fresh.mkdir()
+        try:
+            for index, tensors in enumerate(pieces):
+                save_block(tensors, fresh, index)
+            written = _load(fresh)
+            self._delete(self.directory / key)
+            fresh.rename(self.directory / key)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        self._shrink(self.limit_bytes)
+        return written
+
+    def _shrink(self, limit_bytes: int) -> None:
+        """Delete what killed processes left, and entries until the rest has at most so many bytes."""
+        entries = []
+        for place in self.directory.iterdir():
+            if place.name.startswith(_GONE):
+                shutil.rmtree(place, ignore_errors=True)
+            elif place.name.startswith(_FRESH):
+                self._sweep(place)
+            elif not place.name.startswith(_LOCK):
+                with suppress(FileNotFoundError):  # another process was quicker
+                    entries.append((place.stat().st_mtime_ns, _size(place), place))
+        entries.sort()
+        total = sum(n_bytes for _, n_bytes, _ in entries)
+        for _, n_bytes, place in entries[:-1]:
+            if total <= limit_bytes:
+                break
+            self._delete(place)
+            total -= n_bytes
+
+    def _delete(self, place: Path) -> None:
+        """Take it away in one step, so that nobody sees half of it, then delete it."""
+        gone = Path(tempfile.mkdtemp(prefix=_GONE, dir=self.directory))
+        with suppress(FileNotFoundError):
+            place.rename(gone / place.name)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def _sweep(self, fresh: Path) -> None:
+        """Delete what is half written, unless its writer lives."""
+        group = fresh.name.removeprefix(_FRESH).partition(".")[0]
+        with self._lock(group).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _lock(self, group: str) -> Path:
+        number = int(hashlib.sha256(group.encode()).hexdigest(), 16) % _N_LOCKS
+        return self.directory / f"{_LOCK}{number:02d}"
+
+
+def _load(entry: Path) -> list[dict[str, Tensor]]:
+    return [load_block(entry, index) for index in range(len(list(entry.iterdir())))]
+
+
+def _size(entry: Path) -> int:
+    return sum(file.stat().st_size for file in entry.iterdir())

@@ -1,0 +1,181 @@
+"""All that methods ask of the dense model on one choice of calibration windows: collected once, kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal, TypeAlias
+
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur.pruners.calibration.cache import StatisticsCache
+from secateur.pruners.calibration.dense_walk import (
+    gram_bytes,
+    influence_of,
+    inputs_of,
+    outputs_of,
+    walk_dense,
+)
+from secateur.pruners.calibration.forward_kinds import n_bytes
+from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
+from secateur.pruners.calibration.gradients import Gradients, collect_gradients
+from secateur.pruners.calibration.output_statistics import OutputStatistics
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.models.anatomy import Anatomy, Block
+from secateur.pruners.stores.block_files import digest_of
+
+Detail = Literal["moments", "gram"]
+Pieces: TypeAlias = Sequence[dict[str, Tensor]]
+"""Of each block, tensors by name."""
+VERSION = 1
+"""Of how statistics are made: a cache outlives an upgrade, and what an older collector left must not be found."""
+
+
+class CalibrationStatistics:
+    """Statistics of the dense model on calibration windows, from a cache where they are there.
+
+    What is asked for and not there is collected then; `prepare` does so in as few passes as possible: one walk over
+    the blocks for moments, Gram matrices and influences, and one pass for all gradients of one value. A result does
+    not depend on what else was collected, nor on whether it came from the cache. Whenever something is collected the
+    live model must be the dense one.
+
+    Tensors are mapped from files: not to be written to.
+
+    Args:
+        anatomy: the dense model.
+        tokens: calibration windows.
+        cache: keeps what is collected; the content of the windows is part of the key.
+        identity: of the model and its precision, in one text.
+        forward: signed gradients (`mean`) are estimated by forward passes; other kinds are refused.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        tokens: Int[Tensor, "windows length"],
+        cache: StatisticsCache,
+        identity: str,
+        *,
+        forward: bool = False,
+    ) -> None:
+        self._anatomy = anatomy
+        self._tokens = tokens
+        self._cache = cache
+        self._forward = forward
+        content = hashlib.sha256(tokens.cpu().contiguous().numpy().astype("<i8").tobytes()).hexdigest()
+        record = {"made": VERSION, "model": identity, "tokens": content, "shape": list(tokens.shape)}
+        self._group = digest_of(record)[:32]
+        self._parts: dict[str, Pieces] = {}
+
+    def prepare(
+        self,
+        *,
+        inputs: Detail | None = None,
+        outputs: Detail | None = None,
+        gradients: Collection[Kind] = (),
+    ) -> None:
+        """Collect what is missing.
+
+        Args:
+            inputs: of all projections: moments of their inputs, or Gram matrices, too.
+            outputs: likewise of output projections.
+            gradients: kinds of them.
+
+        Raises:
+            LevelStoreError: if there is no room for it, in the cache or on its disk; before it is collected.
+            ValueError: as `collect_gradients` does, e.g. on too little memory, or if a kind can't be estimated.
+        """
+        kinds = [self._source(kind) for kind in gradients]
+        gram = "gram" in (inputs, outputs)
+        walks = gram or inputs is not None or outputs is not None
+        if not self._missing(kinds) and not (walks and self._walked(gram) is None):
+            return
+        with self._cache.locked(
+            self._group
+        ):  # and look again: another process may have collected it meanwhile
+            if missing := self._missing(kinds):
+                self._collect_gradients(missing)
+            if walks and self._walked(gram) is None:
+                self._walk(gram)
+
+    def inputs(self, block: int, gram: bool = False) -> dict[str, InputStatistics]:
+        """Of the projections of a block, by their full names; those that read the same input share one object."""
+        piece = self._of_walk(gram)[block]
+        return inputs_of(piece, self._anatomy.blocks[block], self._tokens.numel(), gram=gram)
+
+    def outputs(self, block: int, gram: bool = False) -> dict[str, OutputStatistics]:
+        """Of the output projections of a block, by their full names."""
+        piece = self._of_walk(gram)[block]
+        return outputs_of(piece, self._anatomy.blocks[block], self._tokens.numel(), gram=gram)
+
+    @property
+    def influence(self) -> tuple[float, ...]:
+        """Of each block, see `BlockOutputs`."""
+        return tuple(influence_of(piece) for piece in self._of_walk(gram=False))
+
+    def gradients(self, kinds: Collection[Kind]) -> dict[Kind, Gradients]:
+        """By kind and the projection's full name, as `collect_gradients` gives them, on the CPU."""
+        self.prepare(gradients=kinds)
+        parts = {kind: self._parts[_name(self._source(kind))] for kind in kinds}
+        return {kind: {k: v for piece in pieces for k, v in piece.items()} for kind, pieces in parts.items()}
+
+    def whole(self, kinds: Collection[Kind] = ()) -> ModelStatistics:
+        """What is known about the model as a whole, with these kinds of gradients."""
+        return ModelStatistics(len(self._anatomy.blocks), self.gradients(kinds))
+
+    def _source(self, kind: Kind) -> Kind:
+        """The kind that is collected for this one."""
+        if not self._forward or kind not in KINDS:
+            return kind
+        if kind != "mean":
+            raise ValueError(
+                "Expected `gradients: forward` with a metric that takes signed means of gradients alone, got one "
+                f"that takes {kind!r}. Say `gradients: backward`, or take another metric."
+            )
+        return "forward"
+
+    def _missing(self, kinds: Collection[Kind]) -> list[Kind]:
+        return [kind for kind in kinds if self._part(_name(kind)) is None]
+
+    def _part(self, name: str) -> Pieces | None:
+        """What is there already: read once, then at hand."""
+        if name not in self._parts:
+            kept = self._cache.get(f"{self._group}.{name}")
+            if kept is None:
+                return None
+            self._parts[name] = kept
+        return self._parts[name]
+
+    def _walked(self, gram: bool) -> Pieces | None:
+        """What a walk found; one that collected Gram matrices serves for moments, too."""
+        names = ["gram"] if gram else sorted(("gram", "moments"), key=lambda name: name not in self._parts)
+        return next((pieces for name in names if (pieces := self._part(name)) is not None), None)
+
+    def _of_walk(self, gram: bool) -> Pieces:
+        self.prepare(inputs="gram" if gram else "moments")
+        pieces = self._walked(gram)
+        assert pieces is not None, "what is prepared stays at hand"
+        return pieces
+
+    def _walk(self, gram: bool) -> None:
+        name = "gram" if gram else "moments"
+        self._cache.make_room(gram_bytes(self._anatomy) if gram else 0, f"the {name} of inputs")
+        self._put(name, walk_dense(self._anatomy, self._tokens, gram=gram))
+
+    def _collect_gradients(self, kinds: Sequence[Kind]) -> None:
+        n_weights = sum(linear.n_weights for linear in self._anatomy.linears)
+        self._cache.make_room(sum(map(n_bytes, kinds)) * n_weights, "gradients")
+        for kind, by_name in collect_gradients(self._anatomy, self._tokens, kinds).items():
+            self._put(_name(kind), (_of_block(block, by_name) for block in self._anatomy.blocks))
+
+    def _put(self, name: str, pieces: Iterable[dict[str, Tensor]]) -> None:
+        self._parts[name] = self._cache.put(f"{self._group}.{name}", pieces)
+
+
+def _of_block(block: Block, by_name: Gradients) -> dict[str, Tensor]:
+    return {x.name: by_name[x.name].contiguous().cpu() for x in block.linears if x.name in by_name}
+
+
+def _name(kind: Kind) -> str:
+    return f"gradients-{kind}"

@@ -1,0 +1,49 @@
+"""What is known of the whole dense model by forward passes alone: a registry beside `gradient_kinds.KINDS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
+from secateur.pruners.calibration.zeroth_order import estimate_bytes, estimate_gradients
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.structure.perturbation import perturbation_bytes, perturbation_scores
+
+
+@dataclass(frozen=True)
+class ForwardKind:
+    """A row of the registry.
+
+    Args:
+        collect: from the dense model and calibration windows to what is found, by the projection's full name.
+        work_bytes: what that takes beyond the model, for windows of so many tokens.
+        n_bytes: a weight, where it is kept.
+        summary: one line for people.
+    """
+
+    collect: Callable[[Anatomy, Int[Tensor, "windows length"]], dict[str, Float[Tensor, "..."]]]
+    work_bytes: Callable[[Anatomy, int], int]
+    n_bytes: int
+    summary: str
+
+
+FORWARD_KINDS: dict[Kind, ForwardKind] = {
+    "forward": ForwardKind(
+        estimate_gradients, estimate_bytes, 4, "an estimate of the mean over the windows, signed"
+    ),
+    "perturbed": ForwardKind(
+        perturbation_scores,
+        perturbation_bytes,
+        0,
+        "effect of leaving out a unit, by regression over random masks; at output projections",
+    ),
+}
+
+
+def n_bytes(kind: Kind) -> int:
+    """Bytes a weight of what is kept of a kind, in either registry."""
+    return (KINDS[kind] if kind in KINDS else FORWARD_KINDS[kind]).n_bytes

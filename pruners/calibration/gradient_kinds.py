@@ -1,0 +1,78 @@
+"""What may be kept of the gradients of the calibration windows: a registry of plain accumulators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from secateur.pruners.models.anatomy import Linear
+
+Kind = Literal["rms", "mean", "sums", "logits", "forward", "perturbed"]
+"""The last two need no backward pass: `forward_kinds.FORWARD_KINDS`; the others are `KINDS`."""
+
+Value: TypeAlias = Callable[[Float[Tensor, "length vocab"], Int[Tensor, " length"]], Float[Tensor, ""]]
+
+
+def cross_entropy(logits: Float[Tensor, "length vocab"], tokens: Int[Tensor, " length"]) -> Float[Tensor, ""]:
+    """Mean over the window of the next token's, in nats."""
+    return F.cross_entropy(logits[:-1].float(), tokens[1:].to(logits.device))
+
+
+def peak_logits(logits: Float[Tensor, "length vocab"], tokens: Int[Tensor, " length"]) -> Float[Tensor, ""]:
+    """Mean over the vocabulary of the largest logit over the window's positions (NIRVANA, arXiv 2509.14230)."""
+    return logits.float().amax(0).mean()
+
+
+@dataclass(frozen=True)
+class GradientKind:
+    """A row of the registry.
+
+    Args:
+        value: what is differentiated, of a window's logits and tokens; kinds of one value share a pass.
+        of_window: what is added up, of a projection and its ``out in`` gradient on one window.
+        root: the sum is one of squares: its mean's square root is wanted, else the mean.
+        n_bytes: a weight, while it is collected and where it is kept.
+        summary: one line for people.
+    """
+
+    value: Value
+    of_window: Callable[[Linear, Float[Tensor, "out in"]], Float[Tensor, "..."]]
+    root: bool
+    n_bytes: int
+    summary: str
+
+
+def effects(linear: Linear, gradient: Float[Tensor, "out in"]) -> Float[Tensor, " units_axis"]:
+    """Sum of ``w g`` over each row, or over each column of output projections: along what units are made of."""
+    return (linear.weight.float() * gradient).sum(0 if linear.role in ("o", "down") else 1)
+
+
+KINDS: dict[Kind, GradientKind] = {
+    "rms": GradientKind(
+        cross_entropy, lambda linear, g: g.square(), True, 4, "root mean square over the windows, unsigned"
+    ),
+    "mean": GradientKind(cross_entropy, lambda linear, g: g, False, 4, "mean over the windows, signed"),
+    "sums": GradientKind(
+        cross_entropy,
+        lambda linear, g: effects(linear, g).square(),
+        True,
+        0,
+        "root mean square over the windows of the sum of w g over a row (a column of output projections)",
+    ),
+    "logits": GradientKind(
+        peak_logits, lambda linear, g: g, False, 4, "of the logits' peaks in place of the loss; mean, signed"
+    ),
+}
+
+
+def empty_like(kind: Kind, linear: Linear) -> Float[Tensor, "..."]:
+    """Nothing added up yet, in fp32, on the projection's device."""
+    return torch.zeros_like(
+        KINDS[kind].of_window(linear, torch.zeros_like(linear.weight, dtype=torch.float32))
+    )

@@ -1,0 +1,247 @@
+"""Gradients of the dense model's loss: one pass over the calibration windows for all projections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
+from secateur.pruners.calibration.gradient_kinds import KINDS, Kind, Value, empty_like
+from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.models.anatomy import Anatomy, Linear
+from secateur.pruners.models.memory import check_memory
+from secateur.pruners.models.precision import fp32_bytes, in_fp32
+
+Gradients: TypeAlias = dict[str, Tensor]
+"""By the projection's full name."""
+
+
+@torch.enable_grad()
+def collect_gradients(
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    kinds: Collection[Kind],
+    *,
+    on_window: Callable[[int], None] = lambda index: None,
+) -> dict[Kind, Gradients]:
+    """What is asked for of the gradients of the calibration windows: one pass for all kinds of one value.
+
+    The computation is in fp32 whatever the model's dtype, window by window, so the result does not depend on
+    batches. Kinds that need no backward pass are collected by what `FORWARD_KINDS` says. Memory: see
+    `gradient_bytes`; it is checked first.
+
+    Args:
+        anatomy: the dense model; left as it was.
+        tokens: calibration windows of at least two tokens.
+        kinds: rows of `KINDS` or of `FORWARD_KINDS`.
+        on_window: told the index of each window that is done, in each backward pass.
+
+    Returns:
+        By kind, for each projection by its full name, in fp32 on the projection's device: an ``out in`` matrix,
+        for `sums` a vector, for `perturbed` a score a unit, of output projections alone.
+
+    Raises:
+        ValueError: if a gradient is not finite, or there is too little memory.
+    """
+    check_gradients(anatomy, kinds, tokens.shape[1])
+    forward = {kind: FORWARD_KINDS[kind] for kind in kinds if kind in FORWARD_KINDS}
+    found: dict[Kind, Gradients] = {
+        kind: {linear.name: empty_like(kind, linear) for linear in anatomy.linears}
+        for kind in kinds
+        if kind not in forward
+    }
+    for value in dict.fromkeys(KINDS[kind].value for kind in found):
+        _pass(anatomy, tokens, value, {k: x for k, x in found.items() if KINDS[k].value is value}, on_window)
+    for kind, by_name in found.items():
+        _finish(kind, by_name, len(tokens))
+    return found | {kind: row.collect(anatomy, tokens) for kind, row in forward.items()}
+
+
+def rms_gradients(
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    *,
+    on_window: Callable[[int], None] = lambda index: None,
+) -> dict[str, Float[Tensor, "_ _"]]:
+    """Root mean square over the windows of the gradient of a window's mean cross-entropy, in nats per token.
+
+    So it is unsigned; its square is the diagonal of the empirical Fisher matrix, a sample a window. Pruner-Zero
+    (arXiv 2406.02924) and GBLM (arXiv 2311.04902) take the same sum of squares over calibration samples; theirs is
+    larger by a constant, the square root of the number of samples times 100, and is kept in fp16, where small
+    gradients vanish.
+
+    Args:
+        anatomy, tokens, on_window: see `collect_gradients`.
+
+    Returns:
+        For each projection by its full name an ``out in`` matrix in fp32, on the projection's device.
+    """
+    kind: Kind = "rms"
+    return collect_gradients(anatomy, tokens, (kind,), on_window=on_window)[kind]
+
+
+def check_gradients(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> None:
+    """Raise a ValueError unless there is the memory to collect them from windows of so many tokens."""
+    if not kinds:
+        return
+    check_memory(
+        gradient_bytes(anatomy, kinds, length),
+        anatomy.embedding.weight.device,
+        f"gradients of windows of {length} tokens",
+        "Use shorter windows, or a method without gradients (`secateur list methods`).",
+    )
+
+
+def gradient_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> int:
+    """About what `collect_gradients` takes beyond the model, in bytes: what is asked for, and one window's work.
+
+    Args:
+        anatomy: the model.
+        kinds: what is asked for.
+        length: tokens of a window.
+    """
+    forward = [FORWARD_KINDS[kind].work_bytes(anatomy, length) for kind in kinds if kind in FORWARD_KINDS]
+    backward = [kind for kind in kinds if kind in KINDS]
+    return sum(forward) + (_backward_bytes(anatomy, backward, length) if backward else 0)
+
+
+def _backward_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> int:
+    linears = list(anatomy.linears)
+    kept = sum(KINDS[kind].n_bytes for kind in kinds) * sum(linear.n_weights for linear in linears)
+    halves = fp32_bytes(anatomy.model)  # in fp32 meanwhile
+    activations = length * sum(linear.out_features for linear in linears) * 4
+    scores = sum(block.n_heads for block in anatomy.blocks) * length**2 * 4
+    logits = 3 * length * anatomy.vocab_size * 4  # they, their softmax and their gradient
+    largest = max(linear.n_weights for linear in linears) * 8  # its gradient, and what is added
+    return kept + halves + activations + scores + logits + largest
+
+
+def _pass(
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    value: Value,
+    found: Mapping[Kind, Gradients],
+    on_window: Callable[[int], None],
+) -> None:
+    """Add up, over the windows, the kinds that are made from gradients of one value."""
+    with ExitStack() as stack:
+        stack.enter_context(in_fp32(anatomy.model))
+        for linear in anatomy.linears:
+            totals = {kind: by_name[linear.name] for kind, by_name in found.items()}
+            stack.enter_context(_adding(linear, totals))
+        for index, window in enumerate(tokens):
+            inputs = window[None].to(anatomy.embedding.weight.device)
+            value(anatomy.model(input_ids=inputs, use_cache=False).logits[0], inputs[0]).backward()
+            on_window(index)
+
+
+def _finish(kind: Kind, by_name: Gradients, n_windows: int) -> None:
+    """Sums become means, or root mean squares, in place."""
+    for name, total in by_name.items():
+        if not torch.isfinite(total).all():
+            raise ValueError(
+                f"Expected finite gradients, got NaN or infinity at {name}. Check the calibration text."
+            )
+        total.div_(n_windows)
+        if KINDS[kind].root:
+            total.sqrt_()
+
+
+@contextmanager
+def _adding(linear: Linear, totals: Mapping[Kind, Tensor]) -> Iterator[None]:
+    """While it lasts, what is wanted of the weight's gradient is added as soon as it is there, and let go."""
+    weight: nn.Parameter = linear.module.weight  # type: ignore[assignment]
+
+    def add(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.T if linear.transposed else parameter.grad
+        parameter.grad = None
+        with torch.no_grad():
+            for kind, total in totals.items():
+                total.add_(KINDS[kind].of_window(linear, gradient))
+
+    needed_before = weight.requires_grad
+    weight.requires_grad_(True)
+    hook = weight.register_post_accumulate_grad_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
+        weight.grad = None
+        weight.requires_grad_(needed_before)
+
+
+def save_gradients(path: Path, gradients: Gradients, identity: str) -> None:
+    """Write them, whole or not at all.
+
+    Args:
+        path: of a safetensors file.
+        gradients: by the projection's full name.
+        identity: what they depend on, in one text.
+
+    Raises:
+        OSError, SafetensorError: if the file can't be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in gradients.items()}
+    try:
+        save_file(tensors, temporary, metadata={"identity": identity})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_gradients(path: Path, identity: str) -> Gradients | None:
+    """What `save_gradients` wrote under this identity, mapped; None if it is not there."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("identity") != identity:
+                return None
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
+
+
+def model_statistics(
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    *,
+    gradients: Collection[Kind],
+    path: Path | None = None,
+    identity: str = "",
+) -> ModelStatistics:
+    """What is known about the dense model as a whole.
+
+    Args:
+        anatomy: the dense model.
+        tokens: calibration windows.
+        gradients: kinds of them to collect.
+        path: file that keeps gradients (see `kind_path`), and is read if it holds those of this identity; None to
+            keep none.
+        identity: what the gradients depend on, in one text.
+
+    Raises:
+        OSError, SafetensorError: if the file can't be written.
+        ValueError: as `collect_gradients` does.
+    """
+    known = {kind: load_gradients(kind_path(path, kind), identity) if path else None for kind in gradients}
+    found = {kind: by_name for kind, by_name in known.items() if by_name is not None}
+    missing = [kind for kind in gradients if kind not in found]
+    for kind, by_name in collect_gradients(anatomy, tokens, missing).items() if missing else ():
+        if path:
+            save_gradients(kind_path(path, kind), by_name, identity)
+        found[kind] = by_name
+    return ModelStatistics(len(anatomy.blocks), found)
+
+
+def kind_path(path: Path, kind: Kind) -> Path:
+    """The file of a kind, beside that of the unsigned gradients, which has the plain name."""
+    return path if kind == "rms" else path.with_stem(f"{path.stem}-{kind}")

@@ -1,0 +1,152 @@
+"""What calibration windows are chosen from: tokens of each source, and how the dense model sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float32, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from secateur.evaluators.data.text import Text
+from secateur.evaluators.data.tokens import tokenize
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.runner import BlockRunner
+from secateur.spaces.recipe.keys import CHUNK
+
+_BATCH_CHUNKS = 32
+"""Chunks that go through the model together; their logits are held at a time."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Tokens of one source.
+
+    What is known of a chunk is so without what stands before it: the losses of its first tokens are high, alike for
+    all chunks.
+
+    Args:
+        tokens: ids of consecutive tokens of the text.
+        nll: of each whole chunk, the dense model's mean loss of its next tokens, in nats; None if not looked at.
+        states: of each whole chunk, the mean over its tokens of what the head reads; None if not looked at.
+    """
+
+    tokens: Int64[Tensor, " tokens"]
+    nll: Float32[Tensor, " chunks"] | None = None
+    states: Float32[Tensor, "chunks width"] | None = None
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, text: Text, n_tokens: int) -> Int64[Tensor, " tokens"]:
+    """So many token ids of the beginning of a text, or all of them if there are fewer."""
+    return tokenize(tokenizer, text.text)[:n_tokens]
+
+
+def build_pools(
+    anatomy: Anatomy,
+    tokens: Mapping[str, Int64[Tensor, " tokens"]],
+    *,
+    look: bool,
+    on_share: Callable[[float], None] = lambda share: None,
+) -> dict[str, Pool]:
+    """The pool of each source.
+
+    Args:
+        anatomy: the dense model.
+        tokens: by the source's name.
+        look: have the model look at them, one forward pass over all: what choices by loss and by clusters need.
+        on_share: told after each batch of chunks which share of all tokens has been looked at.
+    """
+    if not look:
+        return {name: Pool(ids) for name, ids in tokens.items()}
+    n_all = sum(_n_whole(ids) for ids in tokens.values())
+    n_done = 0
+
+    def on_tokens(n: int) -> None:
+        nonlocal n_done
+        n_done += n
+        on_share(n_done / n_all)
+
+    return {name: _look(anatomy, ids, on_tokens) for name, ids in tokens.items()}
+
+
+def _n_whole(tokens: Int64[Tensor, " tokens"]) -> int:
+    """Of them in whole chunks."""
+    return len(tokens) // CHUNK * CHUNK
+
+
+@torch.no_grad()
+def _look(anatomy: Anatomy, tokens: Int64[Tensor, " tokens"], on_tokens: Callable[[int], None]) -> Pool:
+    runner = BlockRunner(anatomy)
+    losses, states = [torch.empty(0)], [torch.empty(0, anatomy.width)]
+    chunks = tokens[: _n_whole(tokens)].view(-1, CHUNK)
+    for part in chunks.split(_BATCH_CHUNKS) if len(chunks) else ():
+        read = anatomy.tail(runner.run(runner.start(part)))
+        logits = anatomy.logits(read)[:, :-1].float()
+        nll = F.cross_entropy(logits.transpose(1, 2), part[:, 1:].to(logits.device), reduction="none")
+        losses.append(nll.mean(1).cpu())
+        states.append(read.float().mean(1).cpu())
+        on_tokens(part.numel())
+    return Pool(tokens, torch.cat(losses), torch.cat(states))
+
+
+def pool_identity(model: str, texts: Mapping[str, Text], n_tokens: int, *, look: bool) -> str:
+    """What pools depend on, as one hash.
+
+    Args:
+        model: its fingerprint and precision, in one text.
+        texts: of the sources, by name.
+        n_tokens: of each source, at most.
+        look: see `build_pools`.
+    """
+    hashes = {name: text.sha256 for name, text in texts.items()}
+    record = {"model": model, "texts": hashes, "tokens": n_tokens, "look": look, "chunk": CHUNK}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def save_pools(path: Path, pools: Mapping[str, Pool], identity: str) -> None:
+    """Write them into one safetensors file, whole or not at all.
+
+    Raises:
+        OSError, SafetensorError: if it can't be written.
+    """
+    tensors = {
+        f"{field}.{name}": tensor.contiguous()
+        for name, pool in pools.items()
+        for field, tensor in vars(pool).items()
+        if tensor is not None
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_file(tensors, temporary, metadata={"identity": identity})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_pools(path: Path, identity: str | None = None) -> dict[str, Pool] | None:
+    """What `save_pools` wrote, mapped; None if it is not there, or was written under another identity.
+
+    Args:
+        path: of the file.
+        identity: that it must have been written under; None: any.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            if identity is not None and (file.metadata() or {}).get("identity") != identity:
+                return None
+        tensors = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    by_source: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        field, _, name = key.partition(".")
+        by_source.setdefault(name, {})[field] = tensor
+    return {name: Pool(**fields) for name, fields in by_source.items()}

@@ -1,1 +1,0 @@
-"""Where models come from: directories, the hub, GGUF files, and the cache of converted ones."""

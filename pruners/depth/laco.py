@@ -1,0 +1,97 @@
+"""LaCo: blocks that go are merged into the one before them, as a sum of differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from secateur.pruners.calibration.states import stream_states
+from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.depth.merge_targets import Run, family_of, pointed, runs_of, scores_from
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.runner import BlockInputs, BlockRunner
+
+THRESHOLDS = (0.9, 0.75, 0.6, 0.45)
+"""Similarities above which a merge is accepted; 0.45 to 0.75 are the paper's."""
+
+N_SENTENCES, SENTENCE_TOKENS = 5, 32
+
+
+@torch.no_grad()
+def summed_differences(anatomy: Anatomy, run: Run) -> dict[str, Tensor]:
+    """The heir's parameters with those of all that it stands for, from the dense model.
+
+    ``theta* = theta_l + sum over i of (theta_l+i - theta_l)`` (LaCo, Yang et al. 2024, arXiv 2402.11187, the
+    rule in its text). The released code subtracts the weight merged so far instead, which telescopes to
+    ``theta_l+k``: the last of the blocks, with the norms of the first. This is what the text says, for norms and
+    biases too. One block alone is merged into another by taking its place: then the heir goes, in effect.
+
+    Sums in fp32; the result has the dtype of the model.
+    """
+    first, *others = family_of(anatomy, run)
+    merged = {}
+    for name, theta in first.items():
+        total = sum(other[name].float() for other in others)
+        merged[name] = (total - (len(others) - 1) * theta.float()).to(theta.dtype)
+    return merged
+
+
+def by_acceptance(
+    anatomy: Anatomy, tokens: Int[Tensor, "windows length"], whole: ModelStatistics
+) -> tuple[float, ...]:
+    """Blocks go first whose merge into the block before was accepted first (LaCo, algorithm 1).
+
+    From the last block down each is merged tentatively, along with those merged before, and stays merged if the
+    mean cosine of the model's last hidden states, normed, with those of the dense one exceeds a threshold.
+    Sentences are the first 32 tokens of five windows, each one vector. To give one order for all budgets the
+    threshold falls from pass to pass (`THRESHOLDS`), and one block is merged at a time, where the paper fixes the
+    threshold and the number of blocks in one merge; what no pass accepted goes from the last down. Every merge is
+    `summed_differences` of dense blocks. It takes half as many short forward passes as blocks times thresholds.
+    """
+    trial = _Trial(anatomy, tokens[:N_SENTENCES, :SENTENCE_TOKENS])
+    downwards = range(len(anatomy.blocks) - 1, 0, -1)
+    order: list[int] = []
+    for threshold in THRESHOLDS:
+        for index in downwards:
+            if index not in order and trial.similarity([*order, index]) > threshold:
+                order.append(index)
+    rest = (index for index in downwards if index not in order)
+    return scores_from([*order, *rest], len(anatomy.blocks))
+
+
+class _Trial:
+    """Merged models next to the dense one, on a few tokens.
+
+    Args:
+        anatomy: the dense model.
+        tokens: a sentence a row.
+    """
+
+    def __init__(self, anatomy: Anatomy, tokens: Int[Tensor, "sentences length"]) -> None:
+        self._anatomy, self._runner = anatomy, BlockRunner(anatomy)
+        self._inputs: BlockInputs = self._runner.start(tokens)
+        self._states = list(stream_states(anatomy, tokens))
+        self._wanted = self._vectors(self._states[-1])
+
+    def similarity(self, dropped: Sequence[int]) -> float:
+        """Mean cosine, over the sentences, between the model without these blocks and the dense one."""
+        runs = {run.heir: run for run in runs_of(dropped, len(self._anatomy.blocks))}
+        first = min(runs)
+        hidden = self._states[first]
+        for block in self._anatomy.blocks[first:]:
+            if block.index in runs:
+                with pointed(block, summed_differences(self._anatomy, runs[block.index])):
+                    hidden = self._runner.block(block.index, hidden, self._inputs)
+            elif block.index not in dropped:
+                hidden = self._runner.block(block.index, hidden, self._inputs)
+        return float(cosine_similarity(self._vectors(hidden), self._wanted, dim=1).mean())
+
+    @torch.no_grad()
+    def _vectors(
+        self, hidden: Float[Tensor, "sentences length width"]
+    ) -> Float[Tensor, "sentences features"]:
+        return self._anatomy.tail(hidden).double().flatten(1)

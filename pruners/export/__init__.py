@@ -1,0 +1,1 @@
+"""Export of pruned models: formats, checks, manifest and model card."""

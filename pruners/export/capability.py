@@ -1,0 +1,60 @@
+"""Whether the form in which a space's models will be saved can carry all of them: asked before the search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur.pruners.export.registry import ANY, FORMATS, check_format
+from secateur.pruners.export.stock import stock_groups, takes_biases
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.structure.refit import REPAIRS
+
+HETEROGENEOUS = "hf"
+"""Carries blocks of different shapes, in some families."""
+PARENT_CLASS = ("hf-stock", "hf-padded")
+"""Carry what the parent's class has a place for."""
+
+
+def check_carrier(space: Any, anatomy: Anatomy) -> None:
+    """See that an export can carry what will be found.
+
+    Args:
+        space: settings of a space of architectures.
+        anatomy: the dense model.
+
+    Raises:
+        ValueError: if not; the settings that work are named.
+    """
+    check_format(anatomy.family, space.target_format)
+    free = not space.all_alike and space.rules.units != {"blocks"}
+    if free and space.target_format == ANY and not _takes_shapes(anatomy):
+        raise ValueError(
+            f"Expected a family whose blocks may have shapes of their own "
+            f"({', '.join(FORMATS[HETEROGENEOUS].families or ())}), got {anatomy.family!r}. Set `space.target_format` "
+            f"to hf-stock (all kept blocks alike) or hf-padded (dense shapes with zeros: a study of quality), or "
+            f"`space.units` to [blocks]."
+        )
+    biased = [name for name in space.repairs if REPAIRS[name].gives in ("bias", "both")]
+    if biased and space.target_format in PARENT_CLASS and not takes_biases(anatomy):
+        others = ", ".join(name for name, row in REPAIRS.items() if row.gives in ("nothing", "weight"))
+        raise ValueError(
+            f"Expected a `space.repair` that adds no bias, as the stock class of {anatomy.family} has no place for "
+            f"one, got {biased[0]}. Choose among {others}, or another `space.target_format`."
+        )
+
+
+def held_groups(space: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
+    """Numbers of KV groups that blocks which are all alike may keep; None: any.
+
+    Args:
+        space: settings of a space whose candidates are really smaller.
+        anatomy: the dense model.
+    """
+    if not getattr(space, "all_alike", False):
+        return None
+    stock = space.target_format == "hf-stock" or (space.target_format == ANY and not _takes_shapes(anatomy))
+    return stock_groups(anatomy) if stock else None
+
+
+def _takes_shapes(anatomy: Anatomy) -> bool:
+    return anatomy.family in (FORMATS[HETEROGENEOUS].families or ())

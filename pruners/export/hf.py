@@ -1,0 +1,90 @@
+"""Saves a structured model as a directory that transformers loads, and checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from secateur.pruners.export import heterogeneous
+from secateur.pruners.export.cut import CutModel, stored
+from secateur.pruners.export.directory import Form, write_form
+from secateur.pruners.export.export_check import TOLERANCES, check_saved, dtype_name
+from secateur.pruners.export.job import Job, Saved
+from secateur.pruners.export.padded import padded_model
+from secateur.pruners.export.stock import NotStockError, stock_model
+
+Made = tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]
+"""Content of the config, weights, and code files by name."""
+
+
+def any_form(cut: CutModel, parent: str) -> Made:
+    """The stock form if there is one, else the heterogeneous one."""
+    try:
+        return *stock_model(cut), {}
+    except NotStockError as error:
+        family = cut.anatomy.family
+        if family not in heterogeneous.FAMILIES:
+            raise ValueError(
+                f"Expected a family whose blocks may have shapes of their own "
+                f"({', '.join(heterogeneous.FAMILIES)}), got {family!r}, and {error}. Use the format hf-padded, or "
+                "search with `space.target_format: hf-stock`."
+            ) from error
+        return heterogeneous.heterogeneous_model(cut, parent)
+
+
+def stock_form(cut: CutModel, parent: str) -> Made:
+    """The stock form, or a ValueError that says why there is none."""
+    try:
+        return *stock_model(cut), {}
+    except NotStockError as error:
+        raise ValueError(
+            f"Expected a model that a stock class of {cut.anatomy.family} can hold, got one that it can't: {error}. "
+            "Use the format hf, or search with `space.target_format: hf-stock`."
+        ) from error
+
+
+def padded_form(cut: CutModel, parent: str) -> Made:
+    """The dense shapes with zeros."""
+    try:
+        return *padded_model(cut), {}
+    except NotStockError as error:
+        raise ValueError(
+            f"Expected a model that fits the parent's class, got one that doesn't: {error}. Use the format hf, or a "
+            "repair without biases."
+        ) from error
+
+
+def check_hf(
+    make: Callable[[CutModel, str], Made], cut: CutModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise a ValueError if a planned model has no such form."""
+    make(cut, "")
+
+
+def save_hf(make: Callable[[CutModel, str], Made], job: Job, made: Path, scratch: Path) -> Saved:
+    """Write the form that `make` gives, load it in a fresh process and compare it with the live model.
+
+    Raises:
+        ValueError: if the model has no such form.
+        ExportError: if what was loaded differs.
+    """
+    content, weights, code = make(job.cut, job.parent)
+    tensors, lossy = stored(weights, job.dtype)
+    model: Any = job.cut.anatomy.model
+    write_form(Form(content | {"dtype": dtype_name(job.dtype)}, tensors, code), model, job.tokenizer, made)
+    comparison = check_saved(
+        made,
+        scratch,
+        model,
+        job.tokenizer,
+        zeros={},
+        tokens=job.tokens,
+        tolerance=max(TOLERANCES[model.dtype], TOLERANCES[job.dtype] if lossy else 0.0),
+        trust_remote_code=bool(code),
+    )
+    n_params = sum(weight.numel() for weight in weights.values())
+    return Saved(comparison, n_params, smaller=make is not padded_form)

@@ -1,0 +1,66 @@
+"""Dense shapes with zeros where something was removed, for those who must have the parent's class and config."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.pruners.export.cut import CutModel
+from secateur.pruners.export.stock import fit
+from secateur.pruners.models.layout import Form, Placement, place
+
+# Fused projections that join q, k and v head by head; the others join all q, all k, all v.
+_INTERLEAVED = ("query_key_value",)
+
+
+def padded_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The dense config's content and weights of the dense shapes: the kept units first, then zeros.
+
+    A head of zeros has values of zero, a channel of zeros is multiplied by zero: the logits are those of the cut
+    model. Nothing is smaller or faster.
+
+    Raises:
+        NotStockError: if the class has no place for a bias that a repair added.
+    """
+    live = dict(cut.anatomy.model.named_parameters())
+    weights = {name: parameter.detach() for name, parameter in live.items() if parameter.numel()}
+    for block, kept in zip(cut.anatomy.blocks, cut.kept, strict=True):
+        for kind, n_kept, n_units in (
+            ("attention", kept.kv_groups, block.n_kv_heads),
+            ("mlp", kept.ffn, block.ffn_width),
+        ):
+            fused = any(linear.name.endswith(_INTERLEAVED) for linear in block.linears)
+            form: Form = "interleaved" if fused else "contiguous"
+            for placement in place(block, kind, form):  # type: ignore[arg-type]  # a literal in a tuple
+                _pad_linear(weights, placement, n_kept, n_units)
+    for name, parameter in cut.skeleton(cut.config).named_parameters():
+        weights.setdefault(name, torch.zeros(parameter.shape, dtype=cut.anatomy.head.weight.dtype))
+    return fit(cut, cut.config.to_dict(), weights)
+
+
+def _pad_linear(weights: dict[str, Tensor], placement: Placement, n_kept: int, n_units: int) -> None:
+    """Put the padded weight and bias of a projection in place of the cut ones, unless it is removed."""
+    linear = placement.linear
+    if f"{linear.name}.weight" not in weights:
+        return
+    padded = pad(linear.weight, placement, n_kept, n_units)
+    weights[f"{linear.name}.weight"] = padded.T if linear.transposed else padded
+    bias = weights.get(f"{linear.name}.bias")
+    if bias is not None and placement.axis == 0:
+        weights[f"{linear.name}.bias"] = pad(bias, placement, n_kept, n_units)
+
+
+def pad(cut: Tensor, placement: Placement, n_kept: int, n_units: int) -> Tensor:
+    """Inverse of `Placement.first`, with zeros for the units that are gone."""
+    axis = min(placement.axis, cut.ndim - 1)
+    starts = [n_kept * before for before in (0, *accumulate(placement.parts))]
+    pieces = []
+    for start, size in zip(starts, placement.parts, strict=False):
+        piece = cut.narrow(axis, start, n_kept * size)
+        gone = list(piece.shape)
+        gone[axis] = (n_units - n_kept) * size
+        pieces += [piece, piece.new_zeros(gone)]
+    return torch.cat(pieces, axis)

@@ -1,0 +1,88 @@
+"""The forms in which a structured model is saved, and which families each can carry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from secateur.pruners.export import gguf_file, heterogeneous
+from secateur.pruners.export.cut import CutModel
+from secateur.pruners.export.hf import any_form, check_hf, padded_form, save_hf, stock_form
+from secateur.pruners.export.job import Job, Saved
+
+ANY = "any"
+"""As `target_format`: no restriction."""
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """One form.
+
+    Args:
+        summary: for people, one line.
+        families: the values of `model_type` that it can carry; None for all that have an anatomy.
+        check: refuses a planned model that it can't carry, before any work: (model, tokenizer).
+        save: writes a model into an empty directory and checks it: (job, directory, scratch directory).
+        source: address of its description.
+    """
+
+    summary: str
+    families: tuple[str, ...] | None
+    check: Callable[[CutModel, PreTrainedTokenizerBase], None]
+    save: Callable[[Job, Path, Path], Saved]
+    source: str = ""
+
+
+FORMATS: dict[str, FormatRow] = {
+    "hf": FormatRow(
+        "safetensors: stock class and config if the blocks have one shape, else with one file of code",
+        heterogeneous.FAMILIES,
+        partial(check_hf, any_form),
+        partial(save_hf, any_form),
+        "https://github.com/huggingface/transformers/pull/45333",
+    ),
+    "hf-stock": FormatRow(
+        "safetensors with a stock class and config: blocks of one shape, or whole blocks dropped",
+        None,
+        partial(check_hf, stock_form),
+        partial(save_hf, stock_form),
+    ),
+    "hf-padded": FormatRow(
+        "safetensors in the parent's shapes, zeros where something went: no size or speed gain",
+        None,
+        lambda cut, tokenizer: None,
+        partial(save_hf, padded_form),
+    ),
+    "gguf": FormatRow(
+        "for llama.cpp: arch deci, or llama if the blocks have one shape",
+        gguf_file.FAMILIES,
+        gguf_file.check_config,
+        gguf_file.save_gguf,
+        "https://github.com/ggml-org/ggml/blob/master/docs/gguf.md",
+    ),
+}
+
+
+def check_format(family: str, name: str) -> None:
+    """Raise a ValueError unless there is such a format and it can carry the family.
+
+    Args:
+        family: the config's `model_type`.
+        name: in `FORMATS`, or `ANY`.
+    """
+    if name != ANY and name not in FORMATS:
+        raise ValueError(f"Expected a format ({', '.join(FORMATS)} or {ANY}), got {name!r}.")
+    families = None if name == ANY else FORMATS[name].families
+    if families is None or family in families:
+        return
+    others = ", ".join(
+        other for other, row in FORMATS.items() if row.families is None or family in row.families
+    )
+    raise ValueError(
+        f"Expected a family that the format {name} can carry ({', '.join(families)}), got {family!r}. "
+        f"For this one choose among {others}."
+    )

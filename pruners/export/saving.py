@@ -1,0 +1,102 @@
+"""A directory for a saved model that is whole or not there, and what every save needs to know beforehand."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from secateur.pruners.export.card import card
+from secateur.pruners.export.export_check import TOLERANCES, ExportError, dtype_name
+from secateur.pruners.export.manifest import MANIFEST, Manifest
+
+SPARE_BYTES = 32 * 2**20
+"""Needed beside the weights: tokenizer, config, logits of the check."""
+
+
+def check_destination(directory: Path) -> None:
+    """Raise a ValueError unless the directory is new or empty."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        kind = "a directory that is not empty" if directory.is_dir() else "a file"
+        raise ValueError(
+            f"Expected a new or empty directory to export to, got {directory}, {kind}. Name another one."
+        )
+
+
+def check_dtypes(*dtypes: torch.dtype) -> None:
+    """Raise a ValueError for a dtype whose rounding is not known."""
+    for dtype in dtypes:
+        if dtype not in TOLERANCES:
+            names = ", ".join(map(dtype_name, TOLERANCES))
+            raise ValueError(f"Expected `dtype` to be one of {names}, got {dtype_name(dtype)}. Choose one.")
+
+
+@contextmanager
+def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
+    """Yields a directory to fill and one for scratch; the filled one gets its final name if nothing is raised.
+
+    Args:
+        directory: absolute; must not exist or be empty.
+        n_bytes: of the weights that will be written.
+
+    Raises:
+        ValueError: if the directory is not empty.
+        ExportError: if it can't be written. Nothing is left behind then, nor after any other exception.
+    """
+    check_destination(directory)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(n_bytes, directory.parent)
+        # The suffix of a process that was killed is random, so the next one is not in its way.
+        with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
+            made = Path(scratch, "model")
+            made.mkdir()  # with the usual permissions; those of `scratch` are its owner's alone
+            yield made, Path(scratch)
+            for file in made.iterdir():  # safetensors lets nobody but the owner read
+                file.chmod(made.stat().st_mode & 0o666)
+            made.rename(directory)
+    except (OSError, SafetensorError) as error:
+        raise ExportError(
+            f"Expected to write the model to {directory}, got: {' '.join(str(error).split())}. Free some space or "
+            "choose another directory, and export again."
+        ) from error
+
+
+def _check_space(n_bytes: int, where: Path) -> None:
+    """Fail before writing, with numbers: a disk that fills up while writing says neither."""
+    needed = n_bytes + SPARE_BYTES
+    free = shutil.disk_usage(where).free
+    if free < needed:
+        raise ExportError(
+            f"Expected {needed / 1e6:.0f} MB of free space in {where}, got {free / 1e6:.0f} MB. Free some space "
+            "or choose another directory, and export again."
+        )
+
+
+def write_record(directory: Path, manifest: Manifest) -> None:
+    """Put the model card and then the manifest into a saved model's directory: with it, the directory is whole."""
+    (directory / "README.md").write_text(card(manifest), encoding="utf-8")
+    (directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def weight_bytes(directory: Path, patterns: Sequence[str] = ("*.safetensors", "*.gguf")) -> int:
+    """Size of the weight files of a saved model."""
+    return sum(file.stat().st_size for pattern in patterns for file in directory.glob(pattern))
+
+
+def versions() -> dict[str, str]:
+    """Of what made the model."""
+    found = {"python": platform.python_version()}
+    for package in ("secateur", "torch", "transformers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            found[package] = "unknown"
+    return found

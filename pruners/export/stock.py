@@ -1,0 +1,104 @@
+"""The form that a stock class loads, with a plain config: for blocks of one shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+
+from secateur.pruners.export.cut import CutModel
+from secateur.pruners.export.directory import base_config
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.structure.kept import Kept
+
+# What families call the number of channels, and the switches for biases in either sub-layer.
+WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
+BIASES = ("attention_bias", "mlp_bias")
+
+
+class NotStockError(ValueError):
+    """No stock class and config have this shape; one line that says why."""
+
+
+def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A stock config's content and the weights for it, if the family has a config of this shape.
+
+    Tried by building the stock model without memory and comparing its shapes with the weights: what a family's
+    validator refuses, and what its class computes from other numbers than the config's, does not pass.
+
+    Raises:
+        NotStockError: if it hasn't.
+    """
+    shapes = {(cut.kept[index].kv_groups, cut.kept[index].ffn) for index in cut.stays}
+    if len(shapes) > 1 or 0 in next(iter(shapes)):
+        raise NotStockError("the blocks that stay don't have one shape")
+    content = base_config(cut.config, cut.stays)
+    block, kept = cut.anatomy.blocks[0], cut.kept[0]
+    if kept.kv_groups != block.n_kv_heads:
+        content |= cut.shape(0) | {"head_dim": block.head_dim}
+    content[next(name for name in WIDTHS if name in content)] = kept.ffn
+    return fit(cut, content, cut.weights())
+
+
+def stock_groups(anatomy: Anatomy) -> tuple[int, ...]:
+    """Numbers of KV groups, descending, that the family's stock class takes, if all blocks have as many.
+
+    Configs without a width of heads compute it from their number, and validators refuse some numbers.
+    """
+
+    def is_stock(n_groups: int) -> bool:
+        kept = [Kept(n_groups, block.ffn_width) for block in anatomy.blocks]
+        try:
+            stock_model(CutModel(anatomy, kept, planned=True))
+        except NotStockError:
+            return False
+        return True
+
+    return tuple(n for n in range(anatomy.blocks[0].n_kv_heads, 0, -1) if is_stock(n))
+
+
+def takes_biases(anatomy: Anatomy) -> bool:
+    """Whether the family's stock class has a place for a bias in every output projection, see `fit`."""
+    content = anatomy.model.config.to_dict()  # type: ignore[union-attr, operator]  # a transformers config
+    content |= {name: True for name in BIASES if name in content}
+    with torch.device("meta"):
+        skeleton: Any = type(anatomy.model)(type(anatomy.model.config)(**content))
+    known = {name for name, _ in skeleton.named_parameters()}
+    return all(f"{x.name}.bias" in known for x in anatomy.linears if x.role in ("o", "down"))
+
+
+def fit(
+    cut: CutModel, content: dict[str, Any], weights: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config's content and the weights, if a model of the family's class with this config has their shapes.
+
+    Biases that a repair added are switched on in the config where the family can; those that come along are zeros.
+
+    Raises:
+        NotStockError: if it hasn't.
+    """
+    added = cut.added_biases()
+    if added:
+        content = content | {name: True for name in BIASES if name in content}
+    try:
+        config = type(cut.config)(**content)
+        skeleton = cut.skeleton(config)
+    except (ValueError, StrictDataclassError) as error:  # the family's validators
+        raise NotStockError(" ".join(str(error).split())) from error
+    wanted = dict(skeleton.named_parameters())
+    dtype = next(iter(weights.values())).dtype
+    zeros = {
+        name: torch.zeros(parameter.shape, dtype=dtype)
+        for name, parameter in wanted.items()
+        if added and name.endswith(".bias") and name not in weights
+    }
+    weights = weights | zeros
+    for name, parameter in wanted.items():
+        if name not in weights or weights[name].shape != parameter.shape:
+            raise NotStockError(f"{type(skeleton).__name__} has another shape of {name}")
+    extra = weights.keys() - wanted.keys() - {name for name, _ in skeleton.named_buffers()}
+    if extra:
+        raise NotStockError(f"{type(skeleton).__name__} has no {min(extra)}")
+    return config.to_dict() | {"architectures": [type(skeleton).__name__]}, weights

@@ -1,1 +1,0 @@
-"""What causal LMs are made of, found by structure."""

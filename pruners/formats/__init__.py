@@ -1,1 +1,0 @@
-"""Saves structured models, which are really smaller, in forms that others load."""

@@ -1,0 +1,1 @@
+"""Models: families, loading, layout of blocks, and running them block by block."""

@@ -1,0 +1,1 @@
+"""Checkpoints: hub, directories, GGUF files and the embedded models."""

@@ -1,0 +1,67 @@
+"""A model on the Hugging Face hub, pinned to one commit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError
+
+TIMEOUT_S = 5.0
+
+
+def open_hub(repo: str) -> Checkpoint:
+    """The newest commit of a hub id; where the hub isn't reachable, the one in the local hub cache.
+
+    Raises:
+        ModelError: if there is no such model, or the hub isn't reachable and the model isn't cached.
+    """
+    commit = latest_commit(repo) or _cached_commit(repo)
+    if commit is None:
+        reason = "HF_HUB_OFFLINE is set" if is_offline() else "the hub is not reachable"
+        raise ModelError(
+            f"Expected a model from the hub for {repo!r}, but {reason} and it is not in the hub's cache. "
+            f"Go online, or name a local directory or an embedded model."
+        )
+    return Checkpoint(repo, f"hub {repo}@{commit}", lambda: commit, revision=commit)
+
+
+def is_offline() -> bool:
+    """True if the user forbids the use of the hub."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def latest_commit(repo: str) -> str | None:
+    """The newest commit of a hub id, or None within seconds if the hub may not or cannot be reached.
+
+    Raises:
+        ModelError: if the hub answers that there is no such model.
+    """
+    if is_offline():
+        return None
+    from huggingface_hub import HfApi
+
+    # HTTPError is that of the hub's HTTP library: httpx, or httpx2 since version 2.
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        HFValidationError,
+        HTTPError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return HfApi().model_info(repo, timeout=TIMEOUT_S).sha
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"Expected a model on the hub, got {repo!r}, which is not there (or private: log in with `hf auth login`)."
+        ) from error
+    except (HTTPError, OSError):
+        return None
+
+
+def _cached_commit(repo: str) -> str | None:
+    """The commit of a model in the local hub cache, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, "config.json")
+    return Path(config).parent.name if isinstance(config, str) else None  # …/snapshots/<commit>/config.json

@@ -1,0 +1,174 @@
+"""A live sub-layer cut to its first units, or switched off, by reference; and put back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Cache
+
+from secateur.pruners.models.anatomy import Linear
+from secateur.pruners.models.layout import SublayerLayout
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a projection is cut to.
+
+    Args:
+        weight: ``out in``.
+        bias: None if it has none.
+    """
+
+    weight: Float[Tensor, "out in"]
+    bias: Float[Tensor, " out"] | None
+
+    @property
+    def nbytes(self) -> int:
+        """Of both."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def changed(self, weight: Float[Tensor, "out in"] | None, added: Float[Tensor, " out"] | None) -> Piece:
+        """With another weight, if any, and something added to the bias, if anything."""
+        bias = self.bias if added is None else added if self.bias is None else self.bias + added
+        return Piece(self.weight if weight is None else weight, bias)
+
+
+class LiveSublayer:
+    """One sub-layer of a live model.
+
+    It remembers what the sub-layer was when this object was made; that must be the dense one.
+
+    Args:
+        layout: of the sub-layer.
+    """
+
+    def __init__(self, layout: SublayerLayout) -> None:
+        self._layout = layout
+        modules = list(layout.modules)
+        self._data = [(p, p.data) for module in modules for p in module.parameters(recurse=False)]
+        self._output_bias = layout.output.module.bias
+        self._attributes = _attributes(layout, layout.n_units) if layout.owner else {}
+        self._dense = {name: getattr(layout.owner, name) for name in self._attributes}
+        self._patched: list[nn.Module] = []
+
+    def cut(self, n_kept: int, pieces: Mapping[str, Piece]) -> None:
+        """Use these weights from now on, by reference.
+
+        Args:
+            n_kept: units, > 0.
+            pieces: by the projection's full name.
+        """
+        self.restore()
+        for placement in self._layout.placements:
+            linear, piece = placement.linear, pieces[placement.linear.name]
+            linear.point_to(piece.weight)
+            set_bias(linear.module, piece.bias)
+            _tell_size(linear)
+        self._set(_attributes(self._layout, n_kept) if self._layout.owner else {})
+
+    def remove(self) -> None:
+        """From now on the sub-layer is a zero: its parameters are empty, its norms do nothing."""
+        self.restore()
+        for norm in self._layout.norms:
+            self._patch(norm, _unchanged)
+        if self._layout.owner is not None:
+            layer = getattr(self._layout.owner, "layer_idx", None)
+            self._patch(self._layout.owner, partial(_no_attention, layer, self._layout.n_outputs))
+        else:  # some families have no module for their MLP
+            for placement in self._layout.placements:
+                width = placement.linear.out_features if placement.axis else 0
+                self._patch(placement.linear.module, partial(_zeros, width))
+        for parameter, data in self._data:
+            parameter.data = data.new_empty((0,) * data.ndim)
+        for placement in self._layout.placements:
+            _tell_size(placement.linear)
+
+    def restore(self) -> None:
+        """As it was: the same tensors in the same parameters."""
+        for parameter, data in self._data:
+            parameter.data = data
+        self._layout.output.module.bias = self._output_bias
+        for placement in self._layout.placements:
+            _tell_size(placement.linear)
+        self._set(self._dense)
+        for module in self._patched:
+            del module.forward
+        self._patched.clear()
+
+    def _set(self, attributes: Mapping[str, Any]) -> None:
+        for name, value in attributes.items():
+            setattr(self._layout.owner, name, value)
+
+    def _patch(self, module: nn.Module, forward: Any) -> None:
+        module.forward = forward
+        self._patched.append(module)
+
+
+def _attributes(layout: SublayerLayout, n_groups: int) -> dict[str, Any]:
+    """What attentions of the families read about their heads, as far as this one has it."""
+    assert layout.owner is not None
+    heads = n_groups * layout.heads_per_group
+    counts = {
+        "num_heads": heads,  # OPT, GPT-2
+        "num_attention_heads": heads,
+        "num_key_value_heads": n_groups,  # Phi3
+        "split_size": heads * layout.head_dim,  # GPT-2: the width of q, of k and of v
+    }
+    found: dict[str, Any] = {name: value for name, value in counts.items() if hasattr(layout.owner, name)}
+    config = getattr(layout.owner, "config", None)
+    if config is not None:  # Phi3 counts its query heads there; the model's own config stays as it is
+        config = copy.copy(config)
+        for name in ("num_attention_heads", "num_key_value_heads"):
+            if hasattr(config, name):
+                setattr(config, name, counts[name])
+        found["config"] = config
+    return found
+
+
+def _tell_size(linear: Linear) -> None:
+    """Let the module say the size of its weight; a Conv1D reads it when it runs."""
+    outputs, inputs = ("nf", "nx") if linear.transposed else ("out_features", "in_features")
+    setattr(linear.module, outputs, linear.weight.shape[0])
+    setattr(linear.module, inputs, linear.weight.shape[1])
+
+
+def set_bias(module: nn.Module, bias: Tensor | None) -> None:
+    """Point to it; where there was none, a parameter is made."""
+    if bias is None:
+        return
+    parameter, weight = module._parameters["bias"], module._parameters["weight"]
+    if parameter is None:
+        assert weight is not None
+        module.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
+    else:
+        parameter.data = bias
+
+
+def _unchanged(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden
+
+
+def _zeros(width: int, hidden: Tensor) -> Tensor:
+    return hidden.new_zeros(*hidden.shape[:-1], width)
+
+
+def _no_attention(layer: int | None, n_outputs: int, *args: Any, **kwargs: Any) -> Any:
+    """Zeros in place of an attention's output. The cache gets one zero a token.
+
+    So every layer of the cache knows how many tokens there were: the length that masks are made from is that of
+    the first full and the first sliding layer, which may be this one.
+    """
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+    if cache is not None and layer is not None:
+        nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
+        cache.update(nothing, nothing, layer)
+    zeros = torch.zeros_like(hidden)
+    return (zeros, *[None] * (n_outputs - 1)) if n_outputs else zeros

@@ -1,0 +1,141 @@
+"""Finds the anatomy of a causal LM by structure: no table of model classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from secateur.pruners.models.anatomy import Anatomy, Block, Linear
+from secateur.pruners.models.projections import find_linears
+from secateur.pruners.models.tail import find_tail
+
+# The values of `model_type` that tests run; others that are built alike work too.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "opt", "gpt2", "gpt_neox")
+
+
+def dissect(model: nn.Module) -> Anatomy:
+    """The blocks of a causal LM, the projections in them, and what comes before and after.
+
+    The blocks are the one list of `config.num_hidden_layers` alike modules; the projections are told by their
+    names and checked by their shapes; what follows the last block is seen by running two tokens through the
+    model. The model is left as it was.
+
+    Args:
+        model: a causal LM of transformers, on the device where it is to run.
+
+    Raises:
+        ValueError: if some part is not found or not understood; the message says which.
+    """
+    try:
+        return _dissect(model)
+    except ValueError as error:
+        family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise ValueError(
+            f"Unknown model family {family!r}: {error} Families known to work: {', '.join(FAMILIES)}."
+        ) from error
+
+
+def _dissect(model: nn.Module) -> Anatomy:
+    config: Any = getattr(model, "config", None)
+    if config is None or getattr(config, "is_encoder_decoder", False):
+        raise ValueError("Expected a decoder-only model with a config, got another kind.")
+    name, container = _find_container(model, getattr(config, "num_hidden_layers", None))
+    embedding, head = _find_ends(model)
+    blocks = tuple(_block(module, f"{name}.{index}", index, config) for index, module in enumerate(container))
+    tail, logits = find_tail(model, container, head)
+    paths = {module: path for path, module in model.named_modules()}
+    return Anatomy(
+        family=config.model_type,
+        model=model,
+        container=container,
+        blocks=blocks,
+        embedding=embedding,
+        tail=tail,
+        head=head,
+        logits=logits,
+        width=blocks[0].linears[-1].out_features,
+        vocab_size=head.out_features,
+        final_norm=next((paths[module] for module in tail if _is_norm(module)), ""),
+    )
+
+
+def _find_container(model: nn.Module, n_blocks: int | None) -> tuple[str, nn.ModuleList]:
+    """The outermost list of `n_blocks` modules of one class, with its path."""
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == n_blocks
+        and len({type(item) for item in module}) == 1
+    }
+    outer = {
+        name: module
+        for name, module in lists.items()
+        if not any(name.startswith(f"{other}.") for other in lists)
+    }
+    if len(outer) != 1:
+        raise ValueError(
+            f"Expected one list of {n_blocks} alike blocks (config.num_hidden_layers), "
+            f"found {', '.join(outer) or 'none'} in {type(model).__name__}."
+        )
+    return next(iter(outer.items()))
+
+
+def _find_ends(model: Any) -> tuple[nn.Embedding, nn.Linear]:
+    """The token embedding and the output projection, as the model names them itself."""
+    ends: list[Any] = []
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            ends.append(getattr(model, getter)())
+        except (AttributeError, NotImplementedError):
+            ends.append(None)
+    embedding, head = ends
+    if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"Expected a token embedding (Embedding) and a head (Linear), found {type(embedding).__name__} "
+            f"and {type(head).__name__} in {type(model).__name__}."
+        )
+    return embedding, head
+
+
+def _block(module: nn.Module, name: str, index: int, config: Any) -> Block:
+    """One block, its shapes checked against the config's heads."""
+    if getattr(config, "is_heterogeneous", False):
+        config = config.per_layer_config[index]
+    skipped = frozenset(getattr(config, "skip", ()))
+    linears = find_linears(module, name, index, skipped)
+    width = linears[-1].out_features
+    ffn_width = 0 if "mlp" in skipped else linears[-1].in_features
+    n_heads = 0 if "attention" in skipped else config.num_attention_heads
+    n_kv_heads = n_heads and (getattr(config, "num_key_value_heads", None) or n_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    q, kv = n_heads * head_dim, n_kv_heads * head_dim
+    wanted = {  # role: (out, in)
+        "q": (q, width),
+        "k": (kv, width),
+        "v": (kv, width),
+        "qkv": (q + 2 * kv, width),
+        "o": (width, q),
+        "gate": (ffn_width, width),
+        "up": (ffn_width, width),
+        "gate_up": (2 * ffn_width, width),
+        "down": (config.hidden_size, ffn_width),
+    }
+    for linear in linears:
+        _check_shape(linear, wanted[linear.role])
+    norms = tuple(f"{name}.{path}" for path, child in module.named_modules() if _is_norm(child))
+    return Block(index, name, module, linears, n_heads, n_kv_heads, head_dim, ffn_width, norms)
+
+
+def _check_shape(linear: Linear, wanted: tuple[int, int]) -> None:
+    if tuple(linear.weight.shape) != wanted:
+        raise ValueError(
+            f"Expected the {linear.role} projection to be {wanted[0]} x {wanted[1]} (out x in, from the config's "
+            f"heads and widths), got {linear.out_features} x {linear.in_features} [at {linear.name}]."
+        )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """True for LayerNorm, RMSNorm and the families' own classes of them."""
+    return type(module).__name__.endswith("Norm")

@@ -1,0 +1,173 @@
+"""Finds where the units of a model are, by cutting the first block on a few tokens and looking at what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
+from secateur.pruners.models.cutting import LiveSublayer, Piece
+from secateur.pruners.models.layout import FORMS, BlockLayout, Form, Placement, SublayerLayout, place
+from secateur.pruners.models.runner import BlockInputs, BlockRunner
+
+N_TOKENS = 4
+OUTPUTS: dict[Sublayer, str] = {"attention": "o", "mlp": "down"}
+
+
+@dataclass
+class _Seen:
+    """One run of a block: first input and output of each module in it, by the module."""
+
+    inputs: dict[nn.Module, Any] = field(default_factory=dict)
+    outputs: dict[nn.Module, Any] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def lay_out(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
+    """Where KV groups and channels are in every block of a dense model.
+
+    Nothing is taken from tables of families. Norms are told by whom they feed; the form of fused projections,
+    and that nothing else depends on the number of heads or their places, by cutting the first block's first unit
+    with the others turned round: the inputs of the output projection must follow. The model is left as it was.
+
+    Raises:
+        ValueError: if a sub-layer can't be cut, e.g. as a norm runs over all heads.
+    """
+    runner = BlockRunner(anatomy)
+    ids = torch.arange(N_TOKENS, device=runner.device)[None] % anatomy.vocab_size
+    training = anatomy.model.training
+    anatomy.model.eval()
+    try:
+        inputs = runner.start(ids)
+        seen = [_run(runner, block, inputs) for block in anatomy.blocks]
+        chosen: dict[Sublayer, Form] = {
+            kind: _form(runner, anatomy.blocks[0], kind, inputs, seen[0]) for kind in OUTPUTS
+        }
+    finally:
+        anatomy.model.train(training)
+    return tuple(
+        BlockLayout(
+            block,
+            _sublayer(block, "attention", chosen["attention"], run),
+            _sublayer(block, "mlp", chosen["mlp"], run),
+        )
+        for block, run in zip(anatomy.blocks, seen, strict=True)
+    )
+
+
+def _form(runner: BlockRunner, block: Block, kind: Sublayer, inputs: BlockInputs, dense: _Seen) -> Form:
+    """The first form under which a cut block computes what the dense one does."""
+    for form in FORMS:
+        layout = _sublayer(block, kind, form, dense)
+        if layout.n_units == 1 or _same_without_first(runner, block, layout, inputs, dense):
+            return form
+    raise ValueError(
+        f"Expected the units of {_name(block, kind)} to be alike, independent of each other and found in "
+        f"{', '.join(placement.linear.name for placement in place(block, kind, FORMS[0]))}, but the block without one "
+        f"of them computes other values for the rest. This family ({runner.anatomy.family}) can't be cut."
+    )
+
+
+def _same_without_first(
+    runner: BlockRunner, block: Block, layout: SublayerLayout, inputs: BlockInputs, dense: _Seen
+) -> bool:
+    """Whether the units from the last to the second, in this order, compute what they did in the dense block."""
+    backwards = torch.arange(layout.n_units - 1, -1, -1, device=runner.device)
+    live = LiveSublayer(layout)
+    try:
+        live.cut(layout.n_units - 1, _without_last(layout, backwards))
+        cut = _run(runner, block, inputs)
+    except (RuntimeError, ValueError, TypeError):  # shapes that don't fit: another form, or another family
+        return False
+    finally:
+        live.restore()
+    columns = layout.placements[-1].index(backwards)[: -layout.unit_width]
+    module = layout.output.module
+    wanted, got = dense.inputs[module][..., columns], cut.inputs[module]
+    tolerance = 16 * torch.finfo(wanted.dtype).eps * float(wanted.abs().max())
+    return got.shape == wanted.shape and torch.allclose(got, wanted, rtol=0.0, atol=tolerance)
+
+
+def _without_last(layout: SublayerLayout, order: Int[Tensor, " units"]) -> dict[str, Piece]:
+    """The live weights with their units in this order, and without the last of them."""
+    n_units, pieces = layout.n_units, {}
+    for placement in layout.placements:
+        index = placement.index(order)
+        bias = placement.linear.bias
+        if bias is not None and placement.axis == 0:
+            bias = placement.first(bias[index], n_units - 1, n_units)
+        weight = placement.linear.weight.index_select(placement.axis, index)
+        pieces[placement.linear.name] = Piece(placement.first(weight, n_units - 1, n_units), bias)
+    return pieces
+
+
+def _sublayer(block: Block, kind: Sublayer, form: Form, seen: _Seen) -> SublayerLayout:
+    placements = place(block, kind, form)
+    names = {f"{block.name}.{name}": module for name, module in block.module.named_modules() if name}
+    owner = names.get(placements[-1].linear.name.rpartition(".")[0]) if kind == "attention" else None
+    if kind == "attention" and owner is None:
+        raise ValueError(f"Expected the attention to have a module of its own, got none [at {block.name}].")
+    returned = seen.outputs[owner] if owner is not None else None
+    return SublayerLayout(
+        name=_name(block, kind),
+        kind=kind,
+        n_units=block.n_kv_heads if kind == "attention" else block.ffn_width,
+        placements=placements,
+        norms=_norms([names[name] for name in block.norms], placements, owner, seen),
+        owner=owner,
+        n_outputs=len(returned) if isinstance(returned, tuple) else 0,
+        head_dim=block.head_dim,
+        heads_per_group=block.n_heads // block.n_kv_heads,
+    )
+
+
+def _norms(
+    norms: Sequence[nn.Module], placements: Sequence[Placement], owner: nn.Module | None, seen: _Seen
+) -> tuple[nn.Module, ...]:
+    """Norms whose output only this sub-layer reads, whose input is its output, or that are inside its module.
+
+    A norm of the whole residual stream, as in models that normalise after the addition, serves no sub-layer.
+    """
+    first, last = placements[0].linear.module, placements[-1].linear.module
+    inside = set(owner.modules()) if owner is not None else set()
+    return tuple(
+        norm
+        for norm in norms
+        if norm in inside
+        or seen.outputs[norm] is seen.inputs[first]
+        or seen.inputs[norm] is seen.outputs[last]
+    )
+
+
+def _name(block: Block, kind: Sublayer) -> str:
+    return f"the {kind} of {block.name}"
+
+
+def _run(runner: BlockRunner, block: Block, inputs: BlockInputs) -> _Seen:
+    seen = _Seen()
+    with _watching(block.module, seen):
+        runner.block(block.index, inputs.hidden, inputs)
+    return seen
+
+
+@contextmanager
+def _watching(block: nn.Module, seen: _Seen) -> Iterator[None]:
+    """Hooks that note the first tensor which each module gets, and what it returns."""
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.inputs[module] = args[0] if args else next(iter(kwargs.values()), None)
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen.outputs[module] = output
+
+    with ExitStack() as hooks:
+        for module in block.modules():
+            hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            hooks.callback(module.register_forward_hook(after).remove)
+        yield

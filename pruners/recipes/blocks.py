@@ -1,0 +1,130 @@
+"""Recipes that drop whole blocks: which of them, and what the others take over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from secateur.pruners.depth.depth import DEPTH
+from secateur.pruners.depth.depth_repairs import inherited
+from secateur.pruners.depth.merge_targets import Run, point_block, runs_of
+from secateur.pruners.depth.streamline import Fitting
+from secateur.pruners.recipes.context import Basis, Sample
+from secateur.pruners.recipes.costs import cut_costs
+from secateur.pruners.recipes.live import LiveBlock
+from secateur.pruners.recipes.plan import DENSE, Decision, key_of
+from secateur.pruners.structure.kept import Kept, KeptUnits
+
+SHORTGPT = "shortgpt"
+"""Blocks of least influence go first (Men et al. 2024, arXiv 2403.03853); the metric that statistics come with."""
+
+GONE = "gone"
+
+
+@dataclass(frozen=True)
+class DepthDecision(Decision):
+    """Blocks that are really gone.
+
+    Args:
+        basis: of the recipe.
+        dropped: which.
+        heirs: new parameters of blocks that stay, by their names within the block.
+    """
+
+    basis: Basis
+    dropped: frozenset[int]
+    heirs: Mapping[int, Mapping[str, Tensor]]
+
+    def change(self, live: LiveBlock) -> None:
+        if live.block.index in self.dropped:
+            for part in live.layout.sublayers:
+                live.remove(part.kind)
+        else:
+            point_block(live.block, self.heirs[live.block.index])
+
+    @property
+    def kept(self) -> Sequence[Kept]:
+        return [Kept(len(units.kv_groups), len(units.channels)) for units in self.units]
+
+    @property
+    def units(self) -> Sequence[KeptUnits]:
+        gone = KeptUnits((), ())
+        return [
+            gone
+            if block.index in self.dropped
+            else KeptUnits(tuple(range(block.n_kv_heads)), tuple(range(block.ffn_width)))
+            for block in self.basis.anatomy.blocks
+        ]
+
+
+def decide_blocks(basis: Basis, config: Mapping[str, Any]) -> DepthDecision:
+    """What a recipe of unit ``blocks`` comes to. The live model is dense, and stays so.
+
+    Raises:
+        ValueError: if it can't be carried out: too few calibration windows, or a sparsity that no number of blocks
+            comes near to.
+    """
+    sample = basis.sample(config["calibration"])
+    dropped = _lowest(basis, _scores(basis, sample, config["metric"]["name"]), config["sparsity"])
+    runs, repair = runs_of(dropped, len(basis.anatomy.blocks)), config["repair"]
+    fitting = Fitting(seed=basis.seed)
+    heirs: dict[int, Mapping[str, Tensor]] = {}
+    keys = [DENSE] * len(basis.anatomy.blocks)
+    for run in runs if repair != "none" else ():
+        key = keys[run.heir] = key_of(repair, run.dropped, sample.sha256, fitting)
+        heirs[run.heir] = basis.made.get(
+            (run.heir, key), partial(_inherited, basis, sample, run, repair, fitting)
+        )
+    for index in dropped:
+        keys[index] = GONE
+    kept = [
+        Kept(0, 0) if index in dropped else Kept(block.n_kv_groups, block.ffn_width)
+        for index, block in enumerate(basis.shape.blocks)
+    ]
+    return DepthDecision(tuple(keys), cut_costs(basis.shape, kept), basis, frozenset(dropped), heirs)
+
+
+def _inherited(basis: Basis, sample: Sample, run: Run, repair: str, fitting: Fitting) -> dict[str, Tensor]:
+    """What a run leaves to its heir, by the names of parameters within the block."""
+    return inherited(basis.anatomy, run.dropped, repair, sample.tokens, fitting)[run.heir]
+
+
+def _scores(basis: Basis, sample: Sample, name: str) -> tuple[float, ...]:
+    """Of each block, higher = keep."""
+    if name == SHORTGPT:
+        return sample.statistics.influence
+    row = DEPTH[name]
+    return basis.of_blocks(
+        name,
+        sample,
+        lambda: row.function(basis.anatomy, sample.tokens, sample.statistics.whole(row.gradients)),
+    )
+
+
+def _lowest(basis: Basis, scores: Sequence[float], sparsity: float) -> list[int]:
+    """The blocks that score least, as many as come nearest to the sparsity; the first block stays.
+
+    Raises:
+        ValueError: if none comes near.
+    """
+    sizes = [shape.params(shape.n_kv_groups, shape.ffn_width) for shape in basis.shape.blocks]
+    protected = {linear.block for linear in basis.anatomy.linears if linear.name in basis.protected}
+    free = [index for index in range(1, len(sizes)) if index not in protected]
+    dropped: list[int] = []
+    missing = sparsity * sum(sizes)
+    for index in sorted(free, key=lambda index: scores[index]):
+        if abs(missing - sizes[index]) >= missing:
+            break
+        dropped.append(index)
+        missing -= sizes[index]
+    if not dropped or missing > max(sizes) / 2:
+        shares = [min(sizes) / sum(sizes), sum(sizes[index] for index in free) / sum(sizes)]
+        raise ValueError(
+            f"Expected a sparsity that whole blocks come near to, between {shares[0]:.4f} and {shares[1]:.4f}, got "
+            f"{sparsity}. Choose another, or protect less."
+        )
+    return sorted(dropped)

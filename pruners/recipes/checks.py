@@ -1,0 +1,173 @@
+"""What recipes of a plan can't be carried out: seen before minutes of work."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from secateur.pruners.calibration.dense_walk import gram_bytes
+from secateur.pruners.calibration.forward_kinds import n_bytes
+from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.gradients import check_gradients
+from secateur.pruners.depth.depth import DEPTH
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.recipes.allocating import Needs
+from secateur.pruners.recipes.blocks import SHORTGPT
+from secateur.pruners.recipes.scores import blend_of, method_of
+from secateur.pruners.recipes.unit_metrics import importance_of
+from secateur.pruners.structure.kprune import STREAM_REPAIRS
+from secateur.pruners.structure.refit import REPAIRS
+from secateur.pruners.weights.block_reconstructions import BLOCK_RECONSTRUCTIONS
+from secateur.pruners.weights.mask_repairs import MASK_REPAIRS
+from secateur.spaces.recipe.form import completed
+from secateur.spaces.recipe.keys import BLEND, Unit
+from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.recipe.profiles import read_profile
+
+if TYPE_CHECKING:
+    from secateur.evaluators.session import Plan
+
+Metric = Mapping[str, Any]
+
+
+def check_names(plan: Plan) -> None:
+    """Refuse metrics that the unit does not have, and a profile that can't be read."""
+    for metric in _metrics(plan.space):
+        try:
+            NEEDS[plan.space.unit](metric)
+        except ValueError as error:
+            raise ValueError(f"`space.metrics`: {error}") from error
+    if plan.space.profile is not None:
+        read_profile(Path(plan.space.profile))
+
+
+def check_model(plan: Plan, anatomy: Anatomy) -> None:
+    """Refuse what can't be carried out on this model, or on this machine.
+
+    Raises:
+        ValueError: as `check_family` and `check_statistics` do.
+    """
+    check_family(plan.space, anatomy)
+    check_statistics(plan.space, anatomy)
+
+
+def check_family(space: Any, anatomy: Anatomy) -> None:
+    """Refuse methods that the model's family lacks, where a search starts from them or may choose them.
+
+    Of recipes that are only measured first such a one is a measurement with that reason.
+
+    Raises:
+        ValueError: with the first block that does not fit.
+    """
+    start = _whole(space.start_name, space.unit)
+    metrics = {start["metric"]["name"], *(space.metric_options if "metric" in space.search else ())}
+    repairs = {start["repair"], *(space.repair_options if "repair" in space.search else ())}
+    tokens = torch.zeros(space.samples[0], space.length[0], dtype=torch.int64)
+    for name in sorted(metrics & BLOCK_RECONSTRUCTIONS.keys()):
+        for block in anatomy.blocks:
+            BLOCK_RECONSTRUCTIONS[name].check(anatomy, block, tokens)
+    for name in sorted(repairs & STREAM_REPAIRS.keys()):
+        STREAM_REPAIRS[name].check(anatomy, lay_out(anatomy))
+
+
+def check_statistics(space: Any, anatomy: Anatomy) -> None:
+    """Refuse what this machine has no memory for, and a cache that does not hold one choice of calibration data.
+
+    Raises:
+        ValueError: with how much memory, or how large a cache, it takes.
+    """
+    n_weights = sum(linear.n_weights for linear in anatomy.linears)
+    needed = gram_bytes(anatomy) if "gram" in _inputs(space) else 0
+    for metric in _metrics(space):
+        kinds = _kinds(space.unit, metric, forward=space.gradients == ["forward"])
+        check_gradients(anatomy, kinds, space.length[-1])
+        needed = max(needed, sum(map(n_bytes, kinds)) * n_weights)  # they are put together
+    if needed > space.cache_gb * 1e9:
+        raise ValueError(
+            f"Expected `space.cache_gb` >= {math.ceil(needed / 1e6) / 1e3:g} for the statistics of one choice of "
+            f"calibration data, got {space.cache_gb:g}."
+        )
+
+
+def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy) -> None:
+    """Refuse a complete plain form whose gradients this machine has no memory for.
+
+    Raises:
+        ValueError: with how much memory it takes.
+    """
+    calibration = recipe["calibration"]
+    forward = calibration.get("gradients") == "forward"
+    check_gradients(anatomy, _kinds(recipe["unit"], recipe["metric"], forward=forward), calibration["length"])
+
+
+def _kinds(unit: Unit, metric: Metric, *, forward: bool) -> tuple[Kind, ...]:
+    """The kinds of gradients that a metric needs; signed means may be estimated `forward`."""
+    _, kinds = NEEDS[unit](metric)
+    return ("forward",) if forward and kinds == ("mean",) else kinds
+
+
+def _known(space: Any) -> Iterator[Mapping[str, Any]]:
+    """The recipe that gives what is not searched, and those that are measured first."""
+    for name in (space.start_name, *space.known_names):
+        yield _whole(name, space.unit)
+
+
+def _whole(name: str, unit: Unit) -> Mapping[str, Any]:
+    """The complete plain form of a published recipe."""
+    return completed({"unit": unit, "sparsity": 0.5, **KNOWN[name].form})
+
+
+def _metrics(space: Any) -> Iterator[Metric]:
+    """The sections ``metric`` that a search may come to, and those of the recipes that it measures first."""
+    for form in _known(space):
+        yield form["metric"]
+    if "metric" in space.search:
+        for name in space.metric_options:
+            yield {"name": name, "order": "mixed"} if name == BLEND else {"name": name}
+
+
+def _inputs(space: Any) -> set[Needs]:
+    """The statistics of inputs that metrics and repairs take, likewise."""
+    repairs = [form["repair"] for form in _known(space)]
+    repairs += space.repair_options if "repair" in space.search else ()
+    of_units: dict[str, Mapping[str, Any]] = {"weights": MASK_REPAIRS, "structure": REPAIRS, "blocks": {}}
+    rows = of_units[space.unit]
+    return {NEEDS[space.unit](metric)[0] for metric in _metrics(space)} | {
+        rows[name].needs for name in repairs if name in rows
+    }
+
+
+def _of_weights(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
+    if metric["name"] in BLOCK_RECONSTRUCTIONS:
+        return "nothing", ()
+    row = blend_of(metric) or method_of(metric, damp=0.01, seed=0)
+    return row.needs, row.gradients
+
+
+def _of_structure(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
+    row = importance_of(metric)
+    return row.needs, row.gradients
+
+
+def _of_blocks(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
+    name, known = metric["name"], [SHORTGPT, *DEPTH]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"Expected `metric` of blocks to be one of {', '.join(known)}, got {name!r}. Did you mean {near!r}?"
+        )
+    return "nothing", () if name == SHORTGPT else DEPTH[name].gradients
+
+
+# By unit, the statistics of inputs and the kinds of gradients that a metric needs.
+NEEDS: dict[Unit, Callable[[Metric], tuple[Needs, tuple[Kind, ...]]]] = {
+    "weights": _of_weights,
+    "structure": _of_structure,
+    "blocks": _of_blocks,
+}

@@ -1,0 +1,36 @@
+"""What ranks units in recipes that cut: the importances of the registry, formulas, and the blend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from secateur.pruners.recipes.blend import unit_scores
+from secateur.pruners.recipes.scores import blend_of
+from secateur.pruners.structure.formula_scores import formula_method, formula_scores
+from secateur.pruners.structure.importance import IMPORTANCES, ImportanceRow, check_importance
+from secateur.spaces.formulas.metric import program_of
+
+
+def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> ImportanceRow:
+    """The importance that a recipe's section ``metric`` describes.
+
+    Args:
+        metric: complete, or its name alone.
+        n_blocks: of the model, for formulas with the block's position; what is needed does not depend on it.
+
+    Raises:
+        ValueError: if there is no such importance.
+    """
+    blend = blend_of(metric)
+    if blend is not None:
+        score = partial(unit_scores, blend=blend)
+        return ImportanceRow(score, blend.needs, "", "the blend", blend.gradients)
+    program = program_of(metric["name"])
+    if program is not None:
+        score = partial(formula_scores, program=program, n_blocks=n_blocks)
+        method = formula_method(program)
+        return ImportanceRow(score, method.needs, "", "a formula", method.gradients)
+    check_importance(metric["name"], key="metric")
+    return IMPORTANCES[metric["name"]]

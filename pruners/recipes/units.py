@@ -1,0 +1,175 @@
+"""Recipes that cut: which KV groups and channels of each block stay, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.pruners.models.anatomy import Sublayer
+from secateur.pruners.models.cutting import Piece
+from secateur.pruners.models.layout import BlockLayout, SublayerLayout
+from secateur.pruners.recipes.allocating import Needs, most, removed, rule_needs
+from secateur.pruners.recipes.context import Basis, Sample
+from secateur.pruners.recipes.costs import cut_costs
+from secateur.pruners.recipes.live import LiveBlock
+from secateur.pruners.recipes.plan import DENSE, Decision, key_of
+from secateur.pruners.recipes.unit_metrics import importance_of
+from secateur.pruners.structure.allocations import standardised_flap
+from secateur.pruners.structure.evidence import Evidence
+from secateur.pruners.structure.importance import ImportanceRow
+from secateur.pruners.structure.kept import Kept, KeptUnits
+from secateur.pruners.structure.kprune import STREAM_REPAIRS
+from secateur.pruners.structure.refit import REPAIRS
+from secateur.pruners.structure.reorder import Leading, in_order
+from secateur.spaces.recipe.layers import Layer
+
+Stays = Mapping[Sublayer, tuple[int, ...]]
+"""Numbers of the units of a block that stay, ascending."""
+
+
+@dataclass(frozen=True)
+class UnitDecision(Decision):
+    """Units that are really gone.
+
+    Args:
+        basis: of the recipe.
+        sample: its calibration windows.
+        repair: a row of `REPAIRS`.
+        stays: of each block.
+        outputs: weights that follow the pruned stream, of output projections by their full names.
+    """
+
+    basis: Basis
+    sample: Sample
+    repair: str
+    stays: tuple[Stays, ...]
+    outputs: Mapping[str, Tensor]
+
+    def change(self, live: LiveBlock) -> None:
+        stays = self.stays[live.block.index]
+        for layout in live.layout.sublayers:
+            kept = stays[layout.kind]
+            if not kept:
+                live.remove(layout.kind)
+            elif len(kept) < layout.n_units:
+                live.cut(layout.kind, len(kept), self._pieces(layout, live.block.index, kept))
+
+    @property
+    def kept(self) -> Sequence[Kept]:
+        return [Kept(len(stays["attention"]), len(stays["mlp"])) for stays in self.stays]
+
+    @property
+    def units(self) -> Sequence[KeptUnits]:
+        return [KeptUnits(stays["attention"], stays["mlp"]) for stays in self.stays]
+
+    def _pieces(self, layout: SublayerLayout, block: int, kept: tuple[int, ...]) -> Mapping[str, Piece]:
+        key = (self.keys[block], layout.name)
+        return self.basis.made.get(key, lambda: self._make(layout, block, kept))
+
+    def _make(self, layout: SublayerLayout, block: int, kept: tuple[int, ...]) -> Mapping[str, Piece]:
+        rest = sorted(set(range(layout.n_units)) - set(kept))
+        order = torch.tensor([*kept, *rest], device=layout.output.weight.device)
+        needs = REPAIRS[self.repair].needs
+        inputs = None
+        if needs != "nothing":
+            inputs = self.sample.statistics.outputs(block, gram=needs == "gram")[layout.output.name]
+        tensors = in_order(layout, order, inputs, (len(kept),), (self.repair,), self.basis.damp)
+        pieces = Leading(layout, tensors).pieces(len(kept), self.repair)
+        name = layout.output.name
+        return pieces | {name: pieces[name].changed(self.outputs.get(name), None)}
+
+
+def decide_units(basis: Basis, config: Mapping[str, Any]) -> UnitDecision:
+    """What a recipe of unit ``structure`` comes to. The live model is dense, and stays so.
+
+    Raises:
+        ValueError: if it can't be carried out: too few calibration windows, a rule that does not reach the
+            sparsity, scores that rank nothing.
+    """
+    sample = basis.sample(config["calibration"])
+    row, stream = importance_of(config["metric"], len(basis.layouts)), STREAM_REPAIRS.get(config["repair"])
+    repair = "none" if stream else config["repair"]
+    of_rule: Needs = "moments" if "flap" in rule_needs(config) else "nothing"
+    needs = most(row.needs, REPAIRS[repair].needs, of_rule)
+    sample.statistics.prepare(outputs=needs, gradients=row.gradients)
+    evidence = _evidence(basis, sample, row, needs)
+    layouts = [one.layout for one in evidence]
+    scores = [_scores(row, one) for one in evidence]
+    gone = removed(
+        config,
+        [_layer(layout, score, basis) for layout, score in zip(layouts, scores, strict=True)],
+        basis,
+        sample,
+        flap=lambda: [standardised_flap(one).double().cpu().numpy() for one in evidence],
+    )
+    parts = [
+        (layout, _lasting(score, layout.n_units - n))
+        for layout, score, n in zip(layouts, scores, gone, strict=True)
+    ]
+    stays = tuple(
+        {layout.kind: kept for layout, kept in pair} for pair in zip(parts[::2], parts[1::2], strict=True)
+    )
+    seen = f"{sample.sha256} {basis.damp}"
+    below = [stays[:index] if stream else () for index in range(len(stays))]
+    keys = tuple(
+        _key(layout, kept, config["repair"], f"{seen} {under}")
+        for layout, kept, under in zip(basis.layouts, stays, below, strict=True)
+    )
+    kept = [Kept(len(block["attention"]), len(block["mlp"])) for block in stays]
+    outputs = stream.function(basis.anatomy, basis.layouts, stays, sample.tokens) if stream else {}
+    return UnitDecision(keys, cut_costs(basis.shape, kept, repair), basis, sample, repair, stays, outputs)
+
+
+def _evidence(
+    basis: Basis, sample: Sample, row: ImportanceRow, needs: Literal["moments", "gram"] | None
+) -> list[Evidence]:
+    """What is known of attention and MLP of each block."""
+    gradients = sample.statistics.gradients(row.gradients)
+    found = []
+    for layout in basis.layouts:
+        index = layout.block.index
+        seen = {} if needs is None else sample.statistics.outputs(index, gram=needs == "gram")
+        found += [
+            Evidence(part, seen.get(part.output.name), gradients, basis.damp) for part in layout.sublayers
+        ]
+    return found
+
+
+def _scores(row: ImportanceRow, evidence: Evidence) -> Float[Tensor, " units"]:
+    score = row.function(evidence)
+    if not torch.isfinite(score).all():
+        raise ValueError(f"Expected finite scores, got NaN or infinity at {evidence.layout.name}.")
+    return score
+
+
+def _layer(layout: SublayerLayout, score: Float[Tensor, " units"], basis: Basis) -> Layer:
+    protected = any(placement.linear.name in basis.protected for placement in layout.placements)
+    return Layer(
+        layout.output.block,
+        layout.kind,
+        size=layout.unit_params,
+        n_units=layout.n_units,
+        scores=score.double().cpu().numpy(),
+        keep=layout.n_units if protected else 0,
+        rest=layout.fixed_params,
+        linears=tuple(placement.linear.name for placement in layout.placements),
+    )
+
+
+def _lasting(score: Float[Tensor, " units"], n_kept: int) -> tuple[int, ...]:
+    """The units that score highest, by number; of equal ones those with the larger numbers."""
+    return tuple(sorted(score.argsort(stable=True).flip(0)[:n_kept].tolist()))
+
+
+def _key(layout: BlockLayout, stays: Stays, repair: str, seen: str) -> str:
+    """Equal for equal weights: what repairs have seen counts where there is something to repair."""
+    counts = [(len(stays[part.kind]), part.n_units) for part in layout.sublayers]
+    if all(n_kept == n_units for n_kept, n_units in counts):
+        return DENSE
+    repaired = repair != "none" and any(0 < n_kept < n_units for n_kept, n_units in counts)
+    return key_of(dict(stays), *((repair, seen) if repaired else ()))

@@ -1,0 +1,211 @@
+"""How weights of projections go and what stays is made up: by masks, or all at once."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.masks import mask
+from secateur.pruners.models.anatomy import Block, Linear
+from secateur.pruners.models.cutting import Piece
+from secateur.pruners.recipes.allocating import most
+from secateur.pruners.recipes.context import Basis, Sample
+from secateur.pruners.recipes.plan import key_of
+from secateur.pruners.recipes.scores import Ranking
+from secateur.pruners.weights.mask_repairs import MASK_REPAIRS, Masked, MaskRepair
+from secateur.pruners.weights.method import Method
+
+Counts = Mapping[str, int]
+"""Zeros of each projection by its full name."""
+
+
+@dataclass(frozen=True)
+class Zeroing(ABC):
+    """From dense blocks, of a live model that need not be dense elsewhere, to weights with zeros.
+
+    Args:
+        basis: of the recipe.
+        sample: its calibration windows; what `needs` and `gradients` say is collected.
+    """
+
+    basis: Basis
+    sample: Sample
+
+    @property
+    @abstractmethod
+    def needs(self) -> Literal["nothing", "moments", "gram"]:
+        """Statistics of inputs."""
+
+    @property
+    @abstractmethod
+    def gradients(self) -> tuple[Kind, ...]:
+        """Kinds of gradients."""
+
+    @abstractmethod
+    def key(self, block: Block, counts: Counts) -> str:
+        """Equal for equal weights."""
+
+    @abstractmethod
+    def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
+        """What the projections that lose something become; `key` is what `key` gave."""
+
+    def n_biases(self, counts: Counts) -> int:
+        """Entries of biases that the dense model does not have."""
+        return 0
+
+    def some_scores(self, linear: Linear, n: int) -> NDArray[np.float64]:
+        """About so many of a projection's scores, evenly spread over its weights.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        raise ValueError(f"Expected a metric with scores, got one that gives weights at {linear.name}.")
+
+    def inputs(self, block: Block) -> Mapping[str, InputStatistics]:
+        """What was seen of each projection's input, as far as it is needed."""
+        if self.needs == "nothing":
+            return {}
+        return self.sample.statistics.inputs(block.index, gram=self.needs == "gram")
+
+
+def spread_step(n_scores: int, n: int, width: int) -> int:
+    """Distance of at most `n` out of so many scores in rows of this width, which meet all columns alike."""
+    step = -(-n_scores // n)
+    while math.gcd(step, width) > 1:  # or the same few columns would be met in each row
+        step += 1
+    return step
+
+
+@dataclass(frozen=True)
+class Masking(Zeroing):
+    """The weights that rank lowest go, then what stays is repaired.
+
+    Args:
+        ranking: of the weights.
+        repair: a row of `MASK_REPAIRS`.
+    """
+
+    ranking: Ranking
+    repair: str
+
+    @property
+    def needs(self) -> Literal["nothing", "moments", "gram"]:
+        return most(self.ranking.needs, self._row.needs) or "nothing"
+
+    @property
+    def gradients(self) -> tuple[Kind, ...]:
+        return self.ranking.gradients
+
+    def some_scores(self, linear: Linear, n: int) -> NDArray[np.float64]:
+        scores = self._scores(linear, self.inputs(self.basis.anatomy.blocks[linear.block])).flatten()
+        step = spread_step(len(scores), n, linear.weight.shape[1])
+        spread: NDArray[np.float64] = scores[::step].double().cpu().numpy()
+        return spread
+
+    def key(self, block: Block, counts: Counts) -> str:
+        masks = self._masks(block, counts)
+        digest = hashlib.sha256()
+        for name, kept in masks.items():
+            digest.update(name.encode() + np.packbits(kept.cpu().numpy()).tobytes())
+        seen = f"{self.sample.sha256} {self.basis.damp}" if self._row.needs != "nothing" else ""
+        key = key_of(digest.hexdigest(), self.repair, seen)
+        self.basis.made.put((block.index, key), masks)
+        return key
+
+    def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
+        masks = self.basis.made.get((block.index, key), lambda: self._masks(block, counts))
+        if self._row.gives == "nothing":  # quicker made than kept
+            return self._repaired(block, masks)
+        return self.basis.made.get((block.index, key, "repaired"), lambda: self._repaired(block, masks))
+
+    def n_biases(self, counts: Counts) -> int:
+        if self._row.gives != "bias":
+            return 0
+        return sum(x.out_features for x in self.basis.anatomy.linears if counts[x.name] and x.bias is None)
+
+    @property
+    def _row(self) -> MaskRepair:
+        return MASK_REPAIRS[self.repair]
+
+    @cached_property
+    def _whole(self) -> ModelStatistics:
+        return self.sample.statistics.whole(self.gradients)
+
+    def _scores(self, linear: Linear, inputs: Mapping[str, InputStatistics]) -> Float[Tensor, "out in"]:
+        return self.ranking.scores(linear, inputs.get(linear.name), self._whole)
+
+    def _masks(self, block: Block, counts: Counts) -> dict[str, Bool[Tensor, "out in"]]:
+        """True = keep, of the projections that lose something."""
+        inputs = self.inputs(block)
+        return {
+            linear.name: mask(
+                self._scores(linear, inputs),
+                counts[linear.name] / linear.n_weights,
+                comparison=self.ranking.compares,
+                name=linear.name,
+            )
+            for linear in block.linears
+            if counts[linear.name]
+        }
+
+    def _repaired(self, block: Block, masks: Mapping[str, Bool[Tensor, "out in"]]) -> dict[str, Piece]:
+        inputs, found = self.inputs(block), {}
+        for linear in block.linears:
+            if linear.name in masks:
+                dense = Piece(linear.weight, linear.bias)
+                masked = Masked(
+                    linear.weight, masks[linear.name], inputs.get(linear.name), self.basis.damp, linear.name
+                )
+                made = self._row.function(masked)
+                added = None if made.added is None else made.added.to(linear.weight.dtype)
+                found[linear.name] = dense.changed(made.weight, added)
+        return found
+
+
+@dataclass(frozen=True)
+class Rebuilding(Zeroing):
+    """A reconstruction gives the weights anew.
+
+    Args:
+        method: that updates weights, or has no ranking.
+    """
+
+    method: Method
+
+    @property
+    def needs(self) -> Literal["nothing", "moments", "gram"]:
+        return self.method.needs
+
+    @property
+    def gradients(self) -> tuple[Kind, ...]:
+        return self.method.gradients
+
+    def key(self, block: Block, counts: Counts) -> str:
+        zeros = [counts[linear.name] for linear in block.linears]
+        return key_of(self.method.record, self.sample.sha256, zeros)
+
+    def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
+        return self.basis.made.get((block.index, key), lambda: self._rebuilt(block, counts))
+
+    def _rebuilt(self, block: Block, counts: Counts) -> dict[str, Piece]:
+        inputs = self.inputs(block)
+        return {
+            linear.name: Piece(
+                self.method.weights(linear, inputs[linear.name], [counts[linear.name] / linear.n_weights])[0],
+                linear.bias,
+            )
+            for linear in block.linears
+            if counts[linear.name]
+        }

@@ -1,0 +1,1 @@
+"""Stores on disk: one file a block, memory-mapped, with a key of their content."""

@@ -1,0 +1,99 @@
+"""ADMM: the best weights for a given mask, by alternating directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.masks import Comparison, mask
+
+N_STEPS = 20
+RHO = 1.0
+
+
+def admm(
+    weight: Float[Tensor, "out in"],
+    inputs: InputStatistics,
+    sparsities: Sequence[float],
+    *,
+    comparison: Comparison = "output",
+    group_size: int | None = None,
+    damp: float = 0.1,
+    name: str = "the weight",
+) -> Float[Tensor, "levels out in"]:
+    """The weight at each sparsity: Wanda's mask, and the weights that stay fitted to the dense outputs.
+
+    Fast and Optimal Weight Update (Boza 2024, arXiv 2401.02938, algorithm 1). The paper's variant that chooses the
+    mask gradually, between the steps, is not this one; and no mask is inverted, as it is in the released code of
+    a method that builds on it (arXiv 2409.17372).
+
+    Args:
+        weight: dense weight.
+        inputs: statistics with `gram`.
+        sparsities: each in [0, 1].
+        comparison: who competes with whom in Wanda's mask.
+        group_size: of patterns, see `masks.mask`.
+        damp: see `Fit`.
+        name: the layer, for errors.
+
+    Raises:
+        ValueError: if the inputs are not finite.
+    """
+    assert inputs.gram is not None, "the caller collects what the registry says that is needed"
+    fit = Fit(weight, inputs.gram / max(inputs.n_tokens, 1), damp=damp, name=name)
+    score = weight.float().abs() * inputs.norm
+    masks = (mask(score, x, comparison=comparison, group_size=group_size, name=name) for x in sparsities)
+    return torch.stack([fit.masked(kept).to(weight.dtype) for kept in masks])
+
+
+class Fit:
+    """Least squares of the dense outputs under masks; one factorisation serves all masks.
+
+    With inputs scaled to the norm 1, ``H`` their second moment with `damp` added, and ``rho = 1``, repeat
+    ``Z = mask (W + U)``, ``U += W - Z``, ``W = (W0 H + rho (Z - U)) (H + rho)^-1``; the result is Z. The steps
+    converge to the optimum of each row under its mask; 20 are the paper's.
+
+    Args:
+        weight: dense weight.
+        second_moment: of its inputs, a token.
+        damp: added to the scaled second moment's diagonal, whose mean is 1. Dampening draws to the dense weights.
+        name: the layer, for errors.
+
+    Raises:
+        ValueError: if the inputs are not finite.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "out in"],
+        second_moment: Float[Tensor, "in in"],
+        *,
+        damp: float,
+        name: str = "the weight",
+    ) -> None:
+        if not torch.isfinite(second_moment).all():
+            raise ValueError(
+                f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
+            )
+        norm = second_moment.diagonal().sqrt()
+        self._scale = torch.where(norm > 0, norm, 1.0)
+        moment = second_moment / self._scale / self._scale[:, None]
+        moment.diagonal().add_(damp)
+        self._dense = weight.to(moment) * self._scale
+        self._target = self._dense @ moment
+        moment.diagonal().add_(RHO)
+        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
+
+    def masked(self, kept: Bool[Tensor, "_ in"], n_steps: int = N_STEPS) -> Float[Tensor, "out in"]:
+        """The fitted weight, zero where the mask (True = keep) has it so; one row of a mask serves all rows."""
+        w, u = self._dense, torch.zeros_like(self._dense)
+        z = w * kept
+        for _ in range(n_steps):
+            z = (w + u) * kept
+            u = u + w - z
+            w = (self._target + RHO * (z - u)) @ self._inverse
+        return (w + u) * kept / self._scale

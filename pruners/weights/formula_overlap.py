@@ -1,0 +1,77 @@
+"""How much of what a formula prunes published metrics prune, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from secateur.pruners.formulas.errors import FormulaError
+from secateur.pruners.weights.formula_layers import FormulaLayers
+from secateur.pruners.weights.formula_proxy import formula_layers, spread
+from secateur.spaces.formulas.metric import program_of
+
+if TYPE_CHECKING:
+    from secateur.evaluators.session import Workbench
+
+BLOCKS = 8
+"""So many, evenly spread over the model, are compared."""
+
+Masks = Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def overlaps(bench: Workbench, directory: Path, candidates: Sequence[str]) -> dict[str, Any]:
+    """For each formula and each published one the share of the pruned weights that both prune.
+
+    All prune equally many, so it is symmetric; by chance it would be the sparsity. It is the mean over the projections
+    of some blocks. Formulas that are undefined there are left out.
+
+    Args:
+        bench: with the dense model, in a space of formulas.
+        directory: what the bench has built.
+        candidates: canonical texts.
+
+    Returns:
+        Plain values: ``blocks`` that were compared, ``known`` texts by name, ``overlap`` by text, then by name.
+    """
+    layers = formula_layers(bench.plan, bench.space, bench.anatomy, directory)
+    known = {name: formula.text for name, formula in bench.space.known.items()}
+    texts = dict.fromkeys([*known.values(), *candidates])
+    configs = {text: bench.space.config(bench.space.parse(text)) for text in texts}
+    blocks = spread(len(layers.anatomy.blocks), BLOCKS)
+    shares: dict[str, dict[str, list[float]]] = {}
+    for block in blocks:
+        masks = {text: _masks(layers, block, config) for text, config in configs.items()}
+        for text, of_text in masks.items():
+            for name, other in known.items():
+                both = _shares(of_text, masks[other])
+                shares.setdefault(text, {}).setdefault(name, []).extend(both)
+    means = {
+        text: {name: sum(found) / len(found) for name, found in by_name.items() if found}
+        for text, by_name in shares.items()
+    }
+    return {"blocks": list(blocks), "known": known, "overlap": {text: m for text, m in means.items() if m}}
+
+
+def _masks(layers: FormulaLayers, block: int, config: Mapping[str, Any]) -> Masks:
+    """Nothing where the formula is undefined."""
+    program = program_of(config["metric"])
+    if program is None:  # the dense model
+        return {}
+    try:
+        return layers.masks(block, program, config["sparsity"])
+    except FormulaError:
+        return {}
+
+
+def _shares(masks: Masks, others: Masks) -> list[float]:
+    """Of each projection that both prune."""
+    return [
+        float((~kept & ~others[name]).sum() / (~kept).sum())
+        for name, kept in masks.items()
+        if name in others and not bool(kept.all())
+    ]

@@ -1,0 +1,237 @@
+"""The level store: what is needed to switch each projection to each level, memory-mapped, built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor
+
+from secateur.pruners.calibration.forward_kinds import n_bytes
+from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.gradients import kind_path, model_statistics
+from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
+from secateur.pruners.models.anatomy import Anatomy, Linear
+from secateur.pruners.stores.block_files import (
+    LevelStoreError,
+    block_path,
+    check_room,
+    digest_of,
+    is_begun,
+    is_finished,
+    load_block,
+    save_block,
+    write_index,
+)
+from secateur.pruners.stores.recent import Recent
+from secateur.pruners.weights.method import Method
+
+__all__ = ["LevelStore", "LevelStoreError", "StoreKey", "build_levels", "gradients_path", "is_built"]
+
+CACHE_BYTES = 1 << 30
+"""Weights copied to a GPU are kept up to so many bytes, those used last."""
+
+
+@dataclass(frozen=True)
+class StoreKey:
+    """What a level store depends on; a store is used again only under an equal key.
+
+    Args:
+        model: fingerprint of the model.
+        dtype: of the weights, e.g. ``float32``.
+        calibration: hash of the calibration token ids.
+        method: how levels are made.
+        levels: sparsities, ascending from 0.0.
+    """
+
+    model: str
+    dtype: str
+    calibration: str
+    method: Method
+    levels: tuple[float, ...]
+
+    @property
+    def digest(self) -> str:
+        """Content hash of all of it."""
+        return digest_of(self.record)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return {x.name: getattr(self, x.name) for x in fields(self)} | {"method": self.method.record}
+
+
+class LevelStore:
+    """Weights of a projection at a level, by reference where the level is stored, else made from ranks.
+
+    A metric's store has one byte a weight for all levels (the first level at which the weight goes). A
+    reconstruction's has the weights of each level strictly between 0 and 1, in the model's dtype. Files are
+    mapped, one a block: several processes on a node share one copy.
+
+    Level 0 is the dense weight itself; at sparsity 1 the weight is zero.
+
+    Args:
+        directory: of a built store.
+        anatomy: the model that it was built for; its weights are taken as the dense ones.
+        levels: sparsities, ascending from 0.0.
+    """
+
+    def __init__(self, directory: Path, anatomy: Anatomy, levels: Sequence[float]) -> None:
+        self._levels = tuple(levels)
+        self._stored = _stored_levels(self._levels)
+        self._dense = {linear.name: linear.weight for linear in anatomy.linears}
+        self._tensors: dict[str, Tensor] = {}
+        for block in anatomy.blocks:
+            self._tensors |= load_block(directory, block.index)
+        self._recent = Recent[Tensor](CACHE_BYTES)
+        self._spare: dict[torch.Size, list[Tensor]] = {}
+
+    def weight(self, linear: Linear, level: int) -> Float[Tensor, "out in"]:
+        """The projection's weight at a level, to be pointed to and not to be written to."""
+        name = linear.name
+        dense = self._dense[name]
+        if level == 0:
+            return dense
+        if self._levels[level] >= 1:
+            return torch.zeros_like(dense)
+        stored = self._tensors[name]
+        ranks = stored.dtype == torch.uint8
+        if dense.device == stored.device:
+            return self._masked(dense, stored > level) if ranks else stored[self._stored.index(level)]
+        if ranks:
+            return self._recent.get((name, level), lambda: dense * (stored.to(dense.device) > level))
+        return self._recent.get((name, level), lambda: stored[self._stored.index(level)].to(dense.device))
+
+    def take_back(self, linear: Linear, level: int) -> None:
+        """Point a projection at this level to its dense weight again; memory of a product then serves the next one."""
+        name, weight = linear.name, linear.weight
+        linear.point_to(self._dense[name])
+        stored = self._tensors[name]
+        if 0 < self._levels[level] < 1 and stored.dtype == torch.uint8 and stored.device == weight.device:
+            self._spare.setdefault(weight.shape, []).append(weight)
+
+    def _masked(self, dense: Tensor, kept: Tensor) -> Tensor:
+        """In memory that was taken back, if there is some: fresh memory costs nearly as much as the product."""
+        spare = self._spare.get(dense.shape)
+        return torch.mul(dense, kept, out=spare.pop()) if spare else dense * kept
+
+
+def is_built(directory: Path, key: StoreKey) -> bool:
+    """True if the directory holds a finished store under this key."""
+    return is_finished(directory, key)
+
+
+@torch.no_grad()
+def build_levels(
+    directory: Path,
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    key: StoreKey,
+    *,
+    on_block: Callable[[int], None] = lambda index: None,
+) -> None:
+    """Build the store from the dense model's activations, so that levels of one unit are independent of others.
+
+    One file a block, each written beside its place and renamed; a build that was cut short goes on with the
+    blocks that are missing. Blocks of another key are overwritten.
+
+    Args:
+        directory: made if it is not there.
+        anatomy: the dense model.
+        tokens: calibration windows.
+        key: identity; its method and levels say what to build.
+        on_block: told the index of each block that is done.
+
+    Raises:
+        LevelStoreError: if there is no room on the disk.
+        ValueError: as `Method.weights` does.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    resumed = is_begun(directory, key)
+    todo = [
+        block.index
+        for block in anatomy.blocks
+        if not (resumed and block_path(directory, block.index).exists())
+    ]
+    _check_room(directory, anatomy, key, todo)
+    write_index(directory, key, finished=False)
+    whole = whole_model(
+        directory, anatomy, tokens, f"{key.model} {key.calibration}", gradients=key.method.gradients
+    )
+    for part in _statistics(anatomy, tokens, key.method):
+        index = part.block.index
+        if index in todo:
+            tensors = {linear.name: _levels_of(linear, part, whole, key) for linear in part.block.linears}
+            save_block(tensors, directory, index)
+        on_block(index)
+    write_index(directory, key, finished=True)
+
+
+def _check_room(directory: Path, anatomy: Anatomy, key: StoreKey, todo: Sequence[int]) -> None:
+    n_weights = sum(linear.n_weights for linear in anatomy.linears if linear.block in todo)
+    per_weight = next(anatomy.linears).weight.element_size() * len(_stored_levels(key.levels))
+    needed = n_weights * (per_weight if key.method.updates_weights else 1)
+    needed += gradients_to_write(directory, anatomy, key.method.gradients)
+    check_room(directory, needed, "use fewer levels (`space.step`, `space.max_sparsity`)")
+
+
+def _statistics(anatomy: Anatomy, tokens: Tensor, method: Method):  # type: ignore[no-untyped-def]
+    if method.needs == "nothing":
+        return (BlockStatistics(block, {}) for block in anatomy.blocks)
+    return stream_blocks(anatomy, tokens, gram=method.needs == "gram", sequential=False)
+
+
+def whole_model(
+    directory: Path, anatomy: Anatomy, tokens: Tensor, identity: str, *, gradients: Collection[Kind]
+) -> ModelStatistics:
+    """What is known of the dense model as a whole; gradients are kept beside the store, for other methods.
+
+    Args:
+        directory: of the store.
+        anatomy: the dense model.
+        tokens: calibration windows.
+        identity: of the model and the tokens, in one text.
+        gradients: kinds of them to collect.
+
+    Raises:
+        LevelStoreError: if there is no room on the disk.
+    """
+    try:
+        return model_statistics(
+            anatomy, tokens, gradients=gradients, path=gradients_path(directory), identity=identity
+        )
+    except (SafetensorError, OSError) as error:
+        raise LevelStoreError(
+            f"Expected to write {gradients_path(directory)}, got: {error}. Free some room on the disk and run the "
+            "same command."
+        ) from error
+
+
+def gradients_to_write(directory: Path, anatomy: Anatomy, kinds: Collection[Kind]) -> int:
+    """Bytes of those kinds that are not kept yet."""
+    path = gradients_path(directory)
+    per_weight = sum(n_bytes(kind) for kind in kinds if not kind_path(path, kind).exists())
+    return per_weight * sum(linear.n_weights for linear in anatomy.linears)
+
+
+def gradients_path(directory: Path) -> Path:
+    """Where the gradients of the model of a level store are."""
+    return directory.with_name(f"{directory.name}-gradients.safetensors")
+
+
+def _levels_of(linear: Linear, part: BlockStatistics, whole: ModelStatistics, key: StoreKey) -> Tensor:
+    inputs = part.inputs.get(linear.name)
+    if not key.method.updates_weights:
+        return key.method.ranks(linear, inputs, key.levels, whole).contiguous().cpu()
+    sparsities = [key.levels[level] for level in _stored_levels(key.levels)]
+    return key.method.weights(linear, inputs, sparsities).contiguous().cpu()
+
+
+def _stored_levels(levels: Sequence[float]) -> list[int]:
+    return [index for index, level in enumerate(levels) if 0 < level < 1]

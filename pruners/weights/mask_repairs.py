@@ -1,0 +1,166 @@
+"""Repair of a projection whose mask is chosen: a registry of plain functions to new weights, or a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.weights.admm import Fit
+from secateur.pruners.weights.sparsegpt import inverse_factor
+
+LAZY = 32
+"""Columns after which what they change is carried over to all that follow, in one product."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A projection and what is to be left of it.
+
+    Args:
+        weight: dense.
+        kept: the mask, True = keep.
+        inputs: statistics of the dense model; None unless the registry says that they are needed.
+        damp: added to the second moment's diagonal, as a fraction of its mean, > 0.
+        name: the layer, for errors.
+    """
+
+    weight: Float[Tensor, "out in"]
+    kept: Bool[Tensor, "out in"]
+    inputs: InputStatistics | None
+    damp: float
+    name: str
+
+    @property
+    def seen(self) -> InputStatistics:
+        """Statistics that must be there."""
+        assert self.inputs is not None, "the caller collects what the registry says that a repair needs"
+        return self.inputs
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair gives.
+
+    Args:
+        weight: in the dense weight's dtype, exactly zero where the mask has it so.
+        added: to the bias, in fp32 (a projection without bias gets one); None: nothing.
+    """
+
+    weight: Float[Tensor, "out in"]
+    added: Float[Tensor, " out"] | None = None
+
+
+def nothing(masked: Masked) -> Repaired:
+    """No repair: what stays is as it was."""
+    return Repaired(masked.weight * masked.kept)
+
+
+def mean_bias(masked: Masked) -> Repaired:
+    """What goes is replaced by its mean: ``sum over pruned j of W_ij E[x_j]`` is added to output i's bias.
+
+    FLAP's compensation (An et al. 2024, arXiv 2312.11983), weight by weight in place of whole columns.
+    """
+    total = masked.seen.total
+    assert total is not None, "streams of blocks collect it"
+    mean = total.double() / max(masked.seen.n_tokens, 1)
+    gone = (masked.weight.double() * ~masked.kept) @ mean
+    return Repaired(masked.weight * masked.kept, gone.float())
+
+
+def surgery(masked: Masked) -> Repaired:
+    """SparseGPT's sweep over the columns, with the mask given: each pruned weight is made up for by those behind it.
+
+    Frantar and Alistarh 2023 (arXiv 2301.00774, eq. 4, algorithm 1 without the choice of the mask). Where all that
+    goes stands before all that stays this is the optimum, see `structure.refit.obs_update`; else a column can't make
+    up for later ones, and a row may come out worse than it was: such a row is left unrepaired.
+    """
+    upper = inverse_factor(masked.seen, masked.damp, masked.name)
+    columns = masked.weight.T.float().contiguous()
+    gone = ~masked.kept.T
+    n_in = len(columns)
+    for start in range(0, n_in, LAZY):
+        stop = min(start + LAZY, n_in)
+        errors = torch.empty_like(columns[start:stop])
+        for j in range(start, stop):
+            removed = columns[j] * gone[j]
+            errors[j - start] = removed / upper[j, j]
+            columns[j] -= removed
+            columns[j + 1 : stop].addr_(upper[j, j + 1 : stop], errors[j - start], alpha=-1)
+        columns[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    return Repaired(_no_worse(masked, columns.T * masked.kept))
+
+
+def alternating(masked: Masked) -> Repaired:
+    """Least squares of the dense outputs under the mask, by 20 steps of ADMM, see `admm.Fit`.
+
+    Fast and Optimal Weight Update (Boza 2024, arXiv 2401.02938). Rows that 20 steps leave worse than they were are
+    left unrepaired.
+    """
+    gram = masked.seen.gram
+    assert gram is not None, "the caller collects what the registry says that a repair needs"
+    fit = Fit(masked.weight, gram / max(masked.seen.n_tokens, 1), damp=masked.damp, name=masked.name)
+    return Repaired(_no_worse(masked, fit.masked(masked.kept)))
+
+
+def _no_worse(masked: Masked, fitted: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
+    """The fitted rows, where their output's squared error over the calibration tokens is below that of no repair."""
+    weight = masked.weight
+    repaired, plain = fitted.to(weight.dtype), weight * masked.kept
+    better = output_errors(weight, repaired, masked.seen) < output_errors(weight, plain, masked.seen)
+    return torch.where(better[:, None], repaired, plain)
+
+
+def output_errors(
+    dense: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], inputs: InputStatistics
+) -> Float[Tensor, " out"]:
+    """Of each output: squared difference that another weight makes, summed over the tokens."""
+    assert inputs.gram is not None
+    difference = weight.float() - dense.float()
+    return ((difference @ inputs.gram) * difference).sum(1)
+
+
+@dataclass(frozen=True)
+class MaskRepair:
+    """A row of the registry.
+
+    Args:
+        function: from a projection and its mask to what is left.
+        gives: what it changes beside what goes.
+        needs: statistics that must be collected first.
+        summary: one line for people.
+        paper: address.
+    """
+
+    function: Callable[[Masked], Repaired]
+    gives: Literal["nothing", "weight", "bias"]
+    needs: Literal["nothing", "moments", "gram"]
+    summary: str
+    paper: str
+
+
+MASK_REPAIRS: dict[str, MaskRepair] = {
+    "none": MaskRepair(nothing, "nothing", "nothing", "what stays is as it was", ""),
+    "bias": MaskRepair(
+        mean_bias, "bias", "moments", "what goes is replaced by its mean", "https://arxiv.org/abs/2312.11983"
+    ),
+    "obs": MaskRepair(
+        surgery,
+        "weight",
+        "gram",
+        "SparseGPT's sweep over the columns, the mask given",
+        "https://arxiv.org/abs/2301.00774",
+    ),
+    "admm": MaskRepair(
+        alternating,
+        "weight",
+        "gram",
+        "what stays is fitted by alternating directions",
+        "https://arxiv.org/abs/2401.02938",
+    ),
+}

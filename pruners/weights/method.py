@@ -1,0 +1,176 @@
+"""Pruning methods by name: a metric that ranks weights, or a reconstruction that gives them anew."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.formulas.evaluate import scores
+from secateur.pruners.formulas.program import Needs, Program, needs, used
+from secateur.pruners.formulas.terminals import terminals_of
+from secateur.pruners.masks import Comparison, prune_ranks
+from secateur.pruners.models.anatomy import Linear
+from secateur.pruners.weights.metrics import METRICS
+from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS, Layer
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights go: everything that decides a pruned weight except the sparsity and the data.
+
+    Args:
+        name: a metric or a reconstruction; for a formula any name, such as its text.
+        comparison: who competes with whom; None = as the metric's paper has it.
+        group_size: for `n_keep` of `group_size` patterns.
+        damp: of the Hessians of reconstructions and of formulas with H.
+        block_size: of SparseGPT.
+        seed: of the random metric.
+        program: a formula that is the metric; compared per output unless `comparison` says otherwise.
+
+    Raises:
+        ValueError: on an unknown name, or something that is no program.
+    """
+
+    name: str
+    comparison: Comparison | None = None
+    group_size: int | None = None
+    damp: float = 0.01
+    block_size: int = 128
+    seed: int = 0
+    program: Program | None = None
+
+    def __post_init__(self) -> None:
+        if self.program is not None:
+            needs(self.program)  # checks it
+            return
+        known = [*METRICS, *RECONSTRUCTIONS]
+        if self.name not in known:
+            near = difflib.get_close_matches(self.name, known, n=1, cutoff=0)[0]
+            raise ValueError(
+                f"Expected `metric` to be one of {', '.join(known)}, got {self.name!r}. Did you mean {near!r}? "
+                "List them with `secateur list metrics`; a formula is written `formula: abs(W) * X`."
+            )
+        if self.updates_weights and self.group_size is not None and not RECONSTRUCTIONS[self.name].patterns:
+            can = ", ".join(name for name in known if name in METRICS or RECONSTRUCTIONS[name].patterns)
+            raise ValueError(
+                f"Expected no `group_size` with the metric {self.name}, got {self.group_size}. These can prune in "
+                f"groups: {can}."
+            )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values, for hashes and records; without `program` where there is none."""
+        return {name: value for name, value in asdict(self).items() if name != "program" or value is not None}
+
+    @property
+    def updates_weights(self) -> bool:
+        """True if a level is weights, not a part of a ranking."""
+        return self.program is None and self.name in RECONSTRUCTIONS
+
+    @property
+    def needs(self) -> Literal["nothing", "moments", "gram"]:
+        """Input statistics that it needs."""
+        return self._needs.inputs
+
+    @property
+    def gradients(self) -> tuple[Kind, ...]:
+        """The kinds of gradients of the dense model that it needs."""
+        return ("rms",) if self._needs.gradients else ()
+
+    @property
+    def _program(self) -> Program | None:
+        """The formula, given or of a metric that is one."""
+        if self.program is not None or self.name in RECONSTRUCTIONS:
+            return self.program
+        return METRICS[self.name].program
+
+    @property
+    def _needs(self) -> Needs:
+        program = self._program
+        if program is not None:
+            return needs(program)
+        row = RECONSTRUCTIONS[self.name] if self.updates_weights else METRICS[self.name]
+        return Needs(row.needs, gradients=False)
+
+    def ranks(
+        self,
+        linear: Linear,
+        inputs: InputStatistics | None,
+        levels: Sequence[float],
+        whole: ModelStatistics | None = None,
+    ) -> UInt8[Tensor, "out in"]:
+        """For each weight the first level at which it goes; see `masks.prune_ranks`. Metrics only.
+
+        Raises:
+            FormulaError: if the formula gives no ranking of this layer's weights.
+        """
+        return prune_ranks(
+            self.scores(linear, inputs, whole),
+            levels,
+            comparison=self.compares,
+            group_size=self.group_size,
+            name=linear.name,
+        )
+
+    @property
+    def compares(self) -> Comparison:
+        """Who competes with whom. Metrics only."""
+        default: Comparison = "output" if self.program is not None else METRICS[self.name].comparison
+        return self.comparison or default
+
+    def scores(
+        self, linear: Linear, inputs: InputStatistics | None, whole: ModelStatistics | None = None
+    ) -> Float[Tensor, "out in"]:
+        """Importance of each weight, higher = keep. Metrics only.
+
+        Raises:
+            FormulaError: if the formula gives no ranking of this layer's weights.
+        """
+        program = self._program
+        if program is None:
+            digest = hashlib.sha256(f"{self.seed}/{linear.name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            score = METRICS[self.name].score
+            assert callable(score)
+            return score(linear.weight, inputs, generator)
+        return scores(
+            program,
+            terminals_of(linear, used(program), inputs, whole, damp=self.damp),
+            (linear.out_features, linear.in_features),
+            comparison=self.compares,
+            group_size=self.group_size,
+            name=linear.name,
+        )
+
+    def weights(
+        self,
+        linear: Linear,
+        inputs: InputStatistics | None,
+        sparsities: Sequence[float],
+        whole: ModelStatistics | None = None,
+    ) -> Float[Tensor, "levels out in"]:
+        """The pruned weight at each sparsity."""
+        if self.updates_weights:
+            assert inputs is not None
+            layer = Layer(
+                linear.weight,
+                inputs,
+                self.comparison,
+                self.group_size,
+                self.damp,
+                self.block_size,
+                linear.name,
+            )
+            return RECONSTRUCTIONS[self.name].function(layer, sparsities)
+        levels = sorted({0.0, *sparsities})
+        ranks = self.ranks(linear, inputs, levels, whole)
+        return torch.stack([linear.weight * (ranks > levels.index(sparsity)) for sparsity in sparsities])

@@ -1,0 +1,166 @@
+"""SparseGPT: prune and update the surviving weights so that the layer's outputs change least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.masks import lowest, n_zeros
+
+_LAZY = 16
+"""Columns that are updated one by one before the rest of the block is updated in one product."""
+
+
+def sparsegpt(
+    weight: Float[Tensor, "out in"],
+    inputs: InputStatistics,
+    sparsities: Sequence[float],
+    *,
+    group_size: int | None = None,
+    block_size: int = 128,
+    damp: float = 0.01,
+    name: str = "the weight",
+) -> Float[Tensor, "levels out in"]:
+    """The weight at each sparsity, pruned and updated by blocked optimal brain surgery.
+
+    Frantar and Alistarh 2023 (arXiv 2301.00774, algorithm 1). All sparsities go through the columns together:
+    they share the inverse and one loop. Differences from the paper: a block loses its share of the zeros
+    exactly (cumulative rounding, so that the whole layer has ``n_zeros(sparsity, out * in)``), and inputs that
+    are always zero are no special case: dampening keeps the matrix invertible. A row is free to lose more than
+    others, as in the paper.
+
+    Args:
+        weight: dense weight, any float dtype; the computation is in fp32.
+        inputs: statistics with `gram`.
+        sparsities: each in [0, 1].
+        group_size: with it each run of so many inputs loses ``n_zeros(sparsity, group_size)`` weights a row.
+        block_size: columns that choose their mask together, > 0; a multiple of `group_size` if that is given.
+        damp: added to the diagonal, as a fraction of its mean, > 0.
+        name: the layer, for errors.
+
+    Returns:
+        Weights in the dtype of `weight`, pruned entries exactly zero.
+
+    Raises:
+        ValueError: if `gram` is missing or not finite, or a size does not divide.
+    """
+    _check(weight, inputs, group_size, block_size, name)
+    n_in = weight.shape[1]
+    upper = inverse_factor(inputs, damp, name)
+    # Columns first, so that a column of all rows of all levels is one contiguous run.
+    columns = weight.T.float()[:, None, :].repeat(1, len(sparsities), 1)
+    for start in range(0, n_in, block_size):
+        stop = min(start + block_size, n_in)
+        errors = _prune_block(
+            columns[start:stop], upper[start:stop, start:stop], sparsities, group_size, start
+        )
+        if stop < n_in:
+            rest = columns[stop:].reshape(n_in - stop, -1)
+            rest.addmm_(upper[start:stop, stop:].T, errors.reshape(stop - start, -1), alpha=-1)
+    return columns.permute(1, 2, 0).to(weight.dtype)
+
+
+def inverse_factor(inputs: InputStatistics, damp: float, name: str) -> Float[Tensor, "in in"]:
+    """Upper Cholesky factor U of the inverse of the dampened second moment, ``U.T @ U = H^-1``.
+
+    Where fp32 finds the matrix not positive definite the damping is raised tenfold, at most five times.
+
+    Raises:
+        ValueError: if the moments are not finite.
+    """
+    assert inputs.gram is not None
+    moment = inputs.gram / max(inputs.n_tokens, 1)
+    if not torch.isfinite(moment).all():
+        raise ValueError(
+            f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
+        )
+    mean = moment.diagonal().mean()
+    mean = mean if mean > 0 else torch.ones_like(mean)
+    for attempt in range(6):
+        dampened = moment.clone()
+        dampened.diagonal().add_(damp * 10**attempt * mean)
+        factor, failed = torch.linalg.cholesky_ex(dampened)
+        if failed:
+            continue
+        upper: Tensor
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+        if not failed:
+            return upper
+    raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `damp`.")
+
+
+def _prune_block(
+    columns: Float[Tensor, "block levels out"],
+    upper: Float[Tensor, "block block"],
+    sparsities: Sequence[float],
+    group_size: int | None,
+    start: int,
+) -> Float[Tensor, "block levels out"]:
+    """Prune the columns in place; the errors to be spread over the columns that follow."""
+    size = columns.shape[0]
+    errors = torch.empty_like(columns)
+    scale = upper.diagonal()
+    pruned = _block_mask(columns, scale, sparsities, start) if group_size is None else None
+    for begin in range(0, size, group_size or _LAZY):
+        end = min(begin + (group_size or _LAZY), size)
+        if group_size is None:
+            assert pruned is not None
+            gone = pruned[begin:end]
+        else:
+            gone = _group_mask(columns[begin:end], scale[begin:end], sparsities)
+        for j in range(begin, end):
+            column = columns[j]
+            removed = column * gone[j - begin]
+            errors[j] = removed / scale[j]
+            column -= removed
+            if j + 1 < end:
+                # Only within the run; the mask was chosen before, so entries that will go may still change.
+                columns[j + 1 : end] -= upper[j, j + 1 : end, None, None] * errors[j]
+        if end < size:
+            rest = columns[end:].reshape(size - end, -1)
+            rest.addmm_(upper[begin:end, end:].T, errors[begin:end].reshape(end - begin, -1), alpha=-1)
+    return errors
+
+
+def _block_mask(
+    columns: Float[Tensor, "block levels out"],
+    scale: Float[Tensor, " block"],
+    sparsities: Sequence[float],
+    start: int,
+) -> Bool[Tensor, "block levels out"]:
+    """True where pruned: the block's share of each level's zeros, the smallest ``(w / U_jj)^2`` (eq. 3)."""
+    size, n_levels, n_out = columns.shape
+    score = (columns / scale[:, None, None]).square().permute(1, 2, 0).reshape(n_levels, -1)
+    gone = torch.empty_like(score, dtype=torch.bool)
+    for level, sparsity in enumerate(sparsities):
+        count = n_zeros(sparsity, n_out * (start + size)) - n_zeros(sparsity, n_out * start)
+        gone[level] = lowest(score[level], count)
+    return gone.reshape(n_levels, n_out, size).permute(2, 0, 1).contiguous()
+
+
+def _group_mask(
+    columns: Float[Tensor, "group levels out"], scale: Float[Tensor, " group"], sparsities: Sequence[float]
+) -> Bool[Tensor, "group levels out"]:
+    """True where pruned: each row of each level loses its number in this group."""
+    score = (columns / scale[:, None, None]).square().permute(1, 2, 0)
+    counts = [n_zeros(sparsity, score.shape[-1]) for sparsity in sparsities]
+    gone = torch.stack([lowest(score[level], count) for level, count in enumerate(counts)])
+    return gone.permute(2, 0, 1).contiguous()
+
+
+def _check(
+    weight: Tensor, inputs: InputStatistics, group_size: int | None, block_size: int, name: str
+) -> None:
+    if inputs.gram is None:
+        raise ValueError(f"Expected the Gram matrix of the inputs, got moments only at {name}.")
+    if group_size is None:
+        return
+    if weight.shape[1] % group_size or block_size % group_size:
+        raise ValueError(
+            f"Expected `group_size` to divide the number of inputs and `block_size`, got {group_size} for "
+            f"{weight.shape[1]} inputs and blocks of {block_size} at {name}."
+        )

@@ -1,0 +1,259 @@
+"""SparseLLM: gate, up and down are pruned together, by alternating over what lies between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.calibration.stream import Hook, InputCollector, Walk
+from secateur.pruners.models.anatomy import Anatomy, Block, Linear
+from secateur.pruners.models.memory import check_memory
+from secateur.pruners.structure.obs import dampened, factor
+from secateur.pruners.weights.prune import check_sparsity
+from secateur.pruners.weights.sparsegpt import sparsegpt
+
+N_STEPS = 8
+"""Alternations, the released number for Llama."""
+
+N_GATE_STEPS = 2
+"""Steps on the gate's outputs in each of them, likewise."""
+
+RIDGE = 1e-6
+"""In place of a pseudo-inverse: added to the diagonal of a second moment, as a fraction of its mean."""
+
+Activation = Callable[[Tensor], Tensor]
+Weights = dict[str, Float[Tensor, "out in"]]
+"""By the projection's full name."""
+
+
+@torch.no_grad()
+def sparsellm(
+    anatomy: Anatomy,
+    block: Block,
+    tokens: Int[Tensor, "windows length"],
+    states: Float[Tensor, "windows length width"],
+    sparsity: Mapping[str, float],
+    *,
+    damp: float = 0.01,
+    block_size: int = 128,
+) -> Weights:
+    """Pruned and updated weights of a block; the block itself is left as it is.
+
+    Bai et al. 2024 (arXiv 2402.17946). With X and Y the MLP's dense inputs and outputs, and auxiliary variables s, z
+    and p for the outputs of gate and up and the input of down, an MLP minimises
+    ``||Y - W_d p||^2 + ||p - act(s) z||^2 + ||s - W_g X||^2 + ||z - W_u X||^2`` by turns: each W is the fit by least
+    squares, pruned by SparseGPT; then p and z are set to their optima in closed form, and s goes two steps downhill.
+    The terms weigh the same, as in the released code. Attention is pruned by SparseGPT alone.
+
+    Differences: all statistics are the dense model's, in fp32. A step on s is Gauss-Newton's: the released steps, of
+    a fixed length, diverge where activations are large. A tiny ridge stands for the pseudo-inverse.
+
+    Args:
+        anatomy: the model, of a family whose MLPs are gated, in three projections.
+        block: dense; the others need not be.
+        tokens: calibration windows.
+        states: what the dense model gives to the block for them, see `states.stream_states`.
+        sparsity: in [0, 1], by the projection's full name; one without an entry is not pruned, though fitted anew
+            beside one of the same MLP that is.
+        damp: of SparseGPT.
+        block_size: of SparseGPT.
+
+    Returns:
+        Weights of the block's projections, those that stay dense left out.
+
+    Raises:
+        ValueError: on a name that the model does not have, a sparsity out of range, as `check_gated` does, or inputs
+            that are not finite.
+    """
+    check_sparsity(anatomy, sparsity)
+    check_gated(anatomy, block, tokens)
+    walk, inputs, seen = Walk(anatomy, tokens), InputCollector(gram=True), _Recorder()
+    walk.hidden = list(states.split([len(batch) for batch in walk.hidden]))
+    walk.through(block, [inputs.hook, seen.hook])
+    found: Weights = {}
+    for linear in block.linears:
+        if linear.sublayer == "attention" and sparsity.get(linear.name):
+            statistics = inputs.of(block)[linear.name]
+            found[linear.name] = _pruned(linear, linear.weight, statistics, sparsity, damp, block_size)
+    if any(sparsity.get(linear.name) for linear in block.linears if linear.sublayer == "mlp"):
+        found |= _mlp(_gated(anatomy, block, seen), sparsity, damp, block_size)
+    return found
+
+
+def check_gated(anatomy: Anatomy, block: Block, tokens: Int[Tensor, "windows length"]) -> None:
+    """Raise a ValueError if the block has another kind of MLP, or there is too little memory."""
+    roles = [linear.role for linear in block.linears if linear.sublayer == "mlp"]
+    if {*roles} != {"gate", "up", "down"}:
+        raise ValueError(
+            f"Expected an MLP of the projections gate, up and down for sparsellm, got {', '.join(roles)} at "
+            f"{block.name}. Use the metric sparsegpt."
+        )
+    check_memory(
+        4 * tokens.numel() * (8 * block.ffn_width + 3 * anatomy.width) + 24 * block.ffn_width**2,
+        anatomy.embedding.weight.device,
+        f"SparseLLM on {tokens.numel():,} calibration tokens",
+        "Use fewer tokens, or the metric sparsegpt.",
+    )
+
+
+class _Recorder:
+    """Keeps the inputs of gate and down, in fp32, a row a token."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[Tensor]] = {}
+
+    def hook(self, linear: Linear) -> Hook | None:
+        rows = self._rows.setdefault(linear.role, [])
+
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            rows.append(args[0].flatten(0, -2).float())
+
+        return add if linear.role in ("gate", "down") else None
+
+    def of(self, role: str) -> Float[Tensor, "tokens features"]:
+        return torch.cat(self._rows[role])
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """A gated MLP and what it sees.
+
+    Args:
+        gate, up, down: its projections.
+        act: from the gate's outputs to what up's are multiplied with.
+        inputs: of the MLP.
+        products: inputs of the down projection.
+    """
+
+    gate: Linear
+    up: Linear
+    down: Linear
+    act: Activation
+    inputs: Float[Tensor, "tokens width"]
+    products: Float[Tensor, "tokens ffn"]
+
+
+def _gated(anatomy: Anatomy, block: Block, seen: _Recorder) -> GatedMLP:
+    linears = {linear.role: linear for linear in block.linears}
+    x, p = seen.of("gate"), seen.of("down")
+    s, z = (_outputs(linears[role], linears[role].weight.float(), x[:16]) for role in ("gate", "up"))
+    owner = anatomy.model.get_submodule(linears["gate"].name.rpartition(".")[0])
+    for module in owner.children():
+        plain = not [*module.parameters()] and not isinstance(module, nn.Dropout)
+        if plain and torch.allclose(module(s) * z, p[:16], rtol=0.05, atol=0.01 * float(p[:16].abs().max())):
+            return GatedMLP(linears["gate"], linears["up"], linears["down"], module, x, p)
+    raise ValueError(
+        f"Expected the activation of a gated MLP among the modules of {block.name}, got none that gives the inputs of "
+        "its down projection. Use the metric sparsegpt."
+    )
+
+
+def _mlp(mlp: GatedMLP, sparsity: Mapping[str, float], damp: float, block_size: int) -> Weights:
+    """The alternation over weights and auxiliary variables; its last pruned weights."""
+    x, y = mlp.inputs, mlp.products @ mlp.down.weight.float().T
+    of_x, of_p = _statistics(x), _statistics(mlp.products)
+    lower = _factor(x, mlp.gate)
+    weights = [linear.weight.float() for linear in (mlp.gate, mlp.up, mlp.down)]
+    s, z, p = _outputs(mlp.gate, weights[0], x), _outputs(mlp.up, weights[1], x), mlp.products
+    for step in range(N_STEPS):
+        if step:
+            weights = [
+                _fitted(x, s - _bias(mlp.gate), lower),
+                _fitted(x, z - _bias(mlp.up), lower),
+                _fitted(p, y, _factor(p, mlp.down)),
+            ]
+        gate = _pruned(mlp.gate, weights[0], of_x, sparsity, damp, block_size)
+        up = _pruned(mlp.up, weights[1], of_x, sparsity, damp, block_size)
+        down = _pruned(mlp.down, weights[2], of_p, sparsity, damp, block_size)
+        p = best_products(y, down, mlp.act(s) * z)
+        z = best_outputs(_outputs(mlp.up, up, x), mlp.act(s), p)
+        s = nearer_gates(_outputs(mlp.gate, gate, x), s, z, p, mlp.act)
+        of_p = _statistics(p)
+    found = {mlp.gate: gate, mlp.up: up, mlp.down: down}
+    return {linear.name: weight.to(linear.weight.dtype) for linear, weight in found.items()}
+
+
+def best_products(
+    y: Float[Tensor, "tokens width"], down: Float[Tensor, "width ffn"], products: Float[Tensor, "tokens ffn"]
+) -> Float[Tensor, "tokens ffn"]:
+    """The p of least ``||y - W_d p||^2 + ||p - products||^2``."""
+    square = down.T @ down
+    square.diagonal().add_(1.0)
+    return torch.cholesky_solve((y @ down + products).T, torch.linalg.cholesky(square)).T
+
+
+def best_outputs(
+    ups: Float[Tensor, "tokens ffn"], gates: Float[Tensor, "tokens ffn"], p: Float[Tensor, "tokens ffn"]
+) -> Float[Tensor, "tokens ffn"]:
+    """The z of least ``||p - gates z||^2 + ||z - ups||^2``."""
+    return (ups + gates * p) / (gates.square() + 1)
+
+
+def nearer_gates(
+    outputs: Float[Tensor, "tokens ffn"],
+    s: Float[Tensor, "tokens ffn"],
+    z: Float[Tensor, "tokens ffn"],
+    p: Float[Tensor, "tokens ffn"],
+    act: Activation,
+) -> Float[Tensor, "tokens ffn"]:
+    """Some steps from s towards the least ``||p - act(s) z||^2 + ||s - outputs||^2``."""
+    for _ in range(N_GATE_STEPS):
+        gates, slope = _with_slope(act, s)
+        slope = slope * z
+        s = s - (s - outputs + slope * (gates * z - p)) / (1 + slope.square())
+    return s
+
+
+@torch.enable_grad()
+def _with_slope(act: Activation, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of an elementwise function, and its derivative there."""
+    s = s.detach().requires_grad_(True)
+    values = act(s)
+    (slope,) = torch.autograd.grad(values.sum(), s)
+    return values.detach(), slope
+
+
+def _pruned(
+    linear: Linear,
+    weight: Float[Tensor, "out in"],
+    inputs: InputStatistics,
+    sparsity: Mapping[str, float],
+    damp: float,
+    block_size: int,
+) -> Float[Tensor, "out in"]:
+    wanted = [sparsity.get(linear.name, 0.0)]
+    return sparsegpt(weight, inputs, wanted, block_size=block_size, damp=damp, name=linear.name)[0]
+
+
+def _factor(inputs: Float[Tensor, "tokens in"], linear: Linear) -> Float[Tensor, "in in"]:
+    """Of their second moment."""
+    return factor(dampened((inputs.T @ inputs).double() / len(inputs), RIDGE), linear.name)
+
+
+def _fitted(
+    inputs: Float[Tensor, "tokens in"], outputs: Float[Tensor, "tokens out"], lower: Float[Tensor, "in in"]
+) -> Float[Tensor, "out in"]:
+    """Least squares; `lower` is the factor of the inputs' second moment."""
+    moment = (inputs.T @ outputs).double() / len(inputs)
+    return torch.cholesky_solve(moment, lower).T.float()
+
+
+def _statistics(rows: Float[Tensor, "tokens in"]) -> InputStatistics:
+    found = InputStatistics.empty(rows.shape[1], gram=True, device=rows.device)
+    found.add(rows)
+    return found
+
+
+def _outputs(
+    linear: Linear, weight: Float[Tensor, "out in"], rows: Float[Tensor, "tokens in"]
+) -> Float[Tensor, "tokens out"]:
+    return rows @ weight.T + _bias(linear)
+
+
+def _bias(linear: Linear) -> Float[Tensor, " out"] | float:
+    return 0.0 if linear.bias is None else linear.bias.float()

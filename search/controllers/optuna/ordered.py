@@ -1,0 +1,75 @@
+"""Ordered parameters that apply together, proposed by a sampler that knows of no conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from secateur.search.controllers.optuna.distributions import distribution_of
+from secateur.search.controllers.optuna.samplers import build_sampler
+from secateur.spaces.parameters import IntParameter
+
+if TYPE_CHECKING:  # takes a second to import
+    import optuna
+
+
+class OrderedParameters:
+    """Proposes anew, and together, those values of another sampler's that have an order.
+
+    Where parameters apply under conditions a Gaussian process has no space to be fitted in. In the trials that hold all
+    ordered parameters that apply in this one it has: each time a sampler is made that sees these trials and parameters
+    alone. The rest, such as another metric, is noise to it.
+
+    Nothing is kept between proposals: each depends on the study's trials, the seed and the number of the trial.
+
+    Args:
+        sampler: see `build_sampler`; one that proposes nothing while it has seen too few trials.
+        options: see `build_sampler`.
+        seed: of the samplers, with the number of the trial.
+        parameters: all that may apply.
+
+    Raises:
+        ValueError: if there is no such sampler or it does not take the options.
+    """
+
+    def __init__(
+        self, sampler: str, options: Mapping[str, Any], seed: int, parameters: Sequence[IntParameter]
+    ) -> None:
+        self._sampler = sampler
+        self._options = dict(options)
+        self._seed = seed
+        free = [replace(p, when=()) for p in parameters if not p.categorical and p.low < p.high]
+        self._parameters = {p.name: p for p in free}
+        build_sampler(sampler, options, seed, free)  # refuses what it does not take
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def proposed(self, trial: optuna.Trial, values: Mapping[str, int]) -> dict[str, int]:
+        """New values of the ordered ones among these of a trial; none if too few trials were measured."""
+        import optuna
+
+        together = [p for name, p in self._parameters.items() if name in values]
+        if not together:
+            return {}
+        distributions = {p.name: distribution_of(p) for p in together}
+        seed = int(np.random.default_rng((self._seed, trial.number)).integers(2**31))
+        alone = optuna.create_study(
+            sampler=build_sampler(self._sampler, self._options, seed, together),
+            directions=trial.study.directions,
+        )
+        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.RUNNING)
+        for other in trial.study.get_trials(deepcopy=False, states=states):
+            if other.number != trial.number and distributions.keys() <= other.params.keys():
+                alone.add_trial(
+                    optuna.trial.create_trial(
+                        state=other.state,
+                        params={name: other.params[name] for name in distributions},
+                        distributions=distributions,
+                        values=other.values,
+                    )
+                )
+        return dict(alone.ask().relative_params)

@@ -1,0 +1,183 @@
+"""A study of Optuna's in memory: a sampler proposes values, the space makes candidates of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from secateur.search.controller import Trial
+from secateur.search.controllers.optuna.distributions import distribution_of
+from secateur.search.controllers.optuna.ordered import OrderedParameters
+from secateur.search.controllers.optuna.samplers import build_sampler, row_of
+from secateur.search.objectives import oriented
+from secateur.spaces.parameters import IntParameter
+from secateur.spaces.space import Space
+
+if TYPE_CHECKING:  # takes a second to import
+    import optuna
+
+ATTEMPTS = 50  # mutations, each of the last one, for one new candidate before it is given up
+BUDGET = "budget"  # the parameter that chooses one of several budgets
+INFEASIBLE = "infeasible"  # the constraint that is violated by a candidate without values
+
+
+class SampledStudy:
+    """Some budgets of a space as Optuna sees them.
+
+    What a sampler proposes rarely meets a budget. It is repaired, or moved on if it was proposed before, and
+    the trial is given the parameters of the candidate that came of it, so that the sampler learns from what
+    was really measured. Trials that are under way stay unfinished, with their parameters: TPE and GP keep away
+    from them, the others don't mind.
+
+    Where parameters apply under conditions they are asked for one after another, each only where it applies, so that a
+    trial holds no others. A sampler that can't tell them apart may propose the ordered ones alone, after one that can:
+    see `SamplerRow.after`.
+
+    Args:
+        space: what is searched.
+        budgets: indices of budgets; a parameter of its own if there are several.
+        objectives: names in `OBJECTIVES`; all are minimised, after `oriented`.
+        sampler: see `build_sampler`.
+        options: see `build_sampler`.
+        seed: of the sampler and of the repairs, the latter with the number of the trial.
+
+    Raises:
+        ValueError: if there is no such sampler or it does not take the options.
+    """
+
+    def __init__(
+        self,
+        space: Space[Any],
+        budgets: Sequence[int],
+        objectives: Sequence[str],
+        sampler: str,
+        options: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space = space
+        self._budgets = tuple(budgets)
+        self._objectives = tuple(objectives)
+        self._seed = seed
+        budget = [IntParameter(BUDGET, 0, len(budgets) - 1)] if len(budgets) > 1 else []
+        self._parameters = (*space.parameters(), *budget)
+        self._distributions = {p.name: distribution_of(p) for p in self._parameters}
+        self._ordered: OrderedParameters | None = None
+        if row_of(sampler).after and any(p.when for p in self._parameters):
+            self._ordered = OrderedParameters(sampler, options, seed, self._parameters)
+            sampler, options = row_of(sampler).after, {}
+        self._constrained = row_of(sampler).constrained
+        self._storage = optuna.storages.InMemoryStorage()
+        self._study = optuna.create_study(
+            storage=self._storage,
+            sampler=build_sampler(sampler, options, seed, self._parameters),
+            directions=["minimize"] * len(objectives),
+        )
+        self._id = self._storage.get_study_id_from_name(self._study.study_name)
+        self._worst: list[float] | None = None  # in each objective
+
+    @property
+    def n_parameters(self) -> int:
+        """How many parameters the sampler may propose."""
+        return len(self._parameters if self._ordered is None else self._ordered)
+
+    def start_with(self, candidate: Any, budget: int) -> None:
+        """Propose this candidate of the budget before the sampler's own."""
+        self._study.enqueue_trial(self._values(candidate, budget))
+
+    def ask(self, is_new: Callable[[Any], bool]) -> tuple[optuna.Trial, Any] | None:
+        """A trial and its candidate, or None if no new one turned up."""
+        import optuna
+
+        ordered = None if self._ordered is None or self._begins else self._ordered
+        trial = self._study.ask()
+        suggested = self._suggested(trial)
+        values = {**suggested, **({} if ordered is None else ordered.proposed(trial, suggested))}
+        rng = np.random.default_rng((self._seed, trial.number))
+        budget = self._budgets[values.get(BUDGET, 0)]
+        candidate = self._space.from_parameters(values, budget, rng)
+        for _ in range(ATTEMPTS):
+            if is_new(candidate):
+                return self._corrected(trial, suggested, self._values(candidate, budget)), candidate
+            last, candidate = candidate, self._space.mutate(candidate, rng)
+            if candidate.text == last.text:  # it has no neighbours
+                break
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return None
+
+    def tell(self, asked: optuna.Trial, measured: Trial) -> None:
+        """What came out of a trial.
+
+        An infeasible candidate counts as bad as the worst of the others, and violates a constraint if the sampler
+        heeds constraints. Nothing is learned from it if there are no others yet.
+
+        Raises:
+            ValueError: if the measurement lacks an objective.
+        """
+        import optuna
+
+        if measured.measurement.infeasible is None:
+            values = list(oriented(measured, self._objectives, rounded=True))
+            self._worst = [max(pair) for pair in zip(values, self._worst or values, strict=True)]
+            self._study.tell(asked, values)
+        elif self._worst is None:
+            self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        else:
+            if self._constrained:
+                asked.set_constraint(INFEASIBLE, 1.0)
+            self._study.tell(asked, self._worst)
+
+    @property
+    def _begins(self) -> bool:
+        """Whether the next trial is one that the study begins with, which is measured as it is."""
+        import optuna
+
+        waiting = (optuna.trial.TrialState.WAITING,)
+        return bool(self._study.get_trials(deepcopy=False, states=waiting))
+
+    def _suggested(self, trial: optuna.Trial) -> dict[str, int]:
+        """The sampler's values of the parameters that apply."""
+        values: dict[str, int] = {}
+        for p in self._parameters:
+            if p.applies(values) and p.categorical:
+                values[p.name] = trial.suggest_categorical(p.name, range(p.low, p.high + 1, p.step))
+            elif p.applies(values):
+                values[p.name] = trial.suggest_int(p.name, p.low, p.high, step=p.step)
+        return values
+
+    def _values(self, candidate: Any, budget: int) -> dict[str, int]:
+        values = self._space.to_parameters(candidate)
+        return {**values, BUDGET: self._budgets.index(budget)} if len(self._budgets) > 1 else values
+
+    def _corrected(self, trial: optuna.Trial, old: Mapping[str, int], new: Mapping[str, int]) -> optuna.Trial:
+        """The trial with the parameters of its candidate; another one if some of the trial's don't apply to it."""
+        if not old.keys() <= new.keys():
+            return self._replaced(trial, new)
+        number = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+        for name, value in new.items():
+            if value != old.get(name):
+                distribution = self._distributions[name]
+                internal = distribution.to_internal_repr(value)
+                self._storage.set_trial_param(number, name, internal, distribution)
+        return trial
+
+    def _replaced(self, trial: optuna.Trial, values: Mapping[str, int]) -> optuna.Trial:
+        """A trial with these parameters; parameters can't be taken from one, so the other one has failed."""
+        import optuna
+
+        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.RUNNING,
+                params=dict(values),
+                distributions={name: self._distributions[name] for name in values},
+            )
+        )
+        number = self._storage.get_n_trials(self._id) - 1
+        return optuna.Trial(
+            self._study, self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        )

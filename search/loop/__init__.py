@@ -1,0 +1,1 @@
+"""The search loop: ask, measure, remember, tell."""

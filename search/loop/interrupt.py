@@ -1,0 +1,67 @@
+"""Ctrl-C during a search: once to end after the running batch, twice to end at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+from secateur.search.controller import Trial
+from secateur.search.loop.loop import Outcome, Search
+from secateur.search.settings.settings import Budget
+from secateur.search.study.study import Spent
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupt:
+    """Turns the first signal into `Search.stop` while a search runs; any other one is a KeyboardInterrupt.
+
+    SIGTERM, which batch systems send, counts as Ctrl-C. A context manager, which puts the old handlers back, and an
+    observer, which tells it when there is nothing to stop any more.
+
+    Args:
+        say: told what will happen.
+        again: the command that continues.
+    """
+
+    def __init__(self, say: Callable[[str], None], again: str) -> None:
+        self._say = say
+        self._again = again
+        self._search: Search | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def watch(self, search: Search) -> None:
+        """From now on there is a search to stop."""
+        self._search = search
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._search is None:
+            raise KeyboardInterrupt
+        self._search.stop()
+        self._search = None
+        self._say(
+            f"Stopping after the running batch; again to stop at once. Then continue with: {self._again}"
+        )
+
+    # --- as an observer of a search ---
+
+    def on_start(self, n_known: int, budget: Budget) -> None:
+        """Nothing to do."""
+
+    def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
+        """Nothing to do."""
+
+    def on_end(self, outcome: Outcome) -> None:
+        self._search = None

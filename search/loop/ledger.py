@@ -1,0 +1,85 @@
+"""What a search may still spend, and why it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from secateur.search.controller import Proposal, Trial
+from secateur.search.settings.settings import Budget
+from secateur.search.study.study import Spent
+
+Key = tuple[str, str]
+Reason = Literal["budget", "finished", "exhausted", "stopped"]
+
+# So many proposals in a row that were all answered before mean that a controller goes round in circles.
+MAX_KNOWN_IN_A_ROW = 1000
+
+
+class Ledger:
+    """Counts what was asked for and told in one run of a search against its budget.
+
+    Args:
+        budget: when to end.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.spent = Spent()  # on what was told, measured in this run or known from before
+        self.reason: Reason | None = None  # why nothing more is asked
+        self._asked: set[Key] = set()  # told or under way
+        self._n_evaluations = 0  # of these
+        self._told: set[Key] = set()
+        self._n_tokens = 0  # spent on what was told, and expected for what is under way
+        self._n_known_in_a_row = 0
+
+    @property
+    def used_up(self) -> bool:
+        """Whether nothing more may be asked for."""
+        minutes = self.budget.minutes
+        return not self._affords(1, 1) or (minutes is not None and self.spent.seconds >= 60 * minutes)
+
+    def affordable(self, proposals: Sequence[Proposal]) -> list[Proposal]:
+        """The proposals up to the first that would exceed the budget; notes whether the controller goes in circles."""
+        new: set[Key] = set()
+        n_evaluations, n_tokens = 0, 0
+        for i, proposal in enumerate(proposals):
+            if proposal.key in self._asked or proposal.key in new:
+                self._n_known_in_a_row += 1
+                continue
+            n_evaluations += proposal.fidelity.n_evaluations
+            n_tokens += proposal.fidelity.total_tokens
+            if not self._affords(n_evaluations, n_tokens):
+                self.reason = self.reason or "budget"
+                return list(proposals[:i])
+            new.add(proposal.key)
+            self._n_known_in_a_row = 0
+        if self._n_known_in_a_row >= MAX_KNOWN_IN_A_ROW:
+            self.reason = self.reason or "exhausted"
+        return list(proposals)
+
+    def add(self, proposals: Iterable[Proposal]) -> None:
+        """These were asked for."""
+        for proposal in proposals:
+            if proposal.key not in self._asked:
+                self._asked.add(proposal.key)
+                self._n_evaluations += proposal.fidelity.n_evaluations
+                self._n_tokens += proposal.fidelity.total_tokens
+
+    def tell(self, trials: Iterable[Trial]) -> list[Trial]:
+        """These are told; those of them that were not told before, each once."""
+        unique = {trial.measurement.key: trial for trial in trials}
+        new = [trial for key, trial in unique.items() if key not in self._told]
+        self._told.update(unique)
+        self._n_tokens += sum(t.measurement.n_tokens - t.measurement.fidelity.total_tokens for t in new)
+        self.spent = self.spent.plus(new)
+        return new
+
+    def _affords(self, n_evaluations: int, n_tokens: int) -> bool:
+        """Whether so much more may be begun."""
+        evaluations, tokens = self.budget.evaluations, self.budget.tokens
+        n_evaluations += self._n_evaluations
+        n_tokens += self._n_tokens
+        return (evaluations is None or n_evaluations <= evaluations) and (
+            tokens is None or n_tokens <= tokens
+        )

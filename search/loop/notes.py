@@ -1,0 +1,86 @@
+"""What a controller notes beside the measurements: kept in the run for those who look on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from secateur.search.controller import Controller, Trial
+from secateur.search.loop.loop import Outcome
+from secateur.search.settings.settings import Budget
+from secateur.search.study.study import Spent
+
+NAME = "notes.json"
+SECONDS_BETWEEN_WRITES = 5.0
+
+Notes = Mapping[str, float]
+
+
+class NotesKeeper:
+    """Writes a controller's notes into the run, now and then and at the end; an observer of its search.
+
+    They are for people alone: nothing is continued from them, and where there is no room for them they are left out.
+
+    Args:
+        directory: of the run.
+        kind: the controller's.
+        controller: whose notes they are.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        kind: str,
+        controller: Controller,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = directory / NAME
+        self._kind = kind
+        self._controller = controller
+        self._clock = clock
+        self._due = clock()
+
+    def on_start(self, n_known: int, budget: Budget) -> None:
+        """Nothing to note yet."""
+
+    def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
+        if self._clock() >= self._due:
+            self._write()
+            self._due = self._clock() + SECONDS_BETWEEN_WRITES
+
+    def on_end(self, outcome: Outcome) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        notes = dict(self._controller.notes)
+        if not notes:
+            return
+        new = self._path.with_name(NAME + ".new")
+        with contextlib.suppress(OSError):  # a full disk is reported where a measurement is lost
+            new.write_text(json.dumps({"controller": self._kind, "notes": notes}) + "\n", encoding="utf-8")
+            new.replace(self._path)
+
+
+def read_notes(directory: Path, kind: str) -> dict[str, float]:
+    """The notes of a run's controller; empty if there are none of this kind."""
+    try:
+        content = json.loads((directory / NAME).read_text(encoding="utf-8"))
+        return dict(content["notes"]) if content["controller"] == kind else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def notes_line(notes: Notes) -> str:
+    """For people: counts with their names, then names with their values."""
+    counts, values = list[str](), list[str]()
+    for key, value in notes.items():
+        name = key.replace("_", " ")
+        if isinstance(value, int):
+            counts.append(f"{value:,} {name}")
+        else:
+            values.append(f"{name} {value:g}")
+    return ", ".join([*counts, *values])

@@ -1,0 +1,1 @@
+"""Results of a run: front, pick, hypervolume, course."""

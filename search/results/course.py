@@ -1,0 +1,78 @@
+"""The course of a search: which budget a trial belongs to, and how the best loss of each went down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from secateur.search.controller import Trial
+from secateur.search.results.pick import SPARSITY_TOLERANCE
+from secateur.spaces.measurement import Fidelity
+
+
+def references(baselines: Mapping[str, Trial]) -> dict[str, str]:
+    """For each budget the name of the baseline that others are compared with: ``{"0.6": "uniform@0.6"}``.
+
+    Of several it is the first one.
+    """
+    found: dict[str, str] = {}
+    for name, trial in baselines.items():
+        _, at, label = name.rpartition("@")
+        if at and "sparsity" in trial.measurement.values:
+            found.setdefault(label, name)
+    return found
+
+
+def budgets(baselines: Mapping[str, Trial]) -> dict[str, float]:
+    """Sparsity of each budget's `references`, by its label, e.g. ``{"0.6": 0.6001}``."""
+    return {
+        label: baselines[name].measurement.values["sparsity"] for label, name in references(baselines).items()
+    }
+
+
+def budget_of(trial: Trial, known: Mapping[str, float]) -> str | None:
+    """Label of the budget that a feasible trial meets, or None (as for the dense model)."""
+    sparsity = trial.measurement.values.get("sparsity")
+    if sparsity is None or not known:
+        return None
+    label = min(known, key=lambda name: abs(known[name] - sparsity))
+    return label if abs(known[label] - sparsity) <= SPARSITY_TOLERANCE else None
+
+
+def best_by_budget(trials: Iterable[Trial], known: Mapping[str, float]) -> dict[str, Trial]:
+    """The trial with the lowest loss of each budget, of comparable trials; of equal ones the first."""
+    best: dict[str, Trial] = {}
+    for trial in trials:
+        label = budget_of(trial, known)
+        if label is not None and (label not in best or _loss(trial) < _loss(best[label])):
+            best[label] = trial
+    return {label: best[label] for label in known if label in best}
+
+
+def loss_series(
+    trials: Iterable[Trial], fidelity: Fidelity, known: Mapping[str, float]
+) -> dict[str, list[tuple[int, float]]]:
+    """How the lowest loss of each budget went down.
+
+    Args:
+        trials: of one study, in order.
+        fidelity: of the losses.
+        known: see `budgets`.
+
+    Returns:
+        (tokens evaluated for the search so far, lowest loss so far), one an improvement, by budget.
+    """
+    n_tokens, series = 0, dict[str, list[tuple[int, float]]]()
+    for trial in trials:
+        m = trial.measurement
+        n_tokens += m.n_tokens if m.fidelity.part == "search" else 0
+        if m.fidelity != fidelity or m.infeasible is not None:
+            continue
+        label = budget_of(trial, known)
+        points = series.setdefault(label, []) if label is not None else None
+        if points is not None and (not points or _loss(trial) < points[-1][1]):
+            points.append((n_tokens, _loss(trial)))
+    return {label: series[label] for label in known if label in series}
+
+
+def _loss(trial: Trial) -> float:
+    return trial.measurement.values["loss"]

@@ -1,0 +1,107 @@
+"""The front: what no other trial beats in everything, and how it grew."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+
+from secateur.search.controller import Trial
+from secateur.search.errors import UsageError
+from secateur.search.objectives import objective, oriented
+from secateur.search.results.hypervolume import exclusive_volume
+from secateur.spaces.measurement import Fidelity
+
+
+def comparable(trials: Iterable[Trial], fidelity: Fidelity | None = None) -> list[Trial]:
+    """The feasible trials at one fidelity, in order of their numbers.
+
+    Args:
+        trials: of one study.
+        fidelity: None for the largest search fidelity among the trials.
+    """
+    trials = sorted(trials, key=lambda trial: trial.number)
+    if fidelity is None:
+        found = (t.measurement.fidelity for t in trials)
+        fidelity = max((f for f in found if f.part == "search"), default=None)
+    return [t for t in trials if t.measurement.fidelity == fidelity and t.measurement.infeasible is None]
+
+
+def non_dominated(
+    trials: Iterable[Trial], objectives: Sequence[str], fidelity: Fidelity | None = None
+) -> list[Trial]:
+    """The trials that no other one equals or beats in every objective, in the digits that count there.
+
+    Args:
+        trials: of one study.
+        objectives: names in `OBJECTIVES`, each with its direction; at least one.
+        fidelity: what to compare at; None for the largest search fidelity among the trials.
+
+    Returns:
+        Ordered by the objectives, the best of the first objective first. Of trials that are equal in all
+        objectives the one with the lowest number.
+    """
+    _check(objectives)
+    among = comparable(trials, fidelity)
+    points = sorted((oriented(t, objectives, rounded=True), t.number, t) for t in among)
+    front = np.empty((len(points), len(objectives)))
+    kept: list[Trial] = []
+    for point, _, trial in points:
+        # Sorted: nothing that follows dominates what is kept.
+        if not np.any(np.all(front[: len(kept)] <= point, axis=1)):
+            front[len(kept)] = point
+            kept.append(trial)
+    return kept
+
+
+def hypervolume_series(
+    trials: Iterable[Trial],
+    objectives: Sequence[str],
+    baselines: Collection[str],
+    fidelity: Fidelity | None = None,
+) -> list[tuple[int, float]]:
+    """How the volume that the front dominates grew.
+
+    Each objective is scaled so that the best baseline lies at 0 and the worst at 1, which is the reference
+    point: 1 means a trial as good as the best baseline in everything. An objective in which the
+    baselines don't differ is left out.
+
+    Args:
+        trials: of one study.
+        objectives: names in `OBJECTIVES`.
+        baselines: canonical texts of the baselines.
+        fidelity: as for `non_dominated`.
+
+    Returns:
+        (trial number, hypervolume up to this trial), one a comparable trial; empty if no two feasible
+        baselines differ.
+    """
+    _check(objectives)
+    shown = comparable(trials, fidelity)
+    values = np.array([oriented(t, objectives) for t in shown]).reshape(len(shown), len(objectives))
+    known = values[[t.measurement.candidate in baselines for t in shown]]
+    if not len(known):
+        return []
+    best, span = known.min(axis=0), np.ptp(known, axis=0)
+    if not span.any():
+        return []
+    points = (values - best)[:, span > 0] / span[span > 0]
+    reference, front = np.ones(points.shape[1]), points[:0]
+    volume, series = 0.0, []
+    for trial, point in zip(shown, points, strict=True):
+        gain = exclusive_volume(point, front, reference)
+        if gain > 0:
+            volume += gain
+            front = np.vstack([front[~np.all(front >= point, axis=1)], point])
+        series.append((trial.number, volume))
+    return series
+
+
+def _check(objectives: Sequence[str]) -> None:
+    if not objectives:
+        raise UsageError("Expected `objectives` to name some, got none.")
+    try:
+        for name in objectives:
+            objective(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from error

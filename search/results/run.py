@@ -1,0 +1,150 @@
+"""A run as a reader sees it: its study with its settings, without torch and without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from secateur.search.controller import Trial
+from secateur.search.loop.notes import read_notes
+from secateur.search.results.front import comparable, non_dominated
+from secateur.search.results.pick import Bound, pick, pick_number
+from secateur.search.settings.settings import Settings, settings_from
+from secateur.search.study.study import Study, trials_of
+from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.registry import SPACES
+from secateur.spaces.shape import ModelShape
+from secateur.spaces.space import Space
+from secateur.spaces.units import Prunable
+
+
+class Run:
+    """The front of a study, and what is on it.
+
+    Args:
+        study: open for reading or writing.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings that the run was last continued with."""
+        return settings_from(self.study.settings)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the values that the front weighs."""
+        return self.settings.objectives
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """The one that is compared: the largest of the search."""
+        return self.settings.evaluator.compared
+
+    @property
+    def baselines(self) -> dict[str, Trial]:
+        """``dense``, ``uniform@...`` and further ones, as far as they were measured."""
+        found = {
+            name: self.study.lookup((text, self.fidelity.text))
+            for name, text in self.study.about.baselines.items()
+        }
+        return {name: trial for name, trial in found.items() if trial is not None}
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """The dense model's size, and the latency table that the run began with and keeps, if it has one."""
+        facts = self.study.about.facts["shape"]
+        return ModelShape.from_json({name: value for name, value in facts.items() if name != "linears"})
+
+    @cached_property
+    def space(self) -> Space[Any]:
+        """The space, from what the study knows about the model."""
+        linears = [Prunable(**linear) for linear in self.study.about.facts["shape"]["linears"]]
+        settings = self.settings.space
+        return SPACES[settings.kind].build(settings, linears, self.shape)
+
+    def trials(self) -> list[Trial]:
+        """The feasible trials at the largest search fidelity."""
+        return comparable(self.study.trials, self.fidelity)
+
+    def front(self) -> list[Trial]:
+        """The trials that no other one beats in every objective, baselines included."""
+        return non_dominated(self.study.trials, self.objectives, self.fidelity)
+
+    def test_of(self, trial: Trial) -> Measurement | None:
+        """The same candidate on the test part, if it was measured there."""
+        found = self.study.lookup((trial.measurement.candidate, self.settings.evaluator.test_fidelity.text))
+        return None if found is None else found.measurement
+
+    def recovered_of(self, trial: Trial) -> Measurement | None:
+        """The same candidate after recovery, on the test part; of several the one with the most training."""
+        found = (t.measurement for t in trials_of(self.study.trials, "recovered"))
+        same = [m for m in found if m.candidate == trial.measurement.candidate]
+        return max(same, key=lambda m: m.fidelity.n_tokens, default=None)
+
+    @property
+    def notes(self) -> dict[str, float]:
+        """What its controller noted, see `Controller.notes`; empty if there is nothing."""
+        return read_notes(self.study.directory, self.settings.controller.kind)
+
+    def as_searched(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The candidates of the trials, each once, as the trial that the front would show where there is one."""
+        found = {t.measurement.candidate: t for t in trials}
+        shown = {text: self.study.lookup((text, self.fidelity.text)) for text in found}
+        return [shown[text] or trial for text, trial in found.items()]
+
+    def pick(self, bounds: Sequence[Bound] = (), number: int | None = None) -> Trial:
+        """The best trial within the bounds, or the one with the number.
+
+        Raises:
+            UsageError: if there is none; the nearest is named.
+        """
+        if number is not None:
+            return pick_number(self.study.trials, number)
+        return pick(self.study.trials, bounds, self.study.about.baselines.get("dense"), self.fidelity)
+
+    def values_of(self, trial: Trial) -> dict[str, float | None]:
+        """The values of a trial for readers: None where the candidate has no such cost."""
+        absent = self.stand_ins(trial)
+        return {n: None if n in absent else value for n, value in trial.measurement.values.items()}
+
+    def stand_ins(self, trial: Trial) -> frozenset[str]:
+        """Names of costs that the candidate does not have, see `Space.stand_ins`."""
+        return self.space.stand_ins.get(trial.measurement.candidate, frozenset())
+
+    @property
+    def structured(self) -> bool:
+        """Whether candidates are really smaller: what they remove is neither stored nor computed."""
+        return bool(self.study.about.facts["shape"].get("blocks"))
+
+    def allocation(self, trial: Trial) -> dict[str, float]:
+        """Which share of each linear is removed, zeroed or cut off, by its full name.
+
+        Empty where that is decided when the candidate becomes weights, as of recipes.
+        """
+        config = self.space.config(self.space.parse(trial.measurement.candidate))
+        if "blocks" in config:
+            return _cut_shares(config["blocks"], self.study.about.facts["shape"])
+        return dict(config["sparsity"]) if isinstance(config["sparsity"], Mapping) else {}
+
+
+def _cut_shares(kept: Sequence[Mapping[str, int]], shape: Mapping[str, Any]) -> dict[str, float]:
+    """All linears of a sub-layer lose the same share."""
+    parts = [
+        {"attention": after["kv_groups"] / before["n_kv_groups"], "mlp": after["ffn"] / before["ffn_width"]}
+        for after, before in zip(kept, shape["blocks"], strict=True)
+    ]
+    return {x["name"]: 1 - parts[x["block"]][x["sublayer"]] for x in shape["linears"]}
+
+
+def open_run(directory: str | Path) -> Run:
+    """A run to read from.
+
+    Raises:
+        UsageError: if the directory holds no study.
+    """
+    return Run(Study.open(directory))

@@ -1,1 +1,0 @@
-"""Sections of the settings, each with a model of its own."""

@@ -1,0 +1,88 @@
+"""Settings of the evaluator: what a measurement is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from secateur.search.settings.latency import LatencySettings
+from secateur.search.settings.task import TaskSettings
+from secateur.search.settings.training import TrainingSettings
+from secateur.spaces.measurement import Fidelity
+from secateur.spaces.section import Section
+
+
+class DataSettings(Section):
+    """Where text comes from: ``docs``, a file, a directory, or a hub dataset. The three sets are disjoint.
+
+    Args:
+        calibration: statistics of the dense model are taken here.
+        search: controllers see losses on this.
+        test: only the final numbers are measured here.
+    """
+
+    calibration: str = "docs"
+    search: str = "docs"
+    test: str = "docs"
+
+
+class EvaluatorSettings(Section):
+    """What a measurement is.
+
+    Args:
+        loss: ``kl`` to the dense model or ``ce``, both in nats per token.
+        data: sources of text.
+        window: tokens that the model sees at once.
+        calibration_tokens: size of the calibration set, a multiple of the window.
+        test_tokens: size of the test measurements, a multiple of the window.
+        fidelities: tokens of search measurements, ascending multiples of the window; nested.
+        training: how candidates are trained lightly before they are measured; None: not at all.
+        latency: the table for latency objectives and targets; None for the one measured under default conditions.
+        tasks: for objectives ``task:<name>``.
+        seed: which windows are drawn, the noise of the metric ``random``, and the order of training.
+    """
+
+    loss: Literal["kl", "ce"] = "kl"
+    data: DataSettings = DataSettings()
+    window: int = Field(default=512, gt=1)
+    calibration_tokens: int = Field(default=16384, gt=0)
+    test_tokens: int = Field(default=8192, gt=0)
+    fidelities: tuple[int, ...] = Field(default=(2048, 8192, 32768), min_length=1)
+    training: TrainingSettings | None = None
+    latency: LatencySettings | None = None
+    tasks: TaskSettings | None = None
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluatorSettings:
+        if any(a >= b for a, b in zip(self.fidelities, self.fidelities[1:], strict=False)):
+            raise ValueError(f"Expected `fidelities` to ascend, got {list(self.fidelities)}.")
+        for name in ("calibration_tokens", "test_tokens", "fidelities"):
+            value = getattr(self, name)
+            for n_tokens in value if isinstance(value, tuple) else (value,):
+                if n_tokens <= 0 or n_tokens % self.window:
+                    near = max(1, round(n_tokens / self.window)) * self.window
+                    raise ValueError(
+                        f"Expected `{name}` in whole windows of {self.window} tokens, got {n_tokens}. "
+                        f"Use {near}, or change `evaluator.window`."
+                    )
+        if self.training is not None:
+            self.training.check_fits(self.window, len(self.fidelities))
+        return self
+
+    @property
+    def search_fidelities(self) -> tuple[Fidelity, ...]:
+        """What the search measures at, ascending; the last one is compared."""
+        trained = self.training.tokens if self.training is not None else (0,) * len(self.fidelities)
+        return tuple(Fidelity("search", *pair) for pair in zip(self.fidelities, trained, strict=True))
+
+    @property
+    def compared(self) -> Fidelity:
+        """The largest one of the search: front, report and pick compare at it."""
+        return self.search_fidelities[-1]
+
+    @property
+    def test_fidelity(self) -> Fidelity:
+        """The test measurement's, trained as much as the largest one of the search."""
+        return Fidelity("test", self.test_tokens, self.compared.n_trained)

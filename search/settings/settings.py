@@ -1,0 +1,242 @@
+"""Settings of a search: read strictly, completed with defaults, kept in the run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from secateur.search.controllers.registry import CONTROLLERS
+from secateur.search.errors import UsageError, nearest
+from secateur.search.executors.registry import EXECUTORS
+from secateur.search.files import parse_yaml, read_yaml
+from secateur.search.mirror.address import FORM
+from secateur.search.objectives import TASK, objective
+from secateur.search.settings.evaluator import EvaluatorSettings
+from secateur.search.settings.problems import problems
+from secateur.spaces.registry import SPACES
+from secateur.spaces.section import Section
+
+if TYPE_CHECKING:
+    from secateur.search.study.study import Spent
+
+# Sections whose keys depend on their `kind`, with the kind that is meant where none is given.
+_REGISTRIES: dict[str, tuple[Mapping[str, Any], str]] = {
+    "space": (SPACES, "allocation"),
+    "controller": (CONTROLLERS, "evolution"),
+    "executor": (EXECUTORS, "local"),
+}
+
+
+class Budget(Section):
+    """When a search ends: as soon as one of the limits is reached.
+
+    Args:
+        evaluations: distinct search measurements, baselines included.
+        tokens: tokens evaluated for them, and trained on.
+        minutes: time spent on them, summed over workers.
+    """
+
+    evaluations: int | None = Field(default=None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        if self.evaluations is None and self.tokens is None and self.minutes is None:
+            raise ValueError("Expected `budget` to limit evaluations, tokens or minutes, got no limit.")
+        return self
+
+    def share(self, spent: Spent) -> float:
+        """The largest share of a limit that was spent."""
+        pairs = (
+            (spent.evaluations, self.evaluations),
+            (spent.tokens, self.tokens),
+            (spent.seconds / 60, self.minutes),
+        )
+        return max(used / limit for used, limit in pairs if limit is not None)
+
+
+class Settings(Section):
+    """Everything that a search is given. Made by `load_settings` or `settings_from`, which know the kinds.
+
+    Args:
+        model: ``tiny``, a hub id, a local directory, or a .gguf file.
+        dtype: of the model's weights; ``auto`` as stored.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        trust_remote_code: run code that comes with the model.
+        space: section of a space, by ``kind``.
+        controller: section of a controller, by ``kind``.
+        evaluator: what a measurement is.
+        objectives: names of values, the first ones first in tables.
+        executor: section of an executor, by ``kind``.
+        budget: when the search ends.
+        storage: address of a database that mirrors the study, such as ``postgresql://...`` with ``${NAMES}`` of
+            environment variables; None for a journal file in the run.
+        seed: of the controller: which candidates are proposed.
+    """
+
+    model: str = Field(default="tiny", min_length=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+    space: Any  # the settings model of its kind, as the two others below
+    controller: Any
+    evaluator: EvaluatorSettings = EvaluatorSettings()
+    objectives: tuple[str, ...] = Field(default=("loss", "params"), min_length=1)
+    executor: Any
+    budget: Budget = Budget(evaluations=300)
+    storage: str | None = None
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("executor")
+    @classmethod
+    def _size_rounds(cls, executor: Any, info: ValidationInfo) -> Any:
+        """A round as the space has them, where none is given."""
+        batch = getattr(info.data.get("space"), "batch", None)
+        given = batch is None or "batch" in executor.model_fields_set
+        return executor if given else executor.model_copy(update={"batch": batch})
+
+    @field_validator("storage")
+    @classmethod
+    def _check_storage(cls, address: str | None) -> str | None:
+        if address is not None and "://" not in address and not re.fullmatch(r"\$\{\w+\}", address):
+            raise ValueError(f"Expected `storage` such as {FORM}, got {address!r}.")
+        return address
+
+    @field_validator("objectives")
+    @classmethod
+    def _check_objectives(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            objective(name)  # refuses an unknown one
+        if len(set(names)) < len(names):
+            raise ValueError(f"Expected each of `objectives` once, got {list(names)}.")
+        return names
+
+    @model_validator(mode="after")
+    def _check_tasks(self) -> Settings:
+        task = next((name for name in self.optimised if name.startswith(TASK)), None)
+        if task is None:
+            return self
+        if self.evaluator.tasks is None:
+            raise ValueError(
+                f"Expected `evaluator.tasks` with the directory of its files for {task}, got nothing."
+            )
+        if self.evaluator.training is not None:
+            raise ValueError(
+                f"Expected no `evaluator.training` beside {task}, which is measured without. Leave one of them out."
+            )
+        return self
+
+    @property
+    def optimised(self) -> tuple[str, ...]:
+        """All objectives: the search's, and those that the controller has of its own."""
+        return (*self.objectives, *(getattr(self.controller, "objectives", None) or ()))
+
+
+def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from a file and from the command line.
+
+    Args:
+        path: YAML file; None stands for an empty one.
+        overrides: ``key.path=value``, the value in YAML; later ones win.
+
+    Raises:
+        UsageError: in one line, with the first of the problems.
+    """
+    raw = None if path is None else read_yaml(Path(path))
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise UsageError(f"Expected keys and values in {path}, got {type(raw).__name__}. See the README.")
+    for override in overrides:
+        _override(raw, override)
+    return settings_from(raw)
+
+
+def settings_from(raw: Mapping[str, Any]) -> Settings:
+    """Settings from a plain mapping, as in a settings file.
+
+    Raises:
+        UsageError: in one line, with the first of the problems.
+    """
+    values, lines = dict(raw), list[str]()
+    for name, (registry, kind) in _REGISTRIES.items():
+        section = values.get(name, {})
+        if isinstance(section, BaseModel):
+            continue
+        values[name], found = _section(name, section, registry, kind)
+        lines += found
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        lines += problems(error, Settings)
+    if lines:
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise UsageError(lines[0] + more)
+    return settings
+
+
+def resolved(settings: Settings) -> dict[str, Any]:
+    """All settings, defaults included, as plain values for YAML; `settings_from` is its inverse."""
+    return settings.model_dump(mode="json")
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """The settings that measurements depend on: under others they can't be compared.
+
+    Budget, controller and its seed, executor, device, objectives, storage, fidelities, and the target where candidates
+    name theirs, may change when a search is continued.
+    """
+    values = resolved(settings)
+    changeable = getattr(settings.space, "changeable", ("target", "calibration"))  # the latter is for exports
+    space = {key: value for key, value in values["space"].items() if key not in changeable}
+    passing = ("fidelities", "test_tokens")  # a measurement names its own number of tokens
+    evaluator = {key: value for key, value in values["evaluator"].items() if key not in passing}
+    training = evaluator.pop("training")
+    for optional in ("latency", "tasks"):  # absent in studies from before there were such sections
+        if evaluator[optional] is None:
+            del evaluator[optional]
+    if training is not None:
+        evaluator["training"] = {key: value for key, value in training.items() if key != "tokens"}
+    kept = {key: values[key] for key in ("model", "dtype", "trust_remote_code")}
+    return kept | {"space": space, "evaluator": evaluator}
+
+
+def _section(name: str, raw: Any, registry: Mapping[str, Any], default: str) -> tuple[BaseModel, list[str]]:
+    """The section by its kind, and what is wrong with it."""
+    if not isinstance(raw, Mapping):
+        return Section(), [f"Expected `{name}` to be a mapping such as {{kind: {default}}}, got {raw!r}."]
+    kind = raw.get("kind", default)
+    if not isinstance(kind, str) or kind not in registry:
+        hint = nearest(str(kind), registry)
+        return Section(), [f"Expected a known `{name}.kind`, got {kind!r}.{hint}"]
+    model: type[BaseModel] = registry[kind].settings
+    try:
+        return model.model_validate({**raw, "kind": kind}), []
+    except ValidationError as error:
+        return Section(), problems(error, model, [name])
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Set one key of a nested mapping, in place."""
+    path, equals, value = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"Expected an override such as budget.evaluations=600, got {override!r}.")
+    for i, key in enumerate(keys[:-1]):
+        inner: Any = raw.setdefault(key, {})
+        if not isinstance(inner, dict):
+            place = ".".join(keys[: i + 1])
+            raise UsageError(f"Expected `{place}` to hold keys, for {override!r}, got {inner!r}.")
+        raw = inner
+    raw[keys[-1]] = parse_yaml(value, repr(override))

@@ -1,0 +1,1 @@
+"""The study: measurements on disk, and what they belong to."""

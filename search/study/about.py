@@ -1,0 +1,95 @@
+"""What a study is a study of: kept beside its measurements, so that nothing else is ever added to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from secateur.search.errors import UsageError
+from secateur.search.study.lock import RunLock
+
+FORMAT = 1
+ABOUT = "study.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a study is a study of.
+
+    Args:
+        identity: plain nested values that measurements depend on: see `settings.identity`, and with it
+            fingerprints of the model and the data. A study is continued only with the same ones.
+        baselines: canonical texts of the baselines by name, ``dense`` among them.
+        facts: plain values worth keeping, such as versions; they may differ when the study is continued.
+    """
+
+    identity: Mapping[str, Any]
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_about(directory: Path) -> About:
+    """What the study in the directory is a study of.
+
+    Raises:
+        UsageError: if its file is damaged, or of another format.
+    """
+    path = directory / ABOUT
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("format")
+        about = About(**content) if version == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"Expected the description of a study in {path}, got {error!r}.") from None
+    if about is None:
+        raise UsageError(
+            f"Expected {path} of format {FORMAT}, got {version!r}. Use the Secateur that made it."
+        )
+    return about
+
+
+def about_text(about: About) -> str:
+    """The content of the file."""
+    return json.dumps({"format": FORMAT, **vars(about)}, indent=1) + "\n"
+
+
+def check_directory(directory: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse what is neither new nor the same search, touching nothing.
+
+    Raises:
+        UsageError: if the directory holds another search or something else.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"Expected a run directory, got the file {directory}. Name another.")
+    if not (directory / ABOUT).exists():
+        own = {RunLock.NAME, ABOUT + ".new"}  # left by a driver that was killed at once
+        names = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+        others = [name for name in names if name not in own]
+        if others:
+            raise UsageError(
+                f"Expected a new, an empty or a run directory, got {directory} with {others[0]} and no {ABOUT}. "
+                f"Name another."
+            )
+        return
+    old, new = _flat(read_about(directory).identity), _flat(identity)
+    changed = [key for key in [*old, *new] if old.get(key, "absent") != new.get(key, "absent")]
+    if changed:
+        shown = "; ".join(
+            f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in dict.fromkeys(changed)
+        )
+        raise UsageError(
+            f"Expected the search that {directory} belongs to, got another ({shown}). "
+            f"Undo the change, or name another directory."
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,231 @@
+"""A study: everything that was measured in one search, kept in a directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from secateur.search.controller import Trial
+from secateur.search.errors import UsageError
+from secateur.search.files import dump_yaml, read_yaml
+from secateur.search.study.about import ABOUT, About, about_text, check_directory, read_about
+from secateur.search.study.asks import AskLog
+from secateur.search.study.journal import JournalWriter, StudyWriteError, read_journal
+from secateur.search.study.lock import RunLock
+from secateur.search.whole_file import replace_file
+from secateur.spaces.measurement import Measurement, Part
+
+SETTINGS, MEASUREMENTS = "settings.yaml", "measurements.jsonl"
+
+__all__ = ["ABOUT", "About", "Spent", "Study", "StudyWriteError", "trials_of"]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """How much work some measurements were.
+
+    Args:
+        evaluations: how many there are, closed forms not counted.
+        tokens: evaluated for them, nominal.
+        seconds: spent on them, summed over workers.
+        blocks: model blocks computed.
+        blocks_saved: model blocks that were shared.
+    """
+
+    evaluations: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    blocks: int = 0
+    blocks_saved: int = 0
+
+    def plus(self, trials: Iterable[Trial]) -> Spent:
+        """This and the work of the trials."""
+        spent = (self.evaluations, self.tokens, self.seconds, self.blocks, self.blocks_saved)
+        for trial in trials:
+            m = trial.measurement
+            one = (m.fidelity.n_evaluations, m.n_tokens, m.seconds, m.blocks, m.blocks_saved)
+            spent = tuple(a + b for a, b in zip(spent, one, strict=True))  # type: ignore[assignment]
+        return Spent(*spent)
+
+
+def trials_of(trials: Iterable[Trial], *parts: Part) -> list[Trial]:
+    """The trials of some parts, e.g. ``"test"``."""
+    return [trial for trial in trials if trial.measurement.fidelity.part in parts]
+
+
+class Study:
+    """The trials of one search, in the order of its file of measurements.
+
+    Made by `open_or_create` for the one driver that writes it, or by `open` for readers, who see it as it
+    is at that moment. A context manager; leaving it lets the next driver in.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any], about: About) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.about = about
+        self.warnings: tuple[str, ...] = ()
+        self._trials: list[Trial] = []
+        self._by_key: dict[tuple[str, str], Trial] = {}
+        self._n_bytes = 0  # of the measurements that were read
+        self._writer: JournalWriter | None = None
+        self._lock: RunLock | None = None
+        self._asks: AskLog | None = None
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Study:
+        """A study to read from; nothing is locked or written, and a driver may be writing it.
+
+        Raises:
+            UsageError: if the directory holds no study, or a damaged one.
+        """
+        directory = Path(directory)
+        if not (directory / ABOUT).is_file():
+            raise UsageError(
+                f"Expected a run directory with {ABOUT}, got {directory}. Make one with a search."
+            )
+        about, path = read_about(directory), directory / SETTINGS
+        settings = read_yaml(path) if path.exists() else {}
+        study = cls(directory, settings if isinstance(settings, dict) else {}, about)
+        study.refresh()
+        return study
+
+    @classmethod
+    def open_or_create(cls, directory: str | Path, settings: Mapping[str, Any], about: About) -> Study:
+        """The study to write to: a new one in a new or empty directory, or the one that is there, continued.
+
+        A torn last line is cut off, and a warning about it left in `warnings`.
+
+        Args:
+            directory: made if it is missing.
+            settings: all of them, as plain values; kept for readers.
+            about: what the search is about; plain values.
+
+        Raises:
+            UsageError: if the directory holds another search or something else, a damaged file, or a study
+                that another driver is writing. The directory is then left as it was.
+        """
+        directory = Path(directory)
+        about = About(**json.loads(json.dumps(vars(about), default=dict)))  # as a reader will see it
+        check_directory(directory, about.identity)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(directory)
+        try:
+            check_directory(directory, about.identity)  # again: it may have been made meanwhile
+            content = read_journal(directory / MEASUREMENTS)
+            replace_file(directory / ABOUT, about_text(about))
+            replace_file(directory / SETTINGS, dump_yaml(dict(settings)))
+            study = cls(directory, dict(settings), about)
+            study._writer = JournalWriter(directory / MEASUREMENTS, content.n_bytes)
+        except BaseException:
+            lock.close()
+            raise
+        study._lock = lock
+        study._remember(content.measurements)
+        if content.n_torn:
+            study.warnings = (
+                f"Cut off {content.n_torn} bytes of an unfinished line in {directory / MEASUREMENTS}; "
+                f"{len(study.trials)} measurements are whole.",
+            )
+        return study
+
+    def name_baselines(self, baselines: Mapping[str, str]) -> None:
+        """Keep for readers which candidates are baselines, once all are known.
+
+        Args:
+            baselines: canonical texts by name.
+        """
+        self.about = replace(self.about, baselines=dict(baselines))
+        replace_file(self.directory / ABOUT, about_text(self.about))
+
+    @property
+    def trials(self) -> Sequence[Trial]:
+        """All trials, each at the index that is its number. Not to be changed."""
+        return self._trials
+
+    @property
+    def spent(self) -> Spent:
+        """The work of the search: its measurements, and the closed forms that screened for it."""
+        return Spent().plus(trials_of(self._trials, "search", "proxy"))
+
+    def lookup(self, key: tuple[str, str]) -> Trial | None:
+        """The trial with this (candidate, fidelity), both as text."""
+        return self._by_key.get(key)
+
+    def append(self, measurements: Sequence[Measurement]) -> list[Trial]:
+        """Keep a batch: when this returns, it outlives the process, and the machine from the next flush on.
+
+        Raises:
+            RuntimeError: if the study was opened for reading, or is closed.
+            ValueError: if something was measured before.
+            StudyWriteError: if the disk is full; none of the batch is kept then.
+        """
+        if self._writer is None:
+            raise RuntimeError("Expected a study that is open for writing. Use `Study.open_or_create`.")
+        if not measurements:
+            return []
+        keys = [m.key for m in measurements]
+        twice = [key for i, key in enumerate(keys) if key in self._by_key or key in keys[:i]]
+        if twice:
+            raise ValueError(f"Expected measurements that are new to the study, got {twice[0]} again.")
+        return self._remember(self._writer.append(measurements, n_safe=len(self._trials)))
+
+    def asks(self, about: Mapping[str, Any]) -> AskLog:
+        """The log of an asynchronous search by the controller that the plain values are about.
+
+        Raises:
+            RuntimeError: if the study was opened for reading, or is closed.
+        """
+        if self._writer is None:
+            raise RuntimeError("Expected a study that is open for writing. Use `Study.open_or_create`.")
+        if self._asks is not None:
+            self._asks.close()
+        self._asks = AskLog(self.directory / AskLog.NAME, about, len(self._trials))
+        return self._asks
+
+    def refresh(self) -> list[Trial]:
+        """Read what its driver has added since; for a study that is open for reading.
+
+        Returns:
+            The new trials.
+
+        Raises:
+            UsageError: if the file is damaged.
+        """
+        content = read_journal(self.directory / MEASUREMENTS, self._n_bytes)
+        self._n_bytes = content.n_bytes
+        return self._remember([m for m in content.measurements if m.key not in self._by_key])
+
+    def _remember(self, measurements: Iterable[Measurement]) -> list[Trial]:
+        first = len(self._trials)
+        for measurement in measurements:
+            trial = Trial(len(self._trials), measurement)
+            self._trials.append(trial)
+            self._by_key[measurement.key] = trial
+        return self._trials[first:]
+
+    def close(self) -> None:
+        """Let the next driver in, whatever happens. May be called twice.
+
+        Raises:
+            StudyWriteError: if there is no room for what was not flushed to the disk yet.
+        """
+        writer, asks, lock = self._writer, self._asks, self._lock
+        self._writer = self._asks = self._lock = None
+        with ExitStack() as last_first:
+            for part in (lock, asks, writer):
+                if part is not None:
+                    last_first.callback(part.close)
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

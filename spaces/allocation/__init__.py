@@ -1,0 +1,1 @@
+"""Allocations: a level of sparsity for each unit."""

@@ -1,0 +1,120 @@
+"""Settings of the space `allocation`, and the space that they describe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from secateur.spaces.allocation.space import AllocationSpace
+from secateur.spaces.formulas.grammar import FormulaTextError
+from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
+from secateur.spaces.shape import ModelShape
+from secateur.spaces.targets import Target, check_target, targets_of
+from secateur.spaces.units import Granularity, Prunable, group, split_protected
+
+
+class AllocationSettings(BaseModel):
+    """What can be searched: a level of sparsity for each linear, sub-layer or block.
+
+    Args:
+        metric: importance metric that picks the weights: its name, or a formula such as
+            ``formula: abs(W) * X`` (or ``{formula: abs(W) * X}``).
+        granularity: what switches its level together.
+        target: sparsity over all prunable weights, protected ones included; one value, a list, or a range.
+        step: distance of the levels.
+        max_sparsity: highest level.
+        group_size: with it the levels are 0, 1, ... zeros in each group of that many neighbouring weights
+            of a row (a pattern), and ``step`` isn't used.
+        protect: patterns (``*`` and ``?``) of full names of linears that stay dense.
+        comparison: which weights compete: those of an ``output`` or of the whole ``layer``; None: the
+            metric's own.
+        calibration: statistics of the exported model from ``sequential``ly pruned blocks or from the dense
+            model.
+        damp: share of the mean diagonal that is added to Hessians (sparsegpt, formulas with H).
+        block_size: columns that are pruned at once (sparsegpt).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["allocation"] = "allocation"
+    metric: str = "wanda"
+    granularity: Granularity = "linear"
+    target: Target = 0.6
+    step: float = 0.05
+    max_sparsity: float = 0.95
+    group_size: int | None = None
+    protect: list[str] = []
+    comparison: Literal["output", "layer"] | None = None
+    calibration: Literal["dense", "sequential"] = "sequential"
+    damp: float = 0.01
+    block_size: int = 128
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _as_text(cls, metric: object) -> object:
+        """What YAML makes of ``formula: ...`` without quotes."""
+        if isinstance(metric, dict) and list(metric) == ["formula"]:
+            return f"{PREFIX} {metric['formula']}"
+        return metric
+
+    @field_validator("metric")
+    @classmethod
+    def _check_formula(cls, metric: str) -> str:
+        """A formula in its canonical text; other metrics are known to the pruners."""
+        try:
+            tree = formula_of(metric)
+        except FormulaTextError as error:
+            raise ValueError(f"`metric`: {error}") from error
+        return metric if tree is None else metric_of(tree)
+
+    @field_validator("target")
+    @classmethod
+    def _check_target(cls, target: Target) -> Target:
+        return check_target(target)
+
+    @model_validator(mode="after")
+    def _check(self) -> AllocationSettings:
+        for name in ("step", "max_sparsity"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"Expected `{name}` within (0, 1], got {getattr(self, name)}.")
+        if self.group_size is not None and self.group_size < 2:
+            raise ValueError(f"Expected `group_size` >= 2, got {self.group_size}.")
+        if not 0 < self.damp < math.inf:
+            raise ValueError(f"Expected `damp` > 0, got {self.damp}.")
+        if self.block_size < 1:
+            raise ValueError(f"Expected `block_size` >= 1, got {self.block_size}.")
+        if len(self.levels) < 2:
+            raise ValueError(
+                f"Expected a level above 0, got none up to `max_sparsity` {self.max_sparsity}. "
+                f"Raise `max_sparsity`, or use a smaller `step`."
+            )
+        return self
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The targets in ascending order."""
+        return targets_of(self.target)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Sparsity of each level: multiples of the step, or of one zero in each group."""
+        step = Fraction(1, self.group_size) if self.group_size else Fraction(str(self.step))
+        n_steps = math.floor(Fraction(str(self.max_sparsity)) / step)
+        return tuple(float(i * step) for i in range(n_steps + 1))
+
+
+def build_allocation(
+    settings: AllocationSettings, linears: Sequence[Prunable], shape: ModelShape
+) -> AllocationSpace:
+    """The space that the settings describe, for a model with these linears.
+
+    Raises:
+        ValueError: if a pattern in `protect` matches nothing or too much, or a target can't be met.
+    """
+    free, protected = split_protected(linears, settings.protect)
+    units = group(free, settings.granularity)
+    return AllocationSpace(units, protected, settings.levels, settings.targets, shape)

@@ -1,0 +1,230 @@
+"""The space `allocation`: how sparse each unit of the model is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from secateur.spaces.budget import check_ascending, level_out, n_zeros, window
+from secateur.spaces.shape import ModelShape
+from secateur.spaces.space import SeparableSpace
+from secateur.spaces.units import Prunable, Unit
+from secateur.spaces.variation import Levels, Variation
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A level for each unit, an index into the space's levels.
+
+    Its text lists the levels in order, equal neighbours as ``<level>x<times>``: ``allocation:12x5,13,9``.
+    """
+
+    levels: tuple[int, ...]
+
+    @cached_property
+    def text(self) -> str:
+        """Canonical text; `parse` is its inverse."""
+        runs = [(level, len(list(group))) for level, group in groupby(self.levels)]
+        return "allocation:" + ",".join(f"{level}x{n}" if n > 1 else f"{level}" for level, n in runs)
+
+    @classmethod
+    def parse(cls, text: str) -> Allocation:
+        """The allocation with this canonical text.
+
+        Raises:
+            ValueError: if no allocation prints like this.
+        """
+        kind, _, body = text.partition(":")
+        runs = [re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", run, re.ASCII) for run in body.split(",")]
+        if kind == "allocation":
+            levels = [level for run in runs if run for level in [int(run[1])] * int(run[2] or 1)]
+            allocation = cls(tuple(levels))
+            if allocation.text == text:
+                return allocation
+        raise ValueError(f"Expected an allocation such as 'allocation:12x5,13,9', got {text!r}.")
+
+
+class AllocationSpace(SeparableSpace[Allocation]):
+    """A level of sparsity for each unit, with the sparsity over all prunable weights held at a target.
+
+    The global sparsity counts every linear of every block: the protected ones too, which stay dense, so
+    that the others make up for them. A level is a sparsity, the same for all units; candidates vary by
+    `Variation`.
+
+    Costs: ``sparsity`` (zeros / prunable weights), ``params`` (non-zero parameters of the whole model),
+    ``size_bytes`` (as stored: unstructured zeros take as much room as other weights), ``macs`` a token (a
+    dense computation, which multiplies by zeros too), ``kv_bytes`` a token.
+
+    Args:
+        units: what can be switched.
+        protected: prunable linears that stay dense.
+        levels: sparsities, ascending, the first 0.
+        targets: global sparsities, ascending: the budgets.
+        shape: the dense model.
+
+    Raises:
+        ValueError: on levels or targets that are out of order or range, and on a target that can't be met.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        protected: Sequence[Prunable],
+        levels: Sequence[float],
+        targets: Sequence[float],
+        shape: ModelShape,
+    ) -> None:
+        check_ascending("levels", levels)
+        check_ascending("target", targets)
+        if len(levels) < 2 or levels[0] != 0:
+            raise ValueError(f"Expected `levels` to start at 0 and go on, got {list(levels)}.")
+        self._units = tuple(units)
+        self._protected = tuple(protected)
+        self._levels = tuple(levels)
+        self._targets = tuple(targets)
+        self._shape = shape
+        self._table = tuple(
+            tuple(sum(n_zeros(level, size) for size in unit.sizes) for level in levels) for unit in units
+        )
+        self._n_free = sum(sum(unit.sizes) for unit in units)
+        self._n_weights = self._n_free + sum(linear.n_weights for linear in protected)
+        n_members = sum(len(unit.members) for unit in units)
+        step = min(sum(unit.sizes) for unit in units) * levels[-1] / (len(levels) - 1)
+        self._windows = tuple(window(self._table, t, self._n_weights, n_members, step) for t in targets)
+        self._uniform = tuple(self._level_out(budget) for budget in range(len(targets)))
+        self._variation = Variation(self._table, self._windows, self._uniform)
+
+    def _level_out(self, budget: int) -> Levels:
+        """The most uniform allocation that meets the budget; also shows that there is one."""
+        target, bounds = self._targets[budget], self._windows[budget]
+        highest = sum(row[-1] for row in self._table)
+        if bounds.low > highest:
+            raise ValueError(
+                f"Expected `target` from 0 to {highest / self._n_weights:.4g} (all units "
+                f"at sparsity {self._levels[-1]:g}, {len(self._protected)} linears protected), got {target:g}. "
+                f"Lower it, raise `max_sparsity`, or protect less."
+            )
+        levels = level_out(self._table, bounds)
+        if levels is None:
+            step = (bounds.high - bounds.low) / self._n_weights
+            raise ValueError(
+                f"Expected a `target` that the levels of {len(self._units)} units can meet to within "
+                f"{step:.2g}, got {target:g}. Use a smaller `step`, units of equal size, or another target."
+            )
+        if budget and bounds.low <= self._windows[budget - 1].high:
+            raise ValueError(
+                f"Expected targets that the levels tell apart, got {self._targets[budget - 1]:.10g} and "
+                f"{target:.10g}. Use a smaller `step` or fewer targets."
+            )
+        return levels
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return self._targets
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Sparsity of each level."""
+        return self._levels
+
+    def parse(self, text: str) -> Allocation:
+        return self._checked(Allocation.parse(text))
+
+    def baselines(self) -> dict[str, Allocation]:
+        named = {"dense": Allocation((0,) * len(self._units))}
+        for target, uniform in zip(self._targets, self._uniform, strict=True):
+            named[f"uniform@{target:.10g}"] = Allocation(uniform)
+        return named
+
+    def budget_of(self, candidate: Allocation) -> int | None:
+        return self._variation.budget_of(candidate.levels)
+
+    # --- variation ---
+
+    def sample(self, rng: np.random.Generator, budget: int) -> Allocation:
+        """As `Variation.sample`."""
+        shares = [np.asarray(self._levels)] * len(self._units)
+        return Allocation(self._variation.sample(shares, self._targets[budget], budget, rng))
+
+    def mutate(self, candidate: Allocation, rng: np.random.Generator) -> Allocation:
+        """As `Variation.mutate`."""
+        return self._same_or(
+            candidate, self._variation.mutate(candidate.levels, self._budget(candidate), rng)
+        )
+
+    def crossover(self, first: Allocation, second: Allocation, rng: np.random.Generator) -> Allocation:
+        """As `Variation.mix`."""
+        return Allocation(self._variation.mix(first.levels, second.levels, self._budget(first), rng))
+
+    def repair(self, candidate: Allocation, budget: int, rng: np.random.Generator) -> Allocation:
+        return self._same_or(candidate, self._variation.repair(candidate.levels, budget, rng))
+
+    # --- what a candidate means ---
+
+    def cost(self, candidate: Allocation) -> Mapping[str, float]:
+        return self._shape.with_zeros(self._variation.total(candidate.levels), self._n_weights)
+
+    def config(self, candidate: Allocation) -> Mapping[str, Any]:
+        """``{"sparsity": {name of the linear: its sparsity}}``, protected linears included."""
+        sparsity = {linear.name: 0.0 for linear in self._protected}
+        for unit, level in zip(self._units, candidate.levels, strict=True):
+            sparsity |= dict.fromkeys(unit.members, self._levels[level])
+        return {"sparsity": sparsity}
+
+    # --- separable view ---
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return tuple(unit.name for unit in self._units)
+
+    def options(self, slot: int) -> Sequence[int]:
+        return range(len(self._table[slot]))
+
+    def usage(self, slot: int, option: int) -> int:
+        return self._table[slot][option]
+
+    def share(self, slot: int, option: int) -> float:  # levels are the same for all units
+        return self._levels[option]
+
+    def block_of(self, slot: int) -> int:
+        return self._units[slot].block
+
+    def usage_bounds(self, budget: int) -> tuple[int, int]:
+        return self._windows[budget].low, self._windows[budget].high
+
+    def assemble(self, options: Sequence[int]) -> Allocation:
+        return self._checked(Allocation(tuple(options)))
+
+    def disassemble(self, candidate: Allocation) -> tuple[int, ...]:
+        return candidate.levels
+
+    # --- helpers ---
+
+    @staticmethod
+    def _same_or(candidate: Allocation, levels: Levels) -> Allocation:
+        return candidate if levels is candidate.levels else Allocation(levels)
+
+    def _budget(self, candidate: Allocation) -> int:
+        budget = self.budget_of(candidate)
+        if budget is None:
+            raise ValueError(
+                f"Expected `candidate` to meet a budget, got {candidate.text!r} with sparsity "
+                f"{self._variation.total(candidate.levels) / self._n_weights:.4f}. Call `repair` first."
+            )
+        return budget
+
+    def _checked(self, candidate: Allocation) -> Allocation:
+        if len(candidate.levels) != len(self._units):
+            raise ValueError(
+                f"Expected one level for each of {len(self._units)} units, got {len(candidate.levels)}."
+            )
+        for unit, level in zip(self._units, candidate.levels, strict=True):
+            if not 0 <= level < len(self._levels):
+                raise ValueError(f"Expected levels to {len(self._levels) - 1}, got {level} at {unit.name}.")
+        return candidate

@@ -1,0 +1,222 @@
+"""The space `formula`: importance metrics as expressions, each at the same sparsity of all linears."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from secateur.spaces.budget import n_zeros
+from secateur.spaces.formulas.constants import constants_of, with_constants
+from secateur.spaces.formulas.grammar import parse, print_formula
+from secateur.spaces.formulas.known import known_tree
+from secateur.spaces.formulas.latex import latex
+from secateur.spaces.formulas.metric import metric_of
+from secateur.spaces.formulas.sampling import Palette, ramped
+from secateur.spaces.formulas.simplify import simplify
+from secateur.spaces.formulas.tree import Bounds, Terminal, Tree, subtrees
+from secateur.spaces.formulas.variation import crossover, mutate_hoist, mutate_point, mutate_subtree
+from secateur.spaces.shape import ModelShape
+from secateur.spaces.space import Space
+from secateur.spaces.units import Prunable
+
+DENSE = "dense"
+ATTEMPTS = 20
+Mutation = Literal["subtree", "point", "hoist"]
+MUTATIONS: tuple[Mutation, ...] = get_args(Mutation)
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A candidate: an importance metric, or None for the dense model."""
+
+    tree: Tree | None
+
+    @cached_property
+    def text(self) -> str:
+        """Canonical text, e.g. ``abs(W) * X``."""
+        return DENSE if self.tree is None else print_formula(self.tree)
+
+
+class FormulaSpace(Space[Formula]):
+    """Formulas within bounds, simplified; what pruning by them means is one sparsity for each linear.
+
+    Formulas of different texts may prune alike, and random ones are often undefined: both are recognised where they
+    are measured, before any data is.
+
+    Args:
+        free: linears that are pruned.
+        protected: linears that stay dense.
+        target: sparsity of each free linear.
+        shape: of the dense model.
+        bounds: of formulas.
+        palette: what they are made of.
+        known: see `known_tree`; those that fit are baselines, the first one that the others are compared with.
+
+    Raises:
+        ValueError: if none of them fits.
+    """
+
+    def __init__(
+        self,
+        free: Sequence[Prunable],
+        protected: Sequence[Prunable],
+        target: float,
+        shape: ModelShape,
+        *,
+        bounds: Bounds,
+        palette: Palette,
+        known: Sequence[str],
+    ) -> None:
+        self._sparsity = {linear.name: 0.0 for linear in protected}
+        self._sparsity |= {linear.name: target for linear in free}
+        self._n_zeros = sum(n_zeros(target, linear.n_weights) for linear in free)
+        self._n_weights = sum(linear.n_weights for linear in (*free, *protected))
+        self._target = target
+        self._shape = shape
+        self._bounds = bounds
+        self._palette = palette
+        self._known = {name: tree for name in known if self._fits(tree := known_tree(name))}
+        if not self._known:
+            raise ValueError(
+                f"Expected a published formula that fits `depth`, `size` and `terminals`, got none of "
+                f"{', '.join(known)}. Raise the bounds, add terminals, or name others in `known`."
+            )
+
+    def _fits(self, tree: Tree) -> bool:
+        used = {node.name for _, node in subtrees(tree) if isinstance(node, Terminal)}
+        return self._bounds.hold(tree) and used <= set(self._palette.terminals)
+
+    shown_as = "formula"
+    stand_ins = MappingProxyType({DENSE: frozenset({"nodes"})})
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return (self._target,)
+
+    @property
+    def terminals(self) -> tuple[str, ...]:
+        """The quantities that formulas may use."""
+        return self._palette.terminals
+
+    @property
+    def reference(self) -> Formula:
+        """The published formula that the others are compared with."""
+        return next(iter(self.known.values()))
+
+    @property
+    def known(self) -> dict[str, Formula]:
+        """Published formulas that fit, by name."""
+        return {name: Formula(tree) for name, tree in self._known.items()}
+
+    def parse(self, text: str) -> Formula:
+        """The formula; `text` must be its canonical one, within the bounds.
+
+        Raises:
+            FormulaTextError: with the position, if it is no formula.
+            ValueError: if it is none of this space.
+        """
+        if text == DENSE:
+            return Formula(None)
+        found = Formula(parse(text))
+        if found.text != text or found.tree is None or not self._fits(found.tree):
+            raise ValueError(
+                f"Expected the canonical text of a formula of {', '.join(self._palette.terminals)} within the "
+                f"bounds, got {text[:80]!r}."
+            )
+        return found
+
+    def baselines(self) -> dict[str, Formula]:
+        (first, tree), *others = self._known.items()
+        named = {DENSE: Formula(None), f"{first}@{self._target:.10g}": Formula(tree)}
+        return named | {name: Formula(tree) for name, tree in others}
+
+    def budget_of(self, candidate: Formula) -> int | None:
+        return None if candidate.tree is None else 0
+
+    def sample(self, rng: np.random.Generator, budget: int) -> Formula:
+        """A random formula, of random depth, that uses the weights."""
+        for _ in range(ATTEMPTS):
+            tree = simplify(ramped(rng, 8, self._bounds, self._palette)[rng.integers(8)])
+            if self._uses_weights(tree):
+                return Formula(tree)
+        return self._any_known(rng)
+
+    def mutate(self, candidate: Formula, rng: np.random.Generator) -> Formula:
+        """A subtree made anew (half of the time), a node exchanged, or a subtree hoisted."""
+        if candidate.tree is None:
+            return self._any_known(rng)
+        for _ in range(ATTEMPTS):
+            kind = rng.choice(3, p=(0.5, 0.3, 0.2))
+            child = self.vary(candidate, MUTATIONS[kind], rng)
+            if child != candidate:
+                return child
+        return self.sample(rng, 0)
+
+    def vary(self, candidate: Formula, mutation: Mutation, rng: np.random.Generator) -> Formula:
+        """One mutation, simplified; the formula itself where that leaves nothing that uses the weights."""
+        if candidate.tree is None:
+            return candidate
+        mutations = {
+            "subtree": lambda tree: mutate_subtree(rng, tree, self._bounds, self._palette),
+            "point": lambda tree: mutate_point(rng, tree, self._palette),
+            "hoist": lambda tree: mutate_hoist(rng, tree),
+        }
+        child = simplify(mutations[mutation](candidate.tree))
+        return Formula(child) if self._uses_weights(child) else candidate
+
+    def ramped(self, rng: np.random.Generator, n: int) -> list[Formula]:
+        """At most `n` random formulas by ramped half-and-half: those of as many that use the weights."""
+        trees = (simplify(tree) for tree in ramped(rng, n, self._bounds, self._palette))
+        return [Formula(tree) for tree in trees if self._uses_weights(tree)]
+
+    def constants(self, candidate: Formula) -> tuple[float, ...]:
+        """The formula's numbers other than 0, from left to right."""
+        return () if candidate.tree is None else constants_of(candidate.tree)
+
+    def with_constants(self, candidate: Formula, values: Sequence[float]) -> Formula:
+        """The formula with other numbers in these places, simplified.
+
+        Raises:
+            ValueError: if there are fewer or more places, or on a number that is no constant.
+        """
+        if candidate.tree is None:
+            return candidate
+        child = simplify(with_constants(candidate.tree, values))
+        return Formula(child) if self._uses_weights(child) else candidate
+
+    def crossover(self, first: Formula, second: Formula, rng: np.random.Generator) -> Formula:
+        if first.tree is None or second.tree is None:
+            return self.mutate(first, rng)
+        child = simplify(crossover(rng, first.tree, second.tree, self._bounds))
+        return Formula(child) if self._uses_weights(child) else first
+
+    def repair(self, candidate: Formula, budget: int, rng: np.random.Generator) -> Formula:
+        return self._any_known(rng) if candidate.tree is None else candidate
+
+    def _any_known(self, rng: np.random.Generator) -> Formula:
+        trees = list(self._known.values())
+        return Formula(trees[rng.integers(len(trees))])
+
+    def _uses_weights(self, tree: Tree) -> bool:
+        """Others tell no rows apart."""
+        return any(isinstance(node, Terminal) and node.name in {"W", "G"} for _, node in subtrees(tree))
+
+    def cost(self, candidate: Formula) -> Mapping[str, float]:
+        dense = candidate.tree is None
+        costs = self._shape.with_zeros(0 if dense else self._n_zeros, self._n_weights)
+        # More than any formula: without one the dense model would beat all of them in everything.
+        return costs | {"nodes": self._bounds.size + 1 if candidate.tree is None else candidate.tree.size}
+
+    def config(self, candidate: Formula) -> Mapping[str, Any]:
+        """``{"sparsity": {name of the linear: its sparsity}, "metric": "formula: ..."}``."""
+        if candidate.tree is None:
+            return {"sparsity": dict.fromkeys(self._sparsity, 0.0), "metric": ""}
+        return {"sparsity": dict(self._sparsity), "metric": metric_of(candidate.tree)}
+
+    def typeset(self, candidate: Formula) -> str:
+        return "" if candidate.tree is None else latex(candidate.tree)
