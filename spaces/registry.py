@@ -22,12 +22,14 @@ class SpaceRow:
     Args:
         settings: what the section ``space`` of the settings may hold.
         build: the space, from (settings, linears as `Prunable`, `ModelShape`).
+        pruner: path of the class that prunes by its candidates, ``module:name``.
         summary: one line for ``secateur list spaces``.
         source: address of the paper that it comes from.
     """
 
     settings: type[BaseModel]
     build: Callable[..., Space[Any]]
+    pruner: str
     summary: str
     source: str
 
@@ -36,24 +38,28 @@ SPACES: dict[str, SpaceRow] = {
     "allocation": SpaceRow(
         settings=AllocationSettings,
         build=build_allocation,
+        pruner="secateur.pruners.weights.pruner:AllocationPruner",
         summary="a level of sparsity for each linear, sub-layer or block, at a global sparsity",
         source="https://arxiv.org/abs/2410.14649",
     ),
     "architecture": SpaceRow(
         settings=ArchitectureSettings,
         build=build_architecture,
+        pruner="secateur.pruners.structure.pruner:ArchitecturePruner",
         summary="KV groups and FFN channels that each block keeps, at a share of parameters, MACs, bytes or time",
         source="https://arxiv.org/abs/2502.07780",
     ),
     "formula": SpaceRow(
         settings=FormulaSettings,
         build=build_formula,
+        pruner="secateur.pruners.weights.formula_pruner:FormulaPruner",
         summary="an importance metric as an expression, at one sparsity of all linears",
         source="https://arxiv.org/abs/2406.02924",
     ),
     "recipe": SpaceRow(
         settings=RecipeSettings,
         build=build_recipe,
+        pruner="secateur.pruners.recipes.pruner:RecipePruner",
         summary="calibration data, metric, allocation and repair together, of weights, structure or blocks",
         source="https://arxiv.org/abs/2503.06184",
     ),
