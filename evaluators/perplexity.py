@@ -11,9 +11,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from secateur.evaluators.data.text import Text, load_text
-from secateur.evaluators.data.tokens import tokens_sha256, windows
+from secateur.evaluators.data.tokens import windows
 from secateur.evaluators.tasks.plan import TaskPlan
 from secateur.evaluators.tasks.task_set import TaskSet
+from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model
 

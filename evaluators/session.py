@@ -16,12 +16,13 @@ from secateur.evaluators.assembly import assemble_all
 from secateur.evaluators.cases import MAIN, cases_of, in_general
 from secateur.evaluators.data.text import Part as TextPart
 from secateur.evaluators.data.text import Text, load_parts, load_sources
-from secateur.evaluators.data.tokens import Order, tokens_sha256, windows
+from secateur.evaluators.data.tokens import Order, windows
 from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.latency.store import find_table, table_sha256
 from secateur.evaluators.plan import Plan
 from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
+from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.export.capability import held_groups
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.block_shapes import block_shapes

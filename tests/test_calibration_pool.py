@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.evaluators.data.text import Text, TextError, load_parts, load_sources
+from secateur.evaluators.data.text import TextError, load_parts, load_sources
 from secateur.pruners.calibration.choose import CLUSTERS, choose
 from secateur.pruners.calibration.pool import (
     Pool,
@@ -98,7 +98,7 @@ def test_looking_at_pools_says_how_far_it_is():
 
 def test_pools_are_kept_in_a_file_under_what_they_depend_on(tmp_path, pools):
     path = tmp_path / "pool.safetensors"
-    texts = {"a": Text("calibration", "x", "one"), "b.c": Text("calibration", "y", "two")}
+    texts = {"a": "hash of one", "b.c": "hash of two"}
     identity = pool_identity("m float32", texts, 64, look=True)
     assert load_pools(path, identity) is None
     save_pools(path, {"a": pools["a"], "b.c": pools["b"]}, identity)
@@ -119,9 +119,9 @@ def test_pools_are_kept_in_a_file_under_what_they_depend_on(tmp_path, pools):
 
 
 def test_a_pool_is_the_beginning_of_its_text():
-    tokenizer, text = small_tokenizer(), Text("calibration", "x", "some words of the text")
+    tokenizer, text = small_tokenizer(), "some words of the text"
     every = first_tokens(tokenizer, text, 1000)
-    assert every.tolist() == tokenizer(text.text, add_special_tokens=False)["input_ids"]
+    assert every.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert torch.equal(first_tokens(tokenizer, text, 5), every[:5])
 
 

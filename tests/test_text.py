@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from secateur.evaluators.data import docs
 from secateur.evaluators.data.text import SHARES, Text, TextError, load_parts, load_text
-from secateur.evaluators.data.tokens import tokens_sha256, windows
+from secateur.evaluators.data.tokens import windows
+from secateur.pruners.calibration.tokens import tokens_sha256
 
 LINES = "".join(f"line {i} of the file\n" for i in range(200))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from secateur.evaluators.data.text import Text, TextError
+from secateur.pruners.calibration.tokens import tokenize
 
 Order = Literal["sequential", "random"]
 
@@ -65,20 +65,3 @@ _REMEDY = {
     "search": "Give a longer text or lower `evaluator.fidelities`.",
     "test": "Give a longer text or fewer test tokens.",
 }
-
-
-def tokens_sha256(ids: Int64[Tensor, "..."]) -> str:
-    """SHA-256 of token ids in their order, as little-endian 64-bit integers; the same on every platform."""
-    return hashlib.sha256(ids.cpu().contiguous().numpy().astype("<i8").tobytes()).hexdigest()
-
-
-def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int64[Tensor, " tokens"]:
-    """The token ids of a text without special tokens; no warning that it is longer than the model's context."""
-    ids: list[int] = tokenizer(
-        text,
-        add_special_tokens=False,
-        verbose=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.evaluators.data.tokens import tokens_sha256
 from secateur.evaluators.losses import LossSums, Teacher, loss_sums
+from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
 from secateur.spaces.measurement import Fidelity, Part

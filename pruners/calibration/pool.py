@@ -1,4 +1,4 @@
-"""What calibration windows are chosen from: tokens of each source, and how the dense model sees them."""
+"""Calibration pools: tokens of each source, with the losses and states of the dense model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from secateur.evaluators.data.text import Text
-from secateur.evaluators.data.tokens import tokenize
+from secateur.pruners.calibration.tokens import tokenize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
 from secateur.spaces.recipe.keys import CHUNK
@@ -44,9 +43,9 @@ class Pool:
     states: Float32[Tensor, "chunks width"] | None = None
 
 
-def first_tokens(tokenizer: PreTrainedTokenizerBase, text: Text, n_tokens: int) -> Int64[Tensor, " tokens"]:
+def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, n_tokens: int) -> Int64[Tensor, " tokens"]:
     """So many token ids of the beginning of a text, or all of them if there are fewer."""
-    return tokenize(tokenizer, text.text)[:n_tokens]
+    return tokenize(tokenizer, text)[:n_tokens]
 
 
 def build_pools(
@@ -97,17 +96,16 @@ def _look(anatomy: Anatomy, tokens: Int64[Tensor, " tokens"], on_tokens: Callabl
     return Pool(tokens, torch.cat(losses), torch.cat(states))
 
 
-def pool_identity(model: str, texts: Mapping[str, Text], n_tokens: int, *, look: bool) -> str:
+def pool_identity(model: str, texts: Mapping[str, str], n_tokens: int, *, look: bool) -> str:
     """What pools depend on, as one hash.
 
     Args:
         model: its fingerprint and precision, in one text.
-        texts: of the sources, by name.
+        texts: hashes of the sources' texts, by name.
         n_tokens: of each source, at most.
         look: see `build_pools`.
     """
-    hashes = {name: text.sha256 for name, text in texts.items()}
-    record = {"model": model, "texts": hashes, "tokens": n_tokens, "look": look, "chunk": CHUNK}
+    record = {"model": model, "texts": dict(texts), "tokens": n_tokens, "look": look, "chunk": CHUNK}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,11 +11,11 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.evaluators.data.tokens import tokens_sha256
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.choose import choose
 from secateur.pruners.calibration.collected import CalibrationStatistics
 from secateur.pruners.calibration.pool import Pool
+from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.models.layout import BlockLayout

@@ -77,7 +77,8 @@ def _pools(
     """Those in a directory, where they are what they should be, else made anew, and kept there or not."""
     of = bench.plan.space
     look = any(choice != "random" for choice in of.choose)
-    identity = pool_identity(_model(bench), bench.sources, of.pool_tokens, look=look)
+    hashes = {name: text.sha256 for name, text in bench.sources.items()}
+    identity = pool_identity(_model(bench), hashes, of.pool_tokens, look=look)
     pools = None if directory is None else load_pools(directory / POOLS, identity)
     if pools is None:
         pools = build_pools(bench.anatomy, _tokens(bench), look=look, on_share=on_share)
@@ -89,7 +90,7 @@ def _pools(
 def _tokens(bench: Workbench) -> dict[str, Int64[Tensor, " tokens"]]:
     """Of each source."""
     tokenizer, n_tokens = bench.loaded.tokenizer, bench.plan.space.pool_tokens
-    return {name: first_tokens(tokenizer, text, n_tokens) for name, text in bench.sources.items()}
+    return {name: first_tokens(tokenizer, text.text, n_tokens) for name, text in bench.sources.items()}
 
 
 def _model(bench: Workbench) -> str:
