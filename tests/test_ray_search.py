@@ -31,7 +31,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from secateur.search import app
-from secateur.search.settings import load_settings
+from secateur.search.settings.settings import load_settings
 app.search(load_settings(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]))
 """
 

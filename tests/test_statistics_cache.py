@@ -212,7 +212,7 @@ OTHER = """
     sys.path[:0] = {path!r}
     from pathlib import Path
     import torch
-    from secateur.pruners.statistics_cache import StatisticsCache
+    from secateur.pruners.calibration.cache import StatisticsCache
     cache = StatisticsCache(Path({directory!r}), {limit})
     print("ready", flush=True)
     with cache.locked("a"):
