@@ -1,7 +1,10 @@
-"""YAML as people mean it: repeated keys are an error, and 1e6 is a number."""
+"""Files of a run: strict YAML, texts written whole or not at all, and the error for a full disk."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -10,10 +13,11 @@ from typing import Any
 import yaml
 
 from secateur.search.errors import UsageError
+from secateur.spaces.whole_file import whole_file
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader without YAML 1.1's surprises."""
+    """Safe loader that refuses repeated keys, and reads 1e6 as a number, which YAML 1.1 takes for text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -25,14 +29,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 takes 1e6 and 1e-3 for text.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """The plain value that the text describes.
+    """Plain value of a YAML text.
 
     Args:
         text: YAML.
@@ -52,7 +55,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The plain value in a YAML file.
+    """Plain value of a YAML file.
 
     Raises:
         UsageError: if the file can't be read or is no YAML.
@@ -70,5 +73,41 @@ def read_yaml(path: Path) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """YAML of a plain value, keys in their own order."""
+    """YAML text of a plain value, with the keys in their order."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class StudyWriteError(UsageError):
+    """Full disk: the measurements that were written are safe, and the study can be continued."""
+
+
+def no_room(error: OSError, path: Path, safe: str) -> OSError | StudyWriteError:
+    """Error to raise for a failed write: a `StudyWriteError` where the disk is full, else the error itself."""
+    if error.errno not in _NO_ROOM:
+        return error
+    reason = os.strerror(error.errno or 0).lower()
+    return StudyWriteError(
+        f"Expected room on the disk for {path}, got: {reason}. Free some and run the same command: {safe}."
+    )
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, flushed to the disk; an equal one is left alone.
+
+    Raises:
+        StudyWriteError: if the disk is full.
+        OSError: if it can't be written for another reason.
+    """
+    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
+        if path.read_text(encoding="utf-8") == text:
+            return
+    try:
+        with whole_file(path) as new, new.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise no_room(error, path, "nothing was changed") from error

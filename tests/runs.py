@@ -6,7 +6,8 @@ import numpy as np
 
 from secateur.search.results.run import Run
 from secateur.search.settings.settings import Settings, resolved, settings_from
-from secateur.search.study.study import About, Study
+from secateur.search.study.about import About
+from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import ModelShape

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 import secateur.search.app as rooms
+from secateur.search.budget import Spent
 from secateur.search.cli.doctor import examine
 from secateur.search.cli.lists import LISTED
 from secateur.search.executor import Staff
@@ -22,7 +23,6 @@ from secateur.search.loop.loop import Outcome
 from secateur.search.show import console
 from secateur.search.show.display import SECONDS_BETWEEN_LINES, Display
 from secateur.search.show.tally import Tally
-from secateur.search.study.study import Spent
 from tests.runs import REASON, SEARCH, make_run, make_settings
 
 PNG = b"\x89PNG\r\n\x1a\n"

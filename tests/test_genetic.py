@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.search import app
+from secateur.search.budget import Budget
 from secateur.search.controllers.genetic.constants import ConstantsTuner
 from secateur.search.controllers.genetic.genetic import Genetic
 from secateur.search.controllers.genetic.population import Individual, Population, ranking
@@ -19,11 +20,12 @@ from secateur.search.loop.loop import Outcome, Search
 from secateur.search.loop.notes import NotesKeeper, notes_line
 from secateur.search.results.correlation import spearman
 from secateur.search.results.run import Run
-from secateur.search.settings.settings import Budget, resolved, settings_from
+from secateur.search.settings.settings import resolved, settings_from
 from secateur.search.show.reasons import grouped
 from secateur.search.show.report import write_report
 from secateur.search.show.summary import status_line, status_lines, summary
-from secateur.search.study.study import About, Study
+from secateur.search.study.about import About
+from secateur.search.study.study import Study
 from secateur.spaces.formulas.grammar import parse
 from secateur.spaces.formulas.space import Formula
 from tests.formula_toy import (

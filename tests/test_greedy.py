@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from secateur.search.budget import Budget
 from secateur.search.controller import Trial
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.controllers.greedy import Greedy, GreedySettings
-from secateur.search.settings.settings import Budget
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.shape import BlockShape, ModelShape

@@ -2,13 +2,13 @@
 
 from types import SimpleNamespace
 
+from secateur.search.budget import Spent
 from secateur.search.controller import Trial
 from secateur.search.executor import Staff
 from secateur.search.loop.loop import Outcome
 from secateur.search.show.lines import Lines
 from secateur.search.show.summary import summary
 from secateur.search.show.values import spread
-from secateur.search.study.study import Spent
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.runs import make_run
 

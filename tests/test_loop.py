@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
+from secateur.search.budget import Budget
 from secateur.search.controller import Controller, Proposal
 from secateur.search.loop.ledger import MAX_KNOWN_IN_A_ROW
 from secateur.search.loop.loop import Search
-from secateur.search.settings.settings import Budget
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity
 from tests.toy import LARGE, SMALL, SPACE, ToyEvaluator, child, search

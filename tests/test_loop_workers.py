@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from secateur.search.budget import Budget
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.search.settings.settings import Budget
 from secateur.search.study.asks import Ask, AskLog
 from secateur.search.study.study import Study
 from tests.toy import LARGE, SMALL, SPACE, Pool, ToyController, ToyEvaluator, search, search_pool

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from secateur.search.budget import Budget
 from secateur.search.executors.local import LocalExecutor, LocalSettings
 from secateur.search.loop.loop import Search
 from secateur.search.mirror.mirror import Mirror
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
-from secateur.search.settings.settings import Budget
 from tests.toy import LARGE, SPACE, Ready, ToyController, ToyEvaluator, child, search, start
 
 

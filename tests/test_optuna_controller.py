@@ -17,7 +17,8 @@ from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.errors import UsageError
 from secateur.search.results.front import non_dominated
 from secateur.search.settings.settings import settings_from
-from secateur.search.study.study import About, Study
+from secateur.search.study.about import About
+from secateur.search.study.study import Study
 from secateur.spaces.allocation.space import Allocation, AllocationSpace
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.parameters import IntParameter

@@ -192,7 +192,7 @@ def make_tiny_run(directory):
     """A study of the embedded model with its baselines, as a search begins."""
     from secateur.search import app
     from secateur.search.settings.settings import identity, resolved, settings_from
-    from secateur.search.study.study import About
+    from secateur.search.study.about import About
 
     settings = settings_from(
         {

@@ -12,7 +12,8 @@ from secateur.search.errors import UsageError
 from secateur.search.results.removal_order import SubLayer, order_of, removal_order
 from secateur.search.results.run import Run
 from secateur.search.settings.settings import resolved, settings_from
-from secateur.search.study.study import About, Study
+from secateur.search.study.about import About
+from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.recipe.layers import Evidence, Layer
 from secateur.spaces.recipe.profiles import read_profile

@@ -6,9 +6,10 @@ import gc
 
 import pytest
 
+from secateur.search.budget import Budget
 from secateur.search.errors import UsageError
 from secateur.search.mirror.address import check_storage, engine_url, masked
-from secateur.search.settings.settings import Budget, identity, resolved, settings_from
+from secateur.search.settings.settings import identity, resolved, settings_from
 from tests.test_mirror import address_of, closing, copy_of
 from tests.toy import search, start
 

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from secateur.search.budget import Spent
 from secateur.search.errors import UsageError
+from secateur.search.files import StudyWriteError
 from secateur.search.study import journal
-from secateur.search.study.journal import JournalWriter, StudyWriteError, read_journal
-from secateur.search.study.study import About, Spent, Study
+from secateur.search.study.about import About
+from secateur.search.study.journal import JournalWriter, read_journal
+from secateur.search.study.study import Study
 from secateur.spaces.measurement import Measurement
 from tests.toy import ABOUT, LARGE, SMALL, child, measurement, start
 

@@ -16,10 +16,11 @@ from secateur.pruners.weights.level_store import LevelStore, build_levels
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.prune import count_zeros
 from secateur.search import app
+from secateur.search.budget import Budget
 from secateur.search.controller import Proposal, Trial
 from secateur.search.errors import UsageError
 from secateur.search.loop.ledger import Ledger
-from secateur.search.settings.settings import Budget, identity, resolved, settings_from
+from secateur.search.settings.settings import identity, resolved, settings_from
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.models import random_tokens, small_anatomy
 from tests.test_app import lines

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from secateur.search.budget import Budget
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.executor import Executor, Job, Staff
 from secateur.search.executors.local import LocalExecutor, LocalSettings
 from secateur.search.loop.loop import Search
-from secateur.search.settings.settings import Budget
-from secateur.search.study.study import About, Study
+from secateur.search.study.about import About
+from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import SeparableSpace
 

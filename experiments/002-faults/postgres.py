@@ -24,10 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from secateur.search import app
+from secateur.search.budget import Spent
 from secateur.search.controller import Trial
 from secateur.search.settings.settings import settings_from
 from secateur.search.study.journal import read_journal
-from secateur.search.study.study import Spent
 from secateur.spaces.measurement import Fidelity
 
 FIDELITY = Fidelity("search", 128)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from secateur.search.budget import Budget
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.executor import Executor, Job, Staff
 from secateur.search.loop.loop import Search
@@ -28,8 +29,8 @@ from secateur.search.mirror.mirror import GATHER_S
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
 from secateur.search.results.run import open_run
-from secateur.search.settings.settings import Budget
-from secateur.search.study.study import About, Study
+from secateur.search.study.about import About
+from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
 
 FLUSH_S = 0.005

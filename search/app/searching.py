@@ -24,8 +24,9 @@ from secateur.search.objectives import TASK
 from secateur.search.results.course import best_by_budget, budgets
 from secateur.search.results.run import Run
 from secateur.search.settings.settings import Settings, identity, resolved
+from secateur.search.study.about import ABOUT, About
 from secateur.search.study.overlap import write_overlap
-from secateur.search.study.study import ABOUT, About, Study
+from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity
 
 if TYPE_CHECKING:

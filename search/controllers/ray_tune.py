@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,7 @@ from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.errors import UsageError
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
+from secateur.spaces.whole_file import whole_file
 
 try:
     Searcher: Any = import_module("ray.tune.search").Searcher
@@ -134,9 +134,8 @@ class ControllerSearcher(Searcher or object):  # type: ignore[misc]
 
     def save(self, checkpoint_path: str) -> None:
         """Keep what was asked and told."""
-        new = Path(checkpoint_path + ".new")
-        new.write_text(json.dumps(self._events) + "\n", encoding="utf-8")
-        os.replace(new, checkpoint_path)  # noqa: PTH105  # whole or not at all
+        with whole_file(Path(checkpoint_path)) as new:
+            new.write_text(json.dumps(self._events) + "\n", encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
         """Go back to what was kept."""

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
+from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
 from secateur.search.loop.loop import Outcome, Search
-from secateur.search.settings.settings import Budget
-from secateur.search.study.study import Spent
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

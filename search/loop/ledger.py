@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Proposal, Trial
-from secateur.search.settings.settings import Budget
-from secateur.search.study.study import Spent
 
 Key = tuple[str, str]
 Reason = Literal["budget", "finished", "exhausted", "stopped"]

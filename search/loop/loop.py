@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.executor import Executor, Job
 from secateur.search.loop.ledger import Key, Ledger, Reason
-from secateur.search.settings.settings import Budget
 from secateur.search.study.asks import Ask, AskLog
-from secateur.search.study.study import Spent, Study
+from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
 
 

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Controller, Trial
 from secateur.search.loop.loop import Outcome
-from secateur.search.settings.settings import Budget
-from secateur.search.study.study import Spent
+from secateur.spaces.whole_file import whole_file
 
 NAME = "notes.json"
 SECONDS_BETWEEN_WRITES = 5.0
@@ -59,10 +59,11 @@ class NotesKeeper:
         notes = dict(self._controller.notes)
         if not notes:
             return
-        new = self._path.with_name(NAME + ".new")
-        with contextlib.suppress(OSError):  # a full disk is reported where a measurement is lost
+        with (
+            contextlib.suppress(OSError),
+            whole_file(self._path) as new,
+        ):  # a full disk is reported by the study
             new.write_text(json.dumps({"controller": self._kind, "notes": notes}) + "\n", encoding="utf-8")
-            new.replace(self._path)
 
 
 def read_notes(directory: Path, kind: str) -> dict[str, float]:

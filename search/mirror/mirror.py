@@ -8,11 +8,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
 from secateur.search.loop.loop import Outcome
 from secateur.search.mirror.optuna_copy import OptunaCopy
-from secateur.search.settings.settings import Budget
-from secateur.search.study.study import Spent
 
 GATHER_S = 1.0  # what comes within this time is written in one go
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0

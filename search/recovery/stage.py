@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
+from secateur.search.files import replace_file
 from secateur.search.recovery.tuning import Trained, forget
 from secateur.search.settings.problems import problems
 from secateur.search.study.study import Study
@@ -181,9 +181,8 @@ class Stage:
             "course": [dict(point) for point in trained.course],
             "seconds": trained.seconds,
         }
-        new = directory / (RECORD + ".new")
-        new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(new, directory / RECORD)  # noqa: PTH105  # before the measurement: what is known has a record
+        # Before the measurement, so that each recovered trial of the study has a record.
+        replace_file(directory / RECORD, json.dumps(record, indent=1) + "\n")
         measurement = Measurement(
             self._picked[number],
             self._fidelity,

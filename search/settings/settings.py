@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from secateur.search.budget import Budget
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError, nearest
 from secateur.search.executors.registry import EXECUTORS
@@ -27,44 +28,12 @@ from secateur.search.settings.problems import problems
 from secateur.spaces.registry import SPACES
 from secateur.spaces.section import Section
 
-if TYPE_CHECKING:
-    from secateur.search.study.study import Spent
-
 # Sections whose keys depend on their `kind`, with the kind that is meant where none is given.
 _REGISTRIES: dict[str, tuple[Mapping[str, Any], str]] = {
     "space": (SPACES, "allocation"),
     "controller": (CONTROLLERS, "evolution"),
     "executor": (EXECUTORS, "local"),
 }
-
-
-class Budget(Section):
-    """When a search ends: as soon as one of the limits is reached.
-
-    Args:
-        evaluations: distinct search measurements, baselines included.
-        tokens: tokens evaluated for them, and trained on.
-        minutes: time spent on them, summed over workers.
-    """
-
-    evaluations: int | None = Field(default=None, gt=0)
-    tokens: int | None = Field(default=None, gt=0)
-    minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _check(self) -> Budget:
-        if self.evaluations is None and self.tokens is None and self.minutes is None:
-            raise ValueError("Expected `budget` to limit evaluations, tokens or minutes, got no limit.")
-        return self
-
-    def share(self, spent: Spent) -> float:
-        """The largest share of a limit that was spent."""
-        pairs = (
-            (spent.evaluations, self.evaluations),
-            (spent.tokens, self.tokens),
-            (spent.seconds / 60, self.minutes),
-        )
-        return max(used / limit for used, limit in pairs if limit is not None)
 
 
 class Settings(Section):

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
 from secateur.search.executor import Executor, Staff
 from secateur.search.loop.loop import Outcome
 from secateur.search.loop.notes import notes_line
-from secateur.search.settings.settings import Budget, Settings
+from secateur.search.settings.settings import Settings
 from secateur.search.show.tally import ENDINGS, Tally
 from secateur.search.show.values import shown
-from secateur.search.study.study import Spent
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

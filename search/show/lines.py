@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
 from secateur.search.executor import Executor
 from secateur.search.loop.loop import Outcome
-from secateur.search.settings.settings import Budget, Settings
+from secateur.search.settings.settings import Settings
 from secateur.search.show.console import show_line
 from secateur.search.show.tally import ENDINGS, Tally
 from secateur.search.show.values import shown
-from secateur.search.study.study import Spent, trials_of
+from secateur.search.study.study import trials_of
 
 if TYPE_CHECKING:
     from secateur.search.loop.loop import Search

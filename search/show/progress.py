@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from secateur.search.budget import Spent
 from secateur.search.controller import Trial
 from secateur.search.results.course import best_by_budget, budgets, references
 from secateur.search.results.front import hypervolume_series, non_dominated
 from secateur.search.settings.settings import Settings
-from secateur.search.study.study import Spent, trials_of
+from secateur.search.study.study import trials_of
 
 
 class Progress:

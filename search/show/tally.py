@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
 from secateur.search.loop.ledger import Reason
-from secateur.search.settings.settings import Budget, Settings
+from secateur.search.settings.settings import Settings
 from secateur.search.show.progress import Progress
 from secateur.search.show.reasons import grouped
 from secateur.search.show.values import duration
-from secateur.search.study.study import Spent
 
 N_REASONS = 3
 ENDINGS: dict[Reason, str] = {

@@ -11,8 +11,9 @@ from secateur.search.results.run import Run, open_run
 from secateur.search.show.console import show_line
 from secateur.search.show.progress import Progress
 from secateur.search.show.summary import status_line, status_lines, summary
+from secateur.search.study.about import ABOUT
 from secateur.search.study.lock import writer_of
-from secateur.search.study.study import ABOUT, MEASUREMENTS, SETTINGS
+from secateur.search.study.study import MEASUREMENTS, SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -12,18 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.search.errors import UsageError
+from secateur.search.files import no_room
 from secateur.spaces.measurement import Measurement
 
 FLUSH_S = 0.5
 """Measurements are flushed to the disk at most so often: workers with short evaluations would wait for the disk. What a
 process wrote outlives it without; a machine that goes down takes what came since the last flush with it, and that is
 measured again."""
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class StudyWriteError(UsageError):
-    """The disk takes no more measurements; those that were written are safe and the study can be continued."""
 
 
 @dataclass(frozen=True)
@@ -191,16 +185,6 @@ class JournalWriter:
     def close(self) -> None:
         """May be called twice."""
         self._file.close()
-
-
-def no_room(error: OSError, path: Path, safe: str) -> OSError | StudyWriteError:
-    """What to raise for a failed write: a `StudyWriteError` where the disk is full, else the error itself."""
-    if error.errno not in _NO_ROOM:
-        return error
-    reason = os.strerror(error.errno or 0).lower()
-    return StudyWriteError(
-        f"Expected room on the disk for {path}, got: {reason}. Free some and run the same command: {safe}."
-    )
 
 
 def _sync_directory(directory: Path) -> None:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.spaces.whole_file import whole_file
+
 NAME = "formulas.json"
 
 
@@ -35,11 +37,8 @@ def write_overlap(directory: Path, content: Mapping[str, Any]) -> None:
         directory: of the run.
         content: the fields of an `Overlap`.
     """
-    path = directory / NAME
-    with contextlib.suppress(OSError):
-        new = path.with_name(f"{NAME}.new")
+    with contextlib.suppress(OSError), whole_file(directory / NAME) as new:
         new.write_text(json.dumps(asdict(Overlap(**content)), indent=1) + "\n", encoding="utf-8")
-        new.replace(path)
 
 
 def read_overlap(directory: Path) -> Overlap | None:

@@ -5,52 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from secateur.search.budget import Spent
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
-from secateur.search.files import dump_yaml, read_yaml
+from secateur.search.files import dump_yaml, read_yaml, replace_file
 from secateur.search.study.about import ABOUT, About, about_text, check_directory, read_about
 from secateur.search.study.asks import AskLog
-from secateur.search.study.journal import JournalWriter, StudyWriteError, read_journal
+from secateur.search.study.journal import JournalWriter, read_journal
 from secateur.search.study.lock import RunLock
-from secateur.search.whole_file import replace_file
 from secateur.spaces.measurement import Measurement, Part
 
 SETTINGS, MEASUREMENTS = "settings.yaml", "measurements.jsonl"
-
-__all__ = ["ABOUT", "About", "Spent", "Study", "StudyWriteError", "trials_of"]
-
-
-@dataclass(frozen=True)
-class Spent:
-    """How much work some measurements were.
-
-    Args:
-        evaluations: how many there are, closed forms not counted.
-        tokens: evaluated for them, nominal.
-        seconds: spent on them, summed over workers.
-        blocks: model blocks computed.
-        blocks_saved: model blocks that were shared.
-    """
-
-    evaluations: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    blocks: int = 0
-    blocks_saved: int = 0
-
-    def plus(self, trials: Iterable[Trial]) -> Spent:
-        """This and the work of the trials."""
-        spent = (self.evaluations, self.tokens, self.seconds, self.blocks, self.blocks_saved)
-        for trial in trials:
-            m = trial.measurement
-            one = (m.fidelity.n_evaluations, m.n_tokens, m.seconds, m.blocks, m.blocks_saved)
-            spent = tuple(a + b for a, b in zip(spent, one, strict=True))  # type: ignore[assignment]
-        return Spent(*spent)
 
 
 def trials_of(trials: Iterable[Trial], *parts: Part) -> list[Trial]:

@@ -1,0 +1,68 @@
+"""Budget of a search, and the work that counts against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pydantic import Field, model_validator
+
+from secateur.search.controller import Trial
+from secateur.spaces.section import Section
+
+
+class Budget(Section):
+    """When a search ends: as soon as one of the limits is reached.
+
+    Args:
+        evaluations: distinct search measurements, baselines included.
+        tokens: tokens evaluated for them, and trained on.
+        minutes: time spent on them, summed over workers.
+    """
+
+    evaluations: int | None = Field(default=None, gt=0)
+    tokens: int | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        if self.evaluations is None and self.tokens is None and self.minutes is None:
+            raise ValueError("Expected `budget` to limit evaluations, tokens or minutes, got no limit.")
+        return self
+
+    def share(self, spent: Spent) -> float:
+        """The largest share of a limit that was spent."""
+        pairs = (
+            (spent.evaluations, self.evaluations),
+            (spent.tokens, self.tokens),
+            (spent.seconds / 60, self.minutes),
+        )
+        return max(used / limit for used, limit in pairs if limit is not None)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """How much work some measurements were.
+
+    Args:
+        evaluations: how many there are, closed forms not counted.
+        tokens: evaluated for them, nominal.
+        seconds: spent on them, summed over workers.
+        blocks: model blocks computed.
+        blocks_saved: model blocks that were shared.
+    """
+
+    evaluations: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    blocks: int = 0
+    blocks_saved: int = 0
+
+    def plus(self, trials: Iterable[Trial]) -> Spent:
+        """This and the work of the trials."""
+        spent = (self.evaluations, self.tokens, self.seconds, self.blocks, self.blocks_saved)
+        for trial in trials:
+            m = trial.measurement
+            one = (m.fidelity.n_evaluations, m.n_tokens, m.seconds, m.blocks, m.blocks_saved)
+            spent = tuple(a + b for a, b in zip(spent, one, strict=True))  # type: ignore[assignment]
+        return Spent(*spent)
