@@ -311,5 +311,5 @@ def test_numbers_can_be_read_and_exchanged():
 
 
 def test_reasons_that_differ_in_numbers_alone_are_one():
-    pairs = [("sqrt(-0.5) = nan at probe 0", 3), ("is constant", 2), ("sqrt(-1e-7) = nan at probe 3", 2)]
-    assert grouped(pairs) == [("sqrt(-0.5) = nan at probe 0", 5), ("is constant", 2)]
+    counts = {"is constant": 2, "sqrt(-1e-7) = nan at probe 3": 2, "sqrt(-0.5) = nan at probe 0": 3}
+    assert grouped(counts) == [("sqrt(-0.5) = nan at probe 0", 5), ("is constant", 2)]

@@ -15,6 +15,7 @@ from secateur.search.show.report import write_report
 from secateur.search.show.summary import status_line, status_lines, summary
 from secateur.search.show.tables import columns, front_rows, row_json
 from secateur.search.show.values import perplexity, scaled, shown
+from secateur.search.study.overlap import write_overlap
 from tests.runs import LINEARS, REASON, SEARCH, make_run, make_space, measure
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -141,6 +142,15 @@ def test_the_report_escapes_what_comes_from_outside(tmp_path):
     assert "<b>&tiny" not in text
     assert "&lt;b&gt;&amp;tiny" in text
     assert "<nan>" not in text
+
+
+def test_names_and_formulas_of_the_overlap_are_escaped(tmp_path):
+    run = make_run(tmp_path / "run")
+    known = {"<known>": "X < 1"}
+    write_overlap(tmp_path / "run", {"blocks": [0], "known": known, "overlap": {"X < 1": {"<known>": 0.5}}})
+    text = write_report(run)[0].read_text()
+    assert "<code>X &lt; 1</code> &lt;known&gt;</td><td>50.0%</td>" in text
+    assert "<known>" not in text
 
 
 def test_the_report_shows_the_trial_that_is_asked_for(tmp_path):

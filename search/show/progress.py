@@ -65,9 +65,9 @@ class Progress:
         return len(self._front)
 
     @property
-    def infeasible(self) -> list[tuple[str, int]]:
-        """How many candidates were infeasible for each reason, the most frequent first."""
-        return self._infeasible.most_common()
+    def infeasible(self) -> dict[str, int]:
+        """Counts of infeasible candidates by reason."""
+        return dict(self._infeasible)
 
     def facts(self) -> dict[str, Any]:
         """Plain values for programs."""

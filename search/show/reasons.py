@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
-def grouped(reasons: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Reasons and how often each came, the most frequent first; those that differ in numbers alone count as one.
+def grouped(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Reasons with their counts, the most frequent first; those that differ only in numbers count as one.
 
     Args:
-        reasons: the most frequent first: a group is called by its first one.
+        reasons: counts by reason. A group is named after its most frequent reason.
     """
     names: dict[str, str] = {}
     counts: Counter[str] = Counter()
-    for reason, n in reasons:
+    for reason, n in Counter(reasons).most_common():
         counts[names.setdefault(_NUMBER.sub("#", reason), reason)] += n
     return counts.most_common()

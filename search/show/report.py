@@ -1,30 +1,30 @@
-"""A run as one self-contained page: ``report/index.html``, with its pictures beside it as files, too."""
+"""Report of a run: one self-contained page, ``report/index.html``, and its pictures as files beside it."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.files import dump_yaml
+from secateur.search.loop.notes import notes_line
 from secateur.search.mirror.address import masked
 from secateur.search.results.course import best_by_budget, budgets, loss_series
 from secateur.search.results.front import hypervolume_series
 from secateur.search.results.run import Run
 from secateur.search.show.front_plot import plot_front
-from secateur.search.show.overlap import overlap_table
 from secateur.search.show.plots import plot_allocation, plot_course, plot_typeset
 from secateur.search.show.reasons import grouped
-from secateur.search.show.screening import plot_screening, screened, screening_section
+from secateur.search.show.screening import plot_screening, screened
 from secateur.search.show.summary import summary
 from secateur.search.show.tables import Row, caption, columns, front_rows, loss_words, outlook
 from secateur.search.show.values import duration, perplexity, scaled, shown
+from secateur.search.study.overlap import read_overlap
 
 DIRECTORY = "report"
 N_TYPESET = 8
@@ -104,41 +104,39 @@ def _typeset(run: Run) -> list[tuple[str, str]]:
 
 
 def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Path]) -> str:
-    facts, templates = summary(run), resources.files("secateur.search.show") / "templates"
-    title = f"{facts['space']} search of {facts['model']}"
-    return Template((templates / "report.html").read_text(encoding="utf-8")).substitute(
-        title=escape(title[0].upper() + title[1:]),
-        css=(templates / "report.css").read_text(encoding="utf-8"),
-        label=escape(outlook(run)[0].upper() + outlook(run)[1:]) + ".",
+    facts = summary(run)
+    templates = Environment(
+        loader=PackageLoader("secateur.search.show"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("report.html").render(
+        title=f"{facts['space']} search of {facts['model']}",
+        outlook=outlook(run),
         numbers=_numbers(facts),
-        front_picture=_image(
-            pictures["front"], "Loss against the other objective for all trials, front and baselines"
-        ),
-        front_table=_front_table(run, rows),
-        caption=escape(caption(run).partition("\n")[0]),
-        course_picture=_image(pictures["course"], "Best loss by tokens, and hypervolume by trial"),
-        screening=_screening(run, pictures.get("screening")),
-        trial=trial.number,
-        trial_text=_trial_text(run, trial),
-        candidate_picture=_candidate(run, trial, pictures.get("candidate")),
-        overlap=overlap_table(run),
-        method=_facts_table(_method(run)),
-        failures=_failures(facts["infeasible"]),
-        settings=escape(masked(dump_yaml(dict(run.study.settings)))),
+        pictures={
+            name: base64.b64encode(path.read_bytes()).decode("ascii") for name, path in pictures.items()
+        },
+        columns=columns(run),
+        rows=rows,
+        caption=caption(run).partition("\n")[0],
+        notes=notes_line(run.notes),
+        screened=screened(run),
+        trial=trial,
+        measured=_measured(run, trial),
+        config=dump_yaml(dict(run.space.config(run.space.parse(trial.measurement.candidate)))),
+        shown_as=run.space.shown_as,
+        overlap=read_overlap(run.study.directory),
+        method=_method(run),
+        failures=grouped(facts["infeasible"]),
+        settings=masked(dump_yaml(dict(run.study.settings))),
     )
 
 
-def _candidate(run: Run, trial: Trial, picture: Path | None) -> str:
-    """What the trial is: drawn, or where that can't be, its plain configuration."""
-    if picture is None:
-        config = run.space.config(run.space.parse(trial.measurement.candidate))
-        return f"<pre>{escape(dump_yaml(dict(config)))}</pre>"
-    of_linears = "Share of each linear that is removed, and the mean of each block"
-    return _image(picture, f"The best of each {run.space.shown_as}" if run.space.shown_as else of_linears)
-
-
-def _numbers(facts: Mapping[str, Any]) -> str:
-    """The summary in a few large numbers."""
+def _numbers(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Summary of the run in a few large numbers, by their captions."""
     spent = facts["spent"]
     n_blocks = spent["blocks"] + spent["blocks_saved"]
     limits = ", ".join(f"{value:,} {name}" for name, value in facts["budget"].items())
@@ -155,32 +153,21 @@ def _numbers(facts: Mapping[str, Any]) -> str:
         if best["reference_loss"] > 0:
             name = f"the loss of {best['reference']}, at sparsity {label}"
             cards[name] = f"{best['loss'] / best['reference_loss']:.2f} ×"
-    return "\n".join(
-        f'<div class="number"><b>{escape(number)}</b><span>{escape(text)}</span></div>'
-        for text, number in cards.items()
-    )
+    return cards
 
 
-def _front_table(run: Run, rows: Sequence[Row]) -> str:
-    cells = columns(run)
-    head = "".join(f"<th>{escape(heading)}</th>" for heading, _ in cells)
-    body = "\n".join(
-        f"<tr{'' if row.on_front else ' class=beside'}>"
-        + "".join(f"<td>{escape(cell(row))}</td>" for _, cell in cells)
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
-
-
-def _trial_text(run: Run, trial: Trial) -> str:
+def _measured(run: Run, trial: Trial) -> str:
+    """Values of the trial in detail, on the search text and on the test text."""
     values, test = trial.measurement.values, run.test_of(trial)
-    text = f"Sparsity {shown('sparsity', values.get('sparsity'))}, loss {shown('loss', values['loss'])}"
-    text += f", perplexity {shown('ppl', perplexity(values))}" if "ce" in values else ""
+    text = f"Sparsity {shown('sparsity', values.get('sparsity'))}, {_loss_and_perplexity(values)}"
     if test is not None and test.infeasible is None:
-        text += f"; on the test text loss {shown('loss', test.values['loss'])}"
-        text += f", perplexity {shown('ppl', perplexity(test.values))}" if "ce" in test.values else ""
-    return f"{escape(text)}. Its candidate: <code>{escape(trial.measurement.candidate)}</code>"
+        text += f"; on the test text {_loss_and_perplexity(test.values)}"
+    return text
+
+
+def _loss_and_perplexity(values: Mapping[str, float]) -> str:
+    loss = f"loss {shown('loss', values['loss'])}"
+    return f"{loss}, perplexity {shown('ppl', perplexity(values))}" if "ce" in values else loss
 
 
 def _method(run: Run) -> dict[str, str]:
@@ -205,26 +192,3 @@ def _method(run: Run) -> dict[str, str]:
     facts |= {f"sha256 of {name.replace('_', ' ')}": str(value) for name, value in content.items()}
     facts |= {name: str(version) for name, version in about.facts.get("versions", {}).items()}
     return facts
-
-
-def _screening(run: Run, picture: Path | None) -> str:
-    about = "Loss against proxy, and their rank correlation by trial"
-    return screening_section(run, screened(run), "" if picture is None else _image(picture, about))
-
-
-def _failures(infeasible: Mapping[str, int]) -> str:
-    if not infeasible:
-        return "<p>None: every candidate could be measured.</p>"
-    pairs = grouped(sorted(infeasible.items(), key=lambda pair: -pair[1]))
-    return _facts_table({reason: f"{n:,} measurements" for reason, n in pairs}, wide=True)
-
-
-def _facts_table(facts: Mapping[str, str], *, wide: bool = False) -> str:
-    pairs: Iterable[tuple[str, str]] = ((b, a) for a, b in facts.items()) if wide else facts.items()
-    lines = "\n".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in pairs)
-    return f'<div class="scroll"><table class="facts"><tbody>\n{lines}\n</tbody></table></div>'
-
-
-def _image(path: Path, description: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">'

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
-from secateur.search.loop.notes import notes_line
 from secateur.search.results.correlation import spearman
 from secateur.search.results.run import Run
 from secateur.search.show.plots import BLUE, LOG_FROM, VERMILLION, figure_at
@@ -87,25 +85,3 @@ def plot_screening(path: Path, found: Screened) -> None:
             right.plot(*zip(*points, strict=True), color=VERMILLION, lw=1.8)
         right.set(xlabel="trial number", ylabel=f"rank correlation of the last {WINDOW}", ylim=(-1.05, 1.05))
         right.set_title("How far the proxy could be trusted")
-
-
-def screening_section(run: Run, found: Screened, picture: str) -> str:
-    """HTML of the report; empty where there is nothing to tell.
-
-    Args:
-        run: the run.
-        found: by `screened`.
-        picture: its image.
-    """
-    notes = run.notes
-    if not notes and not found.numbers:
-        return ""
-    lines = [f"<p>{escape(notes_line(notes))}.</p>"] if notes else []
-    if found.numbers:
-        n, correlation = len(found.numbers), found.correlation
-        known = "" if correlation is None else f" Their rank correlation is {correlation:.3f}."
-        lines.append(
-            f"<p>A closed form over the calibration statistics screened candidates before they were measured; {n:,} "
-            f"were measured both ways, some of them drawn by chance.{known}</p>\n<figure>{picture}</figure>"
-        )
-    return "<section>\n<h2>Candidates made and screened</h2>\n" + "\n".join(lines) + "\n</section>"

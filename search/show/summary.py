@@ -59,7 +59,7 @@ def status_lines(facts: Mapping[str, Any]) -> dict[str, str]:
         lines[f"best at {label}"] = (
             f"loss {shown('loss', best['loss'])} (trial {best['trial']}); {_beside(best)}"
         )
-    for reason, n in _failures(facts)[:MOST_REASONS]:
+    for reason, n in grouped(facts["infeasible"])[:MOST_REASONS]:
         name = f"{n:,} infeasible"
         lines[name] = f"{lines[name]} {reason}" if name in lines else reason
     return {name: line for name, line in lines.items() if line}
@@ -72,7 +72,7 @@ def status_line(facts: Mapping[str, Any]) -> str:
     losses = [
         f"{shown('loss', best['loss'])} at {label} ({_beside(best)})" for label, best in facts["best"].items()
     ]
-    failures = _failures(facts)[:MOST_REASONS]
+    failures = grouped(facts["infeasible"])[:MOST_REASONS]
     parts = [
         f"{facts['used']:.0%}: {spent['evaluations']:,} evaluations, {spent['tokens']:,} tokens",
         _pace(facts.get("evaluations_per_hour")),
@@ -88,11 +88,6 @@ def status_line(facts: Mapping[str, Any]) -> str:
 def _beside(best: Mapping[str, Any]) -> str:
     """The baseline that the best trial of a budget is compared with, and its loss."""
     return f"{best['reference']} {shown('loss', best['reference_loss'])}"
-
-
-def _failures(facts: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Reasons and how often each came, the most frequent first."""
-    return grouped(sorted(facts["infeasible"].items(), key=lambda pair: -pair[1]))
 
 
 def _pace(evaluations_per_hour: float | None) -> str:
