@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.pruners.calibration.output_statistics import stream_outputs
-from secateur.pruners.calibration.states import stream_states
+from secateur.pruners.calibration.stream import stream_blocks, stream_states
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.lay_out import lay_out
@@ -68,7 +67,7 @@ def test_the_first_cut_sublayer_is_fitted_by_least_squares_of_the_dense_outputs(
     layout = layouts[0].mlp
     stays = [WHOLE | {"mlp": CUT["mlp"]}, WHOLE, WHOLE]
     found = reconstructed(anatomy, layouts, stays, TOKENS)
-    seen = next(stream_outputs(anatomy, TOKENS, gram=True, sequential=False)).inputs[layout.output.name]
+    seen = next(stream_blocks(anatomy, TOKENS, outputs="gram")).outputs[layout.output.name]
     order = torch.tensor([*CUT["mlp"], *(set(range(48)) - set(CUT["mlp"]))])
     given = RepairInputs(
         layout.output.weight[:, order], seen.mean[order], seen.second_moment[order][:, order], 1e-6, "down"

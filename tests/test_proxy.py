@@ -96,7 +96,7 @@ def test_second_moments_are_kept_for_chosen_blocks_in_the_same_pass(kind, tmp_pa
     found = load_grams(tmp_path, grams, "model and data")
     expected = {
         name: (of.gram if kind == "full" else of.sum_squares) / of.n_tokens
-        for part in stream_blocks(anatomy, tokens, gram=True, sequential=False)
+        for part in stream_blocks(anatomy, tokens, inputs="gram")
         for name, of in part.inputs.items()
         if part.block.index != 1
     }

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from secateur.pruners.calibration.gradients import collect_gradients
-from secateur.pruners.calibration.output_statistics import stream_outputs
 from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.recipes.blend import Blend, unit_scores, weight_scores
@@ -42,9 +42,9 @@ def evidence():
             config.num_attention_heads, config.num_key_value_heads = 8, 4
         anatomy = dissect(build(config))
         gradients = collect_gradients(anatomy, TOKENS, ("mean", "rms"))
-        *_, last = stream_outputs(anatomy, TOKENS, gram=False, sequential=False)
+        *_, last = stream_blocks(anatomy, TOKENS, outputs="moments")
         found[name] = [
-            Evidence(part, last.inputs[part.output.name], gradients, 0.01)
+            Evidence(part, last.outputs[part.output.name], gradients, 0.01)
             for part in lay_out(anatomy)[1].sublayers
         ]
     return found

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from secateur.evaluators.session import Workbench
 from secateur.evaluators.worker_setup import worker_setup
-from secateur.pruners.calibration.dense_walk import gram_bytes
+from secateur.pruners.calibration.collected import gram_bytes
 from secateur.pruners.export.manifest import MANIFEST
 from secateur.pruners.models import memory
 from secateur.pruners.models.discover import dissect

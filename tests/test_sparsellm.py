@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from secateur.pruners.calibration.states import stream_states
+from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.masks import n_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.weights import sparsellm as module

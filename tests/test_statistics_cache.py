@@ -14,7 +14,6 @@ from secateur.pruners.calibration import collected as calibration_statistics
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.collected import CalibrationStatistics
 from secateur.pruners.calibration.gradients import collect_gradients
-from secateur.pruners.calibration.output_statistics import stream_outputs
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.stores.block_files import LevelStoreError
@@ -62,8 +61,9 @@ def passes(monkeypatch):
 def test_activations_are_what_the_single_walks_collect(tmp_path, family, gram):
     anatomy = dissect(build(CONFIGS[family]))
     found = statistics(tmp_path, anatomy=anatomy)
-    inputs = stream_blocks(anatomy, TOKENS, gram=gram, sequential=False)
-    outputs = stream_outputs(anatomy, TOKENS, gram=gram, sequential=False)
+    detail = "gram" if gram else "moments"
+    inputs = stream_blocks(anatomy, TOKENS, inputs=detail)
+    outputs = stream_blocks(anatomy, TOKENS, outputs=detail)
     for block, (of_inputs, of_outputs) in enumerate(zip(inputs, outputs, strict=True)):
         here, there = found.inputs(block, gram), of_inputs.inputs
         assert here.keys() == there.keys()
@@ -71,8 +71,8 @@ def test_activations_are_what_the_single_walks_collect(tmp_path, family, gram):
         shared = [[x[a] is x[b] for a in there for b in there] for x in (here, there)]
         assert shared[0] == shared[1]
         here = found.outputs(block, gram)
-        assert here.keys() == of_outputs.inputs.keys()
-        assert all(same(here[name], of_outputs.inputs[name]) for name in here)
+        assert here.keys() == of_outputs.outputs.keys()
+        assert all(same(here[name], of_outputs.outputs[name]) for name in here)
         assert found.influence[block] == of_outputs.influence
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from secateur.pruners.calibration.states import stream_states
 from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.depth import streamline
 from secateur.pruners.depth.depth_repairs import inherited
 from secateur.pruners.depth.merge_targets import Run, block_tensors, point_block

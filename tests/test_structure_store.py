@@ -12,7 +12,7 @@ import torch
 from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
 from secateur.pruners.calibration.gradient_kinds import KINDS
 from secateur.pruners.calibration.gradients import collect_gradients
-from secateur.pruners.calibration.output_statistics import stream_outputs
+from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import IMPORTANCES, importance_order
 from secateur.pruners.structure.kept import Kept
@@ -89,9 +89,9 @@ def test_names_and_dampening_are_checked():
 
 def test_statistics_of_one_block_are_gone_when_the_next_comes(llama):
     seen = []
-    for part in stream_outputs(llama.anatomy, TOKENS, gram=True, sequential=False):
+    for part in stream_blocks(llama.anatomy, TOKENS, outputs="gram"):
         assert all(reference() is None for reference in seen)
-        seen = [weakref.ref(statistics) for statistics in part.inputs.values()]
+        seen = [weakref.ref(statistics) for statistics in part.outputs.values()]
         del part
     assert len(seen) == 2
 
@@ -108,9 +108,9 @@ def evidence(cases):
         with pytest.MonkeyPatch.context() as monkeypatch:
             take_few_passes(monkeypatch)
             gradients = collect_gradients(anatomy, TOKENS, (*KINDS, *FORWARD_KINDS))
-        *_, last = stream_outputs(anatomy, TOKENS, gram=True, sequential=False)
+        *_, last = stream_blocks(anatomy, TOKENS, outputs="gram")
         found += [
-            Evidence(part, last.inputs[part.output.name], gradients, 0.01) for part in layouts[1].sublayers
+            Evidence(part, last.outputs[part.output.name], gradients, 0.01) for part in layouts[1].sublayers
         ]
     return found
 
@@ -202,13 +202,13 @@ def test_repairs_lower_the_output_error_and_obs_orders_best(cases):
     """OBS is greedy: in every case here it is at least as good as the best other order, repaired alike."""
     for name in ("llama", "opt"):
         case = cases[name]
-        *_, last = stream_outputs(case.anatomy, TOKENS, gram=True, sequential=False)
+        *_, last = stream_blocks(case.anatomy, TOKENS, outputs="gram")
         part = case.store.layouts[1].mlp
         for n_kept in CHANNELS:
             errors = {}
             for importance in ("wanda_sp", "flap", "obs"):
                 recipe = Recipe(importance, REPAIR_NAMES, 1e-3)
-                tensors = reorder(part, last.inputs[part.output.name], {}, (n_kept,), recipe)
+                tensors = reorder(part, last.outputs[part.output.name], {}, (n_kept,), recipe)
                 for repair in REPAIRS:
                     errors[importance, repair] = output_error(case, part, tensors, n_kept, repair)
                 plain = errors[importance, "none"]

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
 from secateur.pruners.calibration.gradient_kinds import KINDS
 from secateur.pruners.calibration.gradients import collect_gradients
-from secateur.pruners.calibration.output_statistics import OutputStatistics, stream_outputs
+from secateur.pruners.calibration.statistics import OutputStatistics
+from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.structure.evidence import Evidence
@@ -39,9 +40,9 @@ def evidence(anatomy):
     with pytest.MonkeyPatch.context() as monkeypatch:
         take_few_passes(monkeypatch)
         gradients = collect_gradients(anatomy, TOKENS, (*KINDS, *FORWARD_KINDS))
-    *_, last = stream_outputs(anatomy, TOKENS, gram=True, sequential=False)
+    *_, last = stream_blocks(anatomy, TOKENS, outputs="gram")
     layout = lay_out(anatomy)[BLOCK]
-    return [Evidence(part, last.inputs[part.output.name], gradients, DAMP) for part in layout.sublayers]
+    return [Evidence(part, last.outputs[part.output.name], gradients, DAMP) for part in layout.sublayers]
 
 
 @pytest.fixture(scope="module")

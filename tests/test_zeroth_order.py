@@ -10,7 +10,7 @@ from secateur.pruners.calibration import zeroth_order
 from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
 from secateur.pruners.calibration.gradient_kinds import KINDS
 from secateur.pruners.calibration.gradients import collect_gradients, gradient_bytes, model_statistics
-from secateur.pruners.calibration.output_statistics import stream_outputs
+from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.calibration.zeroth_order import estimate_bytes, estimate_gradients
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.lay_out import lay_out
@@ -140,10 +140,10 @@ def test_forward_kinds_are_kept_in_files(tmp_path, monkeypatch):
 def test_mini_llm_by_hand():
     anatomy = small_anatomy()
     gradients = {"forward": {x.name: torch.randn(x.weight.shape) for x in anatomy.linears}}
-    *_, last = stream_outputs(anatomy, TOKENS, gram=False, sequential=False)
+    *_, last = stream_blocks(anatomy, TOKENS, outputs="moments")
     for part in lay_out(anatomy)[1].sublayers:
         name, w = part.output.name, part.output.weight.double()
-        seen = last.inputs[name]
+        seen = last.outputs[name]
         elements = w.abs() * seen.norm * gradients["forward"][name].double().abs()
         wanted = elements.sum(0).reshape(part.n_units, -1).sum(1)
         found = IMPORTANCES["mini_llm"].function(Evidence(part, seen, gradients, 0.01))

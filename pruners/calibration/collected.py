@@ -1,33 +1,28 @@
-"""All that methods ask of the dense model on one choice of calibration windows: collected once, kept in a cache."""
+"""Statistics of the dense model on one choice of calibration windows, collected once and kept in a cache."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.calibration.cache import StatisticsCache
-from secateur.pruners.calibration.dense_walk import (
-    gram_bytes,
-    influence_of,
-    inputs_of,
-    outputs_of,
-    walk_dense,
-)
 from secateur.pruners.calibration.forward_kinds import n_bytes
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
 from secateur.pruners.calibration.gradients import Gradients, collect_gradients
-from secateur.pruners.calibration.output_statistics import OutputStatistics
-from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.calibration.statistics import ROLES, InputStatistics, ModelStatistics, OutputStatistics
+from secateur.pruners.calibration.stream import BlockStatistics, Detail, stream_blocks
+from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.stores.block_files import digest_of
 
-Detail = Literal["moments", "gram"]
 Pieces: TypeAlias = Sequence[dict[str, Tensor]]
 """Of each block, tensors by name."""
+_OWNERS, _INFLUENCE = "owners", "influence"
+_OF_OUTPUTS = ("total", "total_abs", "sum_squares", "window_squares")
 VERSION = 1
 """Of how statistics are made: a cache outlives an upgrade, and what an older collector left must not be found."""
 
@@ -63,8 +58,12 @@ class CalibrationStatistics:
         self._tokens = tokens
         self._cache = cache
         self._forward = forward
-        content = hashlib.sha256(tokens.cpu().contiguous().numpy().astype("<i8").tobytes()).hexdigest()
-        record = {"made": VERSION, "model": identity, "tokens": content, "shape": list(tokens.shape)}
+        record = {
+            "made": VERSION,
+            "model": identity,
+            "tokens": tokens_sha256(tokens),
+            "shape": list(tokens.shape),
+        }
         self._group = digest_of(record)[:32]
         self._parts: dict[str, Pieces] = {}
 
@@ -102,17 +101,37 @@ class CalibrationStatistics:
     def inputs(self, block: int, gram: bool = False) -> dict[str, InputStatistics]:
         """Of the projections of a block, by their full names; those that read the same input share one object."""
         piece = self._of_walk(gram)[block]
-        return inputs_of(piece, self._anatomy.blocks[block], self._tokens.numel(), gram=gram)
+        linears, found = self._anatomy.blocks[block].linears, dict[str, InputStatistics]()
+        for linear, index in zip(linears, piece[_OWNERS].tolist(), strict=True):
+            owner, device = linears[index].name, linear.weight.device
+            if owner not in found:
+                matrix = piece[f"gram.{owner}"].to(device) if gram else None
+                squares = piece[f"inputs.sum_squares.{owner}"].to(device)
+                found[owner] = InputStatistics(
+                    self._tokens.numel(),
+                    squares if matrix is None else matrix.diagonal(),
+                    matrix,
+                    piece[f"inputs.total.{owner}"].to(device),
+                )
+            found[linear.name] = found[owner]
+        return found
 
     def outputs(self, block: int, gram: bool = False) -> dict[str, OutputStatistics]:
         """Of the output projections of a block, by their full names."""
         piece = self._of_walk(gram)[block]
-        return outputs_of(piece, self._anatomy.blocks[block], self._tokens.numel(), gram=gram)
+        linears, found = self._anatomy.blocks[block].linears, dict[str, OutputStatistics]()
+        for linear, index in zip(linears, piece[_OWNERS].tolist(), strict=True):
+            if linear.role in ROLES:
+                device = linear.weight.device
+                moments = {x: piece[f"outputs.{x}.{linear.name}"].to(device) for x in _OF_OUTPUTS}
+                matrix = piece[f"gram.{linears[index].name}"].to(device) if gram else None
+                found[linear.name] = OutputStatistics(n_tokens=self._tokens.numel(), gram=matrix, **moments)
+        return found
 
     @property
     def influence(self) -> tuple[float, ...]:
-        """Of each block, see `BlockOutputs`."""
-        return tuple(influence_of(piece) for piece in self._of_walk(gram=False))
+        """Of each block, see `BlockStatistics`."""
+        return tuple(float(piece[_INFLUENCE]) for piece in self._of_walk(gram=False))
 
     def gradients(self, kinds: Collection[Kind]) -> dict[Kind, Gradients]:
         """By kind and the projection's full name, as `collect_gradients` gives them, on the CPU."""
@@ -171,6 +190,39 @@ class CalibrationStatistics:
 
     def _put(self, name: str, pieces: Iterable[dict[str, Tensor]]) -> None:
         self._parts[name] = self._cache.put(f"{self._group}.{name}", pieces)
+
+
+def walk_dense(
+    anatomy: Anatomy, tokens: Int[Tensor, "windows length"], *, gram: bool
+) -> Iterator[dict[str, Tensor]]:
+    """Statistics of each block as named tensors on the CPU that share no memory.
+
+    Of what several projections read there is one copy, under the name of the first, its owner. What is no Gram
+    matrix does not depend on whether these are collected.
+    """
+    for part in stream_blocks(anatomy, tokens, inputs="both" if gram else "moments", outputs="moments"):
+        yield {name: tensor.contiguous().cpu() for name, tensor in _pack(part).items()}
+
+
+def _pack(part: BlockStatistics) -> dict[str, Tensor]:
+    first: dict[int, int] = {}
+    owners = [first.setdefault(id(part.inputs[x.name]), i) for i, x in enumerate(part.block.linears)]
+    piece: dict[str, Tensor | None] = {_OWNERS: torch.tensor(owners)}
+    for name in (part.block.linears[index].name for index in first.values()):
+        piece[f"inputs.total.{name}"] = part.inputs[name].total
+        piece[f"inputs.sum_squares.{name}"] = part.inputs[name].sum_squares
+        if part.grams:
+            piece[f"gram.{name}"] = part.grams[name].gram
+    for name, statistics in part.outputs.items():
+        piece |= {f"outputs.{field}.{name}": getattr(statistics, field) for field in _OF_OUTPUTS}
+    piece[_INFLUENCE] = torch.tensor(part.influence, dtype=torch.float64)
+    return {name: tensor for name, tensor in piece.items() if tensor is not None}
+
+
+def gram_bytes(anatomy: Anatomy) -> int:
+    """Of all Gram matrices: those of what a sub-layer reads, and of what its output projection reads."""
+    sizes = {(x.block, x.sublayer, x.role in ROLES): x.in_features for x in anatomy.linears}
+    return sum(4 * size**2 for size in sizes.values())
 
 
 def _of_block(block: Block, by_name: Gradients) -> dict[str, Tensor]:

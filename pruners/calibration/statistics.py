@@ -1,15 +1,26 @@
-"""What is known about the inputs of a projection, and of the whole model, over the calibration tokens."""
+"""Running statistics of the inputs of projections over the calibration tokens, and of the whole model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.models.anatomy import Block, Linear, Role
+
+ROLES = ("o", "down")
+"""The output projections of attention and MLP."""
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
+"""Called before each forward pass of a projection."""
+
+HookOf = Callable[[Linear], Hook | None]
+"""The hook of a projection; None: it is not watched."""
 
 
 @dataclass
@@ -27,6 +38,7 @@ class InputStatistics:
     sum_squares: Float[Tensor, " in"]
     gram: Float[Tensor, "in in"] | None
     total: Float[Tensor, " in"] | None = None
+    roles: ClassVar[Sequence[str]] = get_args(Role)
 
     @classmethod
     def empty(cls, n_features: int, *, gram: bool, device: torch.device) -> InputStatistics:
@@ -51,6 +63,120 @@ class InputStatistics:
     def norm(self) -> Float[Tensor, " in"]:
         """Root mean square of each input feature: its l2 norm over the tokens, divided by sqrt(n_tokens)."""
         return (self.sum_squares / max(self.n_tokens, 1)).sqrt()
+
+
+@dataclass
+class OutputStatistics:
+    """Running moments of the inputs of an output projection; sums over batches in fp64, the Gram matrix in fp32.
+
+    Args:
+        n_tokens: calibration tokens seen.
+        total: sum over tokens of the input, per feature.
+        total_abs: sum over tokens of its absolute value.
+        sum_squares: sum over tokens of its square.
+        window_squares: sum over windows of the squared mean over the window's tokens of its absolute value.
+        gram: sum over tokens of the outer product of the input with itself, or None if not collected.
+    """
+
+    n_tokens: int
+    total: Float[Tensor, " in"]
+    total_abs: Float[Tensor, " in"]
+    sum_squares: Float[Tensor, " in"]
+    window_squares: Float[Tensor, " in"]
+    gram: Float[Tensor, "in in"] | None
+    roles: ClassVar[Sequence[str]] = ROLES
+
+    @classmethod
+    def empty(cls, n_features: int, *, gram: bool, device: torch.device) -> OutputStatistics:
+        """Nothing seen yet."""
+        matrix = torch.zeros(n_features, n_features, device=device) if gram else None
+        total, total_abs, squares, windows = torch.zeros(4, n_features, dtype=torch.float64, device=device)
+        return cls(0, total, total_abs, squares, windows, matrix)
+
+    def add(self, inputs: Float[Tensor, "windows length in"]) -> None:
+        """Add whole windows."""
+        inputs = inputs.float()
+        rows = inputs.flatten(0, 1)
+        self.n_tokens += rows.shape[0]
+        self.total += rows.sum(0)
+        self.sum_squares += rows.square().sum(0)
+        absolute = inputs.abs().mean(1)
+        self.total_abs += absolute.sum(0) * inputs.shape[1]
+        self.window_squares += absolute.square().sum(0)
+        if self.gram is not None:
+            self.gram.addmm_(rows.T, rows)
+
+    @property
+    def mean(self) -> Float[Tensor, " in"]:
+        return self.total / max(self.n_tokens, 1)
+
+    @property
+    def mean_abs(self) -> Float[Tensor, " in"]:
+        return self.total_abs / max(self.n_tokens, 1)
+
+    @property
+    def variance(self) -> Float[Tensor, " in"]:
+        """Over the tokens."""
+        return (self.sum_squares / max(self.n_tokens, 1) - self.mean.square()).clamp_min(0.0)
+
+    @property
+    def norm(self) -> Float[Tensor, " in"]:
+        """Root mean square."""
+        return (self.sum_squares / max(self.n_tokens, 1)).sqrt()
+
+    @property
+    def second_moment(self) -> Float[Tensor, "in in"]:
+        """The Gram matrix a token, in fp64."""
+        assert self.gram is not None, "the caller collects what the registries say that is needed"
+        return self.gram.double() / max(self.n_tokens, 1)
+
+
+T = TypeVar("T", InputStatistics, OutputStatistics)
+
+
+class Collector(Generic[T]):
+    """Accumulator of what projections read; a tensor that several of them read in turn is added once, for all.
+
+    Args:
+        kind: `InputStatistics`, of all projections; `OutputStatistics`, of output projections alone.
+        length: tokens of a window.
+        gram: collect Gram matrices.
+    """
+
+    def __init__(self, kind: type[T], length: int, *, gram: bool) -> None:
+        self._kind: type[T] = kind
+        self._length, self._gram = length, gram
+        self._last: Tensor | None = None
+        self._last_name = ""
+        self.found: dict[str, T] = {}
+        """By the projection's full name; projections that read the same tensor share one object."""
+
+    def of(self, block: Block) -> dict[str, T]:
+        """What was found of the block's projections, by their full names.
+
+        Raises:
+            RuntimeError: if one of them was not called.
+        """
+        missing = [linear.name for linear in block.linears if linear.name not in self.found]
+        if missing:
+            raise RuntimeError(f"Expected a forward pass to call every projection, got no call of {missing}.")
+        return self.found
+
+    def hook(self, linear: Linear) -> Hook | None:
+        """See `HookOf`."""
+
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            name, inputs = linear.name, args[0]
+            if inputs is self._last:
+                self.found.setdefault(name, self.found[self._last_name])
+                return
+            self._last, self._last_name = inputs, name
+            if name not in self.found:
+                self.found[name] = self._kind.empty(inputs.shape[-1], gram=self._gram, device=inputs.device)
+            # OPT's MLP reads windows that were joined.
+            self.found[name].add(inputs.reshape(-1, self._length, inputs.shape[-1]))
+
+        return add if linear.role in self._kind.roles else None
 
 
 @dataclass(frozen=True)

@@ -1,66 +1,24 @@
-"""Stream a model block by block over the calibration tokens and collect what its projections see."""
+"""Walk of the calibration tokens through a model, block by block, with statistics of what its projections read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from secateur.pruners.calibration.statistics import InputStatistics
-from secateur.pruners.models.anatomy import Anatomy, Block, Linear
+from secateur.pruners.calibration.statistics import Collector, HookOf, InputStatistics, OutputStatistics
+from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
 
 BATCH_TOKENS = 4096
 
-
-@dataclass(frozen=True)
-class BlockStatistics:
-    """A block with the input statistics of its projections, by the projection's full name.
-
-    Projections that read the same input (q, k and v; gate and up) share one object.
-    """
-
-    block: Block
-    inputs: dict[str, InputStatistics]
-
-
-@torch.no_grad()
-def stream_blocks(
-    anatomy: Anatomy,
-    tokens: Int[Tensor, "windows length"],
-    *,
-    gram: bool | Collection[int],
-    sequential: bool,
-) -> Iterator[BlockStatistics]:
-    """Yield each block with its statistics; the consumer may prune the block before it asks for the next.
-
-    Memory beyond the model: the hidden states of the calibration tokens and one block's statistics.
-
-    Args:
-        anatomy: the model.
-        tokens: calibration windows.
-        gram: collect full second moments, not only their diagonal; or the indices of the blocks where to do so.
-        sequential: compute a block's output after the consumer had it, with its pruned weights, so that later
-            statistics come from already pruned blocks. Otherwise one pass serves statistics and output, and
-            all statistics are the dense model's, if the consumer leaves the weights as they are.
-    """
-    walk = Walk(anatomy, tokens)
-    for block in anatomy.blocks:
-        collector = InputCollector(gram=gram if isinstance(gram, bool) else block.index in gram)
-        outputs = walk.through(block, [collector.hook])
-        yield BlockStatistics(block, collector.of(block))
-        walk.hidden = walk.through(block) if sequential else outputs
-
-
-Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
-"""Called before each forward pass of a projection."""
-
-HookOf = Callable[[Linear], Hook | None]
-"""None: the projection is of no interest."""
+Detail = Literal["moments", "gram"]
 
 
 class Walk:
@@ -91,44 +49,93 @@ class Walk:
             ]
 
 
-class InputCollector:
-    """Adds up inputs; a tensor that several projections get in turn is added once.
+@dataclass(frozen=True)
+class BlockStatistics:
+    """A block with statistics of its projections, by their full names, as far as they were asked for.
 
     Args:
-        gram: collect full second moments, not only their diagonal.
+        block: the block.
+        inputs: of all projections; those that read the same input (q, k and v; gate and up) share one object.
+        outputs: of its output projections.
+        grams: as `inputs`, with Gram matrices.
+        influence: mean over tokens of one minus the cosine between its input and its output (ShortGPT's block
+            influence, Men et al. 2024, arXiv 2403.03853, eq. 1); 0 where no `outputs` were asked for.
     """
 
-    def __init__(self, *, gram: bool) -> None:
-        self._gram = gram
-        self._found: dict[str, InputStatistics] = {}
-        self._last: Tensor | None = None
-        self._last_name = ""
+    block: Block
+    inputs: dict[str, InputStatistics] = field(default_factory=dict)
+    outputs: dict[str, OutputStatistics] = field(default_factory=dict)
+    grams: dict[str, InputStatistics] = field(default_factory=dict)
+    influence: float = 0.0
 
-    def of(self, block: Block) -> dict[str, InputStatistics]:
-        """What was seen of the block's projections, by their full names.
 
-        Raises:
-            RuntimeError: if one of them was not called.
-        """
-        missing = [linear.name for linear in block.linears if linear.name not in self._found]
-        if missing:
-            raise RuntimeError(f"Expected a forward pass to call every projection, got no call of {missing}.")
-        return self._found
+@torch.no_grad()
+def stream_blocks(
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    *,
+    inputs: Detail | Literal["nothing", "both"] = "nothing",
+    outputs: Detail | Literal["nothing"] = "nothing",
+    gram_blocks: Collection[int] = (),
+    sequential: bool = False,
+) -> Iterator[BlockStatistics]:
+    """Yield each block with its statistics; the consumer may prune the block before it asks for the next.
 
-    def hook(self, linear: Linear) -> Hook:
-        """See `HookOf`."""
+    Memory beyond the model: the hidden states of the calibration tokens and one block's statistics. Where no
+    statistics are asked for no block is run.
 
-        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            name, inputs = linear.name, args[0]
-            if inputs is self._last:
-                # Shared with the projection before: one accumulation serves both.
-                self._found.setdefault(name, self._found[self._last_name])
-                return
-            self._last, self._last_name = inputs, name
-            if name not in self._found:
-                self._found[name] = InputStatistics.empty(
-                    inputs.shape[-1], gram=self._gram, device=inputs.device
-                )
-            self._found[name].add(inputs)
+    Args:
+        anatomy: the model.
+        tokens: calibration windows.
+        inputs: statistics of all projections' inputs: moments, or full second moments whose diagonal they then are;
+            both: moments that do not depend on the Gram matrices beside them, in `grams`.
+        outputs: statistics of output projections.
+        gram_blocks: blocks whose `inputs` get full second moments where moments are asked for.
+        sequential: compute a block's output after the consumer had it, with its pruned weights, so that later
+            statistics come from already pruned blocks. Otherwise one pass serves statistics and output, and
+            all statistics are those of the model as it was, whatever the consumer does to the block.
+    """
+    if inputs == outputs == "nothing":
+        yield from map(BlockStatistics, anatomy.blocks)
+        return
+    walk, length = Walk(anatomy, tokens), tokens.shape[1]
+    for block in anatomy.blocks:
+        full = inputs == "gram" or block.index in gram_blocks
+        of_inputs = Collector(InputStatistics, length, gram=full)
+        of_outputs = Collector(OutputStatistics, length, gram=outputs == "gram")
+        grams = Collector(InputStatistics, length, gram=True)
+        watch = [of_inputs.hook] if inputs != "nothing" else []
+        watch += [of_outputs.hook] if outputs != "nothing" else []
+        hidden = walk.through(block, watch + ([grams.hook] if inputs == "both" else []))
+        yield BlockStatistics(
+            block,
+            of_inputs.of(block) if inputs != "nothing" else {},
+            of_outputs.found,
+            grams.found,
+            _influence(walk.hidden, hidden) if outputs != "nothing" else 0.0,
+        )
+        walk.hidden = walk.through(block) if sequential else hidden
 
-        return add
+
+@torch.no_grad()
+def stream_states(
+    anatomy: Anatomy, tokens: Int[Tensor, "windows length"]
+) -> Iterator[Float[Tensor, "windows length width"]]:
+    """The input of the first block, then the output of each block, with the weights that it has when it is its turn.
+
+    Memory beyond the model: the states at one border, twice.
+    """
+    walk = Walk(anatomy, tokens)
+    yield torch.cat(walk.hidden)
+    for block in anatomy.blocks:
+        walk.hidden = walk.through(block)
+        yield torch.cat(walk.hidden)
+
+
+def _influence(
+    before: list[Float[Tensor, "batch length width"]], after: list[Float[Tensor, "batch length width"]]
+) -> float:
+    turned = [
+        1 - cosine_similarity(x.double(), y.double(), dim=-1) for x, y in zip(before, after, strict=True)
+    ]
+    return float(torch.cat(turned).mean())

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from secateur.pruners.calibration.states import stream_states
 from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.depth.merge_targets import Run, family_of, pointed, runs_of, scores_from
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockInputs, BlockRunner

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.calibration.states import stream_states
 from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.depth.merge_targets import Run, family_of
 from secateur.pruners.models.anatomy import Anatomy
 

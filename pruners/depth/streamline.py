@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.utils import clip_grad_norm_
 
-from secateur.pruners.calibration.states import stream_states
 from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.depth.merge_targets import Run, block_tensors, scores_from
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.memory import check_memory

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
-from secateur.pruners.calibration.states import stream_states
+from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.models.anatomy import Block
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.recipes.plan import key_of

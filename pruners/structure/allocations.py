@@ -19,7 +19,7 @@ class AllocationScores:
     Args:
         attention: for each block of each KV group, by number: standardised fluctuation, see `standardised_flap`.
         mlp: likewise of each channel.
-        influence: of each block, see `statistics.BlockOutputs`; ShortGPT drops those of least influence first.
+        influence: of each block, see `stream.BlockStatistics`; ShortGPT drops those of least influence first.
         blocks: further scores of each block, by name, see `depth.DEPTH`.
     """
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from secateur.pruners.calibration.stream import Hook, Walk
+from secateur.pruners.calibration.statistics import Hook
+from secateur.pruners.calibration.stream import Walk
 from secateur.pruners.models.anatomy import Anatomy, Linear, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from secateur.pruners.calibration.losses import mean_loss
-from secateur.pruners.calibration.output_statistics import stream_outputs
+from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.calibration.zeroth_order import forward_bytes
 from secateur.pruners.masks import lowest, n_zeros
 from secateur.pruners.models.anatomy import Anatomy
@@ -111,11 +111,9 @@ def perturbation_bytes(anatomy: Anatomy, length: int) -> int:
 def _sublayers(anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> list[_Sublayer]:
     layouts = lay_out(anatomy)
     found = []
-    for part, block in zip(
-        stream_outputs(anatomy, tokens, gram=False, sequential=False), layouts, strict=True
-    ):
+    for part, block in zip(stream_blocks(anatomy, tokens, outputs="moments"), layouts, strict=True):
         for layout in block.sublayers:
-            evidence = Evidence(layout, part.inputs[layout.output.name], {}, damp=0.0)
+            evidence = Evidence(layout, part.outputs[layout.output.name], {}, damp=0.0)
             prior = wanda_sp(evidence).double().cpu()
             if not torch.isfinite(prior).all():
                 raise ValueError(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.calibration.gradients import model_statistics
-from secateur.pruners.calibration.output_statistics import BlockOutputs, stream_outputs
 from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.lay_out import lay_out
@@ -58,7 +59,10 @@ def prune_structure(
     layouts = lay_out(anatomy)
     whole = model_statistics(anatomy, tokens, gradients=recipe.gradients)
     units = []
-    parts = _outputs(anatomy, tokens, recipe, sequential=sequential)
+    detail: Literal["nothing", "moments", "gram"] = "gram" if "gram" in recipe.needs else "moments"
+    if not recipe.needs_inputs:
+        detail = "nothing"
+    parts = stream_blocks(anatomy, tokens, outputs=detail, sequential=sequential)
     for part, layout, kept in zip(parts, layouts, blocks, strict=True):
         groups = _cut_for_good(layout.attention, kept.kv_groups, part, whole, recipe)
         channels = _cut_for_good(layout.mlp, kept.ffn, part, whole, recipe)
@@ -67,14 +71,8 @@ def prune_structure(
     return tuple(units)
 
 
-def _outputs(anatomy: Anatomy, tokens: Tensor, recipe: Recipe, *, sequential: bool) -> Iterator[BlockOutputs]:
-    if not recipe.needs_inputs:
-        return (BlockOutputs(block) for block in anatomy.blocks)
-    return stream_outputs(anatomy, tokens, gram="gram" in recipe.needs, sequential=sequential)
-
-
 def _cut_for_good(
-    layout: SublayerLayout, n_kept: int, part: BlockOutputs, whole: ModelStatistics, recipe: Recipe
+    layout: SublayerLayout, n_kept: int, part: BlockStatistics, whole: ModelStatistics, recipe: Recipe
 ) -> tuple[int, ...]:
     """Cut a sub-layer, and let go of what was cut off; the numbers of the units that stay."""
     if n_kept == layout.n_units:
@@ -84,7 +82,7 @@ def _cut_for_good(
     if n_kept == 0:
         live.remove()
     else:
-        inputs = part.inputs.get(layout.output.name)
+        inputs = part.outputs.get(layout.output.name)
         leading = Leading(layout, reorder(layout, inputs, whole.gradients, (n_kept,), recipe))
         (repair,) = recipe.repairs
         live.cut(n_kept, leading.pieces(n_kept, repair))

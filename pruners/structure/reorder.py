@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
-from secateur.pruners.calibration.output_statistics import OutputStatistics
+from secateur.pruners.calibration.statistics import OutputStatistics
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, Placement, SublayerLayout
 from secateur.pruners.structure.evidence import Evidence

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.pruners.calibration.output_statistics import BlockOutputs, stream_outputs
+from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
@@ -187,22 +187,22 @@ def build_structure(
     whole = whole_model(directory, anatomy, tokens, identity, gradients=key.recipe.gradients if todo else ())
     missing = {layout.block.index for layout in todo}
     counts = {"attention": key.kv_groups, "mlp": key.ffn}
-    parts = stream_outputs(anatomy, tokens, gram="gram" in key.recipe.needs, sequential=False)
+    parts = stream_blocks(anatomy, tokens, outputs="gram" if "gram" in key.recipe.needs else "moments")
     for part, layout in zip(parts, layouts, strict=True):
         index = layout.block.index
         if index in missing:
-            tensors = reorder_block(layout, part.inputs, whole.gradients, counts, key.recipe)
+            tensors = reorder_block(layout, part.outputs, whole.gradients, counts, key.recipe)
             tensors |= _scores(layout, part)
             save_block({name: x.contiguous().cpu() for name, x in tensors.items()}, directory, index)
         on_block(index)
     write_index(directory, key, finished=True)
 
 
-def _scores(layout: BlockLayout, part: BlockOutputs) -> dict[str, Tensor]:
+def _scores(layout: BlockLayout, part: BlockStatistics) -> dict[str, Tensor]:
     """What `StructureStore.scores` reads, under these names."""
     found = {_INFLUENCE: torch.tensor(part.influence, dtype=torch.float64)}
     for sublayer in layout.sublayers:
-        evidence = Evidence(sublayer, part.inputs[sublayer.output.name], {}, damp=0.0)
+        evidence = Evidence(sublayer, part.outputs[sublayer.output.name], {}, damp=0.0)
         found[_flap_name(sublayer)] = standardised_flap(evidence)
     return found
 

@@ -127,9 +127,8 @@ def build_terminals(
         model_statistics(anatomy, tokens, gradients=kinds, path=directory / GRADIENTS, identity=identity)
         tensors: dict[str, Tensor] = {}
         if per_input or grams is not None:
-            for part in stream_blocks(
-                anatomy, tokens, gram=_with_gram(anatomy, names, grams), sequential=False
-            ):
+            full = _with_gram(anatomy, names, grams)
+            for part in stream_blocks(anatomy, tokens, inputs="moments", gram_blocks=full):
                 tensors |= _inputs(part, per_input, damp)
                 if grams is not None and part.block.index in grams.blocks:
                     save_grams(directory, part, grams.kind, identity)

@@ -164,7 +164,7 @@ def build_levels(
     whole = whole_model(
         directory, anatomy, tokens, f"{key.model} {key.calibration}", gradients=key.method.gradients
     )
-    for part in _statistics(anatomy, tokens, key.method):
+    for part in stream_blocks(anatomy, tokens, inputs=key.method.needs):
         index = part.block.index
         if index in todo:
             tensors = {linear.name: _levels_of(linear, part, whole, key) for linear in part.block.linears}
@@ -179,12 +179,6 @@ def _check_room(directory: Path, anatomy: Anatomy, key: StoreKey, todo: Sequence
     needed = n_weights * (per_weight if key.method.updates_weights else 1)
     needed += gradients_to_write(directory, anatomy, key.method.gradients)
     check_room(directory, needed, "use fewer levels (`space.step`, `space.max_sparsity`)")
-
-
-def _statistics(anatomy: Anatomy, tokens: Tensor, method: Method):  # type: ignore[no-untyped-def]
-    if method.needs == "nothing":
-        return (BlockStatistics(block, {}) for block in anatomy.blocks)
-    return stream_blocks(anatomy, tokens, gram=method.needs == "gram", sequential=False)
 
 
 def whole_model(

@@ -42,12 +42,7 @@ def prune(
     """
     check_sparsity(anatomy, sparsity)
     whole = model_statistics(anatomy, tokens, gradients=method.gradients)
-    if method.needs == "nothing":
-        for block in anatomy.blocks:
-            _prune_block(block, {}, sparsity, method, whole)
-            on_block(block.index)
-        return
-    for part in stream_blocks(anatomy, tokens, gram=method.needs == "gram", sequential=sequential):
+    for part in stream_blocks(anatomy, tokens, inputs=method.needs, sequential=sequential):
         _prune_block(part.block, part.inputs, sparsity, method, whole)
         on_block(part.block.index)
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from secateur.pruners.calibration.statistics import InputStatistics
-from secateur.pruners.calibration.stream import Hook, InputCollector, Walk
+from secateur.pruners.calibration.statistics import Collector, Hook, InputStatistics
+from secateur.pruners.calibration.stream import Walk
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear
 from secateur.pruners.models.memory import check_memory
 from secateur.pruners.structure.obs import dampened, factor
@@ -57,7 +57,7 @@ def sparsellm(
         anatomy: the model, of a family whose MLPs are gated, in three projections.
         block: dense; the others need not be.
         tokens: calibration windows.
-        states: what the dense model gives to the block for them, see `states.stream_states`.
+        states: what the dense model gives to the block for them, see `stream.stream_states`.
         sparsity: in [0, 1], by the projection's full name; one without an entry is not pruned, though fitted anew
             beside one of the same MLP that is.
         damp: of SparseGPT.
@@ -72,7 +72,8 @@ def sparsellm(
     """
     check_sparsity(anatomy, sparsity)
     check_gated(anatomy, block, tokens)
-    walk, inputs, seen = Walk(anatomy, tokens), InputCollector(gram=True), _Recorder()
+    walk, seen = Walk(anatomy, tokens), _Recorder()
+    inputs = Collector(InputStatistics, tokens.shape[1], gram=True)
     walk.hidden = list(states.split([len(batch) for batch in walk.hidden]))
     walk.through(block, [inputs.hook, seen.hook])
     found: Weights = {}
