@@ -22,7 +22,7 @@ class Objective:
         unit: of the value; empty where it has none.
         direction: what is better.
         digits: significant digits in which two values must differ to count as different on a front; None: all.
-            Candidates of one budget differ by a few weights, which is nobody's trade-off.
+            Candidates of one target differ by a few weights, which is nobody's trade-off.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""Integer arithmetic of budgets: which totals count as meeting a target, and how levels get there."""
+"""Integer arithmetic of targets: which totals count as meeting a target, and how levels get there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from operator import getitem
 import numpy as np
 
 Table = tuple[tuple[int, ...], ...]
-"""Usage of each unit at each of its levels, in the budget's integer unit; ascending along the levels."""
+"""Usage of each unit at each of its levels, in the target's integer unit; ascending along the levels."""
 
 
 def check_ascending(name: str, values: Sequence[float]) -> None:
@@ -36,7 +36,7 @@ def total_usage(table: Table, levels: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Window:
-    """Totals that meet a budget, both ends included."""
+    """Totals that meet a target, both ends included."""
 
     low: int
     high: int

@@ -26,7 +26,7 @@ C = TypeVar("C", bound=Candidate)
 class Space(ABC, Generic[C]):
     """Candidates, how to sample, vary, repair, print and parse them, and their exact cost.
 
-    What a budget measures is the space's own business (sparsity, parameters, latency); budgets are numbered,
+    What a target measures is the space's own business (sparsity, parameters, latency); targets are numbered,
     smallest pruning first.
 
     `shown_as` is the heading under which tables show a candidate's text, or "" if it is nothing to read. `stand_ins`
@@ -40,8 +40,8 @@ class Space(ABC, Generic[C]):
 
     @property
     @abstractmethod
-    def budgets(self) -> tuple[float, ...]:
-        """The targets that the search aims at, ascending; a budget is named by its index."""
+    def targets(self) -> tuple[float, ...]:
+        """The targets that the search aims at, ascending; a target is named by its index."""
 
     @abstractmethod
     def parse(self, text: str) -> C:
@@ -55,29 +55,29 @@ class Space(ABC, Generic[C]):
     def baselines(self) -> dict[str, C]:
         """Named candidates that every study measures first.
 
-        ``dense``; then for each budget the one that others are compared with, by what it is and the budget, such as
+        ``dense``; then for each target the one that others are compared with, by what it is and the target, such as
         ``uniform@0.6``; then further ones, if any, by plain names or likewise.
         """
 
     @abstractmethod
-    def budget_of(self, candidate: C) -> int | None:
-        """Index of the budget that the candidate meets, or None (as for the dense model)."""
+    def target_of(self, candidate: C) -> int | None:
+        """Index of the target that the candidate meets, or None (as for the dense model)."""
 
     @abstractmethod
-    def sample(self, rng: np.random.Generator, budget: int) -> C:
-        """A random candidate that meets the budget."""
+    def sample(self, rng: np.random.Generator, target: int) -> C:
+        """A random candidate that meets the target."""
 
     @abstractmethod
     def mutate(self, candidate: C, rng: np.random.Generator) -> C:
-        """A neighbour that meets the same budget and differs from the candidate wherever that is possible."""
+        """A neighbour that meets the same target and differs from the candidate wherever that is possible."""
 
     @abstractmethod
     def crossover(self, first: C, second: C, rng: np.random.Generator) -> C:
-        """A mixture of two candidates that meets the budget of the first."""
+        """A mixture of two candidates that meets the target of the first."""
 
     @abstractmethod
-    def repair(self, candidate: C, budget: int, rng: np.random.Generator) -> C:
-        """The candidate itself if it meets the budget, else a near one that does."""
+    def repair(self, candidate: C, target: int, rng: np.random.Generator) -> C:
+        """The candidate itself if it meets the target, else a near one that does."""
 
     @abstractmethod
     def cost(self, candidate: C) -> Mapping[str, float]:
@@ -91,14 +91,14 @@ class Space(ABC, Generic[C]):
         """The candidate in LaTeX's math mode; "" if it is nothing to read."""
         return ""
 
-    def kinship(self, candidate: C) -> Any:
+    def locality_key(self, candidate: C) -> Any:
         """Sort key: candidates that are neighbours by it share work when they are measured together."""
         return candidate.text
 
     # --- parameters, for optimisers that propose a value for each of them ---
 
     def parameters(self) -> tuple[IntParameter, ...]:
-        """What a candidate of any budget is made of; none where that can't be named.
+        """What a candidate of any target is made of; none where that can't be named.
 
         A space with conditions names every parameter that may apply; `from_parameters` leaves the others out
         of account.
@@ -109,10 +109,10 @@ class Space(ABC, Generic[C]):
         """The values that make the candidate, by the parameters' names."""
         return {}
 
-    def from_parameters(self, values: Mapping[str, int], budget: int, rng: np.random.Generator) -> C:
-        """The candidate with these values if it meets the budget, else a near one that does.
+    def from_parameters(self, values: Mapping[str, int], target: int, rng: np.random.Generator) -> C:
+        """The candidate with these values if it meets the target, else a near one that does.
 
-        Optimisers know nothing of budgets: what they propose is repaired, and `to_parameters` tells them what
+        Optimisers know nothing of targets: what they propose is repaired, and `to_parameters` tells them what
         became of it.
 
         Raises:
@@ -124,7 +124,7 @@ class Space(ABC, Generic[C]):
 
 
 class SeparableSpace(Space[C]):
-    """A candidate chooses one option (an index) for each slot, and each option uses up a known amount of the budget.
+    """A candidate chooses one option (an index) for each slot, and each option uses up a known amount of the target.
 
     For controllers that measure slots alone and solve for the best combination.
     """
@@ -136,23 +136,23 @@ class SeparableSpace(Space[C]):
 
     @abstractmethod
     def options(self, slot: int) -> Sequence[int]:
-        """Options of a slot, option 0 = as in the dense model; their usage of the budget ascends."""
+        """Options of a slot, option 0 = as in the dense model; their usage of the target ascends."""
 
     @abstractmethod
     def usage(self, slot: int, option: int) -> int:
-        """How much of the budget the option uses up, in the space's integer unit (e.g. weights removed)."""
+        """How much of the target the option uses up, in the space's integer unit (e.g. weights removed)."""
 
     @abstractmethod
     def share(self, slot: int, option: int) -> float:
         """Which fraction of the slot the option removes, in [0, 1] (e.g. its sparsity)."""
 
     @abstractmethod
-    def usage_bounds(self, budget: int) -> tuple[int, int]:
-        """Smallest and largest total usage that count as meeting the budget (both inclusive)."""
+    def usage_bounds(self, target: int) -> tuple[int, int]:
+        """Smallest and largest total usage that count as meeting the target (both inclusive)."""
 
     @abstractmethod
     def assemble(self, options: Sequence[int]) -> C:
-        """The candidate with these options, one a slot; it need not meet a budget."""
+        """The candidate with these options, one a slot; it need not meet a target."""
 
     @abstractmethod
     def disassemble(self, candidate: C) -> tuple[int, ...]:
@@ -164,7 +164,7 @@ class SeparableSpace(Space[C]):
 
     # --- what follows from it ---
 
-    def kinship(self, candidate: C) -> Any:
+    def locality_key(self, candidate: C) -> Any:
         """Its options: equal beginnings mean equal first blocks."""
         return self.disassemble(candidate)
 
@@ -179,6 +179,6 @@ class SeparableSpace(Space[C]):
         positions = [list(self.options(slot)).index(option) for slot, option in chosen]
         return dict(zip(self.slots, positions, strict=True))
 
-    def from_parameters(self, values: Mapping[str, int], budget: int, rng: np.random.Generator) -> C:
+    def from_parameters(self, values: Mapping[str, int], target: int, rng: np.random.Generator) -> C:
         options = [self.options(slot)[values[name]] for slot, name in enumerate(self.slots)]
-        return self.repair(self.assemble(options), budget, rng)
+        return self.repair(self.assemble(options), target, rng)

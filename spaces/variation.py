@@ -1,4 +1,4 @@
-"""Variation of levels under budgets: what spaces share whose candidates are a level for each unit."""
+"""Variation of levels under targets: what spaces share whose candidates are a level for each unit."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Variation:
 
     Args:
         table: usage of each unit at each of its levels.
-        windows: the totals that meet each budget; disjoint.
-        uniform: for each budget the levels to depart from.
+        windows: the totals that meet each target; disjoint.
+        uniform: for each target the levels to depart from.
     """
 
     def __init__(self, table: Table, windows: Sequence[Window], uniform: Sequence[Levels]) -> None:
@@ -34,13 +34,13 @@ class Variation:
         """Usage of all units together."""
         return total_usage(self._table, levels)
 
-    def budget_of(self, levels: Sequence[int]) -> int | None:
-        """Index of the budget that the levels meet, or None."""
+    def target_of(self, levels: Sequence[int]) -> int | None:
+        """Index of the target that the levels meet, or None."""
         total = self.total(levels)
         return next((i for i, window in enumerate(self._windows) if total in window), None)
 
     def sample(
-        self, shares: Sequence[NDArray[np.float64]], target: float, budget: int, rng: np.random.Generator
+        self, shares: Sequence[NDArray[np.float64]], sparsity: float, target: int, rng: np.random.Generator
     ) -> Levels:
         """Half of them the uniform levels after 1 to n switches (log-uniform), half of them rough.
 
@@ -48,41 +48,41 @@ class Variation:
 
         Args:
             shares: which fraction of each unit its levels remove.
-            target: the fraction that the budget removes.
-            budget: its index.
+            sparsity: the fraction that the target removes.
+            target: its index.
             rng: of all choices.
         """
         n_units = len(self._table)
         for _ in range(ATTEMPTS):
             if rng.random() < 0.5:
                 n_switches = int(np.exp(rng.uniform(0, np.log(n_units + 1))))
-                found = self.switch(self._uniform[budget], budget, n_switches, rng)
+                found = self.switch(self._uniform[target], target, n_switches, rng)
             else:
                 draw = rng.gamma(np.exp(rng.uniform(np.log(0.5), np.log(50))), size=n_units)
-                removed = 1 - (1 - target) * draw / (draw.mean() or 1.0)
+                removed = 1 - (1 - sparsity) * draw / (draw.mean() or 1.0)
                 levels = [int(np.abs(x - y).argmin()) for x, y in zip(shares, removed.tolist(), strict=True)]
-                found = self.settle(levels, budget, rng)
+                found = self.settle(levels, target, rng)
             if found is not None:
                 return found
-        return self._uniform[budget]
+        return self._uniform[target]
 
-    def mutate(self, levels: Levels, budget: int, rng: np.random.Generator) -> Levels:
+    def mutate(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels:
         """A neighbour a few level switches away: min(U{1, 2, 3}, U{1, 2, 3}) of them, as in EvoPress."""
         for _ in range(ATTEMPTS):
             n_switches = int(rng.integers(1, 4, size=2).min())
-            found = self.switch(levels, budget, n_switches, rng)
+            found = self.switch(levels, target, n_switches, rng)
             if found is not None:
                 return found
-        return self._any_neighbour(levels, budget, rng)
+        return self._any_neighbour(levels, target, rng)
 
-    def switch(self, levels: Levels, budget: int, n_switches: int, rng: np.random.Generator) -> Levels | None:
-        """The levels after some switches, never the same ones; None if they lead out of the budget.
+    def switch(self, levels: Levels, target: int, n_switches: int, rng: np.random.Generator) -> Levels | None:
+        """The levels after some switches, never the same ones; None if they lead out of the target.
 
         In half of the switches the unit up and the unit down are both random and other units make up for the
         difference of their sizes; in the other half one is random and a unit of the same size is preferred
         as the other, so that the mixing between sizes is left to chance but small steps remain common.
         """
-        balance = Balance(self._table, levels, self._windows[budget])
+        balance = Balance(self._table, levels, self._windows[target])
         n_moves = 0
         for _ in range(n_switches):
             first = 1 if rng.random() < 0.5 else -1
@@ -95,11 +95,11 @@ class Variation:
             return None
         return tuple(balance.levels)
 
-    def _any_neighbour(self, levels: Levels, budget: int, rng: np.random.Generator) -> Levels:
+    def _any_neighbour(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels:
         """The first neighbour that a systematic search finds; the levels themselves if there is none."""
         for unit in rng.permutation(len(self._table)).tolist():
             for direction in (1, -1):
-                balance = Balance(self._table, levels, self._windows[budget])
+                balance = Balance(self._table, levels, self._windows[target])
                 if unit in balance.fresh(direction):
                     balance.move(unit, direction)
                     if balance.settle(rng):
@@ -107,38 +107,38 @@ class Variation:
         return levels
 
     def jump(
-        self, levels: Levels, budget: int, jumps: Mapping[int, int], rng: np.random.Generator
+        self, levels: Levels, target: int, jumps: Mapping[int, int], rng: np.random.Generator
     ) -> Levels | None:
         """The levels with some units at other ones, for which the others make up; None if they can't.
 
         Args:
             levels: where to start.
-            budget: to be met.
+            target: to be met.
             jumps: unit -> its new level.
             rng: of the choice of those that make up for it.
         """
-        balance = Balance(self._table, levels, self._windows[budget])
+        balance = Balance(self._table, levels, self._windows[target])
         for unit, level in jumps.items():
             balance.put(unit, level)
         return tuple(balance.levels) if balance.settle(rng) else None
 
-    def mix(self, first: Levels, second: Levels, budget: int, rng: np.random.Generator) -> Levels:
+    def mix(self, first: Levels, second: Levels, target: int, rng: np.random.Generator) -> Levels:
         """Each unit's level from the one or the other with equal odds, then repaired."""
         mask = (rng.random(len(self._table)) < 0.5).tolist()
         pairs = zip(mask, first, second, strict=True)
-        return self.repair(tuple(a if take else b for take, a, b in pairs), budget, rng)
+        return self.repair(tuple(a if take else b for take, a, b in pairs), target, rng)
 
-    def repair(self, levels: Levels, budget: int, rng: np.random.Generator) -> Levels:
-        """The levels themselves if they meet the budget, else near ones that do."""
-        if self.total(levels) in self._windows[budget]:
+    def repair(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels:
+        """The levels themselves if they meet the target, else near ones that do."""
+        if self.total(levels) in self._windows[target]:
             return levels
         for _ in range(ATTEMPTS):
-            found = self.settle(levels, budget, rng)
+            found = self.settle(levels, target, rng)
             if found is not None:
                 return found
-        return self._uniform[budget]
+        return self._uniform[target]
 
-    def settle(self, levels: Sequence[int], budget: int, rng: np.random.Generator) -> Levels | None:
-        """The levels after the fewest random moves that meet the budget; None if no moves lead there."""
-        balance = Balance(self._table, levels, self._windows[budget])
+    def settle(self, levels: Sequence[int], target: int, rng: np.random.Generator) -> Levels | None:
+        """The levels after the fewest random moves that meet the target; None if no moves lead there."""
+        balance = Balance(self._table, levels, self._windows[target])
         return tuple(balance.levels) if balance.settle(rng) else None

@@ -62,7 +62,7 @@ def make_run(directory: Path, n_trials: int = 12, **changes) -> Run:
     )
     rng = np.random.default_rng(0)
     with Study.open_or_create(directory, resolved(settings), about) as study:
-        sampled = [space.sample(rng, i % len(space.budgets)) for i in range(n_trials)]
+        sampled = [space.sample(rng, i % len(space.targets)) for i in range(n_trials)]
         wanted = {c.text: c for c in [*space.baselines().values(), *sampled]}
         study.append([measure(space, candidate, SEARCH) for candidate in wanted.values()])
         study.append([Measurement(sampled[0].text, SMALL, infeasible=REASON, n_tokens=1024)])

@@ -74,7 +74,7 @@ def test_text_of_another_model_is_refused():
         space.parse("allocation:1,4")
 
 
-# --- budgets ---
+# --- targets ---
 
 
 def test_uniform_on_the_grid_is_one_level():
@@ -97,7 +97,7 @@ def test_uniform_off_the_grid_is_spread_over_depth():
 @pytest.mark.parametrize(
     "settings", [{"target": 0.6}, {"target": 0.62, "protect": ["*.layers.0.*"]}], ids=str
 )
-def test_budget_holds_under_thousands_of_variations(settings):
+def test_target_is_met_under_thousands_of_variations(settings):
     space = build(**settings)
     rng = np.random.default_rng(0)
     candidate = next(iter(space.baselines().values()))
@@ -117,7 +117,7 @@ def test_budget_holds_under_thousands_of_variations(settings):
     target=st.floats(0.05, 0.7),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_budget_holds_for_any_sizes_to_within_a_step_of_the_smallest(sizes, target, seed):
+def test_target_is_met_for_any_sizes_to_within_a_step_of_the_smallest(sizes, target, seed):
     target = round(target, 3)
     try:
         space = of_sizes(sizes, targets=(target,))
@@ -131,12 +131,12 @@ def test_budget_holds_for_any_sizes_to_within_a_step_of_the_smallest(sizes, targ
     candidate = space.sample(rng, 0)
     for _ in range(5):
         candidate = space.mutate(candidate, rng)
-        assert space.budget_of(candidate) == 0
+        assert space.target_of(candidate) == 0
 
 
 def test_a_neighbour_is_found_wherever_there_is_one():
     space = of_sizes([8, 8, 8], targets=(0.25,))
-    everything = [c for c in itertools.product(range(4), repeat=3) if space.budget_of(Allocation(c)) == 0]
+    everything = [c for c in itertools.product(range(4), repeat=3) if space.target_of(Allocation(c)) == 0]
     reached = {space.baselines()["uniform@0.25"].levels}
     rng = np.random.default_rng(0)
     for _ in range(100):
@@ -191,12 +191,12 @@ def test_crossover_takes_levels_from_both():
     first, second = Allocation((1, 3) * 6), Allocation((3, 1) * 6)
     child = space.crossover(first, second, np.random.default_rng(1))
     assert child not in (first, second)
-    assert space.budget_of(child) == 0
+    assert space.target_of(child) == 0
 
 
-def test_candidates_without_a_budget_are_not_varied():
+def test_candidates_without_a_target_are_not_varied():
     space = of_sizes([40, 40])
-    with pytest.raises(ValueError, match="meet a budget"):
+    with pytest.raises(ValueError, match="meet a target"):
         space.mutate(Allocation((0, 0)), np.random.default_rng(0))
 
 

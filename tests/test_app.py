@@ -20,7 +20,7 @@ from secateur.pruners.models.loading import find_checkpoint
 from secateur.search import app
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
-from secateur.search.results.course import best_by_budget, budgets
+from secateur.search.results.course import best_by_target, target_sparsities
 from secateur.search.results.pick import parse_bounds
 from secateur.search.settings.settings import settings_from
 
@@ -136,7 +136,7 @@ def test_what_is_best_at_a_target_is_tested_where_the_loss_alone_is_searched(tmp
     assert [trial.measurement.candidate for trial in run.front()] == [
         run.baselines["dense"].measurement.candidate
     ]
-    best = best_by_budget(run.trials(), budgets(run.baselines))
+    best = best_by_target(run.trials(), target_sparsities(run.baselines))
     assert len(best) == 2
     assert all(run.test_of(trial) for trial in best.values())
 

@@ -113,10 +113,10 @@ def test_shortgpt_drops_the_blocks_of_least_influence(units):
     influence = (0.0, 0.5, 0.3, 0.1, 0.2, 0.4, 0.6, 0.7)  # the first block must stay
     scores = Scores(Scores.draw(0).attention, Scores.draw(0).mlp, influence)
     found = build(target=[0.25, 0.5], units=units)
-    for budget, gone in enumerate([{3, 4}, {2, 3, 4, 5}]):
-        candidate = found.from_scores("shortgpt", scores, budget)
+    for target, gone in enumerate([{3, 4}, {2, 3, 4, 5}]):
+        candidate = found.from_scores("shortgpt", scores, target)
         assert {i for i, kept in enumerate(candidate.blocks) if kept == GONE} == gone
-        assert found.budget_of(candidate) == budget
+        assert found.target_of(candidate) == target
 
 
 def test_the_block_that_is_next_loses_what_is_missing():
@@ -131,7 +131,7 @@ def test_the_block_that_is_next_loses_what_is_missing():
 def test_shortgpt_of_tied_blocks_drops_as_many_as_it_can():
     scores = Scores((), (), (0.0, 0.5, 0.3, 0.1, 0.2, 0.4, 0.6, 0.7))
     space = build(target=[0.3, 0.5], tied=True, protect=[4])
-    first, second = (space.from_scores("shortgpt", scores, budget) for budget in (0, 1))
+    first, second = (space.from_scores("shortgpt", scores, target) for target in (0, 1))
     assert [i for i, kept in enumerate(first.blocks) if kept == GONE] == [2, 3]
     assert [i for i, kept in enumerate(second.blocks) if kept == GONE] in ([2, 3, 5], [1, 2, 3, 5])
     assert len({*first.blocks} - {GONE}) == 1
@@ -154,7 +154,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_they_meet_their_budgets_and_are_like_any_other_candidate(case):
+def test_they_meet_their_targets_and_are_like_any_other_candidate(case):
     settings = ArchitectureSettings(target=[0.25, 0.5], **case)
     space = build(**settings.model_dump())
     before = space.baselines()
@@ -164,7 +164,7 @@ def test_they_meet_their_budgets_and_are_like_any_other_candidate(case):
         assert set(named) <= set(labels)
         assert len(named) >= len(labels) / 2
         for name, candidate in named.items():
-            assert space.budget_of(candidate) == [0.25, 0.5].index(float(name.partition("@")[2]))
+            assert space.target_of(candidate) == [0.25, 0.5].index(float(name.partition("@")[2]))
             assert space.parse(candidate.text) == candidate
         assert len({*before.values(), *named.values()}) == len(before) + len(named)  # each one once
         further = pickle.loads(pickle.dumps(space.with_baselines(named)))

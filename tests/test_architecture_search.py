@@ -149,7 +149,7 @@ def test_known_allocations_are_baselines_once_the_store_is_built(bench):
     assert {"dense", "uniform@0.3"} < names
     assert names & {"flap@0.3", "shortgpt@0.3"}
     assert all(
-        bench.space.budget_of(c) == 0 for name, c in bench.space.baselines().items() if name != "dense"
+        bench.space.target_of(c) == 0 for name, c in bench.space.baselines().items() if name != "dense"
     )
 
 

@@ -30,24 +30,24 @@ CASES = [
 
 
 @pytest.mark.parametrize("settings", CASES, ids=str)
-def test_budgets_hold_under_thousands_of_variations(settings):
+def test_targets_hold_under_thousands_of_variations(settings):
     space, rng = build(**settings), np.random.default_rng(0)
     tied = not isinstance(space, ArchitectureSpace)
-    n_budgets = len(space.budgets)
-    parents = [space.sample(rng, budget) for budget in range(n_budgets)]
+    n_targets = len(space.targets)
+    parents = [space.sample(rng, target) for target in range(n_targets)]
     n_same = 0
     for turn in range(500):
-        budget = turn % n_budgets
-        parent, other = parents[budget], parents[turn // 7 % n_budgets]
+        target = turn % n_targets
+        parent, other = parents[target], parents[turn // 7 % n_targets]
         text = parent.text
         children = [space.mutate(parent, rng), space.crossover(parent, other, rng)]
-        children.append(space.repair(children[0], (budget + 1) % n_budgets, rng))
-        children.append(space.repair(children[2], budget, rng))
-        assert [space.budget_of(child) for child in children] == [
-            budget,
-            budget,
-            (budget + 1) % n_budgets,
-            budget,
+        children.append(space.repair(children[0], (target + 1) % n_targets, rng))
+        children.append(space.repair(children[2], target, rng))
+        assert [space.target_of(child) for child in children] == [
+            target,
+            target,
+            (target + 1) % n_targets,
+            target,
         ]
         for child in children:
             assert child.blocks[0].kv_groups
@@ -61,11 +61,11 @@ def test_budgets_hold_under_thousands_of_variations(settings):
                 assert child.blocks[index] != Kept(0, 0)
         n_same += children[0] == parent
         assert Architecture.parse(text).blocks == parent.blocks
-        parents[budget] = children[int(rng.integers(2))]
+        parents[target] = children[int(rng.integers(2))]
     assert n_same == 0
 
 
-def test_budgets_are_met_to_within_half_a_level_of_the_finest_slot():
+def test_targets_are_met_to_within_half_a_level_of_the_finest_slot():
     space = build(target=0.3)
     low, high = space.usage_bounds(0)
     total, level = 8 * BLOCK.params(GROUPS, FFN), 128 * BLOCK.channel_params + BLOCK.mlp_params
@@ -80,8 +80,8 @@ def test_any_architecture_can_be_reached():
     ):
         space, rng = build(3, **settings), np.random.default_rng(0)
         options = [space.options(slot) for slot in range(len(space.slots))]
-        met = {c for c in map(space.assemble, itertools.product(*options)) if space.budget_of(c) == 0}
-        reached = {space.baselines()["uniform@" + f"{space.budgets[0]:g}"]}
+        met = {c for c in map(space.assemble, itertools.product(*options)) if space.target_of(c) == 0}
+        reached = {space.baselines()["uniform@" + f"{space.targets[0]:g}"]}
         for _ in range(40):
             reached |= {space.mutate(candidate, rng) for candidate in sorted(reached, key=lambda c: c.text)}
         assert reached == met
@@ -119,9 +119,9 @@ def test_repair_is_a_gene_where_several_are_offered():
     assert build(repair="obs").config(build(repair="obs").baselines()["dense"])["repair"] == "obs"
 
 
-def test_candidates_without_a_budget_are_not_varied():
+def test_candidates_without_a_target_are_not_varied():
     for space in (build(), build(tied=True)):
-        with pytest.raises(ValueError, match="meet a budget"):
+        with pytest.raises(ValueError, match="meet a target"):
             space.mutate(space.baselines()["dense"], np.random.default_rng(0))
 
 
@@ -170,8 +170,8 @@ def test_controllers_search_it(kind, settings, space):
             )
             controller.tell([Trial(len(found), measured)])
     final = [candidate for (_, fidelity), candidate in found.items() if fidelity == "search:256"]
-    for budget in (0, 1):
-        losses = [loss_of(candidate) for candidate in final if space.budget_of(candidate) == budget]
+    for target in (0, 1):
+        losses = [loss_of(candidate) for candidate in final if space.target_of(candidate) == target]
         assert losses
         if kind in {"evolution", "sensitivity"}:
-            assert min(losses) < loss_of(list(space.baselines().values())[1 + budget])
+            assert min(losses) < loss_of(list(space.baselines().values())[1 + target])

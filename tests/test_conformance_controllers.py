@@ -171,15 +171,15 @@ def test_same_proposals_however_many_are_asked_for_in_whatever_order_results_com
     assert run(build(case, space_of(case)), 5, shuffle=True) == first
 
 
-def test_budgets_all_get_their_share(case):
+def test_targets_all_get_their_share(case):
     space = space_of(case)
     largest = FIDELITIES[-1].text
     met = [
-        space.budget_of(space.parse(text))
+        space.target_of(space.parse(text))
         for text, fidelity in run(build(case, space), 5)
         if fidelity == largest
     ]
-    assert set(range(len(space.budgets))) <= set(met)
+    assert set(range(len(space.targets))) <= set(met)
 
 
 def test_asking_alone_ends_in_waiting(case):

@@ -97,42 +97,42 @@ def test_rows_are_described():
         assert row.source.startswith("https://")
 
 
-def test_baselines_are_dense_and_one_to_compare_with_for_each_budget(space):
+def test_baselines_are_dense_and_one_to_compare_with_for_each_target(space):
     first, *names = list(space.baselines())
     assert first == "dense"
-    n_budgets = len(space.budgets)
-    assert [name.partition("@")[2] for name in names[:n_budgets]] == [f"{b:.10g}" for b in space.budgets]
-    for budget, name in enumerate(names[:n_budgets]):
-        assert space.budget_of(space.baselines()[name]) == budget
-    for name in names[n_budgets:]:  # plain, or likewise
-        plain, _, target = name.partition("@")
+    n_targets = len(space.targets)
+    assert [name.partition("@")[2] for name in names[:n_targets]] == [f"{b:.10g}" for b in space.targets]
+    for target, name in enumerate(names[:n_targets]):
+        assert space.target_of(space.baselines()[name]) == target
+    for name in names[n_targets:]:  # plain, or likewise
+        plain, _, share = name.partition("@")
         assert plain
-        assert not target or f"{space.budgets[space.budget_of(space.baselines()[name])]:.10g}" == target
-    if space.budgets[0] > 0:
-        assert space.budget_of(space.baselines()["dense"]) is None
+        assert not share or f"{space.targets[space.target_of(space.baselines()[name])]:.10g}" == share
+    if space.targets[0] > 0:
+        assert space.target_of(space.baselines()["dense"]) is None
 
 
 @given(case=st.sampled_from(CASES), seed=st.integers(0, 2**32 - 1))
 def test_variation_stays_in_the_space_and_leaves_parents_alone(case, seed):
     space = build(case)
     rng = np.random.default_rng(seed)
-    for budget in range(len(space.budgets)):
-        first, second = space.sample(rng, budget), space.sample(rng, len(space.budgets) - 1)
+    for target in range(len(space.targets)):
+        first, second = space.sample(rng, target), space.sample(rng, len(space.targets) - 1)
         before = first.text, second.text, hash(first)
         children = [
             first,
             space.mutate(first, rng),
             space.crossover(first, second, rng),
-            space.repair(second, budget, rng),
+            space.repair(second, target, rng),
         ]
         assert (first.text, second.text, hash(first)) == before
         for child in children:
-            assert space.budget_of(child) == budget
+            assert space.target_of(child) == target
             assert space.parse(child.text) == child
             assert space.parse(child.text).text == child.text
             if isinstance(space, SeparableSpace):
                 assert space.assemble(space.disassemble(child)) == child
-        assert space.repair(first, budget, rng) is first
+        assert space.repair(first, target, rng) is first
 
 
 @given(case=st.sampled_from(CASES), seed=st.integers(0, 2**32 - 1))
@@ -153,10 +153,10 @@ def test_separable_view_adds_up(space):
             space.from_parameters({}, 0, np.random.default_rng(0))
         return
     rng = np.random.default_rng(0)
-    for budget in range(len(space.budgets)):
-        candidate = space.sample(rng, budget)
+    for target in range(len(space.targets)):
+        candidate = space.sample(rng, target)
         options = space.disassemble(candidate)
-        low, high = space.usage_bounds(budget)
+        low, high = space.usage_bounds(target)
         assert len(options) == len(space.slots)
         assert low <= sum(space.usage(slot, option) for slot, option in enumerate(options)) <= high
     for slot in range(len(space.slots)):
@@ -178,8 +178,8 @@ def test_costs_are_known_and_pruning_never_adds(space):
 
 def test_parameters_make_the_candidate_again(space):
     rng = np.random.default_rng(0)
-    for budget in range(len(space.budgets) if space.parameters() else 0):
-        candidate = space.sample(rng, budget)
+    for target in range(len(space.targets) if space.parameters() else 0):
+        candidate = space.sample(rng, target)
         values = space.to_parameters(candidate)
         known: dict[str, int] = {}
         for parameter in space.parameters():
@@ -188,9 +188,9 @@ def test_parameters_make_the_candidate_again(space):
                 known[parameter.name] = values[parameter.name]
                 assert parameter.low <= values[parameter.name] <= parameter.high
         assert known == values
-        assert space.from_parameters(values, budget, rng) == candidate
+        assert space.from_parameters(values, target, rng) == candidate
         lowest = {parameter.name: parameter.low for parameter in space.parameters()}
-        assert space.budget_of(space.from_parameters(lowest, budget, rng)) == budget
+        assert space.target_of(space.from_parameters(lowest, target, rng)) == target
 
 
 @pytest.mark.parametrize("text", ["", "densest", ":", "allocation", "x:1,2", "allocation:", "allocation:1"])

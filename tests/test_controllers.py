@@ -31,7 +31,7 @@ def space_of(n_units: int, targets=(0.6,), sizes=SIZES, levels=LEVELS) -> Alloca
 
 
 class Landscape:
-    """A quadratic bowl with interactions around a known candidate of the budget, whose loss is 0, the smallest.
+    """A quadratic bowl with interactions around a known candidate of the target, whose loss is 0, the smallest.
 
     Noise shrinks with the number of tokens and depends on the candidate alone, as with nested, fixed data.
     """
@@ -158,7 +158,7 @@ def test_a_search_whose_start_is_infeasible_goes_on_with_random_candidates():
     assert controller.elites[0]
 
 
-def test_migration_helps_where_budgets_share_their_structure():
+def test_migration_helps_where_targets_share_their_structure():
     def best(migration: float) -> float:
         total = 0.0
         for seed in range(10):
@@ -262,8 +262,8 @@ def test_sensitivity_solves_an_additive_landscape_exactly(around):
     done = spend(controller, lambda c, f: Measurement(c.text, f, {"loss": loss(c)}), 10**9)
     solutions = [p.candidate for p in done if p.fidelity == FIDELITIES[-1]]
     everything = [space.assemble(levels) for levels in itertools.product(range(4), repeat=5)]
-    for budget, solution in enumerate(solutions):
-        best = min((c for c in everything if space.budget_of(c) == budget), key=loss)
+    for target, solution in enumerate(solutions):
+        best = min((c for c in everything if space.target_of(c) == target), key=loss)
         assert solution == best
     assert len(done) == {"dense": 1 + 5 * 3 + 2, "uniform": 2 * (1 + 5 * 3) + 2}[around]
 

@@ -66,12 +66,12 @@ def test_where_removals_are_independent_it_finds_what_brute_force_finds(n_blocks
     everything = [
         space.assemble(o) for o in itertools.product(*(space.options(s) for s in range(len(space.slots))))
     ]
-    for budget, candidate in enumerate(found):
-        assert candidate == min((c for c in everything if space.budget_of(c) == budget), key=loss)
+    for target, candidate in enumerate(found):
+        assert candidate == min((c for c in everything if space.target_of(c) == target), key=loss)
     assert len(found) == 2
 
 
-def test_what_goes_for_a_smaller_budget_goes_for_a_larger_one_too():
+def test_what_goes_for_a_smaller_target_goes_for_a_larger_one_too():
     space = build(6, target=[0.1667, 0.3333, 0.5], units=["attention", "mlp"])
     rng = np.random.default_rng(0)
     pairs = rng.random((11, 11))
@@ -82,9 +82,9 @@ def test_what_goes_for_a_smaller_budget_goes_for_a_larger_one_too():
 
     done = run(Greedy(space, FIDELITIES, 0, GreedySettings()), loss)
     options = [space.disassemble(candidate) for candidate in solutions(done)]
-    assert [space.budget_of(candidate) for candidate in solutions(done)] == [0, 1, 2]
+    assert [space.target_of(candidate) for candidate in solutions(done)] == [0, 1, 2]
     assert all(a <= b for low, high in itertools.pairwise(options) for a, b in zip(low, high, strict=True))
-    # 11 slots, of which 2, 4 and 6 go, one a step; then the candidates of three budgets.
+    # 11 slots, of which 2, 4 and 6 go, one a step; then the candidates of three targets.
     assert len(done) == 11 + 10 + 9 + 8 + 7 + 6 + 3
 
 
@@ -107,7 +107,7 @@ def test_blocks_lose_both_sub_layers_at_once():
 def test_the_space_closes_the_gap_that_whole_removals_leave():
     space = build(6, target=[0.2, 0.4])
     done = run(Greedy(space, FIDELITIES, 0, GreedySettings(moves="block")), additive(space, 2))
-    assert [space.budget_of(candidate) for candidate in solutions(done)] == [0, 1]
+    assert [space.target_of(candidate) for candidate in solutions(done)] == [0, 1]
     assert {kept.ffn for kept in solutions(done)[0].blocks} - {0, 12}
 
 
@@ -120,7 +120,7 @@ def test_infeasible_removals_are_not_made():
     (found,) = solutions(run(Greedy(space, FIDELITIES, 0, GreedySettings()), loss))
     assert found.blocks[2].ffn
     ended = run(Greedy(space, FIDELITIES, 0, GreedySettings()), lambda candidate: None)
-    assert len(ended) == 7 + 1  # no second step; the budget's candidate all the same
+    assert len(ended) == 7 + 1  # no second step; the target's candidate all the same
 
 
 def test_it_searches_any_separable_space(tmp_path):

@@ -88,16 +88,16 @@ def test_samplers_beat_random_candidates(sampler, n, options):
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
-def test_several_objectives_give_a_front_over_the_budgets(sampler):
+def test_several_objectives_give_a_front_over_the_targets(sampler):
     space = space_of(targets=(0.3, 0.4, 0.5, 0.6))
     bowl = Bowl(space, 1)
     options = {"population_size": 16} if sampler == "nsga2" else {}
     done = spend(build(space, sampler, objectives=("loss", "sparsity"), options=options), bowl, 100)
     front = non_dominated([Trial(i, m) for i, m in enumerate(done)], ("loss", "sparsity"))
-    uniform = {b: bowl(space.baselines()[f"uniform@{t}"]).values["loss"] for b, t in enumerate(space.budgets)}
-    met = {space.budget_of(space.parse(t.measurement.candidate)): t.measurement.values["loss"] for t in front}
+    uniform = {b: bowl(space.baselines()[f"uniform@{t}"]).values["loss"] for b, t in enumerate(space.targets)}
+    met = {space.target_of(space.parse(t.measurement.candidate)): t.measurement.values["loss"] for t in front}
     assert len(met) >= 2
-    assert all(loss < uniform[budget] for budget, loss in met.items())
+    assert all(loss < uniform[target] for target, loss in met.items())
 
 
 def test_gp_proposes_for_one_objective_and_for_two():
@@ -127,17 +127,17 @@ def test_optuna_learns_what_was_measured(sampler):
         assert trial.values == [measurement.values["loss"]]
 
 
-def test_budgets_have_studies_of_their_own_for_one_objective_and_share_one_for_several():
+def test_targets_have_studies_of_their_own_for_one_objective_and_share_one_for_several():
     space = space_of(targets=(0.4, 0.6))
     alone, shared = build(space), build(space, objectives=("loss", "sparsity"), start=0)
     for i in range(2):
-        assert space.budget_of(alone.ask(1)[0].candidate) == i
+        assert space.target_of(alone.ask(1)[0].candidate) == i
     with pytest.raises(IndexError):
         inside(shared, 1)
     spend(shared, Bowl(space, 0), 10)
     for trial in inside(shared).trials:
         options = [trial.params[slot] for slot in space.slots]
-        assert space.budget_of(space.assemble(options)) == trial.params["budget"]
+        assert space.target_of(space.assemble(options)) == trial.params["budget"]
     assert [d.name for d in inside(shared).directions] == ["MINIMIZE"] * 2
     assert all(trial.values[1] in {-0.4, -0.6} for trial in inside(shared).trials)  # in the digits that count
 
@@ -185,7 +185,7 @@ def test_an_exhausted_space_is_finished():
     everything = {
         c.text
         for i in np.ndindex(8, 8, 8)
-        if space.budget_of(c := space.assemble([int(x) for x in i])) is not None
+        if space.target_of(c := space.assemble([int(x) for x in i])) is not None
     }
     assert len(texts) == len(set(texts))
     assert set(texts) == everything
@@ -257,7 +257,7 @@ def test_a_front_of_other_targets_is_repaired_to_the_nearest(tmp_path):
     path = run_of(tmp_path / "other", space_of(), [best])
     space = space_of(targets=(0.2, 0.6))
     proposals = build(space, warm_start=path, objectives=("loss", "sparsity")).ask(1)
-    assert space.budget_of(proposals[0].candidate) == 1
+    assert space.target_of(proposals[0].candidate) == 1
     assert np.abs(np.subtract(proposals[0].candidate.levels, best.levels)).max() <= 2
 
 
@@ -372,7 +372,7 @@ def test_parameters_are_the_slots_and_lead_back_to_the_candidate():
         candidate = space.sample(rng, 0)
         assert space.from_parameters(space.to_parameters(candidate), 0, rng) == candidate
     repaired = space.from_parameters({"u0": 0, "u1": 0, "u2": 0}, 0, rng)
-    assert space.budget_of(repaired) == 0
+    assert space.target_of(repaired) == 0
 
 
 @pytest.mark.parametrize(("low", "high", "step"), [(1, 0, 1), (0, 3, 2), (0, 3, 0)])

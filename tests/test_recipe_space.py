@@ -148,7 +148,7 @@ def test_recipes_of_equal_calibration_are_neighbours():
         recipe_space(samples=[8, 16], length=[64], choose=["random"], subsets=2),
         np.random.default_rng(0),
     )
-    recipes = sorted((space.sample(rng, 0) for _ in range(40)), key=space.kinship)
+    recipes = sorted((space.sample(rng, 0) for _ in range(40)), key=space.locality_key)
     used = [sections(recipe)["calibration"] for recipe in recipes]
     assert sum(a != b for a, b in pairwise(used)) == len(set(used)) - 1
 
@@ -201,7 +201,7 @@ def test_a_model_without_counted_blocks_is_refused():
     shape = ModelShape(1000, 2, 900, 10)
     with pytest.raises(ValueError, match="blocks are counted for recipes of structure"):
         build_recipe(RecipeSettings(), LINEARS, shape)
-    assert build_recipe(RecipeSettings(unit="weights"), LINEARS, shape).budgets == (0.2,)
+    assert build_recipe(RecipeSettings(unit="weights"), LINEARS, shape).targets == (0.2,)
 
 
 # --- controllers ---

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from secateur.search.errors import UsageError
-from secateur.search.results.course import best_by_budget, budget_of, budgets, loss_series
+from secateur.search.results.course import best_by_target, loss_series, target_of, target_sparsities
 from secateur.search.show.front_plot import plot_front, tick, widen
 from secateur.search.show.plots import plot_allocation
 from secateur.search.show.report import write_report
@@ -48,19 +48,19 @@ def test_rows_are_the_front_then_the_other_baselines(run):
     assert {t.number for t in beside} <= {t.number for t in run.baselines.values()}
 
 
-def test_a_row_is_compared_with_the_uniform_baseline_of_its_budget(run):
+def test_a_row_is_compared_with_the_uniform_baseline_of_its_target(run):
     row = next(row for row in front_rows(run) if "uniform@0.6" in row.note and row.trial.number > 2)
     ratio = row.trial.measurement.values["loss"] / run.baselines["uniform@0.6"].measurement.values["loss"]
     assert row.note == f"{ratio:.2f}x the loss of uniform@0.6"
 
 
-def test_budgets_hold_their_trials_and_best(run):
-    known = budgets(run.baselines)
+def test_targets_hold_their_trials_and_best(run):
+    known = target_sparsities(run.baselines)
     assert list(known) == ["0.3", "0.6"]
-    assert budget_of(run.baselines["dense"], known) is None
-    best = best_by_budget(run.trials(), known)
+    assert target_of(run.baselines["dense"], known) is None
+    best = best_by_target(run.trials(), known)
     for label, trial in best.items():
-        same = [t for t in run.trials() if budget_of(t, known) == label]
+        same = [t for t in run.trials() if target_of(t, known) == label]
         assert len(same) > 1
         assert trial.measurement.values["loss"] == min(t.measurement.values["loss"] for t in same)
 
@@ -93,12 +93,12 @@ def test_a_dense_model_has_no_formula_and_no_size_of_one(formulas):
 
 
 def test_losses_over_tokens_go_down_from_uniform_to_the_best(run):
-    known = budgets(run.baselines)
+    known = target_sparsities(run.baselines)
     series = loss_series(run.study.trials, SEARCH, known)
     for label, points in series.items():
         tokens, losses = zip(*points, strict=True)
         assert losses[0] == run.baselines[f"uniform@{label}"].measurement.values["loss"]
-        assert losses[-1] == best_by_budget(run.trials(), known)[label].measurement.values["loss"]
+        assert losses[-1] == best_by_target(run.trials(), known)[label].measurement.values["loss"]
         assert all(np.diff(losses) < 0)
         assert all(np.diff(tokens) > 0)
     assert series["0.3"][0][0] == 2 * 2048  # the dense model, then uniform@0.3
@@ -159,8 +159,8 @@ def test_the_report_shows_the_trial_that_is_asked_for(tmp_path):
     assert f"trial {trial.number}<" in write_report(run, trial)[0].read_text()
 
 
-def test_the_report_shows_the_best_trial_of_the_middle_budget(run, files):
-    middle = best_by_budget(run.trials(), budgets(run.baselines))["0.6"]
+def test_the_report_shows_the_best_trial_of_the_middle_target(run, files):
+    middle = best_by_target(run.trials(), target_sparsities(run.baselines))["0.6"]
     assert f"trial {middle.number}<" in files[0].read_text()
 
 

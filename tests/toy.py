@@ -40,7 +40,7 @@ class OneMax(SeparableSpace[Bits]):
         self.n_pruned = n_pruned
 
     @property
-    def budgets(self) -> tuple[float, ...]:
+    def targets(self) -> tuple[float, ...]:
         return tuple(k / self.n for k in self.n_pruned)
 
     @property
@@ -56,13 +56,13 @@ class OneMax(SeparableSpace[Bits]):
         uniform = {f"uniform@{k / self.n:g}": Bits("0" * (self.n - k) + "1" * k) for k in self.n_pruned}
         return {"dense": Bits("0" * self.n), **uniform}
 
-    def budget_of(self, candidate: Bits) -> int | None:
+    def target_of(self, candidate: Bits) -> int | None:
         n_pruned = candidate.text.count("1")
         return self.n_pruned.index(n_pruned) if n_pruned in self.n_pruned else None
 
-    def sample(self, rng: np.random.Generator, budget: int) -> Bits:
+    def sample(self, rng: np.random.Generator, target: int) -> Bits:
         bits = np.zeros(self.n, dtype=int)
-        bits[rng.permutation(self.n)[: self.n_pruned[budget]]] = 1
+        bits[rng.permutation(self.n)[: self.n_pruned[target]]] = 1
         return self.assemble(bits.tolist())
 
     def mutate(self, candidate: Bits, rng: np.random.Generator) -> Bits:
@@ -74,8 +74,8 @@ class OneMax(SeparableSpace[Bits]):
     def crossover(self, first: Bits, second: Bits, rng: np.random.Generator) -> Bits:
         return first
 
-    def repair(self, candidate: Bits, budget: int, rng: np.random.Generator) -> Bits:
-        return candidate if self.budget_of(candidate) == budget else self.sample(rng, budget)
+    def repair(self, candidate: Bits, target: int, rng: np.random.Generator) -> Bits:
+        return candidate if self.target_of(candidate) == target else self.sample(rng, target)
 
     def cost(self, candidate: Bits) -> Mapping[str, float]:
         return {"params": float(candidate.text.count("0")), "sparsity": candidate.text.count("1") / self.n}
@@ -92,8 +92,8 @@ class OneMax(SeparableSpace[Bits]):
     def share(self, slot: int, option: int) -> float:
         return float(option)
 
-    def usage_bounds(self, budget: int) -> tuple[int, int]:
-        return self.n_pruned[budget], self.n_pruned[budget]
+    def usage_bounds(self, target: int) -> tuple[int, int]:
+        return self.n_pruned[target], self.n_pruned[target]
 
     def assemble(self, options: Sequence[int]) -> Bits:
         return Bits("".join(map(str, options)))
@@ -234,7 +234,7 @@ class ToyController(Controller):
             if (
                 m.fidelity == self.large
                 and m.infeasible is None
-                and self.space.budget_of(Bits(m.candidate)) == 0
+                and self.space.target_of(Bits(m.candidate)) == 0
             ):
                 self.best = min(self.best or (np.inf, ""), (m.values["loss"], m.candidate))
 

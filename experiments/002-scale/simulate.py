@@ -163,7 +163,7 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, 
                 Budget(evaluations=evaluations),
                 fidelities[-1],
                 asks=study.asks({"seed": seed}),
-                kinship=landscape.space.kinship,
+                locality_key=landscape.space.locality_key,
                 observers=[Mirrored(copy, executor)],
             )
             loop.run()

@@ -22,7 +22,7 @@ def recover(
 ) -> list[Recovered]:
     """Train the models of trials for longer, one Ray Tune run each, and add them to the study as ``recovered``.
 
-    The same call continues one that was stopped or killed. Trials of the same budget compete: the worse ones are
+    The same call continues one that was stopped or killed. Trials of the same target compete: the worse ones are
     ended early. The text is the calibration part; validation is on the search part, the result on the test part.
 
     Args:
@@ -47,7 +47,7 @@ def recover(
     except ValueError as error:
         raise UsageError(str(error)) from error
     picked = view.as_searched(trials)
-    budgets = {bench.space.budget_of(bench.space.parse(t.measurement.candidate)) for t in picked}
+    targets = {bench.space.target_of(bench.space.parse(t.measurement.candidate)) for t in picked}
     make = partial(
         RecoveryJob,
         bench.plan,
@@ -68,7 +68,7 @@ def recover(
                 return train_all(
                     {number: partial(Recovery, jobs[number]) for number in numbers},
                     stage.experiment,
-                    competing=len(numbers) > 1 == len(budgets),
+                    competing=len(numbers) > 1 == len(targets),
                     use_gpu=of.device != "cpu",
                     say=say,
                 )

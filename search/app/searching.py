@@ -21,7 +21,7 @@ from secateur.search.mirror.mirror import Mirror
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
 from secateur.search.objectives import TASK
-from secateur.search.results.course import best_by_budget, budgets
+from secateur.search.results.course import best_by_target, target_sparsities
 from secateur.search.results.run import Run
 from secateur.search.settings.settings import Settings, identity, resolved
 from secateur.search.study.about import ABOUT, About
@@ -99,7 +99,7 @@ def search(
                     fidelity,
                     batch=settings.executor.batch,
                     asks=None if settings.executor.deterministic else study.asks(_asked(settings, bench)),
-                    kinship=bench.space.kinship,
+                    locality_key=bench.space.locality_key,
                     observers=[*observers, mirror, keeper],
                 )
                 on_ready(loop, executor)
@@ -243,9 +243,11 @@ def _asked(settings: Settings, bench: Workbench) -> dict[str, Any]:
 
 
 def _measure_test(study: Study, executor: Executor, fidelity: Fidelity, say: Say) -> None:
-    """The baselines, the front and the best of each budget on the test part: for people, never for a controller."""
+    """The baselines, the front and the best of each target on the test part: for people, never for a controller."""
     view = Run(study)
-    best = best_by_budget(view.trials(), budgets(view.baselines))  # on no front if the loss alone is searched
+    best = best_by_target(
+        view.trials(), target_sparsities(view.baselines)
+    )  # on no front if the loss alone is searched
     shown = [*view.baselines.values(), *view.front(), *best.values()]
     wanted = [trial.measurement.candidate for trial in shown]
     missing = [text for text in dict.fromkeys(wanted) if study.lookup((text, fidelity.text)) is None]

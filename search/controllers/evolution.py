@@ -1,4 +1,4 @@
-"""The controller `evolution`: elites for each budget, varied, winnowed by successive halving."""
+"""The controller `evolution`: elites for each target, varied, winnowed by successive halving."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class EvolutionSettings(BaseModel):
         offspring: new candidates in a generation, measured at the smallest fidelity.
         survivors: how many of them go on to the second fidelity, the third, ...; None: a quarter of the
             previous number each time, at least one.
-        parents: elites that each budget keeps.
+        parents: elites that each target keeps.
         crossover: probability that a new candidate mixes two elites; None: 0 with one parent, else 0.3.
-        migration: probability that a parent is an elite of the next lower or higher budget, repaired to
+        migration: probability that a parent is an elite of the next lower or higher target, repaired to
             this one.
         start: the first elites: the ``uniform`` candidates; or beside them the best of a generation of
             ``random`` ones; or beside them the solutions of ``sensitivity`` or ``greedy``.
@@ -72,11 +72,11 @@ class EvolutionSettings(BaseModel):
 
 
 class Evolution(Controller):
-    """An elitist (mu + lambda) evolution for each budget, budgets taking turns.
+    """An elitist (mu + lambda) evolution for each target, targets taking turns.
 
     A generation: new candidates from the elites by mutation and crossover; all are measured at the smallest
     fidelity, the best at the next, and so on; those measured at the largest fidelity compete with the
-    elites, which were measured there too. With one budget and one parent this is EvoPress (arXiv
+    elites, which were measured there too. With one target and one parent this is EvoPress (arXiv
     2410.14649), but for: fixed, nested data in place of a fresh minibatch a stage, so that parent and
     offspring are compared on equal data and nothing is measured twice; and offspring that are all different
     and new.
@@ -109,8 +109,8 @@ class Evolution(Controller):
         self._settings = settings
         self._survivors = _survivors(settings, len(self._fidelities))
         self._solver = _solver(space, fidelities, seed, settings)
-        self._elites: list[list[tuple[float, Any]]] = [[] for _ in space.budgets]
-        self._starts: list[tuple[int, Any]] | None = None  # (budget, candidate), once they are known
+        self._elites: list[list[tuple[float, Any]]] = [[] for _ in space.targets]
+        self._starts: list[tuple[int, Any]] | None = None  # (target, candidate), once they are known
         self._seen = {candidate.text for candidate in space.baselines().values()}
         self._generation = 0
         self._n_barren = 0  # generations in a row without a new candidate
@@ -130,50 +130,50 @@ class Evolution(Controller):
     @property
     def n_measurements(self) -> int:
         first = 0 if self._solver is None else self._solver.n_measurements
-        return first + len(self._space.budgets)
+        return first + len(self._space.targets)
 
     @property
     def elites(self) -> tuple[tuple[Any, ...], ...]:
-        """For each budget its elites, best first."""
+        """For each target its elites, best first."""
         return tuple(tuple(candidate for _, candidate in elites) for elites in self._elites)
 
     def _start(self) -> Course:
         """The first elites."""
         starts = [
-            (b, c) for name, c in self._space.baselines().items() if (b := self._budget(name, c)) is not None
+            (b, c) for name, c in self._space.baselines().items() if (b := self._target(name, c)) is not None
         ]
         if self._solver is not None:
             yield from self._solver.run()
             solutions = self._solver.solutions.items()
-            starts += [(budget, candidate) for budget, found in solutions for candidate in found]
+            starts += [(target, candidate) for target, found in solutions for candidate in found]
         self._starts = starts
         losses = yield [Proposal(candidate, self._fidelities[-1]) for _, candidate in starts]
-        for (budget, candidate), loss in zip(starts, losses, strict=True):
+        for (target, candidate), loss in zip(starts, losses, strict=True):
             self._seen.add(candidate.text)
-            self._keep(budget, [(loss, candidate)])
+            self._keep(target, [(loss, candidate)])
 
     def _begin_generation(self) -> bool:
         """Open the next generation that has a new candidate; False if none has, now or for ever."""
-        n_budgets = len(self._elites)
-        while self._starts is not None and self._n_barren < n_budgets:
-            budget = self._generation % n_budgets
+        n_targets = len(self._elites)
+        while self._starts is not None and self._n_barren < n_targets:
+            target = self._generation % n_targets
             rng = np.random.default_rng((self._seed, self._generation))
-            random = self._settings.start == "random" and self._generation < n_budgets
-            offspring = self._offspring(budget, rng, random=random)
+            random = self._settings.start == "random" and self._generation < n_targets
+            offspring = self._offspring(target, rng, random=random)
             if not offspring and self._batches.n_open:  # other elites may have some
                 self._exhausted = True
                 return False
             self._generation += 1
             self._n_barren = 0 if offspring else self._n_barren + 1
             if offspring:
-                self._batches.open(self._winnow(budget, offspring))
+                self._batches.open(self._winnow(target, offspring))
                 return True
         return False
 
-    def _budget(self, name: str, candidate: Any) -> int | None:
-        return None if name == "dense" else self._space.budget_of(candidate)
+    def _target(self, name: str, candidate: Any) -> int | None:
+        return None if name == "dense" else self._space.target_of(candidate)
 
-    def _winnow(self, budget: int, candidates: list[Any]) -> Course:
+    def _winnow(self, target: int, candidates: list[Any]) -> Course:
         """Successive halving; those that reach the largest fidelity compete with the elites."""
         ranked: list[tuple[float, Any]] = []
         for fidelity, n_next in zip(self._fidelities, (*self._survivors, 0), strict=True):
@@ -182,21 +182,21 @@ class Evolution(Controller):
             candidates = [candidate for loss, candidate in ranked[:n_next] if math.isfinite(loss)]
             if n_next and not candidates:
                 return
-        self._keep(budget, ranked)
+        self._keep(target, ranked)
 
-    def _keep(self, budget: int, newcomers: list[tuple[float, Any]]) -> None:
+    def _keep(self, target: int, newcomers: list[tuple[float, Any]]) -> None:
         """Keep the best as elites; older ones win ties, and infeasible ones are never elites."""
-        known = {candidate.text for _, candidate in self._elites[budget]}
+        known = {candidate.text for _, candidate in self._elites[target]}
         new = [(x, c) for x, c in newcomers if math.isfinite(x) and c.text not in known]
-        self._elites[budget] = _ranked([*self._elites[budget], *new])[: self._settings.parents]
+        self._elites[target] = _ranked([*self._elites[target], *new])[: self._settings.parents]
 
     # --- offspring ---
 
-    def _offspring(self, budget: int, rng: np.random.Generator, *, random: bool) -> list[Any]:
-        """New candidates of the budget, all different; fewer, or none, where no more are found."""
+    def _offspring(self, target: int, rng: np.random.Generator, *, random: bool) -> list[Any]:
+        """New candidates of the target, all different; fewer, or none, where no more are found."""
         found = []
         for _ in range(self._settings.offspring):
-            child = self._sample(budget, rng) if random else self._vary(budget, rng)
+            child = self._sample(target, rng) if random else self._vary(target, rng)
             for _ in range(ATTEMPTS):
                 if child.text not in self._seen:
                     self._seen.add(child.text)
@@ -207,32 +207,32 @@ class Evolution(Controller):
                 break
         return found
 
-    def _sample(self, budget: int, rng: np.random.Generator) -> Any:
-        return self._space.sample(rng, budget)
+    def _sample(self, target: int, rng: np.random.Generator) -> Any:
+        return self._space.sample(rng, target)
 
-    def _vary(self, budget: int, rng: np.random.Generator) -> Any:
+    def _vary(self, target: int, rng: np.random.Generator) -> Any:
         """One variation of a random parent; a random candidate where there is none."""
         settings = self._settings
-        elites = [candidate for _, candidate in self._elites[budget]]
+        elites = [candidate for _, candidate in self._elites[target]]
         if not elites and self._batches.n_open:  # the first of them are being measured
-            elites = [candidate for b, candidate in self._starts or () if b == budget]
+            elites = [candidate for b, candidate in self._starts or () if b == target]
         if not elites:
-            return self._sample(budget, rng)
+            return self._sample(target, rng)
         parent = elites[rng.integers(len(elites))]
         if rng.random() < settings.crossover_probability and len(elites) > 1:
             others = [candidate for candidate in elites if candidate is not parent]
             return self._space.crossover(parent, others[rng.integers(len(others))], rng)
         if rng.random() < settings.migration:
-            parent = self._migrant(budget, rng) or parent
+            parent = self._migrant(target, rng) or parent
         return self._space.mutate(parent, rng)
 
-    def _migrant(self, budget: int, rng: np.random.Generator) -> Any | None:
-        """An elite of a neighbouring budget, repaired to this one; None where there is none."""
-        around = [b for b in (budget - 1, budget + 1) if 0 <= b < len(self._elites)]
+    def _migrant(self, target: int, rng: np.random.Generator) -> Any | None:
+        """An elite of a neighbouring target, repaired to this one; None where there is none."""
+        around = [b for b in (target - 1, target + 1) if 0 <= b < len(self._elites)]
         elites = [candidate for b in around for _, candidate in self._elites[b]]
         if not elites:
             return None
-        return self._space.repair(elites[rng.integers(len(elites))], budget, rng)
+        return self._space.repair(elites[rng.integers(len(elites))], target, rng)
 
 
 Solver = SensitivityCourse | GreedyCourse

@@ -75,7 +75,7 @@ class GreedyCourse:
         self._step = _STEPS[settings.moves]
         self._groups = self._find_groups()
         self._now: Positions = (0,) * len(space.slots)
-        self.solutions: dict[int, list[Any]] = {}  # budget -> candidates, as far as the course has come
+        self.solutions: dict[int, list[Any]] = {}  # target -> candidates, as far as the course has come
 
     @property
     def n_measurements(self) -> int:
@@ -83,21 +83,21 @@ class GreedyCourse:
         return len(self._removals(0))
 
     def run(self) -> Course:
-        """Pass through all budgets; fills in `solutions`."""
-        for budget in range(len(self._space.budgets)):
-            yield from self.reach(budget)
+        """Pass through all targets; fills in `solutions`."""
+        for target in range(len(self._space.targets)):
+            yield from self.reach(target)
 
-    def reach(self, budget: int) -> Course:
-        """Go on to the budget, from the one before."""
-        low, _ = self._space.usage_bounds(budget)
-        while self._usage(self._now) < low and (removals := self._removals(budget)):
+    def reach(self, target: int) -> Course:
+        """Go on to the target, from the one before."""
+        low, _ = self._space.usage_bounds(target)
+        while self._usage(self._now) < low and (removals := self._removals(target)):
             losses = yield [Proposal(self._assembled(each), self._fidelity) for each in removals]
             if not any(map(math.isfinite, losses)):
                 break
             self._now = removals[int(np.argmin(losses))]  # the first of equals
-        rng = np.random.default_rng((self._seed, budget))
-        solution = self._space.repair(self._assembled(self._now), budget, rng)
-        self.solutions[budget] = with_free_slots(self._space, solution)
+        rng = np.random.default_rng((self._seed, target))
+        solution = self._space.repair(self._assembled(self._now), target, rng)
+        self.solutions[target] = with_free_slots(self._space, solution)
 
     def _find_groups(self) -> list[list[int]]:
         """Slots that one step removes together."""
@@ -106,9 +106,9 @@ class GreedyCourse:
             groups.setdefault(self._space.block_of(slot) if self._step.together else slot, []).append(slot)
         return list(groups.values())
 
-    def _removals(self, budget: int) -> list[Positions]:
-        """What one more step leads to, as far as it does not go beyond the budget."""
-        before, (_, high) = self._usage(self._now), self._space.usage_bounds(budget)
+    def _removals(self, target: int) -> list[Positions]:
+        """What one more step leads to, as far as it does not go beyond the target."""
+        before, (_, high) = self._usage(self._now), self._space.usage_bounds(target)
         found = []
         for group in self._groups:
             after = list(self._now)
@@ -134,12 +134,12 @@ class Greedy(Controller):
 
     As in SLEB (arXiv 2402.09025), BlockPruner (arXiv 2406.10594) and FinerCut (arXiv 2405.18218), which differ in what
     is removed, in the loss, and in what stays (their first or last blocks: the space's business here). One sequence
-    of steps passes through all budgets. Where the next removal would be too large for a budget, the space's repair
-    closes the gap; the sequence itself goes on without it, so that what is removed for a smaller budget is removed
-    for a larger one too. The candidate of each budget is measured at the largest fidelity; where there are several
+    of steps passes through all targets. Where the next removal would be too large for a target, the space's repair
+    closes the gap; the sequence itself goes on without it, so that what is removed for a smaller target is removed
+    for a larger one too. The candidate of each target is measured at the largest fidelity; where there are several
     repairs, with each of them, and the steps with the first.
 
-    When to use it: few slots, or budgets that are small. Measurements grow with the number of slots times the number
+    When to use it: few slots, or targets that are small. Measurements grow with the number of slots times the number
     of steps, and what looked harmless early is never put back, for which `evolution` starts from its solutions.
 
     Args:
@@ -162,7 +162,7 @@ class Greedy(Controller):
         objective: str = "loss",
     ) -> None:
         self._largest = check_fidelities(fidelities)[-1]
-        self._n_budgets = len(space.budgets)
+        self._n_targets = len(space.targets)
         self._greedy = GreedyCourse(separable(space, "greedy"), fidelities, seed, settings)
         self._batches = Batches(objective, self._course())
 
@@ -177,6 +177,6 @@ class Greedy(Controller):
         return self._greedy.n_measurements + 1
 
     def _course(self) -> Course:
-        for budget in range(self._n_budgets):
-            yield from self._greedy.reach(budget)
-            yield [Proposal(candidate, self._largest) for candidate in self._greedy.solutions[budget]]
+        for target in range(self._n_targets):
+            yield from self._greedy.reach(target)
+            yield [Proposal(candidate, self._largest) for candidate in self._greedy.solutions[target]]

@@ -1,4 +1,4 @@
-"""The controller `random`: random candidates of every budget in turn."""
+"""The controller `random`: random candidates of every target in turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.search.controllers.batches import check_fidelities
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space
 
-ATTEMPTS = 50  # draws for one new candidate before a budget is taken to be exhausted
+ATTEMPTS = 50  # draws for one new candidate before a target is taken to be exhausted
 
 
 class RandomSettings(BaseModel):
@@ -25,10 +25,10 @@ class RandomSettings(BaseModel):
 
 
 class Random(Controller):
-    """Samples of the space, budget by budget in turn, each measured at the largest fidelity.
+    """Samples of the space, target by target in turn, each measured at the largest fidelity.
 
     Goes on for as long as it is asked, and never proposes a candidate twice: it finishes when no new one
-    turns up for any budget. The baseline of every search: it needs no results.
+    turns up for any target. The baseline of every search: it needs no results.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Random(Controller):
     def ask(self, n: int) -> list[Proposal]:
         proposals: list[Proposal] = []
         n_failed = 0
-        while len(proposals) < n and n_failed < len(self._space.budgets):
+        while len(proposals) < n and n_failed < len(self._space.targets):
             candidate = self._draw(self._turn)
             self._turn += 1
             if candidate is None:
@@ -62,10 +62,10 @@ class Random(Controller):
         """Nothing is learned."""
 
     def _draw(self, turn: int) -> Any | None:
-        """A new candidate of the budget whose turn it is, or None."""
+        """A new candidate of the target whose turn it is, or None."""
         rng = np.random.default_rng((self._seed, turn))
         for _ in range(ATTEMPTS):
-            candidate = self._space.sample(rng, turn % len(self._space.budgets))
+            candidate = self._space.sample(rng, turn % len(self._space.targets))
             if candidate.text not in self._seen:
                 self._seen.add(candidate.text)
                 return candidate

@@ -50,13 +50,13 @@ CONTROLLERS: dict[str, ControllerRow] = {
     "random": ControllerRow(
         settings=RandomSettings,
         build=Random,
-        summary="random candidates of every budget in turn",
+        summary="random candidates of every target in turn",
         source="",
     ),
     "evolution": ControllerRow(
         settings=EvolutionSettings,
         build=Evolution,
-        summary="elites for each budget, varied, winnowed by successive halving over fidelities",
+        summary="elites for each target, varied, winnowed by successive halving over fidelities",
         source="https://arxiv.org/abs/2410.14649",
     ),
     "genetic": ControllerRow(

@@ -27,7 +27,7 @@ class SensitivitySettings(BaseModel):
             target are usually enough, and many times cheaper.
         n_tokens: which fidelity to measure at; None: the smallest.
         around: the reference that one slot at a time departs from: the ``dense`` model, once for all
-            budgets, or the ``uniform`` candidate of each budget, which sees slots in the company that they
+            targets, or the ``uniform`` candidate of each target, which sees slots in the company that they
             will be in.
     """
 
@@ -51,7 +51,7 @@ class SensitivityCourse:
 
     The model is additive: the loss of a candidate is the reference's plus the sum over slots of the
     difference that the slot makes alone. `complete` makes each slot's differences monotone and fills in the
-    options that were not measured; `solve` then finds the best candidate of each budget.
+    options that were not measured; `solve` then finds the best candidate of each target.
 
     Args:
         space: separable.
@@ -74,7 +74,7 @@ class SensitivityCourse:
         ]
         self._references = self._find_references()
         self._alone = {reference: self._find_alone(reference) for reference in self._references}
-        self.solutions: dict[int, list[Any]] = {}  # budget -> candidates, once the course is through
+        self.solutions: dict[int, list[Any]] = {}  # target -> candidates, once the course is through
 
     @property
     def n_measurements(self) -> int:
@@ -82,30 +82,30 @@ class SensitivityCourse:
         return sum(1 + len(alone) for alone in self._alone.values())
 
     def run(self) -> Generator[list[Proposal], Losses, None]:
-        """Measure, then fill in `solutions`. Nothing is found for a budget whose reference is infeasible."""
-        for reference, budgets in self._references.items():
+        """Measure, then fill in `solutions`. Nothing is found for a target whose reference is infeasible."""
+        for reference, targets in self._references.items():
             alone = self._alone[reference]
             candidates = [self._space.assemble(reference)]
             candidates += [self._replaced(reference, slot, index) for slot, index in alone]
             losses = yield [Proposal(candidate, self._fidelity) for candidate in candidates]
             if math.isfinite(losses[0]):
                 curves = self._curves(reference, dict(zip(alone, losses[1:], strict=True)), losses[0])
-                found = {budget: solve(self._space, curves, budget) for budget in budgets}
+                found = {target: solve(self._space, curves, target) for target in targets}
                 self.solutions |= {
-                    budget: with_free_slots(self._space, candidate)
-                    for budget, candidate in found.items()
+                    target: with_free_slots(self._space, candidate)
+                    for target, candidate in found.items()
                     if candidate is not None
                 }
 
     def _find_references(self) -> dict[tuple[int, ...], list[int]]:
-        """Options of each reference, and the budgets that it is for."""
-        names = {"dense": ["dense"] * len(self._space.budgets)}
+        """Options of each reference, and the targets that it is for."""
+        names = {"dense": ["dense"] * len(self._space.targets)}
         baselines = self._space.baselines()
-        names["uniform"] = list(baselines)[1 : 1 + len(self._space.budgets)]
+        names["uniform"] = list(baselines)[1 : 1 + len(self._space.targets)]
         references: dict[tuple[int, ...], list[int]] = {}
-        for budget, name in enumerate(names[self._settings.around]):
+        for target, name in enumerate(names[self._settings.around]):
             options = self._space.disassemble(baselines[name])
-            references.setdefault(options, []).append(budget)
+            references.setdefault(options, []).append(target)
         return references
 
     def _find_alone(self, reference: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -157,10 +157,10 @@ class SensitivityCourse:
 
 
 class Sensitivity(Controller):
-    """Measures every slot alone, then proposes the best combination for each budget, and finishes.
+    """Measures every slot alone, then proposes the best combination for each target, and finishes.
 
     As in SPDY (arXiv 2202.04290): additive, but with measured losses of the model in place of layer errors
-    and a MILP in place of dynamic programming. Cheap for many budgets: the measurements around the dense
+    and a MILP in place of dynamic programming. Cheap for many targets: the measurements around the dense
     model serve them all. Blind to interactions between slots, for which `evolution` starts from its
     solutions. Where there are several repairs each solution is proposed with all of them.
     """

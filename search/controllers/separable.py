@@ -64,7 +64,7 @@ def complete(shares: Array, measured: dict[int, float], anchor: int) -> Array:
 
 
 def with_free_slots(space: SeparableSpace[Any], candidate: Any) -> list[Any]:
-    """The candidate, then with each other option in the slots that use up none of the budget, such as a repair.
+    """The candidate, then with each other option in the slots that use up none of the target, such as a repair.
 
     Nothing is known of those before a candidate is pruned: alone, in the dense model, they change nothing.
     """
@@ -76,21 +76,21 @@ def with_free_slots(space: SeparableSpace[Any], candidate: Any) -> list[Any]:
     return [space.assemble(row) for row in product(*rows)]
 
 
-def solve(space: SeparableSpace[Any], losses: Sequence[Array], budget: int) -> Any | None:
-    """The candidate of a budget with the smallest sum of losses.
+def solve(space: SeparableSpace[Any], losses: Sequence[Array], target: int) -> Any | None:
+    """The candidate of a target with the smallest sum of losses.
 
     Args:
         space: separable.
         losses: for each slot the loss of each option; infinite for an option that must not be taken.
-        budget: index of the budget.
+        target: index of the target.
 
     Returns:
-        The candidate, or None if no allowed options meet the budget.
+        The candidate, or None if no allowed options meet the target.
     """
     options = [list(space.options(slot)) for slot in range(len(losses))]
     usages = [[space.usage(slot, option) for option in row] for slot, row in enumerate(options)]
-    choice = solve_knapsack(losses, usages, *space.usage_bounds(budget))
+    choice = solve_knapsack(losses, usages, *space.usage_bounds(target))
     if choice is None:
         return None
     candidate = space.assemble([row[index] for row, index in zip(options, choice, strict=True)])
-    return space.repair(candidate, budget, np.random.default_rng(0))  # of the MILP's tolerance
+    return space.repair(candidate, target, np.random.default_rng(0))  # of the MILP's tolerance

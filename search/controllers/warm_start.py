@@ -13,9 +13,9 @@ from secateur.spaces.space import SeparableSpace, Space
 
 
 def front_of(directory: Path, space: Space[Any]) -> list[tuple[int, Any]]:
-    """The front of a run, less its baselines, as candidates of this space with the budgets that they meet.
+    """The front of a run, less its baselines, as candidates of this space with the targets that they meet.
 
-    A candidate that meets none is repaired to the budget nearest to what it uses up. The front may grow while
+    A candidate that meets none is repaired to the target nearest to what it uses up. The front may grow while
     its search goes on: a search that shall be continued by replay starts from one that has ended.
 
     Args:
@@ -23,7 +23,7 @@ def front_of(directory: Path, space: Space[Any]) -> list[tuple[int, Any]]:
         space: what is searched now; candidates of the run that are none of its own are left out.
 
     Returns:
-        (index of the budget, candidate), in the order of the front, each candidate once.
+        (index of the target, candidate), in the order of the front, each candidate once.
 
     Raises:
         ValueError: if there is no run in the directory, or no candidate of this space on its front.
@@ -38,11 +38,11 @@ def front_of(directory: Path, space: Space[Any]) -> list[tuple[int, Any]]:
             candidate = space.parse(trial.measurement.candidate)
         except ValueError:
             continue
-        budget = space.budget_of(candidate)
-        if budget is None:
-            budget = _nearest_budget(space, candidate)
-            candidate = space.repair(candidate, budget, np.random.default_rng(trial.number))
-        found.setdefault(candidate.text, (budget, candidate))
+        target = space.target_of(candidate)
+        if target is None:
+            target = _nearest_target(space, candidate)
+            candidate = space.repair(candidate, target, np.random.default_rng(trial.number))
+        found.setdefault(candidate.text, (target, candidate))
     if not found:
         raise ValueError(
             f"Expected `warm_start` to be a run with candidates of this space on its front, got {directory}. "
@@ -51,9 +51,9 @@ def front_of(directory: Path, space: Space[Any]) -> list[tuple[int, Any]]:
     return list(found.values())
 
 
-def _nearest_budget(space: Space[Any], candidate: Any) -> int:
-    """The budget whose usage is nearest to the candidate's; the lower one if two are. The only one of a space."""
+def _nearest_target(space: Space[Any], candidate: Any) -> int:
+    """The target whose usage is nearest to the candidate's; the lower one if two are. The only one of a space."""
     if not isinstance(space, SeparableSpace):
         return 0
     usage = sum(space.usage(slot, option) for slot, option in enumerate(space.disassemble(candidate)))
-    return min(range(len(space.budgets)), key=lambda b: abs(space.usage_bounds(b)[0] - usage))
+    return min(range(len(space.targets)), key=lambda b: abs(space.usage_bounds(b)[0] - usage))

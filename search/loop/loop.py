@@ -79,7 +79,7 @@ class Search:
         fidelity: of the baselines: the largest one of the search.
         batch: proposals a round of a deterministic search.
         asks: log of an asynchronous search.
-        kinship: sort key of candidates; an asynchronous search puts neighbours, who share work, in one job.
+        locality_key: sort key of candidates; an asynchronous search puts neighbours, who share work, in one job.
         observers: look on.
     """
 
@@ -94,7 +94,7 @@ class Search:
         *,
         batch: int = 16,
         asks: AskLog | None = None,
-        kinship: Callable[[Any], Any] | None = None,
+        locality_key: Callable[[Any], Any] | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._study = study
@@ -104,7 +104,7 @@ class Search:
         self._executor = executor
         self._batch = batch
         self._log = asks
-        self._kinship = kinship if asks is not None else None
+        self._locality_key = locality_key if asks is not None else None
         self._observers = observers
         self._ledger = Ledger(budget)
         self._waiting: dict[Key, list[_Round]] = {}  # what is under way, and who waits for it
@@ -216,9 +216,9 @@ class Search:
         """Put what is new in the order in which it is to be measured: by fidelity, as all were proposed."""
         for fidelity in dict.fromkeys(proposal.fidelity for proposal in proposals):
             group = [proposal for proposal in new.values() if proposal.fidelity == fidelity]
-            if self._kinship is not None:
-                kinship = self._kinship
-                group.sort(key=lambda proposal: kinship(proposal.candidate))
+            if self._locality_key is not None:
+                locality_key = self._locality_key
+                group.sort(key=lambda proposal: locality_key(proposal.candidate))
             self._todo |= {proposal.key: proposal for proposal in group}
 
     def _submit(self) -> None:

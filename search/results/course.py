@@ -1,4 +1,4 @@
-"""The course of a search: which budget a trial belongs to, and how the best loss of each went down."""
+"""The course of a search: which target a trial belongs to, and how the best loss of each went down."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from secateur.spaces.measurement import Fidelity
 
 
 def references(baselines: Mapping[str, Trial]) -> dict[str, str]:
-    """For each budget the name of the baseline that others are compared with: ``{"0.6": "uniform@0.6"}``.
+    """For each target the name of the baseline that others are compared with: ``{"0.6": "uniform@0.6"}``.
 
     Of several it is the first one.
     """
@@ -22,15 +22,15 @@ def references(baselines: Mapping[str, Trial]) -> dict[str, str]:
     return found
 
 
-def budgets(baselines: Mapping[str, Trial]) -> dict[str, float]:
-    """Sparsity of each budget's `references`, by its label, e.g. ``{"0.6": 0.6001}``."""
+def target_sparsities(baselines: Mapping[str, Trial]) -> dict[str, float]:
+    """Sparsity of each target's `references`, by its label, e.g. ``{"0.6": 0.6001}``."""
     return {
         label: baselines[name].measurement.values["sparsity"] for label, name in references(baselines).items()
     }
 
 
-def budget_of(trial: Trial, known: Mapping[str, float]) -> str | None:
-    """Label of the budget that a feasible trial meets, or None (as for the dense model)."""
+def target_of(trial: Trial, known: Mapping[str, float]) -> str | None:
+    """Label of the target that a feasible trial meets, or None (as for the dense model)."""
     sparsity = trial.measurement.values.get("sparsity")
     if sparsity is None or not known:
         return None
@@ -38,11 +38,11 @@ def budget_of(trial: Trial, known: Mapping[str, float]) -> str | None:
     return label if abs(known[label] - sparsity) <= SPARSITY_TOLERANCE else None
 
 
-def best_by_budget(trials: Iterable[Trial], known: Mapping[str, float]) -> dict[str, Trial]:
-    """The trial with the lowest loss of each budget, of comparable trials; of equal ones the first."""
+def best_by_target(trials: Iterable[Trial], known: Mapping[str, float]) -> dict[str, Trial]:
+    """The trial with the lowest loss of each target, of comparable trials; of equal ones the first."""
     best: dict[str, Trial] = {}
     for trial in trials:
-        label = budget_of(trial, known)
+        label = target_of(trial, known)
         if label is not None and (label not in best or _loss(trial) < _loss(best[label])):
             best[label] = trial
     return {label: best[label] for label in known if label in best}
@@ -51,15 +51,15 @@ def best_by_budget(trials: Iterable[Trial], known: Mapping[str, float]) -> dict[
 def loss_series(
     trials: Iterable[Trial], fidelity: Fidelity, known: Mapping[str, float]
 ) -> dict[str, list[tuple[int, float]]]:
-    """How the lowest loss of each budget went down.
+    """How the lowest loss of each target went down.
 
     Args:
         trials: of one study, in order.
         fidelity: of the losses.
-        known: see `budgets`.
+        known: see `target_sparsities`.
 
     Returns:
-        (tokens evaluated for the search so far, lowest loss so far), one an improvement, by budget.
+        (tokens evaluated for the search so far, lowest loss so far), one an improvement, by target.
     """
     n_tokens, series = 0, dict[str, list[tuple[int, float]]]()
     for trial in trials:
@@ -67,7 +67,7 @@ def loss_series(
         n_tokens += m.n_tokens if m.fidelity.part == "search" else 0
         if m.fidelity != fidelity or m.infeasible is not None:
             continue
-        label = budget_of(trial, known)
+        label = target_of(trial, known)
         points = series.setdefault(label, []) if label is not None else None
         if points is not None and (not points or _loss(trial) < points[-1][1]):
             points.append((n_tokens, _loss(trial)))

@@ -173,7 +173,7 @@ def _bar(tally: Tally) -> Table:
 
 
 def _best(tally: Tally) -> Table:
-    """The best loss of each budget so far, beside that of the baseline that it is compared with."""
+    """The best loss of each target so far, beside that of the baseline that it is compared with."""
     from rich.box import SIMPLE
     from rich.table import Table
 

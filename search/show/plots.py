@@ -67,7 +67,7 @@ def plot_course(
     hypervolume: Sequence[tuple[int, float]],
     n_tokens: int,
 ) -> None:
-    """How the search went: the best loss of each budget over tokens, the hypervolume over trials.
+    """How the search went: the best loss of each target over tokens, the hypervolume over trials.
 
     Args:
         path: of the PNG.
@@ -81,7 +81,7 @@ def plot_course(
         left, right = figure.subplots(1, 2)
         colors = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, max(1, len(losses))))
         drawn: list[float] = []
-        relative = len(losses) > 1  # budgets lie orders of magnitude apart
+        relative = len(losses) > 1  # targets lie orders of magnitude apart
         for (label, points), color in zip(losses.items(), colors, strict=False):
             tokens, values = zip(*[*points, (n_tokens, points[-1][1])], strict=True)
             shown = [value / (values[0] or 1.0) if relative else value for value in values]
@@ -93,7 +93,7 @@ def plot_course(
         unit = "relative to the baseline" if relative else "nats/token"
         left.set(xlabel="tokens evaluated for the search", ylabel=f"best loss so far ({unit})")
         left.xaxis.set_major_formatter(lambda value, _: scaled(value))
-        left.set_title("Best loss of each budget")
+        left.set_title("Best loss of each target")
         if losses:
             title = "sparsity: best loss\n(nats/token)"
             left.legend(
@@ -209,7 +209,7 @@ def _annotate(axes: Axes, grid: Array, middle: float) -> None:
 
 
 def _percent(label: str) -> str:
-    """A budget's label, ``0.6``, as ``60%``."""
+    """A target's label, ``0.6``, as ``60%``."""
     try:
         return f"{float(label):.4g}" if float(label) > 1 else f"{float(label) * 100:.4g}%"
     except ValueError:

@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.search.budget import Spent
 from secateur.search.controller import Trial
-from secateur.search.results.course import best_by_budget, budgets, references
+from secateur.search.results.course import best_by_target, references, target_sparsities
 from secateur.search.results.front import hypervolume_series, non_dominated
 from secateur.search.settings.settings import Settings
 from secateur.search.study.study import trials_of
@@ -33,8 +33,8 @@ class Progress:
         self._baselines: dict[str, Trial] = {}  # feasible, by name
         self._shown: list[Trial] = []  # feasible, at the fidelity that is compared
         self._front: list[Trial] = []
-        self._budgets: dict[str, float] = {}  # as far as their baselines are known
-        self._best: dict[str, Trial] = {}  # by budget
+        self._targets: dict[str, float] = {}  # as far as their baselines are known
+        self._best: dict[str, Trial] = {}  # by target
 
     def add(self, trials: Iterable[Trial]) -> None:
         """Trials that are new, in the order of their numbers."""
@@ -53,11 +53,11 @@ class Progress:
         self._baselines = {name: self._baselines[name] for name in order}
         self._shown += shown
         self._front = non_dominated([*self._front, *shown], self.settings.objectives, self._fidelity)
-        known = budgets(self._baselines)
-        if known == self._budgets:
-            self._best = best_by_budget([*self._best.values(), *shown], known)
-        else:  # a trial before its baseline had no budget yet
-            self._budgets, self._best = known, best_by_budget(self._shown, known)
+        known = target_sparsities(self._baselines)
+        if known == self._targets:
+            self._best = best_by_target([*self._best.values(), *shown], known)
+        else:  # a trial before its baseline had no target yet
+            self._targets, self._best = known, best_by_target(self._shown, known)
 
     @property
     def n_front(self) -> int:
@@ -83,7 +83,7 @@ class Progress:
         }
 
     def best(self) -> dict[str, dict[str, Any]]:
-        """The trial with the best loss of each budget, beside the baseline that it is compared with.
+        """The trial with the best loss of each target, beside the baseline that it is compared with.
 
         ``{"0.6": {"trial": 17, "loss": ..., "reference": "uniform", "reference_loss": ...}}``.
         """

@@ -14,7 +14,7 @@ from secateur.search.errors import UsageError
 from secateur.search.files import dump_yaml
 from secateur.search.loop.notes import notes_line
 from secateur.search.mirror.address import masked
-from secateur.search.results.course import best_by_budget, budgets, loss_series
+from secateur.search.results.course import best_by_target, loss_series, target_sparsities
 from secateur.search.results.front import hypervolume_series
 from secateur.search.results.run import Run
 from secateur.search.show.front_plot import plot_front
@@ -35,7 +35,7 @@ def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
 
     Args:
         run: with at least one feasible trial at its largest search fidelity.
-        trial: to show in detail; None for the best one of the middle budget.
+        trial: to show in detail; None for the best one of the middle target.
 
     Returns:
         The files, the page first.
@@ -61,9 +61,9 @@ def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
 
 
 def _middle(run: Run) -> Trial:
-    """The best trial of the middle budget: a pruned one, where there is any."""
+    """The best trial of the middle target: a pruned one, where there is any."""
     baselines = {n: t for n, t in run.baselines.items() if t.measurement.infeasible is None}
-    best = list(best_by_budget(run.trials(), budgets(baselines)).values()) or run.front()
+    best = list(best_by_target(run.trials(), target_sparsities(baselines)).values()) or run.front()
     return best[len(best) // 2]
 
 
@@ -71,7 +71,7 @@ def _draw(run: Run, trial: Trial, pictures: Mapping[str, Path]) -> None:
     study, baselines = run.study, run.baselines
     feasible = {name: t for name, t in baselines.items() if t.measurement.infeasible is None}
     plot_front(pictures["front"], run)
-    losses = loss_series(study.trials, run.fidelity, budgets(feasible))
+    losses = loss_series(study.trials, run.fidelity, target_sparsities(feasible))
     texts = set(study.about.baselines.values())
     volumes = hypervolume_series(study.trials, run.objectives, texts, run.fidelity)
     start = max((t.number for t in baselines.values()), default=0)  # before it the volume says nothing

@@ -86,7 +86,7 @@ def status_line(facts: Mapping[str, Any]) -> str:
 
 
 def _beside(best: Mapping[str, Any]) -> str:
-    """The baseline that the best trial of a budget is compared with, and its loss."""
+    """The baseline that the best trial of a target is compared with, and its loss."""
     return f"{best['reference']} {shown('loss', best['reference_loss'])}"
 
 

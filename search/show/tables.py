@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.objectives import objective
-from secateur.search.results.course import budget_of, budgets, references
+from secateur.search.results.course import references, target_of, target_sparsities
 from secateur.search.show.values import perplexity, shown
 from secateur.spaces.measurement import Measurement
 
@@ -30,7 +30,7 @@ class Row:
         values: of the trial; None where the candidate has no such cost.
         test: the same candidate on the test part, if it was measured there.
         recovered: the same candidate after training, on the test part, if there is one.
-        note: name of a baseline, or how the trial compares with the one of its budget.
+        note: name of a baseline, or how the trial compares with the one of its target.
         on_front: False for a baseline that is shown beside the front.
     """
 
@@ -52,7 +52,7 @@ def front_rows(run: Run) -> list[Row]:
     front, names = run.front(), {trial.number: name for name, trial in run.baselines.items()}
     on_front = {trial.number for trial in front}
     others = [t for t in run.baselines.values() if t.number not in on_front and not t.measurement.infeasible]
-    known = budgets(_feasible(run.baselines))
+    known = target_sparsities(_feasible(run.baselines))
     rows = []
     for trial in [*front, *others]:
         note = names.get(trial.number) or _compared(trial, run.baselines, known)
@@ -66,7 +66,7 @@ def _feasible(baselines: Mapping[str, Trial]) -> dict[str, Trial]:
 
 def _compared(trial: Trial, baselines: Mapping[str, Trial], known: Mapping[str, float]) -> str:
     """The trial's loss beside that of the baseline that it is compared with."""
-    label = budget_of(trial, known)
+    label = target_of(trial, known)
     if label is None:
         return ""
     name = references(baselines)[label]

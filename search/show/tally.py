@@ -57,7 +57,7 @@ class Tally:
 
     @property
     def best(self) -> dict[str, dict[str, Any]]:
-        """The best loss of each budget so far, see `Progress.best`."""
+        """The best loss of each target so far, see `Progress.best`."""
         return self._progress.best()
 
     @property

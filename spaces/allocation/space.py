@@ -65,7 +65,7 @@ class AllocationSpace(SeparableSpace[Allocation]):
         units: what can be switched.
         protected: prunable linears that stay dense.
         levels: sparsities, ascending, the first 0.
-        targets: global sparsities, ascending: the budgets.
+        targets: global sparsities, ascending.
         shape: the dense model.
 
     Raises:
@@ -97,17 +97,17 @@ class AllocationSpace(SeparableSpace[Allocation]):
         n_members = sum(len(unit.members) for unit in units)
         step = min(sum(unit.sizes) for unit in units) * levels[-1] / (len(levels) - 1)
         self._windows = tuple(window(self._table, t, self._n_weights, n_members, step) for t in targets)
-        self._uniform = tuple(self._level_out(budget) for budget in range(len(targets)))
+        self._uniform = tuple(self._level_out(target) for target in range(len(targets)))
         self._variation = Variation(self._table, self._windows, self._uniform)
 
-    def _level_out(self, budget: int) -> Levels:
-        """The most uniform allocation that meets the budget; also shows that there is one."""
-        target, bounds = self._targets[budget], self._windows[budget]
+    def _level_out(self, target: int) -> Levels:
+        """The most uniform allocation that meets the target; also shows that there is one."""
+        sparsity, bounds = self._targets[target], self._windows[target]
         highest = sum(row[-1] for row in self._table)
         if bounds.low > highest:
             raise ValueError(
                 f"Expected `target` from 0 to {highest / self._n_weights:.4g} (all units "
-                f"at sparsity {self._levels[-1]:g}, {len(self._protected)} linears protected), got {target:g}. "
+                f"at sparsity {self._levels[-1]:g}, {len(self._protected)} linears protected), got {sparsity:g}. "
                 f"Lower it, raise `max_sparsity`, or protect less."
             )
         levels = level_out(self._table, bounds)
@@ -115,17 +115,17 @@ class AllocationSpace(SeparableSpace[Allocation]):
             step = (bounds.high - bounds.low) / self._n_weights
             raise ValueError(
                 f"Expected a `target` that the levels of {len(self._units)} units can meet to within "
-                f"{step:.2g}, got {target:g}. Use a smaller `step`, units of equal size, or another target."
+                f"{step:.2g}, got {sparsity:g}. Use a smaller `step`, units of equal size, or another target."
             )
-        if budget and bounds.low <= self._windows[budget - 1].high:
+        if target and bounds.low <= self._windows[target - 1].high:
             raise ValueError(
-                f"Expected targets that the levels tell apart, got {self._targets[budget - 1]:.10g} and "
-                f"{target:.10g}. Use a smaller `step` or fewer targets."
+                f"Expected targets that the levels tell apart, got {self._targets[target - 1]:.10g} and "
+                f"{sparsity:.10g}. Use a smaller `step` or fewer targets."
             )
         return levels
 
     @property
-    def budgets(self) -> tuple[float, ...]:
+    def targets(self) -> tuple[float, ...]:
         return self._targets
 
     @property
@@ -142,28 +142,28 @@ class AllocationSpace(SeparableSpace[Allocation]):
             named[f"uniform@{target:.10g}"] = Allocation(uniform)
         return named
 
-    def budget_of(self, candidate: Allocation) -> int | None:
-        return self._variation.budget_of(candidate.levels)
+    def target_of(self, candidate: Allocation) -> int | None:
+        return self._variation.target_of(candidate.levels)
 
     # --- variation ---
 
-    def sample(self, rng: np.random.Generator, budget: int) -> Allocation:
+    def sample(self, rng: np.random.Generator, target: int) -> Allocation:
         """As `Variation.sample`."""
         shares = [np.asarray(self._levels)] * len(self._units)
-        return Allocation(self._variation.sample(shares, self._targets[budget], budget, rng))
+        return Allocation(self._variation.sample(shares, self._targets[target], target, rng))
 
     def mutate(self, candidate: Allocation, rng: np.random.Generator) -> Allocation:
         """As `Variation.mutate`."""
         return self._same_or(
-            candidate, self._variation.mutate(candidate.levels, self._budget(candidate), rng)
+            candidate, self._variation.mutate(candidate.levels, self._target(candidate), rng)
         )
 
     def crossover(self, first: Allocation, second: Allocation, rng: np.random.Generator) -> Allocation:
         """As `Variation.mix`."""
-        return Allocation(self._variation.mix(first.levels, second.levels, self._budget(first), rng))
+        return Allocation(self._variation.mix(first.levels, second.levels, self._target(first), rng))
 
-    def repair(self, candidate: Allocation, budget: int, rng: np.random.Generator) -> Allocation:
-        return self._same_or(candidate, self._variation.repair(candidate.levels, budget, rng))
+    def repair(self, candidate: Allocation, target: int, rng: np.random.Generator) -> Allocation:
+        return self._same_or(candidate, self._variation.repair(candidate.levels, target, rng))
 
     # --- what a candidate means ---
 
@@ -195,8 +195,8 @@ class AllocationSpace(SeparableSpace[Allocation]):
     def block_of(self, slot: int) -> int:
         return self._units[slot].block
 
-    def usage_bounds(self, budget: int) -> tuple[int, int]:
-        return self._windows[budget].low, self._windows[budget].high
+    def usage_bounds(self, target: int) -> tuple[int, int]:
+        return self._windows[target].low, self._windows[target].high
 
     def assemble(self, options: Sequence[int]) -> Allocation:
         return self._checked(Allocation(tuple(options)))
@@ -210,14 +210,14 @@ class AllocationSpace(SeparableSpace[Allocation]):
     def _same_or(candidate: Allocation, levels: Levels) -> Allocation:
         return candidate if levels is candidate.levels else Allocation(levels)
 
-    def _budget(self, candidate: Allocation) -> int:
-        budget = self.budget_of(candidate)
-        if budget is None:
+    def _target(self, candidate: Allocation) -> int:
+        target = self.target_of(candidate)
+        if target is None:
             raise ValueError(
-                f"Expected `candidate` to meet a budget, got {candidate.text!r} with sparsity "
+                f"Expected `candidate` to meet a target, got {candidate.text!r} with sparsity "
                 f"{self._variation.total(candidate.levels) / self._n_weights:.4f}. Call `repair` first."
             )
-        return budget
+        return target
 
     def _checked(self, candidate: Allocation) -> Allocation:
         if len(candidate.levels) != len(self._units):

@@ -1,4 +1,4 @@
-"""What architectures cost, exactly, and what budgets of them count."""
+"""What architectures cost, exactly, and what targets of them count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _latency(phase: PhaseName) -> Callable[[ModelShape, BlockShape, Kept], int]:
     return usage
 
 
-# What a budget counts of one block, in integers: parameters, multiply-accumulates, bytes, nanoseconds.
+# What a target counts of one block, in integers: parameters, multiply-accumulates, bytes, nanoseconds.
 USAGES: dict[Of, Callable[[ModelShape, BlockShape, Kept], int]] = {
     "params": lambda shape, block, kept: block.params(*kept),
     "macs": lambda shape, block, kept: block.macs(*kept),
@@ -37,7 +37,7 @@ def dense_of(block: BlockShape) -> Kept:
 
 
 def check_latency(shape: ModelShape, of: Of) -> None:
-    """Raise unless what the budget counts is known.
+    """Raise unless what the target counts is known.
 
     Raises:
         ValueError: if it is a latency without a table, or the table is another model's.
@@ -63,7 +63,7 @@ def check_latency(shape: ModelShape, of: Of) -> None:
 def cost(shape: ModelShape, blocks: Sequence[Kept], repair: Repair = "none") -> dict[str, float]:
     """Costs of the whole model: ``sparsity`` is the share of the blocks' parameters that is removed.
 
-    Biases that a repair adds count in ``params`` and ``size_bytes``, not in the sparsity: budgets are met alike with
+    Biases that a repair adds count in ``params`` and ``size_bytes``, not in the sparsity: targets are met alike with
     any repair. (A stock class may store further biases of zeros, see `formats.stock.fit`.) Latencies, in milliseconds,
     are predicted from the table, where there is one.
     """

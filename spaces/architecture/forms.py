@@ -1,4 +1,4 @@
-"""The forms of architectures whose blocks are all alike, and which of them meet each budget."""
+"""The forms of architectures whose blocks are all alike, and which of them meet each target."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Form(NamedTuple):
     kept: Kept
 
 
-class FormBudgets:
-    """What can be removed of all blocks alike, counted in the budget's unit.
+class FormTargets:
+    """What can be removed of all blocks alike, counted in the target's unit.
 
     Args:
         shape: the dense model, with blocks that are all alike.
@@ -105,7 +105,7 @@ class FormBudgets:
 
     @cached_property
     def forms(self) -> tuple[list[Form], ...]:
-        """For each budget the forms that meet it."""
+        """For each target the forms that meet it."""
         return tuple(
             [form for form, removed in self._removed.items() if window.low <= removed <= window.high]
             for window in self.windows
@@ -113,31 +113,31 @@ class FormBudgets:
 
     @cached_property
     def uniform(self) -> tuple[tuple[Form, list[int]], ...]:
-        """For each budget a form and the blocks that it drops.
+        """For each target a form and the blocks that it drops.
 
         As few of them as can be, spread over the depth, and shares of groups and channels as equal as can be.
 
         Raises:
-            ValueError: if no form meets a budget exactly, where blocks count differently.
+            ValueError: if no form meets a target exactly, where blocks count differently.
         """
-        return tuple(self._find_uniform(budget) for budget in range(len(self.targets)))
+        return tuple(self._find_uniform(target) for target in range(len(self.targets)))
 
-    def _find_uniform(self, budget: int) -> tuple[Form, list[int]]:
-        found = self.find(budget, [self.droppable[i] for i in spread_order(len(self.droppable))])
+    def _find_uniform(self, target: int) -> tuple[Form, list[int]]:
+        found = self.find(target, [self.droppable[i] for i in spread_order(len(self.droppable))])
         if found is None:
             raise ValueError(
-                f"Expected a `target` that blocks of different {self._of} can meet, got {self.targets[budget]:g}. Use "
+                f"Expected a `target` that blocks of different {self._of} can meet, got {self.targets[target]:g}. Use "
                 f"another one, or `of: params`."
             )
         return found
 
     def find(
-        self, budget: int, order: Sequence[int], *, shallow: bool = False
+        self, target: int, order: Sequence[int], *, shallow: bool = False
     ) -> tuple[Form, list[int]] | None:
-        """A form that meets the budget and the blocks that it drops; None if there is none.
+        """A form that meets the target and the blocks that it drops; None if there is none.
 
         Args:
-            budget: its index.
+            target: its index.
             order: the blocks that may be dropped, the first ones are.
             shallow: drop as many of them as can be, not as few; then shares of groups and channels as equal as can be.
         """
@@ -146,14 +146,14 @@ class FormBudgets:
             shares = [kept / dense for kept, dense in zip(form.kept, self.dense.kept, strict=True)]
             return form.n_blocks if shallow else -form.n_blocks, abs(shares[0] - shares[1])
 
-        for form in sorted(self.forms[budget], key=rank):
+        for form in sorted(self.forms[target], key=rank):
             dropped = list(order[: self.dense.n_blocks - form.n_blocks])
-            if self.budget_of(self.blocks(form, dropped)) == budget:
+            if self.target_of(self.blocks(form, dropped)) == target:
                 return form, dropped
         return None
 
-    def budget_of(self, blocks: Sequence[Kept]) -> int | None:
-        """Index of the budget that the architecture meets, or None."""
+    def target_of(self, blocks: Sequence[Kept]) -> int | None:
+        """Index of the target that the architecture meets, or None."""
         removed = self._n_total - self._usage(blocks)
         return next((i for i, window in enumerate(self.windows) if removed in window), None)
 

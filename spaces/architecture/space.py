@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.architecture.budgets import SlotBudgets
 from secateur.spaces.architecture.candidate import Architecture, Repair
 from secateur.spaces.architecture.cost import Of
 from secateur.spaces.architecture.levels import LevelRules, Slot
 from secateur.spaces.architecture.scores import Scored, Scores, moves_of, walk
+from secateur.spaces.architecture.slot_targets import SlotTargets
 from secateur.spaces.architecture.structured import StructuredSpace
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import SeparableSpace
@@ -33,9 +33,9 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
     Args:
         shape: the dense model, with its blocks.
         rules: which numbers may be kept.
-        targets: shares of the blocks' `of` that are removed, ascending: the budgets, each met to within half a
+        targets: shares of the blocks' `of` that are removed, ascending: the targets, each met to within half a
             level of the finest slot.
-        of: what a budget counts.
+        of: what a target counts.
         repairs: how kept weights may make up for removed ones.
 
     Raises:
@@ -50,58 +50,58 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         of: Of = "params",
         repairs: Sequence[Repair] = ("none",),
     ) -> None:
-        self._of_slots = SlotBudgets(shape, rules, targets, of)
+        self._of_slots = SlotTargets(shape, rules, targets, of)
         super().__init__(shape, repairs, self._of_slots)
         self._slots, self._table = self._of_slots.slots, self._of_slots.table
         self._variation = Variation(self._table, self._of_slots.windows, self._of_slots.uniform)
         self._groups = _groups(self._slots, together="blocks" in rules.units)
 
-    # --- budgets ---
+    # --- targets ---
 
-    def budget_of(self, candidate: Architecture) -> int | None:
-        return self._variation.budget_of(self._levels_of(candidate))
+    def target_of(self, candidate: Architecture) -> int | None:
+        return self._variation.target_of(self._levels_of(candidate))
 
     @property
     def dense(self) -> Architecture:
         return self._made((0,) * len(self._slots))
 
-    def uniform(self, budget: int) -> Architecture:
-        """All slots lose the same share, see `SlotBudgets.uniform`."""
-        return self._made(self._of_slots.uniform[budget])
+    def uniform(self, target: int) -> Architecture:
+        """All slots lose the same share, see `SlotTargets.uniform`."""
+        return self._made(self._of_slots.uniform[target])
 
-    def from_scores(self, kind: Scored, scores: Scores, budget: int) -> Architecture | None:
-        """See `moves_of`; what these miss of the budget, if anything, random levels make up for."""
+    def from_scores(self, kind: Scored, scores: Scores, target: int) -> Architecture | None:
+        """See `moves_of`; what these miss of the target, if anything, random levels make up for."""
         moves = moves_of(kind, self._slots, scores)
-        levels = walk(self._table, self._of_slots.windows[budget], moves)
-        found = self._variation.settle(levels, budget, np.random.default_rng(0)) if any(levels) else None
+        levels = walk(self._table, self._of_slots.windows[target], moves)
+        found = self._variation.settle(levels, target, np.random.default_rng(0)) if any(levels) else None
         return None if found is None else self._made(found)
 
     # --- variation ---
 
-    def sample(self, rng: np.random.Generator, budget: int) -> Architecture:
+    def sample(self, rng: np.random.Generator, target: int) -> Architecture:
         """As `Variation.sample`, with any repair."""
         repair = int(rng.integers(len(self._repairs))) if len(self._repairs) > 1 else 0
-        levels = self._variation.sample(self._of_slots.shares, self.budgets[budget], budget, rng)
+        levels = self._variation.sample(self._of_slots.shares, self.targets[target], target, rng)
         return self._made(levels, repair)
 
     def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
         """A quarter of them depth moves, the others level switches; a few change the repair alone."""
-        budget, levels = self._budget(candidate), self._levels_of(candidate)
+        target, levels = self._target(candidate), self._levels_of(candidate)
         repair, n_repairs = self._repair_of(candidate), len(self._repairs)
         other = self._other_repair(repair, rng)
         if other is not None:
             return self._made(levels, other)
         if self._groups and rng.random() < DEPTH_MOVES:
             for _ in range(ATTEMPTS):
-                found = self._depth_move(levels, budget, rng)
+                found = self._depth_move(levels, target, rng)
                 if found is not None:
                     return self._made(found, repair)
-        found = self._variation.mutate(levels, budget, rng)
+        found = self._variation.mutate(levels, target, rng)
         if found == levels and n_repairs > 1:
             return self._made(levels, (repair + 1) % n_repairs)
         return self._made(found, repair)
 
-    def _depth_move(self, levels: Levels, budget: int, rng: np.random.Generator) -> Levels | None:
+    def _depth_move(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels | None:
         """Something removed or restored whole, or exchanged with another of its kind; the others make up for it."""
         group = self._groups[rng.integers(len(self._groups))]
         gone = self._is_gone(group, levels)
@@ -112,10 +112,10 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
                 other = others[rng.integers(len(others))]
                 pairs = list(zip(group, other, strict=True))
                 jumps = {a: levels[b] for a, b in pairs} | {b: levels[a] for a, b in pairs}
-                return self._variation.jump(levels, budget, jumps, rng)
+                return self._variation.jump(levels, target, jumps, rng)
         last = {i: len(self._table[i]) - 1 for i in group}
         jumps = {i: int(rng.integers(end)) for i, end in last.items()} if gone else last
-        return self._variation.jump(levels, budget, jumps, rng)
+        return self._variation.jump(levels, target, jumps, rng)
 
     def _is_gone(self, group: Sequence[int], levels: Levels) -> bool:
         return all(levels[i] == len(self._table[i]) - 1 for i in group)
@@ -126,14 +126,14 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
         """As `Variation.mix`; the repair is one of theirs."""
-        budget = self._budget(first)
+        target = self._target(first)
         repair = self._repair_of(first if rng.random() < 0.5 else second)
-        mixed = self._variation.mix(self._levels_of(first), self._levels_of(second), budget, rng)
+        mixed = self._variation.mix(self._levels_of(first), self._levels_of(second), target, rng)
         return self._made(mixed, repair)
 
-    def repair(self, candidate: Architecture, budget: int, rng: np.random.Generator) -> Architecture:
+    def repair(self, candidate: Architecture, target: int, rng: np.random.Generator) -> Architecture:
         levels = self._levels_of(candidate)
-        found = self._variation.repair(levels, budget, rng)
+        found = self._variation.repair(levels, target, rng)
         return candidate if found is levels else self._made(found, self._repair_of(candidate))
 
     # --- what a candidate means ---
@@ -150,7 +150,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     # --- separable view ---
 
-    def kinship(self, candidate: Architecture) -> Any:
+    def locality_key(self, candidate: Architecture) -> Any:
         """The repair changes every block."""
         return candidate.repair, self._levels_of(candidate)
 
@@ -171,8 +171,8 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
     def block_of(self, slot: int) -> int:
         return len(self._shape.blocks) if slot == len(self._slots) else self._slots[slot].block
 
-    def usage_bounds(self, budget: int) -> tuple[int, int]:
-        window = self._of_slots.windows[budget]
+    def usage_bounds(self, target: int) -> tuple[int, int]:
+        window = self._of_slots.windows[target]
         return window.low, window.high
 
     def assemble(self, options: Sequence[int]) -> Architecture:

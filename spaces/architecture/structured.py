@@ -20,7 +20,7 @@ REPAIR_MOVES = 0.1  # of the mutations, where several repairs are offered: anoth
 
 
 class Counted(Protocol):
-    """What can be removed of a model, counted in the budget's unit."""
+    """What can be removed of a model, counted in the target's unit."""
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -37,7 +37,7 @@ class StructuredSpace(Space[Architecture]):
     Args:
         shape: the dense model, with its blocks.
         repairs: how kept weights may make up for removed ones.
-        counted: the budgets.
+        counted: the targets.
     """
 
     def __init__(self, shape: ModelShape, repairs: Sequence[Repair], counted: Counted) -> None:
@@ -52,7 +52,7 @@ class StructuredSpace(Space[Architecture]):
         return self._counted.levels
 
     @property
-    def budgets(self) -> tuple[float, ...]:
+    def targets(self) -> tuple[float, ...]:
         return self._counted.targets
 
     @property
@@ -61,12 +61,12 @@ class StructuredSpace(Space[Architecture]):
         """Nothing removed."""
 
     @abstractmethod
-    def uniform(self, budget: int) -> Architecture:
-        """The one that others of the budget are compared with."""
+    def uniform(self, target: int) -> Architecture:
+        """The one that others of the target are compared with."""
 
     @abstractmethod
-    def from_scores(self, kind: Scored, scores: Scores, budget: int) -> Architecture | None:
-        """The architecture that a known allocation gives; None where it gives none that meets the budget."""
+    def from_scores(self, kind: Scored, scores: Scores, target: int) -> Architecture | None:
+        """The architecture that a known allocation gives; None where it gives none that meets the target."""
 
     @property
     def repairs(self) -> tuple[Repair, ...]:
@@ -75,20 +75,20 @@ class StructuredSpace(Space[Architecture]):
 
     def baselines(self) -> dict[str, Architecture]:
         named = {"dense": self.dense}
-        for budget, target in enumerate(self.budgets):
-            named[f"uniform@{target:.10g}"] = self.uniform(budget)
+        for target, share in enumerate(self.targets):
+            named[f"uniform@{share:.10g}"] = self.uniform(target)
         return named | self._further
 
     def scored_baselines(self, kinds: Sequence[Scored], scores: Scores) -> dict[str, Architecture]:
-        """What known allocations give for each budget, such as ``flap@0.25``, if it is not the uniform one."""
+        """What known allocations give for each target, such as ``flap@0.25``, if it is not the uniform one."""
         found: dict[str, Architecture] = {}
         known = set(self.with_baselines({}).baselines().values())
         for kind in kinds:
-            for budget, target in enumerate(self.budgets):
-                candidate = self.from_scores(kind, scores, budget)
+            for target, share in enumerate(self.targets):
+                candidate = self.from_scores(kind, scores, target)
                 if candidate is not None and candidate not in known:
                     known.add(candidate)
-                    found[f"{kind}@{target:.10g}"] = candidate
+                    found[f"{kind}@{share:.10g}"] = candidate
         return found
 
     def with_baselines(self, named: Mapping[str, Architecture]) -> Self:
@@ -132,10 +132,10 @@ class StructuredSpace(Space[Architecture]):
         moves = n > 1 and rng.random() < REPAIR_MOVES
         return (repair + int(rng.integers(1, n))) % n if moves else None
 
-    def _budget(self, candidate: Architecture) -> int:
-        budget = self.budget_of(candidate)
-        if budget is None:
+    def _target(self, candidate: Architecture) -> int:
+        target = self.target_of(candidate)
+        if target is None:
             raise ValueError(
-                f"Expected `candidate` to meet a budget, got {candidate.text!r}. Call `repair` first."
+                f"Expected `candidate` to meet a target, got {candidate.text!r}. Call `repair` first."
             )
-        return budget
+        return target

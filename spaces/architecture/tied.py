@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.spaces.architecture.candidate import GONE, Architecture, Repair
 from secateur.spaces.architecture.cost import Of
-from secateur.spaces.architecture.forms import Form, FormBudgets
+from secateur.spaces.architecture.forms import Form, FormTargets
 from secateur.spaces.architecture.levels import LevelRules
 from secateur.spaces.architecture.scores import OF_BLOCKS, Scored, Scores
 from secateur.spaces.architecture.structured import StructuredSpace
@@ -23,14 +23,14 @@ NEIGHBOURS = 4  # forms that are near enough for one mutation
 class TiedSpace(StructuredSpace):
     """One number of KV groups and one of FFN channels for all blocks, but for those that are dropped whole.
 
-    A budget is met by certain forms alone; within one the choice is which blocks to drop. Costs: those of
+    A target is met by certain forms alone; within one the choice is which blocks to drop. Costs: those of
     `cost.cost`.
 
     Args:
         shape: the dense model, with blocks that are all alike.
         rules: which numbers may be kept; `units` out of groups, channels, blocks.
-        targets: shares of the blocks' `of` that are removed, ascending: the budgets.
-        of: what a budget counts.
+        targets: shares of the blocks' `of` that are removed, ascending.
+        of: what a target counts.
         repairs: how kept weights may make up for removed ones.
 
     Raises:
@@ -45,50 +45,50 @@ class TiedSpace(StructuredSpace):
         of: Of = "params",
         repairs: Sequence[Repair] = ("none",),
     ) -> None:
-        self._forms = FormBudgets(shape, rules, targets, of)
+        self._forms = FormTargets(shape, rules, targets, of)
         super().__init__(shape, repairs, self._forms)
         self._droppable = self._forms.droppable
         self._uniform = [self._made(*uniform) for uniform in self._forms.uniform]
 
-    def budget_of(self, candidate: Architecture) -> int | None:
-        return self._forms.budget_of(candidate.blocks)
+    def target_of(self, candidate: Architecture) -> int | None:
+        return self._forms.target_of(candidate.blocks)
 
     @property
     def dense(self) -> Architecture:
         return self._made(self._forms.dense, ())
 
-    def uniform(self, budget: int) -> Architecture:
-        """As few blocks dropped as can be, spread over the depth, see `FormBudgets.uniform`."""
-        return self._uniform[budget]
+    def uniform(self, target: int) -> Architecture:
+        """As few blocks dropped as can be, spread over the depth, see `FormTargets.uniform`."""
+        return self._uniform[target]
 
-    def from_scores(self, kind: Scored, scores: Scores, budget: int) -> Architecture | None:
+    def from_scores(self, kind: Scored, scores: Scores, target: int) -> Architecture | None:
         """As many blocks dropped as can be, those that score least; None where units are scored."""
         of_blocks = OF_BLOCKS.get(kind)
         if of_blocks is None:
             return None
         by_block = of_blocks(scores)
         order = sorted(self._droppable, key=lambda block: by_block[block])
-        found = self._forms.find(budget, order, shallow=True)
+        found = self._forms.find(target, order, shallow=True)
         return self._made(*found) if found and found[1] else None
 
     # --- variation ---
 
-    def sample(self, rng: np.random.Generator, budget: int) -> Architecture:
-        """A random form of the budget, random blocks dropped."""
-        repair, forms = int(rng.integers(len(self._repairs))), self._forms.forms[budget]
+    def sample(self, rng: np.random.Generator, target: int) -> Architecture:
+        """A random form of the target, random blocks dropped."""
+        repair, forms = int(rng.integers(len(self._repairs))), self._forms.forms[target]
         for _ in range(ATTEMPTS):
             found = self._fitted(forms[rng.integers(len(forms))], (), repair, rng)
-            if self.budget_of(found) == budget:
+            if self.target_of(found) == target:
                 return found
-        return self._uniform[budget]
+        return self._uniform[target]
 
     def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
         """Half of them drop another block in place of one; the others take one of the nearest forms."""
-        budget, (form, dropped, repair) = self._budget(candidate), self._parts(candidate)
+        target, (form, dropped, repair) = self._target(candidate), self._parts(candidate)
         another = self._other_repair(repair, rng)
         if another is not None:
             return self._made(form, dropped, another)
-        near = [other for other in self._nearest(form, budget) if other != form][:NEIGHBOURS]
+        near = [other for other in self._nearest(form, target) if other != form][:NEIGHBOURS]
         kept = [index for index in self._droppable if index not in dropped]
         for _ in range(ATTEMPTS):
             if dropped and kept and (not near or rng.random() < 0.5):
@@ -99,35 +99,35 @@ class TiedSpace(StructuredSpace):
                 found = self._fitted(near[rng.integers(len(near))], dropped, repair, rng)
             else:
                 break
-            if self.budget_of(found) == budget:
+            if self.target_of(found) == target:
                 return found
         return self._made(form, dropped, (repair + 1) % len(self._repairs))
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
-        """The form of one of them that meets the budget; what both drop is dropped first, then what either does."""
-        budget = self._budget(first)
+        """The form of one of them that meets the target; what both drop is dropped first, then what either does."""
+        target = self._target(first)
         (form, dropped, repair), (other, also, another) = self._parts(first), self._parts(second)
-        if other in self._forms.forms[budget] and rng.random() < 0.5:
+        if other in self._forms.forms[target] and rng.random() < 0.5:
             form = other
         repair = repair if rng.random() < 0.5 else another
         both, either = set(dropped) & set(also), sorted(set(dropped) ^ set(also))
         order = [*sorted(both), *(either[i] for i in rng.permutation(len(either)))]
         found = self._fitted(form, order, repair, rng)
-        return found if self.budget_of(found) == budget else first
+        return found if self.target_of(found) == target else first
 
-    def repair(self, candidate: Architecture, budget: int, rng: np.random.Generator) -> Architecture:
-        if self.budget_of(candidate) == budget:
+    def repair(self, candidate: Architecture, target: int, rng: np.random.Generator) -> Architecture:
+        if self.target_of(candidate) == target:
             return candidate
         form, dropped, repair = self._parts(candidate)
-        for near in self._nearest(form, budget):
+        for near in self._nearest(form, target):
             found = self._fitted(near, rng.permutation(dropped).tolist(), repair, rng)
-            if self.budget_of(found) == budget:
+            if self.target_of(found) == target:
                 return found
-        return self._uniform[budget]
+        return self._uniform[target]
 
-    def _nearest(self, form: Form, budget: int) -> list[Form]:
-        """The forms of the budget, the nearest first."""
-        return sorted(self._forms.forms[budget], key=lambda other: self._forms.apart(other, form))
+    def _nearest(self, form: Form, target: int) -> list[Form]:
+        """The forms of the target, the nearest first."""
+        return sorted(self._forms.forms[target], key=lambda other: self._forms.apart(other, form))
 
     def _fitted(
         self, form: Form, dropped: Sequence[int], repair: int, rng: np.random.Generator
@@ -153,7 +153,7 @@ class TiedSpace(StructuredSpace):
                 f"one of {alike.ffn} channels, or are dropped, got {candidate.text[:80]!r}."
             )
 
-    def kinship(self, candidate: Architecture) -> Any:
+    def locality_key(self, candidate: Architecture) -> Any:
         """The repair changes every block."""
         return candidate.repair, candidate.blocks
 
@@ -180,7 +180,7 @@ class TiedSpace(StructuredSpace):
         return {parameter.name: values[parameter.name] for parameter in self.parameters()}
 
     def from_parameters(
-        self, values: Mapping[str, int], budget: int, rng: np.random.Generator
+        self, values: Mapping[str, int], target: int, rng: np.random.Generator
     ) -> Architecture:
         alike, dense = self._forms.alike, self._forms.dense
         dropped = [index for index in self._droppable if values[f"block{index}"]]
@@ -188,7 +188,7 @@ class TiedSpace(StructuredSpace):
             kv_groups=alike.kv_groups[values.get("kv_groups", 0)], ffn=alike.ffn[values.get("ffn", 0)]
         )
         form = Form(dense.n_blocks - len(dropped), kept)
-        return self.repair(self._made(form, dropped, values.get("repair", 0)), budget, rng)
+        return self.repair(self._made(form, dropped, values.get("repair", 0)), target, rng)
 
     # --- helpers ---
 

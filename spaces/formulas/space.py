@@ -95,7 +95,7 @@ class FormulaSpace(Space[Formula]):
     stand_ins = MappingProxyType({DENSE: frozenset({"nodes"})})
 
     @property
-    def budgets(self) -> tuple[float, ...]:
+    def targets(self) -> tuple[float, ...]:
         return (self._target,)
 
     @property
@@ -135,10 +135,10 @@ class FormulaSpace(Space[Formula]):
         named = {DENSE: Formula(None), f"{first}@{self._target:.10g}": Formula(tree)}
         return named | {name: Formula(tree) for name, tree in others}
 
-    def budget_of(self, candidate: Formula) -> int | None:
+    def target_of(self, candidate: Formula) -> int | None:
         return None if candidate.tree is None else 0
 
-    def sample(self, rng: np.random.Generator, budget: int) -> Formula:
+    def sample(self, rng: np.random.Generator, target: int) -> Formula:
         """A random formula, of random depth, that uses the weights."""
         for _ in range(ATTEMPTS):
             tree = simplify(ramped(rng, 8, self._bounds, self._palette)[rng.integers(8)])
@@ -195,7 +195,7 @@ class FormulaSpace(Space[Formula]):
         child = simplify(crossover(rng, first.tree, second.tree, self._bounds))
         return Formula(child) if self._uses_weights(child) else first
 
-    def repair(self, candidate: Formula, budget: int, rng: np.random.Generator) -> Formula:
+    def repair(self, candidate: Formula, target: int, rng: np.random.Generator) -> Formula:
         return self._any_known(rng) if candidate.tree is None else candidate
 
     def _any_known(self, rng: np.random.Generator) -> Formula:

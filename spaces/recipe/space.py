@@ -35,7 +35,7 @@ class RecipeSpace(Space[Recipe]):
 
     Args:
         unit: what goes.
-        targets: shares that go, ascending: the budgets.
+        targets: shares that go, ascending.
         tree: what is chosen.
         sources: calibration text by name; "": the evaluator's calibration set.
         start: the known recipe that others are compared with, and that gives what is not chosen.
@@ -72,7 +72,7 @@ class RecipeSpace(Space[Recipe]):
         self._shape = shape
 
     @property
-    def budgets(self) -> tuple[float, ...]:
+    def targets(self) -> tuple[float, ...]:
         return self._targets
 
     @property
@@ -97,29 +97,29 @@ class RecipeSpace(Space[Recipe]):
     def baselines(self) -> dict[str, Recipe]:
         found = {DENSE: Recipe(DENSE)}
         for name in self._known:
-            for budget, target in enumerate(self._targets):
-                recipe = self.known(name, budget)
+            for target, share in enumerate(self._targets):
+                recipe = self.known(name, target)
                 if recipe not in found.values():
-                    found[f"{name}@{target:.10g}"] = recipe
+                    found[f"{name}@{share:.10g}"] = recipe
         return found
 
-    def known(self, name: str, budget: int) -> Recipe:
+    def known(self, name: str, target: int) -> Recipe:
         """A known recipe, with the space's own calibration data."""
         items = self._tree.grown(items_of_known(name), self._tree.default)
-        return self._made(items, self._targets[budget])
+        return self._made(items, self._targets[target])
 
-    def budget_of(self, candidate: Recipe) -> int | None:
-        return None if candidate.is_dense else self._budgets.get(candidate.sparsity)
+    def target_of(self, candidate: Recipe) -> int | None:
+        return None if candidate.is_dense else self._target_indices.get(candidate.sparsity)
 
     @property
-    def _budgets(self) -> dict[float, int]:
+    def _target_indices(self) -> dict[float, int]:
         return {float(f"{target:.10g}"): index for index, target in enumerate(self._targets)}
 
     # --- variation ---
 
-    def sample(self, rng: np.random.Generator, budget: int) -> Recipe:
+    def sample(self, rng: np.random.Generator, target: int) -> Recipe:
         """Every choice that applies at random, all options alike."""
-        return self._made(self._tree.grown({}, lambda choice: _any(choice, rng)), self._targets[budget])
+        return self._made(self._tree.grown({}, lambda choice: _any(choice, rng)), self._targets[target])
 
     def mutate(self, candidate: Recipe, rng: np.random.Generator) -> Recipe:
         """One or two choices changed, ordered ones mostly to a neighbour; what then applies anew is random."""
@@ -153,10 +153,10 @@ class RecipeSpace(Space[Recipe]):
         }
         return self._made(self._tree.grown(items, self._tree.default), first.sparsity)
 
-    def repair(self, candidate: Recipe, budget: int, rng: np.random.Generator) -> Recipe:
-        if self.budget_of(candidate) == budget:
+    def repair(self, candidate: Recipe, target: int, rng: np.random.Generator) -> Recipe:
+        if self.target_of(candidate) == target:
             return candidate
-        return self._made(self._items(candidate), self._targets[budget])
+        return self._made(self._items(candidate), self._targets[target])
 
     def _with(self, candidate: Recipe, items: Items, rng: np.random.Generator) -> Recipe:
         return self._made(self._tree.grown(items, lambda choice: _any(choice, rng)), candidate.sparsity)
@@ -184,7 +184,7 @@ class RecipeSpace(Space[Recipe]):
             return self.known(self._known[0], 0).plain | {"sparsity": 0}
         return candidate.plain
 
-    def kinship(self, candidate: Recipe) -> Any:
+    def locality_key(self, candidate: Recipe) -> Any:
         """Its calibration data: statistics are collected once for each."""
         return candidate.text.split(" | ")[1:2], candidate.text
 
@@ -200,9 +200,9 @@ class RecipeSpace(Space[Recipe]):
         positions = {c.path: c.position(items[c.path]) for c in self._tree.active(items)}
         return {path: position for path, position in positions.items() if position is not None}
 
-    def from_parameters(self, values: Mapping[str, int], budget: int, rng: np.random.Generator) -> Recipe:
+    def from_parameters(self, values: Mapping[str, int], target: int, rng: np.random.Generator) -> Recipe:
         items = {c.path: c.options[values[c.path]] for c in self.choices if c.path in values}
-        return self._made(self._tree.grown(items, lambda choice: _any(choice, rng)), self._targets[budget])
+        return self._made(self._tree.grown(items, lambda choice: _any(choice, rng)), self._targets[target])
 
 
 def _any(choice: Choice, rng: np.random.Generator) -> Any:

@@ -169,7 +169,7 @@ class Genetic(Controller):
     def _plant(self) -> Course:
         """The published formulas, measured at all fidelities, into every island."""
         space = self._space
-        seeds = [self._individual(c) for c in space.baselines().values() if space.budget_of(c) is not None]
+        seeds = [self._individual(c) for c in space.baselines().values() if space.target_of(c) is not None]
         for seed in seeds:
             self._breeder.is_new(seed.formula)
         if self._proxy is not None:

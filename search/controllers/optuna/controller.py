@@ -22,7 +22,7 @@ from secateur.spaces.space import Space
 if TYPE_CHECKING:  # takes a second to import
     import optuna
 
-FAILURES = 3  # proposals a budget in a row without anything new before the space is taken to be exhausted
+FAILURES = 3  # proposals a target in a row without anything new before the space is taken to be exhausted
 
 
 class OptunaSettings(BaseModel):
@@ -35,7 +35,7 @@ class OptunaSettings(BaseModel):
         objectives: what it optimises; None: those of the search, of which ``cmaes`` takes the first.
         options: keyword arguments of the sampler, e.g. ``{population_size: 20}``.
         start: how many random candidates of the space's own a study begins with, after the uniform ones: better
-            than a sampler's, which don't know the budget.
+            than a sampler's, which don't know the target.
         warm_start: directory of a run whose front is proposed before these.
     """
 
@@ -76,10 +76,10 @@ class OptunaSettings(BaseModel):
 
 
 class Optuna(Controller):
-    """Asks a sampler of Optuna's for parameters and makes candidates of them that meet a budget.
+    """Asks a sampler of Optuna's for parameters and makes candidates of them that meet a target.
 
-    With one objective each budget has a study and a sampler of its own, and they take turns, since a milder
-    budget would win every comparison. With several there is one study, and the budget is a parameter in it.
+    With one objective each target has a study and a sampler of its own, and they take turns, since a milder
+    target would win every comparison. With several there is one study, and the target is a parameter in it.
     All is measured at the largest fidelity: smaller ones are for controllers that winnow, as `evolution` does. Nothing
     is waited for: results may come in any order, or not at all.
 
@@ -91,7 +91,7 @@ class Optuna(Controller):
     Optuna's study lives in memory; after a stop it is rebuilt by replay. Samplers draw from generators of their own
     that begin with the seed.
 
-    When to use it: several objectives, or few slots. A sampler knows no budget: repair moves up to as many slots
+    When to use it: several objectives, or few slots. A sampler knows no target: repair moves up to as many slots
     as the proposal was off, so single steps, which `evolution` lives on, are rare. On bowls with a known optimum
     evolution came nearer than any sampler, with 6 slots and with 21 (experiments/002-scale/samplers.py).
 
@@ -119,10 +119,10 @@ class Optuna(Controller):
         self._largest = check_fidelities(fidelities)[-1]
         self._sampler, self._row = settings.sampler, row_of(settings.sampler)
         names = settings.objectives or tuple(objectives)[: None if self._row.multi_objective else 1]
-        budgets = range(len(space.budgets))
-        groups = [tuple(budgets)] if len(names) > 1 else [(budget,) for budget in budgets]
+        targets = range(len(space.targets))
+        groups = [tuple(targets)] if len(names) > 1 else [(target,) for target in targets]
         known = [] if settings.warm_start is None else front_of(settings.warm_start, space)
-        known += [(b, c) for c in space.baselines().values() if (b := space.budget_of(c)) is not None]
+        known += [(b, c) for c in space.baselines().values() if (b := space.target_of(c)) is not None]
         known = [(b, c) for b, c in known if _is_reached(space, c, b)]
         self._studies = []
         for i, group in enumerate(groups):
@@ -130,10 +130,10 @@ class Optuna(Controller):
             study_seed = int(rng.integers(2**31))
             study = SampledStudy(space, group, names, settings.sampler, settings.options, study_seed)
             turns = [group[turn % len(group)] for turn in range(settings.start)]
-            random = [(budget, space.sample(rng, budget)) for budget in turns]
+            random = [(target, space.sample(rng, target)) for target in turns]
             starts = {c.text: (b, c) for b, c in [*known, *random] if b in group}
-            for budget, candidate in starts.values():
-                study.start_with(candidate, budget)
+            for target, candidate in starts.values():
+                study.start_with(candidate, target)
             self._studies.append(study)
         if self._row.comfort and self._studies[0].n_parameters > self._row.comfort[0]:
             self._warn(f"{self._studies[0].n_parameters} parameters")
@@ -144,7 +144,7 @@ class Optuna(Controller):
     def ask(self, n: int) -> list[Proposal]:
         proposals: list[Proposal] = []
         n_before, n_failed = len(self._seen), 0
-        while len(proposals) < n and n_failed < FAILURES * len(self._space.budgets):
+        while len(proposals) < n and n_failed < FAILURES * len(self._space.targets):
             study = self._studies[self._turn % len(self._studies)]
             self._turn += 1
             found = study.ask(lambda candidate: candidate.text not in self._seen)
@@ -169,7 +169,7 @@ class Optuna(Controller):
 
     @property
     def n_measurements(self) -> int:
-        return len(self._space.budgets)
+        return len(self._space.targets)
 
     def _warn(self, what: str) -> None:
         """Say once that the sampler was not made for this."""
@@ -177,7 +177,7 @@ class Optuna(Controller):
         warnings.warn(f"The sampler {self._sampler} with {what} {slow}.", UserWarning, stacklevel=3)
 
 
-def _is_reached(space: Space[Any], candidate: Any, budget: int) -> bool:
+def _is_reached(space: Space[Any], candidate: Any, target: int) -> bool:
     """Whether parameters lead to the candidate: what a study begins with may be none of a sampler's options."""
     rng = np.random.default_rng(0)
-    return bool(space.from_parameters(space.to_parameters(candidate), budget, rng) == candidate)
+    return bool(space.from_parameters(space.to_parameters(candidate), target, rng) == candidate)

@@ -19,14 +19,14 @@ if TYPE_CHECKING:  # takes a second to import
     import optuna
 
 ATTEMPTS = 50  # mutations, each of the last one, for one new candidate before it is given up
-BUDGET = "budget"  # the parameter that chooses one of several budgets
+TARGET = "budget"  # the parameter that chooses one of several targets
 INFEASIBLE = "infeasible"  # the constraint that is violated by a candidate without values
 
 
 class SampledStudy:
-    """Some budgets of a space as Optuna sees them.
+    """Some targets of a space as Optuna sees them.
 
-    What a sampler proposes rarely meets a budget. It is repaired, or moved on if it was proposed before, and
+    What a sampler proposes rarely meets a target. It is repaired, or moved on if it was proposed before, and
     the trial is given the parameters of the candidate that came of it, so that the sampler learns from what
     was really measured. Trials that are under way stay unfinished, with their parameters: TPE and GP keep away
     from them, the others don't mind.
@@ -37,7 +37,7 @@ class SampledStudy:
 
     Args:
         space: what is searched.
-        budgets: indices of budgets; a parameter of its own if there are several.
+        targets: indices of targets; a parameter of its own if there are several.
         objectives: names in `OBJECTIVES`; all are minimised, after `oriented`.
         sampler: see `build_sampler`.
         options: see `build_sampler`.
@@ -50,7 +50,7 @@ class SampledStudy:
     def __init__(
         self,
         space: Space[Any],
-        budgets: Sequence[int],
+        targets: Sequence[int],
         objectives: Sequence[str],
         sampler: str,
         options: Mapping[str, Any],
@@ -60,11 +60,11 @@ class SampledStudy:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = space
-        self._budgets = tuple(budgets)
+        self._targets = tuple(targets)
         self._objectives = tuple(objectives)
         self._seed = seed
-        budget = [IntParameter(BUDGET, 0, len(budgets) - 1)] if len(budgets) > 1 else []
-        self._parameters = (*space.parameters(), *budget)
+        target = [IntParameter(TARGET, 0, len(targets) - 1)] if len(targets) > 1 else []
+        self._parameters = (*space.parameters(), *target)
         self._distributions = {p.name: distribution_of(p) for p in self._parameters}
         self._ordered: OrderedParameters | None = None
         if row_of(sampler).after and any(p.when for p in self._parameters):
@@ -85,9 +85,9 @@ class SampledStudy:
         """How many parameters the sampler may propose."""
         return len(self._parameters if self._ordered is None else self._ordered)
 
-    def start_with(self, candidate: Any, budget: int) -> None:
-        """Propose this candidate of the budget before the sampler's own."""
-        self._study.enqueue_trial(self._values(candidate, budget))
+    def start_with(self, candidate: Any, target: int) -> None:
+        """Propose this candidate of the target before the sampler's own."""
+        self._study.enqueue_trial(self._values(candidate, target))
 
     def ask(self, is_new: Callable[[Any], bool]) -> tuple[optuna.Trial, Any] | None:
         """A trial and its candidate, or None if no new one turned up."""
@@ -98,11 +98,11 @@ class SampledStudy:
         suggested = self._suggested(trial)
         values = {**suggested, **({} if ordered is None else ordered.proposed(trial, suggested))}
         rng = np.random.default_rng((self._seed, trial.number))
-        budget = self._budgets[values.get(BUDGET, 0)]
-        candidate = self._space.from_parameters(values, budget, rng)
+        target = self._targets[values.get(TARGET, 0)]
+        candidate = self._space.from_parameters(values, target, rng)
         for _ in range(ATTEMPTS):
             if is_new(candidate):
-                return self._corrected(trial, suggested, self._values(candidate, budget)), candidate
+                return self._corrected(trial, suggested, self._values(candidate, target)), candidate
             last, candidate = candidate, self._space.mutate(candidate, rng)
             if candidate.text == last.text:  # it has no neighbours
                 break
@@ -149,9 +149,9 @@ class SampledStudy:
                 values[p.name] = trial.suggest_int(p.name, p.low, p.high, step=p.step)
         return values
 
-    def _values(self, candidate: Any, budget: int) -> dict[str, int]:
+    def _values(self, candidate: Any, target: int) -> dict[str, int]:
         values = self._space.to_parameters(candidate)
-        return {**values, BUDGET: self._budgets.index(budget)} if len(self._budgets) > 1 else values
+        return {**values, TARGET: self._targets.index(target)} if len(self._targets) > 1 else values
 
     def _corrected(self, trial: optuna.Trial, old: Mapping[str, int], new: Mapping[str, int]) -> optuna.Trial:
         """The trial with the parameters of its candidate; another one if some of the trial's don't apply to it."""

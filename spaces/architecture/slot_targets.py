@@ -1,4 +1,4 @@
-"""The slots of the space `architecture`, what their options remove, and the totals that meet each budget."""
+"""The slots of the space `architecture`, what their options remove, and the totals that meet each target."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from secateur.spaces.budget import check_ascending, finest_step, nearest_window
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.variation import ATTEMPTS, Levels, Variation
 
-UNIFORM_STEPS = 400  # shares that are tried for the uniform levels of a budget
+UNIFORM_STEPS = 400  # shares that are tried for the uniform levels of a target
 
 
-class SlotBudgets:
-    """What can be removed, counted in the budget's unit.
+class SlotTargets:
+    """What can be removed, counted in the target's unit.
 
     Args:
         shape: the dense model, with its blocks.
@@ -76,17 +76,17 @@ class SlotBudgets:
 
     def _check_targets(self) -> None:
         highest = sum(row[-1] for row in self.table)
-        for budget, (target, bounds) in enumerate(zip(self.targets, self.windows, strict=True)):
+        for target, (share, bounds) in enumerate(zip(self.targets, self.windows, strict=True)):
             if bounds.low > highest or (target and bounds.low <= 0):
                 raise ValueError(
                     f"Expected `target` from {(self._step // 2 + 1) / self.n_total:.2g} to "
                     f"{highest / self.n_total:.4g} (what {self._units} can remove of the blocks' {self._of}), got "
-                    f"{target:g}. Choose another target or more `units`, or protect fewer blocks."
+                    f"{share:g}. Choose another target or more `units`, or protect fewer blocks."
                 )
-            if budget and bounds.low <= self.windows[budget - 1].high:
+            if target and bounds.low <= self.windows[target - 1].high:
                 raise ValueError(
                     f"Expected targets that the levels tell apart ({self._step / self.n_total:.2g}), got "
-                    f"{self.targets[budget - 1]:.10g} and {target:.10g}. Use fewer targets, or a smaller `ffn_step`."
+                    f"{self.targets[target - 1]:.10g} and {share:.10g}. Use fewer targets, or a smaller `ffn_step`."
                 )
 
     @cached_property
@@ -96,17 +96,17 @@ class SlotBudgets:
 
     @cached_property
     def uniform(self) -> tuple[Levels, ...]:
-        """For each budget the most uniform levels that meet it.
+        """For each target the most uniform levels that meet it.
 
         All slots lose the same share; what the levels of one miss of it the next one of its kind makes up for.
 
         Raises:
-            ValueError: if no levels meet a budget.
+            ValueError: if no levels meet a target.
         """
-        return tuple(self._find_uniform(budget) for budget in range(len(self.targets)))
+        return tuple(self._find_uniform(target) for target in range(len(self.targets)))
 
-    def _find_uniform(self, budget: int) -> Levels:
-        window = self.windows[budget]
+    def _find_uniform(self, target: int) -> Levels:
+        window = self.windows[target]
         variation = Variation(self.table, [window], ())
         middle = (window.low + window.high) // 2
 
@@ -124,7 +124,7 @@ class SlotBudgets:
                 return levels
         raise ValueError(
             f"Expected a `target` that the levels of {len(self.slots)} slots can meet to within "
-            f"{self._step / 2 / self.n_total:.2g}, got {self.targets[budget]:g}. Near it is "
+            f"{self._step / 2 / self.n_total:.2g}, got {self.targets[target]:g}. Near it is "
             f"{variation.total(nearest) / self.n_total:.4g}; or use a smaller `ffn_step`, or more `units`."
         )
 
