@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from secateur.search.controller import Trial
-from secateur.search.errors import nearest
+from secateur.spaces.names import nearest
 
 TASK = "task:"
 """An objective that begins so is the accuracy in a task, named by the rest."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from secateur.pruners.depth.merge_targets import Run, point_block, runs_of
 from secateur.pruners.depth.mka import fused, neighbour_similarities
 from secateur.pruners.depth.streamline import Fitting, replacements
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.spaces.names import nearest
 
 Inherit = Callable[
     [Anatomy, Sequence[Run], Int[Tensor, "windows length"], Fitting], dict[int, dict[str, Tensor]]
@@ -151,8 +151,7 @@ def repair_depth(
 def check_depth_repair(repair: str) -> None:
     """Raise a ValueError unless the registry has it."""
     if repair not in DEPTH_REPAIRS:
-        near = difflib.get_close_matches(repair, DEPTH_REPAIRS, n=1, cutoff=0)[0]
         raise ValueError(
-            f"Expected `repair` to be one of {', '.join(DEPTH_REPAIRS)}, got {repair!r}. Did you mean {near!r}? "
+            f"Expected a known `repair`, got {repair!r}.{nearest(repair, DEPTH_REPAIRS)} "
             "List them with `secateur list methods`."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from secateur.pruners.models.checkpoints.directory import check_directory, hash_
 from secateur.pruners.models.checkpoints.gguf_file import open_gguf
 from secateur.pruners.models.checkpoints.hub import open_hub
 from secateur.pruners.models.checkpoints.quiet import quiet
+from secateur.spaces.names import did_you_mean
 
 __all__ = ["EMBEDDED", "LoadedModel", "ModelError", "find_checkpoint", "load_model", "mappable"]
 
@@ -128,11 +128,9 @@ def find_checkpoint(name: str) -> Checkpoint:
         return open_gguf(path)
     if HUB_ID.fullmatch(name) and path.suffix != ".gguf":
         return open_hub(name)
-    near = difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ModelError(
         f"Expected `model` to be an embedded model ({', '.join(EMBEDDED)}), an existing directory, an existing "
-        f".gguf file or a hub id (owner/model), got {name!r}.{hint}"
+        f".gguf file or a hub id (owner/model), got {name!r}.{did_you_mean(name, EMBEDDED)}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from secateur.pruners.structure.kprune import STREAM_REPAIRS
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.weights.block_reconstructions import BLOCK_RECONSTRUCTIONS
 from secateur.pruners.weights.mask_repairs import MASK_REPAIRS
+from secateur.spaces.names import nearest
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.keys import BLEND, Unit
 from secateur.spaces.recipe.known import KNOWN
@@ -158,10 +158,7 @@ def _of_structure(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
 def _of_blocks(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
     name, known = metric["name"], [SHORTGPT, *DEPTH]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise ValueError(
-            f"Expected `metric` of blocks to be one of {', '.join(known)}, got {name!r}. Did you mean {near!r}?"
-        )
+        raise ValueError(f"Expected a known `metric` of blocks, got {name!r}.{nearest(name, known)}")
     return "nothing", () if name == SHORTGPT else DEPTH[name].gradients
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +26,7 @@ from secateur.pruners.structure.gradient_scores import (
 from secateur.pruners.structure.obs import obs_order
 from secateur.pruners.structure.output_scores import greedy_output, llm_bip, newton
 from secateur.pruners.structure.refit import Needs
+from secateur.spaces.names import nearest
 
 
 def wanda_sp(evidence: Evidence) -> Float[Tensor, " units"]:
@@ -218,7 +218,4 @@ def importance_order(importance: str, evidence: Evidence) -> Int[Tensor, " units
 def check_importance(name: str, key: str = "importance") -> None:
     """Raise a ValueError, which names the setting, unless it is known."""
     if name not in IMPORTANCES:
-        near = difflib.get_close_matches(name, IMPORTANCES, n=1, cutoff=0)[0]
-        raise ValueError(
-            f"Expected `{key}` to be one of {', '.join(IMPORTANCES)}, got {name!r}. Did you mean {near!r}?"
-        )
+        raise ValueError(f"Expected a known `{key}`, got {name!r}.{nearest(name, IMPORTANCES)}")

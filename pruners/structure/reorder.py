@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from secateur.pruners.models.layout import BlockLayout, Placement, SublayerLayou
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import IMPORTANCES, check_importance, importance_order
 from secateur.pruners.structure.refit import REPAIRS, Needs, RepairInputs
+from secateur.spaces.names import nearest
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ class Recipe:
         check_importance(self.importance)
         for repair in self.repairs:
             if repair not in REPAIRS:
-                near = difflib.get_close_matches(repair, REPAIRS, n=1, cutoff=0)[0]
-                raise ValueError(
-                    f"Expected `repair` to be one of {', '.join(REPAIRS)}, got {repair!r}. Did you mean {near!r}?"
-                )
+                raise ValueError(f"Expected a known `repair`, got {repair!r}.{nearest(repair, REPAIRS)}")
         if not self.damp > 0:
             raise ValueError(f"Expected `damp` > 0, got {self.damp}.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from secateur.pruners.masks import Comparison, prune_ranks
 from secateur.pruners.models.anatomy import Linear
 from secateur.pruners.weights.metrics import METRICS
 from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS, Layer
+from secateur.spaces.names import nearest
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,8 @@ class Method:
             return
         known = [*METRICS, *RECONSTRUCTIONS]
         if self.name not in known:
-            near = difflib.get_close_matches(self.name, known, n=1, cutoff=0)[0]
             raise ValueError(
-                f"Expected `metric` to be one of {', '.join(known)}, got {self.name!r}. Did you mean {near!r}? "
+                f"Expected a known `metric`, got {self.name!r}.{nearest(self.name, known)} "
                 "List them with `secateur list metrics`; a formula is written `formula: abs(W) * X`."
             )
         if self.updates_weights and self.group_size is not None and not RECONSTRUCTIONS[self.name].patterns:

@@ -10,11 +10,12 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from secateur.search.controller import Trial
-from secateur.search.errors import UsageError, nearest
+from secateur.search.errors import UsageError
 from secateur.search.files import dump_yaml, read_yaml
 from secateur.search.results.run import Run
 from secateur.search.settings.problems import problems
 from secateur.search.show.values import shown
+from secateur.spaces.names import nearest
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from secateur.search.cli.options import Json
-from secateur.search.errors import UsageError, nearest
+from secateur.search.errors import UsageError
 from secateur.search.show.answers import show_facts
 from secateur.search.show.console import FAILED, show, show_json
+from secateur.spaces.names import nearest
 
 LISTED = (
     "spaces",

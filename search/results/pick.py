@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from secateur.search.controller import Trial
-from secateur.search.errors import UsageError, nearest
+from secateur.search.errors import UsageError
 from secateur.search.results.front import comparable
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.names import nearest
 
 # A target of 0.6 is met to within one level step, so a trial at 0.5983 is a 60 % one.
 SPARSITY_TOLERANCE = 0.005

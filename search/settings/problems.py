@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from secateur.search.errors import nearest
+from secateur.spaces.names import nearest
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: Sequence[str] = ()) -> list[str]:

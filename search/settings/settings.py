@@ -18,13 +18,14 @@ from pydantic import (
 
 from secateur.search.budget import Budget
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.search.errors import UsageError, nearest
+from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.files import parse_yaml, read_yaml
 from secateur.search.mirror.address import FORM
 from secateur.search.objectives import TASK, objective
 from secateur.search.settings.evaluator import EvaluatorSettings
 from secateur.search.settings.problems import problems
+from secateur.spaces.names import nearest
 from secateur.spaces.registry import SPACES
 from secateur.spaces.section import Section
 

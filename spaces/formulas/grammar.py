@@ -9,7 +9,6 @@ Operators of the same precedence group to the left. ``-2`` is a constant, ``-x``
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from secateur.spaces.formulas.tree import (
     fold,
     is_constant,
 )
+from secateur.spaces.names import did_you_mean
 
 LONGEST = 4000
 """Characters of a text; a longer one is refused unread."""
@@ -237,9 +237,7 @@ class _Parser:
 
     def _hint(self, name: str) -> str:
         calls = [each for each, row in OPERATORS.items() if not row.infix]
-        by_lower = {each.lower(): each for each in (*self._terminals, *calls)}
-        near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-        question = f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+        question = did_you_mean(name, (*self._terminals, *calls))
         return f"{question} Known: {' '.join(self._terminals)}; {' '.join(calls)}."
 
 

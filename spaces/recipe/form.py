@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from secateur.spaces.formulas.metric import formula_of, metric_of
+from secateur.spaces.names import did_you_mean
 from secateur.spaces.recipe.keys import (
     MATRICES,
     N_ATTENTION,
@@ -143,5 +143,4 @@ def _words(condition: Condition, flat: Flat) -> str:
 
 
 def _near(path: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(path, known, n=1)
-    return f" Did you mean `{near[0]}`?" if near else f" Known are {', '.join(known)}."
+    return did_you_mean(path, known) or f" Known are {', '.join(known)}."

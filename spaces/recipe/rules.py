@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from secateur.spaces.names import nearest
 from secateur.spaces.recipe.filling import wanted_weights
 from secateur.spaces.recipe.layers import Evidence, Ints, Layer
 from secateur.spaces.recipe.profiles import prefix, shares_of_file
@@ -172,7 +172,7 @@ def defaults(rule: str) -> dict[str, float | str]:
 def check_rule(rule: str, unit: RuleUnit, parameters: Mapping[str, object]) -> None:
     """Raise a ValueError unless there is such a rule, for such units, with such parameters."""
     if rule not in RULES:
-        raise ValueError(f"Expected `rule` to be an allocation rule, got {rule!r}. {_known(rule, RULES)}")
+        raise ValueError(f"Expected `rule` to be an allocation rule, got {rule!r}.{nearest(rule, RULES)}")
     if unit not in RULES[rule].units:
         raise ValueError(
             f"Expected a `rule` that spreads {unit}, got {rule}. Take one of {', '.join(rules_for(unit))}."
@@ -180,13 +180,8 @@ def check_rule(rule: str, unit: RuleUnit, parameters: Mapping[str, object]) -> N
     knobs = {knob.name: knob for knob in RULES[rule].knobs}
     for name, value in parameters.items():
         if name not in knobs:
-            raise ValueError(f"Expected parameters of the rule {rule}, got `{name}`. {_known(name, knobs)}")
+            raise ValueError(f"Expected parameters of the rule {rule}, got `{name}`.{nearest(name, knobs)}")
         knobs[name].check(value, rule)
-
-
-def _known(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known) or 'none'}."
 
 
 def allocate(

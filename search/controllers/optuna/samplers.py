@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from secateur.search.controllers.optuna.distributions import distribution_of
-from secateur.search.errors import nearest
+from secateur.spaces.names import nearest
 from secateur.spaces.parameters import IntParameter
 
 # Given by the controller.

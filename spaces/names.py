@@ -1,0 +1,25 @@
+"""Unknown names: the known one that was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+CUTOFF = 0.5  # of difflib's ratio; two swapped letters of four come to it
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Question to append to an error about an unknown name, such as `` Did you mean 'x'?``.
+
+    Returns:
+        The question; empty where no known name is similar. Upper and lower case count as equal.
+    """
+    by_lower = {each.lower(): each for each in known}
+    similar = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=CUTOFF)
+    return f" Did you mean {by_lower[similar[0]]!r}?" if similar else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The question of `did_you_mean`, and all known names, such as `` Did you mean 'x'? Known: x, y.``."""
+    known = sorted(known)
+    return f"{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}."
