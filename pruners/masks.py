@@ -1,9 +1,9 @@
-"""From scores to masks: which weights go at which sparsity, by one rounding rule."""
+"""Masks and ranks from scores, with exactly as many zeros as `n_zeros` says; zeros counted in a model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -12,16 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.spaces.budget import n_zeros
+
 Comparison = Literal["output", "layer"]
 MAX_LEVELS = 255
 """Ranks are stored in one byte; 255 is kept for "never pruned"."""
 
 KEPT = 255
-
-
-def n_zeros(sparsity: float, size: int) -> int:
-    """How many of `size` weights are zero at a sparsity: round half up. The only rounding rule there is."""
-    return math.floor(sparsity * size + 0.5)
 
 
 def prune_ranks(
@@ -163,3 +161,18 @@ def _first_level_above(counts: Int[Tensor, "groups levels"], size: int) -> UInt8
     first = torch.searchsorted(counts.contiguous(), positions, right=True)
     first[first == counts.shape[1]] = KEPT
     return first.to(torch.uint8)
+
+
+def count_zeros(anatomy: Anatomy) -> dict[str, int]:
+    """Zero weights of each projection, counted."""
+    return {linear.name: int((linear.weight == 0).sum()) for linear in anatomy.linears}
+
+
+def check_sparsity(anatomy: Anatomy, sparsity: Mapping[str, float]) -> None:
+    """Raise a ValueError unless these are projections of the model, each with a share."""
+    known = {linear.name for linear in anatomy.linears}
+    for name, value in sparsity.items():
+        if name not in known:
+            raise ValueError(f"Expected the name of a projection, got {name!r}. One is {min(known)!r}.")
+        if not 0 <= value <= 1:
+            raise ValueError(f"Expected `sparsity` in [0, 1], got {value} at {name}.")

@@ -8,17 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from secateur.pruners.calibration.gradients import load_gradients, model_statistics, rms_gradients
+from secateur.pruners.calibration.gradients import (
+    gradients_path,
+    load_gradients,
+    model_statistics,
+    rms_gradients,
+)
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.errors import FormulaError
 from secateur.pruners.formulas.evaluate import scores
 from secateur.pruners.formulas.program import Needs, needs
 from secateur.pruners.formulas.terminals import TERMINALS, terminals_of
+from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.pruner import level_method
-from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels, gradients_path, is_built
+from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels, is_built
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import count_zeros, prune
+from secateur.pruners.weights.prune import prune
 from secateur.search import app
 from secateur.search.cli import main
 from secateur.search.errors import UsageError

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.masks import mask
 from secateur.pruners.structure.refit import RepairInputs, obs_update
 from secateur.pruners.weights.mask_repairs import MASK_REPAIRS, Masked, output_errors
-from secateur.pruners.weights.sparsegpt import inverse_factor, sparsegpt
+from secateur.pruners.weights.sparsegpt import sparsegpt
 
 DAMP = 0.01
 N_OUT, N_IN = 24, 70  # more columns than are carried over at once

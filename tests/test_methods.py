@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
-from secateur.pruners.masks import lowest, mask, n_zeros
+from secateur.pruners.masks import count_zeros, lowest, mask
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.metrics import METRICS, magnitude, ria, wanda
-from secateur.pruners.weights.prune import count_zeros, prune
+from secateur.pruners.weights.prune import prune
 from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS
 from secateur.pruners.weights.sparsegpt import sparsegpt
+from secateur.spaces.budget import n_zeros
 from tests.models import random_tokens, small_anatomy
 
 NAMES = [*METRICS, *RECONSTRUCTIONS]

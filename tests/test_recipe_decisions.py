@@ -14,6 +14,7 @@ import torch
 from secateur.pruners.calibration import collected as calibration_statistics
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.pool import build_pools
+from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.block_shapes import block_shapes
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import describe
@@ -23,7 +24,7 @@ from secateur.pruners.recipes.switcher import RecipeSwitcher
 from secateur.pruners.recipes.weight_pruning import spread_step
 from secateur.pruners.switching import InfeasibleError
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import count_zeros, prune
+from secateur.pruners.weights.prune import prune
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.shape import ModelShape

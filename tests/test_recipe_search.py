@@ -14,10 +14,10 @@ from secateur.evaluators.session import Workbench
 from secateur.evaluators.worker_setup import worker_setup
 from secateur.pruners.calibration.collected import gram_bytes
 from secateur.pruners.export.manifest import MANIFEST
+from secateur.pruners.masks import count_zeros
 from secateur.pruners.models import memory
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.recipes.checks import check_family
-from secateur.pruners.weights.prune import count_zeros
 from secateur.search import app
 from secateur.search.app.bench import plan
 from secateur.search.errors import UsageError

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradients import model_statistics
 from secateur.pruners.calibration.statistics import InputStatistics
-from secateur.pruners.masks import mask, n_zeros
+from secateur.pruners.masks import mask
 from secateur.pruners.weights.admm import Fit, admm
 from secateur.pruners.weights.dsnot import dsnot
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.metrics import METRICS
 from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS
+from secateur.spaces.budget import n_zeros
 from tests.models import random_tokens, small_anatomy
 
 SPARSITIES = [0.0, 0.3, 0.5, 0.9, 1.0]

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from secateur.pruners.calibration.stream import stream_states
-from secateur.pruners.masks import n_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.weights import sparsellm as module
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.prune import prune
 from secateur.pruners.weights.sparsellm import best_outputs, best_products, nearer_gates, sparsellm
+from secateur.spaces.budget import n_zeros
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, build
 

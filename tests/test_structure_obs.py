@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from secateur.pruners.linalg import dampened
 from secateur.pruners.structure import obs as obs_module
-from secateur.pruners.structure.obs import dampened, obs_order
+from secateur.pruners.structure.obs import obs_order
 from secateur.pruners.structure.refit import (
     RepairInputs,
     alternating,

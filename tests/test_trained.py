@@ -11,10 +11,10 @@ from secateur.evaluators.blockwise import BlockwiseEvaluator
 from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.trained import TrainedEvaluator, own_modules
 from secateur.evaluators.training.recipe import Recipe
+from secateur.pruners.masks import count_zeros
 from secateur.pruners.switching import LevelSwitcher
 from secateur.pruners.weights.level_store import LevelStore, build_levels
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import count_zeros
 from secateur.search import app
 from secateur.search.budget import Budget
 from secateur.search.controller import Proposal, Trial

@@ -11,9 +11,10 @@ from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.schedule import cosine
 from secateur.evaluators.training.trainer import Trainer
 from secateur.evaluators.training.validation import Validation
+from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import count_zeros, prune
+from secateur.pruners.weights.prune import prune
 from secateur.spaces.measurement import Fidelity
 from tests.models import random_tokens, small_anatomy
 

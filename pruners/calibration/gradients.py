@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
+from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind, Value, empty_like
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.memory import check_memory
 from secateur.pruners.models.precision import fp32_bytes, in_fp32
+from secateur.pruners.stores.block_files import LevelStoreError
 
 Gradients: TypeAlias = dict[str, Tensor]
 """By the projection's full name."""
@@ -245,3 +246,41 @@ def model_statistics(
 def kind_path(path: Path, kind: Kind) -> Path:
     """The file of a kind, beside that of the unsigned gradients, which has the plain name."""
     return path if kind == "rms" else path.with_stem(f"{path.stem}-{kind}")
+
+
+def whole_model(
+    directory: Path, anatomy: Anatomy, tokens: Tensor, identity: str, *, gradients: Collection[Kind]
+) -> ModelStatistics:
+    """What is known of the dense model as a whole; gradients are kept beside the store, for other methods.
+
+    Args:
+        directory: of the store.
+        anatomy: the dense model.
+        tokens: calibration windows.
+        identity: of the model and the tokens, in one text.
+        gradients: kinds of them to collect.
+
+    Raises:
+        LevelStoreError: if there is no room on the disk.
+    """
+    try:
+        return model_statistics(
+            anatomy, tokens, gradients=gradients, path=gradients_path(directory), identity=identity
+        )
+    except (SafetensorError, OSError) as error:
+        raise LevelStoreError(
+            f"Expected to write {gradients_path(directory)}, got: {error}. Free some room on the disk and run the "
+            "same command."
+        ) from error
+
+
+def gradients_to_write(directory: Path, anatomy: Anatomy, kinds: Collection[Kind]) -> int:
+    """Bytes of those kinds that are not kept yet."""
+    path = gradients_path(directory)
+    per_weight = sum(n_bytes(kind) for kind in kinds if not kind_path(path, kind).exists())
+    return per_weight * sum(linear.n_weights for linear in anatomy.linears)
+
+
+def gradients_path(directory: Path) -> Path:
+    """Where the gradients of the model of a level store are."""
+    return directory.with_name(f"{directory.name}-gradients.safetensors")

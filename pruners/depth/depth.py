@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.gradients import whole_model
 from secateur.pruners.calibration.losses import mean_loss
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.depth.laco import by_acceptance
@@ -20,7 +21,6 @@ from secateur.pruners.depth.mka import by_similarity
 from secateur.pruners.depth.streamline import by_window
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
-from secateur.pruners.weights.level_store import whole_model
 
 N_TOKENS = 2048
 """Calibration tokens that losses are measured on; Shortened LLaMA takes 1,280."""

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.models.anatomy import Linear
-from secateur.pruners.weights.sparsegpt import inverse_factor
 
 Pass = Literal["weights", "moments", "gram", "gradients"]
 

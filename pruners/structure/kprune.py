@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from secateur.pruners.calibration.statistics import Hook
 from secateur.pruners.calibration.stream import Walk
+from secateur.pruners.linalg import dampened, factor
 from secateur.pruners.models.anatomy import Anatomy, Linear, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
-from secateur.pruners.structure.obs import dampened, factor
 from secateur.pruners.structure.reorder import Leading, in_order
 
 RIDGE = 1e-6

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from secateur.pruners.linalg import dampened, factor, lower_factor
+
 _LAZY = 128
 """Columns whose removal is carried over to the whole matrices in one product."""
 
@@ -86,7 +88,7 @@ class _Lazy:
         """Remove the unit at this place; its number."""
         columns = slice(position * self._width, (position + 1) * self._width)
         u, r = self._u[:, : self.n_pending], self._r[:, : self.n_pending]
-        root = _lower(self._inverse_blocks[position], self._name)
+        root = lower_factor(self._inverse_blocks[position], self._name)
 
         def over_root(x: Tensor) -> Tensor:  # x C^-T
             solved: Tensor = torch.linalg.solve_triangular(root, x.T, upper=False)
@@ -132,32 +134,3 @@ def _by_block(
 def _diagonal_blocks(matrix: Float[Tensor, "in in"], width: int) -> Float[Tensor, "units width width"]:
     n_units = matrix.shape[0] // width
     return matrix.reshape(n_units, width, n_units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
-
-
-def dampened(second_moment: Float[Tensor, "in in"], damp: float) -> Float[Tensor, "in in"]:
-    """With a fraction of the diagonal's mean added to it; of 1 where nothing was ever seen."""
-    mean = second_moment.diagonal().mean()
-    moment = second_moment.clone()
-    moment.diagonal().add_(damp * torch.where(mean > 0, mean, 1.0))
-    return moment
-
-
-def factor(moment: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in in"]:
-    """Lower Cholesky factor.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if not torch.isfinite(moment).all():
-        raise ValueError(
-            f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
-        )
-    return _lower(moment, name)
-
-
-def _lower(moment: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in in"]:
-    lower: Tensor
-    lower, failed = torch.linalg.cholesky_ex(moment)
-    if failed:
-        raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `damp`.")
-    return lower

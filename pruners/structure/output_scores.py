@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.pruners.linalg import dampened, factor
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.obs import dampened, factor
 
 
 def llm_bip(evidence: Evidence) -> Float[Tensor, " units"]:

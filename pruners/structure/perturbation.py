@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from secateur.pruners.calibration.losses import mean_loss
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.calibration.zeroth_order import forward_bytes
-from secateur.pruners.masks import lowest, n_zeros
+from secateur.pruners.masks import lowest
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.models.layout import SublayerLayout
@@ -23,6 +23,7 @@ from secateur.pruners.models.precision import fp32_bytes, in_fp32
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import wanda_sp
+from secateur.spaces.budget import n_zeros
 
 N_PAIRS = 32
 N_TOKENS = 512

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.structure.obs import dampened, factor
+from secateur.pruners.linalg import dampened, factor
 from secateur.pruners.weights.admm import Fit
 
 Needs = Literal["nothing", "moments", "gram"]

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from secateur.pruners.calibration.gradients import gradients_to_write, whole_model
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.lay_out import lay_out
@@ -30,7 +31,7 @@ from secateur.pruners.structure.allocations import AllocationScores, standardise
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.reorder import Leading, Recipe, reorder_block
-from secateur.pruners.weights.level_store import CACHE_BYTES, gradients_to_write, whole_model
+from secateur.pruners.weights.level_store import CACHE_BYTES
 
 _INFLUENCE = "influence"
 

@@ -18,7 +18,7 @@ class BlockReconstruction:
 
     Args:
         function: see `sparsellm`: from a dense block and what goes into it to its weights at given sparsities, pruned
-            entries exactly zero, as many as `masks.n_zeros` says.
+            entries exactly zero, as many as `budget.n_zeros` says.
         check: raises a ValueError where it can't be used on a block with these calibration windows.
         summary: one line for people.
         paper: address.

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor
 
-from secateur.pruners.calibration.forward_kinds import n_bytes
-from secateur.pruners.calibration.gradient_kinds import Kind
-from secateur.pruners.calibration.gradients import kind_path, model_statistics
+from secateur.pruners.calibration.gradients import gradients_to_write, whole_model
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Linear
@@ -32,7 +29,7 @@ from secateur.pruners.stores.block_files import (
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
 
-__all__ = ["LevelStore", "LevelStoreError", "StoreKey", "build_levels", "gradients_path", "is_built"]
+__all__ = ["LevelStore", "LevelStoreError", "StoreKey", "build_levels", "is_built"]
 
 CACHE_BYTES = 1 << 30
 """Weights copied to a GPU are kept up to so many bytes, those used last."""
@@ -179,44 +176,6 @@ def _check_room(directory: Path, anatomy: Anatomy, key: StoreKey, todo: Sequence
     needed = n_weights * (per_weight if key.method.updates_weights else 1)
     needed += gradients_to_write(directory, anatomy, key.method.gradients)
     check_room(directory, needed, "use fewer levels (`space.step`, `space.max_sparsity`)")
-
-
-def whole_model(
-    directory: Path, anatomy: Anatomy, tokens: Tensor, identity: str, *, gradients: Collection[Kind]
-) -> ModelStatistics:
-    """What is known of the dense model as a whole; gradients are kept beside the store, for other methods.
-
-    Args:
-        directory: of the store.
-        anatomy: the dense model.
-        tokens: calibration windows.
-        identity: of the model and the tokens, in one text.
-        gradients: kinds of them to collect.
-
-    Raises:
-        LevelStoreError: if there is no room on the disk.
-    """
-    try:
-        return model_statistics(
-            anatomy, tokens, gradients=gradients, path=gradients_path(directory), identity=identity
-        )
-    except (SafetensorError, OSError) as error:
-        raise LevelStoreError(
-            f"Expected to write {gradients_path(directory)}, got: {error}. Free some room on the disk and run the "
-            "same command."
-        ) from error
-
-
-def gradients_to_write(directory: Path, anatomy: Anatomy, kinds: Collection[Kind]) -> int:
-    """Bytes of those kinds that are not kept yet."""
-    path = gradients_path(directory)
-    per_weight = sum(n_bytes(kind) for kind in kinds if not kind_path(path, kind).exists())
-    return per_weight * sum(linear.n_weights for linear in anatomy.linears)
-
-
-def gradients_path(directory: Path) -> Path:
-    """Where the gradients of the model of a level store are."""
-    return directory.with_name(f"{directory.name}-gradients.safetensors")
 
 
 def _levels_of(linear: Linear, part: BlockStatistics, whole: ModelStatistics, key: StoreKey) -> Tensor:

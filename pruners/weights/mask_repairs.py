@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.weights.admm import Fit
-from secateur.pruners.weights.sparsegpt import inverse_factor
 
 LAZY = 32
 """Columns after which what they change is carried over to all that follow, in one product."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from secateur.pruners.calibration.gradients import model_statistics
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.calibration.stream import stream_blocks
+from secateur.pruners.masks import check_sparsity
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.weights.method import Method
 
@@ -58,18 +59,3 @@ def _prune_block(
         wanted = sparsity.get(linear.name, 0.0)
         if wanted > 0:
             linear.point_to(method.weights(linear, inputs.get(linear.name), [wanted], whole)[0])
-
-
-def count_zeros(anatomy: Anatomy) -> dict[str, int]:
-    """Zero weights of each projection, counted."""
-    return {linear.name: int((linear.weight == 0).sum()) for linear in anatomy.linears}
-
-
-def check_sparsity(anatomy: Anatomy, sparsity: Mapping[str, float]) -> None:
-    """Raise a ValueError unless these are projections of the model, each with a share."""
-    known = {linear.name for linear in anatomy.linears}
-    for name, value in sparsity.items():
-        if name not in known:
-            raise ValueError(f"Expected the name of a projection, got {name!r}. One is {min(known)!r}.")
-        if not 0 <= value <= 1:
-            raise ValueError(f"Expected `sparsity` in [0, 1], got {value} at {name}.")

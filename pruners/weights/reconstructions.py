@@ -77,7 +77,7 @@ class Reconstruction:
     """A row of the registry.
 
     Args:
-        function: the weight at each sparsity, pruned entries exactly zero, as many as `masks.n_zeros` says.
+        function: the weight at each sparsity, pruned entries exactly zero, as many as `budget.n_zeros` says.
         needs: statistics that must be collected first.
         patterns: it can prune n of m.
         summary: one line for people.

@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
-from secateur.pruners.masks import lowest, n_zeros
+from secateur.pruners.linalg import inverse_factor
+from secateur.pruners.masks import lowest
+from secateur.spaces.budget import n_zeros
 
 _LAZY = 16
 """Columns that are updated one by one before the rest of the block is updated in one product."""
@@ -62,35 +64,6 @@ def sparsegpt(
             rest = columns[stop:].reshape(n_in - stop, -1)
             rest.addmm_(upper[start:stop, stop:].T, errors.reshape(stop - start, -1), alpha=-1)
     return columns.permute(1, 2, 0).to(weight.dtype)
-
-
-def inverse_factor(inputs: InputStatistics, damp: float, name: str) -> Float[Tensor, "in in"]:
-    """Upper Cholesky factor U of the inverse of the dampened second moment, ``U.T @ U = H^-1``.
-
-    Where fp32 finds the matrix not positive definite the damping is raised tenfold, at most five times.
-
-    Raises:
-        ValueError: if the moments are not finite.
-    """
-    assert inputs.gram is not None
-    moment = inputs.gram / max(inputs.n_tokens, 1)
-    if not torch.isfinite(moment).all():
-        raise ValueError(
-            f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
-        )
-    mean = moment.diagonal().mean()
-    mean = mean if mean > 0 else torch.ones_like(mean)
-    for attempt in range(6):
-        dampened = moment.clone()
-        dampened.diagonal().add_(damp * 10**attempt * mean)
-        factor, failed = torch.linalg.cholesky_ex(dampened)
-        if failed:
-            continue
-        upper: Tensor
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-        if not failed:
-            return upper
-    raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `damp`.")
 
 
 def _prune_block(

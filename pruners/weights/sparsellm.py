@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from secateur.pruners.calibration.statistics import Collector, Hook, InputStatistics
 from secateur.pruners.calibration.stream import Walk
+from secateur.pruners.linalg import dampened, factor
+from secateur.pruners.masks import check_sparsity
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear
 from secateur.pruners.models.memory import check_memory
-from secateur.pruners.structure.obs import dampened, factor
-from secateur.pruners.weights.prune import check_sparsity
 from secateur.pruners.weights.sparsegpt import sparsegpt
 
 N_STEPS = 8

@@ -1,0 +1,69 @@
+"""Linear algebra of second moments: dampening, Cholesky factors, and that of the inverse."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.pruners.calibration.statistics import InputStatistics
+
+
+def dampened(second_moment: Float[Tensor, "in in"], damp: float) -> Float[Tensor, "in in"]:
+    """With a fraction of the diagonal's mean added to it; of 1 where nothing was ever seen."""
+    mean = second_moment.diagonal().mean()
+    moment = second_moment.clone()
+    moment.diagonal().add_(damp * torch.where(mean > 0, mean, 1.0))
+    return moment
+
+
+def factor(moment: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in in"]:
+    """Lower Cholesky factor of a second moment.
+
+    Raises:
+        ValueError: if there is none, or it is not finite.
+    """
+    _check_finite(moment, name)
+    return lower_factor(moment, name)
+
+
+def lower_factor(moment: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in in"]:
+    """Lower Cholesky factor of a matrix known to be finite.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    lower: Tensor
+    lower, failed = torch.linalg.cholesky_ex(moment)
+    if failed:
+        raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `damp`.")
+    return lower
+
+
+def inverse_factor(inputs: InputStatistics, damp: float, name: str) -> Float[Tensor, "in in"]:
+    """Upper Cholesky factor U of the inverse of the dampened second moment, ``U.T @ U = H^-1``.
+
+    Where fp32 finds the matrix not positive definite the damping is raised tenfold, at most five times.
+
+    Raises:
+        ValueError: if the moments are not finite.
+    """
+    assert inputs.gram is not None
+    moment = inputs.gram / max(inputs.n_tokens, 1)
+    _check_finite(moment, name)
+    for attempt in range(6):
+        lower, failed = torch.linalg.cholesky_ex(dampened(moment, damp * 10**attempt))
+        if failed:
+            continue
+        upper: Tensor
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed:
+            return upper
+    raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `damp`.")
+
+
+def _check_finite(moment: Float[Tensor, "in in"], name: str) -> None:
+    if not torch.isfinite(moment).all():
+        raise ValueError(
+            f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
+        )
