@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
-from secateur.pruners.models.checkpoints.cache import locked
 from secateur.pruners.stores.block_files import LevelStoreError, check_room, load_block, save_block
 
 _N_LOCKS = 64
@@ -38,12 +37,14 @@ class StatisticsCache:
         self.directory = directory
         self.limit_bytes = limit_bytes
 
-    @contextmanager
-    def locked(self, group: str) -> Iterator[None]:
-        """Keep other processes from making entries of the group; look for one again once this is held."""
+    def locked(self, group: str) -> FileLock:
+        """Lock that keeps other processes from making entries of the group; look for one again once it is held.
+
+        The operating system releases the lock of a process that ends.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
-        with locked(self._lock(group)):
-            yield
+        number = int(hashlib.sha256(group.encode()).hexdigest(), 16) % _N_LOCKS
+        return FileLock(self.directory / f"{_LOCK}{number:02d}", fallback_to_soft=False)
 
     def get(self, key: str) -> list[dict[str, Tensor]] | None:
         """The pieces of an entry, mapped; None if it is not there. It now counts as the one used last."""
@@ -129,16 +130,8 @@ class StatisticsCache:
     def _sweep(self, fresh: Path) -> None:
         """Delete what is half written, unless its writer lives."""
         group = fresh.name.removeprefix(_FRESH).partition(".")[0]
-        with self._lock(group).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return
+        with suppress(Timeout), self.locked(group).acquire(blocking=False):
             shutil.rmtree(fresh, ignore_errors=True)
-
-    def _lock(self, group: str) -> Path:
-        number = int(hashlib.sha256(group.encode()).hexdigest(), 16) % _N_LOCKS
-        return self.directory / f"{_LOCK}{number:02d}"
 
 
 def _load(entry: Path) -> list[dict[str, Tensor]]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import socket
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from secateur.search.errors import UsageError
 
 
 def writer_of(directory: Path) -> str | None:
-    """Who is writing the run, as far as its lock file tells; a process of this machine that is gone doesn't count."""
+    """Driver that writes the run, as its lock file names it; None for a process of this machine that has ended."""
     try:
-        holder = json.loads((directory / RunLock.NAME).read_text(encoding="utf-8"))
-        host, pid = str(holder["host"]), int(holder["pid"])
+        host, pid = _holder(directory / RunLock.NAME)
         if host == socket.gethostname():
             os.kill(pid, 0)  # sends nothing; fails if there is no such process
     except PermissionError:  # it is there, and another user's
@@ -40,31 +41,36 @@ class RunLock:
     NAME = "run.lock"
 
     def __init__(self, directory: Path) -> None:
-        self._fd = os.open(directory / self.NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._path = directory / self.NAME
+        self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = self._holder()
-            os.close(self._fd)
+            self._lock.acquire()
+        except Timeout:
             raise UsageError(
-                f"Expected {directory} to be free, got one that {holder} is writing. Wait for it, or stop it."
+                f"Expected {directory} to be free, got one that {self._writer()} is writing. Wait for it, or stop it."
             ) from None
-        except OSError:
-            os.close(self._fd)
-            raise
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        self._path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
 
-    def _holder(self) -> str:
+    def _writer(self) -> str:
         try:
-            holder = json.loads(os.pread(self._fd, 4096, 0))
-            return f"process {holder['pid']} on {holder['host']}"
-        except (ValueError, KeyError, TypeError):  # it has the lock and has not yet written who it is
+            host, pid = _holder(self._path)
+            return f"process {pid} on {host}"
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # it has the lock and has not yet written who it is
             return "another process"
 
     def close(self) -> None:
         """Let the next driver in. May be called twice."""
-        if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
-            os.close(self._fd)  # releases the lock
-            self._fd = -1
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):  # the directory may be gone
+                os.truncate(self._path, 0)
+            self._lock.release()
+
+
+def _holder(path: Path) -> tuple[str, int]:
+    holder = json.loads(path.read_text(encoding="utf-8"))
+    return str(holder["host"]), int(holder["pid"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 from secateur.pruners.models.checkpoints.directory import hash_files
 
@@ -41,7 +41,7 @@ def cached(key: str, build: Callable[[Path], None]) -> Path:
     if _is_whole(place):
         return place
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root / f"{key}.lock"):
+    with FileLock(root / f"{key}.lock", fallback_to_soft=False):
         if not _is_whole(place):  # no one else has built it meanwhile
             _replace(place, build)
     return place
@@ -69,11 +69,3 @@ def _is_whole(place: Path) -> bool:
 
 def _content(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if path.name != RECORD]
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the operating system lets go of it when its process ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

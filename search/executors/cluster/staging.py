@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from secateur.search.executors.cluster.lazy_ray import load_ray
 
@@ -116,8 +117,7 @@ def local_copy(folder: Folder, depot: Any) -> str:
     root = _cache() / "staged"
     target = root / folder.digest
     root.mkdir(parents=True, exist_ok=True)
-    with (root / f"{folder.digest}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(root / f"{folder.digest}.lock", fallback_to_soft=False):
         if not (target / _DONE).exists():
             _copy(folder, target, depot)
     return str(target)
