@@ -1,4 +1,4 @@
-"""The extension point `Executor`: who runs evaluations, and where."""
+"""The extension point `Executor`: runs evaluations in this process or on workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.spaces.measurement import Fidelity, Measurement
 
 
 class Evaluates(Protocol):
-    """What a worker holds: set up once, kept for its life, given batches of candidates as text."""
+    """Evaluator in a worker: built once, then given batches of candidates as text."""
 
     def evaluate(self, candidates: Sequence[str], fidelity: Fidelity) -> list[Measurement]:
         """One measurement a candidate, in order."""
@@ -22,21 +22,21 @@ class Evaluates(Protocol):
 
 
 class Setup(Protocol):
-    """How a worker is set up. A plain value that can be pickled where workers are other processes."""
+    """Function that builds a worker's evaluator; it can be pickled where workers are other processes."""
 
     @property
     def directories(self) -> Sequence[Path]:
-        """What it reads; a worker on another node is given copies."""
+        """Directories it reads; a worker on another node receives copies."""
         ...
 
     def __call__(self, directories: Sequence[Path]) -> Evaluates:
-        """Set up a worker, with the directories as they are called where it runs."""
+        """Build the evaluator, given the paths of the directories on the worker's node."""
         ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """A batch for one worker: distinct candidates (canonical texts) at one fidelity."""
+    """Batch for one worker: distinct candidates (canonical texts) at one fidelity."""
 
     number: int
     candidates: tuple[str, ...]
@@ -44,14 +44,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Staff:
-    """How the workers are.
+class WorkerStatus:
+    """State of the workers.
 
     Args:
-        workers: ready to work.
-        busy: of them, with something to do.
+        workers: ready ones.
+        busy: ready ones with a job.
         lost: workers that died, hung or ran out of memory so far, and were replaced.
-        troubles: for each of the last few of these, one line.
+        troubles: one line for each of the last few lost workers.
     """
 
     workers: int
@@ -61,39 +61,39 @@ class Staff:
 
 
 class ExecutorError(RuntimeError):
-    """Nothing can be run any more, e.g. since the cluster is gone. The study continues with the same command."""
+    """Loss of all workers, e.g. with the cluster. The same command continues the study."""
 
 
 class Executor(ABC):
-    """Runs jobs and hands back their measurements; nothing outside it may assume a process.
+    """Runs jobs and returns their measurements, in any process or on any machine.
 
-    A candidate that can't be measured because it takes its worker with it comes back infeasible, with the
-    reason. Used as a context manager; leaving it ends its workers.
+    A candidate that crashes its worker is returned as infeasible, with the reason. A context manager; its end stops
+    the workers.
     """
 
     @property
     @abstractmethod
     def n_free(self) -> int:
-        """How many more jobs it takes now."""
+        """Number of jobs it can accept now."""
 
     @property
     @abstractmethod
     def n_pending(self) -> int:
-        """How many jobs were submitted and not yet handed back."""
+        """Number of jobs submitted and not yet returned."""
 
     @property
     @abstractmethod
     def job_size(self) -> int:
-        """How many candidates a job should have at present (> 0)."""
+        """Number of candidates a job should have at present (> 0)."""
 
     @property
     @abstractmethod
-    def staff(self) -> Staff:
-        """How the workers are, for people."""
+    def worker_status(self) -> WorkerStatus:
+        """State of the workers, for display."""
 
     @abstractmethod
     def submit(self, job: Job) -> None:
-        """Take a job; returns at once.
+        """Accept a job; returns at once.
 
         Raises:
             RuntimeError: if there is no free place.
@@ -101,16 +101,16 @@ class Executor(ABC):
 
     @abstractmethod
     def wait(self) -> list[tuple[Job, list[Measurement]]]:
-        """Block until at least one job is done; the finished jobs.
+        """Finished jobs with their measurements; blocks until there is at least one.
 
         Raises:
             RuntimeError: if nothing is pending.
-            ExecutorError: if nothing can be run any more.
+            ExecutorError: if no worker can be started any more.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """End the workers; pending jobs are dropped. May be called twice."""
+        """Stop the workers; pending jobs are dropped. May be called twice."""
 
     def __enter__(self) -> Executor:
         return self
@@ -124,10 +124,10 @@ class Executor(ABC):
 def measure_all(
     executor: Executor, candidates: Sequence[str], fidelity: Fidelity, size: int
 ) -> Iterator[list[Measurement]]:
-    """Have candidates measured at one fidelity, outside a search; the measurements as they come.
+    """Measurements of candidates at one fidelity, outside a search, in the order of their arrival.
 
     Args:
-        executor: with nothing pending.
+        executor: without pending jobs.
         candidates: distinct texts.
         fidelity: of the measurements.
         size: candidates a job.

@@ -17,7 +17,7 @@ import secateur.search.app as rooms
 from secateur.search.budget import Spent
 from secateur.search.cli.doctor import examine
 from secateur.search.cli.lists import LISTED
-from secateur.search.executor import Staff
+from secateur.search.executor import WorkerStatus
 from secateur.search.loop.interrupt import Interrupt
 from secateur.search.loop.loop import Outcome
 from secateur.search.show import console
@@ -216,7 +216,8 @@ def test_search_ends_with_the_front_and_what_to_do_next(secateur, monkeypatch, t
         say("loading tiny")
         run = make_run(directory)
         on_ready(
-            SimpleNamespace(baselines=run.study.about.baselines, notes={}), SimpleNamespace(staff=Staff(1, 0))
+            SimpleNamespace(baselines=run.study.about.baselines, notes={}),
+            SimpleNamespace(worker_status=WorkerStatus(1, 0)),
         )
         for observer in observers:
             observer.on_start(0, settings.budget)
@@ -313,9 +314,9 @@ def test_plain_lines_are_few(made, monkeypatch):
 
 def test_a_terminal_shows_the_best_so_far(made):
     stream = io.StringIO()
-    staff = Staff(2, 1, lost=1, troubles=("worker a:1 died",))
+    staff = WorkerStatus(2, 1, lost=1, troubles=("worker a:1 died",))
     with Display(Console(file=stream, force_terminal=True, width=120), make_settings()) as display:
-        display.watch(made.study.about.baselines, SimpleNamespace(staff=staff))
+        display.watch(made.study.about.baselines, SimpleNamespace(worker_status=staff))
         display.on_start(0, make_settings().budget)
         display.on_trials(made.study.trials, made.study.spent)
     shown = stream.getvalue()

@@ -80,7 +80,7 @@ def test_waiting_for_nothing_is_refused(executor):
 def test_a_job_has_a_size_and_the_staff_is_known(executor):
     assert executor.job_size >= 1
     run_all(executor, JOBS)
-    staff = executor.staff
+    staff = executor.worker_status
     assert staff.workers >= 1
     assert (staff.busy, staff.lost, staff.troubles) == (0, 0, ())
 

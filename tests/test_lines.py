@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from secateur.search.budget import Spent
 from secateur.search.controller import Trial
-from secateur.search.executor import Staff
+from secateur.search.executor import WorkerStatus
 from secateur.search.loop.loop import Outcome
 from secateur.search.show.lines import Lines
 from secateur.search.show.summary import summary
@@ -17,7 +17,10 @@ def test_a_search_is_a_line_a_round(tmp_path):
     run, lines, seconds = make_run(tmp_path / "run"), [], [5.0]
     shown = Lines("arm-0", run.settings, write=lines.append, clock=lambda: seconds[0])
     shown.say("loading tiny")
-    shown.on_ready(SimpleNamespace(baselines=run.study.about.baselines), SimpleNamespace(staff=Staff(1, 0)))
+    shown.on_ready(
+        SimpleNamespace(baselines=run.study.about.baselines),
+        SimpleNamespace(worker_status=WorkerStatus(1, 0)),
+    )
     shown.on_start(2, run.settings.budget)
     seconds[0] = 47.0
     trials = run.trials()

@@ -11,12 +11,12 @@ import pytest
 
 from secateur.search.errors import UsageError
 from secateur.search.executor import ExecutorError, Job
-from secateur.search.executors.cluster import watchdog
-from secateur.search.executors.cluster import worker_pool as crew
+from secateur.search.executors.cluster import watchdog, worker_pool
 from secateur.search.executors.cluster.connection import connect, reached
 from secateur.search.executors.cluster.executor import RayExecutor
+from secateur.search.executors.cluster.file_server import FileServer
 from secateur.search.executors.cluster.settings import RaySettings
-from secateur.search.executors.cluster.staging import Depot, StagingError, describe, local_copy
+from secateur.search.executors.cluster.staging import StagingError, describe, local_copy
 from tests.toy import SMALL, SPACE, OneMax, Ready, ToyEvaluator
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -71,8 +71,8 @@ def executor(ray_cluster):
 def test_a_deadly_candidate_is_infeasible_and_takes_no_other_with_it(executor):
     jobs = Job(0, (GOOD[0], DEADLY, GOOD[1]), SMALL), Job(1, (GOOD[2],), SMALL)
     assert run(executor, *jobs) == {**dict.fromkeys(GOOD), DEADLY: "its worker died, 2 times"}
-    assert executor.staff.lost == 2
-    assert "died" in executor.staff.troubles[-1]
+    assert executor.worker_status.lost == 2
+    assert "died" in executor.worker_status.troubles[-1]
 
 
 def test_a_hanging_call_is_ended(ray_cluster):
@@ -113,7 +113,7 @@ def test_workers_are_named_and_one_attempt_means_one(ray_cluster):
 def test_workers_that_never_start_end_the_search(ray_cluster):
     with RayExecutor(RaySettings(workers=1), Stillborn(ToyEvaluator(SPACE))) as executor:
         executor.submit(Job(0, (GOOD[0],), SMALL))
-        with pytest.raises(ExecutorError, match="3 in a row that were lost while they were set up"):
+        with pytest.raises(ExecutorError, match="3 in a row that were lost during setup"):
             executor.wait()
 
 
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_the_setup_is_said(ray_cluster):
 
 def test_no_room_for_any_worker_is_said(executor, monkeypatch):
     run(executor, Job(5, (GOOD[0],), SMALL))  # its workers have taken their places
-    monkeypatch.setattr(crew, "START_S", 0.5)
+    monkeypatch.setattr(worker_pool, "START_S", 0.5)
     with RayExecutor(RaySettings(workers=1, cpus_per_worker=2), Ready(Dangerous(SPACE))) as second:
         second.submit(Job(0, (GOOD[0],), SMALL))
         with pytest.raises(ExecutorError, match="a worker to be ready"):
@@ -168,20 +168,20 @@ def test_what_cannot_travel_is_refused():
 
 
 class Remote:
-    """A depot's methods as an actor has them, in this process."""
+    """A file server with the methods of an actor, in this process."""
 
-    def __init__(self, depot: Depot) -> None:
+    def __init__(self, file_server: FileServer) -> None:
         self.n_reads = 0
-        self.depot = depot
+        self.file_server = file_server
 
     @property
     def read(self):
         self.n_reads += 1
-        return Local(self.depot.read)
+        return Local(self.file_server.read)
 
     @property
     def digest(self):
-        return Local(self.depot.digest)
+        return Local(self.file_server.digest)
 
 
 class Local:
@@ -191,11 +191,12 @@ class Local:
 
 @pytest.fixture
 def moved(tmp_path, monkeypatch):
-    """A folder whose driver's place is not to be seen here, and its depot."""
+    """A folder whose driver's place is not to be seen here, and its file server."""
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("secateur.search.executors.cluster.staging._get", lambda value: value)
     monkeypatch.setattr("secateur.search.executors.cluster.staging._in_place", lambda folder: False)
-    monkeypatch.setattr("secateur.search.executors.cluster.staging.CHUNK_BYTES", 1000)
+    for module in ("staging", "file_server"):
+        monkeypatch.setattr(f"secateur.search.executors.cluster.{module}.CHUNK_BYTES", 1000)
     source = tmp_path / "source"
     (source / "in").mkdir(parents=True)
     (source / "large").write_bytes(os.urandom(3500))
@@ -203,16 +204,16 @@ def moved(tmp_path, monkeypatch):
     (source / "empty").touch()
     (source / ".hidden").touch()
     folder = describe(source)
-    return source, folder, Remote(Depot([folder]))
+    return source, folder, Remote(FileServer([folder]))
 
 
 def test_a_folder_is_copied_once(moved):
-    source, folder, depot = moved
-    first = local_copy(folder, depot)
-    n_reads = depot.n_reads
+    source, folder, file_server = moved
+    first = local_copy(folder, file_server)
+    n_reads = file_server.n_reads
     assert n_reads == 4 + 1
-    assert local_copy(folder, depot) == first != str(source)
-    assert depot.n_reads == n_reads
+    assert local_copy(folder, file_server) == first != str(source)
+    assert file_server.n_reads == n_reads
     assert describe(type(source)(first)).files == folder.files
 
 
@@ -221,22 +222,22 @@ def test_a_folder_that_is_in_place_is_used_there(moved, monkeypatch):
     source, folder, _ = moved
     assert local_copy(folder, None) == str(source)
     (source / "in" / "small.json").write_text("[]")  # as large, another content
-    with pytest.raises(StagingError, match="as the driver sees it"):
+    with pytest.raises(StagingError, match="the same files as on the driver's node"):
         local_copy(folder, None)
 
 
 def test_a_damaged_copy_is_refused_and_made_anew(moved, monkeypatch):
-    _, folder, depot = moved
-    monkeypatch.setattr(depot.depot, "digest", lambda *names: "0" * 64)
+    _, folder, file_server = moved
+    monkeypatch.setattr(file_server.file_server, "digest", lambda *names: "0" * 64)
     with pytest.raises(StagingError, match="with SHA-256 0000"):
-        local_copy(folder, depot)
+        local_copy(folder, file_server)
     monkeypatch.undo()
 
 
-def test_a_depot_hands_out_nothing_else(moved):
-    source, _, depot = moved
+def test_a_file_server_serves_no_other_file(moved):
+    source, _, file_server = moved
     with pytest.raises(StagingError, match="a file of the run"):
-        depot.depot.read(str(source), "../cache", 0)
+        file_server.file_server.read(str(source), "../cache", 0)
 
 
 # --- a cluster that goes away ---

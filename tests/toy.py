@@ -16,7 +16,7 @@ import numpy as np
 
 from secateur.search.budget import Budget
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.executor import Executor, Job, Staff
+from secateur.search.executor import Executor, Job, WorkerStatus
 from secateur.search.executors.local import LocalExecutor, LocalSettings
 from secateur.search.loop.loop import Search
 from secateur.search.study.about import About
@@ -184,8 +184,8 @@ class Pool(Executor):
         return 2
 
     @property
-    def staff(self) -> Staff:
-        return Staff(self.n_workers, len(self.jobs))
+    def worker_status(self) -> WorkerStatus:
+        return WorkerStatus(self.n_workers, len(self.jobs))
 
     def submit(self, job: Job) -> None:
         assert self.n_free

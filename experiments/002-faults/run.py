@@ -64,7 +64,7 @@ def drive(log: str, arguments: list[str]) -> None:
         last = None
         with Path(log).open("a") as file:
             while True:
-                staff = executor.staff
+                staff = executor.worker_status
                 if (now := (staff.workers, staff.lost)) != last:
                     last = now
                     document = [time.monotonic(), *now, list(staff.troubles)]

@@ -23,7 +23,7 @@ import numpy as np
 
 from secateur.search.budget import Budget
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.search.executor import Executor, Job, Staff
+from secateur.search.executor import Executor, Job, WorkerStatus
 from secateur.search.loop.loop import Search
 from secateur.search.mirror.mirror import GATHER_S
 from secateur.search.mirror.optuna_copy import OptunaCopy
@@ -79,7 +79,7 @@ class Simulated(Executor):
     n_free = property(lambda self: IN_FLIGHT * self.n_workers - len(self._ends))
     n_pending = property(lambda self: len(self._ends))
     job_size = property(lambda self: 1)
-    staff = property(lambda self: Staff(self.n_workers, self.n_workers))
+    worker_status = property(lambda self: WorkerStatus(self.n_workers, self.n_workers))
 
     def submit(self, job: Job) -> None:
         self._advance()

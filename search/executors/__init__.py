@@ -1,1 +1,1 @@
-"""Executors: who runs evaluations, and where."""
+"""Executors: evaluations in this process, or on workers of a Ray cluster."""

@@ -1,4 +1,4 @@
-"""The executor without processes: for tests, laptops and one GPU."""
+"""The executor `local`, in the driver's process: for tests, laptops and one GPU."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from secateur.search.executor import Evaluates, Executor, Job, Setup, Staff
+from secateur.search.executor import Evaluates, Executor, Job, Setup, WorkerStatus
 from secateur.spaces.measurement import Measurement
 
 
 class LocalSettings(BaseModel):
-    """Settings of the local executor.
+    """Settings of the executor `local`.
 
     Args:
-        threads: threads that the evaluator computes with; None leaves that to the numerical library.
-        batch: candidates a job. More of them share more, and a stopped search waits for one job.
+        threads: compute threads of the evaluator; None: the default of the numerical library.
+        batch: candidates a job. Larger jobs share more computation, but a stopped search waits for the job's end.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,18 +26,18 @@ class LocalSettings(BaseModel):
 
     @property
     def deterministic(self) -> bool:
-        """One job at a time, always in the same order."""
+        """Always: one job at a time, in order."""
         return True
 
 
 class LocalExecutor(Executor):
-    """Evaluates in this process, one job at a time, while the driver waits.
+    """Evaluates in the driver's process, one job at a time.
 
-    An exception of the evaluator leaves `wait` as it is; the job is then no longer pending.
+    `wait` raises an exception of the evaluator unchanged; the job is then no longer pending.
 
     Args:
-        settings: see there.
-        setup: called once, when the first job is run.
+        settings: see `LocalSettings`.
+        setup: called once, at the first job.
     """
 
     def __init__(self, settings: LocalSettings, setup: Setup) -> None:
@@ -59,8 +59,8 @@ class LocalExecutor(Executor):
         return self._settings.batch
 
     @property
-    def staff(self) -> Staff:
-        return Staff(workers=1, busy=self.n_pending)
+    def worker_status(self) -> WorkerStatus:
+        return WorkerStatus(workers=1, busy=self.n_pending)
 
     def submit(self, job: Job) -> None:
         if self._job is not None:

@@ -41,7 +41,7 @@ EXECUTORS: dict[str, ExecutorRow] = {
     "local": ExecutorRow(
         settings=LocalSettings,
         build=LocalExecutor,
-        reached=lambda settings, travels: nullcontext(),
+        reached=lambda settings, payload: nullcontext(),
         summary="in this process, one job at a time",
         in_process=True,
     ),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
-from secateur.search.executor import Executor, Staff
+from secateur.search.executor import Executor, WorkerStatus
 from secateur.search.loop.loop import Outcome
 from secateur.search.loop.notes import notes_line
 from secateur.search.settings.settings import Settings
@@ -110,8 +110,8 @@ class Display:
 
     def _staff(self) -> list[str]:
         """How the workers are: a line, and one for each of the last troubles."""
-        staff = None if self._executor is None else self._executor.staff
-        if staff is None or staff == Staff(1, staff.busy):  # the one worker that is here
+        staff = None if self._executor is None else self._executor.worker_status
+        if staff is None or staff == WorkerStatus(1, staff.busy):  # the one worker that is here
             return []
         lost = f", {staff.lost} lost and replaced" if staff.lost else ""
         return [f"{staff.busy} of {staff.workers} workers busy{lost}", *staff.troubles]

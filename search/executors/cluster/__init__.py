@@ -1,1 +1,1 @@
-"""The executor `ray`: workers are Ray actors, on this machine or on a cluster."""
+"""The executor `ray`: workers are Ray actors on this machine or on a cluster."""

@@ -1,4 +1,4 @@
-"""Sends this code to nodes that have none, or another version of it."""
+"""Transfer of this code to nodes without it or with another version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOMS = ("search", "spaces", "pruners", "evaluators")
 
 
 def missing_code(directory: Path) -> list[str]:
-    """What Ray's workers must be sent to run this code: nothing if every node has it already.
+    """Paths of the code to send to Ray's workers; none if every node already has it.
 
     Args:
         directory: for a copy of the code.
@@ -58,7 +58,7 @@ def _place(room: str) -> Path:
 
 
 def _digest() -> str:
-    """SHA-256 over the code, wherever it is installed."""
+    """SHA-256 over the code, independent of its location."""
     total = hashlib.sha256()
     for room in ROOMS:
         root = _place(room)
@@ -75,7 +75,7 @@ def _probe(node: str) -> Any:
 
     rooms = ROOMS
 
-    def look() -> tuple[list[str], str]:  # travels as code: the node may have none of ours
+    def look() -> tuple[list[str], str]:  # pickled by value: the node may lack this module
         import hashlib
         import importlib.util
         import pathlib

@@ -1,4 +1,4 @@
-"""Starts a Ray on this machine, or joins a cluster, and says what is wrong where that fails."""
+"""Connection to Ray: a local instance or a cluster, with an error message for each way it can fail."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.watchdog import ClusterLostError
 
 OBJECT_STORE_BYTES = 256 << 20
-"""Of a Ray of our own: candidates and measurements are small, weights are mapped files."""
+"""Size for a local Ray: candidates and measurements are small, weights are memory-mapped files."""
 
 PROBE_S = 5.0
 
 _started: set[str] = set()
-"""Addresses of the Rays of our own."""
+"""Addresses of the Ray instances started by this process."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A Ray that is connected to.
+    """A connection to Ray.
 
     Args:
-        joined: whether others may have nodes in it: it is none that this process has started.
-        ours: whether this process connected to it just now, and has to disconnect.
-        n_workers: how many workers are to be started.
+        joined: whether it is a cluster, possibly with other nodes, and not an instance started by this process.
+        ours: whether `connect` made the connection, so that it has to be closed.
+        n_workers: number of workers to start.
     """
 
     joined: bool
@@ -45,7 +45,7 @@ class Connection:
 
 
 def connect(settings: RaySettings) -> Connection:
-    """Connect to Ray; a connection that this process has is used as it is.
+    """Connect to Ray; an existing connection of this process is reused.
 
     Raises:
         UsageError: if Ray is not installed, no cluster answers at the address, it runs another version of Ray or
@@ -54,7 +54,7 @@ def connect(settings: RaySettings) -> Connection:
     ray = load_ray()
     known = ray.is_initialized()
     if not known:
-        _started.clear()  # any that was has ended, and its address may be another's now
+        _started.clear()  # they have ended; their addresses may be reused
         with _own_signal_handlers():
             _start(settings) if settings.address is None else _join_with_code(settings.address)
     joined = ray.get_runtime_context().gcs_address not in _started
@@ -67,19 +67,19 @@ def connect(settings: RaySettings) -> Connection:
 
 
 @contextlib.contextmanager
-def reached(settings: RaySettings, travels: Any) -> Iterator[None]:
-    """Be connected to Ray, before anything else is begun.
+def reached(settings: RaySettings, payload: Any) -> Iterator[None]:
+    """Connection to Ray for the length of a context.
 
     Args:
         settings: of the executor.
-        travels: what workers will be given.
+        payload: objects that workers will be sent.
 
     Raises:
-        UsageError: as `connect`, or if it can't be pickled.
+        UsageError: as `connect`, or if the payload can't be pickled.
     """
     connection = connect(settings)
     try:
-        check_pickles(travels)
+        check_pickles(payload)
         yield
     except ClusterLostError:  # nothing to disconnect from
         raise
@@ -89,23 +89,19 @@ def reached(settings: RaySettings, travels: Any) -> Iterator[None]:
     disconnect(connection)
 
 
-def check_pickles(travels: Any) -> None:
-    """See that something can be sent to workers.
-
-    Raises:
-        UsageError: if not.
-    """
+def check_pickles(payload: Any) -> None:
+    """Raise a `UsageError` unless the object can be sent to workers."""
     try:
-        load_ray().cloudpickle.dumps(travels)
-    except Exception as error:  # whatever its own methods raise
+        load_ray().cloudpickle.dumps(payload)
+    except Exception as error:  # any exception of its own methods
         raise UsageError(
-            f"Expected what workers are set up with to be picklable, got {type(error).__name__}: {error}. Keep open "
+            f"Expected the workers' setup to be picklable, got {type(error).__name__}: {error}. Keep open "
             f"files, locks and models out of plug-ins, and make them in the worker."
         ) from error
 
 
 def disconnect(connection: Connection) -> None:
-    """Leave the cluster, or end the Ray that `connect` started."""
+    """Close a connection that `connect` made; ends a local Ray."""
     if connection.ours:
         load_ray().shutdown()
 
@@ -125,7 +121,7 @@ def _start(settings: RaySettings) -> None:
 
 
 def _join_with_code(address: str) -> None:
-    """Join, and if a node lacks this code join once more, sending it: Ray takes code only when it is joined."""
+    """Join; if a node lacks this code, join again and send it: Ray accepts code only at the connection."""
     _join(address)
     try:
         with tempfile.TemporaryDirectory(prefix="secateur-code-") as directory:
@@ -160,7 +156,7 @@ def _join(address: str, **options: Any) -> None:
 
 
 def _advice(address: str) -> str:
-    """What to do where Ray found no cluster."""
+    """Remedy where Ray found no cluster."""
     if address == "auto":
         return "Start one with `ray start --head`, or leave the address out."
     mode = os.environ.get("RAY_AUTH_MODE", "unset")
@@ -171,7 +167,7 @@ def _advice(address: str) -> str:
 
 
 def _probe(address: str) -> None:
-    """Fail at once where nobody listens: Ray itself tries for a minute."""
+    """Fail at once where no head listens: Ray itself tries for a minute."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_S).close()
@@ -183,10 +179,10 @@ def _probe(address: str) -> None:
 
 
 def _n_workers(settings: RaySettings) -> int:
-    """How many workers there will be.
+    """Number of workers to start.
 
     Raises:
-        UsageError: if the cluster has no room for them.
+        UsageError: if the cluster has too few CPUs or GPUs.
     """
     total = load_ray().cluster_resources()
     each = {"CPU": settings.cpus_per_worker, "GPU": settings.gpus_per_worker}
@@ -209,7 +205,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Keep Ray from putting its own in place of those that end a search cleanly."""
+    """Restore the signal handlers that end a search cleanly after Ray has replaced them."""
     if threading.current_thread() is not threading.main_thread():  # where Ray sets none
         yield
         return

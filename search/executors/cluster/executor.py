@@ -1,4 +1,4 @@
-"""The executor `ray`: jobs in, measurements out, whatever happens to the workers."""
+"""The executor `ray`: jobs on Ray actors, with retries where workers are lost."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.search.executor import Executor, Job, Setup, Staff
+from secateur.search.executor import Executor, Job, Setup, WorkerStatus
 from secateur.search.executors.cluster.connection import Connection, check_pickles, connect, disconnect
+from secateur.search.executors.cluster.file_server import FileServer
 from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
-from secateur.search.executors.cluster.staging import Depot, Folder, describe
+from secateur.search.executors.cluster.staging import Folder, describe
 from secateur.search.executors.cluster.watchdog import REMEDY, ClusterLostError, Watchdog, places
-from secateur.search.executors.cluster.worker_pool import IN_FLIGHT, Call, Crew, Done, Ended, Raised
+from secateur.search.executors.cluster.worker_pool import IN_FLIGHT, Call, Done, Ended, Raised, WorkerPool
 from secateur.spaces.measurement import Measurement
 
 CALL_S = 0.1
-"""Shorter calls cost more on the way than they are worth: see experiments/002-scale."""
+"""Shortest call worth its overhead: see experiments/002-scale."""
 
 POLL_S = 1.0
 MAX_JOB = 512
@@ -27,25 +28,25 @@ MAX_JOB = 512
 
 @dataclass
 class _Open:
-    """A job whose measurements come in one by one."""
+    """A job with the measurements received so far."""
 
     job: Job
     found: dict[str, Measurement]
 
 
 class RayExecutor(Executor):
-    """Workers as Ray actors.
+    """Executor with workers as Ray actors.
 
-    Each worker has two calls in flight. One that dies, hangs or runs out of memory is replaced; the candidates of the
-    call that it ran are tried again one by one, so that a deadly one takes no others with it, and after so many
-    attempts count as infeasible.
+    Each worker has two calls in flight. A worker that dies, hangs or runs out of memory is replaced; the candidates of
+    its running call are retried one by one, so that a candidate that crashes workers affects no others, and count as
+    infeasible after `attempts` failures.
 
     Args:
-        settings: see there.
+        settings: see `RaySettings`.
         setup: of a worker; pickled.
 
     Raises:
-        UsageError: if the cluster is not as it should be, or the setup can't be pickled.
+        UsageError: if the cluster lacks resources or has other versions, or the setup can't be pickled.
     """
 
     def __init__(self, settings: RaySettings, setup: Setup) -> None:
@@ -53,15 +54,15 @@ class RayExecutor(Executor):
         self._connection = connect(settings)
         try:
             check_pickles(setup)
-            self._crew, self._depot = _hire(settings, self._connection, setup)
+            self._pool, self._file_server = _start_pool(settings, self._connection, setup)
             self._watchdog = Watchdog(places(), _complain)
         except BaseException:
             disconnect(self._connection)
             raise
         self._open: dict[int, _Open] = {}
-        self._complete: list[int] = []  # numbers of those of them that are to be handed back
+        self._complete: list[int] = []  # numbers of finished jobs to return
         self._waiting: deque[Call] = deque()
-        self._seconds: float | None = None  # a candidate takes
+        self._seconds: float | None = None  # a candidate, moving average
         self._closed = False
 
     @property
@@ -83,15 +84,15 @@ class RayExecutor(Executor):
         return min(max(fair, long_enough), MAX_JOB)
 
     @property
-    def staff(self) -> Staff:
-        return self._crew.staff
+    def worker_status(self) -> WorkerStatus:
+        return self._pool.worker_status
 
     def submit(self, job: Job) -> None:
         if not self.n_free:
             raise RuntimeError(f"Expected a free place for job {job.number}, got none. Call `wait` first.")
         self._open[job.number] = _Open(job, {})
         self._waiting.append(Call(job.number, job.candidates, job.fidelity))
-        self._crew.give(self._waiting)
+        self._pool.give(self._waiting)
 
     def wait(self) -> list[tuple[Job, list[Measurement]]]:
         if not self._open:
@@ -102,16 +103,16 @@ class RayExecutor(Executor):
             if self._watchdog.lost is not None:
                 self._watchdog.noted = True
                 raise ClusterLostError(
-                    f"Expected the Ray cluster to stay, but {self._watchdog.lost}. {REMEDY}"
+                    f"Expected the Ray cluster to keep running, but {self._watchdog.lost}. {REMEDY}"
                 )
-            ended = self._crew.collect(POLL_S, self._waiting.appendleft)
+            ended = self._pool.collect(POLL_S, self._waiting.appendleft)
             errors = [error for one in ended if (error := self._take(one)) is not None]
-            self._crew.give(self._waiting)
+            self._pool.give(self._waiting)
             if errors:
                 raise errors[0]
 
     def _hand_back(self) -> list[tuple[Job, list[Measurement]]]:
-        """The jobs that are complete, which are no longer pending then."""
+        """The finished jobs, removed from the pending ones."""
         jobs = [self._open.pop(number) for number in self._complete]
         self._complete.clear()
         return [(one.job, [one.found[text] for text in one.job.candidates]) for one in jobs]
@@ -123,18 +124,18 @@ class RayExecutor(Executor):
         self._open.clear()
         self._complete.clear()
         self._waiting.clear()
-        if self._watchdog.lost is not None:  # Ray's calls may hang; the watchdog ends the process if they do
+        if self._watchdog.lost is not None:  # Ray's calls may hang; the watchdog then ends the process
             return
         self._watchdog.close()
-        self._crew.close()
-        if self._depot is not None:
+        self._pool.close()
+        if self._file_server is not None:
             ray = load_ray()
 
-            ray.kill(self._depot, no_restart=True)
+            ray.kill(self._file_server, no_restart=True)
         disconnect(self._connection)
 
     def _take(self, ended: Ended) -> BaseException | None:
-        """Note what came of a call; what the evaluator raised, if it did. Its job is dropped then."""
+        """Record the end of a call. Returns the evaluator's exception, if any; the job is dropped then."""
         call = ended.call
         one = self._open.get(call.job)
         if one is None:  # dropped
@@ -147,7 +148,7 @@ class RayExecutor(Executor):
             self._add(one, ended.measurements)
             return None
         attempts, failures = self._settings.attempts, call.failures + 1
-        together = len(call.candidates) > 1  # which of them it was is not known: each gets a chance alone
+        together = len(call.candidates) > 1  # the cause is unknown: each is retried alone
         for text in reversed(call.candidates):
             if together or failures < attempts:
                 alone = Call(call.job, (text,), call.fidelity, min(failures, attempts - 1))
@@ -170,19 +171,19 @@ class RayExecutor(Executor):
             self._seconds = mean if self._seconds is None else 0.7 * self._seconds + 0.3 * mean
 
 
-def _hire(settings: RaySettings, connection: Connection, setup: Setup) -> tuple[Crew, Any]:
-    """The workers, and the depot where there may be nodes that need one."""
+def _start_pool(settings: RaySettings, connection: Connection, setup: Setup) -> tuple[WorkerPool, Any]:
+    """The workers, and a file server where other nodes may need one."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray = load_ray()
 
     folders: list[Folder] = [describe(Path(directory)) for directory in setup.directories]
-    depot = None
+    file_server = None
     if connection.joined and folders:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
-        depot = ray.remote(**options)(Depot).remote(folders)
-    return Crew(settings, connection.n_workers, setup, folders, depot), depot
+        file_server = ray.remote(**options)(FileServer).remote(folders)
+    return WorkerPool(settings, connection.n_workers, setup, folders, file_server), file_server
 
 
 def _complain(line: str) -> None:

@@ -1,4 +1,4 @@
-"""Ray, imported when it is needed, and quiet."""
+"""Lazy import of Ray, with its logging and usage statistics off."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from secateur.search.errors import UsageError
 
 _ENVIRONMENT = {
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # Ray prints to stdout that a worker died; the executor says so by itself
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # no messages about dead workers on stdout; the executor reports them
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a worker without GPUs sees none; else a warning about the change
 }
-"""What the user has set stays."""
+"""Defaults: variables set by the user take precedence."""
 
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
 def prepare_ray() -> None:
-    """Set what Ray reads when it, or one of its libraries, is imported for the first time."""
+    """Set the environment variables that Ray reads at its first import."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if any(name in os.environ for name in _TOKENS) or (Path.home() / ".ray" / "auth_token").exists():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # as a head does by itself, and a driver does not
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # a head sets this by itself, a driver does not
 
 
 def load_ray() -> Any:
-    """The module.
+    """The module `ray`.
 
     Raises:
         UsageError: if it is not installed.

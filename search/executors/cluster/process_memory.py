@@ -1,4 +1,4 @@
-"""What the C library does with memory that a worker frees; where it is not glibc, nothing is done."""
+"""Memory settings of glibc for workers; no effect with other C libraries."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import ctypes
 from contextlib import suppress
 
 KEPT_BYTES = 2**27
-"""Of freed memory at the end of the heap, until it is given back. By default the C library returns it at once, and each
-candidate has the system make and clear the same pages again."""
+"""Freed memory kept at the end of the heap. By default the C library returns it at once, and the system maps and clears
+the same pages again for each candidate."""
 
 MAPPED_BYTES = 2**25
-"""Pieces of this size and more are mapped each by itself, and go back when they are freed."""
+"""Smallest allocation with a mapping of its own, which is returned to the system when freed."""
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's numbers for them
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's constants
 
 
 def keep_memory() -> None:
-    """Keep what is freed for the next candidate."""
+    """Keep freed memory for the next candidate."""
     with suppress(AttributeError, OSError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(_MMAP_THRESHOLD, MAPPED_BYTES)
@@ -24,6 +24,6 @@ def keep_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Return what was freed to the system: the workers of a node share what there is."""
+    """Return freed memory to the system: the workers of a node share it."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -11,20 +11,20 @@ _ADDRESS = re.compile(r"[^\s:/]+:\d{1,5}")
 
 
 class RaySettings(BaseModel):
-    """Workers as Ray actors.
+    """Settings of the executor `ray`.
 
     Args:
-        address: None starts a Ray of its own on this machine; ``auto`` joins the cluster that this machine is part
-            of; ``host:port`` joins the one with this head.
-        workers: how many; None: as many as the cluster has CPUs (and GPUs) for.
-        cpus_per_worker: CPUs that a worker takes, and threads that it computes with.
-        gpus_per_worker: GPUs that a worker takes; below 1 several workers share one, each with a copy of the model;
-            above 1 the model is spread over them.
-        attempts: how often a candidate is tried that takes its worker with it, before it counts as infeasible.
-        timeout_s: longest time for a call, in seconds; None: no limit. What takes longer counts as hung.
-        batch: candidates in flight or, in a deterministic search, in a round: at least so many over all workers.
-        deterministic: ask in rounds, as the local executor does: the same trials for one seed, whatever the number of
-            workers, at the price of workers that wait for the end of each round.
+        address: None starts Ray on this machine; ``auto`` joins the cluster of this machine; ``host:port`` joins the
+            cluster with this head.
+        workers: number of workers; None: as many as the cluster has CPUs (and GPUs) for.
+        cpus_per_worker: CPUs, and compute threads, of a worker.
+        gpus_per_worker: GPUs of a worker; below 1 several workers share one, each with a copy of the model; above 1
+            the model is spread over them.
+        attempts: tries of a candidate that crashes its worker before it counts as infeasible.
+        timeout_s: longest time of a call in seconds, after which its worker counts as hung; None: no limit.
+        batch: least number of candidates in flight over all workers or, in a deterministic search, in a round.
+        deterministic: ask in rounds, as the local executor does: equal trials for equal seeds, whatever the number of
+            workers; workers then wait for the end of each round.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,5 +55,5 @@ class RaySettings(BaseModel):
 
     @property
     def worker_threads(self) -> int:
-        """Threads that a worker computes with."""
+        """Compute threads of a worker."""
         return max(1, int(self.cpus_per_worker))

@@ -1,4 +1,4 @@
-"""Notices that the cluster is gone, which Ray's own calls may never tell."""
+"""Watchdog for a lost cluster, in which calls of Ray may hang for ever."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ Place = tuple[str, int]
 HEAD, OWN = "the head", "this node's raylet"
 
 OWN_PATIENCE_S = 3.0
-"""A raylet is never started again in its place, and some 10 s after it Ray ends its driver without a word."""
+"""Longest silence of this node's raylet: a dead one is not restarted, and some 10 s later Ray ends the driver without a
+message."""
 
 NOTE_S = 3.0
-"""The main thread, where it does not hang, takes note within this time."""
+"""Time within which the main thread reports the loss, unless it hangs."""
 
 REMEDY = "All finished measurements are safe. Start the cluster again; then the same command continues."
 
 
 class ClusterLostError(ExecutorError):
-    """There is no Ray any more: whatever would be asked of it may hang."""
+    """Loss of the Ray cluster; further calls of Ray may hang."""
 
 
 class Watchdog:
-    """Looks every few seconds whether the head of the cluster and this node's own daemon still listen.
+    """Thread that checks every few seconds whether the cluster's head and this node's raylet still listen.
 
-    Without the head Ray ends its driver after a minute; without the node's daemon a driver hangs or is ended. The
-    watchdog says so before: `lost` is set, and where nobody takes note of it, since the main thread hangs in a call, it
-    is told; after a grace period the process is ended with status 1. Nothing is lost by that: measurements are on the
-    disk.
+    Without the head Ray ends its driver after a minute; without the raylet a driver hangs or is ended. The watchdog is
+    faster: it sets `lost`, reports the loss itself if the main thread hangs in a call of Ray, and after a grace period
+    ends the process with status 1. No measurement is lost: all are on disk.
 
     Args:
-        places: (host, port) of what must listen, by its name.
-        say: told what is going on, once.
-        patience_s: how long one of them may be silent; of this node's raylet at most `OWN_PATIENCE_S`.
-        grace_s: how long the process has to end by itself.
+        places: (host, port) to check, by name.
+        say: receives one message about the loss.
+        patience_s: longest silence of a place; for this node's raylet at most `OWN_PATIENCE_S`.
+        grace_s: time for the process to end by itself.
     """
 
     PERIOD_S = 2.0
@@ -54,7 +54,7 @@ class Watchdog:
         grace_s: float = 15.0,
     ) -> None:
         self.lost: str | None = None
-        self.noted = False  # somebody else says so
+        self.noted = False  # the main thread reports it
         self._places = places
         self._say = say
         self._patience = patience_s
@@ -64,7 +64,7 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking. May be called twice."""
+        """Stop checking. May be called twice."""
         self._ended.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=1.0)
@@ -104,7 +104,7 @@ class Watchdog:
 
 
 def places() -> dict[str, Place]:
-    """The head of the cluster and the daemon of this node, as Ray knows them."""
+    """Addresses of the cluster's head and of this node's raylet."""
     ray = load_ray()
 
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")

@@ -1,4 +1,4 @@
-"""What runs in a worker's process."""
+"""Ray actor of a worker: one setup, then measurements."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from secateur.search.executors.cluster.staging import Folder, local_copy
 from secateur.spaces.measurement import Fidelity, Measurement
 
 TRIM_SECONDS = 5.0
-"""Freed memory goes back to the system at most so often: pages that are used again have to be made again."""
+"""Shortest time between two trims of freed memory: the system has to map trimmed pages again."""
 
 
 class OutOfMemoryError(RuntimeError):
-    """A candidate needs more memory than the worker has."""
+    """Too little memory in the worker for a candidate."""
 
 
 class Worker:
-    """Made a Ray actor by the executor: sets itself up once, then measures.
+    """Worker, run as a Ray actor by the executor.
 
     Args:
-        setup: what it becomes.
-        folders: the setup's directories, as they are on the driver's node.
-        depot: the actor to copy them from; None where they are in place.
+        setup: makes the evaluator.
+        folders: the setup's directories on the driver's node.
+        file_server: actor to copy them from; None where they are on this node.
     """
 
-    def __init__(self, setup: Setup, folders: Sequence[Folder], depot: Any) -> None:
+    def __init__(self, setup: Setup, folders: Sequence[Folder], file_server: Any) -> None:
         self._setup = setup
         self._folders = folders
-        self._depot = depot
+        self._file_server = file_server
         self._evaluator: Evaluates | None = None
         self._trimmed = time.monotonic()
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def set_up(self) -> str:
-        """Get ready; the worker's name."""
+        """Build the evaluator. Returns the worker's name."""
         keep_memory()
-        directories = [local_copy(folder, self._depot) for folder in self._folders]
+        directories = [local_copy(folder, self._file_server) for folder in self._folders]
         self._evaluator = self._setup([Path(directory) for directory in directories])
         return self._name
 
@@ -51,9 +51,9 @@ class Worker:
         """One measurement a candidate, in order.
 
         Raises:
-            OutOfMemoryError: the process is of no use any more then.
+            OutOfMemoryError: if memory ran out; the worker is then replaced.
         """
-        assert self._evaluator is not None  # calls come in order
+        assert self._evaluator is not None  # `set_up` was called first
         try:
             measured = self._evaluator.evaluate(candidates, fidelity)
         except Exception as error:

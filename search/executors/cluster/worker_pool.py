@@ -1,4 +1,4 @@
-"""The workers: started, given calls, watched, replaced."""
+"""Pool of workers as Ray actors: starts them, hands out calls, and replaces those that die or hang."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from secateur.search.executor import ExecutorError, Setup, Staff
+from secateur.search.executor import ExecutorError, Setup, WorkerStatus
 from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import Folder
@@ -16,23 +16,23 @@ from secateur.search.executors.cluster.worker import OutOfMemoryError, Worker
 from secateur.spaces.measurement import Fidelity, Measurement
 
 IN_FLIGHT = 2
-"""Calls that a worker is given: the next one is there when it has finished one."""
+"""Calls a worker holds at a time: one that runs and one queued behind it."""
 
 START_S = 300.0
-"""Longest time without any worker that is ready."""
+"""Longest time without a ready worker."""
 
 N_TROUBLES = 5
 
 
 @dataclass
 class Call:
-    """Some candidates of a job, in one worker's hands.
+    """Candidates of one job, assigned to one worker.
 
     Args:
         job: number of the job.
-        candidates: texts, in order.
+        candidates: canonical texts, in order.
         fidelity: of the measurements.
-        failures: how many workers were lost on it.
+        failures: number of workers lost while running it.
     """
 
     job: int
@@ -42,28 +42,28 @@ class Call:
 
 
 @dataclass(eq=False)
-class _Member:
-    """A worker as the driver sees it."""
+class _PooledWorker:
+    """The driver's record of one worker."""
 
     actor: Any
-    setting_up: Any  # reference to what `set_up` returns
-    since: float  # when it was started, or began what it does
-    name: str | None = None  # once it is ready
-    calls: deque[tuple[Any, Call]] = field(default_factory=deque)  # references; the first one is running
-    known: set[str] = field(default_factory=set)  # candidates that it has measured
+    setting_up: Any  # reference to the result of `set_up`
+    since: float  # start of the worker, or of its current call
+    name: str | None = None  # None until it is ready
+    calls: deque[tuple[Any, Call]] = field(default_factory=deque)  # with their references; the first one runs
+    known: set[str] = field(default_factory=set)  # candidates it has measured
 
     @property
     def reference(self) -> Any:
-        """What it will be done with next, if anything."""
+        """The result to wait for next, if any."""
         if self.name is None:
             return self.setting_up
         return self.calls[0][0] if self.calls else None
 
     def takes(self, call: Call) -> bool:
-        """Whether it may be given the call now.
+        """Whether the worker can accept the call now.
 
-        A call that a worker was lost on shares none with another: a worker that ends at once takes the answer to the
-        call before with it, which would be blamed in turn.
+        A call that has cost a worker runs alone on one: a worker that dies at once also loses the unsent result of the
+        previous call, which would then be blamed.
         """
         if self.name is None:
             return False
@@ -73,7 +73,7 @@ class _Member:
 
 @dataclass(frozen=True)
 class Done:
-    """A call with its measurements."""
+    """A finished call with its measurements."""
 
     call: Call
     measurements: list[Measurement]
@@ -81,7 +81,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Lost:
-    """A call whose worker was lost while it ran, and why."""
+    """A call whose worker was lost while it ran, and the reason."""
 
     call: Call
     reason: str
@@ -89,7 +89,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Raised:
-    """A call that the evaluator ended with an exception of its own."""
+    """A call in which the evaluator raised an exception."""
 
     call: Call
     error: BaseException
@@ -98,15 +98,15 @@ class Raised:
 Ended = Done | Lost | Raised
 
 
-class Crew:
-    """A fixed number of workers. One that is lost is replaced at once.
+class WorkerPool:
+    """A fixed number of workers; a lost worker is replaced at once.
 
     Args:
         settings: of the executor.
-        n_workers: how many.
+        n_workers: number of workers.
         setup: of a worker.
-        folders: its directories.
-        depot: see `Worker`.
+        folders: directories a worker reads.
+        file_server: see `Worker`.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class Crew:
         n_workers: int,
         setup: Setup,
         folders: Sequence[Folder],
-        depot: Any,
+        file_server: Any,
     ) -> None:
         ray = load_ray()
 
         self._ray = ray
         self._settings = settings
-        self._arguments = (ray.put(setup), list(folders), depot)
+        self._arguments = (ray.put(setup), list(folders), file_server)
         self._actor = ray.remote(
             num_cpus=settings.cpus_per_worker,
             num_gpus=settings.gpus_per_worker,
@@ -129,116 +129,116 @@ class Crew:
             max_task_retries=0,
         )(Worker)
         self._n_lost = 0
-        self._n_stillborn = 0  # lost in a row before they were ready
+        self._n_stillborn = 0  # workers in a row lost during setup
         self._troubles: deque[str] = deque(maxlen=N_TROUBLES)
         self._last_ready = time.monotonic()
-        self._members = [self._start() for _ in range(n_workers)]
+        self._workers = [self._start() for _ in range(n_workers)]
 
     @property
-    def staff(self) -> Staff:
-        """How they are."""
-        ready = [member for member in self._members if member.name is not None]
-        busy = sum(1 for member in ready if member.calls)
-        return Staff(len(ready), busy, self._n_lost, tuple(self._troubles))
+    def worker_status(self) -> WorkerStatus:
+        """Number of ready, busy and lost workers, and the last failures."""
+        ready = [worker for worker in self._workers if worker.name is not None]
+        busy = sum(1 for worker in ready if worker.calls)
+        return WorkerStatus(len(ready), busy, self._n_lost, tuple(self._troubles))
 
     def give(self, waiting: deque[Call]) -> None:
-        """Hand out calls from the left to those who have least to do, with ties to those who know the candidates."""
+        """Assign calls, in order, to the least loaded worker; ties go to the one that knows the candidates."""
         while waiting:
-            able = [m for m in self._members if m.takes(waiting[0])]
+            able = [m for m in self._workers if m.takes(waiting[0])]
             if not able:
                 return
             call = waiting.popleft()
             texts = set(call.candidates)
-            member = min(able, key=lambda m: (len(m.calls), -len(texts & m.known)))
-            if not member.calls:
-                member.since = time.monotonic()
-            reference = member.actor.evaluate.remote(call.candidates, call.fidelity)
-            member.calls.append((reference, call))
-            member.known |= texts
+            worker = min(able, key=lambda m: (len(m.calls), -len(texts & m.known)))
+            if not worker.calls:
+                worker.since = time.monotonic()
+            reference = worker.actor.evaluate.remote(call.candidates, call.fidelity)
+            worker.calls.append((reference, call))
+            worker.known |= texts
 
     def collect(self, timeout_s: float, put_back: Callable[[Call], None]) -> list[Ended]:
-        """What has come to an end, after waiting for the first at most so long.
+        """Calls that ended, after waiting at most `timeout_s` seconds for the first.
 
         Args:
             timeout_s: in seconds.
-            put_back: given the calls of a lost worker that it had not begun.
+            put_back: receives the calls a lost worker had not begun.
 
         Raises:
             ExecutorError: if workers can't be started.
-            Exception: whatever a setup raised.
+            Exception: any exception of a worker's setup.
         """
-        by_reference = {m.reference: m for m in self._members if m.reference is not None}
+        by_reference = {m.reference: m for m in self._workers if m.reference is not None}
         references = list(by_reference)
         ready, _ = self._ray.wait(references, timeout=timeout_s)
         if ready:
             ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
         ended: list[Ended] = []
         for reference in ready:
-            ended += self._look(by_reference[reference], reference, put_back)
+            ended += self._result(by_reference[reference], reference, put_back)
         ended += self._end_hung(put_back)
         self._check_alive()
         return ended
 
     def close(self) -> None:
-        """End all of them."""
-        for member in self._members:
-            self._ray.kill(member.actor, no_restart=True)
-        self._members = []
+        """Stop all workers."""
+        for worker in self._workers:
+            self._ray.kill(worker.actor, no_restart=True)
+        self._workers = []
 
-    def _start(self) -> _Member:
+    def _start(self) -> _PooledWorker:
         actor = self._actor.remote(*self._arguments)
-        return _Member(actor, actor.set_up.remote(), time.monotonic())
+        return _PooledWorker(actor, actor.set_up.remote(), time.monotonic())
 
-    def _look(self, member: _Member, reference: Any, put_back: Callable[[Call], None]) -> list[Ended]:
-        """Take what a worker is done with."""
+    def _result(self, worker: _PooledWorker, reference: Any, put_back: Callable[[Call], None]) -> list[Ended]:
+        """Result of a worker's current call or setup."""
         exceptions = self._ray.exceptions
         try:
             result = self._ray.get(reference)
         except (exceptions.RayActorError, exceptions.NodeDiedError, exceptions.ObjectLostError) as error:
-            return self._lose(member, _cause(error), put_back)
+            return self._lose(worker, _cause(error), put_back)
         except OutOfMemoryError as error:
-            return self._lose(member, f"ran out of memory ({_unwrapped(error)})", put_back)
+            return self._lose(worker, f"ran out of memory ({_unwrapped(error)})", put_back)
         except exceptions.RayTaskError as error:
-            if member.name is None:  # its setup: the next one would fail alike
+            if worker.name is None:  # setup failed: so would the next worker's
                 raise _unwrapped(error) from error
-            member.since = time.monotonic()
-            return [Raised(member.calls.popleft()[1], _unwrapped(error))]
-        self._last_ready = member.since = time.monotonic()
-        if member.name is None:
-            member.name = result
+            worker.since = time.monotonic()
+            return [Raised(worker.calls.popleft()[1], _unwrapped(error))]
+        self._last_ready = worker.since = time.monotonic()
+        if worker.name is None:
+            worker.name = result
             self._n_stillborn = 0
             return []
-        _, call = member.calls.popleft()
+        _, call = worker.calls.popleft()
         return [Done(call, result)]
 
     def _end_hung(self, put_back: Callable[[Call], None]) -> list[Ended]:
         limit = self._settings.timeout_s
         ended: list[Ended] = []
-        for member in list(self._members):
-            if limit is not None and member.calls and time.monotonic() - member.since > limit:
-                ended += self._lose(member, f"took longer than {limit:g} s", put_back)
+        for worker in list(self._workers):
+            if limit is not None and worker.calls and time.monotonic() - worker.since > limit:
+                ended += self._lose(worker, f"took longer than {limit:g} s", put_back)
         return ended
 
-    def _lose(self, member: _Member, reason: str, put_back: Callable[[Call], None]) -> list[Ended]:
-        """Replace a worker; the call that it ran is lost, the ones behind it go back."""
-        self._ray.kill(member.actor, no_restart=True)
+    def _lose(self, worker: _PooledWorker, reason: str, put_back: Callable[[Call], None]) -> list[Ended]:
+        """Replace a worker; the call it ran is lost, queued calls go back."""
+        self._ray.kill(worker.actor, no_restart=True)
         self._n_lost += 1
-        if member.name is None:
+        if worker.name is None:
             self._n_stillborn += 1
-            if self._n_stillborn > max(self._settings.attempts, len(self._members)):
+            if self._n_stillborn > max(self._settings.attempts, len(self._workers)):
                 raise ExecutorError(
-                    f"Expected workers to start, got {self._n_stillborn} in a row that were lost while they were set "
-                    f"up: the last one {reason}."
+                    f"Expected workers to start, got {self._n_stillborn} in a row that were lost during setup: the "
+                    f"last one {reason}."
                 )
-        self._troubles.append(f"worker {member.name or '(starting)'} {reason}")
-        calls = [call for _, call in member.calls]
+        self._troubles.append(f"worker {worker.name or '(starting)'} {reason}")
+        calls = [call for _, call in worker.calls]
         for call in reversed(calls[1:]):
             put_back(call)
-        self._members[self._members.index(member)] = self._start()
+        self._workers[self._workers.index(worker)] = self._start()
         return [Lost(call, reason) for call in calls[:1]]
 
     def _check_alive(self) -> None:
-        if any(member.name is not None for member in self._members):
+        if any(worker.name is not None for worker in self._workers):
             self._last_ready = time.monotonic()
         elif time.monotonic() - self._last_ready > START_S:
             have = {
@@ -253,7 +253,7 @@ class Crew:
 
 
 def _cause(error: BaseException) -> str:
-    """Why an actor died, in a few words."""
+    """Cause of an actor's death, in a few words."""
     text = str(error)
     if "running low on memory" in text:
         return "ran out of memory and was killed by Ray"
@@ -261,6 +261,6 @@ def _cause(error: BaseException) -> str:
 
 
 def _unwrapped(error: Any) -> BaseException:
-    """What was raised in the worker."""
+    """The exception raised in the worker."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else RuntimeError(str(error))
