@@ -22,7 +22,8 @@ from secateur.search.loop.interrupt import Interrupt
 from secateur.search.loop.loop import Outcome
 from secateur.search.show import console
 from secateur.search.show.display import SECONDS_BETWEEN_LINES, Display
-from secateur.search.show.tally import Tally
+from secateur.search.show.progress import PACE, Progress
+from secateur.search.show.summary import status_line
 from tests.runs import REASON, SEARCH, make_run, make_settings
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -276,28 +277,40 @@ def test_a_signal_before_or_after_a_search_interrupts():
 # --- progress ---
 
 
-def test_the_tally_follows_a_search(made):
+def test_the_progress_follows_a_search(made):
     now = [0.0]
-    tally = Tally(make_settings(), made.study.about.baselines, clock=lambda: now[0])
+    progress = Progress(make_settings(), made.study.about.baselines, clock=lambda: now[0])
     trials = made.trials()
-    tally.start(5, make_settings().budget)
-    tally.add(trials[:3], Spent().plus(trials[:3]))  # the baselines, known from before
-    assert tally.tokens_per_second is None
-    assert list(tally.best) == ["0.3", "0.6"]
-    assert all(pair["loss"] == pair["reference_loss"] for pair in tally.best.values())
+    progress.start(5)
+    progress.add(trials[:3])  # the baselines, known from before
+    assert progress.pace() == dict.fromkeys(PACE)
+    best = progress.facts()["best"]
+    assert list(best) == ["0.3", "0.6"]
+    assert all(pair["loss"] == pair["reference_loss"] for pair in best.values())
     now[0] = 10.0
-    tally.add(trials[3:], Spent().plus(trials))
-    assert tally.done == len(trials) / 30
-    assert tally.tokens_per_second == (len(trials) - 5) * SEARCH.n_tokens / 10
-    assert tally.seconds_left == pytest.approx(10 * (30 - len(trials)) / (len(trials) - 5))
+    progress.add(trials[3:])
+    facts, pace = progress.facts(), progress.pace()
+    assert facts["used"] == len(trials) / 30
+    assert pace["tokens_per_second"] == (len(trials) - 5) * SEARCH.n_tokens / 10
+    assert pace["evaluations_per_hour"] == pytest.approx((len(trials) - 5) * 360)
+    assert pace["seconds_left"] == pytest.approx(10 * (30 - len(trials)) / (len(trials) - 5))
     uniform = made.baselines["uniform@0.6"].measurement.values["sparsity"]
-    assert tally.best["0.6"]["loss"] == min(
+    assert facts["best"]["0.6"]["loss"] == min(
         t.measurement.values["loss"]
         for t in trials
         if abs(t.measurement.values["sparsity"] - uniform) <= 0.005
     )
-    assert tally.hypervolume is not None
-    assert "25% saved" in tally.work
+    assert facts["hypervolume"] is not None
+    line = status_line({**facts, **pace, "known": 5, "notes": {"made": 7}})
+    for part in (
+        f"{len(trials)}/30 evaluations (5 from before)",
+        "tokens/s",
+        "evaluations/h",
+        "left",
+        "7 made",
+    ):
+        assert part in line
+    assert "25% saved" in line
 
 
 def test_plain_lines_are_few(made, monkeypatch):
@@ -319,12 +332,14 @@ def test_a_terminal_shows_the_best_so_far(made):
         display.watch(made.study.about.baselines, SimpleNamespace(worker_status=staff))
         display.on_start(0, make_settings().budget)
         display.on_trials(made.study.trials, made.study.spent)
-    shown = stream.getvalue()
-    assert f"1 infeasible: {REASON}" in shown
-    assert "best loss" in shown
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", stream.getvalue())
+    assert re.search(rf"1 infeasible +{re.escape(REASON)}", shown)
+    assert re.search(r"best at 0.6 +loss [\d.]+ \(trial \d+\); uniform [\d.]+, ratio [\d.]+", shown)
     assert "/30 evaluations" in shown
+    assert "evaluations/h" in shown
+    assert re.search(r"searching [━╺╸]+ *\d+%", shown)
     assert "1 of 2 workers busy, 1 lost and replaced" in shown
-    assert "front of" in shown
+    assert re.search(r"front +\d+ trials, hypervolume", shown)
     assert "worker a:1 died" in shown
 
 

@@ -21,9 +21,8 @@ from secateur.search.loop.notes import NotesKeeper, notes_line
 from secateur.search.results.correlation import spearman
 from secateur.search.results.run import Run
 from secateur.search.settings.settings import resolved, settings_from
-from secateur.search.show.reasons import grouped
 from secateur.search.show.report import write_report
-from secateur.search.show.summary import status_line, status_lines, summary
+from secateur.search.show.summary import grouped, status_line, status_lines, summary
 from secateur.search.study.about import About
 from secateur.search.study.study import Study
 from secateur.spaces.formulas.grammar import parse

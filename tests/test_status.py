@@ -19,6 +19,7 @@ from secateur.search.mirror import dashboard
 from secateur.search.mirror.storages import storage_of
 from secateur.search.results.run import open_run
 from secateur.search.show import watch
+from secateur.search.show.progress import PACE
 from secateur.search.show.summary import status_lines, summary
 from secateur.search.study.journal import read_journal
 from secateur.search.study.lock import RunLock
@@ -58,14 +59,19 @@ def test_a_watch_sees_what_a_fresh_look_sees(run):
     make_run(run)
     now = [0.0]
     with writing(run) as study:
-        of, n_first = watch.Watch(run, clock=lambda: now[0]), study.spent.evaluations
+        of = watch.Watch(run, clock=lambda: now[0])
+        n_first, n_tokens = study.spent.evaluations, study.spent.tokens
         assert of.update()["evaluations_per_hour"] is None
         for batch in batches():
             append(study, batch)
             now[0] += 60
             facts, fresh = of.update(), summary(open_run(run))
             n_new = study.spent.evaluations - n_first
-            assert facts.pop("evaluations_per_hour") == pytest.approx(n_new * 3600 / now[0])
+            share = study.spent.evaluations / 30
+            pace = {name: facts.pop(name) for name in PACE}
+            assert pace["evaluations_per_hour"] == pytest.approx(n_new * 3600 / now[0])
+            assert pace["tokens_per_second"] == pytest.approx((study.spent.tokens - n_tokens) / now[0])
+            assert pace["seconds_left"] == pytest.approx(now[0] * max(0, 1 - share) / (n_new / 30))
             assert facts.pop("hypervolume") == pytest.approx(fresh.pop("hypervolume"))
             assert facts == fresh
         assert facts["infeasible"] == {REASON: 1, "out of memory": 1}
@@ -130,7 +136,7 @@ def test_a_run_that_is_continued_with_other_settings_is_opened_again(run):
         append(study, batches()[0])
         facts = of.update()
     assert facts["budget"] == {"evaluations": 12345}
-    assert of.update() == summary(open_run(run)) | {"evaluations_per_hour": None}
+    assert of.update() == summary(open_run(run)) | dict.fromkeys(PACE)
 
 
 # --- the command ---
@@ -158,7 +164,10 @@ def test_watching_prints_lines_until_the_driver_has_gone(secateur, live):
     lines = out.splitlines()
     assert status == 0
     assert len(lines) == 1 + len(batches())  # no line without news
-    assert all(re.search(r"\d+%: [\d,]+ evaluations, .* front \d+, hypervolume", line) for line in lines)
+    assert all(
+        re.search(r"[\d,]+/30 evaluations, .*\d+% of .* front of \d+, hypervolume", line) for line in lines
+    )
+    assert "evaluations/h" in lines[-1]
     assert lines[-1].endswith(f"infeasible: 1 {REASON!r}, 1 'out of memory'")
     assert "uniform" in lines[-1]
     assert err == f"secateur: note: Nobody is writing {live} any more.\n"
@@ -179,7 +188,7 @@ def test_a_terminal_is_painted_again_and_again(live):
     watch.watch_here(live, Console(file=stream, force_terminal=True, width=150), every=0.1)
     shown = stream.getvalue()
     assert "written by process" in shown
-    assert "nobody is writing it" in shown
+    assert "no process is writing it" in shown
     assert "evaluations/h" in shown
 
 

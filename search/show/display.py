@@ -1,4 +1,4 @@
-"""Progress of a command on stderr: live on a terminal, now and then a plain line elsewhere."""
+"""Progress of a command on stderr: live on a terminal, elsewhere a plain line now and then."""
 
 from __future__ import annotations
 
@@ -6,28 +6,26 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as ProgressBar
+from rich.table import Column
 
 from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
 from secateur.search.executor import Executor, WorkerStatus
 from secateur.search.loop.loop import Outcome
-from secateur.search.loop.notes import notes_line
 from secateur.search.settings.settings import Settings
-from secateur.search.show.tally import ENDINGS, Tally
-from secateur.search.show.values import shown
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.live import Live
-    from rich.table import Table
+from secateur.search.show.progress import Progress
+from secateur.search.show.summary import ENDINGS, as_table, status_line, status_lines
 
 SECONDS_BETWEEN_LINES = 5.0
-LINE = 110
 
 
 class Display:
-    """Shows the stages of a command and the progress of a search; an observer, and a context manager.
+    """Stages of a command and progress of a search; an observer, and a context manager.
 
     Args:
         console: of stderr.
@@ -37,26 +35,23 @@ class Display:
     def __init__(self, console: Console, settings: Settings | None = None) -> None:
         self._console = console
         self._settings = settings
-        self._tally: Tally | None = None
-        self._stage = "starting"
-        self._searching = False
+        self._progress: Progress | None = None
         self._executor: Executor | None = None
         self._notes: Callable[[], Mapping[str, float]] = dict
-        self._said = ""  # kind of the last plain line
-        self._said_at = -SECONDS_BETWEEN_LINES
-        self._live = _live(console) if console.is_terminal else None
+        self._last_kind = ""  # of the last plain line
+        self._last_time = -SECONDS_BETWEEN_LINES
+        self._bar = _Bar(console) if console.is_terminal else None
 
     def __enter__(self) -> Display:
-        if self._live is not None:
-            self._live.start()
-            self._refresh()
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def watch(
         self,
@@ -64,7 +59,7 @@ class Display:
         executor: Executor,
         notes: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        """A search is about to start.
+        """Follow a search that is about to start.
 
         Args:
             baselines: canonical texts of its baselines by name.
@@ -73,115 +68,83 @@ class Display:
         """
         self._executor, self._notes = executor, notes
         if self._settings is not None:
-            self._tally = Tally(self._settings, baselines)
+            self._progress = Progress(self._settings, baselines)
 
     def say(self, line: str) -> None:
-        """Name the stage that begins. Steps of one stage, such as 3/30, are not all shown as plain lines."""
-        self._stage = line
+        """Name the stage that begins. Of the steps of one stage, such as 3/30, few are shown as plain lines."""
         self._plain(line, kind=re.sub(r"\d+", "", line))
-        self._refresh()
+        if self._bar is not None:
+            self._bar.say(line)
 
     def note(self, line: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _plain(self, line: str, kind: str) -> None:
-        """A line where there is no terminal, unless one of its kind was shown just now."""
+        """Print a line where there is no terminal, unless one of its kind was printed just now."""
         now = time.monotonic()
-        if self._live is None and (kind != self._said or now - self._said_at >= SECONDS_BETWEEN_LINES):
-            self._said, self._said_at = kind, now
+        if self._bar is None and (kind != self._last_kind or now - self._last_time >= SECONDS_BETWEEN_LINES):
+            self._last_kind, self._last_time = kind, now
             self.note(line)
 
-    def _refresh(self) -> None:
-        if self._live is not None:
-            self._live.update(self._frame())
+    def _facts(self, progress: Progress) -> dict[str, Any]:
+        more = {"known": progress.n_known, "notes": self._notes()}
+        return {**progress.facts(), **progress.pace(), **more}
 
-    def _frame(self) -> RenderableType:
-        from rich.console import Group
-        from rich.spinner import Spinner
-        from rich.text import Text
-
-        stage = Spinner("dots", Text(self._stage))
-        if self._tally is None or not self._searching:
-            return stage
-        parts = (self._tally.work, notes_line(self._notes()), *self._tally.failures, *self._staff())
-        lines = [f"  {line[:LINE]}" for line in parts if line]
-        return Group(stage, _bar(self._tally), Text("\n".join(lines), "dim"), _best(self._tally))
-
-    def _staff(self) -> list[str]:
-        """How the workers are: a line, and one for each of the last troubles."""
-        staff = None if self._executor is None else self._executor.worker_status
-        if staff is None or staff == WorkerStatus(1, staff.busy):  # the one worker that is here
+    def _workers(self) -> list[str]:
+        """State of the workers: a line, and one for each of the last troubles."""
+        status = None if self._executor is None else self._executor.worker_status
+        if status is None or status == WorkerStatus(1, status.busy):  # the one worker in this process
             return []
-        lost = f", {staff.lost} lost and replaced" if staff.lost else ""
-        return [f"{staff.busy} of {staff.workers} workers busy{lost}", *staff.troubles]
+        lost = f", {status.lost} lost and replaced" if status.lost else ""
+        return [f"{status.busy} of {status.workers} workers busy{lost}", *status.troubles]
 
     # --- as an observer of a search ---
 
     def on_start(self, n_known: int, budget: Budget) -> None:
-        self._searching = True
-        if self._tally is not None:
-            self._tally.start(n_known, budget)
+        if self._progress is not None:
+            self._progress.start(n_known)
         self.say("measuring the baselines")
 
     def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
-        tally = self._tally
-        if tally is None:
+        if self._progress is None:
             return
-        tally.add(trials, spent)
-        self._stage = "searching"
-        best = ", ".join(f"{shown('loss', pair['loss'])} at {label}" for label, pair in tally.best.items())
-        parts = [
-            f"searching: {tally.done:.0%}",
-            tally.counts,
-            tally.work,
-            notes_line(self._notes()),
-            f"best {best}" if best else "",
-            *self._staff()[:1],
-            tally.left,
-        ]
-        self._plain("; ".join(part for part in parts if part), kind="searching")
-        self._refresh()
+        self._progress.add(trials)
+        facts, workers = self._facts(self._progress), self._workers()
+        self._plain("; ".join([f"searching: {status_line(facts)}", *workers[:1]]), kind="searching")
+        if self._bar is not None:
+            lines = status_lines(facts) | ({"workers": "\n".join(workers)} if workers else {})
+            self._bar.say("searching")
+            self._bar.show(facts["used"], as_table(lines))
 
     def on_end(self, outcome: Outcome) -> None:
-        self._searching = False
-        tally = self._tally
-        if tally is not None:
-            counts = "; ".join(part for part in (tally.counts, tally.work) if part)
-            self.note(f"search ended ({ENDINGS[outcome.reason]}): {counts}")
+        if self._progress is not None:
+            facts = self._facts(self._progress) | {"seconds_left": None}
+            self.note(f"search ended ({ENDINGS[outcome.reason]}): {status_line(facts)}")
+        if self._bar is not None:
+            self._bar.show(None, "")
 
 
-def _live(console: Console) -> Live:
-    from rich.live import Live
+class _Bar(ProgressBar):
+    """A row for the stage, with a bar where its end is known, and whatever belongs below it."""
 
-    return Live(console=console, refresh_per_second=8, transient=True)
+    def __init__(self, console: Console) -> None:
+        self._below: RenderableType = ""
+        description = TextColumn("{task.description}", markup=False, table_column=Column())  # may be wrapped
+        columns = SpinnerColumn(), description, BarColumn(32), TextColumn("{task.fields[used]}")
+        super().__init__(*columns, console=console, refresh_per_second=8, transient=True)
+        self._stage = self.add_task("starting", total=None, used="")
 
+    def get_renderables(self) -> Any:
+        """Rows of the tasks, then what is below."""
+        yield from super().get_renderables()
+        yield self._below
 
-def _bar(tally: Tally) -> Table:
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
+    def say(self, stage: str) -> None:
+        """Name the stage."""
+        self.update(self._stage, description=stage)
 
-    row = Table.grid(padding=(0, 1))
-    row.add_row(
-        " ",
-        ProgressBar(total=1.0, completed=tally.done, width=32),
-        f"{tally.done:4.0%}",
-        tally.counts,
-        tally.left,
-    )
-    return row
-
-
-def _best(tally: Tally) -> Table:
-    """The best loss of each target so far, beside that of the baseline that it is compared with."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    table = Table(box=SIMPLE, pad_edge=True, show_edge=False)
-    for heading in ("sparsity", "best loss", "beside", "ratio"):
-        table.add_column(heading, justify="right")
-    for label, pair in tally.best.items():
-        best, beside = pair["loss"], pair["reference_loss"]
-        ratio = f"{best / beside:.2f}x" if beside > 0 else ""
-        table.add_row(label, shown("loss", best), f"{pair['reference']} {shown('loss', beside)}", ratio)
-    return table
+    def show(self, share: float | None, below: RenderableType) -> None:
+        """Show the share of the stage that is done, in [0, 1], None: not known; and what belongs below."""
+        self.tasks[0].total, self._below = None if share is None else 1.0, below
+        self.update(self._stage, completed=share or 0.0, used="" if share is None else f"{share:.0%}")

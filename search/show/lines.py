@@ -1,4 +1,4 @@
-"""A search in lines of text: for scripts that run several in turn."""
+"""Lines of text about a search, for scripts that run several in turn."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from secateur.search.executor import Executor
 from secateur.search.loop.loop import Outcome
 from secateur.search.settings.settings import Settings
 from secateur.search.show.console import show_line
-from secateur.search.show.tally import ENDINGS, Tally
-from secateur.search.show.values import shown
+from secateur.search.show.progress import Progress
+from secateur.search.show.summary import ENDINGS, status_line
 from secateur.search.study.study import trials_of
 
 if TYPE_CHECKING:
@@ -21,16 +21,15 @@ if TYPE_CHECKING:
 
 
 class Lines:
-    """A line for each stage of a search, and one for each round in which something was measured on data.
+    """A line for each stage of a search, and one for each round that measured on data; an observer.
 
-    Its methods are what a search takes: ``app.search(settings, run, observers=[lines], say=lines.say,
-    on_ready=lines.on_ready)``.
+    Its methods fit a search: ``app.search(settings, run, observers=[lines], say=lines.say, on_ready=lines.on_ready)``.
 
     Args:
         name: of the search, before each line.
         settings: of the search.
-        write: told each line.
-        clock: seconds that this process has worked.
+        write: takes each line.
+        clock: seconds of work of this process.
     """
 
     def __init__(
@@ -45,36 +44,28 @@ class Lines:
         self._write = write
         self._clock = clock
         self._began = clock()
-        self._tally = Tally(settings, {})
-        self._n_screened = 0
+        self._progress = Progress(settings, {})
 
     def say(self, line: str) -> None:
         """Name the stage that begins."""
         self._write(f"{self._name}: {line}")
 
     def on_ready(self, search: Search, executor: Executor) -> None:
-        """A search is about to start."""
-        self._tally = Tally(self._settings, search.baselines)
+        """Take the names of the baselines; called before the search starts."""
+        self._progress = Progress(self._settings, search.baselines)
 
     def on_start(self, n_known: int, budget: Budget) -> None:
-        self._tally.start(n_known, budget)
+        self._progress.start(n_known)
         self.say(f"{n_known:,} measurements known")
 
     def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
-        self._tally.add(trials, spent)
-        n_screened = len(trials_of(trials, "proxy"))
-        self._n_screened += n_screened
-        if n_screened < len(trials):
-            self.say("; ".join(part for part in self._parts() if part))
+        self._progress.add(trials)
+        if len(trials_of(trials, "proxy")) < len(trials):
+            self.say(f"{self._status()}; {self._clock() - self._began:.0f} CPU s")
 
     def on_end(self, outcome: Outcome) -> None:
-        self.say(f"ended ({ENDINGS[outcome.reason]}): {self._tally.counts}; {self._tally.work}")
+        self.say(f"ended ({ENDINGS[outcome.reason]}): {self._status()}")
 
-    def _parts(self) -> tuple[str, ...]:
-        best = (f"{shown('loss', x['loss'])} at {label}" for label, x in self._tally.best.items())
-        return (
-            self._tally.counts,
-            f"{self._n_screened:,} screened" if self._n_screened else "",
-            f"best loss {', '.join(best)}" if self._tally.best else "",
-            f"{self._clock() - self._began:.0f} CPU s",
-        )
+    def _status(self) -> str:
+        progress = self._progress
+        return status_line({**progress.facts(), "known": progress.n_known, "notes": {}})

@@ -19,9 +19,8 @@ from secateur.search.results.front import hypervolume_series
 from secateur.search.results.run import Run
 from secateur.search.show.front_plot import plot_front
 from secateur.search.show.plots import plot_allocation, plot_course, plot_typeset
-from secateur.search.show.reasons import grouped
 from secateur.search.show.screening import plot_screening, screened
-from secateur.search.show.summary import summary
+from secateur.search.show.summary import grouped, summary
 from secateur.search.show.tables import Row, caption, columns, front_rows, loss_words, outlook
 from secateur.search.show.values import duration, perplexity, scaled, shown
 from secateur.search.study.overlap import read_overlap

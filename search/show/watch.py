@@ -1,31 +1,28 @@
-"""Looking on from another terminal or machine: reads the files of a run as they grow, and writes nothing."""
+"""Watching a run from another terminal or machine: reads its files as they grow, and writes nothing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.results.run import Run, open_run
 from secateur.search.show.console import show_line
-from secateur.search.show.progress import Progress
-from secateur.search.show.summary import status_line, status_lines, summary
+from secateur.search.show.progress import PACE, Progress
+from secateur.search.show.summary import Facts, as_table, status_line, status_lines, summary
 from secateur.search.study.about import ABOUT
 from secateur.search.study.lock import writer_of
 from secateur.search.study.study import MEASUREMENTS, SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
-
-Facts = Mapping[str, Any]
 
 
 class Watch:
-    """Facts about a run, read anew at each `update`: of its measurements only what was appended.
+    """Facts about a run, updated from what was appended to its measurements.
 
-    The run is opened again when it is continued with other settings.
+    A run that is continued with other settings is opened again.
 
     Args:
         directory: of the run, here or on a shared file system.
@@ -43,23 +40,21 @@ class Watch:
     def _open(self) -> None:
         self._stamp = self._stamps()
         self._run: Run = open_run(self._directory)
-        self._progress = Progress(self._run.settings, self._run.study.about.baselines)
-        self._progress.add(self._run.study.trials)
-        self._began, self._n_first = self._clock(), self._progress.spent.evaluations
+        study = self._run.study
+        self._progress = Progress(self._run.settings, study.about.baselines, self._clock)
+        self._progress.add(study.trials)
+        self._progress.start(len(study.trials))
 
     def update(self) -> dict[str, Any]:
-        """See `summary`; with the pace since the watch began, None as long as nothing was measured."""
+        """Read what is new; `summary`, and the pace since the watch began."""
         if self._stamps() != self._stamp:
             self._open()
         else:
             self._progress.add(self._run.study.refresh())
-        elapsed = self._clock() - self._began
-        n_new = self._progress.spent.evaluations - self._n_first
-        pace = 3600 * n_new / elapsed if n_new and elapsed > 0 else None
-        return {**summary(self._run, self._progress), "evaluations_per_hour": pace}
+        return {**summary(self._run, self._progress), **self._progress.pace()}
 
     def _stamps(self) -> list[object]:
-        """Change when what is not appended to changes."""
+        """Identity of the files that are replaced as a whole, and of the file that grows."""
         found: list[object] = []
         for name in (ABOUT, SETTINGS, MEASUREMENTS):
             path = self._directory / name
@@ -69,21 +64,19 @@ class Watch:
 
 
 def watch(directory: Path, show_facts: Callable[[Facts], None], every: float) -> None:
-    """Show the run until nobody writes it any more, or until a KeyboardInterrupt, which it lets through.
+    """Show a run until no process writes it any more. A KeyboardInterrupt is passed on.
 
     Args:
         directory: of the run.
-        show_facts: called at once, and every so many seconds; the last time with all that was measured.
-        every: seconds.
+        show_facts: called at once and after each pause, the last time with all measurements.
+        every: seconds of a pause.
 
     Raises:
         UsageError: if the directory holds no study.
     """
     of = Watch(directory)
     while True:
-        alive = (
-            writer_of(directory) is not None
-        )  # asked before the update, so that the last one shows everything
+        alive = writer_of(directory) is not None  # before the update, so that the last one is complete
         show_facts(of.update())
         if not alive:
             return
@@ -91,12 +84,12 @@ def watch(directory: Path, show_facts: Callable[[Facts], None], every: float) ->
 
 
 def line_printer(write: Callable[[str], None] = show_line) -> Callable[[Facts], None]:
-    """Shows a line whenever there is news: for a pipe or a file."""
+    """Printer of a line whenever there is news, for a pipe or a file."""
     last = ""
 
     def show_news(facts: Facts) -> None:
         nonlocal last
-        line = status_line({**facts, "evaluations_per_hour": None})
+        line = status_line({**facts, **dict.fromkeys(PACE)})
         if line != last:
             write(status_line(facts))
             last = line
@@ -104,23 +97,12 @@ def line_printer(write: Callable[[str], None] = show_line) -> Callable[[Facts], 
     return show_news
 
 
-def as_table(facts: Facts) -> Table:
-    """The facts for a terminal that is painted again and again."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    for name, line in status_lines(facts).items():
-        table.add_row(Text(name, "dim"), Text(line))  # as they are, not as markup
-    return table
-
-
 def watch_here(directory: Path, console: Console, every: float) -> None:
-    """Show the run on the console until nobody writes it any more: painted on a terminal, else in lines."""
+    """Show a run on the console until no process writes it any more: live on a terminal, else in lines."""
     from rich.live import Live
 
     if not console.is_terminal:
         watch(directory, line_printer(), every)
         return
     with Live(console=console, auto_refresh=False) as live:
-        watch(directory, lambda facts: live.update(as_table(facts), refresh=True), every)
+        watch(directory, lambda facts: live.update(as_table(status_lines(facts)), refresh=True), every)
