@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import Field, model_validator
+
+from secateur.spaces.section import Section
 
 
-class Range(BaseModel):
+class Range(Section):
     """Targets ``low``, ``low + step``, ... up to ``high``, both ends included."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     low: float
     high: float
-    step: float = 0.05
+    step: float = Field(default=0.05, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -23,8 +23,6 @@ class Range(BaseModel):
             raise ValueError(
                 f"Expected `target` with 0 <= `low` <= `high` <= 1, got low {self.low} and high {self.high}."
             )
-        if not self.step > 0:
-            raise ValueError(f"Expected `step` of `target` > 0, got {self.step}.")
         return self
 
     @property

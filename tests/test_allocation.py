@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
+from secateur.search.errors import UsageError
+from secateur.search.settings.settings import settings_from
 from secateur.spaces.allocation.settings import AllocationSettings, build_allocation
 from secateur.spaces.allocation.space import Allocation, AllocationSpace
 from secateur.spaces.budget import Balance, Window, n_zeros, spread_order
@@ -281,26 +282,29 @@ def test_targets_may_be_a_value_a_list_or_a_range():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target": 1.2}, "Expected `target` within [0, 1], got 1.2."),
-        ({"target": [0.5, -0.1]}, "Expected `target` within [0, 1], got -0.1."),
-        ({"target": float("nan")}, "Expected `target` within [0, 1], got nan."),
-        ({"target": []}, "Expected `target` to hold at least one sparsity"),
+        ({"target": 1.2}, "Expected `space.target` within [0, 1], got 1.2."),
+        ({"target": [0.5, -0.1]}, "Expected `space.target` within [0, 1], got -0.1."),
+        ({"target": float("nan")}, "Expected `space.target` within [0, 1], got nan."),
+        ({"target": []}, "Expected `space.target` to hold at least one sparsity"),
         ({"target": {"low": 0.7, "high": 0.5}}, "got low 0.7 and high 0.5"),
-        ({"target": {"low": 0.5, "high": 0.7, "step": 0}}, "Expected `step` of `target` > 0, got 0"),
-        ({"step": 0}, "Expected `step` within (0, 1], got 0"),
-        ({"max_sparsity": 1.5}, "Expected `max_sparsity` within (0, 1], got 1.5"),
+        (
+            {"target": {"low": 0.5, "high": 0.7, "step": 0}},
+            "Expected `space.target.step` to be greater than 0, got 0",
+        ),
+        ({"step": 0}, "Expected `space.step` to be greater than 0, got 0"),
+        ({"max_sparsity": 1.5}, "Expected `space.max_sparsity` to be less than or equal to 1, got 1.5"),
         ({"max_sparsity": 0.01}, "Expected a level above 0"),
-        ({"group_size": 1}, "Expected `group_size` >= 2, got 1"),
-        ({"damp": 0}, "Expected `damp` > 0, got 0"),
-        ({"block_size": 0}, "Expected `block_size` >= 1, got 0"),
+        ({"group_size": 1}, "Expected `space.group_size` to be greater than or equal to 2, got 1"),
+        ({"damp": 0}, "Expected `space.damp` to be greater than 0, got 0"),
+        ({"block_size": 0}, "Expected `space.block_size` to be greater than or equal to 1, got 0"),
         ({"colour": "red"}, "colour"),
         ({"granularity": "head"}, "granularity"),
     ],
     ids=str,
 )
 def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValidationError, match=re.escape(message)):
-        AllocationSettings(**settings)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        settings_from({"space": {"kind": "allocation", **settings}})
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import re
 from dataclasses import replace
 
 import pytest
-from pydantic import ValidationError
 
+from secateur.search.errors import UsageError
+from secateur.search.settings.settings import settings_from
 from secateur.spaces.architecture.levels import default_step
-from secateur.spaces.architecture.settings import ArchitectureSettings
 from tests.architectures import (
     BLOCK,
     TABLE,
@@ -94,22 +94,28 @@ def test_models_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target": 1.5}, "Expected `target` within [0, 1], got 1.5"),
-        ({"units": []}, "Expected `units` to name some"),
+        ({"target": 1.5}, "Expected `space.target` within [0, 1], got 1.5"),
+        ({"units": []}, "Expected `space.units` to name some"),
         ({"units": ["heads"]}, "units"),
-        ({"units": ["channels", "blocks"]}, "Expected blocks in `units` alone or beside attention and mlp"),
+        (
+            {"units": ["channels", "blocks"]},
+            "Expected blocks in `space.units` alone or beside attention and mlp",
+        ),
         ({"units": ["mlp"], "tied": True}, "where all blocks are alike"),
         ({"units": ["attention"], "target_format": "hf-stock"}, "`target_format: hf-stock`"),
-        ({"ffn_step": 0}, "Expected `ffn_step` >= 1, got 0"),
-        ({"ffn_step": 100, "multiple_of": 32}, "Expected `multiple_of` to divide `ffn_step`, got 32 and 100"),
-        ({"repair": []}, "Expected `repair` to name some"),
+        ({"ffn_step": 0}, "Expected `space.ffn_step` to be greater than or equal to 1, got 0"),
+        (
+            {"ffn_step": 100, "multiple_of": 32},
+            "Expected `space.multiple_of` to divide `ffn_step`, got 32 and 100",
+        ),
+        ({"repair": []}, "Expected `space.repair` to name some"),
         ({"repair": ["none", "none"]}, "each once"),
-        ({"damp": 0}, "Expected `damp` > 0, got 0"),
+        ({"damp": 0}, "Expected `space.damp` to be greater than 0, got 0"),
         ({"of": "joules"}, "of"),
         ({"target_format": "onnx"}, "target_format"),
     ],
     ids=str,
 )
 def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValidationError, match=re.escape(message)):
-        ArchitectureSettings(**settings)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        settings_from({"space": {"kind": "architecture", **settings}})

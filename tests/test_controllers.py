@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 from secateur.search.controller import Trial
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
@@ -14,6 +13,8 @@ from secateur.search.controllers.knapsack import by_milp, by_table, equal_steps,
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings
 from secateur.search.controllers.separable import complete, removed_energy
+from secateur.search.errors import UsageError
+from secateur.search.settings.settings import settings_from
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.shape import ModelShape
@@ -186,21 +187,24 @@ def test_a_measurement_without_the_objective_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"offspring": 0}, "Expected `offspring` >= 1, got 0"),
-        ({"parents": 0}, "Expected `parents` >= 1, got 0"),
-        ({"crossover": 1.5}, "Expected `crossover` to be a probability in [0, 1], got 1.5"),
-        ({"migration": -1}, "Expected `migration` to be a probability in [0, 1], got -1"),
-        ({"survivors": [4, 8]}, "Expected `survivors` to descend"),
-        ({"survivors": [32, 1]}, "Expected `survivors` to descend"),
-        ({"survivors": [4, 0]}, "Expected `survivors` to descend"),
+        ({"offspring": 0}, "Expected `controller.offspring` to be greater than or equal to 1, got 0"),
+        ({"parents": 0}, "Expected `controller.parents` to be greater than or equal to 1, got 0"),
+        ({"crossover": 1.5}, "Expected `controller.crossover` to be less than or equal to 1, got 1.5"),
+        ({"migration": -1}, "Expected `controller.migration` to be greater than or equal to 0, got -1"),
+        ({"survivors": [4, 8]}, "Expected `controller.survivors` to descend"),
+        ({"survivors": [32, 1]}, "Expected `controller.survivors` to descend"),
+        ({"survivors": [4, 0]}, "Expected `controller.survivors` to descend"),
         ({"start": "warm"}, "start"),
-        ({"sensitivity": {"levels": [0]}}, "Expected `levels` to be sparsities within (0, 1]"),
+        (
+            {"sensitivity": {"levels": [0]}},
+            "Expected `controller.sensitivity.levels.0` to be greater than 0, got 0",
+        ),
     ],
     ids=str,
 )
 def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValidationError, match=re.escape(message)):
-        EvolutionSettings(**settings)
+    with pytest.raises(UsageError, match=re.escape(message)):
+        settings_from({"controller": {"kind": "evolution", **settings}})
 
 
 def test_survivors_fit_the_fidelities():

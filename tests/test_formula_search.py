@@ -115,11 +115,11 @@ def test_controllers_that_need_slots_refuse(tmp_path):
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({"target": 1.0}, "target` within"),
+        ({"target": 1.0}, "`space.target` to be less than 1, got 1.0"),
         ({"terminals": ["W", "Q"]}, "terminals` out of"),
         ({"known": ["wander"]}, "known` out of"),
         ({"known": ["formula: abs(W) *"]}, "got the end at column 9"),
-        ({"size": 2}, "depth` >= 2 and `size` >= 3"),
+        ({"size": 2}, "`space.size` to be greater than or equal to 3, got 2"),
         ({"operators": []}, "operators` out of"),
     ],
 )

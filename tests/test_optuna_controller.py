@@ -310,7 +310,7 @@ def test_a_sampler_by_dotted_name():
         ({"objectives": ["loss", "loss"]}, "each once"),
         ({"objectives": []}, "each once"),
         ({"sampler": "cmaes", "objectives": ["loss", "params"]}, "Those that take several are tpe, nsga2"),
-        ({"start": -1}, "Expected `controller.start` >= 0, got -1"),
+        ({"start": -1}, "Expected `controller.start` to be greater than or equal to 0, got -1"),
     ],
 )
 def test_settings_are_checked(section, message):

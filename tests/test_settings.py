@@ -99,7 +99,7 @@ BAD = {
     "space.target=1.5": "`space.target` within [0, 1], got 1.5",
     "space.target=[0.5, a]": "`space.target.1` to be a valid number, got 'a'",
     "space.target={low: 0.9, high: 0.5}": "`space.target` with 0 <= `low` <= `high` <= 1",
-    "space.step=0": "`space.step` within (0, 1], got 0.0",
+    "space.step=0": "`space.step` to be greater than 0, got 0",
     "executor.batch=0": "`executor.batch` to be greater than 0, got 0",
     "seed": "an override such as budget.evaluations=600, got 'seed'",
     "=3": "an override such as budget.evaluations=600, got '=3'",

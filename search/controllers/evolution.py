@@ -7,19 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import Field, model_validator
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, Course, check_fidelities
 from secateur.search.controllers.greedy import GreedyCourse, GreedySettings
 from secateur.search.controllers.sensitivity import SensitivityCourse, SensitivitySettings, separable
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.section import Section
 from secateur.spaces.space import SeparableSpace, Space
 
 ATTEMPTS = 50  # variations, each of the last one, for one new candidate before it is given up
 
 
-class EvolutionSettings(BaseModel):
+class EvolutionSettings(Section):
     """How candidates are varied and winnowed.
 
     Args:
@@ -36,28 +37,18 @@ class EvolutionSettings(BaseModel):
         greedy: likewise.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["evolution"] = "evolution"
-    offspring: int = 16
+    offspring: int = Field(default=16, ge=1)
     survivors: list[int] | None = None
-    parents: int = 1
-    crossover: float | None = None
-    migration: float = 0.2
+    parents: int = Field(default=1, ge=1)
+    crossover: float | None = Field(default=None, ge=0, le=1)
+    migration: float = Field(default=0.2, ge=0, le=1)
     start: Literal["uniform", "random", "sensitivity", "greedy"] = "uniform"
     sensitivity: SensitivitySettings = SensitivitySettings()
     greedy: GreedySettings = GreedySettings()
 
     @model_validator(mode="after")
     def _check(self) -> EvolutionSettings:
-        for name in ("offspring", "parents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected `{name}` >= 1, got {getattr(self, name)}.")
-        for name in ("crossover", "migration"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ValueError(
-                    f"Expected `{name}` to be a probability in [0, 1], got {getattr(self, name)}."
-                )
         numbers = [self.offspring, *(self.survivors or [])]
         if numbers != sorted(numbers, reverse=True) or numbers[-1] < 1:
             raise ValueError(

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, Course, check_fidelities, fidelity_of
 from secateur.search.controllers.sensitivity import separable
 from secateur.search.controllers.separable import with_free_slots
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.section import Section
 from secateur.spaces.space import SeparableSpace, Space
 
 Moves = Literal["block", "sublayer", "level"]
@@ -37,7 +37,7 @@ _STEPS: dict[Moves, _Step] = {
 }
 
 
-class GreedySettings(BaseModel):
+class GreedySettings(Section):
     """What one step removes.
 
     Args:
@@ -45,8 +45,6 @@ class GreedySettings(BaseModel):
             BlockPruner and FinerCut do; or one ``level`` of a slot, which takes the most measurements.
         n_tokens: which fidelity to measure at; None: the smallest.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["greedy"] = "greedy"
     moves: Moves = "sublayer"

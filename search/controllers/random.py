@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import check_fidelities
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.section import Section
 from secateur.spaces.space import Space
 
 ATTEMPTS = 50  # draws for one new candidate before a target is taken to be exhausted
 
 
-class RandomSettings(BaseModel):
+class RandomSettings(Section):
     """There is nothing to set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["random"] = "random"
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import Field
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities, fidelity_of
 from secateur.search.controllers.knapsack import Array
 from secateur.search.controllers.separable import complete, solve, with_free_slots
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.section import Section
 from secateur.spaces.space import SeparableSpace, Space
 
 
-class SensitivitySettings(BaseModel):
+class SensitivitySettings(Section):
     """How the slots are measured.
 
     Args:
@@ -31,19 +32,10 @@ class SensitivitySettings(BaseModel):
             will be in.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["sensitivity"] = "sensitivity"
-    levels: list[float] | None = None
+    levels: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(default=None, min_length=1)
     n_tokens: int | None = None
     around: Literal["dense", "uniform"] = "dense"
-
-    @field_validator("levels")
-    @classmethod
-    def _check_levels(cls, levels: list[float] | None) -> list[float] | None:
-        if levels is not None and (not levels or not all(0 < level <= 1 for level in levels)):
-            raise ValueError(f"Expected `levels` to be sparsities within (0, 1], got {levels}.")
-        return levels
 
 
 class SensitivityCourse:

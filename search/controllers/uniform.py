@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, Course, check_fidelities
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.section import Section
 from secateur.spaces.space import Space
 
 
-class UniformSettings(BaseModel):
+class UniformSettings(Section):
     """There is nothing to set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["uniform"] = "uniform"
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from secateur.search.executor import Evaluates, Executor, Job, Setup, WorkerStatus
 from secateur.spaces.measurement import Measurement
+from secateur.spaces.section import Section
 
 
-class LocalSettings(BaseModel):
+class LocalSettings(Section):
     """Settings of the executor `local`.
 
     Args:
         threads: compute threads of the evaluator; None: the default of the numerical library.
         batch: candidates a job. Larger jobs share more computation, but a stopped search waits for the job's end.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["local"] = "local"
     threads: int | None = Field(default=None, gt=0)

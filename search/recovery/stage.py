@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
@@ -21,11 +21,12 @@ from secateur.search.recovery.tuning import Trained, forget
 from secateur.search.settings.problems import problems
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.section import Section
 
 DIRECTORY, RECORD = "recovered", "recovery.json"
 
 
-class RecoverySettings(BaseModel):
+class RecoverySettings(Section):
     """How models are recovered; see `evaluators.training.Recipe`.
 
     Args:
@@ -38,8 +39,6 @@ class RecoverySettings(BaseModel):
         seed: order of the windows.
         address: of a Ray cluster; None for one of the command's own.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["lora", "full", "norms"] = "lora"
     loss: Literal["kl", "ce"] = "kl"

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.formulas.grammar import FormulaTextError
 from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
+from secateur.spaces.section import Section
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.targets import Target, check_target, targets_of
 from secateur.spaces.units import Granularity, Prunable, group, split_protected
 
 
-class AllocationSettings(BaseModel):
+class AllocationSettings(Section):
     """What can be searched: a level of sparsity for each linear, sub-layer or block.
 
     Args:
@@ -38,20 +39,18 @@ class AllocationSettings(BaseModel):
         block_size: columns that are pruned at once (sparsegpt).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["allocation"] = "allocation"
     metric: str = "wanda"
     granularity: Granularity = "linear"
     target: Target = 0.6
-    step: float = 0.05
-    max_sparsity: float = 0.95
-    group_size: int | None = None
-    protect: list[str] = []
+    step: float = Field(default=0.05, gt=0, le=1)
+    max_sparsity: float = Field(default=0.95, gt=0, le=1)
+    group_size: int | None = Field(default=None, ge=2)
+    protect: list[str] = Field(default=[])
     comparison: Literal["output", "layer"] | None = None
     calibration: Literal["dense", "sequential"] = "sequential"
-    damp: float = 0.01
-    block_size: int = 128
+    damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    block_size: int = Field(default=128, ge=1)
 
     @field_validator("metric", mode="before")
     @classmethod
@@ -78,15 +77,6 @@ class AllocationSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> AllocationSettings:
-        for name in ("step", "max_sparsity"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"Expected `{name}` within (0, 1], got {getattr(self, name)}.")
-        if self.group_size is not None and self.group_size < 2:
-            raise ValueError(f"Expected `group_size` >= 2, got {self.group_size}.")
-        if not 0 < self.damp < math.inf:
-            raise ValueError(f"Expected `damp` > 0, got {self.damp}.")
-        if self.block_size < 1:
-            raise ValueError(f"Expected `block_size` >= 1, got {self.block_size}.")
         if len(self.levels) < 2:
             raise ValueError(
                 f"Expected a level above 0, got none up to `max_sparsity` {self.max_sparsity}. "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from secateur.spaces.architecture.candidate import Repair
 from secateur.spaces.architecture.cost import Of
@@ -15,6 +15,7 @@ from secateur.spaces.architecture.levels import LevelRules, Unit
 from secateur.spaces.architecture.scores import OF_BLOCKS, Scored
 from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.architecture.tied import TiedSpace
+from secateur.spaces.section import Section
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.targets import Target, check_target, targets_of
 from secateur.spaces.units import Prunable
@@ -26,7 +27,7 @@ SMALLEST_MLP = {"gguf": 32}  # llama.cpp computes a block wrongly that has an at
 DEFAULT_BASELINES: tuple[Scored, ...] = ("flap", "shortgpt")
 
 
-class ArchitectureSettings(BaseModel):
+class ArchitectureSettings(Section):
     """What can be searched: how many KV groups and FFN channels each block keeps.
 
     Args:
@@ -54,21 +55,19 @@ class ArchitectureSettings(BaseModel):
             choose, none merged or replaced); None: the first two, if `units` can make them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["architecture"] = "architecture"
     target: Target = 0.25
     of: Of = "params"
     units: list[Unit] | None = None
-    ffn_step: int | None = None
-    multiple_of: int = 1
+    ffn_step: int | None = Field(default=None, ge=1)
+    multiple_of: int = Field(default=1, ge=1)
     tied: bool = False
     importance: str = "wanda_sp"
     repair: Repair | list[Repair] = "none"
-    damp: float = 0.01
+    damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     calibration: Literal["sequential", "dense"] = "sequential"
     target_format: Literal["any", "hf", "hf-stock", "hf-padded", "gguf"] = "any"
-    protect: list[int] = []
+    protect: list[int] = Field(default=[])
     baselines: list[Scored] | None = None
 
     @field_validator("target")
@@ -78,16 +77,10 @@ class ArchitectureSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ArchitectureSettings:
-        for name in ("ffn_step", "multiple_of"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"Expected `{name}` >= 1, got {value}.")
         if (self.ffn_step or 0) % self.multiple_of:
             raise ValueError(
                 f"Expected `multiple_of` to divide `ffn_step`, got {self.multiple_of} and {self.ffn_step}."
             )
-        if not 0 < self.damp < math.inf:
-            raise ValueError(f"Expected `damp` > 0, got {self.damp}.")
         if not self.repairs or len(set(self.repairs)) < len(self.repairs):
             raise ValueError(f"Expected `repair` to name some, each once, got {list(self.repairs)}.")
         self._check_units()

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from secateur.spaces.formulas.known import known_tree
 from secateur.spaces.formulas.operators import OPERATORS
 from secateur.spaces.formulas.sampling import Palette
 from secateur.spaces.formulas.space import FormulaSpace
 from secateur.spaces.formulas.tree import Bounds
+from secateur.spaces.section import Section
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.units import Prunable, split_protected
 
 
-class ProxySettings(BaseModel):
+class ProxySettings(Section):
     """A closed form that foretells how formulas rank: the error of some layers' outputs, without a forward pass.
 
     Args:
@@ -25,14 +26,12 @@ class ProxySettings(BaseModel):
         gram: ``full`` second moments, or their ``diagonal``: cheaper, and a little less like the true loss.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     blocks: int = Field(default=8, gt=0)
     rows: int = Field(default=32, gt=1)
     gram: Literal["full", "diagonal"] = "full"
 
 
-class CaseSettings(BaseModel):
+class CaseSettings(Section):
     """Where else a formula is measured; what is not named is as in the space's own settings.
 
     Args:
@@ -41,8 +40,6 @@ class CaseSettings(BaseModel):
         group_size: patterns instead of rows or layers.
         comparison: which weights compete.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(default=None, min_length=1)
     target: float | None = Field(default=None, gt=0, lt=1)
@@ -63,7 +60,7 @@ class CaseSettings(BaseModel):
         return self
 
 
-class FormulaSettings(BaseModel):
+class FormulaSettings(Section):
     """What can be searched: the formula of an importance metric, at one sparsity for all linears.
 
     Args:
@@ -86,21 +83,19 @@ class FormulaSettings(BaseModel):
             mean over all of them of the ratio to the loss of the first of `known`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["formula"] = "formula"
-    target: float = 0.5
+    target: float = Field(default=0.5, gt=0, lt=1)
     terminals: tuple[str, ...] = ("W", "G", "X")
     operators: tuple[str, ...] | None = None
     constants: float = 0.1
-    depth: int = 8
-    size: int = 24
+    depth: int = Field(default=8, ge=2)
+    size: int = Field(default=24, ge=3)
     known: tuple[str, ...] = ("wanda", "magnitude", "pruner-zero", "gblm")
-    group_size: int | None = None
-    protect: list[str] = []
+    group_size: int | None = Field(default=None, ge=2)
+    protect: list[str] = Field(default=[])
     comparison: Literal["output", "layer"] = "output"
     calibration: Literal["sequential", "dense"] = "sequential"
-    damp: float = 0.01
+    damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     proxy: ProxySettings | None = ProxySettings()
     also: tuple[CaseSettings, ...] = ()
 
@@ -118,17 +113,6 @@ class FormulaSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> FormulaSettings:
-        if not 0 < self.target < 1:
-            raise ValueError(f"Expected `target` within (0, 1), got {self.target}.")
-        if not self.damp > 0:
-            raise ValueError(f"Expected `damp` > 0, got {self.damp}.")
-        if self.depth < 2 or self.size < 3:
-            raise ValueError(
-                f"Expected `depth` >= 2 and `size` >= 3, got {self.depth} and {self.size}: abs(W) * X has 3 levels "
-                f"and 4 nodes."
-            )
-        if self.group_size is not None and self.group_size < 2:
-            raise ValueError(f"Expected `group_size` >= 2, got {self.group_size}.")
         _ = self.palette
         names = [case.name for case in self.also]
         if len(set(names)) < len(names):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from secateur.spaces.formulas.grammar import FormulaTextError
 from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
@@ -16,6 +15,7 @@ from secateur.spaces.recipe.keys import BLEND, CHUNK, FIRST_METRIC, REPAIRS, SIG
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.rules import RULES
 from secateur.spaces.recipe.space import RecipeSpace
+from secateur.spaces.section import Section
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.targets import Target, check_target, targets_of
 from secateur.spaces.units import Prunable, split_protected
@@ -24,7 +24,7 @@ EVALUATORS = ""
 """The text source of a space that names none: the evaluator's calibration set."""
 
 
-class RecipeSettings(BaseModel):
+class RecipeSettings(Section):
     """What can be searched: calibration data, metric, allocation and repair together, at one sparsity.
 
     Args:
@@ -56,37 +56,29 @@ class RecipeSettings(BaseModel):
             calibration data, 4 bytes a weight for gradients of a kind.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["recipe"] = "recipe"
     unit: Unit = "structure"
     target: Target = 0.2
-    search: list[Subspace] = list(get_args(Subspace))
+    search: list[Subspace] = Field(default=list(get_args(Subspace)))
     start: str | None = None
     known: list[str] | Literal["all"] | None = None
-    sources: dict[str, str] = {}
+    sources: dict[str, str] = Field(default={})
     mixture: int = Field(default=2, ge=1)
     pool_tokens: int = Field(default=32768, gt=0)
-    samples: list[int] = [8, 16, 32]
-    length: list[int] = [64, 128, 256]
-    choose: list[Literal["random", "loss", "clusters"]] = ["random", "loss", "clusters"]
+    samples: list[int] = Field(default=[8, 16, 32])
+    length: list[int] = Field(default=[64, 128, 256])
+    choose: list[Literal["random", "loss", "clusters"]] = Field(default=["random", "loss", "clusters"])
     subsets: int = Field(default=8, ge=1)
-    quantiles: list[tuple[float, float]] = [
-        (0, 0.25),
-        (0.25, 0.5),
-        (0.5, 0.75),
-        (0.75, 1),
-        (0, 0.5),
-        (0.25, 0.75),
-        (0.5, 1),
-    ]
-    gradients: list[Literal["backward", "forward"]] = ["backward"]
+    quantiles: list[tuple[float, float]] = Field(
+        default=[(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1), (0, 0.5), (0.25, 0.75), (0.5, 1)]
+    )
+    gradients: list[Literal["backward", "forward"]] = Field(default=["backward"])
     metrics: list[str] | None = None
     allocations: list[str] | None = None
     repairs: list[str] | None = None
     profile: str | None = None
-    protect: list[str] = []
-    damp: float = 0.01
+    protect: list[str] = Field(default=[])
+    damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     cache_gb: float = Field(default=8.0, gt=0)
 
     batch: ClassVar[int] = 1
@@ -141,8 +133,6 @@ class RecipeSettings(BaseModel):
                 raise ValueError(
                     f"Expected `{name}` to ascend from at least {least}, got {getattr(self, name)}."
                 )
-        if not 0 < self.damp < math.inf:
-            raise ValueError(f"Expected `damp` > 0, got {self.damp}.")
         self._check_calibration()
         self._check_names()
         return self

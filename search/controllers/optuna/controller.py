@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import check_fidelities
@@ -17,6 +17,7 @@ from secateur.search.controllers.optuna.study import SampledStudy
 from secateur.search.controllers.warm_start import front_of
 from secateur.search.objectives import objective
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.section import Section
 from secateur.spaces.space import Space
 
 if TYPE_CHECKING:  # takes a second to import
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # takes a second to import
 FAILURES = 3  # proposals a target in a row without anything new before the space is taken to be exhausted
 
 
-class OptunaSettings(BaseModel):
+class OptunaSettings(Section):
     """Which sampler, and what it starts from.
 
     Args:
@@ -39,13 +40,11 @@ class OptunaSettings(BaseModel):
         warm_start: directory of a run whose front is proposed before these.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     kind: Literal["optuna"] = "optuna"
     sampler: str = "tpe"
     objectives: tuple[str, ...] | None = None
-    options: dict[str, Any] = {}
-    start: int = 16
+    options: dict[str, Any] = Field(default={})
+    start: int = Field(default=16, ge=0)
     warm_start: Path | None = None
 
     @field_validator("sampler")
@@ -64,8 +63,6 @@ class OptunaSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> OptunaSettings:
-        if self.start < 0:
-            raise ValueError(f"Expected `start` >= 0, got {self.start}.")
         if len(self.objectives or ()) > 1 and not row_of(self.sampler).multi_objective:
             able = ", ".join(name for name, row in SAMPLERS.items() if row.multi_objective)
             raise ValueError(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from secateur.spaces.section import Section
 
 _ADDRESS = re.compile(r"[^\s:/]+:\d{1,5}")
 
 
-class RaySettings(BaseModel):
+class RaySettings(Section):
     """Settings of the executor `ray`.
 
     Args:
@@ -26,8 +28,6 @@ class RaySettings(BaseModel):
         deterministic: ask in rounds, as the local executor does: equal trials for equal seeds, whatever the number of
             workers; workers then wait for the end of each round.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["ray"] = "ray"
     address: str | None = None
