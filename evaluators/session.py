@@ -25,17 +25,15 @@ from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
 from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.export.capability import held_groups
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.block_shapes import block_shapes
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import LoadedModel, load_model
-from secateur.pruners.models.shape import describe
+from secateur.pruners.models.shape import model_shape, prunables
 from secateur.pruners.recipes.pruner import RecipePruner
-from secateur.pruners.structure.kept import KeptUnits
+from secateur.spaces.architecture.candidate import KeptUnits
 from secateur.spaces.latency import LatencyTable
 from secateur.spaces.measurement import Part
 from secateur.spaces.registry import SPACES
-from secateur.spaces.shape import ModelShape
-from secateur.spaces.units import Prunable
+from secateur.spaces.shape import ModelShape, Prunable
 
 __all__ = ["Plan", "Workbench", "set_threads"]
 
@@ -75,7 +73,7 @@ class Workbench:
             plan.model, dtype=plan.dtype, device=plan.device, trust_remote_code=plan.trust_remote_code
         )
         self.anatomy: Anatomy = dissect(self.loaded.model)
-        self.shape = describe(self.anatomy)
+        self.prunables: list[Prunable] = prunables(self.anatomy)
         for case in self._cases.values():
             if case.model == plan.model:
                 case.rig.check_model(case, self.anatomy)
@@ -116,25 +114,17 @@ class Workbench:
     def _space(self, plan: Plan) -> Any:
         return SPACES[plan.space.kind].build(plan.space, self.prunables, self.space_shape)
 
-    @property
-    def prunables(self) -> list[Prunable]:
-        """The prunable projections as spaces know them."""
-        return [Prunable(x.name, x.block, x.sublayer, x.n_weights) for x in self.shape.linears]
-
     @cached_property
     def space_shape(self) -> ModelShape:
         """The dense model's size as spaces know it: bytes as it is stored, MACs at a context of one window."""
-        stored = self.loaded.stored_dtype.itemsize
-        return ModelShape(
-            n_params=self.shape.n_params,
-            bytes_per_param=stored,
-            macs_per_token=self.shape.macs_per_token(self.plan.window),
-            kv_bytes_per_token=self.shape.kv_bytes_per_token * stored // self.shape.bytes_per_param,
-            blocks=block_shapes(self.anatomy, self.plan.window, stored)
-            if self.plan.rig.cuts(self.plan)
-            else (),
+        cuts = self.plan.rig.cuts(self.plan)
+        return model_shape(
+            self.anatomy,
+            self.plan.window,
+            self.loaded.stored_dtype.itemsize,
+            blocks=cuts,
             latency=self.latency_table,
-            held_groups=held_groups(self.plan.space, self.anatomy) if self.plan.rig.cuts(self.plan) else None,
+            held_groups=held_groups(self.plan.space, self.anatomy) if cuts else None,
         )
 
     @cached_property

@@ -14,7 +14,7 @@ from secateur.pruners.export.registry import ANY, FORMATS
 from secateur.pruners.export.save_session import save_cut, save_zeros
 from secateur.pruners.export.structured import check_structured
 from secateur.pruners.recipes.shipping import check_recipe, recipe_calibration, recipe_formats, save_recipe
-from secateur.pruners.structure.kept import read_kept
+from secateur.spaces.architecture.candidate import read_kept
 
 Config = Mapping[str, Any]
 

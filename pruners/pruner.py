@@ -18,7 +18,6 @@ from secateur.pruners.recipes.pruner import (
     recipe_record,
     recipe_switcher,
 )
-from secateur.pruners.structure.kept import KeptUnits
 from secateur.pruners.structure.pruner import (
     build_cuts,
     check_form,
@@ -36,6 +35,7 @@ from secateur.pruners.weights.formula_pruner import FormulaSwitcher
 from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels, is_built
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.prune import prune
+from secateur.spaces.architecture.candidate import KeptUnits
 from secateur.spaces.formulas.metric import program_of
 
 if TYPE_CHECKING:

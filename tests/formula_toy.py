@@ -13,8 +13,7 @@ from secateur.spaces.formulas.settings import FormulaSettings, build_formula
 from secateur.spaces.formulas.space import Formula, FormulaSpace
 from secateur.spaces.formulas.tree import Tree, fold
 from secateur.spaces.measurement import Fidelity, Measurement
-from secateur.spaces.shape import ModelShape
-from secateur.spaces.units import Prunable
+from secateur.spaces.shape import ModelShape, Prunable
 
 SHAPE = ModelShape(n_params=10_000, bytes_per_param=2, macs_per_token=10_000, kv_bytes_per_token=10)
 LINEARS = [Prunable("model.layers.0.mlp.down_proj", 0, "mlp", 100)]

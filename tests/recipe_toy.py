@@ -12,8 +12,7 @@ from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.choices import Choice, Items, items_of
 from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
 from secateur.spaces.recipe.space import RecipeSpace
-from secateur.spaces.shape import BlockShape, ModelShape
-from secateur.spaces.units import Prunable
+from secateur.spaces.shape import BlockShape, ModelShape, Prunable
 
 LINEARS = tuple(
     Prunable(f"model.layers.{block}.{name}", block, name.partition(".")[0], 640)

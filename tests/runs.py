@@ -10,8 +10,7 @@ from secateur.search.study.about import About
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.registry import SPACES
-from secateur.spaces.shape import ModelShape
-from secateur.spaces.units import Prunable
+from secateur.spaces.shape import ModelShape, Prunable
 
 SEARCH, SMALL, TEST = Fidelity("search", 2048), Fidelity("search", 1024), Fidelity("test", 1024)
 REASON = "Expected finite losses, got <nan>."

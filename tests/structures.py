@@ -14,11 +14,11 @@ from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
 from secateur.pruners.calibration.zeroth_order import estimate_gradients
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.structure.kept import Kept
 from secateur.pruners.structure.perturbation import perturbation_scores
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.pruners.structure.surgery import Surgeon
+from secateur.spaces.architecture.candidate import Kept
 
 SIZES = {
     "vocab_size": 97,

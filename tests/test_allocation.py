@@ -13,8 +13,7 @@ from secateur.search.settings.settings import settings_from
 from secateur.spaces.allocation.settings import AllocationSettings, build_allocation
 from secateur.spaces.allocation.space import Allocation, AllocationSpace
 from secateur.spaces.budget import Balance, Window, n_zeros, spread_order
-from secateur.spaces.shape import ModelShape
-from secateur.spaces.units import Prunable, Unit, group
+from secateur.spaces.shape import ModelShape, Prunable, Unit, group
 
 SMOLLM2 = {
     "attention": {"q": 331776, "k": 110592, "v": 110592, "o": 331776},

@@ -14,10 +14,8 @@ from secateur.evaluators.trained import own_modules
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.trainer import Trainer
 from secateur.pruners.export.manifest import MANIFEST
-from secateur.pruners.models.block_shapes import block_shapes
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.shape import describe
-from secateur.pruners.structure import kept as pruners
+from secateur.pruners.models.shape import fixed_macs, model_shape
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.remove import prune_structure
 from secateur.search import app
@@ -29,7 +27,6 @@ from secateur.search.show.report import write_report
 from secateur.spaces.architecture.candidate import BIASED, Kept
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.measurement import Fidelity
-from secateur.spaces.shape import ModelShape
 from tests.models import random_tokens
 from tests.test_families import CASES, build
 
@@ -53,35 +50,28 @@ def test_costs_are_those_of_the_cut_model(family):
     context = 5
     for cut, repair in zip(CUTS, ("bias", "none", "liar"), strict=True):
         anatomy = dissect(build(CASES[family][0]))
-        dense = describe(anatomy)
-        shape = ModelShape(
-            n_params=dense.n_params,
-            bytes_per_param=4,
-            macs_per_token=dense.macs_per_token(context),
-            kv_bytes_per_token=dense.kv_bytes_per_token,
-            blocks=block_shapes(anatomy, context, 4),
-        )
+        shape = model_shape(anatomy, context, 4)
         costs = cost(shape, cut, repair)
         tokens = random_tokens(2, 8)
         prune_structure(
             anatomy,
-            [pruners.Kept(*kept) for kept in cut],
+            list(cut),
             importance="magnitude",
             repair=repair,
             tokens=tokens,
             sequential=False,
         )
-        after = describe(anatomy)
         assert costs["params"] == n_params(anatomy)
         heads = [
             kept.kv_groups * block.n_heads // block.n_kv_heads
             for kept, block in zip(cut, anatomy.blocks, strict=True)
         ]
         scores = [
-            2 * n * block.head_dim * counts.attended(context)
-            for n, block, counts in zip(heads, anatomy.blocks, dense.blocks, strict=True)
+            2 * n * block.head_dim * block.attended(context)
+            for n, block in zip(heads, anatomy.blocks, strict=True)
         ]
-        assert costs["macs"] == after.n_prunable + after.fixed_macs + sum(scores)
+        n_weights = sum(linear.n_weights for linear in anatomy.linears)
+        assert costs["macs"] == n_weights + fixed_macs(anatomy) + sum(scores)
         n_groups = sum(kept.kv_groups for kept in cut)
         assert costs["kv_bytes"] == 2 * 4 * n_groups * anatomy.blocks[0].head_dim
 

@@ -7,10 +7,10 @@ import pytest
 
 from secateur.pruners.export.capability import held_groups
 from secateur.pruners.export.structured import check_structured
-from secateur.pruners.models.block_shapes import block_shapes
 from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.shape import block_shapes
 from secateur.pruners.pruner import RIGS
-from secateur.pruners.structure.kept import Kept
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.shape import ModelShape
 from tests.cut_models import MODELS, small_tokenizer

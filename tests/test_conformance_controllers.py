@@ -15,9 +15,8 @@ from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.formulas.space import Formula
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.recipe.candidate import Recipe
-from secateur.spaces.shape import ModelShape
+from secateur.spaces.shape import ModelShape, Unit
 from secateur.spaces.space import Space
-from secateur.spaces.units import Unit
 from tests.formula_toy import FormulaLandscape, formula_space
 from tests.recipe_toy import Landscape, recipe_space
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from secateur.spaces.latency import LatencyTable, Phase
 from secateur.spaces.registry import SPACES
-from secateur.spaces.shape import BlockShape, ModelShape
+from secateur.spaces.shape import BlockShape, ModelShape, Prunable
 from secateur.spaces.space import SeparableSpace, Space
-from secateur.spaces.units import Prunable
 
 SIZES = {"q": 96, "k": 32, "v": 32, "o": 96, "gate": 256, "up": 256, "down": 256}
 LINEARS = tuple(

@@ -17,8 +17,7 @@ from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.measurement import Fidelity, Measurement
-from secateur.spaces.shape import ModelShape
-from secateur.spaces.units import Unit
+from secateur.spaces.shape import ModelShape, Unit
 
 SHAPE = ModelShape(n_params=10**9, bytes_per_param=2, macs_per_token=10**9, kv_bytes_per_token=10)
 FIDELITIES = tuple(Fidelity("search", n_tokens) for n_tokens in (512, 2048, 8192))

@@ -21,8 +21,7 @@ from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.prune import prune
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.measurement import Fidelity
-from secateur.spaces.shape import ModelShape
-from secateur.spaces.units import Prunable, group
+from secateur.spaces.shape import ModelShape, Prunable, group
 from tests.models import random_tokens, small_anatomy
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)

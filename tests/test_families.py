@@ -10,7 +10,7 @@ import transformers as tf
 from torch import nn
 
 from secateur.pruners.models.discover import FAMILIES, dissect
-from secateur.pruners.models.shape import describe
+from secateur.pruners.models.shape import fixed_macs, model_shape, prunables
 
 GROUPED = {
     "vocab_size": 97,
@@ -240,47 +240,54 @@ def test_a_block_list_of_another_length_is_an_error():
 @pytest.mark.parametrize("name", CASES)
 def test_parameters_and_bytes_add_up(models, name):
     model = models[name]
-    shape = describe(dissect(model))
+    anatomy = dissect(model)
+    shape = model_shape(anatomy, 1, 4, blocks=False)
     assert shape.n_params == sum(parameter.numel() for parameter in model.parameters())
-    assert shape.n_fixed > 0
-    assert shape.size_bytes == 4 * shape.n_params
-    half = describe(dissect(build(CASES[name][0]).to(torch.bfloat16)))
-    assert half.size_bytes == 2 * shape.n_params
-    assert half.bytes_per_param == 2
+    assert shape.n_params > n_prunable(anatomy)
+    assert shape.with_zeros(0, 1)["size_bytes"] == 4 * shape.n_params
+    half = model_shape(dissect(build(CASES[name][0]).to(torch.bfloat16)), 1, 2, blocks=False)
+    assert half.with_zeros(0, 1)["size_bytes"] == 2 * shape.n_params
+    assert half.kv_bytes_per_token == shape.kv_bytes_per_token // 2
+
+
+def n_prunable(anatomy):
+    return sum(linear.n_weights for linear in prunables(anatomy))
 
 
 def test_a_tied_head_is_counted_once_as_parameters_and_still_computed():
-    tied, untied = (describe(dissect(build(CASES[name][0]))) for name in ("llama-tied", "llama"))
-    assert untied.n_params - tied.n_params == 97 * 32
-    assert untied.fixed_macs == tied.fixed_macs == 97 * 32
+    tied, untied = (dissect(build(CASES[name][0])) for name in ("llama-tied", "llama"))
+    n_tied, n_untied = (model_shape(x, 1, 4, blocks=False).n_params for x in (tied, untied))
+    assert n_untied - n_tied == 97 * 32
+    assert fixed_macs(untied) == fixed_macs(tied) == 97 * 32
 
 
 def test_costs_of_a_llama_by_hand(models):
-    shape = describe(dissect(models["llama"]))
+    anatomy = dissect(models["llama"])
+    shape = model_shape(anatomy, 10, 4, blocks=False)
     block = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48
-    assert shape.n_prunable == 2 * block
-    assert shape.n_fixed == 2 * 97 * 32 + 5 * 32
-    assert shape.macs_per_token(10) == 2 * block + 97 * 32 + 2 * (2 * 4 * 8 * 10)
+    assert n_prunable(anatomy) == 2 * block
+    assert shape.n_params - n_prunable(anatomy) == 2 * 97 * 32 + 5 * 32
+    assert shape.macs_per_token == 2 * block + 97 * 32 + 2 * (2 * 4 * 8 * 10)
     assert shape.kv_bytes_per_token == 2 * (2 * 2 * 8) * 4
-    assert shape.kv_bytes(10) == 10 * shape.kv_bytes_per_token
 
 
 def test_sliding_windows_bound_attention_where_the_family_has_them(models):
     windows = {
-        name: [block.window for block in describe(dissect(models[name])).blocks]
+        name: [block.window for block in dissect(models[name]).blocks]
         for name in ("llama", "mistral", "qwen2", "gemma2")
     }
     assert windows == {"llama": [None] * 2, "mistral": [3, 3], "qwen2": [None] * 2, "gemma2": [3, None]}
-    shape = describe(dissect(models["gemma2"]))
-    assert shape.macs_per_token(10) - shape.macs_per_token(3) == 2 * 4 * 12 * 7  # the full block alone
-    assert shape.kv_bytes(10) == 4 * 2 * 2 * 12 * (3 + 10)
+    anatomy = dissect(models["gemma2"])
+    at_ten, at_three = (model_shape(anatomy, context, 4, blocks=False) for context in (10, 3))
+    assert at_ten.macs_per_token - at_three.macs_per_token == 2 * 4 * 12 * 7  # the full block alone
+    assert [block.attended(10) for block in anatomy.blocks] == [3, 10]
 
 
 def test_a_projection_outside_of_the_blocks_is_computed_for_each_token(models):
-    shape = describe(dissect(models["opt-projected"]))
-    assert shape.fixed_macs == 97 * 16 + 2 * 16 * 32
+    assert fixed_macs(dissect(models["opt-projected"])) == 97 * 16 + 2 * 16 * 32
 
 
 def test_a_shape_holds_plain_numbers_and_compares_by_value(models):
-    assert describe(dissect(models["phi3"])) == describe(dissect(models["phi3"]))
-    assert hash(describe(dissect(models["gpt2"])))
+    shapes = [model_shape(dissect(models["phi3"]), 8, 4) for _ in range(2)]
+    assert shapes[0] == shapes[1]
+    assert hash(model_shape(dissect(models["gpt2"]), 8, 4))

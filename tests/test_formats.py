@@ -15,11 +15,10 @@ from secateur.pruners.export.export_check import ExportError
 from secateur.pruners.export.manifest import MANIFEST, Manifest, same_export
 from secateur.pruners.export.registry import FORMATS, check_format
 from secateur.pruners.export.structured import check_structured, export_structured, ranges
-from secateur.pruners.models.block_shapes import block_shapes
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.pruners.models.discover import FAMILIES, dissect
-from secateur.pruners.structure.kept import Kept
-from secateur.spaces.architecture import candidate
+from secateur.pruners.models.shape import block_shapes
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.shape import ModelShape
 from tests.cut_models import DROPPED, MIXED, MODELS, TOKENS, cut, manifest, save, small_tokenizer
@@ -159,10 +158,9 @@ def test_a_search_counts_the_biases_that_are_saved(tmp_path):
     _, report = save("llama", MIXED, tmp_path / "out", repair="liar")
     parent, saved = report.manifest.parameters["parent"], report.manifest.parameters["saved"]
     shape = ModelShape(parent, 4, macs_per_token=1, kv_bytes_per_token=1, blocks=shapes)
-    blocks = [candidate.Kept(block.kv_groups, block.ffn) for block in MIXED]
-    costs = cost(shape, blocks, "liar")
+    costs = cost(shape, MIXED, "liar")
     assert (costs["params"], costs["size_bytes"]) == (saved, 4 * saved)
-    added = saved - cost(shape, blocks)["params"]
+    added = saved - cost(shape, MIXED)["params"]
     assert added == 4 * 32  # four projections of width 32 lost a part of their inputs
 
 

@@ -24,7 +24,7 @@ from secateur.evaluators.latency.store import (
 )
 from secateur.evaluators.latency.table import measure_table, points
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.structure.kept import Kept
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.latency import PHASES, LatencyTable
 from tests.models import small_anatomy
 from tests.test_families import CASES, build

@@ -18,8 +18,8 @@ from secateur.pruners.depth.streamline import Fitting
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.stock import stock_model
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.structure.kept import Kept
 from secateur.pruners.structure.remove import prune_structure
+from secateur.spaces.architecture.candidate import Kept
 from tests.cut_models import MODELS
 from tests.cut_models import TOKENS as CUT_TOKENS
 from tests.models import random_tokens, small_anatomy

@@ -134,9 +134,8 @@ def test_the_model_is_as_it_was_and_forgets_the_masks():
     assert torch.equal(logits(anatomy.model), before)
     assert all(torch.equal(x, weights[name]) for name, x in anatomy.model.named_parameters())
     broken = deepcopy(anatomy)
-    values = next(
-        linear for linear in broken.linears if linear.role == "v"
-    )  # some kernels lose NaN in a softmax
+    # of the last block, as the first is probed; of values, as some kernels lose NaN in a softmax
+    values = next(linear for linear in broken.blocks[-1].linears if linear.role == "v")
     values.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="Expected finite inputs, got NaN or infinity at the attention"):
         perturbation_scores(broken, TOKENS, n_pairs=2)

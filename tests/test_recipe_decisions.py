@@ -15,9 +15,8 @@ from secateur.pruners.calibration import collected as calibration_statistics
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.pool import build_pools
 from secateur.pruners.masks import count_zeros
-from secateur.pruners.models.block_shapes import block_shapes
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.shape import describe
+from secateur.pruners.models.shape import model_shape
 from secateur.pruners.recipes.context import N_SAMPLES, Basis
 from secateur.pruners.recipes.plan import DENSE
 from secateur.pruners.recipes.switcher import RecipeSwitcher
@@ -27,7 +26,6 @@ from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.prune import prune
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
-from secateur.spaces.shape import ModelShape
 from tests.models import random_tokens, small_llama
 from tests.structures import take_few_passes
 
@@ -49,14 +47,7 @@ class Case:
     def __init__(self, directory: Path) -> None:
         self.model = small_llama(n_layers=4)
         self.anatomy = dissect(self.model)
-        dense = describe(self.anatomy)
-        self.shape = ModelShape(
-            dense.n_params,
-            4,
-            dense.macs_per_token(8),
-            dense.kv_bytes_per_token,
-            block_shapes(self.anatomy, 8, 4),
-        )
+        self.shape = model_shape(self.anatomy, 8, 4)
         pools = build_pools(self.anatomy, {"calibration": random_tokens(1, 512, seed=5)[0]}, look=True)
         cache = StatisticsCache(directory, sys.maxsize)
         self.basis = Basis(self.anatomy, "toy", pools, cache, self.shape, seed=0, damp=0.01)

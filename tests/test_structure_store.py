@@ -15,11 +15,11 @@ from secateur.pruners.calibration.gradients import collect_gradients
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import IMPORTANCES, importance_order
-from secateur.pruners.structure.kept import Kept
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.reorder import Leading, Recipe, reorder
 from secateur.pruners.structure.store import StructureStore, build_structure, is_built
 from secateur.pruners.weights.level_store import LevelStoreError
+from secateur.spaces.architecture.candidate import Kept
 from tests.structures import CHANNELS, REPAIR_NAMES, TOKENS, key, logits, make_case, take_few_passes
 
 NAMES = ("llama", "llama-biased", "qwen2", "phi3", "opt", "gpt_neox")

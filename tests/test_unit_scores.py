@@ -17,10 +17,10 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import IMPORTANCES, importance_order
-from secateur.pruners.structure.kept import Kept
 from secateur.pruners.structure.output_scores import contributions
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.remove import prune_structure
+from secateur.spaces.architecture.candidate import Kept
 from tests.structures import CONFIGS, TOKENS, build, logits, take_few_passes
 
 BLOCK, DAMP = 1, 0.01

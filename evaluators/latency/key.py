@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 
 from secateur.evaluators.latency.setup import LatencySetup
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.shape import describe
 
 
 def conditions(anatomy: Anatomy, setup: LatencySetup) -> dict[str, Any]:
@@ -54,19 +52,21 @@ def device_name(device: torch.device) -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+_OF_BLOCKS = ("n_heads", "n_kv_heads", "head_dim", "ffn_width", "window")
+
+
 def _shape(anatomy: Anatomy) -> dict[str, Any]:
     """Of the model, whatever its weights."""
-    shape = describe(anatomy)
-    sizes = {(b.n_heads, b.n_kv_heads, b.head_dim, b.ffn_width) for b in shape.blocks}
+    sizes = {(b.n_heads, b.n_kv_heads, b.head_dim, b.ffn_width) for b in anatomy.blocks}
     if len(sizes) > 1:
         raise ValueError(
-            f"Expected blocks of one shape for a latency table, got {len(sizes)} shapes in {shape.family}. "
+            f"Expected blocks of one shape for a latency table, got {len(sizes)} shapes in {anatomy.family}. "
             f"Start from the dense model."
         )
     return {
-        "family": shape.family,
-        "width": shape.width,
-        "vocabulary": shape.vocab_size,
-        "blocks": [asdict(block) for block in shape.blocks],
+        "family": anatomy.family,
+        "width": anatomy.width,
+        "vocabulary": anatomy.vocab_size,
+        "blocks": [{name: getattr(block, name) for name in _OF_BLOCKS} for block in anatomy.blocks],
         "projections": [linear.role for linear in anatomy.blocks[0].linears],
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from secateur.pruners.export.manifest import MANIFEST, Manifest
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.structure.kept import Kept
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.latency import LatencyTable, PhaseName
 
 

@@ -29,7 +29,7 @@ def main() -> None:
     evaluator = {"data": data, "calibration_tokens": args.tokens, "fidelities": [512], "test_tokens": 512}
     space = {"kind": "allocation", "metric": args.metric, "target": 0.6, "max_sparsity": 0.9}
     bench = Workbench(plan(settings_from({"model": args.model, "space": space, "evaluator": evaluator})))
-    shape, block = bench.shape, bench.anatomy.blocks[0]
+    shape, block = bench.space_shape, bench.anatomy.blocks[0]
     bench.loaded.model(bench.calibration[:1])  # touches every weight
     before = peak_mb()
     bench.prune(bench.space.config(bench.space.baselines()["uniform@0.6"]), sequential=True)

@@ -18,8 +18,7 @@ from secateur.search.controller import Trial
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.measurement import Fidelity, Measurement
-from secateur.spaces.shape import ModelShape
-from secateur.spaces.units import Unit
+from secateur.spaces.shape import ModelShape, Unit
 
 SHAPE = ModelShape(n_params=10**6, bytes_per_param=2, macs_per_token=10**6, kv_bytes_per_token=10)
 FIDELITY = Fidelity("search", 2048)

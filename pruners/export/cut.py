@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
-from secateur.pruners.models.layout import place
-from secateur.pruners.structure.kept import Kept, check_kept
+from secateur.pruners.models.layout import check_kept, place
+from secateur.spaces.architecture.candidate import Kept
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from secateur.pruners.export.export import ExportReport, export_model
 from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.export.structured import export_structured
-from secateur.pruners.structure.kept import Kept, KeptUnits
+from secateur.spaces.architecture.candidate import Kept, KeptUnits
 
 if TYPE_CHECKING:
     from secateur.evaluators.session import Workbench

@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.directory import base_config
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.structure.kept import Kept
+from secateur.spaces.architecture.candidate import Kept
 
 # What families call the number of channels, and the switches for biases in either sub-layer.
 WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")

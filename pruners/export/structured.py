@@ -20,7 +20,7 @@ from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.export.registry import FORMATS
 from secateur.pruners.export.saving import check_dtypes, new_directory, versions, weight_bytes, write_record
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.structure.kept import Kept, KeptUnits
+from secateur.spaces.architecture.candidate import Kept, KeptUnits
 
 
 def check_structured(

@@ -75,6 +75,7 @@ class Block:
         head_dim: width of a head.
         ffn_width: channels between up and down; 0 in a block without MLP.
         norms: full paths of the norms inside the block.
+        window: how many tokens its attention sees at most, or None for all of them.
     """
 
     index: int
@@ -86,6 +87,11 @@ class Block:
     head_dim: int
     ffn_width: int
     norms: tuple[str, ...]
+    window: int | None
+
+    def attended(self, context: int) -> int:
+        """Tokens that a token at the end of `context` tokens (itself included) attends to."""
+        return context if self.window is None else min(context, self.window)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ def _find_ends(model: Any) -> tuple[nn.Embedding, nn.Linear]:
 
 def _block(module: nn.Module, name: str, index: int, config: Any) -> Block:
     """One block, its shapes checked against the config's heads."""
+    window = _window(config, index)
     if getattr(config, "is_heterogeneous", False):
         config = config.per_layer_config[index]
     skipped = frozenset(getattr(config, "skip", ()))
@@ -125,7 +126,14 @@ def _block(module: nn.Module, name: str, index: int, config: Any) -> Block:
     for linear in linears:
         _check_shape(linear, wanted[linear.role])
     norms = tuple(f"{name}.{path}" for path, child in module.named_modules() if _is_norm(child))
-    return Block(index, name, module, linears, n_heads, n_kv_heads, head_dim, ffn_width, norms)
+    return Block(index, name, module, linears, n_heads, n_kv_heads, head_dim, ffn_width, norms, window)
+
+
+def _window(config: Any, index: int) -> int | None:
+    """Of the attention of a block, as the family's config gives it."""
+    kinds = getattr(config, "layer_types", None)
+    sliding = kinds is None or kinds[index] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if sliding else None
 
 
 def _check_shape(linear: Linear, wanted: tuple[int, int]) -> None:

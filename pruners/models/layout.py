@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from secateur.pruners.models.anatomy import Block, Linear, Role, Sublayer
+from secateur.pruners.models.anatomy import Anatomy, Block, Linear, Role, Sublayer
+from secateur.spaces.architecture.candidate import Kept
 
 Form = Literal["contiguous", "interleaved"]
 FORMS: tuple[Form, ...] = ("contiguous", "interleaved")
@@ -161,3 +162,27 @@ def _parts(block: Block, role: Role, form: Form) -> tuple[int, ...]:
     }
     found = parts[role]
     return tuple(found) if form == "contiguous" else (sum(found),)
+
+
+def check_kept(anatomy: Anatomy, blocks: Sequence[Kept]) -> None:
+    """Raise a ValueError unless the model can be cut to this.
+
+    The first block keeps its attention: caches of keys and values tell their length by it.
+    """
+    if len(blocks) != len(anatomy.blocks):
+        raise ValueError(
+            f"Expected `blocks` for the {len(anatomy.blocks)} blocks of the model, got {len(blocks)}."
+        )
+    for block, kept in zip(anatomy.blocks, blocks, strict=True):
+        check_block(block, kept)
+
+
+def check_block(block: Block, kept: Kept) -> None:
+    """Raise a ValueError unless the block can be cut to this."""
+    fewest = 1 if block.index == 0 else 0
+    if not fewest <= kept.kv_groups <= block.n_kv_heads:
+        raise ValueError(
+            f"Expected `kv_groups` from {fewest} to {block.n_kv_heads}, got {kept.kv_groups} at {block.name}."
+        )
+    if not 0 <= kept.ffn <= block.ffn_width:
+        raise ValueError(f"Expected `ffn` from 0 to {block.ffn_width}, got {kept.ffn} at {block.name}.")

@@ -1,152 +1,101 @@
-"""A model's anatomy in plain numbers: what spaces and costs are computed from, without torch objects."""
+"""Sizes of a live model as the plain numbers that spaces and exact costs are made from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from torch import nn
 
-from secateur.pruners.models.anatomy import Anatomy, Block, Role, Sublayer
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.layout import BlockLayout, SublayerLayout
+from secateur.spaces.latency import LatencyTable
+from secateur.spaces.shape import BlockShape, ModelShape, Prunable
 
 
-@dataclass(frozen=True)
-class LinearShape:
-    """One prunable projection.
-
-    Args:
-        name: full path in the model.
-        block: index of its block.
-        sublayer: ``attention`` or ``mlp``.
-        role: what it does.
-        out_features: rows of its weight as ``out in``.
-        in_features: columns.
-    """
-
-    name: str
-    block: int
-    sublayer: Sublayer
-    role: Role
-    out_features: int
-    in_features: int
-
-    @property
-    def n_weights(self) -> int:
-        """Prunable weights (no bias); also its multiply-accumulates (MACs) per token."""
-        return self.out_features * self.in_features
+def prunables(anatomy: Anatomy) -> list[Prunable]:
+    """The prunable projections, block by block."""
+    return [Prunable(x.name, x.block, x.sublayer, x.n_weights) for x in anatomy.linears]
 
 
-@dataclass(frozen=True)
-class BlockShape:
-    """Heads and widths of one block.
+def model_shape(
+    anatomy: Anatomy,
+    context: int,
+    stored_bytes: int,
+    *,
+    blocks: bool = True,
+    latency: LatencyTable | None = None,
+    held_groups: tuple[int, ...] | None = None,
+) -> ModelShape:
+    """The size of a model as it stands; zeros count as weights, a tied weight once as parameters.
+
+    Multiply-accumulates are those of linear layers, and in attention of the scores and the weighted sum of values;
+    not of norms, softmax, activations, rotary embeddings.
 
     Args:
-        n_heads: query heads.
-        n_kv_heads: key/value heads.
-        head_dim: width of a head.
-        ffn_width: channels between up and down.
-        window: how many tokens its attention sees at most, or None for all of them.
+        anatomy: the model.
+        context: tokens that a token attends to, itself included, when multiply-accumulates are counted.
+        stored_bytes: of one number, as stored; the KV cache is held in it too.
+        blocks: count the parts of blocks, too.
+        latency, held_groups: see `ModelShape`.
+
+    Raises:
+        ValueError: if blocks are asked for and the model can't be cut, see `lay_out`.
     """
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    ffn_width: int
-    window: int | None
-
-    def attended(self, context: int) -> int:
-        """Tokens that a token at the end of `context` tokens (itself included) attends to."""
-        return context if self.window is None else min(context, self.window)
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """Exact counts of a dense model.
-
-    Args:
-        family: the config's `model_type`.
-        linears: the prunable projections, block by block.
-        blocks: the blocks in order.
-        width: of the residual stream.
-        vocab_size: number of logits.
-        n_params: all parameters, a tied weight counted once.
-        bytes_per_param: of the prunable weights; the KV cache is held in it too.
-        fixed_bytes: bytes of all parameters that are not prunable, in their own precision.
-        fixed_macs: MACs per token of the linear layers outside of the blocks: the head, tied or not, and what
-            else the family has there.
-    """
-
-    family: str
-    linears: tuple[LinearShape, ...]
-    blocks: tuple[BlockShape, ...]
-    width: int
-    vocab_size: int
-    n_params: int
-    bytes_per_param: int
-    fixed_bytes: int
-    fixed_macs: int
-
-    @property
-    def n_prunable(self) -> int:
-        """Weights in prunable projections."""
-        return sum(linear.n_weights for linear in self.linears)
-
-    @property
-    def n_fixed(self) -> int:
-        """Parameters outside of the prunable projections: embedding, head, norms, biases."""
-        return self.n_params - self.n_prunable
-
-    @property
-    def size_bytes(self) -> int:
-        """All parameters, dense, without file headers."""
-        return self.fixed_bytes + self.n_prunable * self.bytes_per_param
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes that one more token adds to the keys and values of all blocks, below every window."""
-        return sum(2 * block.n_kv_heads * block.head_dim for block in self.blocks) * self.bytes_per_param
-
-    def kv_bytes(self, context: int) -> int:
-        """Bytes of the KV cache of one sequence of `context` tokens; sliding windows bound it."""
-        values = (2 * block.n_kv_heads * block.head_dim * block.attended(context) for block in self.blocks)
-        return sum(values) * self.bytes_per_param
-
-    def macs_per_token(self, context: int) -> int:
-        """Multiply-accumulates to decode one token at the end of `context` tokens (itself included).
-
-        Counts linear layers, and in attention the scores and the weighted sum of values; not norms, softmax,
-        activations, rotary embeddings.
-        """
-        attention = sum(2 * block.n_heads * block.head_dim * block.attended(context) for block in self.blocks)
-        return self.n_prunable + self.fixed_macs + attention
-
-
-def describe(anatomy: Anatomy) -> ModelShape:
-    """The counts of a model as it stands (zeros count as weights)."""
-    linears = tuple(
-        LinearShape(x.name, x.block, x.sublayer, x.role, x.out_features, x.in_features)
-        for x in anatomy.linears
+    attention = sum(2 * x.n_heads * x.head_dim * x.attended(context) for x in anatomy.blocks)
+    inside = sum(linear.n_weights for linear in anatomy.linears)
+    return ModelShape(
+        n_params=sum(parameter.numel() for parameter in anatomy.model.parameters()),
+        bytes_per_param=stored_bytes,
+        macs_per_token=inside + fixed_macs(anatomy) + attention,
+        kv_bytes_per_token=sum(2 * x.n_kv_heads * x.head_dim for x in anatomy.blocks) * stored_bytes,
+        blocks=block_shapes(anatomy, context, stored_bytes) if blocks else (),
+        latency=latency,
+        held_groups=held_groups,
     )
-    prunable = {id(linear.module.weight) for linear in anatomy.linears}
-    parameters = list(anatomy.model.parameters())  # each once, also if tied
+
+
+def fixed_macs(anatomy: Anatomy) -> int:
+    """Multiply-accumulates a token of linear layers outside of the blocks: the head, tied or not, and the like."""
     inside = set(anatomy.container.modules())
     outside = (module for module in anatomy.model.modules() if module not in inside)
-    return ModelShape(
-        family=anatomy.family,
-        linears=linears,
-        blocks=tuple(_block_shape(block, anatomy.model.config) for block in anatomy.blocks),
-        width=anatomy.width,
-        vocab_size=anatomy.vocab_size,
-        n_params=sum(parameter.numel() for parameter in parameters),
-        bytes_per_param=next(anatomy.linears).weight.element_size(),
-        fixed_bytes=sum(p.numel() * p.element_size() for p in parameters if id(p) not in prunable),
-        fixed_macs=sum(module.weight.numel() for module in outside if isinstance(module, nn.Linear)),
+    return sum(module.weight.numel() for module in outside if isinstance(module, nn.Linear))
+
+
+def block_shapes(anatomy: Anatomy, context: int, stored_bytes: int) -> tuple[BlockShape, ...]:
+    """The shapes of all blocks.
+
+    Args:
+        anatomy, context, stored_bytes: see `model_shape`.
+
+    Raises:
+        ValueError: if the model can't be cut, see `lay_out`.
+    """
+    return tuple(_block_shape(layout, context, stored_bytes) for layout in lay_out(anatomy))
+
+
+def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockShape:
+    attention, mlp = layout.attention, layout.mlp
+    heads = attention.heads_per_group * attention.head_dim  # width of a group's queries
+    return BlockShape(
+        n_kv_groups=attention.n_units,
+        group_params=attention.unit_params,
+        attention_params=attention.fixed_params,
+        ffn_width=mlp.n_units,
+        channel_params=mlp.unit_params,
+        mlp_params=mlp.fixed_params,
+        group_macs=_unit_weights(attention)
+        + 2 * heads * layout.block.attended(context),  # scores, weighted sum
+        channel_macs=_unit_weights(mlp),
+        group_kv_bytes=2 * attention.head_dim * stored_bytes,
+        attention_bias=_bias_to_come(attention),
+        mlp_bias=_bias_to_come(mlp),
     )
 
 
-def _block_shape(block: Block, config: Any) -> BlockShape:
-    """Heads and widths of a block, with the window that its family's config gives to it."""
-    kinds = getattr(config, "layer_types", None)
-    sliding = kinds is None or kinds[block.index] == "sliding_attention"
-    window = getattr(config, "sliding_window", None) if sliding else None
-    return BlockShape(block.n_heads, block.n_kv_heads, block.head_dim, block.ffn_width, window)
+def _bias_to_come(layout: SublayerLayout) -> int:
+    """Parameters of a bias of the output projection, if it has none."""
+    return layout.output.out_features if layout.output.bias is None else 0
+
+
+def _unit_weights(layout: SublayerLayout) -> int:
+    """Entries of the weight matrices that belong to one unit; biases are not multiplied."""
+    return sum(placement.linear.n_weights for placement in layout.placements) // layout.n_units

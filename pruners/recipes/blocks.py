@@ -17,7 +17,7 @@ from secateur.pruners.recipes.context import Basis, Sample
 from secateur.pruners.recipes.costs import cut_costs
 from secateur.pruners.recipes.live import LiveBlock
 from secateur.pruners.recipes.plan import DENSE, Decision, key_of
-from secateur.pruners.structure.kept import Kept, KeptUnits
+from secateur.spaces.architecture.candidate import Kept, KeptUnits
 
 SHORTGPT = "shortgpt"
 """Blocks of least influence go first (Men et al. 2024, arXiv 2403.03853); the metric that statistics come with."""

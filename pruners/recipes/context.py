@@ -21,8 +21,7 @@ from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.models.layout import BlockLayout
 from secateur.pruners.stores.recent import Recent
 from secateur.spaces.recipe.layers import Profile
-from secateur.spaces.shape import ModelShape
-from secateur.spaces.units import Prunable, split_protected
+from secateur.spaces.shape import ModelShape, Prunable, split_protected
 
 MADE_BYTES = 1 << 30
 """Masks and weights that were made lately are kept up to so many bytes."""

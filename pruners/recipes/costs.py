@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from secateur.pruners.structure.kept import Kept
-from secateur.spaces.architecture.candidate import Kept as Numbers
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.shape import ModelShape
 
 
 def cut_costs(shape: ModelShape, kept: Sequence[Kept], repair: Any = "none") -> dict[str, float]:
     """Costs of a model of which so much is kept, with the biases that a repair of structure adds."""
-    return cost(shape, [Numbers(block.kv_groups, block.ffn) for block in kept], repair)
+    return cost(shape, kept, repair)
 
 
 def zero_costs(shape: ModelShape, n_zeros: int, n_weights: int, n_biases: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.pruners.recipes.live import LiveBlock
-from secateur.pruners.structure.kept import Kept, KeptUnits
+from secateur.spaces.architecture.candidate import Kept, KeptUnits
 
 DENSE = ""
 """The key of a block that stays as it is."""

@@ -29,7 +29,7 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.recipes.context import Basis
 from secateur.pruners.recipes.plan import DENSE, Decision
 from secateur.pruners.recipes.switcher import RecipeSwitcher
-from secateur.pruners.structure.kept import KeptUnits
+from secateur.spaces.architecture.candidate import KeptUnits
 from secateur.spaces.recipe.profiles import read_profile
 from secateur.spaces.shape import ModelShape
 

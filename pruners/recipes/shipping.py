@@ -13,7 +13,7 @@ from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.export.registry import FORMATS
 from secateur.pruners.export.save_session import save_cut, save_zeros
 from secateur.pruners.export.structured import check_structured
-from secateur.pruners.structure.kept import Kept
+from secateur.spaces.architecture.candidate import Kept
 
 if TYPE_CHECKING:
     from secateur.evaluators.session import Workbench

@@ -22,10 +22,10 @@ from secateur.pruners.recipes.unit_metrics import importance_of
 from secateur.pruners.structure.allocations import standardised_flap
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import ImportanceRow
-from secateur.pruners.structure.kept import Kept, KeptUnits
 from secateur.pruners.structure.kprune import STREAM_REPAIRS
 from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.reorder import Leading, in_order
+from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.recipe.layers import Layer
 
 Stays = Mapping[Sublayer, tuple[int, ...]]

@@ -17,8 +17,8 @@ from secateur.pruners.recipes.outliers import outlier_shares
 from secateur.pruners.recipes.plan import DENSE, Decision
 from secateur.pruners.recipes.scores import BlendRanking, blend_of, method_of
 from secateur.pruners.recipes.weight_pruning import Masking, Rebuilding, Zeroing
-from secateur.pruners.structure.kept import Kept
 from secateur.pruners.weights.block_reconstructions import BLOCK_RECONSTRUCTIONS
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.recipe.layers import Layer
 
 SCORES = 1 << 16

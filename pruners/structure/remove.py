@@ -15,9 +15,9 @@ from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.lay_out import lay_out
-from secateur.pruners.models.layout import SublayerLayout
-from secateur.pruners.structure.kept import Kept, KeptUnits, check_kept
+from secateur.pruners.models.layout import SublayerLayout, check_kept
 from secateur.pruners.structure.reorder import Leading, Recipe, reorder
+from secateur.spaces.architecture.candidate import Kept, KeptUnits
 
 
 @torch.no_grad()

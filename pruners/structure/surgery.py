@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.cutting import LiveSublayer
-from secateur.pruners.structure.kept import Kept, check_block
+from secateur.pruners.models.layout import check_block
 from secateur.pruners.structure.reorder import Leading
 from secateur.pruners.structure.store import StructureStore
+from secateur.spaces.architecture.candidate import Kept
 
 
 class Surgeon:

@@ -6,9 +6,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from secateur.pruners.models.anatomy import Anatomy, Block
-from secateur.pruners.structure.kept import Kept, read_kept
 from secateur.pruners.structure.store import StructureStore
 from secateur.pruners.structure.surgery import Surgeon
+from secateur.spaces.architecture.candidate import Kept, read_kept
 
 Key = tuple[Kept, str]
 """What a block keeps, and how that is repaired."""

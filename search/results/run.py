@@ -15,9 +15,8 @@ from secateur.search.settings.settings import Settings, settings_from
 from secateur.search.study.study import Study, trials_of
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.registry import SPACES
-from secateur.spaces.shape import ModelShape
+from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space import Space
-from secateur.spaces.units import Prunable
 
 
 class Run:

@@ -13,9 +13,8 @@ from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.formulas.grammar import FormulaTextError
 from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
 from secateur.spaces.section import Section
-from secateur.spaces.shape import ModelShape
+from secateur.spaces.shape import Granularity, ModelShape, Prunable, group, split_protected
 from secateur.spaces.targets import Target, check_target, targets_of
-from secateur.spaces.units import Granularity, Prunable, group, split_protected
 
 
 class AllocationSettings(Section):

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from secateur.spaces.budget import check_ascending, level_out, n_zeros, window
-from secateur.spaces.shape import ModelShape
+from secateur.spaces.shape import ModelShape, Prunable, Unit
 from secateur.spaces.space import SeparableSpace
-from secateur.spaces.units import Prunable, Unit
 from secateur.spaces.variation import Levels, Variation
 
 

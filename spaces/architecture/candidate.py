@@ -1,9 +1,9 @@
-"""A candidate of the space `architecture`: what each block of a smaller model keeps."""
+"""Candidates of the space `architecture`: KV groups and channels that each block of a smaller model keeps."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -28,6 +28,24 @@ class Kept(NamedTuple):
 
 
 GONE = Kept(0, 0)
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """Which units of one block stayed, by their numbers in the dense model, in the order in which they now stand.
+
+    Args:
+        kv_groups: key/value heads.
+        channels: between up and down.
+    """
+
+    kv_groups: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+def read_kept(config: Mapping[str, Any]) -> tuple[Kept, ...]:
+    """The blocks of a plain configuration, ``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...]}``."""
+    return tuple(Kept(block["kv_groups"], block["ffn"]) for block in config["blocks"])
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from secateur.spaces.architecture.scores import OF_BLOCKS, Scored
 from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.architecture.tied import TiedSpace
 from secateur.spaces.section import Section
-from secateur.spaces.shape import ModelShape
+from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.targets import Target, check_target, targets_of
-from secateur.spaces.units import Prunable
 
 UNITS: frozenset[Unit] = frozenset({"groups", "channels", "attention", "mlp"})
 TIED_UNITS: frozenset[Unit] = frozenset({"groups", "channels", "blocks"})

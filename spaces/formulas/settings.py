@@ -13,8 +13,7 @@ from secateur.spaces.formulas.sampling import Palette
 from secateur.spaces.formulas.space import FormulaSpace
 from secateur.spaces.formulas.tree import Bounds
 from secateur.spaces.section import Section
-from secateur.spaces.shape import ModelShape
-from secateur.spaces.units import Prunable, split_protected
+from secateur.spaces.shape import ModelShape, Prunable, split_protected
 
 
 class ProxySettings(Section):

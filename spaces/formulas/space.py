@@ -20,9 +20,8 @@ from secateur.spaces.formulas.sampling import Palette, ramped
 from secateur.spaces.formulas.simplify import simplify
 from secateur.spaces.formulas.tree import Bounds, Terminal, Tree, subtrees
 from secateur.spaces.formulas.variation import crossover, mutate_hoist, mutate_point, mutate_subtree
-from secateur.spaces.shape import ModelShape
+from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space import Space
-from secateur.spaces.units import Prunable
 
 DENSE = "dense"
 ATTEMPTS = 20

@@ -16,9 +16,8 @@ from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.rules import RULES
 from secateur.spaces.recipe.space import RecipeSpace
 from secateur.spaces.section import Section
-from secateur.spaces.shape import ModelShape
+from secateur.spaces.shape import ModelShape, Prunable, split_protected
 from secateur.spaces.targets import Target, check_target, targets_of
-from secateur.spaces.units import Prunable, split_protected
 
 EVALUATORS = ""
 """The text source of a space that names none: the evaluator's calibration set."""
