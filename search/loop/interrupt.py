@@ -1,4 +1,4 @@
-"""Ctrl-C during a search: once to end after the running batch, twice to end at once."""
+"""Ctrl-C during a search: the first ends it after the running batch, the second at once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Turns the first signal into `Search.stop` while a search runs; any other one is a KeyboardInterrupt.
+    """Signal handler: the first signal during a search calls `Search.stop`, any other raises KeyboardInterrupt.
 
-    SIGTERM, which batch systems send, counts as Ctrl-C. A context manager, which puts the old handlers back, and an
-    observer, which tells it when there is nothing to stop any more.
+    SIGTERM, which batch systems send, counts as Ctrl-C. A context manager, which restores the old handlers, and an
+    observer of the search, which notices its end.
 
     Args:
-        say: told what will happen.
-        again: the command that continues.
+        say: receives the messages.
+        again: the command that continues the search.
     """
 
     def __init__(self, say: Callable[[str], None], again: str) -> None:
@@ -32,7 +32,7 @@ class Interrupt:
         self._before: dict[signal.Signals, Any] = {}
 
     def watch(self, search: Search) -> None:
-        """From now on there is a search to stop."""
+        """Set the search to stop."""
         self._search = search
 
     def __enter__(self) -> Interrupt:

@@ -1,4 +1,4 @@
-"""What a search may still spend, and why it ends."""
+"""Accounting of a search: spent and remaining budget, and the reason why it ends."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from secateur.search.controller import Proposal, Trial
 Key = tuple[str, str]
 Reason = Literal["budget", "finished", "exhausted", "stopped"]
 
-# So many proposals in a row that were all answered before mean that a controller goes round in circles.
 MAX_KNOWN_IN_A_ROW = 1000
+"""Known proposals in a row after which a controller counts as exhausted."""
 
 
 class Ledger:
-    """Counts what was asked for and told in one run of a search against its budget.
+    """Counts the proposals and results of one run of a search against its budget.
 
     Args:
-        budget: when to end.
+        budget: limits of the search.
     """
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.spent = Spent()  # on what was told, measured in this run or known from before
-        self.reason: Reason | None = None  # why nothing more is asked
-        self._asked: set[Key] = set()  # told or under way
+        self.spent = Spent()  # on results told, measured in this run or stored before
+        self.reason: Reason | None = None  # why the controller is not asked any more
+        self._asked: set[Key] = set()  # told or pending
         self._n_evaluations = 0  # of these
         self._told: set[Key] = set()
-        self._n_tokens = 0  # spent on what was told, and expected for what is under way
+        self._n_tokens = 0  # spent on results told, and expected for pending ones
         self._n_known_in_a_row = 0
 
     @property
     def used_up(self) -> bool:
-        """Whether nothing more may be asked for."""
+        """Whether the budget allows no further proposal."""
         minutes = self.budget.minutes
         return not self._affords(1, 1) or (minutes is not None and self.spent.seconds >= 60 * minutes)
 
     def affordable(self, proposals: Sequence[Proposal]) -> list[Proposal]:
-        """The proposals up to the first that would exceed the budget; notes whether the controller goes in circles."""
+        """The proposals before the first that would exceed the budget; sets `reason` at the end of the search."""
         new: set[Key] = set()
         n_evaluations, n_tokens = 0, 0
         for i, proposal in enumerate(proposals):
@@ -58,7 +58,7 @@ class Ledger:
         return list(proposals)
 
     def add(self, proposals: Iterable[Proposal]) -> None:
-        """These were asked for."""
+        """Count proposals as pending."""
         for proposal in proposals:
             if proposal.key not in self._asked:
                 self._asked.add(proposal.key)
@@ -66,7 +66,7 @@ class Ledger:
                 self._n_tokens += proposal.fidelity.total_tokens
 
     def tell(self, trials: Iterable[Trial]) -> list[Trial]:
-        """These are told; those of them that were not told before, each once."""
+        """Count trials as told. Returns the ones not told before, each once."""
         unique = {trial.measurement.key: trial for trial in trials}
         new = [trial for key, trial in unique.items() if key not in self._told]
         self._told.update(unique)
@@ -75,7 +75,7 @@ class Ledger:
         return new
 
     def _affords(self, n_evaluations: int, n_tokens: int) -> bool:
-        """Whether so much more may be begun."""
+        """Whether the budget allows this much more."""
         evaluations, tokens = self.budget.evaluations, self.budget.tokens
         n_evaluations += self._n_evaluations
         n_tokens += self._n_tokens

@@ -1,4 +1,4 @@
-"""The loop of a search: ask, measure what is not known yet, remember, tell."""
+"""Loop of a search: ask the controller, measure new proposals, store the results, tell the controller."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.executor import Executor, Job
 from secateur.search.loop.ledger import Key, Ledger, Reason
+from secateur.search.loop.resume import Resume
 from secateur.search.study.asks import Ask, AskLog
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
@@ -20,9 +21,9 @@ class Outcome:
     """How a search ended.
 
     Args:
-        reason: ``budget`` is used up; the controller has ``finished``; it is ``exhausted`` and proposes only
-            what is known; or somebody ``stopped`` the search.
-        spent: work of the measurements that were told, those from memory included.
+        reason: the ``budget`` is used up; the controller has ``finished``, or is ``exhausted`` and repeats known
+            proposals; or the search was ``stopped``.
+        spent: work of the measurements told to the controller, stored ones included.
     """
 
     reason: Reason
@@ -30,57 +31,57 @@ class Outcome:
 
 
 class Observer(Protocol):
-    """Looks on: a progress display, a mirror. Called in the driver, in order; must not change anything."""
+    """Read-only observer of a search, such as a progress display. Called in the driver, in order."""
 
     def on_start(self, n_known: int, budget: Budget) -> None:
-        """A search begins, with `n_known` measurements in the study."""
+        """Start of a search, with `n_known` measurements in the study."""
 
     def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
-        """New in this run, whether measured now or known from before; `spent` includes them."""
+        """Trials new to this run, whether measured now or stored before; `spent` includes them."""
 
     def on_end(self, outcome: Outcome) -> None:
-        """The search has ended, by itself or by `stop`; not called after an exception."""
+        """End of the search, by itself or by `stop`; not called after an exception."""
 
 
 @dataclass
 class _Round:
-    """Proposals that are told together, once nothing of them is missing any more."""
+    """Proposals told together, as soon as all of them are measured."""
 
     proposals: list[Proposal]
     missing: set[Key]
 
 
 class Search:
-    """Runs a controller until its budget is used up.
+    """Runs a controller until the budget is used up.
 
-    **Deterministic**, without a log of asks: a round is the answer to one ``ask(batch)``. It begins when nothing is
-    under way, and is told as a whole, in the order of its proposals. Measurements are kept in the order of the jobs;
-    of several workers' one that is done before its turn waits for it in memory. Whether an answer comes from the
-    study or from the executor makes no difference to what the controller sees, so a search that was killed ends
-    with the trials of an unbroken one, whatever the number of workers.
+    **Deterministic**, without a log of asks: a round is the answer to one ``ask(batch)``. It begins when no
+    measurement is pending, and is told as a whole, in the order of its proposals. Measurements are stored in the order
+    of the jobs; a job that a worker finishes early waits in memory. Results from the study and from the executor look
+    the same to the controller, so a search that was killed and continued has the trials of an uninterrupted one,
+    whatever the number of workers.
 
-    **Asynchronous**, with a log of asks: whenever the executor has free places, the controller is asked for as many
-    proposals as fill them, and each result is told as it comes. Nobody waits for the slowest worker. A search that
-    was killed is continued by making the same asks between the same trials once more; then what was under way is
-    measured.
+    **Asynchronous**, with a log of asks: the controller is asked for as many proposals as the executor has free
+    places, and each result is told as it arrives, so that no worker waits for the slowest. A killed search is
+    continued by replay, see `Resume`; then its pending proposals are measured.
 
-    The baselines are measured first: at the largest search fidelity, and whatever the budget.
+    The baselines are measured first, at the largest search fidelity, whatever the budget.
 
-    The budget counts distinct measurements told in this run, those from memory included. Evaluations and tokens
-    are never exceeded (baselines excepted): the first proposal that would do so is dropped with the rest of its
-    round, and the search ends. Time is known only afterwards: nothing is asked for once it is used up.
+    The budget counts distinct measurements told in this run, stored ones included. Evaluations and tokens are never
+    exceeded (baselines excepted): the first proposal that would do so is dropped with the rest of its round, and the
+    search ends. Time is only known afterwards: the controller is not asked again once it is used up.
 
     Args:
         study: open for writing.
         baselines: candidates by name.
-        controller: proposes.
-        executor: measures.
-        budget: when to end.
+        controller: proposes candidates.
+        executor: measures them.
+        budget: limits of the search.
         fidelity: of the baselines: the largest one of the search.
         batch: proposals a round of a deterministic search.
         asks: log of an asynchronous search.
-        locality_key: sort key of candidates; an asynchronous search puts neighbours, who share work, in one job.
-        observers: look on.
+        locality_key: sort key of candidates; an asynchronous search puts neighbours, which share computation, into
+            one job.
+        observers: called as the search proceeds.
     """
 
     def __init__(
@@ -107,26 +108,24 @@ class Search:
         self._locality_key = locality_key if asks is not None else None
         self._observers = observers
         self._ledger = Ledger(budget)
-        self._waiting: dict[Key, list[_Round]] = {}  # what is under way, and who waits for it
-        self._todo: dict[Key, Proposal] = {}  # of that what is not submitted yet
-        self._early: dict[int, list[Measurement]] = {}  # of jobs that were done before their turn
+        self._resume = Resume(study, controller, self._ledger)
+        self._waiting: dict[Key, list[_Round]] = {}  # rounds that wait for each pending measurement
+        self._todo: dict[Key, Proposal] = {}  # pending ones that are not submitted yet
+        self._early: dict[int, list[Measurement]] = {}  # of jobs finished before their turn
         self._n_jobs = 0
         self._n_kept = 0  # jobs whose measurements are in the study
-        self._horizon: int | None = (
-            None  # while asks are repeated: trials from this number on are not known yet
-        )
 
     def stop(self) -> None:
-        """End after the jobs that are running, which are kept. May be called from a signal handler."""
+        """End after the running jobs, whose results are kept. May be called from a signal handler."""
         self._ledger.reason = "stopped"
 
     @property
     def notes(self) -> Mapping[str, float]:
-        """The controller's, at this moment."""
+        """The controller's present notes."""
         return self._controller.notes
 
     def run(self) -> Outcome:
-        """Search until there is a reason to end. To be called once.
+        """Search until the budget is used up or the controller has finished. To be called once.
 
         Raises:
             StudyWriteError: if the disk is full. The study can be continued, as after any other exception,
@@ -138,7 +137,7 @@ class Search:
             self._begin(self._baselines)
             self._work(asking=False)
         else:
-            self._repeat(self._log)
+            self._resume.run(self._log, self._baselines, self._begin, self._deliver)
         self._work(asking=True)
         outcome = Outcome(self._ledger.reason or "finished", self._ledger.spent)
         for observer in self._observers:
@@ -146,7 +145,7 @@ class Search:
         return outcome
 
     def _work(self, *, asking: bool) -> None:
-        """Keep the executor busy until nothing is under way."""
+        """Keep the executor busy until no job is pending."""
         while True:
             self._submit()
             if asking:
@@ -156,7 +155,7 @@ class Search:
             self._receive()
 
     def _ask(self) -> None:
-        """Begin rounds while there are free places and a budget left."""
+        """Begin rounds while the executor has free places and the budget lasts."""
         while self._ledger.reason is None and not self._todo and self._executor.n_free:
             if self._log is None and self._executor.n_pending:  # the round must end first
                 return
@@ -165,45 +164,22 @@ class Search:
                 return
             n = self._batch if self._log is None else self._executor.n_free * self._executor.job_size
             proposals = self._controller.ask(n)
-            if not proposals:  # it has finished, or waits for results
+            if not proposals:  # finished, or waiting for results
                 return
             if self._log is not None:
                 self._log.add(Ask(len(self._study.trials), n))
             self._begin(self._ledger.affordable(proposals))
             self._submit()
 
-    def _repeat(self, log: AskLog) -> None:
-        """Make the asks of a log once more, between the same trials."""
-        self._horizon = log.first
-        self._begin(self._baselines)
-        for ask in log.asks:
-            self._pass(ask.told)
-            if self._ledger.reason is not None:
-                break
-            self._begin(self._ledger.affordable(self._controller.ask(ask.n)))
-        self._pass(len(self._study.trials))
-        self._horizon = None
-
-    def _pass(self, number: int) -> None:
-        """Deliver the trials before this number, as when they arrived."""
-        arrived = self._study.trials[self._horizon : number]
-        self._horizon = number
-        self._deliver(arrived)
-
-    def _lookup(self, key: Key) -> Trial | None:
-        trial = self._study.lookup(key)
-        hidden = trial is not None and self._horizon is not None and trial.number >= self._horizon
-        return None if hidden else trial
-
     def _begin(self, proposals: list[Proposal]) -> None:
-        """Note what is new to the study as to be measured, and tell what is not."""
+        """Queue proposals that are new to the study, and tell the results of the others."""
         together = [proposals] if self._log is None else [[proposal] for proposal in proposals]
         rounds = [_Round(some, set()) for some in together]
         new: dict[Key, Proposal] = {}
         for each in rounds:
             for proposal in each.proposals:
                 key = proposal.key
-                if self._lookup(key) is None and key not in each.missing:
+                if self._resume.lookup(key) is None and key not in each.missing:
                     if key not in self._waiting:
                         new[key] = proposal
                     each.missing.add(key)
@@ -213,7 +189,7 @@ class Search:
         self._tell([each for each in rounds if not each.missing])
 
     def _queue(self, proposals: Sequence[Proposal], new: Mapping[Key, Proposal]) -> None:
-        """Put what is new in the order in which it is to be measured: by fidelity, as all were proposed."""
+        """Queue new proposals, grouped by fidelity in the order of their first proposal."""
         for fidelity in dict.fromkeys(proposal.fidelity for proposal in proposals):
             group = [proposal for proposal in new.values() if proposal.fidelity == fidelity]
             if self._locality_key is not None:
@@ -234,12 +210,12 @@ class Search:
             self._n_jobs += 1
 
     def _receive(self) -> None:
-        """Wait for results, keep them, and tell the rounds that are complete by them."""
+        """Wait for results, store them, and tell the rounds they complete."""
         for job, results in self._executor.wait():
             if [(m.candidate, m.fidelity) for m in results] != [(c, job.fidelity) for c in job.candidates]:
                 raise RuntimeError(
                     f"Expected one measurement a candidate of job {job.number}, in order, got {len(results)} for "
-                    f"{len(job.candidates)} candidates at {job.fidelity.text}, or others. Mend the evaluator."
+                    f"{len(job.candidates)} candidates at {job.fidelity.text}, or others. Correct the evaluator."
                 )
             self._early[job.number] = results
         measurements: list[Measurement] = []
@@ -250,7 +226,7 @@ class Search:
         self._deliver(self._study.append(measurements))
 
     def _deliver(self, trials: Iterable[Trial]) -> None:
-        """Tell the rounds that are complete by these; trials that nobody waits for are passed over."""
+        """Tell the rounds completed by these trials; others are skipped."""
         complete: list[_Round] = []
         for trial in trials:
             key = trial.measurement.key

@@ -1,4 +1,4 @@
-"""What a controller notes beside the measurements: kept in the run for those who look on."""
+"""Notes of a controller, such as counts and correlations, stored in the run for display."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Notes = Mapping[str, float]
 
 
 class NotesKeeper:
-    """Writes a controller's notes into the run, now and then and at the end; an observer of its search.
+    """Observer that writes a controller's notes into the run every few seconds and at the end.
 
-    They are for people alone: nothing is continued from them, and where there is no room for them they are left out.
+    They are for display only: a resumed search doesn't read them, and a full disk is ignored.
 
     Args:
         directory: of the run.
-        kind: the controller's.
-        controller: whose notes they are.
+        kind: of the controller.
+        controller: source of the notes.
         clock: seconds, monotonic.
     """
 
@@ -45,7 +45,7 @@ class NotesKeeper:
         self._due = clock()
 
     def on_start(self, n_known: int, budget: Budget) -> None:
-        """Nothing to note yet."""
+        """No notes yet."""
 
     def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
         if self._clock() >= self._due:
@@ -67,7 +67,7 @@ class NotesKeeper:
 
 
 def read_notes(directory: Path, kind: str) -> dict[str, float]:
-    """The notes of a run's controller; empty if there are none of this kind."""
+    """Notes of a run's controller; empty if it has none or is of another kind."""
     try:
         content = json.loads((directory / NAME).read_text(encoding="utf-8"))
         return dict(content["notes"]) if content["controller"] == kind else {}
@@ -76,7 +76,7 @@ def read_notes(directory: Path, kind: str) -> dict[str, float]:
 
 
 def notes_line(notes: Notes) -> str:
-    """For people: counts with their names, then names with their values."""
+    """One line for display: counts with their names, then names with their values."""
     counts, values = list[str](), list[str]()
     for key, value in notes.items():
         name = key.replace("_", " ")
