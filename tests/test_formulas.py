@@ -14,9 +14,10 @@ from secateur.spaces.formulas.grammar import LONGEST, FormulaTextError, parse, p
 from secateur.spaces.formulas.known import KNOWN
 from secateur.spaces.formulas.latex import latex
 from secateur.spaces.formulas.metric import formula_of, metric_of, program_of
+from secateur.spaces.formulas.mutation_crossover import crossover, mutate_hoist, mutate_point, mutate_subtree
 from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
 from secateur.spaces.formulas.program import program
-from secateur.spaces.formulas.sampling import Palette, ramped, random_tree
+from secateur.spaces.formulas.random_trees import Palette, ramped, random_tree
 from secateur.spaces.formulas.tree import (
     DEEPEST,
     LARGEST,
@@ -28,7 +29,6 @@ from secateur.spaces.formulas.tree import (
     replace_at,
     subtrees,
 )
-from secateur.spaces.formulas.variation import crossover, mutate_hoist, mutate_point, mutate_subtree
 from tests.formula_values import seeds, trees
 
 BOUNDS = Bounds(6, 20)

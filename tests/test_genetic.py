@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from secateur.search import app
 from secateur.search.budget import Budget
-from secateur.search.controllers.genetic.constants import ConstantsTuner
-from secateur.search.controllers.genetic.genetic import Genetic
-from secateur.search.controllers.genetic.population import Individual, Population, ranking
-from secateur.search.controllers.genetic.settings import ConstantsSettings, GeneticSettings
+from secateur.search.controllers.genetic_programming.cma_es import ConstantsTuner
+from secateur.search.controllers.genetic_programming.controller import Genetic
+from secateur.search.controllers.genetic_programming.population import Individual, Population, ranking
+from secateur.search.controllers.genetic_programming.settings import ConstantsSettings, GeneticSettings
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.loop.loop import Outcome, Search
 from secateur.search.loop.notes import NotesKeeper, notes_line

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from secateur.search.controller import Trial
-from secateur.search.controllers.genetic.population import Individual
-from secateur.search.controllers.genetic.screening import ENOUGH, Screening
-from secateur.search.controllers.genetic.settings import GeneticSettings
+from secateur.search.controllers.genetic_programming.population import Individual
+from secateur.search.controllers.genetic_programming.proxy_screening import ENOUGH, Screening
+from secateur.search.controllers.genetic_programming.settings import GeneticSettings
 from secateur.spaces.formulas.grammar import parse
 from secateur.spaces.formulas.space import Formula
 from tests.formula_toy import (

@@ -16,7 +16,7 @@ from secateur.pruners.formulas.probe import gaussian_probes
 from secateur.spaces.formulas.grammar import parse, print_formula
 from secateur.spaces.formulas.known import KNOWN
 from secateur.spaces.formulas.program import program
-from secateur.spaces.formulas.sampling import ramped
+from secateur.spaces.formulas.random_trees import ramped
 from secateur.spaces.formulas.simplify import simplify
 from secateur.spaces.formulas.tree import Bounds
 

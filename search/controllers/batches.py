@@ -1,4 +1,4 @@
-"""What controllers share that work in batches: propose some, wait for all of them, go on."""
+"""Search procedures: controllers written as generators that propose a batch and wait for its losses."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from secateur.spaces.measurement import Fidelity, Measurement
 Key = tuple[str, str]
 
 Losses = list[float]
-"""One value a proposal of the batch, in its order; infinite if the candidate is infeasible."""
+"""One loss a proposal of the batch, in order; infinite if the candidate is infeasible."""
 
-Course = Generator[list[Proposal], Losses, None]
-"""A search as a generator: yields a batch of proposals, receives their losses, ends when it has finished."""
+SearchProcedure = Generator[list[Proposal], Losses, None]
+"""A search as a generator: yields a batch of proposals and receives their losses, until it has finished."""
 
 
 class Batches:
-    """Runs courses for a controller: hands their batches out bit by bit and collects the results in any order.
+    """Runs search procedures for a controller: proposes their batches in parts, collects results in any order.
 
-    Several courses may be open: where one waits for results, another has something to propose. Keeps the
-    batches under way and nothing else, so that asking costs the same however many trials were told.
+    Several procedures may be open at a time: while one waits for results, another proposes. Only open batches are
+    kept, so that the time of `ask` does not grow with the number of trials.
 
     Args:
         objective: name of the value to minimise.
-        courses: to begin with.
+        procedures: open from the beginning.
     """
 
-    def __init__(self, objective: str, *courses: Course) -> None:
+    def __init__(self, objective: str, *procedures: SearchProcedure) -> None:
         self._objective = objective
         self._waiting: dict[Key, list[_Batch]] = {}
-        self._ready: deque[_Batch] = deque()  # has something to propose, or may go on to the next batch
-        self.n_open = 0  # courses that have not finished
-        for course in courses:
-            self.open(course)
+        self._ready: deque[_Batch] = deque()  # with proposals left, or complete
+        self.n_open = 0  # unfinished procedures
+        for procedure in procedures:
+            self.open(procedure)
 
-    def open(self, course: Course) -> None:
-        """Begin another course, after those that are open."""
-        self._ready.append(_Batch(course))
+    def open(self, procedure: SearchProcedure) -> None:
+        """Add a procedure, after the open ones."""
+        self._ready.append(_Batch(procedure))
         self.n_open += 1
 
     def ask(self, n: int) -> list[Proposal]:
-        """At most `n` proposals, of the courses in order; none while all wait for results or have finished."""
+        """At most `n` proposals, of the procedures in order; none if all wait for results or have finished."""
         proposals: list[Proposal] = []
         while self._ready and len(proposals) < n:
             batch = self._ready[0]
@@ -56,7 +56,7 @@ class Batches:
         return proposals
 
     def tell(self, trials: Iterable[Trial]) -> None:
-        """Note the results that belong to batches under way."""
+        """Record the results of open batches."""
         for trial in trials:
             key = trial.measurement.key
             for batch in self._waiting.pop(key, ()):
@@ -66,7 +66,7 @@ class Batches:
                     self._ready.append(batch)
 
     def _advance(self, batch: _Batch) -> None:
-        """Go on to the course's next batch, or close the course."""
+        """Continue with the procedure's next batch, or close the procedure."""
         if not batch.go_on():
             self._ready.remove(batch)
             self.n_open -= 1
@@ -75,10 +75,10 @@ class Batches:
 
 
 class _Batch:
-    """What one course waits for."""
+    """Present batch of one procedure."""
 
-    def __init__(self, course: Course) -> None:
-        self._course = course
+    def __init__(self, procedure: SearchProcedure) -> None:
+        self._procedure = procedure
         self._started = False
         self._proposals: list[Proposal] = []
         self.queue: deque[Proposal] = deque()
@@ -87,14 +87,14 @@ class _Batch:
 
     @property
     def complete(self) -> bool:
-        """Whether all results are there."""
+        """Whether all results have arrived."""
         return not self.missing
 
     def go_on(self) -> bool:
-        """Take the next batch of the course; False if there is none."""
+        """Advance to the next batch of the procedure; False if there is none."""
         losses = [self.losses[proposal.key] for proposal in self._proposals]
         try:
-            self._proposals = self._course.send(losses) if self._started else next(self._course)
+            self._proposals = self._procedure.send(losses) if self._started else next(self._procedure)
         except StopIteration:
             return False
         self._started = True
@@ -121,10 +121,10 @@ def loss_of(measurement: Measurement, objective: str) -> float:
 
 
 def check_fidelities(fidelities: Sequence[Fidelity]) -> tuple[Fidelity, ...]:
-    """The fidelities, if there are any, all of the part ``search``, ascending.
+    """The fidelities, checked.
 
     Raises:
-        ValueError: if not.
+        ValueError: unless there is at least one, all of the part ``search``, ascending.
     """
     if not fidelities or any(f.part != "search" for f in fidelities):
         texts = [fidelity.text for fidelity in fidelities]
@@ -136,7 +136,7 @@ def check_fidelities(fidelities: Sequence[Fidelity]) -> tuple[Fidelity, ...]:
 
 
 def fidelity_of(fidelities: Sequence[Fidelity], n_tokens: int | None) -> Fidelity:
-    """The fidelity with this number of tokens; the smallest if None.
+    """The fidelity of this number of tokens; the smallest for None.
 
     Raises:
         ValueError: if there is none, or the fidelities are out of order.

@@ -1,4 +1,4 @@
-"""The controller `evolution`: elites for each target, varied, winnowed by successive halving."""
+"""The controller `evolution`: elites for each target, mutation and crossover, successive halving."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, Course, check_fidelities
-from secateur.search.controllers.greedy import GreedyCourse, GreedySettings
-from secateur.search.controllers.sensitivity import SensitivityCourse, SensitivitySettings, separable
+from secateur.search.controllers.batches import Batches, SearchProcedure, check_fidelities
+from secateur.search.controllers.greedy import GreedyProcedure, GreedySettings
+from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings, separable
+from secateur.search.controllers.successive_halving import Ranked, n_survivors, ranked, successive_halving
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import SeparableSpace, Space
 
-ATTEMPTS = 50  # variations, each of the last one, for one new candidate before it is given up
+ATTEMPTS = 50  # mutations in a row for one new candidate
 
 
 class EvolutionSettings(Section):
-    """How candidates are varied and winnowed.
+    """Settings of the controller `evolution`.
 
     Args:
-        offspring: new candidates in a generation, measured at the smallest fidelity.
-        survivors: how many of them go on to the second fidelity, the third, ...; None: a quarter of the
-            previous number each time, at least one.
-        parents: elites that each target keeps.
-        crossover: probability that a new candidate mixes two elites; None: 0 with one parent, else 0.3.
-        migration: probability that a parent is an elite of the next lower or higher target, repaired to
-            this one.
-        start: the first elites: the ``uniform`` candidates; or beside them the best of a generation of
-            ``random`` ones; or beside them the solutions of ``sensitivity`` or ``greedy``.
-        sensitivity: how these are found.
-        greedy: likewise.
+        offspring: new candidates of a generation, measured at the smallest fidelity.
+        survivors: numbers promoted to the second fidelity, the third, ...; None: a quarter of the previous number
+            each time, at least one.
+        parents: elites of each target.
+        crossover: probability of a crossover of two elites; None: 0 with one parent, else 0.3.
+        migration: probability of a parent from the next lower or higher target, repaired to this one.
+        start: the first elites: the ``uniform`` candidates alone, or also the best of a generation of ``random``
+            ones, or also the solutions of ``sensitivity`` or ``greedy``.
+        sensitivity: settings of the former.
+        greedy: settings of the latter.
     """
 
     kind: Literal["evolution"] = "evolution"
@@ -63,23 +63,22 @@ class EvolutionSettings(Section):
 
 
 class Evolution(Controller):
-    """An elitist (mu + lambda) evolution for each target, targets taking turns.
+    """Elitist (mu + lambda) evolution for each target in turn.
 
-    A generation: new candidates from the elites by mutation and crossover; all are measured at the smallest
-    fidelity, the best at the next, and so on; those measured at the largest fidelity compete with the
-    elites, which were measured there too. With one target and one parent this is EvoPress (arXiv
-    2410.14649), but for: fixed, nested data in place of a fresh minibatch a stage, so that parent and
-    offspring are compared on equal data and nothing is measured twice; and offspring that are all different
-    and new.
+    A generation: new candidates from the elites by mutation and crossover; successive halving over the fidelities;
+    the candidates measured at the largest fidelity compete with the elites, which were measured there too. With one
+    target and one parent this is EvoPress (arXiv 2410.14649), with two differences: fixed, nested data in place of a
+    fresh minibatch a stage, so that parent and offspring are compared on equal data and no candidate is measured
+    twice; and offspring are distinct and new.
 
-    Asked while every generation under way waits for results, it begins another one from the elites of that moment:
-    generations overlap as far as there are workers to keep busy, and follow each other where there is one.
+    If all open generations wait for results, `ask` begins another one from the present elites: generations overlap as
+    far as there are idle workers, and are sequential with one worker.
 
     Args:
         space: what is searched.
         fidelities: ascending, of the part ``search``.
-        seed: of all random choices; generation g draws from a generator of its own, seeded by (seed, g).
-        settings: how candidates are varied and winnowed.
+        seed: of all random choices; generation g has its own random generator, seeded by (seed, g).
+        settings: see `EvolutionSettings`.
         objective: name of the value to minimise.
 
     Raises:
@@ -98,14 +97,14 @@ class Evolution(Controller):
         self._fidelities = check_fidelities(fidelities)
         self._seed = seed
         self._settings = settings
-        self._survivors = _survivors(settings, len(self._fidelities))
+        self._survivors = n_survivors(settings.offspring, settings.survivors, len(self._fidelities))
         self._solver = _solver(space, fidelities, seed, settings)
-        self._elites: list[list[tuple[float, Any]]] = [[] for _ in space.targets]
-        self._starts: list[tuple[int, Any]] | None = None  # (target, candidate), once they are known
+        self._elites: list[Ranked] = [[] for _ in space.targets]
+        self._starts: list[tuple[int, Any]] | None = None  # (target, candidate), None until known
         self._seen = {candidate.text for candidate in space.baselines().values()}
         self._generation = 0
         self._n_barren = 0  # generations in a row without a new candidate
-        self._exhausted = False  # the elites of this moment have no new candidate
+        self._exhausted = False  # no new candidate from the present elites
         self._batches = Batches(objective, self._start())
 
     def ask(self, n: int) -> list[Proposal]:
@@ -125,11 +124,11 @@ class Evolution(Controller):
 
     @property
     def elites(self) -> tuple[tuple[Any, ...], ...]:
-        """For each target its elites, best first."""
+        """Elites of each target, best first."""
         return tuple(tuple(candidate for _, candidate in elites) for elites in self._elites)
 
-    def _start(self) -> Course:
-        """The first elites."""
+    def _start(self) -> SearchProcedure:
+        """Measure the first elites."""
         starts = [
             (b, c) for name, c in self._space.baselines().items() if (b := self._target(name, c)) is not None
         ]
@@ -144,47 +143,40 @@ class Evolution(Controller):
             self._keep(target, [(loss, candidate)])
 
     def _begin_generation(self) -> bool:
-        """Open the next generation that has a new candidate; False if none has, now or for ever."""
+        """Open the next generation with a new candidate; False if there is none, at present or at all."""
         n_targets = len(self._elites)
         while self._starts is not None and self._n_barren < n_targets:
             target = self._generation % n_targets
             rng = np.random.default_rng((self._seed, self._generation))
             random = self._settings.start == "random" and self._generation < n_targets
             offspring = self._offspring(target, rng, random=random)
-            if not offspring and self._batches.n_open:  # other elites may have some
+            if not offspring and self._batches.n_open:  # other elites may have new ones
                 self._exhausted = True
                 return False
             self._generation += 1
             self._n_barren = 0 if offspring else self._n_barren + 1
             if offspring:
-                self._batches.open(self._winnow(target, offspring))
+                self._batches.open(self._compete(target, offspring))
                 return True
         return False
 
     def _target(self, name: str, candidate: Any) -> int | None:
         return None if name == "dense" else self._space.target_of(candidate)
 
-    def _winnow(self, target: int, candidates: list[Any]) -> Course:
-        """Successive halving; those that reach the largest fidelity compete with the elites."""
-        ranked: list[tuple[float, Any]] = []
-        for fidelity, n_next in zip(self._fidelities, (*self._survivors, 0), strict=True):
-            losses = yield [Proposal(candidate, fidelity) for candidate in candidates]
-            ranked = _ranked(zip(losses, candidates, strict=True))
-            candidates = [candidate for loss, candidate in ranked[:n_next] if math.isfinite(loss)]
-            if n_next and not candidates:
-                return
-        self._keep(target, ranked)
+    def _compete(self, target: int, candidates: list[Any]) -> SearchProcedure:
+        """Successive halving; candidates measured at the largest fidelity compete with the elites."""
+        self._keep(target, (yield from successive_halving(candidates, self._fidelities, self._survivors)))
 
-    def _keep(self, target: int, newcomers: list[tuple[float, Any]]) -> None:
-        """Keep the best as elites; older ones win ties, and infeasible ones are never elites."""
+    def _keep(self, target: int, newcomers: Ranked) -> None:
+        """Keep the best as elites; older ones win ties, infeasible ones are never kept."""
         known = {candidate.text for _, candidate in self._elites[target]}
         new = [(x, c) for x, c in newcomers if math.isfinite(x) and c.text not in known]
-        self._elites[target] = _ranked([*self._elites[target], *new])[: self._settings.parents]
+        self._elites[target] = ranked([*self._elites[target], *new])[: self._settings.parents]
 
     # --- offspring ---
 
     def _offspring(self, target: int, rng: np.random.Generator, *, random: bool) -> list[Any]:
-        """New candidates of the target, all different; fewer, or none, where no more are found."""
+        """Distinct new candidates of the target; fewer, or none, if no more are found."""
         found = []
         for _ in range(self._settings.offspring):
             child = self._sample(target, rng) if random else self._vary(target, rng)
@@ -202,10 +194,10 @@ class Evolution(Controller):
         return self._space.sample(rng, target)
 
     def _vary(self, target: int, rng: np.random.Generator) -> Any:
-        """One variation of a random parent; a random candidate where there is none."""
+        """Mutation or crossover of a random parent; a random candidate where there is none."""
         settings = self._settings
         elites = [candidate for _, candidate in self._elites[target]]
-        if not elites and self._batches.n_open:  # the first of them are being measured
+        if not elites and self._batches.n_open:  # the first ones are being measured
             elites = [candidate for b, candidate in self._starts or () if b == target]
         if not elites:
             return self._sample(target, rng)
@@ -226,36 +218,21 @@ class Evolution(Controller):
         return self._space.repair(elites[rng.integers(len(elites))], target, rng)
 
 
-Solver = SensitivityCourse | GreedyCourse
+Solver = SensitivityProcedure | GreedyProcedure
 
-# What finds the first elites, by the name of the start.
+# Procedures for the first elites, by `start`.
 _SOLVERS: dict[str, Callable[[SeparableSpace[Any], Sequence[Fidelity], int, EvolutionSettings], Solver]] = {
-    "sensitivity": lambda space, fidelities, seed, of: SensitivityCourse(space, fidelities, of.sensitivity),
-    "greedy": lambda space, fidelities, seed, of: GreedyCourse(space, fidelities, seed, of.greedy),
+    "sensitivity": lambda space, fidelities, seed, of: SensitivityProcedure(
+        space, fidelities, of.sensitivity
+    ),
+    "greedy": lambda space, fidelities, seed, of: GreedyProcedure(space, fidelities, seed, of.greedy),
 }
 
 
 def _solver(
     space: Space[Any], fidelities: Sequence[Fidelity], seed: int, settings: EvolutionSettings
 ) -> Solver | None:
-    """What finds the first elites, if that takes measurements of its own."""
+    """Procedure that finds the first elites, if it takes measurements of its own."""
     if settings.start not in _SOLVERS:
         return None
     return _SOLVERS[settings.start](separable(space, f"start: {settings.start}"), fidelities, seed, settings)
-
-
-def _ranked(pairs: Any) -> list[tuple[float, Any]]:
-    """(loss, candidate) by loss, equal ones in the order given."""
-    return sorted(pairs, key=lambda pair: pair[0])
-
-
-def _survivors(settings: EvolutionSettings, n_fidelities: int) -> tuple[int, ...]:
-    """How many candidates go on to the second fidelity, the third, ..."""
-    if settings.survivors is None:
-        return tuple(max(1, settings.offspring // 4**stage) for stage in range(1, n_fidelities))
-    if len(settings.survivors) != n_fidelities - 1:
-        raise ValueError(
-            f"Expected one number in `survivors` for each fidelity after the first ({n_fidelities - 1}), "
-            f"got {settings.survivors}."
-        )
-    return tuple(settings.survivors)

@@ -1,4 +1,4 @@
-"""The controller `greedy`: removes what hurts least, again and again."""
+"""The controller `greedy`: removes the part with the smallest loss at each step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, Course, check_fidelities, fidelity_of
+from secateur.search.controllers.batches import Batches, SearchProcedure, check_fidelities, fidelity_of
 from secateur.search.controllers.sensitivity import separable
 from secateur.search.controllers.separable import with_free_slots
 from secateur.spaces.measurement import Fidelity
@@ -19,12 +19,12 @@ from secateur.spaces.space import SeparableSpace, Space
 
 Moves = Literal["block", "sublayer", "level"]
 Positions = tuple[int, ...]
-"""For each slot the position of its option."""
+"""Position of each slot's option."""
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What one removal is: of the slots of a block together or of one slot, all that goes or a level."""
+    """Kind of removal: all slots of a block `together` or one slot, `whole` or by one level."""
 
     together: bool
     whole: bool
@@ -38,12 +38,12 @@ _STEPS: dict[Moves, _Step] = {
 
 
 class GreedySettings(Section):
-    """What one step removes.
+    """Settings of the controller `greedy`.
 
     Args:
-        moves: a whole ``block``, as SLEB does; a whole slot (``sublayer``, or whatever the space's slots are), as
-            BlockPruner and FinerCut do; or one ``level`` of a slot, which takes the most measurements.
-        n_tokens: which fidelity to measure at; None: the smallest.
+        moves: removal of one step: a whole ``block`` as in SLEB; a whole slot of the space (``sublayer``) as in
+            BlockPruner and FinerCut; or one ``level`` of a slot, which takes the most measurements.
+        n_tokens: fidelity of the steps; None: the smallest.
     """
 
     kind: Literal["greedy"] = "greedy"
@@ -51,14 +51,14 @@ class GreedySettings(Section):
     n_tokens: int | None = None
 
 
-class GreedyCourse:
-    """The steps and the candidates that they lead to; `greedy` runs it alone, `evolution` may start with it.
+class GreedyProcedure:
+    """Greedy removal; `greedy` runs it alone, `evolution` may start with it.
 
     Args:
         space: separable.
         fidelities: ascending, of the part ``search``.
-        seed: of the space's repairs; nothing else is random.
-        settings: what one step removes.
+        seed: of the space's repairs; the steps are deterministic.
+        settings: see `GreedySettings`.
 
     Raises:
         ValueError: if `n_tokens` names no fidelity.
@@ -73,39 +73,39 @@ class GreedyCourse:
         self._step = _STEPS[settings.moves]
         self._groups = self._find_groups()
         self._now: Positions = (0,) * len(space.slots)
-        self.solutions: dict[int, list[Any]] = {}  # target -> candidates, as far as the course has come
+        self.solutions: dict[int, list[Any]] = {}  # target -> candidates, for targets reached so far
 
     @property
     def n_measurements(self) -> int:
-        """Those of the first step: how many follow is not known before."""
+        """Measurements of the first step; the number of further steps is not known in advance."""
         return len(self._removals(0))
 
-    def run(self) -> Course:
-        """Pass through all targets; fills in `solutions`."""
+    def run(self) -> SearchProcedure:
+        """Reach all targets in turn; fills `solutions`."""
         for target in range(len(self._space.targets)):
             yield from self.reach(target)
 
-    def reach(self, target: int) -> Course:
-        """Go on to the target, from the one before."""
+    def reach(self, target: int) -> SearchProcedure:
+        """Continue from the previous target to this one."""
         low, _ = self._space.usage_bounds(target)
         while self._usage(self._now) < low and (removals := self._removals(target)):
             losses = yield [Proposal(self._assembled(each), self._fidelity) for each in removals]
             if not any(map(math.isfinite, losses)):
                 break
-            self._now = removals[int(np.argmin(losses))]  # the first of equals
+            self._now = removals[int(np.argmin(losses))]  # the first of ties
         rng = np.random.default_rng((self._seed, target))
         solution = self._space.repair(self._assembled(self._now), target, rng)
         self.solutions[target] = with_free_slots(self._space, solution)
 
     def _find_groups(self) -> list[list[int]]:
-        """Slots that one step removes together."""
+        """Slots removed together in one step."""
         groups: dict[int, list[int]] = {}
         for slot in range(len(self._space.slots)):
             groups.setdefault(self._space.block_of(slot) if self._step.together else slot, []).append(slot)
         return list(groups.values())
 
     def _removals(self, target: int) -> list[Positions]:
-        """What one more step leads to, as far as it does not go beyond the target."""
+        """Results of one more step that do not exceed the target."""
         before, (_, high) = self._usage(self._now), self._space.usage_bounds(target)
         found = []
         for group in self._groups:
@@ -128,23 +128,23 @@ class GreedyCourse:
 
 
 class Greedy(Controller):
-    """From the dense model on, every step measures all single removals and keeps the one with the smallest loss.
+    """Greedy search from the dense model: each step measures all single removals and makes the best one.
 
-    As in SLEB (arXiv 2402.09025), BlockPruner (arXiv 2406.10594) and FinerCut (arXiv 2405.18218), which differ in what
-    is removed, in the loss, and in what stays (their first or last blocks: the space's business here). One sequence
-    of steps passes through all targets. Where the next removal would be too large for a target, the space's repair
-    closes the gap; the sequence itself goes on without it, so that what is removed for a smaller target is removed
-    for a larger one too. The candidate of each target is measured at the largest fidelity; where there are several
-    repairs, with each of them, and the steps with the first.
+    As in SLEB (arXiv 2402.09025), BlockPruner (arXiv 2406.10594) and FinerCut (arXiv 2405.18218), which differ in the
+    unit of removal, the loss, and the protected first or last blocks (here: protected by the space). One sequence of
+    steps serves all targets. If the next removal would exceed a target, the space's repair closes the gap; the
+    sequence continues without this repair, so that removals for a smaller target are nested in those for a larger
+    one. The candidate of each target is measured at the largest fidelity, with each of several repairs; the steps use
+    the first repair.
 
-    When to use it: few slots, or targets that are small. Measurements grow with the number of slots times the number
-    of steps, and what looked harmless early is never put back, for which `evolution` starts from its solutions.
+    When to use it: few slots or small targets. The number of measurements grows with slots times steps, and an early
+    removal is never undone; `evolution` can improve on its solutions.
 
     Args:
         space: separable.
         fidelities: ascending, of the part ``search``.
-        seed: of repairs; nothing else is random.
-        settings: what one step removes.
+        seed: of repairs; the steps are deterministic.
+        settings: see `GreedySettings`.
         objective: name of the value to minimise.
 
     Raises:
@@ -161,8 +161,8 @@ class Greedy(Controller):
     ) -> None:
         self._largest = check_fidelities(fidelities)[-1]
         self._n_targets = len(space.targets)
-        self._greedy = GreedyCourse(separable(space, "greedy"), fidelities, seed, settings)
-        self._batches = Batches(objective, self._course())
+        self._greedy = GreedyProcedure(separable(space, "greedy"), fidelities, seed, settings)
+        self._batches = Batches(objective, self._procedure())
 
     def ask(self, n: int) -> list[Proposal]:
         return self._batches.ask(n)
@@ -174,7 +174,7 @@ class Greedy(Controller):
     def n_measurements(self) -> int:
         return self._greedy.n_measurements + 1
 
-    def _course(self) -> Course:
+    def _procedure(self) -> SearchProcedure:
         for target in range(self._n_targets):
             yield from self._greedy.reach(target)
             yield [Proposal(candidate, self._largest) for candidate in self._greedy.solutions[target]]

@@ -1,4 +1,4 @@
-"""The multiple-choice knapsack: one option for each slot, smallest sum of losses, total usage within bounds."""
+"""Multiple-choice knapsack: one option for each slot, smallest sum of losses, total usage within bounds."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 Array = NDArray[np.float64]
-MAX_STEPS = 200_000  # size of the table of dynamic programming that is still quick
+MAX_STEPS = 200_000  # columns of the table of dynamic programming, for speed
 
 
 def solve_knapsack(
     losses: Sequence[Array], usages: Sequence[Sequence[int]], low: int, high: int
 ) -> list[int] | None:
-    """The best choice, exactly: by dynamic programming where usage comes in equal steps, else by a MILP.
+    """The optimal choice: by dynamic programming if usages are multiples of one step, else by a MILP.
 
     Args:
-        losses: for each slot the loss of each option; infinite for an option that must not be taken.
-        usages: for each slot the usage of each option, >= 0, ascending.
+        losses: loss of each slot and option; infinite for forbidden options.
+        usages: usage of each slot and option, >= 0, ascending.
         low: smallest total usage allowed.
         high: largest total usage allowed.
 
     Returns:
-        The index of the option for each slot, or None if no allowed options are within the bounds.
+        Index of each slot's option, or None if no allowed choice is within the bounds.
     """
     steps = equal_steps(usages, low, high)
     if steps is not None:
@@ -34,9 +34,9 @@ def solve_knapsack(
 
 
 def equal_steps(usages: Sequence[Sequence[int]], low: int, high: int) -> tuple[list[list[int]], int] | None:
-    """Usages as multiples of one step and the total that they must have, if that is the same problem.
+    """Usages as multiples of one step, with their required total, if the problem is equivalent.
 
-    It is when rounding cannot take a choice with this total out of the bounds, nor another one into them.
+    It is if, in spite of rounding, exactly the choices with this total are within the bounds.
     """
     center = (low + high) / 2
     smallest = min((usage for usage in usages if usage[-1] > 0), key=lambda usage: usage[-1], default=None)
@@ -56,7 +56,7 @@ def equal_steps(usages: Sequence[Sequence[int]], low: int, high: int) -> tuple[l
 
 
 def by_table(losses: Sequence[Array], steps: Sequence[Sequence[int]], total: int) -> list[int] | None:
-    """The best choice whose steps sum to the total, by dynamic programming over slots and sums."""
+    """The optimal choice with this total of steps, by dynamic programming over slots and sums."""
     best = np.full(total + 1, np.inf)
     best[0] = 0.0
     chosen = np.zeros((len(losses), total + 1), dtype=np.int16)
@@ -81,7 +81,7 @@ def by_table(losses: Sequence[Array], steps: Sequence[Sequence[int]], total: int
 def by_milp(
     losses: Sequence[Array], usages: Sequence[Sequence[int]], low: int, high: int
 ) -> list[int] | None:
-    """The best choice by branch and bound (HiGHS), to within 1e-4 of its loss."""
+    """The optimal choice by branch and bound (HiGHS), to a relative gap of 1e-4."""
     cost, usage = np.concatenate(losses), np.concatenate([np.asarray(u, dtype=float) for u in usages])
     slots = np.repeat(np.arange(len(losses)), [len(loss) for loss in losses])
     columns = np.arange(len(cost))

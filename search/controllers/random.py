@@ -13,20 +13,20 @@ from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import Space
 
-ATTEMPTS = 50  # draws for one new candidate before a target is taken to be exhausted
+ATTEMPTS = 50  # draws for one new candidate before a target counts as exhausted
 
 
 class RandomSettings(Section):
-    """There is nothing to set."""
+    """No settings."""
 
     kind: Literal["random"] = "random"
 
 
 class Random(Controller):
-    """Samples of the space, target by target in turn, each measured at the largest fidelity.
+    """Random samples of the space, the targets in turn, each measured at the largest fidelity.
 
-    Goes on for as long as it is asked, and never proposes a candidate twice: it finishes when no new one
-    turns up for any target. The baseline of every search: it needs no results.
+    The baseline of every search. It never proposes a candidate twice, and finishes when no new one is found for any
+    target.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class Random(Controller):
         space: Space[Any],
         fidelities: Sequence[Fidelity],
         seed: int,
-        settings: RandomSettings,  # nothing to set
-        objective: str = "loss",  # it learns from nothing
+        settings: RandomSettings,  # no settings
+        objective: str = "loss",  # unused
     ) -> None:
         self._space = space
         self._largest = check_fidelities(fidelities)[-1]
@@ -57,10 +57,10 @@ class Random(Controller):
         return proposals
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Nothing is learned."""
+        """No effect: results are not used."""
 
     def _draw(self, turn: int) -> Any | None:
-        """A new candidate of the target whose turn it is, or None."""
+        """A new candidate of the turn's target, or None."""
         rng = np.random.default_rng((self._seed, turn))
         for _ in range(ATTEMPTS):
             candidate = self._space.sample(rng, turn % len(self._space.targets))

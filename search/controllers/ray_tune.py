@@ -1,4 +1,4 @@
-"""Our controllers for anyone's Ray Tune: a `Searcher` that asks a controller and tells it the results."""
+"""Adapter of controllers to Ray Tune: a `Searcher` that asks a controller and tells it the results."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from secateur.spaces.whole_file import whole_file
 
 try:
     Searcher: Any = import_module("ray.tune.search").Searcher
-except ModuleNotFoundError:  # an extra; the constructor says so
+except ModuleNotFoundError:  # an extra; the constructor raises
     Searcher = None
 
 MAX_KNOWN_IN_A_ROW = 1000
-"""So many proposals in a row that were all answered before mean that a controller goes round in circles."""
+"""Known proposals in a row after which a controller counts as exhausted."""
 
 
 class ControllerSearcher(Searcher or object):  # type: ignore[misc]
-    """Use as ``tune.TuneConfig(search_alg=ControllerSearcher(make, space, fidelity))``.
+    """Search algorithm for ``tune.TuneConfig(search_alg=ControllerSearcher(make, space, fidelity))``.
 
-    A trial gets ``config = {"candidate": text, "fidelity": text}`` and reports what it measured by name, ``loss`` at
-    least; ``space.parse`` and `Fidelity.parse` read the texts. The baselines come first. What the controller proposes
-    again is answered from memory, without a trial. A trial that fails, or reports a value that is not finite, is told
-    as infeasible. Tune waits while results must come first, and ends when the controller has finished.
-    Of early stopping by a Tune scheduler the controller knows nothing: it takes the last report for the result.
+    A trial receives ``config = {"candidate": text, "fidelity": text}``, to be read by ``space.parse`` and
+    `Fidelity.parse`, and reports its measurements by name, at least ``loss``. The baselines are proposed first. Repeated
+    proposals are answered from memory, without a trial. A trial that fails, or reports a value that is not finite,
+    counts as infeasible. Tune waits while the controller needs results, and ends when it has finished. The controller
+    ignores early stopping by a Tune scheduler: the last report counts as the result.
 
-    Its state is what was asked and told; restored and unpickled searchers repeat that with a new controller.
+    Its state is the sequence of asks and results; restored and unpickled searchers replay it with a new controller.
 
     Args:
-        make: gives a fresh controller, always the same; to be picklable, as Tune pickles searchers.
-        space: of its candidates; gives the baselines, and the exact costs that are told with the results.
+        make: makes a controller in its initial state; picklable, as Tune pickles searchers.
+        space: of the candidates; gives the baselines, and the exact costs told with the results.
         fidelity: of the baselines: the largest one of the controller.
-        values: names of reported numbers that are told; ``loss`` among them.
+        values: names of the reported numbers to tell, ``loss`` among them.
 
     Raises:
         UsageError: if Ray Tune is not installed.
@@ -65,23 +65,23 @@ class ControllerSearcher(Searcher or object):  # type: ignore[misc]
         self._begin()
 
     def _begin(self) -> None:
-        """As if nothing had been asked."""
+        """Reset to the initial state."""
         self._controller = self._make()
         baselines = self._space.baselines().values()
         self._baselines = [Proposal(candidate, self._fidelity) for candidate in baselines]
         self._events: list[list[Any]] = []  # ["ask", trial] or ["tell", trial, values or reason], in order
-        self._under_way: dict[str, Proposal] = {}  # by Tune's name of the trial
-        self._waiting: dict[tuple[str, str], int] = {}  # further proposals of what is under way
+        self._under_way: dict[str, Proposal] = {}  # by Tune's trial id
+        self._waiting: dict[tuple[str, str], int] = {}  # repeated proposals of pending candidates
         self._known: dict[tuple[str, str], Trial] = {}
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
-        """Metric and direction may be given to Tune, too, as long as they are the same."""
+        """Accept Tune's own metric and mode if they agree with ours."""
         return not config and metric in (None, self._names[0]) and mode in (None, "min")
 
     def suggest(self, trial_id: str) -> dict[str, str] | str | None:
-        """The configuration of a new trial; None while results must come first; ``FINISHED``."""
+        """Configuration of a new trial; None while the controller needs results; ``FINISHED`` at the end."""
         self._events.append(["ask", trial_id])
         for _ in range(MAX_KNOWN_IN_A_ROW):
             proposals = [self._baselines.pop(0)] if self._baselines else self._controller.ask(1)
@@ -101,13 +101,13 @@ class ControllerSearcher(Searcher or object):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the controller."""
+        """Tell the controller the result of a trial."""
         if trial_id not in self._under_way:  # Tune may report a trial twice
             return
         self._tell(trial_id, self._outcome(result, error))
 
     def _outcome(self, result: Mapping[str, Any] | None, error: bool) -> dict[str, float] | str:
-        """The values of a trial, or the reason why there are none."""
+        """Values of a trial, or the reason why it has none."""
         if error or result is None:
             return "its trial failed"
         missing = [name for name in self._names if name not in result]
@@ -133,12 +133,12 @@ class ControllerSearcher(Searcher or object):  # type: ignore[misc]
     # --- state, as Tune saves and restores it ---
 
     def save(self, checkpoint_path: str) -> None:
-        """Keep what was asked and told."""
+        """Write the asks and results."""
         with whole_file(Path(checkpoint_path)) as new:
             new.write_text(json.dumps(self._events) + "\n", encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
-        """Go back to what was kept."""
+        """Replay the asks and results of a file."""
         self._repeat(json.loads(Path(checkpoint_path).read_text(encoding="utf-8")))
 
     def _repeat(self, events: Sequence[Sequence[Any]]) -> None:
@@ -160,7 +160,7 @@ def _again(
     values: Sequence[str],
     events: Sequence[Sequence[Any]],
 ) -> ControllerSearcher:
-    """An unpickled searcher."""
+    """Searcher after unpickling."""
     searcher = ControllerSearcher(make, space, fidelity, values=values)
     searcher._repeat(events)
     return searcher

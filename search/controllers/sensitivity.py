@@ -11,7 +11,13 @@ import numpy as np
 from pydantic import Field
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities, fidelity_of
+from secateur.search.controllers.batches import (
+    Batches,
+    Losses,
+    SearchProcedure,
+    check_fidelities,
+    fidelity_of,
+)
 from secateur.search.controllers.knapsack import Array
 from secateur.search.controllers.separable import complete, solve, with_free_slots
 from secateur.spaces.measurement import Fidelity
@@ -20,16 +26,15 @@ from secateur.spaces.space import SeparableSpace, Space
 
 
 class SensitivitySettings(Section):
-    """How the slots are measured.
+    """Settings of the controller `sensitivity`.
 
     Args:
-        levels: shares of a slot (sparsities) at which it is measured alone, each rounded to the nearest
-            option; the other options are interpolated. None: every option. One or two levels near the
-            target are usually enough, and many times cheaper.
-        n_tokens: which fidelity to measure at; None: the smallest.
-        around: the reference that one slot at a time departs from: the ``dense`` model, once for all
-            targets, or the ``uniform`` candidate of each target, which sees slots in the company that they
-            will be in.
+        levels: shares of a slot (sparsities) at which it is measured alone, each rounded to the nearest option; the
+            other options are interpolated. None: every option. One or two levels near the target usually suffice
+            and are many times cheaper.
+        n_tokens: fidelity of the measurements; None: the smallest.
+        around: reference in which one slot at a time is changed: the ``dense`` model, once for all targets, or the
+            ``uniform`` candidate of each target, which measures slots in a pruned model.
     """
 
     kind: Literal["sensitivity"] = "sensitivity"
@@ -38,20 +43,20 @@ class SensitivitySettings(Section):
     around: Literal["dense", "uniform"] = "dense"
 
 
-class SensitivityCourse:
-    """The measurements and the solution; `sensitivity` runs it alone, `evolution` may start with it.
+class SensitivityProcedure:
+    """Sensitivity analysis; `sensitivity` runs it alone, `evolution` may start with it.
 
-    The model is additive: the loss of a candidate is the reference's plus the sum over slots of the
-    difference that the slot makes alone. `complete` makes each slot's differences monotone and fills in the
-    options that were not measured; `solve` then finds the best candidate of each target.
+    An additive model: the loss of a candidate is the reference's plus the sum over slots of the differences measured
+    for each slot alone. `complete` makes each slot's differences monotone and interpolates options that were not
+    measured; `solve` then finds the best candidate of each target.
 
     Args:
         space: separable.
         fidelities: ascending, of the part ``search``.
-        settings: how the slots are measured.
+        settings: see `SensitivitySettings`.
 
     Raises:
-        ValueError: if `n_tokens` names no fidelity, or `levels` hit no option of some slot.
+        ValueError: if `n_tokens` names no fidelity, or `levels` select no option of some slot.
     """
 
     def __init__(
@@ -66,15 +71,15 @@ class SensitivityCourse:
         ]
         self._references = self._find_references()
         self._alone = {reference: self._find_alone(reference) for reference in self._references}
-        self.solutions: dict[int, list[Any]] = {}  # target -> candidates, once the course is through
+        self.solutions: dict[int, list[Any]] = {}  # target -> candidates, at the end of the procedure
 
     @property
     def n_measurements(self) -> int:
-        """How many candidates it has measured, references included."""
+        """Number of measurements, references included."""
         return sum(1 + len(alone) for alone in self._alone.values())
 
     def run(self) -> Generator[list[Proposal], Losses, None]:
-        """Measure, then fill in `solutions`. Nothing is found for a target whose reference is infeasible."""
+        """Measure and fill `solutions`; none for a target whose reference is infeasible."""
         for reference, targets in self._references.items():
             alone = self._alone[reference]
             candidates = [self._space.assemble(reference)]
@@ -90,7 +95,7 @@ class SensitivityCourse:
                 }
 
     def _find_references(self) -> dict[tuple[int, ...], list[int]]:
-        """Options of each reference, and the targets that it is for."""
+        """Options of each reference, with its targets."""
         names = {"dense": ["dense"] * len(self._space.targets)}
         baselines = self._space.baselines()
         names["uniform"] = list(baselines)[1 : 1 + len(self._space.targets)]
@@ -105,7 +110,7 @@ class SensitivityCourse:
         found = []
         for slot, shares in enumerate(self._shares):
             if not shares[-1]:
-                continue  # it removes nothing, see `with_free_slots`
+                continue  # removes nothing, see `with_free_slots`
             levels = self._settings.levels
             near = (
                 range(len(shares))
@@ -132,7 +137,7 @@ class SensitivityCourse:
     def _curves(
         self, reference: tuple[int, ...], losses: dict[tuple[int, int], float], base: float
     ) -> list[Array]:
-        """For each slot the difference of loss at each option; infinite from the first infeasible one on."""
+        """Difference of loss of each slot and option; infinite from the first infeasible option on."""
         curves = []
         for slot, shares in enumerate(self._shares):
             anchor = self._index(slot, reference[slot])
@@ -149,25 +154,25 @@ class SensitivityCourse:
 
 
 class Sensitivity(Controller):
-    """Measures every slot alone, then proposes the best combination for each target, and finishes.
+    """Measures every slot alone, proposes the best combination for each target, and finishes.
 
-    As in SPDY (arXiv 2202.04290): additive, but with measured losses of the model in place of layer errors
-    and a MILP in place of dynamic programming. Cheap for many targets: the measurements around the dense
-    model serve them all. Blind to interactions between slots, for which `evolution` starts from its
-    solutions. Where there are several repairs each solution is proposed with all of them.
+    An additive model as in SPDY (arXiv 2202.04290), but with measured losses of the whole model in place of layer
+    errors, and a MILP where dynamic programming does not apply. Cheap for many targets: measurements around the dense
+    model serve all of them. It ignores interactions between slots; `evolution` can improve on its solutions. Each
+    solution is proposed with every repair of the space.
     """
 
     def __init__(
         self,
         space: Space[Any],
         fidelities: Sequence[Fidelity],
-        seed: int,  # nothing is random here
+        seed: int,  # unused
         settings: SensitivitySettings,
         objective: str = "loss",
     ) -> None:
         self._largest = check_fidelities(fidelities)[-1]
-        self._sensitivity = SensitivityCourse(separable(space, "sensitivity"), fidelities, settings)
-        self._batches = Batches(objective, self._course())
+        self._sensitivity = SensitivityProcedure(separable(space, "sensitivity"), fidelities, settings)
+        self._batches = Batches(objective, self._procedure())
 
     def ask(self, n: int) -> list[Proposal]:
         return self._batches.ask(n)
@@ -179,17 +184,17 @@ class Sensitivity(Controller):
     def n_measurements(self) -> int:
         return self._sensitivity.n_measurements + 1
 
-    def _course(self) -> Course:
+    def _procedure(self) -> SearchProcedure:
         yield from self._sensitivity.run()
         solutions = self._sensitivity.solutions.values()
         yield [Proposal(candidate, self._largest) for candidate in chain.from_iterable(solutions)]
 
 
 def separable(space: Space[Any], what: str) -> SeparableSpace[Any]:
-    """The space, if its slots can be measured alone.
+    """The space, checked to be separable.
 
     Raises:
-        ValueError: if not.
+        ValueError: if it is not.
     """
     if not isinstance(space, SeparableSpace):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The additive model: each slot's loss alone, completed between measurements, and its exact minimum."""
+"""Additive loss model of a separable space: interpolated losses of single slots, and the exact minimum."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from secateur.spaces.space import SeparableSpace
 
 
 def removed_energy(share: Array) -> Array:
-    """Share of the squared norm of Gaussian weights that goes with the smallest `share` of them.
+    """Share of the squared norm of Gaussian weights in the smallest `share` of them.
 
-    With q the threshold, P(abs(w) < q) = share, it is E[w²; abs(w) < q] = share − 2 q φ(q). The error
-    that pruning makes in a layer's output grows about like this, so losses are nearly straight lines over
-    it: a better ruler than the share itself to complete few measurements on.
+    With the threshold q, P(abs(w) < q) = share, it is E[w²; abs(w) < q] = share − 2 q φ(q). The output error of a
+    pruned layer grows about in proportion, so losses are nearly linear in it: a better abscissa than the share itself
+    for interpolation between few measurements.
     """
     share = np.asarray(share, dtype=float)
     q = norm.ppf((1 + np.minimum(share, 1 - 1e-12)) / 2)
@@ -28,17 +28,16 @@ def removed_energy(share: Array) -> Array:
 
 
 def complete(shares: Array, measured: dict[int, float], anchor: int) -> Array:
-    """Differences of loss at all options from those at some of them.
+    """Differences of loss at all options, interpolated from some of them.
 
-    The differences are made monotone (not below 0 beyond the anchor, not above 0 before it, and
-    non-decreasing by isotonic regression), as noise is the only reason for them not to be. Between
-    measurements: monotone cubic interpolation (PCHIP) over `removed_energy`; outside: the straight line of
-        the nearest two.
+    Measured differences are made monotone, since deviations are noise: at least 0 above the anchor, at most 0 below
+    it, and non-decreasing by isotonic regression. Between measurements: monotone cubic interpolation (PCHIP) over
+    `removed_energy`; outside: the straight line through the nearest two.
 
     Args:
         shares: of the options, ascending, in [0, 1].
         measured: option -> loss minus the anchor's loss.
-        anchor: the option whose difference is 0 by definition.
+        anchor: option of the reference, with difference 0.
 
     Returns:
         One difference for each of the shares.
@@ -64,9 +63,9 @@ def complete(shares: Array, measured: dict[int, float], anchor: int) -> Array:
 
 
 def with_free_slots(space: SeparableSpace[Any], candidate: Any) -> list[Any]:
-    """The candidate, then with each other option in the slots that use up none of the target, such as a repair.
+    """The candidate, and its variants in slots that do not count towards the target, such as the repair.
 
-    Nothing is known of those before a candidate is pruned: alone, in the dense model, they change nothing.
+    These slots can't be measured alone: in the dense model they have no effect.
     """
     rows = []
     for slot, own in enumerate(space.disassemble(candidate)):
@@ -77,11 +76,11 @@ def with_free_slots(space: SeparableSpace[Any], candidate: Any) -> list[Any]:
 
 
 def solve(space: SeparableSpace[Any], losses: Sequence[Array], target: int) -> Any | None:
-    """The candidate of a target with the smallest sum of losses.
+    """Candidate of a target with the smallest sum of losses.
 
     Args:
         space: separable.
-        losses: for each slot the loss of each option; infinite for an option that must not be taken.
+        losses: loss of each slot and option; infinite for forbidden options.
         target: index of the target.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The controller `uniform`: the baselines and nothing else."""
+"""The controller `uniform`: the baselines alone."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, Course, check_fidelities
+from secateur.search.controllers.batches import Batches, SearchProcedure, check_fidelities
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import Space
 
 
 class UniformSettings(Section):
-    """There is nothing to set."""
+    """No settings."""
 
     kind: Literal["uniform"] = "uniform"
 
 
 class Uniform(Controller):
-    """Asks for the dense model and the uniform candidates, at the largest fidelity, and finishes.
+    """Proposes the baselines at the largest fidelity, and finishes.
 
-    What every search is compared with.
+    The reference of every search: the dense model and the uniform candidates.
     """
 
     def __init__(
         self,
         space: Space[Any],
         fidelities: Sequence[Fidelity],
-        seed: int,  # nothing is random here
+        seed: int,  # unused
         settings: UniformSettings,
         objective: str = "loss",
     ) -> None:
         self._space = space
         self._largest = check_fidelities(fidelities)[-1]
-        self._batches = Batches(objective, self._course())
+        self._batches = Batches(objective, self._procedure())
 
     def ask(self, n: int) -> list[Proposal]:
         return self._batches.ask(n)
@@ -46,5 +46,5 @@ class Uniform(Controller):
     def n_measurements(self) -> int:
         return len(self._space.baselines())
 
-    def _course(self) -> Course:
+    def _procedure(self) -> SearchProcedure:
         yield [Proposal(candidate, self._largest) for candidate in self._space.baselines().values()]

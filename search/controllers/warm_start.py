@@ -1,4 +1,4 @@
-"""What another run found, as candidates to start from."""
+"""Warm start: candidates from the front of another run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from secateur.spaces.space import SeparableSpace, Space
 
 
 def front_of(directory: Path, space: Space[Any]) -> list[tuple[int, Any]]:
-    """The front of a run, less its baselines, as candidates of this space with the targets that they meet.
+    """Front of a run without its baselines, as candidates of a space with the targets they meet.
 
-    A candidate that meets none is repaired to the target nearest to what it uses up. The front may grow while
-    its search goes on: a search that shall be continued by replay starts from one that has ended.
+    A candidate that meets no target is repaired to the nearest one. The front of an unfinished run may still grow:
+    start from a finished one, so that the search can be continued by replay.
 
     Args:
         directory: of the run.
-        space: what is searched now; candidates of the run that are none of its own are left out.
+        space: of the new search; other spaces' candidates are skipped.
 
     Returns:
-        (index of the target, candidate), in the order of the front, each candidate once.
+        (index of the target, candidate), in the order of the front, without duplicates.
 
     Raises:
         ValueError: if there is no run in the directory, or no candidate of this space on its front.
@@ -52,7 +52,7 @@ def front_of(directory: Path, space: Space[Any]) -> list[tuple[int, Any]]:
 
 
 def _nearest_target(space: Space[Any], candidate: Any) -> int:
-    """The target whose usage is nearest to the candidate's; the lower one if two are. The only one of a space."""
+    """Index of the target nearest to the candidate's usage, the lower of two; 0 unless the space is separable."""
     if not isinstance(space, SeparableSpace):
         return 0
     usage = sum(space.usage(slot, option) for slot, option in enumerate(space.disassemble(candidate)))

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.controller import Trial
-from secateur.search.controllers.optuna.distributions import distribution_of
+from secateur.search.controllers.optuna.samplers import distribution_of
 from secateur.search.mirror.storages import Storage, quiet_optuna
 from secateur.search.objectives import objective
 from secateur.search.study.study import Study

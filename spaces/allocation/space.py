@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from secateur.spaces.budget import check_ascending, level_out, n_zeros, window
+from secateur.spaces.mutation_crossover import Levels, LevelVariation
 from secateur.spaces.shape import ModelShape, Prunable, Unit
 from secateur.spaces.space import SeparableSpace
-from secateur.spaces.variation import Levels, Variation
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class AllocationSpace(SeparableSpace[Allocation]):
 
     The global sparsity counts every linear of every block: the protected ones too, which stay dense, so
     that the others make up for them. A level is a sparsity, the same for all units; candidates vary by
-    `Variation`.
+    `LevelVariation`.
 
     Costs: ``sparsity`` (zeros / prunable weights), ``params`` (non-zero parameters of the whole model),
     ``size_bytes`` (as stored: unstructured zeros take as much room as other weights), ``macs`` a token (a
@@ -97,7 +97,7 @@ class AllocationSpace(SeparableSpace[Allocation]):
         step = min(sum(unit.sizes) for unit in units) * levels[-1] / (len(levels) - 1)
         self._windows = tuple(window(self._table, t, self._n_weights, n_members, step) for t in targets)
         self._uniform = tuple(self._level_out(target) for target in range(len(targets)))
-        self._variation = Variation(self._table, self._windows, self._uniform)
+        self._variation = LevelVariation(self._table, self._windows, self._uniform)
 
     def _level_out(self, target: int) -> Levels:
         """The most uniform allocation that meets the target; also shows that there is one."""
@@ -147,18 +147,18 @@ class AllocationSpace(SeparableSpace[Allocation]):
     # --- variation ---
 
     def sample(self, rng: np.random.Generator, target: int) -> Allocation:
-        """As `Variation.sample`."""
+        """As `LevelVariation.sample`."""
         shares = [np.asarray(self._levels)] * len(self._units)
         return Allocation(self._variation.sample(shares, self._targets[target], target, rng))
 
     def mutate(self, candidate: Allocation, rng: np.random.Generator) -> Allocation:
-        """As `Variation.mutate`."""
+        """As `LevelVariation.mutate`."""
         return self._same_or(
             candidate, self._variation.mutate(candidate.levels, self._target(candidate), rng)
         )
 
     def crossover(self, first: Allocation, second: Allocation, rng: np.random.Generator) -> Allocation:
-        """As `Variation.mix`."""
+        """As `LevelVariation.mix`."""
         return Allocation(self._variation.mix(first.levels, second.levels, self._target(first), rng))
 
     def repair(self, candidate: Allocation, target: int, rng: np.random.Generator) -> Allocation:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from secateur.spaces.architecture.levels import Slot
 from secateur.spaces.budget import Table, Window
-from secateur.spaces.variation import Levels
+from secateur.spaces.mutation_crossover import Levels
 
 Scored = Literal["flap", "shortgpt", "last", "shortened_ppl", "shortened_taylor", "laco", "mka", "streamline"]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from secateur.spaces.architecture.cost import USAGES, Of, check_latency, dense_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot, slots_of
 from secateur.spaces.budget import check_ascending, finest_step, nearest_window
+from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
 from secateur.spaces.shape import ModelShape
-from secateur.spaces.variation import ATTEMPTS, Levels, Variation
 
 UNIFORM_STEPS = 400  # shares that are tried for the uniform levels of a target
 
@@ -107,7 +107,7 @@ class SlotTargets:
 
     def _find_uniform(self, target: int) -> Levels:
         window = self.windows[target]
-        variation = Variation(self.table, [window], ())
+        variation = LevelVariation(self.table, [window], ())
         middle = (window.low + window.high) // 2
 
         def removed(step: int) -> int:

@@ -13,9 +13,9 @@ from secateur.spaces.architecture.levels import LevelRules, Slot
 from secateur.spaces.architecture.scores import Scored, Scores, moves_of, walk
 from secateur.spaces.architecture.slot_targets import SlotTargets
 from secateur.spaces.architecture.structured import StructuredSpace
+from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import SeparableSpace
-from secateur.spaces.variation import ATTEMPTS, Levels, Variation
 
 DEPTH_MOVES = 0.25  # of the mutations: remove or restore something whole, or make two of a kind change places
 
@@ -23,7 +23,7 @@ DEPTH_MOVES = 0.25  # of the mutations: remove or restore something whole, or ma
 class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
     """A number of KV groups and of FFN channels for each block, with what is removed held at a target.
 
-    Candidates vary by `Variation`, where the levels of attention and MLP weigh what they remove: DarwinLM's
+    Candidates vary by `LevelVariation`, where the levels of attention and MLP weigh what they remove: DarwinLM's
     level switch (arXiv 2502.07780), but with their split searched too; and by depth moves, which remove or
     restore a whole sub-layer or block at once. The slots are the sub-layers, or the blocks where nothing else is
     removed; and the repair, if there are several.
@@ -53,7 +53,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         self._of_slots = SlotTargets(shape, rules, targets, of)
         super().__init__(shape, repairs, self._of_slots)
         self._slots, self._table = self._of_slots.slots, self._of_slots.table
-        self._variation = Variation(self._table, self._of_slots.windows, self._of_slots.uniform)
+        self._variation = LevelVariation(self._table, self._of_slots.windows, self._of_slots.uniform)
         self._groups = _groups(self._slots, together="blocks" in rules.units)
 
     # --- targets ---
@@ -79,7 +79,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
     # --- variation ---
 
     def sample(self, rng: np.random.Generator, target: int) -> Architecture:
-        """As `Variation.sample`, with any repair."""
+        """As `LevelVariation.sample`, with any repair."""
         repair = int(rng.integers(len(self._repairs))) if len(self._repairs) > 1 else 0
         levels = self._variation.sample(self._of_slots.shares, self.targets[target], target, rng)
         return self._made(levels, repair)
@@ -125,7 +125,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         return [(self._slots[i].kind, len(self._table[i])) for i in group]
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
-        """As `Variation.mix`; the repair is one of theirs."""
+        """As `LevelVariation.mix`; the repair is one of theirs."""
         target = self._target(first)
         repair = self._repair_of(first if rng.random() < 0.5 else second)
         mixed = self._variation.mix(self._levels_of(first), self._levels_of(second), target, rng)

@@ -13,9 +13,9 @@ from secateur.spaces.architecture.forms import Form, FormTargets
 from secateur.spaces.architecture.levels import LevelRules
 from secateur.spaces.architecture.scores import OF_BLOCKS, Scored, Scores
 from secateur.spaces.architecture.structured import StructuredSpace
+from secateur.spaces.mutation_crossover import ATTEMPTS
 from secateur.spaces.parameters import IntParameter
 from secateur.spaces.shape import ModelShape
-from secateur.spaces.variation import ATTEMPTS
 
 NEIGHBOURS = 4  # forms that are near enough for one mutation
 

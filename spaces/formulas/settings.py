@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from secateur.spaces.formulas.known import known_tree
 from secateur.spaces.formulas.operators import OPERATORS
-from secateur.spaces.formulas.sampling import Palette
+from secateur.spaces.formulas.random_trees import Palette
 from secateur.spaces.formulas.space import FormulaSpace
 from secateur.spaces.formulas.tree import Bounds
 from secateur.spaces.section import Section

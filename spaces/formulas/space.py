@@ -16,10 +16,10 @@ from secateur.spaces.formulas.grammar import parse, print_formula
 from secateur.spaces.formulas.known import known_tree
 from secateur.spaces.formulas.latex import latex
 from secateur.spaces.formulas.metric import metric_of
-from secateur.spaces.formulas.sampling import Palette, ramped
+from secateur.spaces.formulas.mutation_crossover import crossover, mutate_hoist, mutate_point, mutate_subtree
+from secateur.spaces.formulas.random_trees import Palette, ramped
 from secateur.spaces.formulas.simplify import simplify
 from secateur.spaces.formulas.tree import Bounds, Terminal, Tree, subtrees
-from secateur.spaces.formulas.variation import crossover, mutate_hoist, mutate_point, mutate_subtree
 from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space import Space
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secateur.search.controllers.optuna.distributions import distribution_of
-from secateur.search.controllers.optuna.samplers import build_sampler
+from secateur.search.controllers.optuna.samplers import build_sampler, distribution_of
 from secateur.spaces.parameters import IntParameter
 
 if TYPE_CHECKING:  # takes a second to import

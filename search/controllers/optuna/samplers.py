@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from secateur.search.controllers.optuna.distributions import distribution_of
 from secateur.spaces.names import nearest
 from secateur.spaces.parameters import IntParameter
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 # Given by the controller.
 RESERVED = {"seed", "constraints_func", "group"}
@@ -179,3 +181,13 @@ def _check_options(name: str, found: type, options: Mapping[str, Any]) -> None:
         if key not in known:
             hint = nearest(key, known) if known else " It has none."
             raise ValueError(f"Expected known `options` of the sampler {name}, got {key!r}.{hint}")
+
+
+def distribution_of(parameter: IntParameter) -> BaseDistribution:
+    """What Optuna draws from; a categorical one's choices are the numbers."""
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
+    low, high, step = parameter.low, parameter.high, parameter.step
+    if parameter.categorical:
+        return CategoricalDistribution(range(low, high + 1, step))
+    return IntDistribution(low, high, step=step)

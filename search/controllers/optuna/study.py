@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secateur.search.controller import Trial
-from secateur.search.controllers.optuna.distributions import distribution_of
 from secateur.search.controllers.optuna.ordered import OrderedParameters
-from secateur.search.controllers.optuna.samplers import build_sampler, row_of
+from secateur.search.controllers.optuna.samplers import build_sampler, distribution_of, row_of
 from secateur.search.objectives import oriented
 from secateur.spaces.parameters import IntParameter
 from secateur.spaces.space import Space

@@ -7,8 +7,8 @@ from itertools import chain, islice
 
 import numpy as np
 
-from secateur.search.controllers.genetic.population import Population
-from secateur.search.controllers.genetic.settings import GeneticSettings
+from secateur.search.controllers.genetic_programming.population import Population
+from secateur.search.controllers.genetic_programming.settings import GeneticSettings
 from secateur.spaces.formulas.space import Formula, FormulaSpace
 
 ATTEMPTS = 10  # formulas made for one that is new, on average, before a generation stays smaller

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from secateur.search.controllers.genetic.population import Individual
-from secateur.search.controllers.genetic.settings import GeneticSettings
+from secateur.search.controllers.genetic_programming.population import Individual
+from secateur.search.controllers.genetic_programming.settings import GeneticSettings
 from secateur.search.results.correlation import spearman
 
 RECENT = 64

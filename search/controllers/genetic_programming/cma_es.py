@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.search.controllers.genetic.settings import ConstantsSettings
+from secateur.search.controllers.genetic_programming.settings import ConstantsSettings
 from secateur.spaces.formulas.space import Formula, FormulaSpace
 from secateur.spaces.formulas.tree import is_constant
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, Course, Losses, check_fidelities
-from secateur.search.controllers.genetic.breeding import Breeder
-from secateur.search.controllers.genetic.constants import ConstantsTuner
-from secateur.search.controllers.genetic.population import Individual, Population, at
-from secateur.search.controllers.genetic.screening import Screening
-from secateur.search.controllers.genetic.settings import ConstantsSettings, GeneticSettings
+from secateur.search.controllers.batches import Batches, Losses, SearchProcedure, check_fidelities
+from secateur.search.controllers.genetic_programming.cma_es import ConstantsTuner
+from secateur.search.controllers.genetic_programming.mutation_crossover import Breeder
+from secateur.search.controllers.genetic_programming.population import Individual, Population, at
+from secateur.search.controllers.genetic_programming.proxy_screening import Screening
+from secateur.search.controllers.genetic_programming.settings import ConstantsSettings, GeneticSettings
 from secateur.spaces.formulas.space import Formula, FormulaSpace
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space
@@ -166,7 +166,7 @@ class Genetic(Controller):
         self._counts["migrated"] += len(migrants)
         island.put(migrants)
 
-    def _plant(self) -> Course:
+    def _plant(self) -> SearchProcedure:
         """The published formulas, measured at all fidelities, into every island."""
         space = self._space
         seeds = [self._individual(c) for c in space.baselines().values() if space.target_of(c) is not None]
@@ -183,7 +183,7 @@ class Genetic(Controller):
 
     def _generation(
         self, island: Population, formulas: Sequence[Formula], n: int, rng: np.random.Generator
-    ) -> Course:
+    ) -> SearchProcedure:
         """Screen new formulas, and measure `n` of them."""
         going = [self._individual(formula) for formula in formulas]
         if self._proxy is not None:
@@ -193,7 +193,7 @@ class Genetic(Controller):
         self._n_fruitless = 0 if going else self._n_fruitless + 1
         yield from self._climb(island, going, 0)
 
-    def _climb(self, island: Population, going: list[Individual], level: int) -> Course:
+    def _climb(self, island: Population, going: list[Individual], level: int) -> SearchProcedure:
         """Measure at this fidelity, the best at the next one, and so on; all of them compete for the population."""
         for fidelity in self._fidelities[level:]:
             if level > 0:
@@ -212,7 +212,9 @@ class Genetic(Controller):
             rng = np.random.default_rng((self._seed, i, generation, 1))
             self._batches.open(self._tune(self._islands[i], settings, rng))
 
-    def _tune(self, island: Population, settings: ConstantsSettings, rng: np.random.Generator) -> Course:
+    def _tune(
+        self, island: Population, settings: ConstantsSettings, rng: np.random.Generator
+    ) -> SearchProcedure:
         """Better constants for the best formulas that have some, at the smallest fidelity."""
         untuned = [x for x in island.members if x.formula.text not in self._tuned]
         for parent in [x for x in untuned if self._space.constants(x.formula)][: settings.trees]:

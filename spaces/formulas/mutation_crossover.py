@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.spaces.formulas.operators import OPERATORS
-from secateur.spaces.formulas.sampling import ALL, DEEPEST_START, Palette, random_leaf, random_tree
+from secateur.spaces.formulas.random_trees import ALL, DEEPEST_START, Palette, random_leaf, random_tree
 from secateur.spaces.formulas.tree import (
     Apply,
     Bounds,

@@ -1,4 +1,4 @@
-"""Variation of levels under targets: what spaces share whose candidates are a level for each unit."""
+"""LevelVariation of levels under targets: what spaces share whose candidates are a level for each unit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Levels = tuple[int, ...]
 ATTEMPTS = 16  # random variations that are tried before the systematic search for any neighbour
 
 
-class Variation:
+class LevelVariation:
     """Level switches as in EvoPress (arXiv 2410.14649): one unit up a level, another down.
 
     There a level is a fixed number of weights, so that any two units can be switched; here other units make up

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.search.controllers.genetic.settings import GeneticSettings
+from secateur.search.controllers.genetic_programming.settings import GeneticSettings
 from secateur.spaces.formulas.space import Formula
 
 

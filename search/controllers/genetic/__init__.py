@@ -1,1 +1,0 @@
-"""The controller `genetic`, in parts."""

@@ -1,0 +1,1 @@
+"""The controller `genetic`: genetic programming over formulas."""
