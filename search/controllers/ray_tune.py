@@ -28,10 +28,10 @@ class ControllerSearcher(Searcher or object):  # type: ignore[misc]
     """Search algorithm for ``tune.TuneConfig(search_alg=ControllerSearcher(make, space, fidelity))``.
 
     A trial receives ``config = {"candidate": text, "fidelity": text}``, to be read by ``space.parse`` and
-    `Fidelity.parse`, and reports its measurements by name, at least ``loss``. The baselines are proposed first. Repeated
-    proposals are answered from memory, without a trial. A trial that fails, or reports a value that is not finite,
-    counts as infeasible. Tune waits while the controller needs results, and ends when it has finished. The controller
-    ignores early stopping by a Tune scheduler: the last report counts as the result.
+    `Fidelity.parse`, and reports its measurements by name, at least ``loss``. The baselines are proposed first.
+    Repeated proposals are answered from memory, without a trial. A trial that fails, or reports a value that is not
+    finite, counts as infeasible. Tune waits while the controller needs results, and ends when it has finished. The
+    controller ignores early stopping by a Tune scheduler: the last report counts as the result.
 
     Its state is the sequence of asks and results; restored and unpickled searchers replay it with a new controller.
 
