@@ -1,5 +1,6 @@
 """What every test relies on: no network, a fixed number of threads, and examples that repeat."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from hypothesis import settings
 
 from tests.command import secateur  # noqa: F401  # fixtures for all
 from tests.ray_session import ray_cluster  # noqa: F401
+from tests.reloading import forked_reload, stock_process  # noqa: F401
+from tests.typecheck import checked  # noqa: F401  # named in pyproject.toml
 
 # Before torch and transformers are imported, which read them once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,13 +29,27 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one file share a process, for the fixtures that they share; those with a Ray are all in one.
+@functools.cache
+def uses_ray(file: Path) -> bool:
+    return "ray_cluster" in file.read_text(encoding="utf-8")
 
-    They take longest and come first.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a Ray take longest and come first."""
+    items.sort(key=lambda item: not uses_ray(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Tests of one file share a process, for the fixtures that they share; all files with a Ray are in one.
+
+    In place of xdist's own `loadgroup`: with pytest 9.2 the groups that it writes into a test's name have no effect.
     """
-    on_ray = {id(item): "ray_cluster" in getattr(item, "fixturenames", ()) for item in items}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray[id(item)] else item.path.stem))
-    items.sort(key=lambda item: not on_ray[id(item)])
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if uses_ray(config.rootpath / file) else file
+
+    return ByFile(config, log)  # type: ignore[arg-type]

@@ -69,6 +69,7 @@ def test_the_front_and_the_baselines_are_measured_on_test_text_that_no_controlle
     assert run.study.spent.evaluations == 16, "test measurements are not in the budget"
 
 
+@pytest.mark.usefixtures("forked_reload")
 @pytest.mark.parametrize("calibration", ["dense", "sequential"])
 def test_an_export_loads_and_is_what_was_searched(finished, tmp_path, calibration):
     run = app.open_run(finished)
@@ -112,6 +113,7 @@ def test_every_controller_searches_a_real_model(kind, tmp_path):
     assert len(run.trials()) >= 3
 
 
+@pytest.mark.usefixtures("forked_reload")
 def test_patterns_are_levels_of_zeros_in_each_group(tmp_path):
     space = {"granularity": "block", "target": 0.5, "group_size": 4, "metric": "sparsegpt"}
     run = app.run(tmp_path / "run", **{**SMALL, "space": space, "budget": {"evaluations": 6}})

@@ -218,6 +218,7 @@ def test_controllers_run_on_the_space_unchanged(searched, kind):
     assert all(t.measurement.values["kl"] > 0 for t in smaller)
 
 
+@pytest.mark.usefixtures("forked_reload")
 def test_pick_report_and_export(searched, tmp_path):
     run = app.open_run(searched["evolution"])
     trial = run.pick(parse_bounds({"max-params": "0.9x"}))

@@ -92,6 +92,7 @@ def test_a_model_that_undoes_a_formula_names_the_layer(bench):
         switcher.keys({"metric": "formula: sqrt(W)", "sparsity": {bench.prunables[0].name: 0.5}})
 
 
+@pytest.mark.usefixtures("forked_reload")
 def test_a_search_finds_formulas_and_exports_one(tmp_path):
     run = app.run(tmp_path / "run", **settings().model_dump(mode="json"))
     assert {"dense", "wanda@0.6", "magnitude", "pruner-zero", "gblm"} == set(run.baselines)

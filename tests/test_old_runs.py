@@ -17,6 +17,7 @@ def lines(directory: Path) -> list[str]:
     return (directory / "measurements.jsonl").read_text(encoding="utf-8").splitlines()
 
 
+@pytest.mark.usefixtures("forked_reload")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_version_0_1_is_continued_and_exported(kind, tmp_path):
     directory = tmp_path / kind

@@ -78,6 +78,7 @@ def test_what_is_pruned_for_good_is_what_was_measured(runs, unit):
     assert values["params"] == n_params - sum(count_zeros(bench.anatomy).values())
 
 
+@pytest.mark.usefixtures("forked_reload")
 def test_what_is_exported_is_what_was_measured(runs, tmp_path):
     run = runs["structure"]
     trial = best(run)
