@@ -36,7 +36,7 @@ from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_lev
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.prune import prune
 from secateur.spaces.architecture.candidate import KeptUnits
-from secateur.spaces.formulas.metric import program_of
+from secateur.spaces.formulas.metric import formula_of
 
 if TYPE_CHECKING:
     from secateur.evaluators.session import Plan, Workbench
@@ -106,7 +106,7 @@ def level_method(plan: Plan, config: Mapping[str, Any]) -> Method:
         damp=of.damp,
         block_size=of.block_size,
         seed=plan.seed,
-        program=program_of(of.metric),
+        formula=formula_of(of.metric),
     )
 
 
@@ -128,7 +128,7 @@ def _build_terminals(bench: Workbench, directory: Path, on_block: OnBlock) -> No
 
 
 def _formula_switcher(plan: Plan, space: Any, anatomy: Anatomy, directory: Path) -> Switcher:
-    return FormulaSwitcher(anatomy, formula_layers(plan, space, anatomy, directory), program_of)
+    return FormulaSwitcher(anatomy, formula_layers(plan, space, anatomy, directory), formula_of)
 
 
 def _formula_method(plan: Plan, config: Mapping[str, Any]) -> Method:
@@ -138,7 +138,7 @@ def _formula_method(plan: Plan, config: Mapping[str, Any]) -> Method:
         comparison=of.comparison,
         group_size=of.group_size,
         damp=of.damp,
-        program=program_of(metric) if metric else None,
+        formula=formula_of(metric) if metric else None,
     )
 
 

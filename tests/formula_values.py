@@ -6,15 +6,14 @@ import torch
 from hypothesis import strategies as st
 
 from secateur.pruners.formulas import operations
-from secateur.pruners.formulas.errors import FormulaError
-from secateur.pruners.formulas.evaluate import scores
+from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
-from secateur.spaces.formulas.program import program
 from secateur.spaces.formulas.tree import (
     Apply,
     Constant,
     Terminal,
     Tree,
+    plain,
 )
 
 SHAPE = (4, 6)
@@ -60,15 +59,15 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 def value(tree: Tree, given: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """The values of a formula, None where it is undefined. W is added so that a constant counts as defined."""
     try:
-        scores(("add", ("mul", 0.0, program(tree)), "W"), given, SHAPE)
+        scores(Apply("add", (Apply("mul", (Constant(0.0), tree)), Terminal("W"))), given, SHAPE)
     except FormulaError:
         return None
-    return _plain(program(tree), given).expand(SHAPE)
+    return _plain(plain(tree), given).expand(SHAPE)
 
 
 def _plain(formula, given):
     if isinstance(formula, str):
         return given[formula]
-    if not isinstance(formula, tuple):
+    if not isinstance(formula, list):
         return torch.full((1, 1), formula, dtype=torch.float64)
-    return operations.OPERATIONS[formula[0]][1](*(_plain(x, given) for x in formula[1:]))
+    return operations.OPERATIONS[formula[0]](*(_plain(x, given) for x in formula[1:]))

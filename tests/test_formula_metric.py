@@ -15,10 +15,8 @@ from secateur.pruners.calibration.gradients import (
     rms_gradients,
 )
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
-from secateur.pruners.formulas.errors import FormulaError
-from secateur.pruners.formulas.evaluate import scores
-from secateur.pruners.formulas.program import Needs, needs
-from secateur.pruners.formulas.terminals import TERMINALS, terminals_of
+from secateur.pruners.formulas.evaluate import FormulaError, scores
+from secateur.pruners.formulas.terminals import Needs, needs, terminals_of
 from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.pruner import level_method
@@ -31,8 +29,9 @@ from secateur.search.errors import UsageError
 from secateur.search.settings.settings import load_settings, settings_from
 from secateur.spaces.formulas.grammar import parse
 from secateur.spaces.formulas.known import KNOWN
-from secateur.spaces.formulas.metric import program_of
-from secateur.spaces.formulas.program import program
+from secateur.spaces.formulas.metric import formula_of
+from secateur.spaces.formulas.operators import TERMINALS
+from secateur.spaces.formulas.tree import Apply, Terminal
 from tests.models import random_tokens, small_anatomy
 
 LEVELS = (0.0, 0.25, 0.5, 0.75)
@@ -40,7 +39,7 @@ TOKENS = random_tokens(4, 16)
 
 
 def by_formula(text: str, **changes) -> Method:
-    return Method(f"formula: {text}", program=program(parse(text)), **changes)
+    return Method(f"formula: {text}", formula=parse(text), **changes)
 
 
 def pruned(method: Method, *, sequential: bool, sparsity: float = 0.55) -> list[Tensor]:
@@ -87,7 +86,7 @@ def test_obs_is_the_cost_of_removing_a_weight():
     inputs = InputStatistics.empty(linear.in_features, gram=True, device=rows.device)
     inputs.add(rows)
     found = scores(
-        program(parse(KNOWN["obs"].text)),
+        parse(KNOWN["obs"].text),
         terminals_of(linear, "WH", inputs, None, damp=1e-7),
         tuple(linear.weight.shape),
     )
@@ -115,15 +114,19 @@ def test_obs_is_the_cost_of_removing_a_weight():
     ],
 )
 def test_needs(text, needed):
-    assert needs(program(parse(text))) == needed
+    assert needs(parse(text)) == needed
+
+
+W = Terminal("W")
 
 
 @pytest.mark.parametrize(
-    "bad", ["Y", True, None, (), ("abs",), ("abs", "W", "W"), ("eval", "W"), (3.0, "W"), ["abs", "W"]]
+    "bad", [Terminal("Y"), Apply("abs", (W, W)), Apply("add", (W,)), Apply("eval", (W,)), Apply("W", (W,))]
 )
-def test_what_is_no_program_is_refused(bad):
-    with pytest.raises(ValueError, match="Expected a program of W, G, X"):
-        needs(("neg", bad) if not isinstance(bad, list) else bad)
+def test_what_is_no_formula_is_refused(bad):
+    for tree in (bad, Apply("neg", (bad,))):
+        with pytest.raises(ValueError, match="Expected a formula of W, G, X"):
+            Method("formula", formula=tree)
 
 
 def test_a_statistic_that_was_not_collected_is_named():
@@ -131,7 +134,7 @@ def test_a_statistic_that_was_not_collected_is_named():
     moments = InputStatistics.empty(linear.in_features, gram=False, device=torch.device("cpu"))
     for name, inputs, whole in (("X", None, None), ("H", moments, None), ("G", None, ModelStatistics(2, {}))):
         with pytest.raises(
-            ValueError, match=f"Expected the {TERMINALS[name]} pass to provide the terminal {name}"
+            ValueError, match=f"Expected the {TERMINALS[name].source} pass to provide the terminal {name}"
         ):
             terminals_of(linear, [name], inputs, whole)
 
@@ -256,7 +259,7 @@ def test_settings_keep_the_canonical_text():
     for metric in ("formula:  abs( W )*X", {"formula": "abs(W)*X"}):
         assert settings_from({"space": {"metric": metric}}).space.metric == "formula: abs(W) * X"
     assert load_settings(None, ["space.metric=formula: abs(W)*X"]).space.metric == "formula: abs(W) * X"
-    assert program_of("formula: abs(W) * X") == ("mul", ("abs", "W"), "X")
+    assert formula_of("formula: abs(W) * X") == parse("abs(W) * X")
 
 
 @pytest.mark.parametrize(

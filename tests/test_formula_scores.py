@@ -9,20 +9,20 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
-from secateur.pruners.formulas.errors import FormulaError
-from secateur.pruners.formulas.evaluate import scores
+from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.pruners.formulas.fingerprint import fingerprint
 from secateur.pruners.formulas.probe import gaussian_probes, probe_of
-from secateur.pruners.formulas.terminals import TERMINALS, terminals_of
+from secateur.pruners.formulas.terminals import terminals_of
 from secateur.spaces.formulas.grammar import parse
-from secateur.spaces.formulas.program import program
+from secateur.spaces.formulas.operators import TERMINALS
+from secateur.spaces.formulas.tree import Apply, Constant
 from tests.models import small_anatomy
 
 PROBES = gaussian_probes()
 
 
 def mark(text: str, **changes) -> str:
-    found = fingerprint(program(parse(text)), PROBES, [0.5], **changes)
+    found = fingerprint(parse(text), PROBES, [0.5], **changes)
     assert found.digest, found.reason
     return found.digest
 
@@ -44,11 +44,11 @@ def mark(text: str, **changes) -> str:
 def test_infeasible_formulas_have_a_reason_and_no_nan(text, said):
     probe = PROBES[0]
     with pytest.raises(FormulaError, match=said):
-        scores(program(parse(text)), probe.terminals, probe.shape)
+        scores(parse(text), probe.terminals, probe.shape)
 
 
 def test_what_competes_decides_what_is_constant():
-    probe, formula = PROBES[0], program(parse("R"))
+    probe, formula = PROBES[0], parse("R")
     assert scores(formula, probe.terminals, probe.shape, comparison="layer").shape == probe.shape
     with pytest.raises(FormulaError, match="constant"):
         scores(formula, probe.terminals, probe.shape, comparison="layer", group_size=4)
@@ -60,7 +60,7 @@ def test_terminals_that_do_not_fit_are_refused():
     probe = PROBES[0]
     wrong = {**probe.terminals, "X": torch.ones(1, 7)}
     with pytest.raises(FormulaError, match="Expected one value a weight"):
-        scores(("mul", "W", "X"), wrong, probe.shape)
+        scores(parse("W * X"), wrong, probe.shape)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,8 @@ def test_formulas_that_rank_otherwise_have_others():
 @examples(max_examples=20)
 @given(st.floats(0.01, 100), st.sampled_from([0.3, 0.5, 0.71]))
 def test_positive_scalings_do_not_change_a_fingerprint(factor, sparsity):
-    formulas = [("mul", factor, ("mul", ("abs", "W"), "X")), ("mul", ("abs", "W"), "X")]
+    wanda = parse("abs(W) * X")
+    formulas = [Apply("mul", (Constant(factor), wanda)), wanda]
     assert len({fingerprint(x, PROBES, [sparsity]).digest for x in formulas}) == 1
 
 
@@ -120,7 +121,7 @@ def test_positive_scalings_do_not_change_a_fingerprint(factor, sparsity):
     ],
 )
 def test_blind_and_undefined_formulas_are_recognised(text, comparison, said, sparsity):
-    found = fingerprint(program(parse(text)), PROBES, [sparsity], comparison=comparison)
+    found = fingerprint(parse(text), PROBES, [sparsity], comparison=comparison)
     assert found.digest == ""
     assert said in found.reason
 
@@ -134,4 +135,4 @@ def test_probes_of_a_layer_are_some_of_its_rows():
     assert probe.shape == (8, linear.in_features)
     assert torch.equal(probe.terminals["W"][[0, -1]], linear.weight[[0, -1]].double())
     assert torch.equal(probe.terminals["R"][-1], linear.weight[-1].abs().sum()[None].double())
-    assert fingerprint(("mul", ("abs", "W"), "G"), [probe], [0.5]).digest
+    assert fingerprint(parse("abs(W) * G"), [probe], [0.5]).digest

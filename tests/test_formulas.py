@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from secateur.pruners.formulas import operations, terminals
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.formulas import operations
+from secateur.pruners.formulas.terminals import terminals_of
 from secateur.spaces.formulas.grammar import LONGEST, FormulaTextError, parse, print_formula
 from secateur.spaces.formulas.known import KNOWN
 from secateur.spaces.formulas.latex import latex
-from secateur.spaces.formulas.metric import formula_of, metric_of, program_of
+from secateur.spaces.formulas.metric import formula_of, metric_of
 from secateur.spaces.formulas.mutation_crossover import crossover, mutate_hoist, mutate_point, mutate_subtree
 from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
-from secateur.spaces.formulas.program import program
 from secateur.spaces.formulas.random_trees import Palette, ramped, random_tree
 from secateur.spaces.formulas.tree import (
     DEEPEST,
@@ -26,10 +27,12 @@ from secateur.spaces.formulas.tree import (
     Constant,
     Terminal,
     Tree,
+    plain,
     replace_at,
     subtrees,
 )
 from tests.formula_values import seeds, trees
+from tests.models import small_anatomy
 
 BOUNDS = Bounds(6, 20)
 
@@ -38,18 +41,19 @@ BOUNDS = Bounds(6, 20)
 
 
 def test_pruners_and_spaces_name_the_same_operators_and_terminals():
-    assert {name: row.arity for name, row in OPERATORS.items()} == {
-        name: arity for name, (arity, _) in operations.OPERATIONS.items()
-    }
-    assert list(TERMINALS) == list(terminals.TERMINALS)
-    collected = {name for name, row in TERMINALS.items() if row.provided_by}
-    assert collected == {name for name, source in terminals.TERMINALS.items() if source != "weights"}
+    assert list(OPERATORS) == list(operations.OPERATIONS)
+    linear = next(small_anatomy().linears)
+    inputs = InputStatistics(5, torch.ones(linear.in_features), torch.eye(linear.in_features))
+    whole = ModelStatistics(2, {"rms": {linear.name: linear.weight.abs()}})
+    assert list(terminals_of(linear, TERMINALS, inputs, whole)) == list(TERMINALS)
+    from_weights = [name for name, row in TERMINALS.items() if row.source == "weights"]
+    assert list(terminals_of(linear, from_weights, None, ModelStatistics(2, {}))) == from_weights
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_what_an_operator_says_of_its_domain_is_so(name):
     """Undefined values are never patched: outside the domain there is NaN or infinity."""
-    function = operations.OPERATIONS[name][1]
+    function = operations.OPERATIONS[name]
     outside = {
         "sqrt": [(-1.0,)],
         "log": [(0.0,), (-1.0,)],
@@ -69,7 +73,7 @@ def test_what_an_operator_says_of_its_domain_is_so(name):
 def test_whole_matrix_operators_do_not_see_that_a_vector_is_repeated():
     vector = torch.tensor([[3.0, 1.0, 1.0, 2.0]], dtype=torch.float64)
     for name in ("minmax", "zscore", "rank"):
-        function = operations.OPERATIONS[name][1]
+        function = operations.OPERATIONS[name]
         assert torch.allclose(function(vector).expand(5, 4), function(vector.expand(5, 4)))
     assert operations.rank(vector).tolist() == [[0.875, 0.25, 0.25, 0.625]]
 
@@ -299,6 +303,6 @@ def test_known_formulas_are_formulas():
     for row in KNOWN.values():
         assert print_formula(parse(row.text)) == row.text
         assert row.paper.startswith("https://")
-    assert program(parse(KNOWN["wanda"].text)) == ("mul", ("abs", "W"), "X")
-    assert program_of("formula: -W * 2") == ("mul", ("neg", "W"), 2.0)
-    assert program_of("wanda") is None
+    assert plain(parse(KNOWN["wanda"].text)) == ["mul", ["abs", "W"], "X"]
+    assert plain(formula_of("formula: -W * 2")) == ["mul", ["neg", "W"], 2.0]
+    assert formula_of("wanda") is None

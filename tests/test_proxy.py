@@ -20,7 +20,7 @@ from secateur.pruners.weights.level_store import LevelStoreError
 from secateur.pruners.weights.output_error import relative_output_error, squared_output
 from secateur.search.app.bench import plan
 from secateur.search.settings.settings import settings_from
-from secateur.spaces.formulas.metric import program_of
+from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.measurement import Fidelity
 from tests.models import random_tokens, small_anatomy
 
@@ -46,7 +46,7 @@ def bench(tmp_path_factory) -> Workbench:
 def proxy_of(bench, rows=ALL, kind="full", comparison="output", group_size=None):
     layers = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory)
     layers.comparison, layers.group_size = comparison, group_size
-    return FormulaProxy(layers, Grams(tuple(range(len(bench.anatomy.blocks))), kind), rows, program_of)
+    return FormulaProxy(layers, Grams(tuple(range(len(bench.anatomy.blocks))), kind), rows, formula_of)
 
 
 def config(bench, text):
@@ -134,7 +134,7 @@ def test_with_all_rows_and_blocks_it_is_the_mean_over_projections(bench):
     grams = load_grams(bench.directory, *_kept(bench))
     layers = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory)
     for block in bench.anatomy.blocks:
-        masks = layers.masks(block.index, program_of(f"formula: {text}"), config(bench, text)["sparsity"])
+        masks = layers.masks(block.index, formula_of(f"formula: {text}"), config(bench, text)["sparsity"])
         for linear in block.linears:
             gram, weight = grams[linear.name], linear.weight.float()
             errors.append(
@@ -163,7 +163,7 @@ def test_where_rows_of_a_layer_compete_the_chosen_ones_lose_what_the_whole_layer
     linear = next(bench.anatomy.linears)
     proxy = proxy_of(bench, rows=8, comparison="layer")
     sample = next(x for x in proxy._all() if x.name == linear.name)
-    kept = proxy._layers.mask(program_of("formula: abs(W)"), sample.terminals, 0.5, linear.name)
+    kept = proxy._layers.mask(formula_of("formula: abs(W)"), sample.terminals, 0.5, linear.name)
     assert kept.shape == linear.weight.shape
     assert torch.equal(sample.weight, linear.weight[sample.rows].float())
     torch.testing.assert_close(kept, mask(linear.weight.abs(), 0.5, comparison="layer"))

@@ -15,7 +15,6 @@ from secateur.pruners.formulas.fingerprint import fingerprint
 from secateur.pruners.formulas.probe import gaussian_probes
 from secateur.spaces.formulas.grammar import parse, print_formula
 from secateur.spaces.formulas.known import KNOWN
-from secateur.spaces.formulas.program import program
 from secateur.spaces.formulas.random_trees import ramped
 from secateur.spaces.formulas.simplify import simplify
 from secateur.spaces.formulas.tree import Bounds
@@ -27,12 +26,10 @@ def main(n: int = 2000, seed: int = 0) -> None:
     start = time.process_time()
     simple = [simplify(tree) for tree in trees]
     simplified = time.process_time()
-    found = [fingerprint(program(tree), probes, sparsities) for tree in simple]
+    found = [fingerprint(tree, probes, sparsities) for tree in simple]
     marked = time.process_time()
     digests = Counter(x.digest for x in found if x.digest)
-    known = {
-        fingerprint(program(parse(row.text)), probes, sparsities).digest: name for name, row in KNOWN.items()
-    }
+    known = {fingerprint(parse(row.text), probes, sparsities).digest: name for name, row in KNOWN.items()}
     reasons = Counter(kind(x.reason) for x in found if x.reason)
     feasible, distinct = digests.total(), len(digests)
     sizes = [np.mean([x.size for x in some]) for some in (trees, simple)]

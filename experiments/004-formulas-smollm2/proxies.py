@@ -19,13 +19,13 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from secateur.evaluators.session import Workbench, set_threads
-from secateur.pruners.formulas.errors import FormulaError
+from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.switching import InfeasibleError
 from secateur.pruners.weights.formula_grams import Grams
 from secateur.pruners.weights.formula_proxy import FormulaProxy, formula_layers
 from secateur.search.app.bench import plan
 from secateur.search.settings.settings import load_settings
-from secateur.spaces.formulas.metric import program_of
+from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.measurement import Fidelity
 
 HERE = Path(__file__).parent
@@ -39,7 +39,7 @@ def distinct(bench: Workbench, levels: Path, n: int) -> list[str]:
     known = [c for name, c in bench.space.baselines().items() if name != "dense"]
     while len(found) < n:
         candidate = known.pop(0) if known else bench.space.sample(rng, 0)
-        program = program_of(bench.space.config(candidate)["metric"])
+        program = formula_of(bench.space.config(candidate)["metric"])
         try:
             found.setdefault(layers.fingerprint(program, bench.plan.space.target), candidate.text)
         except FormulaError:
@@ -97,7 +97,7 @@ def main() -> None:
     for kind in ("full", "diagonal"):
         for n, rows in ((8, 32), (8, 8), (4, 32), (n_blocks, 32), (n_blocks, ALL_ROWS)):
             places = np.linspace(0, n_blocks - 1, min(n, n_blocks)).round().astype(int).tolist()
-            proxy = FormulaProxy(layers, Grams(tuple(places), kind), rows, program_of)
+            proxy = FormulaProxy(layers, Grams(tuple(places), kind), rows, formula_of)
 
             def foretold(some: list[str], proxy: FormulaProxy = proxy) -> list[float]:
                 configs = (bench.space.config(bench.space.parse(text)) for text in some)

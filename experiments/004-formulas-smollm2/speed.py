@@ -19,14 +19,14 @@ from secateur.pruners.weights.formula_layers import FormulaLayers
 from secateur.pruners.weights.formula_proxy import formula_layers, formula_proxy
 from secateur.search.app.bench import plan
 from secateur.search.settings.settings import load_settings
-from secateur.spaces.formulas.metric import program_of
+from secateur.spaces.formulas.metric import formula_of
 
 HERE = Path(__file__).parent
 
 
 def mask_all(layers: FormulaLayers, config: dict[str, object]) -> None:
     """Score and mask every projection of the model."""
-    program = program_of(str(config["metric"]))
+    program = formula_of(str(config["metric"]))
     for block in layers.anatomy.blocks:
         layers.masks(block.index, program, config["sparsity"])  # type: ignore[arg-type]  # as the space gives it
 
@@ -63,7 +63,7 @@ def main() -> None:
     layers, proxy = formula_layers(*here), formula_proxy(*here)
     for name, formula in bench.space.known.items():
         config = bench.space.config(formula)
-        program, target = program_of(config["metric"]), bench.plan.space.target
+        program, target = formula_of(config["metric"]), bench.plan.space.target
         work = {
             "scores and masks of all layers": lambda config=config: mask_all(layers, config),
             "fingerprint": lambda program=program, target=target: layers.fingerprint(program, target),

@@ -1,1 +1,1 @@
-"""Formulas as importance metrics: programs (plain data) computed on the tensors of a layer."""
+"""Formulas as importance metrics: trees computed on the tensors of a layer."""

@@ -1,4 +1,4 @@
-"""Scores of a program on a layer: defined for every weight, or an error that says why not."""
+"""Scores of a formula on a layer: defined for every weight, or an error that says why not."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.formulas.errors import FormulaError
 from secateur.pruners.formulas.operations import OPERATIONS
-from secateur.pruners.formulas.program import Program
 from secateur.pruners.formulas.terminals import Terminals
 from secateur.pruners.masks import Comparison, as_groups
+from secateur.spaces.formulas.tree import Tree, fold
 
 LARGEST = torch.finfo(torch.float32).max
 """Beyond it a value counts as infinite in fp64, too, so that both refuse the same formulas."""
 
 
+class FormulaError(ValueError):
+    """The formula gives no ranking of a layer's weights; one line that says why."""
+
+
 def scores(
-    program: Program,
+    tree: Tree,
     terminals: Terminals,
     shape: tuple[int, int],
     *,
@@ -33,7 +36,7 @@ def scores(
     to each column. Every step must be finite. The dtype is that of the terminals.
 
     Args:
-        program: the formula.
+        tree: the formula.
         terminals: those that it uses.
         shape: ``(out, in)``.
         comparison, group_size: who competes with whom; see `masks.prune_ranks`.
@@ -45,7 +48,7 @@ def scores(
         ValueError: if `group_size` does not divide the number of inputs.
     """
     try:
-        result = _value(program, terminals).expand(shape)
+        result = _value(tree, terminals).expand(shape)
     except FormulaError as error:
         raise FormulaError(f"{error} at {name}.") from error
     except RuntimeError as error:  # torch's words for shapes that do not broadcast
@@ -64,16 +67,18 @@ def _constant(groups: Float[Tensor, "groups size"]) -> bool:
     return bool((groups == groups[:, :1]).all())
 
 
-def _value(program: Program, terminals: Terminals) -> Float[Tensor, "_ _"]:
-    if isinstance(program, str):
-        return _finite(program, [], terminals[program])
-    if not isinstance(program, tuple):
-        like = next(iter(terminals.values()), torch.zeros(1, 1))
-        return like.new_full((1, 1), program)
-    operator, *parts = program
-    assert isinstance(operator, str)
-    arguments = [_value(part, terminals) for part in parts]
-    return _finite(operator, arguments, OPERATIONS[operator][1](*arguments))
+def _value(tree: Tree, terminals: Terminals) -> Float[Tensor, "_ _"]:
+    like = next(iter(terminals.values()), torch.zeros(1, 1))
+
+    def applied(operator: str, arguments: Sequence[Tensor]) -> Tensor:
+        return _finite(operator, arguments, OPERATIONS[operator](*arguments))
+
+    return fold(
+        tree,
+        lambda name: _finite(name, [], terminals[name]),
+        lambda number: like.new_full((1, 1), number),
+        applied,
+    )
 
 
 def _finite(what: str, arguments: Sequence[Tensor], value: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.formulas.errors import FormulaError
-from secateur.pruners.formulas.evaluate import scores
+from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.pruners.formulas.probe import Probe
-from secateur.pruners.formulas.program import Program
 from secateur.pruners.masks import Comparison, prune_ranks
+from secateur.spaces.formulas.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Fingerprint:
 
 
 def fingerprint(
-    program: Program,
+    tree: Tree,
     probes: Sequence[Probe],
     sparsities: Sequence[float],
     *,
@@ -50,7 +49,7 @@ def fingerprint(
     On the Gaussian probes (6,656 weights) it takes about 2 ms.
 
     Args:
-        program: the formula.
+        tree: the formula.
         probes: layers, each of at least two rows.
         sparsities: where masks are compared, each within (0, 1).
         comparison, group_size: who competes with whom; see `masks.prune_ranks`.
@@ -60,7 +59,7 @@ def fingerprint(
     for index, probe in enumerate(probes):
         try:
             score = scores(
-                program,
+                tree,
                 probe.terminals,
                 probe.shape,
                 comparison=comparison,

@@ -1,7 +1,4 @@
-"""Operators of formulas on tensors. Undefined values come out as NaN or infinity; `evaluate` refuses them.
-
-The names are those of `secateur.spaces.formulas.operators`; a test holds the two tables together.
-"""
+"""Operators of formulas on tensors. Undefined values come out as NaN or infinity; `evaluate` refuses them."""
 
 from __future__ import annotations
 
@@ -38,23 +35,23 @@ def rank(x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
     return ((below + not_above).double() / (2 * values.numel())).to(x.dtype).reshape(x.shape)
 
 
-OPERATIONS: dict[str, tuple[int, Callable[..., Tensor]]] = {
-    "abs": (1, torch.abs),
-    "neg": (1, torch.neg),
-    "sqrt": (1, torch.sqrt),
-    "square": (1, torch.square),
-    "log": (1, torch.log),
-    "exp": (1, torch.exp),
-    "tanh": (1, torch.tanh),
-    "minmax": (1, minmax),
-    "zscore": (1, zscore),
-    "rank": (1, rank),
-    "add": (2, torch.add),
-    "sub": (2, torch.sub),
-    "mul": (2, torch.mul),
-    "div": (2, torch.div),
-    "pow": (2, torch.pow),
-    "min": (2, torch.minimum),
-    "max": (2, torch.maximum),
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "abs": torch.abs,
+    "neg": torch.neg,
+    "sqrt": torch.sqrt,
+    "square": torch.square,
+    "log": torch.log,
+    "exp": torch.exp,
+    "tanh": torch.tanh,
+    "minmax": minmax,
+    "zscore": zscore,
+    "rank": rank,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "pow": torch.pow,
+    "min": torch.minimum,
+    "max": torch.maximum,
 }
-"""Number of arguments, and the function."""
+"""A function for each row of `spaces.formulas.operators.OPERATORS`."""

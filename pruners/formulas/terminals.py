@@ -1,11 +1,9 @@
-"""The quantities that formulas are made of, as tensors of a layer.
-
-The names are those of `secateur.spaces.formulas.operators`; a test holds the two tables together.
-"""
+"""Terminals of formulas as tensors of a layer, and the statistics that they need."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -15,22 +13,48 @@ from torch import Tensor
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.models.anatomy import Linear
-
-Pass = Literal["weights", "moments", "gram", "gradients"]
-
-TERMINALS: dict[str, Pass] = {
-    "W": "weights",
-    "G": "gradients",
-    "X": "moments",
-    "H": "gram",
-    "R": "weights",
-    "C": "weights",
-    "P": "weights",
-}
-"""Where each comes from."""
+from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
+from secateur.spaces.formulas.tree import Apply, Constant, Terminal, Tree, subtrees
 
 Terminals: TypeAlias = Mapping[str, Float[Tensor, "_ _"]]
 """By name, as matrices: W and G ``out in``; X, H and C ``1 in``; R ``out 1``; P ``1 1``."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What has to be collected before a formula can be computed.
+
+    Args:
+        inputs: nothing, second moments, or Gram matrices of the layer's inputs.
+        gradients: gradients of the loss.
+    """
+
+    inputs: Literal["nothing", "moments", "gram"]
+    gradients: bool
+
+
+def needs(tree: Tree) -> Needs:
+    """What a formula needs.
+
+    Raises:
+        ValueError: on a terminal or an operator that is not in the tables.
+    """
+    sources = set()
+    for _, node in subtrees(tree):
+        if isinstance(node, Terminal) and node.name in TERMINALS:
+            sources.add(TERMINALS[node.name].source)
+        elif not isinstance(node, Constant) and not _is_known(node):
+            raise ValueError(
+                f"Expected a formula of {', '.join(TERMINALS)}, numbers, and {', '.join(OPERATORS)}, got {node!r}."
+            )
+    inputs: Literal["gram", "moments"] = "gram" if "gram" in sources else "moments"
+    return Needs(inputs if sources & {"gram", "moments"} else "nothing", "gradients" in sources)
+
+
+def _is_known(node: Tree) -> bool:
+    if not isinstance(node, Apply) or node.operator not in OPERATORS:
+        return False
+    return OPERATORS[node.operator].arity == len(node.arguments)
 
 
 def terminals_of(
@@ -76,6 +100,6 @@ def _given(statistics, name: str, linear: Linear):  # type: ignore[no-untyped-de
     missing = statistics is None or (name == "G" and linear.name not in statistics.gradients.get("rms", {}))
     if missing or (name == "H" and statistics.gram is None):
         raise ValueError(
-            f"Expected the {TERMINALS[name]} pass to provide the terminal {name}, got nothing at {linear.name}."
+            f"Expected the {TERMINALS[name].source} pass to provide the terminal {name}, got nothing at {linear.name}."
         )
     return statistics

@@ -15,7 +15,7 @@ from secateur.pruners.masks import Comparison
 from secateur.pruners.models.anatomy import Linear
 from secateur.pruners.recipes.blend import Blend, weight_scores
 from secateur.pruners.weights.method import Method
-from secateur.spaces.formulas.metric import program_of
+from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.recipe.keys import BLEND
 
 
@@ -88,4 +88,4 @@ def method_of(metric: Mapping[str, Any], *, damp: float, seed: int) -> Method:
         ValueError: if there is no such method.
     """
     name = metric["name"]
-    return Method(name, metric.get("comparison"), damp=damp, seed=seed, program=program_of(name))
+    return Method(name, metric.get("comparison"), damp=damp, seed=seed, formula=formula_of(name))

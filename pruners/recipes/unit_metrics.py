@@ -10,7 +10,7 @@ from secateur.pruners.recipes.blend import unit_scores
 from secateur.pruners.recipes.scores import blend_of
 from secateur.pruners.structure.formula_scores import formula_method, formula_scores
 from secateur.pruners.structure.importance import IMPORTANCES, ImportanceRow, check_importance
-from secateur.spaces.formulas.metric import program_of
+from secateur.spaces.formulas.metric import formula_of
 
 
 def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> ImportanceRow:
@@ -27,10 +27,10 @@ def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> ImportanceRow
     if blend is not None:
         score = partial(unit_scores, blend=blend)
         return ImportanceRow(score, blend.needs, "", "the blend", blend.gradients)
-    program = program_of(metric["name"])
-    if program is not None:
-        score = partial(formula_scores, program=program, n_blocks=n_blocks)
-        method = formula_method(program)
+    formula = formula_of(metric["name"])
+    if formula is not None:
+        score = partial(formula_scores, formula=formula, n_blocks=n_blocks)
+        method = formula_method(formula)
         return ImportanceRow(score, method.needs, "", "a formula", method.gradients)
     check_importance(metric["name"], key="metric")
     return IMPORTANCES[metric["name"]]

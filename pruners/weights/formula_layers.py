@@ -8,18 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.pruners.formulas.errors import FormulaError
-from secateur.pruners.formulas.evaluate import scores
+from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.pruners.formulas.fingerprint import fingerprint
 from secateur.pruners.formulas.probe import Probe, probe_of
-from secateur.pruners.formulas.program import Program
 from secateur.pruners.formulas.terminals import Terminals
 from secateur.pruners.masks import Comparison, mask
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.weights.formula_store import TerminalStore
+from secateur.spaces.formulas.tree import Tree
 
 Programs = Callable[[str], Any]
-"""From the name of a metric that is a formula to its program."""
+"""From the name of a metric that is a formula to the formula."""
 
 PROBES_A_MODEL = 4
 LEVELS = (0.3, 0.7)
@@ -54,7 +53,7 @@ class FormulaLayers:
         finally:
             linear.point_to(now)
 
-    def fingerprint(self, program: Program, target: float) -> str:
+    def fingerprint(self, program: Tree, target: float) -> str:
         """Equal for formulas that prune some rows of layers spread over the model alike; see `fingerprint`.
 
         Raises:
@@ -75,7 +74,7 @@ class FormulaLayers:
             raise FormulaError(found.reason)
         return found.digest
 
-    def masks(self, block: int, program: Program, wanted: Mapping[str, float]) -> dict[str, Tensor]:
+    def masks(self, block: int, program: Tree, wanted: Mapping[str, float]) -> dict[str, Tensor]:
         """True = keep, for each projection of the block that is pruned.
 
         Args:
@@ -92,7 +91,7 @@ class FormulaLayers:
             for linear in pruned
         }
 
-    def mask(self, program: Program, terminals: Terminals, sparsity: float, name: str) -> Tensor:
+    def mask(self, program: Tree, terminals: Terminals, sparsity: float, name: str) -> Tensor:
         """True = keep, for the rows of a projection that the terminals are of."""
         n_out, n_in = terminals["W"].shape
         score = scores(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from secateur.pruners.formulas.errors import FormulaError
+from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.weights.formula_layers import FormulaLayers
 from secateur.pruners.weights.formula_proxy import formula_layers, spread
-from secateur.spaces.formulas.metric import program_of
+from secateur.spaces.formulas.metric import formula_of
 
 if TYPE_CHECKING:
     from secateur.evaluators.session import Workbench
@@ -59,7 +59,7 @@ def overlaps(bench: Workbench, directory: Path, candidates: Sequence[str]) -> di
 
 def _masks(layers: FormulaLayers, block: int, config: Mapping[str, Any]) -> Masks:
     """Nothing where the formula is undefined."""
-    program = program_of(config["metric"])
+    program = formula_of(config["metric"])
     if program is None:  # the dense model
         return {}
     try:

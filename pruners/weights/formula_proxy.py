@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.formulas.errors import FormulaError
+from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.formulas.probe import chosen_rows, some_rows
-from secateur.pruners.formulas.program import Program
 from secateur.pruners.formulas.terminals import Terminals
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.switching import InfeasibleError
@@ -21,8 +20,9 @@ from secateur.pruners.weights.formula_grams import Grams
 from secateur.pruners.weights.formula_layers import FormulaLayers, Programs
 from secateur.pruners.weights.formula_store import TerminalStore
 from secateur.pruners.weights.output_error import relative_output_error, squared_output
-from secateur.spaces.formulas.metric import program_of
+from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.settings import FormulaSettings
+from secateur.spaces.formulas.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FormulaProxy:
         layers: of the dense model.
         grams: the second moments that the store holds.
         rows: of each projection.
-        programs: from the name of a metric to plain data.
+        programs: from the name of a metric to its formula.
     """
 
     def __init__(self, layers: FormulaLayers, grams: Grams, rows: int, programs: Programs) -> None:
@@ -89,7 +89,7 @@ class FormulaProxy:
             raise InfeasibleError(str(error)) from None
         return self._losses[digest]
 
-    def error(self, program: Program, sparsity: Mapping[str, float]) -> float:
+    def error(self, program: Tree, sparsity: Mapping[str, float]) -> float:
         """The mean relative output error, computed anew.
 
         Raises:
@@ -98,7 +98,7 @@ class FormulaProxy:
         errors = [self._error(program, sample, sparsity[sample.name]) for sample in self._all()]
         return sum(errors) / len(errors)
 
-    def _error(self, program: Program, sample: _Sample, sparsity: float) -> float:
+    def _error(self, program: Tree, sample: _Sample, sparsity: float) -> float:
         if sparsity <= 0:
             return 0.0
         kept = self._layers.mask(program, sample.terminals, sparsity, sample.name)
@@ -135,7 +135,7 @@ def formula_proxy(plan: Any, space: Any, anatomy: Anatomy, directory: Path) -> F
     grams = grams_of(of, len(anatomy.blocks))
     assert of.proxy is not None
     assert grams is not None, "the plan says whether there is a proxy"
-    return FormulaProxy(formula_layers(plan, space, anatomy, directory), grams, of.proxy.rows, program_of)
+    return FormulaProxy(formula_layers(plan, space, anatomy, directory), grams, of.proxy.rows, formula_of)
 
 
 def grams_of(settings: FormulaSettings, n_blocks: int) -> Grams | None:

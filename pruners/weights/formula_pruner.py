@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from secateur.pruners.formulas.errors import FormulaError
-from secateur.pruners.formulas.program import Program
+from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.switching import InfeasibleError
 from secateur.pruners.weights.formula_layers import FormulaLayers, Programs
+from secateur.spaces.formulas.tree import Tree
 
 MASK_BYTES = 1 << 30
 """Masks of formulas are kept up to so many bytes, those used last."""
@@ -28,7 +28,7 @@ class FormulaSwitcher:
     Args:
         anatomy: the live, dense model.
         layers: its projections.
-        programs: from the name of a metric to plain data.
+        programs: from the name of a metric to its formula.
     """
 
     def __init__(self, anatomy: Anatomy, layers: FormulaLayers, programs: Programs) -> None:
@@ -37,7 +37,7 @@ class FormulaSwitcher:
         self._programs = programs
         self._keys: dict[str, tuple[str, ...]] = {}  # of each block, by fingerprint
         self._masks = Recent[dict[str, Tensor]](MASK_BYTES)
-        self._sources: dict[tuple[int, str], tuple[Program, dict[str, float]]] = {}
+        self._sources: dict[tuple[int, str], tuple[Tree, dict[str, float]]] = {}
         self._now = [""] * len(anatomy.blocks)
 
     def keys(self, config: Mapping[str, Any]) -> Sequence[Hashable]:
@@ -78,7 +78,7 @@ class FormulaSwitcher:
         for block in range(len(self._now)):
             self.release(block)
 
-    def _scored(self, program: Program, sparsity: Mapping[str, float]) -> Sequence[str]:
+    def _scored(self, program: Tree, sparsity: Mapping[str, float]) -> Sequence[str]:
         """The key of each block; its masks are kept as long as there is room."""
         keys = []
         for block in self._anatomy.blocks:

@@ -17,10 +17,11 @@ from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import load_gradients, model_statistics
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
-from secateur.pruners.formulas.terminals import TERMINALS, Terminals, terminals_of
+from secateur.pruners.formulas.terminals import Terminals, terminals_of
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.weights.formula_grams import Grams, load_grams, save_grams
 from secateur.pruners.weights.level_store import LevelStoreError
+from secateur.spaces.formulas.operators import TERMINALS
 
 INPUTS, GRADIENTS = "inputs.safetensors", "gradients.safetensors"
 
@@ -119,7 +120,7 @@ def build_terminals(
         LevelStoreError: if the disk is full.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    per_input = [name for name in names if TERMINALS[name] in ("moments", "gram")]
+    per_input = [name for name in names if TERMINALS[name].source in ("moments", "gram")]
     about = {"about": json.dumps({"identity": identity, "names": sorted(names)})}
     path = directory / INPUTS
     try:
@@ -143,7 +144,7 @@ def build_terminals(
 
 def _with_gram(anatomy: Anatomy, names: Collection[str], grams: Grams | None) -> Collection[int]:
     """The blocks whose full second moments are needed."""
-    if any(TERMINALS[name] == "gram" for name in names):
+    if any(TERMINALS[name].source == "gram" for name in names):
         return range(len(anatomy.blocks))
     return grams.blocks if grams is not None and grams.kind == "full" else ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.evaluate import scores
-from secateur.pruners.formulas.program import Needs, Program, needs, used
-from secateur.pruners.formulas.terminals import terminals_of
+from secateur.pruners.formulas.terminals import Needs, needs, terminals_of
 from secateur.pruners.masks import Comparison, prune_ranks
 from secateur.pruners.models.anatomy import Linear
 from secateur.pruners.weights.metrics import METRICS
 from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS, Layer
+from secateur.spaces.formulas.tree import Tree, plain, terminals_in
 from secateur.spaces.names import nearest
 
 
@@ -34,10 +34,10 @@ class Method:
         damp: of the Hessians of reconstructions and of formulas with H.
         block_size: of SparseGPT.
         seed: of the random metric.
-        program: a formula that is the metric; compared per output unless `comparison` says otherwise.
+        formula: a formula that is the metric; compared per output unless `comparison` says otherwise.
 
     Raises:
-        ValueError: on an unknown name, or something that is no program.
+        ValueError: on an unknown name, or something that is no formula.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Method:
     damp: float = 0.01
     block_size: int = 128
     seed: int = 0
-    program: Program | None = None
+    formula: Tree | None = None
 
     def __post_init__(self) -> None:
-        if self.program is not None:
-            needs(self.program)  # checks it
+        if self.formula is not None:
+            needs(self.formula)  # checks it
             return
         known = [*METRICS, *RECONSTRUCTIONS]
         if self.name not in known:
@@ -68,12 +68,13 @@ class Method:
     @property
     def record(self) -> dict[str, Any]:
         """All of it as plain values, for hashes and records; without `program` where there is none."""
-        return {name: value for name, value in asdict(self).items() if name != "program" or value is not None}
+        record = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "formula"}
+        return record if self.formula is None else record | {"program": plain(self.formula)}
 
     @property
     def updates_weights(self) -> bool:
         """True if a level is weights, not a part of a ranking."""
-        return self.program is None and self.name in RECONSTRUCTIONS
+        return self.formula is None and self.name in RECONSTRUCTIONS
 
     @property
     def needs(self) -> Literal["nothing", "moments", "gram"]:
@@ -86,17 +87,17 @@ class Method:
         return ("rms",) if self._needs.gradients else ()
 
     @property
-    def _program(self) -> Program | None:
+    def _formula(self) -> Tree | None:
         """The formula, given or of a metric that is one."""
-        if self.program is not None or self.name in RECONSTRUCTIONS:
-            return self.program
-        return METRICS[self.name].program
+        if self.formula is not None or self.name in RECONSTRUCTIONS:
+            return self.formula
+        return METRICS[self.name].formula
 
     @property
     def _needs(self) -> Needs:
-        program = self._program
-        if program is not None:
-            return needs(program)
+        formula = self._formula
+        if formula is not None:
+            return needs(formula)
         row = RECONSTRUCTIONS[self.name] if self.updates_weights else METRICS[self.name]
         return Needs(row.needs, gradients=False)
 
@@ -123,7 +124,7 @@ class Method:
     @property
     def compares(self) -> Comparison:
         """Who competes with whom. Metrics only."""
-        default: Comparison = "output" if self.program is not None else METRICS[self.name].comparison
+        default: Comparison = "output" if self.formula is not None else METRICS[self.name].comparison
         return self.comparison or default
 
     def scores(
@@ -134,16 +135,16 @@ class Method:
         Raises:
             FormulaError: if the formula gives no ranking of this layer's weights.
         """
-        program = self._program
-        if program is None:
+        formula = self._formula
+        if formula is None:
             digest = hashlib.sha256(f"{self.seed}/{linear.name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             score = METRICS[self.name].score
             assert callable(score)
             return score(linear.weight, inputs, generator)
         return scores(
-            program,
-            terminals_of(linear, used(program), inputs, whole, damp=self.damp),
+            formula,
+            terminals_of(linear, terminals_in(formula), inputs, whole, damp=self.damp),
             (linear.out_features, linear.in_features),
             comparison=self.compares,
             group_size=self.group_size,

@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
-from secateur.pruners.formulas.program import Program
 from secateur.pruners.masks import Comparison
+from secateur.spaces.formulas.grammar import parse
+from secateur.spaces.formulas.known import KNOWN
+from secateur.spaces.formulas.tree import Tree
 
 Score = Callable[
     [Float[Tensor, "out in"], InputStatistics | None, torch.Generator],
@@ -59,7 +61,7 @@ def ria(
     return (by_row + by_column) * _needed(inputs).norm.sqrt()
 
 
-GBLM: Program = ("mul", ("abs", "W"), ("add", "X", ("mul", 25.0, "G")))
+GBLM = parse(KNOWN["gblm"].text)
 """``|w| (||x|| + 25 g)``, compared per output (Das et al. 2023, arXiv 2311.04902, eq. 5).
 
 25 is the released script's weighting in our units: its gradients are times 100, and their squares are summed over 128
@@ -77,21 +79,21 @@ class Metric:
     """A row of the registry.
 
     Args:
-        score: the function, or the formula (see `formulas.program`).
+        score: the function, or the formula (see `spaces.formulas.tree`).
         needs: statistics that a function needs; a formula says it itself.
         comparison: who competes with whom unless the settings say otherwise.
         summary: one line for people.
         paper: address.
     """
 
-    score: Score | Program
+    score: Score | Tree
     needs: Literal["nothing", "moments"]
     comparison: Comparison
     summary: str
     paper: str
 
     @property
-    def program(self) -> Program | None:
+    def formula(self) -> Tree | None:
         """The formula, if it is one."""
         return None if callable(self.score) else self.score
 

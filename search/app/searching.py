@@ -165,7 +165,7 @@ def _build_levels(bench: Workbench, levels: Path, say: Say) -> None:
     Raises:
         UsageError: if the metric is a formula that gives no ranking of a layer's weights.
     """
-    from secateur.pruners.formulas.errors import FormulaError
+    from secateur.pruners.formulas.evaluate import FormulaError
 
     n_blocks = len(bench.anatomy.blocks)
     say("building levels")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from secateur.spaces.formulas.grammar import parse, print_formula
-from secateur.spaces.formulas.program import Program, program
 from secateur.spaces.formulas.tree import Tree
 
 PREFIX = "formula:"
@@ -21,13 +20,3 @@ def formula_of(metric: str) -> Tree | None:
 def metric_of(tree: Tree) -> str:
     """The formula as the name of a metric; `formula_of` is its inverse."""
     return f"{PREFIX} {print_formula(tree)}"
-
-
-def program_of(metric: str) -> Program | None:
-    """The formula that a metric's name spells out, as plain data.
-
-    Raises:
-        FormulaTextError: see `formula_of`.
-    """
-    tree = formula_of(metric)
-    return None if tree is None else program(tree)

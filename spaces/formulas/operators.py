@@ -1,4 +1,4 @@
-"""What formulas are made of: terminals and operators, with their domains in words. `pruners` computes them.
+"""Terminals and operators of formulas, with their domains in words. `pruners.formulas` computes them.
 
 Nothing is protected: where an operator is undefined the whole formula is, and says so. Differences from
 Pruner-Zero (arXiv 2406.02924): ``log`` adds nothing to its argument, ``exp`` has no cap, ``/`` divides by
@@ -13,6 +13,8 @@ from typing import Literal
 Shape = Literal["weight", "input", "output", "layer"]
 """One value a weight, an input channel (column), an output (row), or a layer; broadcast to the weights."""
 
+Source = Literal["weights", "moments", "gram", "gradients"]
+
 ATOM = 9
 """Precedence of what needs no parentheses anywhere."""
 
@@ -26,14 +28,14 @@ class Quantity:
         shape: what has a value of its own.
         latex: in LaTeX.
         nonnegative: True if it is never below 0.
-        provided_by: the pass that has to collect it; "" if the weights suffice.
+        source: what it is computed from: the weights, moments or Gram matrices of inputs, or gradients.
     """
 
     summary: str
     shape: Shape
     latex: str
     nonnegative: bool
-    provided_by: str = ""
+    source: Source = "weights"
 
 
 TERMINALS: dict[str, Quantity] = {
@@ -43,21 +45,21 @@ TERMINALS: dict[str, Quantity] = {
         "weight",
         "G",
         True,
-        "the gradient pass",
+        "gradients",
     ),
     "X": Quantity(
         "norm of each input: root mean square over the calibration tokens",
         "input",
         r"\lVert X \rVert_2",
         True,
-        "the activation pass",
+        "moments",
     ),
     "H": Quantity(
         "diagonal of the inverse of the dampened second moment of the inputs",
         "input",
         r"\operatorname{diag}(H^{-1})",
         True,
-        "the activation pass, with Gram matrices",
+        "gram",
     ),
     "R": Quantity("sum of |W| over its row", "output", r"\lVert W_{i,:} \rVert_1", True),
     "C": Quantity("sum of |W| over its column", "input", r"\lVert W_{:,j} \rVert_1", True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 DEEPEST = 64
 LARGEST = 512
@@ -122,6 +122,16 @@ def fold(
     if isinstance(tree, Constant):
         return constant(tree.value)
     return apply(tree.operator, [fold(x, terminal, constant, apply) for x in tree.arguments])
+
+
+def terminals_in(tree: Tree) -> frozenset[str]:
+    """Names of the terminals in a tree."""
+    return frozenset(node.name for _, node in subtrees(tree) if isinstance(node, Terminal))
+
+
+def plain(tree: Tree) -> Any:
+    """The tree as nested lists of names and numbers, for records: ``["mul", ["abs", "W"], "X"]``."""
+    return fold(tree, str, float, lambda operator, arguments: [operator, *arguments])
 
 
 def subtrees(tree: Tree) -> Iterator[tuple[Path, Tree]]:
