@@ -1,4 +1,4 @@
-"""The extension point `Controller`: who proposes what to measure next."""
+"""The extension point `Controller`: proposes candidates to measure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateur.spaces.measurement import Fidelity, Measurement
 
 @dataclass(frozen=True)
 class Proposal:
-    """A wish to have a candidate measured at a fidelity.
+    """A candidate to measure at a fidelity.
 
     Args:
         candidate: a candidate of the study's space (has `text`).
@@ -24,7 +24,7 @@ class Proposal:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Identity in a study, equal to that of the measurement that answers it."""
+        """Identity in a study, equal to that of its measurement."""
         return self.candidate.text, self.fidelity.text
 
 
@@ -34,7 +34,7 @@ class Trial:
 
     Args:
         number: 0 for the first measurement of the study, and so on.
-        measurement: what was measured.
+        measurement: of one candidate at one fidelity.
     """
 
     number: int
@@ -44,30 +44,29 @@ class Trial:
 class Controller(ABC):
     """Proposes candidates and learns from their measurements.
 
-    The state of a controller is a fold of `ask` and `tell`: given the same seed and the same calls it
-    proposes the same candidates, in any process, so that a study is continued by replay. It draws random
-    numbers only from generators of its own, seeded by the seed, or better by (seed, number of the proposal or
-    generation).
-    A controller may propose something that was measured before: the study answers from memory at no cost.
+    The state of a controller is a fold of `ask` and `tell`: with the same seed and calls it proposes the same
+    candidates, in any process, so that a study is resumed by replay. Its random generators are its own, seeded by the
+    seed, or better by (seed, number of the proposal or generation). Proposals may repeat: the study answers known ones
+    from memory at no cost.
     """
 
     @abstractmethod
     def ask(self, n: int) -> list[Proposal]:
-        """At most `n` (> 0) proposals; fewer, or none, while results that are under way must come first.
+        """At most `n` (> 0) proposals; fewer, or none, while it needs pending results.
 
-        An empty list when nothing is under way means that the controller has finished.
+        An empty list with no result pending means that the controller has finished.
         """
 
     @abstractmethod
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Results, in any order, each of them once a proposal; also baselines, which it did not ask for."""
+        """Learn from results, in any order, once a proposal; baselines, which it did not propose, are included."""
 
     @property
     def n_measurements(self) -> int:
-        """How many measurements it needs before it can be stopped with a result; 0 if it needs none."""
+        """Measurements needed before a first result; 0 if none are."""
         return 0
 
     @property
     def notes(self) -> Mapping[str, float]:
-        """What it knows of the search that the measurements don't tell, as numbers by name, for people to look at."""
+        """Further numbers about the search by name, for display."""
         return {}

@@ -1,1 +1,1 @@
-"""Controllers: who proposes what to measure next; `registry` lists them."""
+"""Controllers: propose candidates and learn from their measurements."""

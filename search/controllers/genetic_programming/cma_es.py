@@ -1,4 +1,4 @@
-"""Tuning the constants of a formula by CMA-ES."""
+"""Tuning of a formula's constants by CMA-ES."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ATTEMPTS = 20  # points drawn for one new formula
 
 
 class ConstantsTuner:
-    """A formula's constants as a point that CMA-ES moves: logarithms of their magnitudes; signs stay.
+    """CMA-ES over the logarithms of a formula's constants; their signs are fixed.
 
     Hansen, "The CMA evolution strategy: a tutorial" (https://arxiv.org/abs/1604.00772), by the package `cmaes`.
-    Constants are rounded to three digits, so that formulas stay readable.
+    Constants are rounded to three digits, so that formulas are readable.
 
     Args:
         space: of the formula.
         formula: with at least one constant.
-        settings: points a step, and how far apart they begin.
-        rng: gives the seed.
+        settings: population size and initial spread.
+        rng: source of the seed.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class ConstantsTuner:
         self._points: list[NDArray[np.float64]] = []
 
     def ask(self, is_new: Callable[[Formula], bool]) -> list[Formula]:
-        """The formulas of the next step; none where no new ones are found.
+        """Formulas of the next step; none if too few new ones are found.
 
         Args:
-            is_new: whether a formula may be proposed; says no to it from then on.
+            is_new: whether a formula may be proposed; it counts as known afterwards.
         """
         self._points, found = [], list[Formula]()
         for _ in range(self._cma.population_size * ATTEMPTS):
@@ -62,7 +62,7 @@ class ConstantsTuner:
         return []
 
     def tell(self, losses: Sequence[float]) -> None:
-        """The losses of the formulas, infinite ones for those that are infeasible."""
+        """Tell the losses of the formulas, infinite for infeasible ones."""
         pairs: list[Any] = list(zip(self._points, losses, strict=True))
         self._cma.tell(pairs)
 

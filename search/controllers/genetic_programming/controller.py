@@ -1,4 +1,4 @@
-"""The controller `genetic`: genetic programming over formulas, screened by a proxy, on islands."""
+"""The controller `genetic`: genetic programming over formulas, with proxy screening and islands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, Losses, SearchProcedure, check_fidelities
 from secateur.search.controllers.genetic_programming.cma_es import ConstantsTuner
-from secateur.search.controllers.genetic_programming.mutation_crossover import Breeder
+from secateur.search.controllers.genetic_programming.mutation_crossover import NewFormulas
 from secateur.search.controllers.genetic_programming.population import Individual, Population, at
 from secateur.search.controllers.genetic_programming.proxy_screening import Screening
 from secateur.search.controllers.genetic_programming.settings import ConstantsSettings, GeneticSettings
@@ -20,42 +20,44 @@ from secateur.spaces.formulas.space import Formula, FormulaSpace
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space
 
-MOST_ISLANDS = 4  # by default
+MOST_ISLANDS = 4
+"""Largest number of islands by default."""
+
 FRUITLESS = 50
-"""Generations in a row of which nothing could be measured on data, after which the search ends: nothing else would end
-it, as long as only a proxy is asked."""
+"""Generations in a row without a measurement on data after which the search ends: measurements by the proxy use up no
+budget."""
 
 
 class Genetic(Controller):
-    """Genetic programming: trees varied, screened in closed form, measured on growing data, kept by loss and size.
+    """Genetic programming: expression trees, proxy screening, successive halving, selection by loss and size.
 
-    A generation of an island: new formulas from its population by crossover and mutation (at first random ones,
-    by ramped half-and-half), many more than will be measured; all are measured by the proxy, which costs no
-    evaluation; those that rank best by (proxy, nodes) beside the population, and a few others by chance, are measured
-    at the smallest fidelity, the best of them at the next, and so on. Then they compete for a place in the population.
+    A generation of an island: new formulas by crossover and mutation of its population (random ones at first, by
+    ramped half-and-half), many more than are measured on data. All are measured by the proxy, at no cost to the
+    budget. The best by (proxy, nodes) in comparison with the population, and a few random others, are measured at the
+    smallest fidelity, the best of these at the next, and so on. Then they compete for a place in the population.
     Without a proxy only as many formulas are made as are measured.
 
-    Formulas with the same loss, bit for bit, where they are measured first prune alike: only a smaller one goes on.
+    Formulas with bit-identical losses at their first measurement prune alike: only the smallest is kept.
 
-    After Pruner-Zero (arXiv 2406.02924), which tells of tournaments, subtree crossover and node mutation. New here:
-    the proxy, with its rank correlation with the loss watched during the search; successive halving; size as a second
-    objective; islands in a ring; constants, tuned by CMA-ES.
+    After Pruner-Zero (arXiv 2406.02924), which describes tournaments, subtree crossover and node mutation. New here:
+    the proxy, monitored by its rank correlation with the loss; successive halving; size as a second objective; islands
+    in a ring; constants tuned by CMA-ES.
 
-    Asked while all generations under way wait for results, it begins another one, islands taking turns: generations
-    overlap as far as there are workers to keep busy, and an island waits for no other.
+    If all open generations wait for results, `ask` begins another one, on the next island: generations overlap as far
+    as there are idle workers, and islands do not wait for each other.
 
     Args:
         space: of formulas.
         fidelities: ascending, of the part ``search``.
-        seed: of all random choices; generation g of island i draws from a generator of its own, seeded by (seed, i, g).
-        settings: how formulas are varied, screened, measured and kept.
+        seed: of all random choices; generation g of island i has its own random generator, seeded by (seed, i, g).
+        settings: see `GeneticSettings`.
         objective: name of the value to minimise.
-        proxy: a fidelity of the part ``proxy``, whose value of the same name orders formulas nearly as the objective
-            does; None: nothing is screened.
-        n_workers: how many measure at the same time, for the number of islands.
+        proxy: a fidelity of the part ``proxy`` whose value of the same name ranks formulas similarly to the objective;
+            None: no screening.
+        n_workers: measuring at the same time; sets the number of islands.
 
     Raises:
-        ValueError: if the space is one of something else, or the fidelities are out of order.
+        ValueError: if the space is not one of formulas, or the fidelities are out of order.
     """
 
     def __init__(
@@ -81,17 +83,17 @@ class Genetic(Controller):
         self._settings = settings
         n_islands = settings.islands or min(MOST_ISLANDS, n_workers)
         self._islands = [Population(settings, len(self._fidelities)) for _ in range(n_islands)]
-        self._breeder = Breeder(space, settings)
+        self._new = NewFormulas(space, settings)
         self._screening = Screening(settings)
-        self._smallest: dict[float, int] = {}  # nodes of the smallest formula of each first loss
+        self._smallest: dict[float, int] = {}  # size of the smallest formula by its first loss
         self._tuned: set[str] = set()
         self._counts = dict.fromkeys(("alike", "infeasible", "screened", "measured", "tuned", "migrated"), 0)
         self._turn = 0
         self._n_fruitless = 0
-        self._exhausted = False  # the populations of this moment have nothing new
+        self._exhausted = False  # no new formula from the present populations
         self._batches = Batches(objective)
         if settings.seeds:
-            self._batches.open(self._plant())
+            self._batches.open(self._measure_seeds())
 
     def ask(self, n: int) -> list[Proposal]:
         proposals = self._batches.ask(n)
@@ -110,8 +112,8 @@ class Genetic(Controller):
     def notes(self) -> Mapping[str, float]:
         counts, correlation = self._counts, self._screening.correlation
         notes: dict[str, float] = {
-            "generated": self._breeder.n_made,
-            "duplicates": self._breeder.n_repeated + counts["alike"],
+            "generated": self._new.n_made,
+            "duplicates": self._new.n_repeated + counts["alike"],
             "infeasible": counts["infeasible"],
         }
         if self._proxy is not None:
@@ -122,13 +124,13 @@ class Genetic(Controller):
 
     @property
     def populations(self) -> tuple[tuple[Individual, ...], ...]:
-        """For each island its members, best first."""
+        """Members of each island, best first."""
         return tuple(tuple(island.members) for island in self._islands)
 
     # --- generations ---
 
     def _begin_generation(self) -> bool:
-        """Open the next generation that has a new formula; False if none has, now or for ever."""
+        """Open the next generation with a new formula; False if there is none, at present or at all."""
         for _ in self._islands:
             if self._n_fruitless >= FRUITLESS:
                 break
@@ -136,28 +138,30 @@ class Genetic(Controller):
             island, rng = self._islands[i], np.random.default_rng((self._seed, i, generation))
             self._migrate(i, generation)
             n = self._settings.offspring if generation else self._settings.start
-            formulas = self._bred(island, generation, n, rng)
+            formulas = self._new_formulas(island, generation, n, rng)
             if formulas:
                 self._turn += 1
                 self._batches.open(self._generation(island, formulas, n, rng))
                 self._open_tuning(i, generation)
                 return True
-            if self._batches.n_open:  # what is under way may lead on
+            if self._batches.n_open:  # pending results may lead to new ones
                 break
             self._turn += 1
         self._exhausted = True
         return False
 
-    def _bred(self, island: Population, generation: int, n: int, rng: np.random.Generator) -> list[Formula]:
-        """New formulas, so many that `n` can be measured after screening."""
+    def _new_formulas(
+        self, island: Population, generation: int, n: int, rng: np.random.Generator
+    ) -> list[Formula]:
+        """New formulas, enough to measure `n` after screening."""
         if self._proxy is not None:
             n = math.ceil(n * self._screening.oversampling)
         if generation == 0 or not island.members:
-            return self._breeder.random(n, rng)
-        return self._breeder.offspring(island, n, rng)
+            return self._new.random(n, rng)
+        return self._new.offspring(island, n, rng)
 
     def _migrate(self, i: int, generation: int) -> None:
-        """Elites of the previous island in the ring, as they are now."""
+        """Copy the present elites of the previous island in the ring."""
         settings, island = self._settings, self._islands[i]
         if len(self._islands) == 1 or not generation or generation % settings.migrate_every:
             return
@@ -166,12 +170,12 @@ class Genetic(Controller):
         self._counts["migrated"] += len(migrants)
         island.put(migrants)
 
-    def _plant(self) -> SearchProcedure:
-        """The published formulas, measured at all fidelities, into every island."""
+    def _measure_seeds(self) -> SearchProcedure:
+        """Measure the published formulas at all fidelities, and add them to every island."""
         space = self._space
         seeds = [self._individual(c) for c in space.baselines().values() if space.target_of(c) is not None]
         for seed in seeds:
-            self._breeder.is_new(seed.formula)
+            self._new.is_new(seed.formula)
         if self._proxy is not None:
             found = yield self._proposals(seeds, self._proxy)
             seeds = self._screened(seeds, found)
@@ -184,17 +188,17 @@ class Genetic(Controller):
     def _generation(
         self, island: Population, formulas: Sequence[Formula], n: int, rng: np.random.Generator
     ) -> SearchProcedure:
-        """Screen new formulas, and measure `n` of them."""
+        """Screen new formulas and measure `n` of them."""
         going = [self._individual(formula) for formula in formulas]
         if self._proxy is not None:
             found = yield self._proposals(going, self._proxy)
             ranked = island.best(self._screened(going, found), lambda x: x.proxy)
             going = self._screening.choose(ranked, n, rng)
         self._n_fruitless = 0 if going else self._n_fruitless + 1
-        yield from self._climb(island, going, 0)
+        yield from self._promote(island, going, 0)
 
-    def _climb(self, island: Population, going: list[Individual], level: int) -> SearchProcedure:
-        """Measure at this fidelity, the best at the next one, and so on; all of them compete for the population."""
+    def _promote(self, island: Population, going: list[Individual], level: int) -> SearchProcedure:
+        """Successive halving from this fidelity on; all measured formulas compete for the population."""
         for fidelity in self._fidelities[level:]:
             if level > 0:
                 n = max(1, round(self._settings.promoted * len(going)))
@@ -215,13 +219,13 @@ class Genetic(Controller):
     def _tune(
         self, island: Population, settings: ConstantsSettings, rng: np.random.Generator
     ) -> SearchProcedure:
-        """Better constants for the best formulas that have some, at the smallest fidelity."""
+        """Tune the constants of the best formulas with constants, at the smallest fidelity."""
         untuned = [x for x in island.members if x.formula.text not in self._tuned]
         for parent in [x for x in untuned if self._space.constants(x.formula)][: settings.trees]:
             tuner, best = ConstantsTuner(self._space, parent.formula, settings, rng), parent
             self._tuned.add(parent.formula.text)
             for _ in range(settings.steps):
-                step = [self._individual(formula) for formula in tuner.ask(self._breeder.is_new)]
+                step = [self._individual(formula) for formula in tuner.ask(self._new.is_new)]
                 if not step:
                     break
                 found = yield self._proposals(step, self._fidelities[0])
@@ -231,9 +235,9 @@ class Genetic(Controller):
             if best is not parent:
                 self._tuned.add(best.formula.text)
                 island.put([best])
-                yield from self._climb(island, [best], 1)
+                yield from self._promote(island, [best], 1)
 
-    # --- what results mean ---
+    # --- results ---
 
     def _individual(self, formula: Formula) -> Individual:
         return Individual(formula, int(self._space.cost(formula)["nodes"]))
@@ -242,11 +246,11 @@ class Genetic(Controller):
         return [Proposal(x.formula, fidelity) for x in individuals]
 
     def _screened(self, individuals: Sequence[Individual], found: Losses) -> list[Individual]:
-        """Those that the proxy tells apart."""
+        """Individuals with distinct values of the proxy."""
         return [replace(x, proxy=loss) for x, loss in self._distinct(individuals, found)]
 
     def _measured(self, individuals: Sequence[Individual], found: Losses, level: int) -> list[Individual]:
-        """With their losses at a fidelity, without those that are infeasible there."""
+        """Feasible individuals with their losses at a fidelity."""
         if level == 0 and self._proxy is None:
             pairs = self._distinct(individuals, found)
         else:
@@ -258,7 +262,7 @@ class Genetic(Controller):
         return [x.measured(loss) for x, loss in pairs]
 
     def _distinct(self, individuals: Sequence[Individual], found: Losses) -> list[tuple[Individual, float]]:
-        """Feasible ones with their losses; of those that prune alike the smallest, and none that was there before."""
+        """Feasible individuals with new losses; of those with equal losses the smallest."""
         kept = []
         for x, loss in sorted(zip(individuals, found, strict=True), key=lambda pair: pair[0].nodes):
             if not math.isfinite(loss):

@@ -1,4 +1,4 @@
-"""Where the genetic controller's new formulas come from."""
+"""New formulas of the controller `genetic`: crossover, mutations and random formulas."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from secateur.search.controllers.genetic_programming.population import Populatio
 from secateur.search.controllers.genetic_programming.settings import GeneticSettings
 from secateur.spaces.formulas.space import Formula, FormulaSpace
 
-ATTEMPTS = 10  # formulas made for one that is new, on average, before a generation stays smaller
+ATTEMPTS = 10  # formulas made for each new one, on average, before a generation is left smaller
 
-Way = Callable[[FormulaSpace, Callable[[], Formula], np.random.Generator], Formula]
-"""Makes a formula of a space; each call of the second argument is a parent."""
+Operation = Callable[[FormulaSpace, Callable[[], Formula], np.random.Generator], Formula]
+"""Makes a formula of a space; each call of the second argument draws a parent."""
 
-WAYS: dict[str, Way] = {
+OPERATIONS: dict[str, Operation] = {
     "crossover": lambda space, parent, rng: space.crossover(parent(), parent(), rng),
     "subtree": lambda space, parent, rng: space.vary(parent(), "subtree", rng),
     "point": lambda space, parent, rng: space.vary(parent(), "point", rng),
     "hoist": lambda space, parent, rng: space.vary(parent(), "hoist", rng),
     "fresh": lambda space, parent, rng: space.sample(rng, 0),
 }
-"""By the names of `VariationSettings`."""
+"""Operations by the names in `VariationSettings`."""
 
 
-class Breeder:
-    """Makes formulas that nobody proposed before; counts all that it makes.
+class NewFormulas:
+    """Makes formulas not proposed before, and counts them.
 
     Args:
         space: of the formulas.
-        settings: how often each way is taken.
+        settings: with the shares of the operations.
     """
 
     def __init__(self, space: FormulaSpace, settings: GeneticSettings) -> None:
         self._space = space
         self._seen: set[str] = set()
         shares = settings.variation.model_dump()
-        self._ways = [WAYS[name] for name in shares]
+        self._operations = [OPERATIONS[name] for name in shares]
         self._probabilities = np.array(list(shares.values())) / sum(shares.values())
         self.n_made = 0
-        self.n_repeated = 0  # of them: the text was there before
+        self.n_repeated = 0  # of these, with a known text
 
     def is_new(self, formula: Formula) -> bool:
-        """Whether the formula was not there before; from now on it was."""
+        """Whether the formula is new; it counts as known afterwards."""
         self.n_made += 1
         if formula.text in self._seen:
             self.n_repeated += 1
@@ -53,17 +53,17 @@ class Breeder:
         return True
 
     def random(self, n: int, rng: np.random.Generator) -> list[Formula]:
-        """`n` new random formulas by ramped half-and-half; fewer where no more are found."""
+        """`n` new random formulas by ramped half-and-half; fewer if no more are found."""
         batches = chain.from_iterable(self._space.ramped(rng, n) for _ in range(ATTEMPTS))
         return self._new(batches, n)
 
     def offspring(self, population: Population, n: int, rng: np.random.Generator) -> list[Formula]:
-        """`n` new formulas from the population; fewer where no more are found."""
+        """`n` new formulas from the population; fewer if no more are found."""
 
         def made() -> Iterator[Formula]:
             for _ in range(ATTEMPTS * n):
-                way = self._ways[rng.choice(len(self._ways), p=self._probabilities)]
-                yield way(self._space, lambda: population.parent(rng).formula, rng)
+                operation = self._operations[rng.choice(len(self._operations), p=self._probabilities)]
+                yield operation(self._space, lambda: population.parent(rng).formula, rng)
 
         return self._new(made(), n)
 

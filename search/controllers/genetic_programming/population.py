@@ -1,4 +1,4 @@
-"""The population of an island: formulas with their losses and sizes, who is a parent, who stays."""
+"""Population of an island: tournament selection of parents, and survival by loss and size."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from secateur.spaces.formulas.space import Formula
 
 @dataclass(frozen=True)
 class Individual:
-    """A formula and what is known of it.
+    """A formula with its measurements.
 
     Args:
         formula: the candidate.
         nodes: its size.
-        proxy: its loss by the proxy, if it was screened.
-        losses: at the fidelities, the smallest first, as far as it was measured.
+        proxy: loss by the proxy, if it was screened.
+        losses: at the fidelities measured so far, the smallest first.
     """
 
     formula: Formula
@@ -30,24 +30,24 @@ class Individual:
     losses: tuple[float, ...] = ()
 
     def measured(self, loss: float) -> Individual:
-        """With its loss at the next fidelity."""
+        """The individual with its loss at the next fidelity."""
         return replace(self, losses=(*self.losses, loss))
 
 
 Value = Callable[[Individual], float | None]
-"""What individuals are compared by, lower = better; those without are not compared."""
+"""Value to compare individuals by, lower = better; those with None are skipped."""
 
 
 def at(level: int) -> Callable[[Individual], Any]:
-    """The loss at one of the fidelities, None where it was not measured."""
+    """Loss at one of the fidelities, None if it was not measured."""
     return lambda x: x.losses[level] if level < len(x.losses) else None
 
 
 class Population:
-    """At most so many individuals that were measured at the smallest fidelity, all of different texts.
+    """Distinct individuals measured at least at the smallest fidelity, limited in number.
 
-    Survival ranks by the front of (loss at the smallest fidelity, nodes), then by that loss; elites, the best by the
-    largest fidelity, stay whatever their rank.
+    Survivors are ranked by the front of (loss at the smallest fidelity, nodes), then by that loss; elites, the best at
+    the largest fidelity, always survive.
 
     Args:
         settings: sizes and parsimony.
@@ -61,32 +61,32 @@ class Population:
 
     @property
     def members(self) -> list[Individual]:
-        """The best first."""
+        """All individuals, best first."""
         return list(self._members.values())
 
     @property
     def elites(self) -> list[Individual]:
-        """The best of those measured at the largest fidelity, best first."""
+        """The best individuals measured at the largest fidelity, best first."""
         return self._ranked(self._members.values(), at(self._n_fidelities - 1))[: self._settings.elites]
 
     def put(self, newcomers: Iterable[Individual]) -> None:
-        """Let these in, in place of what was known of the same formulas; the worst leave."""
+        """Add or update individuals; the worst are removed."""
         self._members |= {x.formula.text: x for x in newcomers}
         kept = {x.formula.text for x in self.elites}
         ranked = self._ranked(self._members.values(), at(0))
         first = [x for x in ranked if x.formula.text in kept]
         others = [x for x in ranked if x.formula.text not in kept]
-        staying = {x.formula.text for x in [*first, *others][: self._settings.population]}
-        self._members = {x.formula.text: x for x in ranked if x.formula.text in staying}
+        survivors = {x.formula.text for x in [*first, *others][: self._settings.population]}
+        self._members = {x.formula.text: x for x in ranked if x.formula.text in survivors}
 
     def best(self, newcomers: Sequence[Individual], value: Value) -> list[Individual]:
-        """The newcomers by their rank among all, the members included: what is dominated by these comes last."""
+        """The newcomers by their rank among all individuals, members included."""
         new = {x.formula.text for x in newcomers}
         members = [x for x in self._members.values() if x.formula.text not in new]
         return [x for x in self._ranked([*members, *newcomers], value) if x.formula.text in new]
 
     def parent(self, rng: np.random.Generator) -> Individual:
-        """The winner of a tournament among random members."""
+        """Winner of a tournament among random members."""
         members = self.members
         drawn: list[int] = rng.integers(len(members), size=self._settings.tournament).tolist()
         winner = members[drawn[0]]
@@ -96,7 +96,7 @@ class Population:
         return winner
 
     def _beats(self, a: Individual, b: Individual, rng: np.random.Generator) -> bool:
-        """At the largest fidelity that both were measured at: only equals are compared."""
+        """Whether `a` wins against `b`, by the losses at the largest fidelity common to both."""
         level = min(len(a.losses), len(b.losses)) - 1
         gap, larger, parsimony = (
             a.losses[level] - b.losses[level],
@@ -115,15 +115,15 @@ class Population:
 
 
 def ranking(points: Sequence[tuple[float, int]]) -> list[int]:
-    """Indices of (loss, nodes) pairs: by the number of their front, then by loss, then as given.
+    """Indices of (loss, nodes) pairs by non-dominated front, then by loss, then in the given order.
 
-    The first front is what no other point equals or beats in both, the second one what only points of the first do,
-    and so on (Deb et al., NSGA-II, 2002; by a sweep, in n log n).
+    The first front holds the points that no other equals or beats in both values, the second those only beaten by the
+    first, and so on (Deb et al., NSGA-II, 2002; by a sweep, in n log n).
     """
-    smallest: list[int] = []  # nodes in each front so far: ascending with the front's number
+    smallest: list[int] = []  # least nodes of each front so far, ascending
     fronts: list[tuple[int, float, int]] = []
     for loss, nodes, i in sorted((loss, nodes, i) for i, (loss, nodes) in enumerate(points)):
-        front = bisect.bisect_right(smallest, nodes)  # fronts with a point as good in both
+        front = bisect.bisect_right(smallest, nodes)  # number of fronts with a point as good in both
         smallest[front : front + 1] = [nodes]
         fronts.append((front, loss, i))
     return [i for *_, i in sorted(fronts)]

@@ -1,4 +1,4 @@
-"""Screening by a proxy: how many formulas it may choose from, which go on, and how far it can be trusted."""
+"""Screening of formulas by a proxy, weighted by its measured rank correlation with the loss."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from secateur.search.controllers.genetic_programming.settings import GeneticSett
 from secateur.search.results.correlation import spearman
 
 RECENT = 64
-"""Pairs of (proxy, loss) that count: as a search goes on it compares ever better formulas."""
+"""Latest (proxy, loss) pairs in the correlation: later formulas are better ones."""
 
 ENOUGH = 10
-"""Formulas from which on a correlation says something; until then the proxy is trusted."""
+"""Least number of formulas for a correlation; with fewer the proxy is trusted."""
 
 
 class Screening:
-    """Watches a proxy by its rank correlation with the loss, and lets more formulas pass as it falls.
+    """Selection of formulas by a proxy, weaker as its rank correlation with the loss falls.
 
-    Only the half of the formulas with the lower losses counts: nearly any proxy tells the hopeless ones, which a
-    population meets less and less, and may yet order the good ones by something that has no part in the loss.
+    The correlation is of the better half by loss: nearly any proxy recognises bad formulas, which become rare during a
+    search, and may still rank good ones by properties unrelated to the loss.
 
     Args:
-        settings: how far to go.
+        settings: oversampling, trust and share of random choices.
     """
 
     def __init__(self, settings: GeneticSettings) -> None:
@@ -34,12 +34,12 @@ class Screening:
         self._pairs: deque[tuple[float, float]] = deque(maxlen=RECENT)
 
     def note(self, proxy: float, loss: float) -> None:
-        """A formula was measured by the proxy and on data, at the smallest fidelity."""
+        """Record a formula's values by the proxy and at the smallest fidelity."""
         self._pairs.append((proxy, loss))
 
     @property
     def correlation(self) -> float | None:
-        """Spearman's, of proxy and loss in the better half; None as long as too little is known."""
+        """Spearman correlation of proxy and loss in the better half; None for too few formulas."""
         better = sorted(self._pairs, key=lambda pair: pair[1])[: math.ceil(len(self._pairs) / 2)]
         if len(better) < ENOUGH:
             return None
@@ -48,13 +48,13 @@ class Screening:
 
     @property
     def oversampling(self) -> float:
-        """New formulas for each that is measured on data: the setting to the power of correlation over trust."""
+        """New formulas for each one measured on data: the setting to the power of correlation / trust."""
         found, settings = self.correlation, self._settings
         trusted = 1.0 if found is None else min(1.0, max(0.0, found / settings.trust))
         return float(settings.oversampling**trusted)
 
     def choose(self, ranked: Sequence[Individual], n: int, rng: np.random.Generator) -> list[Individual]:
-        """`n` of the individuals, as far as there are so many: the first ones, and some of the others by chance."""
+        """At most `n` of the individuals: the first ones, and some random others."""
         if n >= len(ranked):
             return list(ranked)
         share = self._settings.chance * n

@@ -10,14 +10,14 @@ from secateur.spaces.section import Section
 
 
 class VariationSettings(Section):
-    """How often a new formula is made in which way, in proportion to each other.
+    """Relative frequencies of the operations that make new formulas.
 
     Args:
-        crossover: a subtree exchanged for one of another parent's.
-        subtree: a subtree made anew.
-        point: a node exchanged for another of as many arguments, or a constant scaled.
-        hoist: a subtree exchanged for one of its own subtrees.
-        fresh: no parents.
+        crossover: replaces a subtree by one of another parent.
+        subtree: replaces a subtree by a random one.
+        point: replaces a node by another with as many arguments, or scales a constant.
+        hoist: replaces a subtree by one of its own subtrees.
+        fresh: makes a random formula.
     """
 
     crossover: float = Field(default=0.45, ge=0)
@@ -28,14 +28,14 @@ class VariationSettings(Section):
 
 
 class ConstantsSettings(Section):
-    """How the constants of good formulas are tuned: by CMA-ES, on the data of the smallest fidelity.
+    """Tuning of constants by CMA-ES, at the smallest fidelity.
 
     Args:
-        every: generations of an island from one tuning to the next.
-        trees: formulas tuned each time: the best with constants that were not tuned before.
+        every: generations of an island between tunings.
+        trees: formulas tuned each time: the best ones with constants not tuned before.
         steps: of CMA-ES.
         population: formulas a step.
-        spread: initial standard deviation of the logarithm of a constant.
+        spread: initial standard deviation of a constant's logarithm.
     """
 
     every: int = Field(default=8, ge=1)
@@ -46,28 +46,28 @@ class ConstantsSettings(Section):
 
 
 class GeneticSettings(Section):
-    """How formulas are varied, screened, measured and kept.
+    """Settings of the controller `genetic`.
 
     Args:
-        offspring: formulas of a generation that are measured on data, at the smallest fidelity.
-        start: as many in the first generation of each island, of random formulas.
-        oversampling: new formulas that a proxy screens for each of them, as long as it orders them as data do.
-        chance: share of them that is drawn from those the proxy would leave out, so that its rank correlation with
+        offspring: formulas of a generation measured on data, at the smallest fidelity.
+        start: the same for the first generation of each island, of random formulas.
+        oversampling: new formulas screened by the proxy for each one measured on data, if the proxy is reliable.
+        chance: share of the measured formulas drawn from those the proxy rejects, so that its rank correlation with
             the loss is not measured on its favourites alone.
         trust: rank correlation, in the better half, from which on `oversampling` is used in full; it falls to 1 at
             correlation 0.
-        promoted: share of those measured at a fidelity that go on to the next one; at least one does.
-        population: formulas that an island keeps.
-        elites: of these the best at the largest fidelity; they never leave.
+        promoted: share of the formulas measured at a fidelity that is promoted to the next one; at least one is.
+        population: formulas of an island.
+        elites: the best of them at the largest fidelity, which always survive.
         tournament: formulas that compete to be a parent.
-        parsimony: probability that size decides a tournament where the larger formula has the lower loss; with 0 size
-            counts nowhere, else screening, promotion and survival rank by (loss, size), too.
-        seeds: whether the population begins with the published formulas that the space compares with.
-        variation: how new formulas are made.
-        islands: populations that evolve apart; None: 1, or up to 4 where several workers run asynchronously.
-        migrate_every: generations of an island until it takes over elites from its neighbour in the ring.
-        migrants: how many.
-        constants: how constants are tuned; None: by mutation alone.
+        parsimony: probability that size decides a tournament in which the larger formula has the lower loss; 0 ignores
+            size, any other value also ranks screening, promotion and survival by (loss, size).
+        seeds: whether the population begins with the published formulas of the space.
+        variation: frequencies of the operations that make new formulas.
+        islands: separate populations; None: 1, or up to 4 with several asynchronous workers.
+        migrate_every: generations of an island between migrations from its neighbour in the ring.
+        migrants: elites copied each time.
+        constants: tuning of constants; None: by mutation alone.
     """
 
     kind: Literal["genetic"] = "genetic"

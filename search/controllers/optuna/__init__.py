@@ -1,1 +1,1 @@
-"""Controllers over Optuna's samplers."""
+"""The controller `optuna`: samplers of Optuna over the parameters of a space."""

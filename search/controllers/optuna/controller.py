@@ -1,4 +1,4 @@
-"""The controller `optuna`: Optuna's samplers, and anybody's that work with Optuna."""
+"""The controller `optuna`: samplers of Optuna, and third-party ones."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from secateur.spaces.space import Space
 if TYPE_CHECKING:  # takes a second to import
     import optuna
 
-FAILURES = 3  # proposals a target in a row without anything new before the space is taken to be exhausted
+FAILURES = 3  # known proposals a target in a row before the space counts as exhausted
 
 
 class OptunaSettings(Section):
-    """Which sampler, and what it starts from.
+    """Settings of the controller `optuna`.
 
     Args:
         sampler: ``tpe``, ``nsga2``, ``nsga3``, ``gp``, ``cmaes``, ``random``, or the dotted name of a subclass of
-            ``optuna.samplers.BaseSampler``. ``gp`` takes seconds a proposal from some 15 parameters or 200 trials
-            on; ``cmaes`` takes one objective.
-        objectives: what it optimises; None: those of the search, of which ``cmaes`` takes the first.
+            ``optuna.samplers.BaseSampler``. ``gp`` takes seconds a proposal beyond some 15 parameters or 200
+            trials; ``cmaes`` takes one objective.
+        objectives: to optimise; None: those of the search, of which ``cmaes`` takes the first.
         options: keyword arguments of the sampler, e.g. ``{population_size: 20}``.
-        start: how many random candidates of the space's own a study begins with, after the uniform ones: better
-            than a sampler's, which don't know the target.
-        warm_start: directory of a run whose front is proposed before these.
+        start: number of random candidates from the space itself, after the uniform ones: better than a sampler's,
+            which ignores the target.
+        warm_start: directory of a run whose front is proposed first.
     """
 
     kind: Literal["optuna"] = "optuna"
@@ -56,7 +56,7 @@ class OptunaSettings(Section):
     @classmethod
     def _check_objectives(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for name in names or ():
-            objective(name)  # refuses an unknown one
+            objective(name)  # raises for an unknown one
         if names is not None and (not names or len(set(names)) < len(names)):
             raise ValueError(f"Expected `objectives` to name some, each once, got {list(names)}.")
         return names
@@ -73,35 +73,35 @@ class OptunaSettings(Section):
 
 
 class Optuna(Controller):
-    """Asks a sampler of Optuna's for parameters and makes candidates of them that meet a target.
+    """Asks a sampler of Optuna for parameters, and repairs them to candidates that meet a target.
 
-    With one objective each target has a study and a sampler of its own, and they take turns, since a milder
-    target would win every comparison. With several there is one study, and the target is a parameter in it.
-    All is measured at the largest fidelity: smaller ones are for controllers that winnow, as `evolution` does. Nothing
-    is waited for: results may come in any order, or not at all.
+    With one objective each target has its own study and sampler, in turn, since a milder target would win every
+    comparison. With several objectives there is one study, with the target as a parameter. All measurements are at
+    the largest fidelity; for successive halving use `evolution`. Results may arrive in any order, or not at all.
 
-    Of parameters that apply under conditions (the space `recipe`) ``tpe`` proposes those together that apply together.
-    With ``gp`` it does so, too, and then a Gaussian process proposes the ordered ones of them anew, fitted on the
-    trials that hold all of these; while they are fewer than its option ``n_startup_trials`` (10), TPE's values stay.
-    The others propose those that always apply, ``cmaes`` only ordered ones of these, and draw the rest at random.
+    Conditional parameters (the space `recipe`): ``tpe`` proposes jointly those that apply together. ``gp`` takes TPE's
+    values, and a Gaussian process, fitted on the trials that hold the same ordered parameters, replaces the ordered
+    ones; with fewer such trials than its option ``n_startup_trials`` (10) TPE's values remain. Other samplers propose
+    the unconditional parameters jointly (``cmaes`` only ordered ones) and draw the rest at random.
 
-    Optuna's study lives in memory; after a stop it is rebuilt by replay. Samplers draw from generators of their own
-    that begin with the seed.
+    Optuna's study is kept in memory; a resumed search rebuilds it by replay. Samplers have random generators of their
+    own, seeded by the seed.
 
-    When to use it: several objectives, or few slots. A sampler knows no target: repair moves up to as many slots
-    as the proposal was off, so single steps, which `evolution` lives on, are rare. On bowls with a known optimum
-    evolution came nearer than any sampler, with 6 slots and with 21 (experiments/002-scale/samplers.py).
+    When to use it: several objectives, or few slots. Samplers ignore targets: the repair changes about as many slots
+    as the proposal misses by, so that single steps, which `evolution` relies on, are rare. On quadratic test functions
+    with a known optimum evolution came nearer than any sampler, with 6 slots and with 21
+    (experiments/002-scale/samplers.py).
 
     Args:
         space: what is searched.
         fidelities: ascending, of the part ``search``.
         seed: of all random choices.
-        settings: the sampler.
+        settings: see `OptunaSettings`.
         objectives: of the search, names in `OBJECTIVES`.
 
     Raises:
-        ValueError: if the fidelities are out of order, there is no such sampler, it does not take the options,
-            or there is nothing to start from in `warm_start`.
+        ValueError: if the fidelities are out of order, the sampler is unknown or does not take the options, or
+            `warm_start` has no candidates of this space.
     """
 
     def __init__(
@@ -169,12 +169,12 @@ class Optuna(Controller):
         return len(self._space.targets)
 
     def _warn(self, what: str) -> None:
-        """Say once that the sampler was not made for this."""
+        """Warn once that the sampler is slow at this size."""
         slow = "takes seconds a proposal. Consider tpe, cmaes or nsga2"
         warnings.warn(f"The sampler {self._sampler} with {what} {slow}.", UserWarning, stacklevel=3)
 
 
 def _is_reached(space: Space[Any], candidate: Any, target: int) -> bool:
-    """Whether parameters lead to the candidate: what a study begins with may be none of a sampler's options."""
+    """Whether parameters reproduce the candidate; not all candidates are within a sampler's options."""
     rng = np.random.default_rng(0)
     return bool(space.from_parameters(space.to_parameters(candidate), target, rng) == candidate)

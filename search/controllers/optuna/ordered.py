@@ -1,4 +1,4 @@
-"""Ordered parameters that apply together, proposed by a sampler that knows of no conditions."""
+"""Ordered parameters of a conditional space, proposed by a sampler without support for conditions."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:  # takes a second to import
 
 
 class OrderedParameters:
-    """Proposes anew, and together, those values of another sampler's that have an order.
+    """Replaces the ordered values proposed by another sampler, jointly.
 
-    Where parameters apply under conditions a Gaussian process has no space to be fitted in. In the trials that hold all
-    ordered parameters that apply in this one it has: each time a sampler is made that sees these trials and parameters
-    alone. The rest, such as another metric, is noise to it.
+    A Gaussian process can't be fitted on a conditional space. It can on the trials that hold all ordered parameters of
+    the present one: each proposal makes a sampler with these trials and parameters alone. Other parameters, such as
+    the metric, count as noise.
 
-    Nothing is kept between proposals: each depends on the study's trials, the seed and the number of the trial.
+    Stateless: a proposal depends only on the study's trials, the seed and the trial's number.
 
     Args:
-        sampler: see `build_sampler`; one that proposes nothing while it has seen too few trials.
+        sampler: see `build_sampler`; it proposes nothing while it has too few trials.
         options: see `build_sampler`.
-        seed: of the samplers, with the number of the trial.
-        parameters: all that may apply.
+        seed: of the samplers, together with the trial's number.
+        parameters: all parameters, conditional ones included.
 
     Raises:
-        ValueError: if there is no such sampler or it does not take the options.
+        ValueError: if the sampler is unknown or does not take the options.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class OrderedParameters:
         self._seed = seed
         free = [replace(p, when=()) for p in parameters if not p.categorical and p.low < p.high]
         self._parameters = {p.name: p for p in free}
-        build_sampler(sampler, options, seed, free)  # refuses what it does not take
+        build_sampler(sampler, options, seed, free)  # raises for options it does not take
 
     def __len__(self) -> int:
         return len(self._parameters)
 
     def proposed(self, trial: optuna.Trial, values: Mapping[str, int]) -> dict[str, int]:
-        """New values of the ordered ones among these of a trial; none if too few trials were measured."""
+        """New values of a trial's ordered parameters; none if too few trials were measured."""
         import optuna
 
         together = [p for name, p in self._parameters.items() if name in values]

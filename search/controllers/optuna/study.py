@@ -1,4 +1,4 @@
-"""A study of Optuna's in memory: a sampler proposes values, the space makes candidates of them."""
+"""Optuna study in memory: values proposed by a sampler, turned into candidates by the space."""
 
 from __future__ import annotations
 
@@ -17,33 +17,31 @@ from secateur.spaces.space import Space
 if TYPE_CHECKING:  # takes a second to import
     import optuna
 
-ATTEMPTS = 50  # mutations, each of the last one, for one new candidate before it is given up
-TARGET = "budget"  # the parameter that chooses one of several targets
-INFEASIBLE = "infeasible"  # the constraint that is violated by a candidate without values
+ATTEMPTS = 50  # mutations in a row for one new candidate
+TARGET = "budget"  # name of the parameter for one of several targets; as in stored studies
+INFEASIBLE = "infeasible"  # name of the constraint that infeasible candidates violate
 
 
 class SampledStudy:
-    """Some targets of a space as Optuna sees them.
+    """Optuna study over one or more targets of a space.
 
-    What a sampler proposes rarely meets a target. It is repaired, or moved on if it was proposed before, and
-    the trial is given the parameters of the candidate that came of it, so that the sampler learns from what
-    was really measured. Trials that are under way stay unfinished, with their parameters: TPE and GP keep away
-    from them, the others don't mind.
+    A proposal rarely meets a target. It is repaired, or mutated if it was proposed before, and the trial's parameters
+    are replaced by those of the resulting candidate, so that the sampler learns from the measured one. Pending trials
+    remain unfinished with their parameters: TPE and GP avoid them, other samplers ignore them.
 
-    Where parameters apply under conditions they are asked for one after another, each only where it applies, so that a
-    trial holds no others. A sampler that can't tell them apart may propose the ordered ones alone, after one that can:
-    see `SamplerRow.after`.
+    Conditional parameters are suggested one after another, each only where it applies, so that a trial holds no
+    others. A sampler without support for them may replace the ordered ones alone, see `SamplerRow.after`.
 
     Args:
-        space: what is searched.
-        targets: indices of targets; a parameter of its own if there are several.
+        space: of the search.
+        targets: indices of targets; several are a parameter of their own.
         objectives: names in `OBJECTIVES`; all are minimised, after `oriented`.
         sampler: see `build_sampler`.
         options: see `build_sampler`.
-        seed: of the sampler and of the repairs, the latter with the number of the trial.
+        seed: of the sampler and of the repairs, the latter together with the trial's number.
 
     Raises:
-        ValueError: if there is no such sampler or it does not take the options.
+        ValueError: if the sampler is unknown or does not take the options.
     """
 
     def __init__(
@@ -81,15 +79,15 @@ class SampledStudy:
 
     @property
     def n_parameters(self) -> int:
-        """How many parameters the sampler may propose."""
+        """Number of parameters the sampler may propose."""
         return len(self._parameters if self._ordered is None else self._ordered)
 
     def start_with(self, candidate: Any, target: int) -> None:
-        """Propose this candidate of the target before the sampler's own."""
+        """Propose this candidate before those of the sampler."""
         self._study.enqueue_trial(self._values(candidate, target))
 
     def ask(self, is_new: Callable[[Any], bool]) -> tuple[optuna.Trial, Any] | None:
-        """A trial and its candidate, or None if no new one turned up."""
+        """A trial and its new candidate, or None if no new one was found."""
         import optuna
 
         ordered = None if self._ordered is None or self._begins else self._ordered
@@ -103,16 +101,16 @@ class SampledStudy:
             if is_new(candidate):
                 return self._corrected(trial, suggested, self._values(candidate, target)), candidate
             last, candidate = candidate, self._space.mutate(candidate, rng)
-            if candidate.text == last.text:  # it has no neighbours
+            if candidate.text == last.text:  # no neighbours
                 break
         self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return None
 
     def tell(self, asked: optuna.Trial, measured: Trial) -> None:
-        """What came out of a trial.
+        """Tell the result of a trial.
 
-        An infeasible candidate counts as bad as the worst of the others, and violates a constraint if the sampler
-        heeds constraints. Nothing is learned from it if there are no others yet.
+        An infeasible candidate is told as the worst value so far, and violates a constraint if the sampler supports
+        constraints. If it is the first result, the trial fails.
 
         Raises:
             ValueError: if the measurement lacks an objective.
@@ -132,14 +130,14 @@ class SampledStudy:
 
     @property
     def _begins(self) -> bool:
-        """Whether the next trial is one that the study begins with, which is measured as it is."""
+        """Whether the next trial is one of the enqueued ones, which are measured unchanged."""
         import optuna
 
         waiting = (optuna.trial.TrialState.WAITING,)
         return bool(self._study.get_trials(deepcopy=False, states=waiting))
 
     def _suggested(self, trial: optuna.Trial) -> dict[str, int]:
-        """The sampler's values of the parameters that apply."""
+        """The sampler's values of the applicable parameters."""
         values: dict[str, int] = {}
         for p in self._parameters:
             if p.applies(values) and p.categorical:
@@ -153,7 +151,7 @@ class SampledStudy:
         return {**values, TARGET: self._targets.index(target)} if len(self._targets) > 1 else values
 
     def _corrected(self, trial: optuna.Trial, old: Mapping[str, int], new: Mapping[str, int]) -> optuna.Trial:
-        """The trial with the parameters of its candidate; another one if some of the trial's don't apply to it."""
+        """The trial with the parameters of its candidate; a new trial if some old parameters don't apply."""
         if not old.keys() <= new.keys():
             return self._replaced(trial, new)
         number = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
@@ -165,7 +163,7 @@ class SampledStudy:
         return trial
 
     def _replaced(self, trial: optuna.Trial, values: Mapping[str, int]) -> optuna.Trial:
-        """A trial with these parameters; parameters can't be taken from one, so the other one has failed."""
+        """A new trial with these parameters; the old one fails, since parameters can't be removed from it."""
         import optuna
 
         self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
