@@ -15,6 +15,7 @@ from secateur.evaluators.latency.setup import LatencySetup
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints.cache import cache_root
 from secateur.spaces.latency import LatencyTable, PhaseName
+from secateur.spaces.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,8 @@ def save_table(measured: MeasuredTable) -> Path:
     """
     path = _place(measured.table.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(measured.to_json(), indent=1) + "\n", encoding="utf-8")
-    fresh.replace(path)
+    with whole_file(path) as new:
+        new.write_text(json.dumps(measured.to_json(), indent=1) + "\n", encoding="utf-8")
     return path
 
 

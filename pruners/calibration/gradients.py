@@ -20,6 +20,7 @@ from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.memory import check_memory
 from secateur.pruners.models.precision import fp32_bytes, in_fp32
 from secateur.pruners.stores.block_files import LevelStoreError
+from secateur.spaces.whole_file import whole_file
 
 Gradients: TypeAlias = dict[str, Tensor]
 """By the projection's full name."""
@@ -191,13 +192,9 @@ def save_gradients(path: Path, gradients: Gradients, identity: str) -> None:
     Raises:
         OSError, SafetensorError: if the file can't be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     tensors = {name: tensor.contiguous().cpu() for name, tensor in gradients.items()}
-    try:
-        save_file(tensors, temporary, metadata={"identity": identity})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as new:
+        save_file(tensors, new, metadata={"identity": identity})
 
 
 def load_gradients(path: Path, identity: str) -> Gradients | None:

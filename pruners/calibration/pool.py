@@ -20,6 +20,7 @@ from secateur.pruners.calibration.tokens import tokenize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
 from secateur.spaces.recipe.keys import CHUNK
+from secateur.spaces.whole_file import whole_file
 
 _BATCH_CHUNKS = 32
 """Chunks that go through the model together; their logits are held at a time."""
@@ -121,12 +122,8 @@ def save_pools(path: Path, pools: Mapping[str, Pool], identity: str) -> None:
         for field, tensor in vars(pool).items()
         if tensor is not None
     }
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_file(tensors, temporary, metadata={"identity": identity})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as new:
+        save_file(tensors, new, metadata={"identity": identity})
 
 
 def load_pools(path: Path, identity: str | None = None) -> dict[str, Pool] | None:

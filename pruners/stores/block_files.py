@@ -1,17 +1,19 @@
-"""Files of a store, one a block, with an index that says what they were made under: whole or not at all."""
+"""Stores of tensors in files, one a block, with an index of the key that they were built under."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from secateur.spaces.whole_file import whole_file
 
 INDEX = "store.json"
 SPARE_BYTES = 1 << 20
@@ -47,20 +49,55 @@ def is_finished(directory: Path, key: Key) -> bool:
     return index.get("digest") == key.digest and index.get("finished") is True
 
 
-def is_begun(directory: Path, key: Key) -> bool:
-    """True if the blocks that are there were made under this key."""
-    return _read_index(directory).get("digest") == key.digest
+def build_store(
+    directory: Path,
+    key: Key,
+    n_blocks: int,
+    room: Callable[[Collection[int]], int],
+    make: Callable[[Collection[int]], Iterable[Mapping[str, Tensor]]],
+    *,
+    otherwise: str,
+    on_block: Callable[[int], None],
+) -> None:
+    """Build a store, one file a block, each written whole or not at all.
+
+    A build that was cut short goes on with the blocks that are missing; blocks of another key are overwritten.
+
+    Args:
+        directory: made if it is not there.
+        key: what the store depends on.
+        n_blocks: of the model.
+        room: at most so many bytes are written for these blocks, by their indices.
+        make: for the blocks that are missing, by their indices: the tensors of every block in order; of one that
+            isn't missing they are not looked at.
+        otherwise: what else to do than to free some room on the disk.
+        on_block: told the index of each block that is done.
+
+    Raises:
+        LevelStoreError: if there is no room on the disk.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    begun = _read_index(directory).get("digest") == key.digest
+    missing = [index for index in range(n_blocks) if not (begun and _block_path(directory, index).exists())]
+    check_room(directory, room(missing), otherwise)
+    _write_index(directory, key, finished=False)
+    for index, tensors in enumerate(make(missing)):
+        if index in missing:
+            save_block(
+                {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory, index
+            )
+        on_block(index)
+    _write_index(directory, key, finished=True)
 
 
-def write_index(directory: Path, key: Key, *, finished: bool) -> None:
-    """Say what the directory's blocks are made under."""
+def _write_index(directory: Path, key: Key, *, finished: bool) -> None:
+    """Write down what the directory's blocks are made under."""
     index = {"digest": key.digest, "finished": finished, "key": key.record}
-    temporary = directory / f"{INDEX}.tmp"
-    temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
-    temporary.replace(directory / INDEX)
+    with whole_file(directory / INDEX) as new:
+        new.write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
-def block_path(directory: Path, block: int) -> Path:
+def _block_path(directory: Path, block: int) -> Path:
     """The file of a block."""
     return directory / f"block-{block:04d}.safetensors"
 
@@ -91,16 +128,14 @@ def save_block(tensors: Mapping[str, Tensor], directory: Path, block: int) -> No
     Raises:
         LevelStoreError: if it can't be written.
     """
-    path = block_path(directory, block)
-    temporary = path.with_name(path.name + ".tmp")
+    path = _block_path(directory, block)
     try:
-        save_file(dict(tensors), temporary)
+        with whole_file(path) as new:
+            save_file(dict(tensors), new)
     except (SafetensorError, OSError) as error:
-        temporary.unlink(missing_ok=True)
         raise LevelStoreError(
             f"Expected to write {path}, got: {error}. Free some room on the disk and run the same command."
         ) from error
-    temporary.replace(path)
 
 
 def load_block(directory: Path, block: int) -> dict[str, Tensor]:
@@ -109,7 +144,7 @@ def load_block(directory: Path, block: int) -> dict[str, Tensor]:
     Raises:
         LevelStoreError: if it can't be read.
     """
-    path = block_path(directory, block)
+    path = _block_path(directory, block)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

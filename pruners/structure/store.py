@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,7 @@ from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
-from secateur.pruners.stores.block_files import (
-    block_path,
-    check_room,
-    digest_of,
-    is_begun,
-    is_finished,
-    load_block,
-    save_block,
-    write_index,
-)
+from secateur.pruners.stores.block_files import build_store, digest_of, is_finished, load_block
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.allocations import AllocationScores, standardised_flap
 from secateur.pruners.structure.evidence import Evidence
@@ -163,9 +154,8 @@ def build_structure(
 ) -> None:
     """Build the store from the dense model's activations, so that the levels of one sub-layer fit all of another.
 
-    One file a block, each written beside its place and renamed; a build that was cut short goes on with the
-    blocks that are missing. Blocks of another key are overwritten. Memory beyond the model: the hidden states of
-    the calibration tokens, and one block's statistics and tensors.
+    See `build_store`. Memory beyond the model: the hidden states of the calibration tokens, and one block's statistics
+    and tensors.
 
     Args:
         directory: made if it is not there.
@@ -179,24 +169,28 @@ def build_structure(
         ValueError: if the model can't be cut (see `probe.lay_out`), or inputs are not finite.
     """
     layouts = lay_out(anatomy)
-    directory.mkdir(parents=True, exist_ok=True)
-    resumed = is_begun(directory, key)
-    todo = [x for x in layouts if not (resumed and block_path(directory, x.block.index).exists())]
-    check_room(directory, _n_bytes(directory, anatomy, todo, key), "use fewer levels or repairs")
-    write_index(directory, key, finished=False)
-    identity = f"{key.model} {key.calibration}"
-    whole = whole_model(directory, anatomy, tokens, identity, gradients=key.recipe.gradients if todo else ())
-    missing = {layout.block.index for layout in todo}
     counts = {"attention": key.kv_groups, "mlp": key.ffn}
-    parts = stream_blocks(anatomy, tokens, outputs="gram" if "gram" in key.recipe.needs else "moments")
-    for part, layout in zip(parts, layouts, strict=True):
-        index = layout.block.index
-        if index in missing:
-            tensors = reorder_block(layout, part.outputs, whole.gradients, counts, key.recipe)
-            tensors |= _scores(layout, part)
-            save_block({name: x.contiguous().cpu() for name, x in tensors.items()}, directory, index)
-        on_block(index)
-    write_index(directory, key, finished=True)
+
+    def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
+        identity, gradients = f"{key.model} {key.calibration}", key.recipe.gradients if missing else ()
+        whole = whole_model(directory, anatomy, tokens, identity, gradients=gradients)
+        parts = stream_blocks(anatomy, tokens, outputs="gram" if "gram" in key.recipe.needs else "moments")
+        for part, layout in zip(parts, layouts, strict=True):
+            if part.block.index in missing:
+                tensors = reorder_block(layout, part.outputs, whole.gradients, counts, key.recipe)
+                yield tensors | _scores(layout, part)
+            else:
+                yield {}
+
+    build_store(
+        directory,
+        key,
+        len(layouts),
+        lambda missing: _n_bytes(directory, anatomy, [layouts[index] for index in missing], key),
+        make,
+        otherwise="use fewer levels or repairs",
+        on_block=on_block,
+    )
 
 
 def _scores(layout: BlockLayout, part: BlockStatistics) -> dict[str, Tensor]:

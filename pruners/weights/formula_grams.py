@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secateur.pruners.calibration.stream import BlockStatistics
+from secateur.spaces.whole_file import whole_file
 
 Kind = Literal["full", "diagonal"]
 
@@ -45,13 +46,8 @@ def save_grams(directory: Path, part: BlockStatistics, kind: Kind, identity: str
         moments = inputs.gram if kind == "full" else inputs.sum_squares
         assert moments is not None, "the caller streams with the full moments of this block"
         tensors[owner] = (moments / max(inputs.n_tokens, 1)).contiguous().cpu()
-    path = _path(directory, part.block.index, kind)
-    temporary = path.with_suffix(".tmp")
-    try:
-        save_file(tensors, temporary, metadata={"identity": identity, "alias": json.dumps(alias)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(_path(directory, part.block.index, kind)) as new:
+        save_file(tensors, new, metadata={"identity": identity, "alias": json.dumps(alias)})
 
 
 def load_grams(directory: Path, grams: Grams, identity: str) -> Mapping[str, Float[Tensor, "..."]] | None:

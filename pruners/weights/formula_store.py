@@ -22,6 +22,7 @@ from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.weights.formula_grams import Grams, load_grams, save_grams
 from secateur.pruners.weights.level_store import LevelStoreError
 from secateur.spaces.formulas.operators import TERMINALS
+from secateur.spaces.whole_file import whole_file
 
 INPUTS, GRADIENTS = "inputs.safetensors", "gradients.safetensors"
 
@@ -122,7 +123,6 @@ def build_terminals(
     directory.mkdir(parents=True, exist_ok=True)
     per_input = [name for name in names if TERMINALS[name].source in ("moments", "gram")]
     about = {"about": json.dumps({"identity": identity, "names": sorted(names)})}
-    path = directory / INPUTS
     try:
         kinds: tuple[Kind, ...] = ("rms",) if "G" in names else ()
         model_statistics(anatomy, tokens, gradients=kinds, path=directory / GRADIENTS, identity=identity)
@@ -134,8 +134,8 @@ def build_terminals(
                 if grams is not None and part.block.index in grams.blocks:
                     save_grams(directory, part, grams.kind, identity)
                 on_block(part.block.index)
-        save_file(tensors, path.with_suffix(".tmp"), metadata=about)
-        path.with_suffix(".tmp").replace(path)
+        with whole_file(directory / INPUTS) as new:
+            save_file(tensors, new, metadata=about)
     except (SafetensorError, OSError) as error:
         raise LevelStoreError(
             f"Expected to write {directory}, got: {error}. Free some room on the disk and run the same command."

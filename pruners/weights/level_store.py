@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,10 @@ from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.stores.block_files import (
     LevelStoreError,
-    block_path,
-    check_room,
+    build_store,
     digest_of,
-    is_begun,
     is_finished,
     load_block,
-    save_block,
-    write_index,
 )
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
@@ -135,8 +131,7 @@ def build_levels(
 ) -> None:
     """Build the store from the dense model's activations, so that levels of one unit are independent of others.
 
-    One file a block, each written beside its place and renamed; a build that was cut short goes on with the
-    blocks that are missing. Blocks of another key are overwritten.
+    See `build_store`.
 
     Args:
         directory: made if it is not there.
@@ -149,41 +144,38 @@ def build_levels(
         LevelStoreError: if there is no room on the disk.
         ValueError: as `Method.weights` does.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    resumed = is_begun(directory, key)
-    todo = [
-        block.index
-        for block in anatomy.blocks
-        if not (resumed and block_path(directory, block.index).exists())
-    ]
-    _check_room(directory, anatomy, key, todo)
-    write_index(directory, key, finished=False)
-    whole = whole_model(
-        directory, anatomy, tokens, f"{key.model} {key.calibration}", gradients=key.method.gradients
+
+    def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
+        identity = f"{key.model} {key.calibration}"
+        whole = whole_model(directory, anatomy, tokens, identity, gradients=key.method.gradients)
+        for part in stream_blocks(anatomy, tokens, inputs=key.method.needs):
+            linears = part.block.linears if part.block.index in missing else ()
+            yield {linear.name: _levels_of(linear, part, whole, key) for linear in linears}
+
+    build_store(
+        directory,
+        key,
+        len(anatomy.blocks),
+        lambda missing: _n_bytes(directory, anatomy, key, missing),
+        make,
+        otherwise="use fewer levels (`space.step`, `space.max_sparsity`)",
+        on_block=on_block,
     )
-    for part in stream_blocks(anatomy, tokens, inputs=key.method.needs):
-        index = part.block.index
-        if index in todo:
-            tensors = {linear.name: _levels_of(linear, part, whole, key) for linear in part.block.linears}
-            save_block(tensors, directory, index)
-        on_block(index)
-    write_index(directory, key, finished=True)
 
 
-def _check_room(directory: Path, anatomy: Anatomy, key: StoreKey, todo: Sequence[int]) -> None:
-    n_weights = sum(linear.n_weights for linear in anatomy.linears if linear.block in todo)
+def _n_bytes(directory: Path, anatomy: Anatomy, key: StoreKey, missing: Collection[int]) -> int:
+    n_weights = sum(linear.n_weights for linear in anatomy.linears if linear.block in missing)
     per_weight = next(anatomy.linears).weight.element_size() * len(_stored_levels(key.levels))
     needed = n_weights * (per_weight if key.method.updates_weights else 1)
-    needed += gradients_to_write(directory, anatomy, key.method.gradients)
-    check_room(directory, needed, "use fewer levels (`space.step`, `space.max_sparsity`)")
+    return needed + gradients_to_write(directory, anatomy, key.method.gradients)
 
 
 def _levels_of(linear: Linear, part: BlockStatistics, whole: ModelStatistics, key: StoreKey) -> Tensor:
     inputs = part.inputs.get(linear.name)
     if not key.method.updates_weights:
-        return key.method.ranks(linear, inputs, key.levels, whole).contiguous().cpu()
+        return key.method.ranks(linear, inputs, key.levels, whole)
     sparsities = [key.levels[level] for level in _stored_levels(key.levels)]
-    return key.method.weights(linear, inputs, sparsities).contiguous().cpu()
+    return key.method.weights(linear, inputs, sparsities)
 
 
 def _stored_levels(levels: Sequence[float]) -> list[int]:
