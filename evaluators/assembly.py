@@ -19,7 +19,7 @@ from secateur.evaluators.trained import TrainedEvaluator
 from secateur.pruners.models.anatomy import Anatomy
 
 if TYPE_CHECKING:
-    from secateur.evaluators.session import Plan
+    from secateur.evaluators.plan import Plan
 
 
 def assemble_all(

@@ -11,7 +11,7 @@ from secateur.evaluators.evaluator import Evaluator
 from secateur.spaces.measurement import Fidelity, Measurement
 
 if TYPE_CHECKING:
-    from secateur.evaluators.session import Plan
+    from secateur.evaluators.plan import Plan
 
 MAIN = "main"
 """The case that a plan itself describes."""

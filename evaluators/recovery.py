@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from secateur.evaluators.session import Plan, Workbench, set_threads
+from secateur.evaluators.plan import Plan
+from secateur.evaluators.session import Workbench, set_threads
 from secateur.evaluators.shipping import new_manifest, save_pruned
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.trainer import Trainer

@@ -16,7 +16,8 @@ from secateur.evaluators.assembly import assemble_all
 from secateur.evaluators.cases import in_general
 from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.session import Plan, Workbench, set_threads
+from secateur.evaluators.plan import Plan
+from secateur.evaluators.session import Workbench, set_threads
 from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model, mappable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -67,3 +69,14 @@ def _check_finite(moment: Float[Tensor, "in in"], name: str) -> None:
         raise ValueError(
             f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
         )
+
+
+def leading_solve(
+    moment: Float[Tensor, "in in"], target: Float[Tensor, "out in"], counts: Sequence[int], name: str
+) -> list[Tensor]:
+    """``target_:K (moment_KK)^-1`` for each K = the first `count` inputs.
+
+    One factor serves all: that of a leading part is the leading part of the factor.
+    """
+    lower = factor(moment, name)
+    return [torch.cholesky_solve(target[:, :count].T, lower[:count, :count]).T for count in counts]

@@ -39,7 +39,8 @@ from secateur.spaces.architecture.candidate import KeptUnits
 from secateur.spaces.formulas.metric import formula_of
 
 if TYPE_CHECKING:
-    from secateur.evaluators.session import Plan, Workbench
+    from secateur.evaluators.plan import Plan
+    from secateur.evaluators.session import Workbench
 
 OnBlock = Callable[[int], None]
 MethodOf = Callable[["Plan", Mapping[str, Any]], Method]

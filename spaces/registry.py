@@ -1,4 +1,4 @@
-"""Which spaces there are. A new one is a new file and a row here."""
+"""The spaces by name. A new one is a new file and a row here, or an entry point of the group ``secateur.spaces``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pydantic import BaseModel
 from secateur.spaces.allocation.settings import AllocationSettings, build_allocation
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.formulas.settings import FormulaSettings, build_formula
-from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
+from secateur.spaces.plugins import Registry, Row
+from secateur.spaces.recipe.build import build_recipe
+from secateur.spaces.recipe.settings import RecipeSettings
 from secateur.spaces.space import Space
 
 
 @dataclass(frozen=True)
-class SpaceRow:
+class SpaceRow(Row):
     """One space.
 
     Args:
@@ -34,33 +36,37 @@ class SpaceRow:
     source: str
 
 
-SPACES: dict[str, SpaceRow] = {
-    "allocation": SpaceRow(
-        settings=AllocationSettings,
-        build=build_allocation,
-        pruner="secateur.pruners.weights.pruner:AllocationPruner",
-        summary="a level of sparsity for each linear, sub-layer or block, at a global sparsity",
-        source="https://arxiv.org/abs/2410.14649",
-    ),
-    "architecture": SpaceRow(
-        settings=ArchitectureSettings,
-        build=build_architecture,
-        pruner="secateur.pruners.structure.pruner:ArchitecturePruner",
-        summary="KV groups and FFN channels that each block keeps, at a share of parameters, MACs, bytes or time",
-        source="https://arxiv.org/abs/2502.07780",
-    ),
-    "formula": SpaceRow(
-        settings=FormulaSettings,
-        build=build_formula,
-        pruner="secateur.pruners.weights.formula_pruner:FormulaPruner",
-        summary="an importance metric as an expression, at one sparsity of all linears",
-        source="https://arxiv.org/abs/2406.02924",
-    ),
-    "recipe": SpaceRow(
-        settings=RecipeSettings,
-        build=build_recipe,
-        pruner="secateur.pruners.recipes.pruner:RecipePruner",
-        summary="calibration data, metric, allocation and repair together, of weights, structure or blocks",
-        source="https://arxiv.org/abs/2503.06184",
-    ),
-}
+SPACES: Registry[SpaceRow] = Registry(
+    "secateur.spaces",
+    SpaceRow,
+    {
+        "allocation": SpaceRow(
+            settings=AllocationSettings,
+            build=build_allocation,
+            pruner="secateur.pruners.weights.pruner:AllocationPruner",
+            summary="a level of sparsity for each linear, sub-layer or block, at a global sparsity",
+            source="https://arxiv.org/abs/2410.14649",
+        ),
+        "architecture": SpaceRow(
+            settings=ArchitectureSettings,
+            build=build_architecture,
+            pruner="secateur.pruners.structure.pruner:ArchitecturePruner",
+            summary="KV groups and FFN channels that each block keeps, at a share of parameters, MACs, bytes or time",
+            source="https://arxiv.org/abs/2502.07780",
+        ),
+        "formula": SpaceRow(
+            settings=FormulaSettings,
+            build=build_formula,
+            pruner="secateur.pruners.weights.formula_pruner:FormulaPruner",
+            summary="an importance metric as an expression, at one sparsity of all linears",
+            source="https://arxiv.org/abs/2406.02924",
+        ),
+        "recipe": SpaceRow(
+            settings=RecipeSettings,
+            build=build_recipe,
+            pruner="secateur.pruners.recipes.pruner:RecipePruner",
+            summary="calibration data, metric, allocation and repair together, of weights, structure or blocks",
+            source="https://arxiv.org/abs/2503.06184",
+        ),
+    },
+)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticKnownError
 
 
 class Section(BaseModel):
@@ -21,3 +23,17 @@ class Section(BaseModel):
             if isinstance(value, bool) and field is not None and field.annotation is not bool:
                 raise ValueError(f"Expected `{name}` to be no switch, got {str(value).lower()}.")
         return raw
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """Of a field of text: one of some names, which installed packages may add to."""
+
+    def check(value: str) -> str:
+        known = list(names())
+        if value not in known:
+            *others, last = map(repr, known)
+            expected = f"{', '.join(others)} or {last}" if others else last
+            raise PydanticKnownError("literal_error", {"expected": expected})
+        return value
+
+    return AfterValidator(check)

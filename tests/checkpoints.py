@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers as tf
 
-from secateur.pruners.models.loading import ModelError, load_model
+from secateur.pruners.models.checkpoints.checkpoint import ModelError
+from secateur.pruners.models.loading import load_model
 
 CONFIG = {
     "vocab_size": 8,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from secateur.pruners.recipes.allocation.layers import Entry, Evidence, Layer
 from secateur.spaces.budget import n_zeros
-from secateur.spaces.recipe.layers import Entry, Evidence, Layer
 
 
 def sublayers(n_blocks=4, groups=4, channels=32, group=40, channel=6, rest=2, seed=0):

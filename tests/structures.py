@@ -14,11 +14,11 @@ from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
 from secateur.pruners.calibration.zeroth_order import estimate_gradients
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.structure.perturbation import perturbation_scores
-from secateur.pruners.structure.refit import REPAIRS
+from secateur.pruners.structure.bonsai import perturbation_scores
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.pruners.structure.surgery import Surgeon
 from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.methods import CUT_REPAIRS
 
 SIZES = {
     "vocab_size": 97,
@@ -49,7 +49,7 @@ CONFIGS = {
 }
 GROUPS, CHANNELS = (1,), (10, 20)
 KEPT = Kept(1, 20)
-REPAIR_NAMES = tuple(REPAIRS)
+REPAIR_NAMES = tuple(CUT_REPAIRS)
 
 
 def build(config):

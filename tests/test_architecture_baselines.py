@@ -6,7 +6,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -35,7 +35,10 @@ class Scores:
     attention: tuple
     mlp: tuple
     influence: tuple
-    blocks: Mapping = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> Mapping:
+        return {"shortgpt": self.influence}
 
     @classmethod
     def draw(cls, seed: int) -> Scores:
@@ -269,6 +272,7 @@ def test_a_block_that_does_nothing_goes_first(tmp_path):
             linear.weight.mul_(1e-3)
     build_structure(tmp_path, anatomy, TOKENS, key(repairs=("none",)))
     scores = StructureStore(tmp_path, anatomy).scores
+    scores = replace(scores, blocks={"shortgpt": scores.influence})
     block = BlockShape(2, 100, 10, 48, 10, 10, 100, 10, 4)
     shape = ModelShape(10_000, 2, 10_000, 1_000, blocks=(block,) * 4)
     settings = ArchitectureSettings(target=0.25)

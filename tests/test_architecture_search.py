@@ -16,7 +16,6 @@ from secateur.evaluators.training.trainer import Trainer
 from secateur.pruners.export.manifest import MANIFEST
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import fixed_macs, model_shape
-from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.remove import prune_structure
 from secateur.search import app
 from secateur.search.app.bench import plan
@@ -24,9 +23,11 @@ from secateur.search.errors import UsageError
 from secateur.search.results.pick import parse_bounds
 from secateur.search.settings.settings import settings_from
 from secateur.search.show.report import write_report
-from secateur.spaces.architecture.candidate import BIASED, Kept
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.methods import CUT_REPAIRS
+from secateur.spaces.shape import BlockShape, ModelShape
 from tests.models import random_tokens
 from tests.test_families import CASES, build
 
@@ -77,7 +78,11 @@ def test_costs_are_those_of_the_cut_model(family):
 
 
 def test_the_repairs_that_add_biases_are_known_to_the_space():
-    assert {name for name, row in REPAIRS.items() if row.gives in ("bias", "both")} == BIASED
+    shape = ModelShape(
+        10_000, 2, 10_000, 1_000, blocks=(BlockShape(4, 70, 7, 24, 10, 3, 90, 10, 4, 5, 5),) * 2
+    )
+    costs = {name: cost(shape, [Kept(2, 20)] * 2, name)["params"] for name in CUT_REPAIRS}
+    assert {name for name, params in costs.items() if params > costs["none"]} == {"bias", "liar"}
 
 
 # --- measuring ---

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.evaluators.data.text import TextError, load_parts, load_sources
+from secateur.evaluators.data.sources import TextError
+from secateur.evaluators.data.text import load_parts, load_sources
 from secateur.pruners.calibration.choose import CLUSTERS, choose
 from secateur.pruners.calibration.pool import (
     Pool,

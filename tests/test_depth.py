@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from copy import deepcopy
-from typing import get_args
 
 import pytest
 import torch
@@ -13,22 +12,21 @@ import torch.nn.functional as F
 
 from secateur.pruners.calibration.gradients import collect_gradients
 from secateur.pruners.calibration.statistics import ModelStatistics
-from secateur.pruners.depth.depth import DEPTH, depth_scores
+from secateur.pruners.depth.depth import depth_scores
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.allocations import AllocationScores
-from secateur.pruners.structure.refit import REPAIRS
 from secateur.search import app
 from secateur.search.app.methods import method_rows
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import settings_from
-from secateur.spaces.architecture.candidate import GONE, Repair
-from secateur.spaces.architecture.scores import OF_BLOCKS, Scored
-from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
-from secateur.spaces.recipe.rules import RULES
+from secateur.spaces.architecture.candidate import GONE
+from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture, scored_baselines
+from secateur.spaces.methods import DEPTH, RULES
 from secateur.spaces.shape import BlockShape, ModelShape
 from tests.structures import CONFIGS, TOKENS, build, logits
 
 N_BLOCKS = 8
+INFLUENCE = (0.8, 0.5, 0.3, 0.1, 0.2, 0.4, 0.6, 0.7)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def anatomy():
 
 @pytest.fixture(scope="module")
 def scores(anatomy):
-    whole = ModelStatistics(N_BLOCKS, collect_gradients(anatomy, TOKENS, ("mean",)))
+    whole = ModelStatistics(N_BLOCKS, collect_gradients(anatomy, TOKENS, ("mean",)), INFLUENCE)
     return {name: row.function(anatomy, TOKENS, whole) for name, row in DEPTH.items()}
 
 
@@ -63,16 +61,16 @@ def test_taylor_plus_sums_over_a_block_and_spares_the_ends(anatomy, scores):
 
 def test_scores_are_kept_beside_the_store(anatomy, scores, tmp_path, monkeypatch):
     store = tmp_path / "levels"
-    found = depth_scores(["last", "shortened_taylor"], anatomy, TOKENS, store, "m t")
+    found = depth_scores(["last", "shortened_taylor"], anatomy, TOKENS, store, "m t", INFLUENCE)
     assert found == {name: scores[name] for name in found}
     rest = DEPTH.keys() - found.keys()
-    assert depth_scores(sorted(rest), anatomy, TOKENS, store, "m t").keys() == rest
+    assert depth_scores(sorted(rest), anatomy, TOKENS, store, "m t", INFLUENCE).keys() == rest
     kept = json.loads((tmp_path / "levels-depth.json").read_text())
     assert kept["scores"].keys() == DEPTH.keys()
     monkeypatch.setattr(anatomy.model, "forward", None)  # would be called otherwise
-    assert depth_scores(list(DEPTH), anatomy, TOKENS, store, "m t") == scores
+    assert depth_scores(list(DEPTH), anatomy, TOKENS, store, "m t", INFLUENCE) == scores
     with pytest.raises(TypeError):
-        depth_scores(["shortened_ppl"], anatomy, TOKENS, store, "m another")
+        depth_scores(["shortened_ppl"], anatomy, TOKENS, store, "m another", INFLUENCE)
 
 
 # --- allocations ---
@@ -108,12 +106,10 @@ def test_they_are_baselines_where_they_are_asked_for():
             ArchitectureSettings(units=["groups", "channels"], baselines=[name])
 
 
-def test_spaces_and_pruners_know_the_same_names():
-    assert {*get_args(Repair)} == {*REPAIRS}
-    assert {*OF_BLOCKS} - {"shortgpt"} == {*DEPTH}
+def test_every_method_is_listed_once():
     rows = method_rows()
     baselines = [row["name"] for row in rows if row["setting"] == "space.baselines"]
-    assert baselines == [*get_args(Scored)]
+    assert baselines == [*scored_baselines()]
     assert len({(row["setting"], row["unit"], row["name"]) for row in rows}) == len(rows)
     rules = {row["name"]: row["unit"] for row in rows if row["setting"] == "space.allocations"}
     assert {*rules} == {*RULES}

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from secateur.pruners.export import export_check, reload, saving
-from secateur.pruners.export.export import ExportError, export_model
+from secateur.pruners.export.export import export_model
+from secateur.pruners.export.export_check import ExportError
 from secateur.pruners.export.manifest import MANIFEST, UNSTRUCTURED, Manifest, same_export
 
 SIZES = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2}

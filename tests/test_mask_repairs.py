@@ -8,9 +8,11 @@ import torch
 from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.masks import mask
-from secateur.pruners.structure.refit import RepairInputs, obs_update
-from secateur.pruners.weights.mask_repairs import MASK_REPAIRS, Masked, output_errors
+from secateur.pruners.structure.obs import obs_update
+from secateur.pruners.structure.refit import RepairInputs
+from secateur.pruners.weights.mask_repairs import Masked, output_errors
 from secateur.pruners.weights.sparsegpt import sparsegpt
+from secateur.spaces.methods import MASK_REPAIRS
 
 DAMP = 0.01
 N_OUT, N_IN = 24, 70  # more columns than are carried over at once

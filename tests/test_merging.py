@@ -10,16 +10,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur.pruners.calibration.statistics import ModelStatistics
-from secateur.pruners.depth.depth_repairs import DEPTH_REPAIRS, inherited, repair_depth
+from secateur.pruners.depth.depth_repairs import inherited, repair_depth
 from secateur.pruners.depth.laco import by_acceptance
-from secateur.pruners.depth.merge_targets import Run, block_tensors, point_block, runs_of
+from secateur.pruners.depth.merge_targets import Fitting, Run, block_tensors, point_block, runs_of
 from secateur.pruners.depth.mka import by_similarity, diffusion_map, neighbour_similarities
-from secateur.pruners.depth.streamline import Fitting
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.stock import stock_model
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.remove import prune_structure
 from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.methods import DEPTH_REPAIRS
 from tests.cut_models import MODELS
 from tests.cut_models import TOKENS as CUT_TOKENS
 from tests.models import random_tokens, small_anatomy

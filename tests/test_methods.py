@@ -8,12 +8,14 @@ from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.masks import count_zeros, lowest, mask
+from secateur.pruners.weights.magnitude import magnitude
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.metrics import METRICS, magnitude, ria, wanda
 from secateur.pruners.weights.prune import prune
-from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS
+from secateur.pruners.weights.ria import ria
 from secateur.pruners.weights.sparsegpt import sparsegpt
+from secateur.pruners.weights.wanda import wanda
 from secateur.spaces.budget import n_zeros
+from secateur.spaces.methods import METRICS, RECONSTRUCTIONS
 from tests.models import random_tokens, small_anatomy
 
 NAMES = [*METRICS, *RECONSTRUCTIONS]

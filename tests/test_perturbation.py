@@ -11,8 +11,8 @@ from secateur.pruners.calibration.losses import mean_loss
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.models.runner import BlockRunner
-from secateur.pruners.structure import perturbation
-from secateur.pruners.structure.perturbation import perturbation_scores, ridge
+from secateur.pruners.structure import bonsai as perturbation
+from secateur.pruners.structure.bonsai import perturbation_scores, ridge
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, TOKENS, build, logits
 

@@ -13,10 +13,10 @@ from secateur.evaluators.session import Workbench
 from secateur.evaluators.worker_setup import worker_setup
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import mask
+from secateur.pruners.stores.block_files import LevelStoreError
 from secateur.pruners.weights.formula_grams import Grams, load_grams
 from secateur.pruners.weights.formula_proxy import FormulaProxy, formula_layers, grams_of
 from secateur.pruners.weights.formula_store import build_terminals, is_built
-from secateur.pruners.weights.level_store import LevelStoreError
 from secateur.pruners.weights.output_error import relative_output_error, squared_output
 from secateur.search.app.bench import plan
 from secateur.search.settings.settings import settings_from

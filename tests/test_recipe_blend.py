@@ -15,8 +15,8 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.recipes.blend import Blend, unit_scores, weight_scores
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.importance import IMPORTANCES
-from secateur.pruners.weights.metrics import wanda
+from secateur.pruners.weights.wanda import wanda
+from secateur.spaces.methods import IMPORTANCES
 from tests.structures import CONFIGS, TOKENS, build
 
 FAMILIES = ("qwen2", "phi3", "gpt2", "gpt_neox")

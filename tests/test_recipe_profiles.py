@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from secateur.spaces.recipe.layers import BudgetError, Entry, Evidence, Layer
-from secateur.spaces.recipe.profiles import read_profile
-from secateur.spaces.recipe.rules import allocate
+from secateur.pruners.recipes.allocation.allocate import allocate
+from secateur.pruners.recipes.allocation.layers import BudgetError, Entry, Evidence, Layer
+from secateur.pruners.recipes.allocation.profile import read_profile
 from tests.recipe_layers import linears, shares, sublayers
 
 

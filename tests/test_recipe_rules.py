@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.spaces.recipe.layers import BudgetError, Entry, Evidence, Layer
-from secateur.spaces.recipe.rules import RULES, allocate, check_rule, defaults, rules_for
-from secateur.spaces.recipe.shares import adapt_shares, cfsp_keeps
-from secateur.spaces.recipe.thresholds import NORMALISATIONS
+from secateur.pruners.recipes.allocation.adapt import adapt_shares
+from secateur.pruners.recipes.allocation.allocate import allocate, check_rule, defaults, rules_for
+from secateur.pruners.recipes.allocation.cfsp import cfsp_keeps
+from secateur.pruners.recipes.allocation.layers import BudgetError, Entry, Evidence, Layer
+from secateur.pruners.recipes.allocation.threshold import NORMALISATIONS
+from secateur.spaces.methods import RULES
 from tests.recipe_layers import evidence_of, linears, removed, shares, sublayers, wanted
 
 STRUCTURE, WEIGHTS = rules_for("structure"), rules_for("weights")
@@ -251,7 +253,7 @@ MISSING = {
 @pytest.mark.parametrize("rule", MISSING)
 def test_missing_evidence_is_named(rule):
     need, message = MISSING[rule]
-    assert RULES[rule].needs == {need}
+    assert RULES[rule].evidence == (need,)
     with pytest.raises(ValueError, match=message):
         allocate(rule, [replace(layer, scores=np.zeros(0)) for layer in sublayers()], Evidence(), 0.2)
 
@@ -273,7 +275,7 @@ def test_profiles_that_fit_another_model_are_named():
 
 def test_bad_numbers_are_named():
     with pytest.raises(ValueError, match=r"`sparsity` within \[0, 1\], got 20"):
-        allocate("uniform", sublayers(), Evidence(), 20)
+        allocate("uniform", sublayers(), Evidence(), 20.0)
     with pytest.raises(ValueError, match="NaN or infinity at block1"):
         Layer(1, "mlp", 2, 3, np.array([1.0, np.nan, 2.0]))
     with pytest.raises(ValueError, match="`keep` from 0 to 3, got 4"):
@@ -291,7 +293,7 @@ def test_rows_are_complete(rule):
     assert row.paper.startswith("https://")
     assert row.summary
     check_rule(rule, next(iter(row.units)), defaults(rule))
-    for knob in row.knobs:
+    for knob in row.parameters:
         for option in knob.options:
             knob.check(option, rule)
         assert knob.default in knob.options

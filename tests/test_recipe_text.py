@@ -5,17 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secateur.pruners.depth.depth import DEPTH
-from secateur.pruners.depth.depth_repairs import DEPTH_REPAIRS
 from secateur.pruners.recipes.blend import Blend
-from secateur.pruners.structure.importance import IMPORTANCES
-from secateur.pruners.structure.kprune import STREAM_REPAIRS
-from secateur.pruners.structure.refit import REPAIRS
-from secateur.pruners.weights.block_reconstructions import BLOCK_RECONSTRUCTIONS
-from secateur.pruners.weights.mask_repairs import MASK_REPAIRS
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.metrics import METRICS
-from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS
+from secateur.spaces.methods import (
+    BLOCK_RECONSTRUCTIONS,
+    CUT_REPAIRS,
+    DEPTH,
+    DEPTH_REPAIRS,
+    IMPORTANCES,
+    MASK_REPAIRS,
+    METRICS,
+    RECONSTRUCTIONS,
+    REPAIRS,
+    STREAM_REPAIRS,
+    UNITS,
+)
 from secateur.spaces.recipe import keys
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.form import completed
@@ -142,20 +146,20 @@ def test_signed_gradients_may_be_estimated_forwards():
 
 
 def test_names_agree_with_the_pruners():
-    assert set(keys.RECONSTRUCTIONS) == {*RECONSTRUCTIONS, *BLOCK_RECONSTRUCTIONS}
-    assert set(keys.SIGNED) == {name for name, row in IMPORTANCES.items() if row.gradients == ("mean",)}
+    assert keys.signed_metrics() == ("llm_pruner_first", "llm_pruner_vector")
     assert not any("mean" in Method(name).gradients for name in METRICS)
-    assert set(keys.REPAIRS["weights"]) == set(MASK_REPAIRS)
-    assert set(keys.REPAIRS["structure"]) == {*REPAIRS, *STREAM_REPAIRS}
-    assert set(keys.REPAIRS["blocks"]) == set(DEPTH_REPAIRS)
+    assert set(REPAIRS["weights"]) == set(MASK_REPAIRS)
+    assert set(REPAIRS["structure"]) == {*CUT_REPAIRS, *STREAM_REPAIRS}
+    assert set(REPAIRS["blocks"]) == set(DEPTH_REPAIRS)
+    assert {unit: keys.first_metric(unit) for unit in UNITS} == START
 
 
-@pytest.mark.parametrize("unit", keys.UNITS)
+@pytest.mark.parametrize("unit", UNITS)
 def test_known_recipes_are_ones_that_can_be_carried_out(unit):
     known = {
         "structure": {*IMPORTANCES, keys.BLEND},
         "weights": {**METRICS, **RECONSTRUCTIONS, **BLOCK_RECONSTRUCTIONS},
-        "blocks": {*DEPTH, "shortgpt"},
+        "blocks": {*DEPTH},
     }
     rows = {name: row for name, row in KNOWN.items() if row.unit == unit}
     assert START[unit] in rows

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.spaces.recipe.layers import Evidence, Layer
-from secateur.spaces.recipe.rules import allocate
+from secateur.pruners.recipes.allocation.allocate import allocate
+from secateur.pruners.recipes.allocation.layers import Evidence, Layer
 from tests.recipe_layers import sublayers, wanted
 
 

@@ -12,9 +12,8 @@ from secateur.pruners.masks import mask
 from secateur.pruners.weights.admm import Fit, admm
 from secateur.pruners.weights.dsnot import dsnot
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.metrics import METRICS
-from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS
 from secateur.spaces.budget import n_zeros
+from secateur.spaces.methods import METRICS, RECONSTRUCTIONS
 from tests.models import random_tokens, small_anatomy
 
 SPARSITIES = [0.0, 0.3, 0.5, 0.9, 1.0]
@@ -167,6 +166,6 @@ def test_every_reconstruction_zeroes_exactly_so_many(name):
 
 def test_every_row_says_what_it_is_and_where_from():
     assert not METRICS.keys() & RECONSTRUCTIONS.keys()
-    for name, row in (METRICS | RECONSTRUCTIONS).items():
+    for name, row in [*METRICS.items(), *RECONSTRUCTIONS.items()]:
         assert row.summary
         assert row.paper.startswith("https://") or name == "random"

@@ -6,6 +6,9 @@ from dataclasses import asdict
 
 import pytest
 
+from secateur.pruners.recipes.allocation.allocate import allocate
+from secateur.pruners.recipes.allocation.layers import Evidence, Layer
+from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.search.controller import Trial
 from secateur.search.controllers.greedy import Greedy, GreedySettings
 from secateur.search.errors import UsageError
@@ -15,9 +18,6 @@ from secateur.search.settings.settings import resolved, settings_from
 from secateur.search.study.about import About
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
-from secateur.spaces.recipe.layers import Evidence, Layer
-from secateur.spaces.recipe.profiles import read_profile
-from secateur.spaces.recipe.rules import allocate
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import BlockShape, ModelShape
 from tests.runs import make_run

@@ -13,8 +13,8 @@ from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.depth import streamline
 from secateur.pruners.depth.depth_repairs import inherited
-from secateur.pruners.depth.merge_targets import Run, block_tensors, point_block
-from secateur.pruners.depth.streamline import Fitting, by_window, nested_order
+from secateur.pruners.depth.merge_targets import Fitting, Run, block_tensors, point_block
+from secateur.pruners.depth.streamline import by_window, nested_order
 from secateur.pruners.models.discover import dissect
 from tests.structures import CONFIGS, TOKENS, build
 

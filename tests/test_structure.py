@@ -13,9 +13,9 @@ from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import FAMILIES, dissect
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.models.layout import check_kept
-from secateur.pruners.structure.refit import REPAIRS
 from secateur.pruners.structure.remove import prune_structure
 from secateur.spaces.architecture.candidate import Kept, read_kept
+from secateur.spaces.methods import CUT_REPAIRS
 from tests.structures import CONFIGS, GROUPED, KEPT, TOKENS, build, close, logits, make_case
 
 
@@ -191,7 +191,7 @@ def test_restoring_gives_the_same_tensors_back(case):
 
 
 def test_keeping_all_is_the_dense_block_under_every_repair(case):
-    for repair in REPAIRS:
+    for repair in CUT_REPAIRS:
         case.surgeon.cut(0, KEPT, repair)
         case.surgeon.cut(0, Kept(case.anatomy.blocks[0].n_kv_heads, 48), repair)
         assert torch.equal(logits(case.model), case.dense)
@@ -265,7 +265,7 @@ def test_kept_is_read_from_a_plain_configuration():
 # Removal for good -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("repair", REPAIRS)
+@pytest.mark.parametrize("repair", CUT_REPAIRS)
 def test_removal_by_dense_statistics_is_what_the_store_holds(case, repair):
     blocks = (KEPT, Kept(0, 10))
     for block, kept in enumerate(blocks):

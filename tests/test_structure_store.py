@@ -13,13 +13,13 @@ from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
 from secateur.pruners.calibration.gradient_kinds import KINDS
 from secateur.pruners.calibration.gradients import collect_gradients
 from secateur.pruners.calibration.stream import stream_blocks
+from secateur.pruners.stores.block_files import LevelStoreError
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.importance import IMPORTANCES, importance_order
-from secateur.pruners.structure.refit import REPAIRS
+from secateur.pruners.structure.importance import importance_order
 from secateur.pruners.structure.reorder import Leading, Recipe, reorder
 from secateur.pruners.structure.store import StructureStore, build_structure, is_built
-from secateur.pruners.weights.level_store import LevelStoreError
 from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES
 from tests.structures import CHANNELS, REPAIR_NAMES, TOKENS, key, logits, make_case, take_few_passes
 
 NAMES = ("llama", "llama-biased", "qwen2", "phi3", "opt", "gpt_neox")
@@ -209,7 +209,7 @@ def test_repairs_lower_the_output_error_and_obs_orders_best(cases):
             for importance in ("wanda_sp", "flap", "obs"):
                 recipe = Recipe(importance, REPAIR_NAMES, 1e-3)
                 tensors = reorder(part, last.outputs[part.output.name], {}, (n_kept,), recipe)
-                for repair in REPAIRS:
+                for repair in CUT_REPAIRS:
                     errors[importance, repair] = output_error(case, part, tensors, n_kept, repair)
                 plain = errors[importance, "none"]
                 assert errors[importance, "bias"] < plain
@@ -218,7 +218,7 @@ def test_repairs_lower_the_output_error_and_obs_orders_best(cases):
                 error
                 for (importance, repair), error in errors.items()
                 if importance != "obs"
-                and REPAIRS[repair].gives != "both"  # with a bias, too, more can be had
+                and CUT_REPAIRS[repair].gives != "both"  # with a bias, too, more can be had
             ]
             assert errors["obs", "obs"] <= min(others)
 

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from secateur.evaluators.data import docs
-from secateur.evaluators.data.text import SHARES, Text, TextError, load_parts, load_text
+from secateur.evaluators.data.sources import TextError
+from secateur.evaluators.data.text import SHARES, Text, load_parts, load_text
 from secateur.evaluators.data.tokens import windows
 from secateur.pruners.calibration.tokens import tokens_sha256
 

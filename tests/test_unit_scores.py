@@ -16,11 +16,11 @@ from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.importance import IMPORTANCES, importance_order
-from secateur.pruners.structure.output_scores import contributions
-from secateur.pruners.structure.refit import REPAIRS
+from secateur.pruners.structure.importance import importance_order
+from secateur.pruners.structure.llm_bip import contributions
 from secateur.pruners.structure.remove import prune_structure
 from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES
 from tests.structures import CONFIGS, TOKENS, build, logits, take_few_passes
 
 BLOCK, DAMP = 1, 0.01
@@ -280,7 +280,9 @@ def test_methods_known_by_abstracts_alone_say_so():
         name for name, row in IMPORTANCES.items() if "[INFER]" in (getattr(row.function, "__doc__", "") or "")
     }
     assert said == UNVERIFIED
-    assert {name for name, row in REPAIRS.items() if "[INFER]" in (row.function.__doc__ or "")} == {"liar"}
+    assert {name for name, row in CUT_REPAIRS.items() if "[INFER]" in (row.function.__doc__ or "")} == {
+        "liar"
+    }
 
 
 @pytest.mark.parametrize("name", IMPORTANCES)

@@ -15,7 +15,7 @@ from secateur.pruners.calibration.zeroth_order import estimate_bytes, estimate_g
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.importance import IMPORTANCES
+from secateur.spaces.methods import IMPORTANCES
 from tests.models import random_tokens, small_anatomy
 from tests.structures import take_few_passes
 

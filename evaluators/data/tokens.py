@@ -10,7 +10,8 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from secateur.evaluators.data.text import Text, TextError
+from secateur.evaluators.data.sources import TextError
+from secateur.evaluators.data.text import Text
 from secateur.pruners.calibration.tokens import tokenize
 
 Order = Literal["sequential", "random"]

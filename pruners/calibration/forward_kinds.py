@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
 from secateur.pruners.calibration.zeroth_order import estimate_bytes, estimate_gradients
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.structure.perturbation import perturbation_bytes, perturbation_scores
+from secateur.pruners.structure.bonsai import perturbation_bytes, perturbation_scores
 
 
 @dataclass(frozen=True)

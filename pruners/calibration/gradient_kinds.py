@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.pruners.models.anatomy import Linear
+from secateur.spaces.methods import Gradients
 
-Kind = Literal["rms", "mean", "sums", "logits", "forward", "perturbed"]
+Kind: TypeAlias = Gradients
 """The last two need no backward pass: `forward_kinds.FORWARD_KINDS`; the others are `KINDS`."""
 
 Value: TypeAlias = Callable[[Float[Tensor, "length vocab"], Int[Tensor, " length"]], Float[Tensor, ""]]

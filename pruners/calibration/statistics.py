@@ -187,7 +187,9 @@ class ModelStatistics:
         n_blocks: length of the stack.
         gradients: those that were collected, by kind (see `gradient_kinds.KINDS`, `forward_kinds.FORWARD_KINDS`)
             and the projection's full name.
+        influence: of each block (see `shortgpt.block_influence`), where a depth rule needs it.
     """
 
     n_blocks: int
     gradients: Mapping[Kind, Mapping[str, Float[Tensor, "..."]]]
+    influence: tuple[float, ...] = ()

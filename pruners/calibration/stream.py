@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from secateur.pruners.calibration.statistics import Collector, HookOf, InputStatistics, OutputStatistics
+from secateur.pruners.depth.shortgpt import block_influence
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
 
@@ -58,8 +58,7 @@ class BlockStatistics:
         inputs: of all projections; those that read the same input (q, k and v; gate and up) share one object.
         outputs: of its output projections.
         grams: as `inputs`, with Gram matrices.
-        influence: mean over tokens of one minus the cosine between its input and its output (ShortGPT's block
-            influence, Men et al. 2024, arXiv 2403.03853, eq. 1); 0 where no `outputs` were asked for.
+        influence: see `shortgpt.block_influence`; 0 where no `outputs` were asked for.
     """
 
     block: Block
@@ -112,7 +111,7 @@ def stream_blocks(
             of_inputs.of(block) if inputs != "nothing" else {},
             of_outputs.found,
             grams.found,
-            _influence(walk.hidden, hidden) if outputs != "nothing" else 0.0,
+            block_influence(walk.hidden, hidden) if outputs != "nothing" else 0.0,
         )
         walk.hidden = walk.through(block) if sequential else hidden
 
@@ -130,12 +129,3 @@ def stream_states(
     for block in anatomy.blocks:
         walk.hidden = walk.through(block)
         yield torch.cat(walk.hidden)
-
-
-def _influence(
-    before: list[Float[Tensor, "batch length width"]], after: list[Float[Tensor, "batch length width"]]
-) -> float:
-    turned = [
-        1 - cosine_similarity(x.double(), y.double(), dim=-1) for x, y in zip(before, after, strict=True)
-    ]
-    return float(torch.cat(turned).mean())

@@ -1,23 +1,16 @@
-"""What makes up for blocks that are dropped whole: a registry of plain functions."""
+"""Repairs of the blocks before dropped ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.pruners.depth.laco import summed_differences
-from secateur.pruners.depth.merge_targets import Run, point_block, runs_of
-from secateur.pruners.depth.mka import fused, neighbour_similarities
-from secateur.pruners.depth.streamline import Fitting, replacements
+from secateur.pruners.depth.merge_targets import Fitting, Run, point_block, runs_of
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.spaces.methods import DEPTH_REPAIRS
 from secateur.spaces.names import nearest
-
-Inherit = Callable[
-    [Anatomy, Sequence[Run], Int[Tensor, "windows length"], Fitting], dict[int, dict[str, Tensor]]
-]
 
 
 def nothing(
@@ -25,73 +18,6 @@ def nothing(
 ) -> dict[int, dict[str, Tensor]]:
     """No repair: the blocks that stay are what they were."""
     return {}
-
-
-def merged(
-    anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
-) -> dict[int, dict[str, Tensor]]:
-    """See `laco.summed_differences`."""
-    return {run.heir: summed_differences(anatomy, run) for run in runs}
-
-
-def fused_by_similarity(
-    anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
-) -> dict[int, dict[str, Tensor]]:
-    """See `mka.fused`."""
-    similarities = neighbour_similarities(anatomy, tokens)
-    return {run.heir: fused(anatomy, run, similarities) for run in runs}
-
-
-def replaced(
-    anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
-) -> dict[int, dict[str, Tensor]]:
-    """See `streamline.replacements`."""
-    return replacements(anatomy, runs, tokens, fitting)
-
-
-@dataclass(frozen=True)
-class DepthRepairRow:
-    """A row of the registry.
-
-    Args:
-        function: from the dense model and the runs that are dropped to the parameters of each heir, by its index.
-        data: it needs calibration data.
-        trains: it trains by gradients; then `Fitting` says how long.
-        summary: one line for people.
-        paper: address.
-    """
-
-    function: Inherit
-    data: bool
-    trains: bool
-    summary: str
-    paper: str
-
-
-DEPTH_REPAIRS: dict[str, DepthRepairRow] = {
-    "none": DepthRepairRow(nothing, False, False, "what stays is as it was", ""),
-    "laco": DepthRepairRow(
-        merged,
-        False,
-        False,
-        "the block before takes over the sum of their differences to it",
-        "https://arxiv.org/abs/2402.11187",
-    ),
-    "mka": DepthRepairRow(
-        fused_by_similarity,
-        True,
-        False,
-        "the block before is averaged with them by similarity",
-        "https://arxiv.org/abs/2406.16330",
-    ),
-    "streamline": DepthRepairRow(
-        replaced,
-        True,
-        True,
-        "the block before is trained to give what they gave",
-        "https://arxiv.org/abs/2403.19135",
-    ),
-}
 
 
 def inherited(
@@ -122,7 +48,10 @@ def inherited(
     runs = runs_of(dropped, len(anatomy.blocks))
     if not runs:
         return {}
-    return DEPTH_REPAIRS[repair].function(anatomy, runs, tokens, fitting or Fitting())
+    found: dict[int, dict[str, Tensor]] = DEPTH_REPAIRS[repair].function(
+        anatomy, runs, tokens, fitting or Fitting()
+    )
+    return found
 
 
 def repair_depth(

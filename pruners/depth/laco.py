@@ -11,7 +11,14 @@ from torch.nn.functional import cosine_similarity
 
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
-from secateur.pruners.depth.merge_targets import Run, family_of, pointed, runs_of, scores_from
+from secateur.pruners.depth.merge_targets import (
+    Fitting,
+    Run,
+    family_of,
+    pointed,
+    runs_of,
+    scores_from,
+)
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
 
@@ -95,3 +102,10 @@ class _Trial:
         self, hidden: Float[Tensor, "sentences length width"]
     ) -> Float[Tensor, "sentences features"]:
         return self._anatomy.tail(hidden).double().flatten(1)
+
+
+def merged(
+    anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
+) -> dict[int, dict[str, Tensor]]:
+    """See `laco.summed_differences`."""
+    return {run.heir: summed_differences(anatomy, run) for run in runs}

@@ -101,3 +101,28 @@ def family_of(anatomy: Anatomy, run: Run) -> list[dict[str, Tensor]]:
                 "or choose a repair that merges none."
             )
     return found
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How long and how fast a replacement is trained.
+
+    Args:
+        steps: of AdamW.
+        windows: calibration windows in a step.
+        learning_rate: of the first step; it falls to a quarter along a cosine.
+        seed: of the order of windows.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    steps: int = 32
+    windows: int = 8
+    learning_rate: float = 2e-4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "windows", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Expected `{name}` > 0, got {getattr(self, name)}.")

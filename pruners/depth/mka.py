@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
-from secateur.pruners.depth.merge_targets import Run, family_of
+from secateur.pruners.depth.merge_targets import Fitting, Run, family_of
 from secateur.pruners.models.anatomy import Anatomy
 
 N_SAMPLES = 256
@@ -118,3 +119,11 @@ def _information(one: Int[Tensor, "samples dimensions"], other: Int[Tensor, "sam
 def _entropy(p: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     found: Tensor = -torch.special.xlogy(p, p).sum()
     return found
+
+
+def fused_by_similarity(
+    anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
+) -> dict[int, dict[str, Tensor]]:
+    """See `mka.fused`."""
+    similarities = neighbour_similarities(anatomy, tokens)
+    return {run.heir: fused(anatomy, run, similarities) for run in runs}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
-from secateur.pruners.depth.merge_targets import Run, block_tensors, scores_from
+from secateur.pruners.depth.merge_targets import Fitting, Run, block_tensors, scores_from
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.memory import check_memory
 from secateur.pruners.models.runner import BlockRunner
@@ -25,31 +24,6 @@ N_TOKENS = 2048
 """Calibration tokens that windows are chosen by."""
 
 WEIGHT_DECAY, CLIP = 1e-3, 5.0
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """How long and how fast a replacement is trained.
-
-    Args:
-        steps: of AdamW.
-        windows: calibration windows in a step.
-        learning_rate: of the first step; it falls to a quarter along a cosine.
-        seed: of the order of windows.
-
-    Raises:
-        ValueError: if a number is out of range.
-    """
-
-    steps: int = 32
-    windows: int = 8
-    learning_rate: float = 2e-4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "windows", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"Expected `{name}` > 0, got {getattr(self, name)}.")
 
 
 def replacements(

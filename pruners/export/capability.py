@@ -7,7 +7,7 @@ from typing import Any
 from secateur.pruners.export.registry import ANY, FORMATS, check_format
 from secateur.pruners.export.stock import stock_groups, takes_biases
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.structure.refit import REPAIRS
+from secateur.spaces.methods import CUT_REPAIRS
 
 HETEROGENEOUS = "hf"
 """Carries blocks of different shapes, in some families."""
@@ -34,9 +34,9 @@ def check_carrier(space: Any, anatomy: Anatomy) -> None:
             f"to hf-stock (all kept blocks alike) or hf-padded (dense shapes with zeros: a study of quality), or "
             f"`space.units` to [blocks]."
         )
-    biased = [name for name in space.repairs if REPAIRS[name].gives in ("bias", "both")]
+    biased = [name for name in space.repairs if CUT_REPAIRS[name].gives in ("bias", "both")]
     if biased and space.target_format in PARENT_CLASS and not takes_biases(anatomy):
-        others = ", ".join(name for name, row in REPAIRS.items() if row.gives in ("nothing", "weight"))
+        others = ", ".join(name for name, row in CUT_REPAIRS.items() if row.gives in ("nothing", "weight"))
         raise ValueError(
             f"Expected a `space.repair` that adds no bias, as the stock class of {anatomy.family} has no place for "
             f"one, got {biased[0]}. Choose among {others}, or another `space.target_format`."

@@ -1,4 +1,7 @@
-"""The forms in which a structured model is saved, and which families each can carry."""
+"""The forms in which a structured model is saved, and which families each can carry.
+
+A new one is a new file and a row here, or an entry point of the group ``secateur.formats``.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from secateur.pruners.export import gguf_file, heterogeneous
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.hf import any_form, check_hf, padded_form, save_hf, stock_form
 from secateur.pruners.export.job import Job, Saved
+from secateur.spaces.plugins import Registry, Row
 
 ANY = "any"
 """As `target_format`: no restriction."""
 
 
 @dataclass(frozen=True)
-class FormatRow:
+class FormatRow(Row):
     """One form.
 
     Args:
@@ -37,34 +41,38 @@ class FormatRow:
     source: str = ""
 
 
-FORMATS: dict[str, FormatRow] = {
-    "hf": FormatRow(
-        "safetensors: stock class and config if the blocks have one shape, else with one file of code",
-        heterogeneous.FAMILIES,
-        partial(check_hf, any_form),
-        partial(save_hf, any_form),
-        "https://github.com/huggingface/transformers/pull/45333",
-    ),
-    "hf-stock": FormatRow(
-        "safetensors with a stock class and config: blocks of one shape, or whole blocks dropped",
-        None,
-        partial(check_hf, stock_form),
-        partial(save_hf, stock_form),
-    ),
-    "hf-padded": FormatRow(
-        "safetensors in the parent's shapes, zeros where something went: no size or speed gain",
-        None,
-        lambda cut, tokenizer: None,
-        partial(save_hf, padded_form),
-    ),
-    "gguf": FormatRow(
-        "for llama.cpp: arch deci, or llama if the blocks have one shape",
-        gguf_file.FAMILIES,
-        gguf_file.check_config,
-        gguf_file.save_gguf,
-        "https://github.com/ggml-org/ggml/blob/master/docs/gguf.md",
-    ),
-}
+FORMATS: Registry[FormatRow] = Registry(
+    "secateur.formats",
+    FormatRow,
+    {
+        "hf": FormatRow(
+            "safetensors: stock class and config if the blocks have one shape, else with one file of code",
+            heterogeneous.FAMILIES,
+            partial(check_hf, any_form),
+            partial(save_hf, any_form),
+            "https://github.com/huggingface/transformers/pull/45333",
+        ),
+        "hf-stock": FormatRow(
+            "safetensors with a stock class and config: blocks of one shape, or whole blocks dropped",
+            None,
+            partial(check_hf, stock_form),
+            partial(save_hf, stock_form),
+        ),
+        "hf-padded": FormatRow(
+            "safetensors in the parent's shapes, zeros where something went: no size or speed gain",
+            None,
+            lambda cut, tokenizer: None,
+            partial(save_hf, padded_form),
+        ),
+        "gguf": FormatRow(
+            "for llama.cpp: arch deci, or llama if the blocks have one shape",
+            gguf_file.FAMILIES,
+            gguf_file.check_config,
+            gguf_file.save_gguf,
+            "https://github.com/ggml-org/ggml/blob/master/docs/gguf.md",
+        ),
+    },
+)
 
 
 def check_format(family: str, name: str) -> None:

@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from secateur.pruners.recipes.allocation.allocate import allocate
+from secateur.pruners.recipes.allocation.layers import Evidence, Layer
 from secateur.pruners.recipes.context import Basis, Sample
-from secateur.spaces.recipe.layers import Evidence, Layer
-from secateur.spaces.recipe.rules import RULES, allocate
+from secateur.spaces.methods import RULES
 
 Needs = Literal["nothing", "moments", "gram"]
 _NEEDS: tuple[Needs, ...] = ("nothing", "moments", "gram")
@@ -17,7 +18,7 @@ _NEEDS: tuple[Needs, ...] = ("nothing", "moments", "gram")
 
 def rule_needs(config: Mapping[str, Any]) -> frozenset[str]:
     """What the rule must know beyond the sizes of layers."""
-    return frozenset(RULES[config["allocation"]["rule"]].needs)
+    return frozenset(RULES[config["allocation"]["rule"]].evidence)
 
 
 def options(config: Mapping[str, Any]) -> dict[str, Any]:

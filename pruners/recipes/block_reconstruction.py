@@ -16,7 +16,7 @@ from secateur.pruners.models.anatomy import Block
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.recipes.plan import key_of
 from secateur.pruners.recipes.weight_pruning import Counts, Zeroing
-from secateur.pruners.weights.block_reconstructions import BLOCK_RECONSTRUCTIONS
+from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS
 
 
 @dataclass(frozen=True)

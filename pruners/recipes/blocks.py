@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from secateur.pruners.depth.depth import DEPTH
 from secateur.pruners.depth.depth_repairs import inherited
-from secateur.pruners.depth.merge_targets import Run, point_block, runs_of
-from secateur.pruners.depth.streamline import Fitting
+from secateur.pruners.depth.merge_targets import Fitting, Run, point_block, runs_of
 from secateur.pruners.recipes.context import Basis, Sample
 from secateur.pruners.recipes.costs import cut_costs
 from secateur.pruners.recipes.live import LiveBlock
 from secateur.pruners.recipes.plan import DENSE, Decision, key_of
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
-
-SHORTGPT = "shortgpt"
-"""Blocks of least influence go first (Men et al. 2024, arXiv 2403.03853); the metric that statistics come with."""
+from secateur.spaces.methods import DEPTH
 
 GONE = "gone"
 
@@ -95,13 +91,15 @@ def _inherited(basis: Basis, sample: Sample, run: Run, repair: str, fitting: Fit
 
 def _scores(basis: Basis, sample: Sample, name: str) -> tuple[float, ...]:
     """Of each block, higher = keep."""
-    if name == SHORTGPT:
-        return sample.statistics.influence
     row = DEPTH[name]
+    whole = sample.statistics.whole
+    influence = sample.statistics.influence if "influence" in row.evidence else ()
     return basis.of_blocks(
         name,
         sample,
-        lambda: row.function(basis.anatomy, sample.tokens, sample.statistics.whole(row.gradients)),
+        lambda: row.function(
+            basis.anatomy, sample.tokens, replace(whole(row.gradients), influence=influence)
+        ),
     )
 
 

@@ -13,25 +13,27 @@ from secateur.pruners.calibration.collected import gram_bytes
 from secateur.pruners.calibration.forward_kinds import n_bytes
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import check_gradients
-from secateur.pruners.depth.depth import DEPTH
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.recipes.allocating import Needs
-from secateur.pruners.recipes.blocks import SHORTGPT
+from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.scores import blend_of, method_of
 from secateur.pruners.recipes.unit_metrics import importance_of
-from secateur.pruners.structure.kprune import STREAM_REPAIRS
-from secateur.pruners.structure.refit import REPAIRS
-from secateur.pruners.weights.block_reconstructions import BLOCK_RECONSTRUCTIONS
-from secateur.pruners.weights.mask_repairs import MASK_REPAIRS
+from secateur.spaces.methods import (
+    BLOCK_RECONSTRUCTIONS,
+    CUT_REPAIRS,
+    DEPTH,
+    MASK_REPAIRS,
+    STREAM_REPAIRS,
+    Unit,
+)
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.form import completed
-from secateur.spaces.recipe.keys import BLEND, Unit
+from secateur.spaces.recipe.keys import BLEND
 from secateur.spaces.recipe.known import KNOWN
-from secateur.spaces.recipe.profiles import read_profile
 
 if TYPE_CHECKING:
-    from secateur.evaluators.session import Plan
+    from secateur.evaluators.plan import Plan
 
 Metric = Mapping[str, Any]
 
@@ -136,7 +138,7 @@ def _inputs(space: Any) -> set[Needs]:
     """The statistics of inputs that metrics and repairs take, likewise."""
     repairs = [form["repair"] for form in _known(space)]
     repairs += space.repair_options if "repair" in space.search else ()
-    of_units: dict[str, Mapping[str, Any]] = {"weights": MASK_REPAIRS, "structure": REPAIRS, "blocks": {}}
+    of_units: dict[str, Mapping[str, Any]] = {"weights": MASK_REPAIRS, "structure": CUT_REPAIRS, "blocks": {}}
     rows = of_units[space.unit]
     return {NEEDS[space.unit](metric)[0] for metric in _metrics(space)} | {
         rows[name].needs for name in repairs if name in rows
@@ -156,10 +158,10 @@ def _of_structure(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
 
 
 def _of_blocks(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
-    name, known = metric["name"], [SHORTGPT, *DEPTH]
+    name, known = metric["name"], [*DEPTH]
     if name not in known:
         raise ValueError(f"Expected a known `metric` of blocks, got {name!r}.{nearest(name, known)}")
-    return "nothing", () if name == SHORTGPT else DEPTH[name].gradients
+    return "nothing", DEPTH[name].gradients
 
 
 # By unit, the statistics of inputs and the kinds of gradients that a metric needs.

@@ -19,8 +19,8 @@ from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.models.layout import BlockLayout
+from secateur.pruners.recipes.allocation.layers import Profile
 from secateur.pruners.stores.recent import Recent
-from secateur.spaces.recipe.layers import Profile
 from secateur.spaces.shape import ModelShape, Prunable, split_protected
 
 MADE_BYTES = 1 << 30

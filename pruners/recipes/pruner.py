@@ -26,15 +26,16 @@ from secateur.pruners.calibration.pool import (
     save_pools,
 )
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.context import Basis
 from secateur.pruners.recipes.plan import DENSE, Decision
 from secateur.pruners.recipes.switcher import RecipeSwitcher
 from secateur.spaces.architecture.candidate import KeptUnits
-from secateur.spaces.recipe.profiles import read_profile
 from secateur.spaces.shape import ModelShape
 
 if TYPE_CHECKING:
-    from secateur.evaluators.session import Plan, Workbench
+    from secateur.evaluators.plan import Plan
+    from secateur.evaluators.session import Workbench
 
 POOLS, PROFILE, DENSE_MODEL = "pools.safetensors", "profile.yaml", "dense.json"
 """What workers read."""

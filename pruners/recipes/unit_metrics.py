@@ -9,11 +9,12 @@ from typing import Any
 from secateur.pruners.recipes.blend import unit_scores
 from secateur.pruners.recipes.scores import blend_of
 from secateur.pruners.structure.formula_scores import formula_method, formula_scores
-from secateur.pruners.structure.importance import IMPORTANCES, ImportanceRow, check_importance
+from secateur.pruners.structure.importance import Importance, check_importance
 from secateur.spaces.formulas.metric import formula_of
+from secateur.spaces.methods import IMPORTANCES
 
 
-def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> ImportanceRow:
+def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> Importance:
     """The importance that a recipe's section ``metric`` describes.
 
     Args:
@@ -26,11 +27,12 @@ def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> ImportanceRow
     blend = blend_of(metric)
     if blend is not None:
         score = partial(unit_scores, blend=blend)
-        return ImportanceRow(score, blend.needs, "", "the blend", blend.gradients)
+        return Importance(score, blend.needs, blend.gradients)
     formula = formula_of(metric["name"])
     if formula is not None:
         score = partial(formula_scores, formula=formula, n_blocks=n_blocks)
         method = formula_method(formula)
-        return ImportanceRow(score, method.needs, "", "a formula", method.gradients)
+        return Importance(score, method.needs, method.gradients)
     check_importance(metric["name"], key="metric")
-    return IMPORTANCES[metric["name"]]
+    row = IMPORTANCES[metric["name"]]
+    return Importance(row.function, row.inputs, row.gradients)

@@ -14,19 +14,18 @@ from secateur.pruners.models.anatomy import Sublayer
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.recipes.allocating import Needs, most, removed, rule_needs
+from secateur.pruners.recipes.allocation.layers import Layer
 from secateur.pruners.recipes.context import Basis, Sample
 from secateur.pruners.recipes.costs import cut_costs
 from secateur.pruners.recipes.live import LiveBlock
 from secateur.pruners.recipes.plan import DENSE, Decision, key_of
 from secateur.pruners.recipes.unit_metrics import importance_of
-from secateur.pruners.structure.allocations import standardised_flap
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.importance import ImportanceRow
-from secateur.pruners.structure.kprune import STREAM_REPAIRS
-from secateur.pruners.structure.refit import REPAIRS
+from secateur.pruners.structure.flap import standardised_flap
+from secateur.pruners.structure.importance import Importance
 from secateur.pruners.structure.reorder import Leading, in_order
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
-from secateur.spaces.recipe.layers import Layer
+from secateur.spaces.methods import CUT_REPAIRS, STREAM_REPAIRS
 
 Stays = Mapping[Sublayer, tuple[int, ...]]
 """Numbers of the units of a block that stay, ascending."""
@@ -39,7 +38,7 @@ class UnitDecision(Decision):
     Args:
         basis: of the recipe.
         sample: its calibration windows.
-        repair: a row of `REPAIRS`.
+        repair: a row of `CUT_REPAIRS`.
         stays: of each block.
         outputs: weights that follow the pruned stream, of output projections by their full names.
     """
@@ -74,7 +73,7 @@ class UnitDecision(Decision):
     def _make(self, layout: SublayerLayout, block: int, kept: tuple[int, ...]) -> Mapping[str, Piece]:
         rest = sorted(set(range(layout.n_units)) - set(kept))
         order = torch.tensor([*kept, *rest], device=layout.output.weight.device)
-        needs = REPAIRS[self.repair].needs
+        needs = CUT_REPAIRS[self.repair].needs
         inputs = None
         if needs != "nothing":
             inputs = self.sample.statistics.outputs(block, gram=needs == "gram")[layout.output.name]
@@ -95,7 +94,7 @@ def decide_units(basis: Basis, config: Mapping[str, Any]) -> UnitDecision:
     row, stream = importance_of(config["metric"], len(basis.layouts)), STREAM_REPAIRS.get(config["repair"])
     repair = "none" if stream else config["repair"]
     of_rule: Needs = "moments" if "flap" in rule_needs(config) else "nothing"
-    needs = most(row.needs, REPAIRS[repair].needs, of_rule)
+    needs = most(row.needs, CUT_REPAIRS[repair].inputs, of_rule)
     sample.statistics.prepare(outputs=needs, gradients=row.gradients)
     evidence = _evidence(basis, sample, row, needs)
     layouts = [one.layout for one in evidence]
@@ -126,7 +125,7 @@ def decide_units(basis: Basis, config: Mapping[str, Any]) -> UnitDecision:
 
 
 def _evidence(
-    basis: Basis, sample: Sample, row: ImportanceRow, needs: Literal["moments", "gram"] | None
+    basis: Basis, sample: Sample, row: Importance, needs: Literal["moments", "gram"] | None
 ) -> list[Evidence]:
     """What is known of attention and MLP of each block."""
     gradients = sample.statistics.gradients(row.gradients)
@@ -140,7 +139,7 @@ def _evidence(
     return found
 
 
-def _scores(row: ImportanceRow, evidence: Evidence) -> Float[Tensor, " units"]:
+def _scores(row: Importance, evidence: Evidence) -> Float[Tensor, " units"]:
     score = row.function(evidence)
     if not torch.isfinite(score).all():
         raise ValueError(f"Expected finite scores, got NaN or infinity at {evidence.layout.name}.")

@@ -24,8 +24,9 @@ from secateur.pruners.recipes.allocating import most
 from secateur.pruners.recipes.context import Basis, Sample
 from secateur.pruners.recipes.plan import key_of
 from secateur.pruners.recipes.scores import Ranking
-from secateur.pruners.weights.mask_repairs import MASK_REPAIRS, Masked, MaskRepair
+from secateur.pruners.weights.mask_repairs import Masked
 from secateur.pruners.weights.method import Method
+from secateur.spaces.methods import MASK_REPAIRS, MethodRow
 
 Counts = Mapping[str, int]
 """Zeros of each projection by its full name."""
@@ -102,7 +103,7 @@ class Masking(Zeroing):
 
     @property
     def needs(self) -> Literal["nothing", "moments", "gram"]:
-        return most(self.ranking.needs, self._row.needs) or "nothing"
+        return most(self.ranking.needs, self._row.inputs) or "nothing"
 
     @property
     def gradients(self) -> tuple[Kind, ...]:
@@ -136,7 +137,7 @@ class Masking(Zeroing):
         return sum(x.out_features for x in self.basis.anatomy.linears if counts[x.name] and x.bias is None)
 
     @property
-    def _row(self) -> MaskRepair:
+    def _row(self) -> MethodRow:
         return MASK_REPAIRS[self.repair]
 
     @cached_property

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from secateur.pruners.recipes.allocating import Needs, most, removed, rule_needs
+from secateur.pruners.recipes.allocation.layers import Layer
+from secateur.pruners.recipes.allocation.owl import outlier_shares
 from secateur.pruners.recipes.block_reconstruction import Together
 from secateur.pruners.recipes.context import Basis, Sample
 from secateur.pruners.recipes.costs import zero_costs
 from secateur.pruners.recipes.live import LiveBlock
-from secateur.pruners.recipes.outliers import outlier_shares
 from secateur.pruners.recipes.plan import DENSE, Decision
 from secateur.pruners.recipes.scores import BlendRanking, blend_of, method_of
 from secateur.pruners.recipes.weight_pruning import Masking, Rebuilding, Zeroing
-from secateur.pruners.weights.block_reconstructions import BLOCK_RECONSTRUCTIONS
 from secateur.spaces.architecture.candidate import Kept
-from secateur.spaces.recipe.layers import Layer
+from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS
 
 SCORES = 1 << 16
 """So many scores of a projection, evenly spread, stand for all of them where thresholds are set."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -163,33 +162,3 @@ def _fitted(
     moment = dampened((inputs.T @ inputs).double() / n_tokens, RIDGE)
     cross = (inputs.T @ target).double() / n_tokens
     return torch.cholesky_solve(cross, factor(moment, output.name)).T.to(output.weight.dtype)
-
-
-@dataclass(frozen=True)
-class StreamRepair:
-    """A row of the registry.
-
-    Args:
-        function: see `reconstructed`: from the dense model and what stays of each block to weights of output
-            projections. Those of a block depend on all blocks below, so no store of levels holds them.
-        check: raises a ValueError on a family that it can't be used on.
-        summary: one line for people.
-        paper: address.
-    """
-
-    function: Callable[
-        [Anatomy, Sequence[BlockLayout], Sequence[Stays], Int[Tensor, "windows length"]], dict[str, Tensor]
-    ]
-    check: Callable[[Anatomy, Sequence[BlockLayout]], None]
-    summary: str
-    paper: str
-
-
-STREAM_REPAIRS: dict[str, StreamRepair] = {
-    "kprune": StreamRepair(
-        reconstructed,
-        check_stream,
-        "least squares of what is missing to the dense stream, from the first block up",
-        "https://arxiv.org/abs/2308.03449",
-    ),
-}

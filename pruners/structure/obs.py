@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.linalg import dampened, factor, lower_factor
+from secateur.pruners.linalg import dampened, factor, leading_solve, lower_factor
+from secateur.pruners.structure.evidence import Evidence
+from secateur.pruners.structure.refit import RepairInputs
 
 _LAZY = 128
 """Columns whose removal is carried over to the whole matrices in one product."""
@@ -134,3 +138,31 @@ def _by_block(
 def _diagonal_blocks(matrix: Float[Tensor, "in in"], width: int) -> Float[Tensor, "units width width"]:
     n_units = matrix.shape[0] // width
     return matrix.reshape(n_units, width, n_units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
+
+
+def obs(evidence: Evidence) -> Float[Tensor, " units"]:
+    """Place in the order of greedy optimal brain surgery, see `obs_order`, as a share of the units."""
+    layout = evidence.layout
+    order = obs_order(
+        evidence.weight,
+        evidence.seen.second_moment,
+        layout.unit_width,
+        damp=evidence.damp,
+        name=layout.output.name,
+    )
+    score = torch.empty(layout.n_units, device=order.device)
+    score[order] = torch.arange(layout.n_units, device=order.device).float()
+    return (score + 0.5) / layout.n_units
+
+
+def obs_update(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, "out _"]]:
+    """The update of optimal brain surgery for all that goes at once.
+
+    ``W' = W_K + W_R H_RK H_KK^-1`` with ``H = G + damp`` (ZipLM, arXiv 2302.04089, eq. 3; the sum of its steps
+    one unit at a time is the same; so is Numerical Pruning's compensation, arXiv 2412.12441). Unlike in
+    `least_squares` the dampening draws the weights to their dense values: what is uncorrelated with all that goes
+    stays as it was.
+    """
+    assert inputs.second_moment is not None
+    moment = dampened(inputs.second_moment, inputs.damp)
+    return leading_solve(moment, inputs.weight.double() @ moment, counts, inputs.name)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.pruners.depth.depth import DEPTH, depth_scores
+from secateur.pruners.depth.depth import depth_scores
 from secateur.pruners.export.capability import check_carrier
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.structure.remove import prune_structure
@@ -15,9 +15,11 @@ from secateur.pruners.structure.reorder import Recipe
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure, is_built
 from secateur.pruners.structure.switching import StructureSwitcher
 from secateur.spaces.architecture.candidate import KeptUnits, read_kept
+from secateur.spaces.methods import DEPTH
 
 if TYPE_CHECKING:
-    from secateur.evaluators.session import Plan, Workbench
+    from secateur.evaluators.plan import Plan
+    from secateur.evaluators.session import Workbench
 
 
 def build_cuts(bench: Workbench, directory: Path, on_block: Callable[[int], None]) -> None:
@@ -54,6 +56,7 @@ def scored_baselines(bench: Workbench, directory: Path) -> dict[str, Any]:
         bench.calibration,
         directory,
         f"{bench.loaded.fingerprint} {bench.calibration_sha256}",
+        scores.influence,
     )
     found: dict[str, Any] = bench.space.scored_baselines(kinds, replace(scores, blocks=blocks))
     return found

@@ -1,4 +1,4 @@
-"""Closed-form repair of an output projection whose inputs were cut: a registry of plain functions."""
+"""Closed-form repairs of an output projection whose inputs were cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.linalg import dampened, factor
+from secateur.pruners.linalg import dampened, leading_solve
 from secateur.pruners.weights.admm import Fit
 
 Needs = Literal["nothing", "moments", "gram"]
@@ -43,16 +43,6 @@ def nothing(inputs: RepairInputs, counts: Sequence[int]) -> list[Tensor]:
     return []
 
 
-def mean_bias(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, " out"]]:
-    """What goes is replaced by its mean: for each count, what to add to the bias.
-
-    FLAP's compensation (An et al. 2024, arXiv 2312.11983): ``sum over removed j of W_:j E[x_j]``. A projection
-    without bias gets one.
-    """
-    weighted = inputs.weight.double() * inputs.mean.double()
-    return [weighted[:, count:].sum(1) for count in counts]
-
-
 def least_squares(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, "out _"]]:
     """Ridge regression of the dense output on the inputs that stay.
 
@@ -63,20 +53,7 @@ def least_squares(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Ten
     """
     assert inputs.second_moment is not None
     target = inputs.weight.double() @ inputs.second_moment
-    return _solve(dampened(inputs.second_moment, inputs.damp), target, counts, inputs.name)
-
-
-def obs_update(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, "out _"]]:
-    """The update of optimal brain surgery for all that goes at once.
-
-    ``W' = W_K + W_R H_RK H_KK^-1`` with ``H = G + damp`` (ZipLM, arXiv 2302.04089, eq. 3; the sum of its steps
-    one unit at a time is the same; so is Numerical Pruning's compensation, arXiv 2412.12441). Unlike in
-    `least_squares` the dampening draws the weights to their dense values: what is uncorrelated with all that goes
-    stays as it was.
-    """
-    assert inputs.second_moment is not None
-    moment = dampened(inputs.second_moment, inputs.damp)
-    return _solve(moment, inputs.weight.double() @ moment, counts, inputs.name)
+    return leading_solve(dampened(inputs.second_moment, inputs.damp), target, counts, inputs.name)
 
 
 def interpolated(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, "out _"]]:
@@ -93,7 +70,7 @@ def interpolated(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tens
     assert inputs.second_moment is not None
     mean, weight = inputs.mean.double(), inputs.weight.double()
     moment = dampened(inputs.second_moment - torch.outer(mean, mean), inputs.damp)
-    fitted = _solve(moment, weight @ moment, counts, inputs.name)
+    fitted = leading_solve(moment, weight @ moment, counts, inputs.name)
     biases = [weight @ mean - new @ mean[: new.shape[1]] for new in fitted]
     return [torch.cat([new, bias[:, None]], 1) for new, bias in zip(fitted, biases, strict=True)]
 
@@ -109,69 +86,3 @@ def alternating(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tenso
     fit = Fit(inputs.weight, inputs.second_moment, damp=inputs.damp, name=inputs.name)
     columns = torch.arange(inputs.weight.shape[1], device=inputs.weight.device)
     return [fit.masked(columns[None] < count)[:, :count] for count in counts]
-
-
-def _solve(
-    moment: Float[Tensor, "in in"], target: Float[Tensor, "out in"], counts: Sequence[int], name: str
-) -> list[Tensor]:
-    """``target_:K (moment_KK)^-1`` for each K = the first `count` inputs.
-
-    One factor serves all: that of a leading part is the leading part of the factor.
-    """
-    lower = factor(moment, name)
-    return [torch.cholesky_solve(target[:, :count].T, lower[:count, :count]).T for count in counts]
-
-
-@dataclass(frozen=True)
-class RepairRow:
-    """A row of the registry.
-
-    Args:
-        function: from inputs and counts of kept columns to what it gives for each count.
-        gives: new columns of the weight, an addition to the bias, both (it is the last column), or nothing.
-        needs: statistics that must be collected first.
-        summary: one line for people.
-        paper: address.
-    """
-
-    function: Repair
-    gives: Literal["nothing", "weight", "bias", "both"]
-    needs: Needs
-    summary: str
-    paper: str
-
-
-REPAIRS: dict[str, RepairRow] = {
-    "none": RepairRow(nothing, "nothing", "nothing", "what stays is as it was", ""),
-    "bias": RepairRow(
-        mean_bias, "bias", "moments", "what goes is replaced by its mean", "https://arxiv.org/abs/2312.11983"
-    ),
-    "refit": RepairRow(
-        least_squares,
-        "weight",
-        "gram",
-        "ridge regression of the dense output on what stays",
-        "https://arxiv.org/abs/2308.03449",
-    ),
-    "obs": RepairRow(
-        obs_update,
-        "weight",
-        "gram",
-        "optimal brain surgery: least change of the weights too",
-        "https://arxiv.org/abs/2302.04089",
-    ),
-    "liar": RepairRow(
-        interpolated,
-        "both",
-        "gram",
-        "what goes is replaced by its prediction from what stays, with a bias",
-        "https://arxiv.org/abs/2407.13331",
-    ),
-    "admm": RepairRow(
-        alternating,
-        "weight",
-        "gram",
-        "what stays is fitted by alternating directions",
-        "https://arxiv.org/abs/2401.02938",
-    ),
-}

@@ -13,8 +13,9 @@ from secateur.pruners.calibration.statistics import OutputStatistics
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, Placement, SublayerLayout
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.importance import IMPORTANCES, check_importance, importance_order
-from secateur.pruners.structure.refit import REPAIRS, Needs, RepairInputs
+from secateur.pruners.structure.importance import check_importance, importance_order
+from secateur.pruners.structure.refit import Needs, RepairInputs
+from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES
 from secateur.spaces.names import nearest
 
 
@@ -24,7 +25,7 @@ class Recipe:
 
     Args:
         importance: a row of `IMPORTANCES`.
-        repairs: rows of `REPAIRS` to prepare.
+        repairs: rows of `CUT_REPAIRS` to prepare.
         damp: of `obs_order` and of repairs, as a fraction of the second moment's mean diagonal, > 0.
 
     Raises:
@@ -38,8 +39,8 @@ class Recipe:
     def __post_init__(self) -> None:
         check_importance(self.importance)
         for repair in self.repairs:
-            if repair not in REPAIRS:
-                raise ValueError(f"Expected a known `repair`, got {repair!r}.{nearest(repair, REPAIRS)}")
+            if repair not in CUT_REPAIRS:
+                raise ValueError(f"Expected a known `repair`, got {repair!r}.{nearest(repair, CUT_REPAIRS)}")
         if not self.damp > 0:
             raise ValueError(f"Expected `damp` > 0, got {self.damp}.")
 
@@ -47,7 +48,7 @@ class Recipe:
     def needs(self) -> frozenset[Needs]:
         """Statistics of inputs that must be collected."""
         return frozenset(
-            (IMPORTANCES[self.importance].needs, *(REPAIRS[name].needs for name in self.repairs))
+            (IMPORTANCES[self.importance].inputs, *(CUT_REPAIRS[name].inputs for name in self.repairs))
         )
 
     @property
@@ -96,7 +97,7 @@ def in_order(
         order: the numbers of all units, those that stay at each level first.
         inputs: statistics, if a repair needs them.
         counts: levels to repair.
-        repairs: rows of `REPAIRS`.
+        repairs: rows of `CUT_REPAIRS`.
         damp: of repairs, see `Recipe`.
     """
     tensors = {_order_name(layout): order}
@@ -117,7 +118,7 @@ def _repaired(
     damp: float,
 ) -> Iterator[tuple[str, Tensor]]:
     counts = [count for count in counts if 0 < count < layout.n_units]
-    rows = {name: REPAIRS[name] for name in repairs if REPAIRS[name].gives != "nothing"}
+    rows = {name: CUT_REPAIRS[name] for name in repairs if CUT_REPAIRS[name].gives != "nothing"}
     if not rows or not counts:
         return
     assert inputs is not None, "the caller collects what a repair needs"
@@ -164,7 +165,7 @@ class Leading:
             ValueError: if it was not.
         """
         found = {x.linear.name: self._piece(x, n_kept) for x in self.layout.placements}
-        gives = REPAIRS[repair].gives
+        gives = CUT_REPAIRS[repair].gives
         if gives == "nothing":
             return found
         name = self.layout.output.name

@@ -18,11 +18,12 @@ from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.stores.block_files import build_store, digest_of, is_finished, load_block
 from secateur.pruners.stores.recent import Recent
-from secateur.pruners.structure.allocations import AllocationScores, standardised_flap
+from secateur.pruners.structure.allocations import AllocationScores
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.refit import REPAIRS
+from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.reorder import Leading, Recipe, reorder_block
 from secateur.pruners.weights.level_store import CACHE_BYTES
+from secateur.spaces.methods import CUT_REPAIRS
 
 _INFLUENCE = "influence"
 
@@ -209,7 +210,7 @@ def _flap_name(layout: SublayerLayout) -> str:
 def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key: StructureKey) -> int:
     """At most so many will be written."""
     n_weights = 0
-    n_repairs = sum(REPAIRS[name].gives in ("weight", "both") for name in key.repairs)
+    n_repairs = sum(CUT_REPAIRS[name].gives in ("weight", "both") for name in key.repairs)
     for layout in todo:
         n_weights += sum(linear.n_weights + linear.out_features for linear in layout.block.linears)
         for part, counts in ((layout.attention, key.kv_groups), (layout.mlp, key.ffn)):

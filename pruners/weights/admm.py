@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.masks import Comparison, mask
+from secateur.pruners.weights.layer import Layer
 
 N_STEPS = 20
 RHO = 1.0
@@ -48,6 +49,19 @@ def admm(
     score = weight.float().abs() * inputs.norm
     masks = (mask(score, x, comparison=comparison, group_size=group_size, name=name) for x in sparsities)
     return torch.stack([fit.masked(kept).to(weight.dtype) for kept in masks])
+
+
+def reconstruct(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
+    """The weight at each sparsity, of a layer as settings describe it: see `admm`."""
+    return admm(
+        layer.weight,
+        layer.inputs,
+        sparsities,
+        comparison=layer.comparison or "output",
+        group_size=layer.group_size,
+        damp=layer.damp,
+        name=layer.name,
+    )
 
 
 class Fit:

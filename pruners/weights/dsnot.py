@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.masks import Comparison, mask
+from secateur.pruners.weights.layer import Layer
 
 N_SWAPS = 50
 
@@ -46,6 +47,13 @@ def dsnot(
         kept = mask(score, sparsity, comparison=comparison, name=name)
         levels.append(weight * improved(kept, dense, inputs))
     return torch.stack(levels)
+
+
+def reconstruct(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
+    """The weight at each sparsity, of a layer as settings describe it: see `dsnot`."""
+    return dsnot(
+        layer.weight, layer.inputs, sparsities, comparison=layer.comparison or "output", name=layer.name
+    )
 
 
 def improved(

@@ -19,8 +19,8 @@ from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.formulas.terminals import Terminals, terminals_of
 from secateur.pruners.models.anatomy import Anatomy, Linear
+from secateur.pruners.stores.block_files import LevelStoreError
 from secateur.pruners.weights.formula_grams import Grams, load_grams, save_grams
-from secateur.pruners.weights.level_store import LevelStoreError
 from secateur.spaces.formulas.operators import TERMINALS
 from secateur.spaces.whole_file import whole_file
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -123,44 +121,3 @@ def output_errors(
     assert inputs.gram is not None
     difference = weight.float() - dense.float()
     return ((difference @ inputs.gram) * difference).sum(1)
-
-
-@dataclass(frozen=True)
-class MaskRepair:
-    """A row of the registry.
-
-    Args:
-        function: from a projection and its mask to what is left.
-        gives: what it changes beside what goes.
-        needs: statistics that must be collected first.
-        summary: one line for people.
-        paper: address.
-    """
-
-    function: Callable[[Masked], Repaired]
-    gives: Literal["nothing", "weight", "bias"]
-    needs: Literal["nothing", "moments", "gram"]
-    summary: str
-    paper: str
-
-
-MASK_REPAIRS: dict[str, MaskRepair] = {
-    "none": MaskRepair(nothing, "nothing", "nothing", "what stays is as it was", ""),
-    "bias": MaskRepair(
-        mean_bias, "bias", "moments", "what goes is replaced by its mean", "https://arxiv.org/abs/2312.11983"
-    ),
-    "obs": MaskRepair(
-        surgery,
-        "weight",
-        "gram",
-        "SparseGPT's sweep over the columns, the mask given",
-        "https://arxiv.org/abs/2301.00774",
-    ),
-    "admm": MaskRepair(
-        alternating,
-        "weight",
-        "gram",
-        "what stays is fitted by alternating directions",
-        "https://arxiv.org/abs/2401.02938",
-    ),
-}

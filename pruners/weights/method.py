@@ -14,12 +14,12 @@ from torch import Tensor
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.evaluate import scores
-from secateur.pruners.formulas.terminals import Needs, needs, terminals_of
+from secateur.pruners.formulas.terminals import needs, terminals_of
 from secateur.pruners.masks import Comparison, prune_ranks
 from secateur.pruners.models.anatomy import Linear
-from secateur.pruners.weights.metrics import METRICS
-from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS, Layer
+from secateur.pruners.weights.layer import Layer
 from secateur.spaces.formulas.tree import Tree, plain, terminals_in
+from secateur.spaces.methods import METRICS, RECONSTRUCTIONS, MethodRow
 from secateur.spaces.names import nearest
 
 
@@ -79,27 +79,28 @@ class Method:
     @property
     def needs(self) -> Literal["nothing", "moments", "gram"]:
         """Input statistics that it needs."""
-        return self._needs.inputs
+        if self.formula is not None:
+            return needs(self.formula).inputs
+        return self._row.inputs
 
     @property
     def gradients(self) -> tuple[Kind, ...]:
         """The kinds of gradients of the dense model that it needs."""
-        return ("rms",) if self._needs.gradients else ()
+        if self.formula is not None:
+            return ("rms",) if needs(self.formula).gradients else ()
+        return self._row.gradients
+
+    @property
+    def _row(self) -> MethodRow:
+        return RECONSTRUCTIONS[self.name] if self.updates_weights else METRICS[self.name]
 
     @property
     def _formula(self) -> Tree | None:
         """The formula, given or of a metric that is one."""
         if self.formula is not None or self.name in RECONSTRUCTIONS:
             return self.formula
-        return METRICS[self.name].formula
-
-    @property
-    def _needs(self) -> Needs:
-        formula = self._formula
-        if formula is not None:
-            return needs(formula)
-        row = RECONSTRUCTIONS[self.name] if self.updates_weights else METRICS[self.name]
-        return Needs(row.needs, gradients=False)
+        score = METRICS[self.name].function
+        return None if callable(score) else score
 
     def ranks(
         self,
@@ -124,8 +125,8 @@ class Method:
     @property
     def compares(self) -> Comparison:
         """Who competes with whom. Metrics only."""
-        default: Comparison = "output" if self.formula is not None else METRICS[self.name].comparison
-        return self.comparison or default
+        default = "output" if self.formula is not None else METRICS[self.name].comparison
+        return self.comparison or default or "output"
 
     def scores(
         self, linear: Linear, inputs: InputStatistics | None, whole: ModelStatistics | None = None
@@ -139,9 +140,8 @@ class Method:
         if formula is None:
             digest = hashlib.sha256(f"{self.seed}/{linear.name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            score = METRICS[self.name].score
-            assert callable(score)
-            return score(linear.weight, inputs, generator)
+            scored: Tensor = METRICS[self.name].function(linear.weight, inputs, generator)
+            return scored
         return scores(
             formula,
             terminals_of(linear, terminals_in(formula), inputs, whole, damp=self.damp),
@@ -170,7 +170,8 @@ class Method:
                 self.block_size,
                 linear.name,
             )
-            return RECONSTRUCTIONS[self.name].function(layer, sparsities)
+            found: Tensor = RECONSTRUCTIONS[self.name].function(layer, sparsities)
+            return found
         levels = sorted({0.0, *sparsities})
         ranks = self.ranks(linear, inputs, levels, whole)
         return torch.stack([linear.weight * (ranks > levels.index(sparsity)) for sparsity in sparsities])

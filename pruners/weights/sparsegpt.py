@@ -11,6 +11,7 @@ from torch import Tensor
 from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.masks import lowest
+from secateur.pruners.weights.layer import Layer
 from secateur.spaces.budget import n_zeros
 
 _LAZY = 16
@@ -64,6 +65,19 @@ def sparsegpt(
             rest = columns[stop:].reshape(n_in - stop, -1)
             rest.addmm_(upper[start:stop, stop:].T, errors.reshape(stop - start, -1), alpha=-1)
     return columns.permute(1, 2, 0).to(weight.dtype)
+
+
+def reconstruct(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
+    """The weight at each sparsity, of a layer as settings describe it: see `sparsegpt`."""
+    return sparsegpt(
+        layer.weight,
+        layer.inputs,
+        sparsities,
+        group_size=layer.group_size,
+        block_size=layer.block_size,
+        damp=layer.damp,
+        name=layer.name,
+    )
 
 
 def _prune_block(

@@ -15,7 +15,8 @@ from secateur.search.settings.training import TrainingSettings
 
 if TYPE_CHECKING:
     from secateur.evaluators.latency.store import TableSource
-    from secateur.evaluators.session import Plan, Workbench
+    from secateur.evaluators.plan import Plan
+    from secateur.evaluators.session import Workbench
     from secateur.evaluators.tasks.plan import TaskPlan
     from secateur.evaluators.training.recipe import Recipe
     from secateur.spaces.latency import LatencyTable
@@ -33,7 +34,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> Plan:
     Args:
         table: the latency table of a run that is opened again; None: as the settings say.
     """
-    from secateur.evaluators.session import Plan
+    from secateur.evaluators.plan import Plan
 
     of, data = settings.evaluator, settings.evaluator.data
     return Plan(

@@ -44,7 +44,8 @@ def prune(
         ExportError: if the model can't be written, or does not load as it should.
     """
     from secateur.evaluators.exporting import export_candidate
-    from secateur.evaluators.session import Plan, Workbench
+    from secateur.evaluators.plan import Plan
+    from secateur.evaluators.session import Workbench
     from secateur.pruners.recipes.checks import NEEDS, check_recipe
     from secateur.pruners.recipes.shipping import recipe_formats
 

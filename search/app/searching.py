@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.bench import Say, open_bench, plan, silent
 from secateur.search.app.exporting import LEVELS
+from secateur.search.app.plugins import problems, versions
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executor import Executor, measure_all
@@ -68,13 +69,19 @@ def search(
         StudyWriteError: if the disk is full; the study can be continued.
     """
     check_storage(settings.storage)
+    for line in problems():
+        say(line)
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
         bench = open_bench(settings, say, _table_of(directory))
         _check_objectives(settings, bench)
         about = About(
             identity=identity(settings) | {"content": _content(bench)},
             baselines=_baselines(bench),
-            facts={"shape": _plain_shape(bench), "versions": _versions(), "sources": _sources(bench)},
+            facts={
+                "shape": _plain_shape(bench),
+                "versions": _versions() | versions(settings),
+                "sources": _sources(bench),
+            },
         )
         _controller(settings, bench)  # refuses what does not fit, while nothing is written
         with Study.open_or_create(directory, resolved(settings), about) as study:

@@ -10,7 +10,7 @@ import typer
 from secateur.search.cli.options import Json
 from secateur.search.errors import UsageError
 from secateur.search.show.answers import show_facts
-from secateur.search.show.console import FAILED, show, show_json
+from secateur.search.show.console import FAILED, complain, show, show_json
 from secateur.spaces.names import nearest
 
 LISTED = (
@@ -29,20 +29,24 @@ LISTED = (
 def list_(
     what: Annotated[str, typer.Argument(help=f"One of: {', '.join(LISTED)}.")],
     json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a table in Markdown.")] = False,
 ) -> None:
     """What there is to choose from."""
     from secateur.search.app.methods import method_rows
-    from secateur.search.show.listing import LISTS, lines
+    from secateur.search.app.plugins import problems
+    from secateur.search.show import listing
 
     if what not in LISTED:
         raise UsageError(f"Expected something to list, got {what!r}.{nearest(what, LISTED)}")
     ours = {"methods": method_rows, "metrics": _metrics, "families": _families, "formats": _formats}
-    rows = {**LISTS, **ours}[what]()
+    rows = {**listing.LISTS, **ours}[what]()
     if json:
         show_json(rows)
-        return
-    for line in lines(rows):
-        show(line)
+    else:
+        for line in listing.markdown(rows) if markdown else listing.lines(rows):
+            show(line)
+    for line in problems():
+        complain(line, "warning")
 
 
 def doctor(json: Json = False) -> None:
@@ -62,18 +66,18 @@ def doctor(json: Json = False) -> None:
 
 
 def _metrics() -> list[dict[str, str]]:
-    from secateur.pruners.weights.metrics import METRICS
-    from secateur.pruners.weights.reconstructions import RECONSTRUCTIONS
     from secateur.search.show.listing import row
     from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
+    from secateur.spaces.methods import METRICS, RECONSTRUCTIONS
 
-    scores = [row(name, metric.summary, metric.paper) for name, metric in METRICS.items()]
-    updates = [row(name, x.summary, x.paper) for name, x in RECONSTRUCTIONS.items()]
+    known = [
+        row(x.name, x.summary, x.paper, x.origin) for x in [*METRICS.values(), *RECONSTRUCTIONS.values()]
+    ]
     signs = [operator.infix or name for name, operator in OPERATORS.items()]
     formulas = row(
         "formula: ...", f"such as abs(W) * X; of {' '.join(TERMINALS)}, numbers, {' '.join(signs)}"
     )
-    return [*scores, *updates, formulas]
+    return [*known, formulas]
 
 
 def _formats() -> list[dict[str, str]]:
@@ -81,7 +85,7 @@ def _formats() -> list[dict[str, str]]:
     from secateur.search.show.listing import row
 
     carries = {name: ", ".join(x.families) if x.families else "all families" for name, x in FORMATS.items()}
-    return [row(name, f"{x.summary} ({carries[name]})", x.source) for name, x in FORMATS.items()]
+    return [row(name, f"{x.summary} ({carries[name]})", x.source, x.origin) for name, x in FORMATS.items()]
 
 
 def _families() -> list[dict[str, str]]:

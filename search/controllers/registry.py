@@ -1,4 +1,7 @@
-"""Which controllers there are. A new one is a new file and a row here."""
+"""The controllers by name.
+
+A new one is a new file and a row here, or an entry point of the group ``secateur.controllers``.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ from secateur.search.controllers.optuna.controller import Optuna, OptunaSettings
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings
 from secateur.search.controllers.uniform import Uniform, UniformSettings
+from secateur.spaces.plugins import Registry, Row
 
 
 @dataclass(frozen=True)
-class ControllerRow:
+class ControllerRow(Row):
     """One controller.
 
     Args:
@@ -40,49 +44,53 @@ class ControllerRow:
     screens: bool = False
 
 
-CONTROLLERS: dict[str, ControllerRow] = {
-    "uniform": ControllerRow(
-        settings=UniformSettings,
-        build=Uniform,
-        summary="the dense model and the uniform candidates alone",
-        source="",
-    ),
-    "random": ControllerRow(
-        settings=RandomSettings,
-        build=Random,
-        summary="random candidates of every target in turn",
-        source="",
-    ),
-    "evolution": ControllerRow(
-        settings=EvolutionSettings,
-        build=Evolution,
-        summary="elites for each target, varied, winnowed by successive halving over fidelities",
-        source="https://arxiv.org/abs/2410.14649",
-    ),
-    "genetic": ControllerRow(
-        settings=GeneticSettings,
-        build=Genetic,
-        summary="genetic programming over formulas: screened by a proxy, kept by loss and size, on islands",
-        source="https://arxiv.org/abs/2406.02924",
-        screens=True,
-    ),
-    "sensitivity": ControllerRow(
-        settings=SensitivitySettings,
-        build=Sensitivity,
-        summary="measures every slot alone and solves for the best combination",
-        source="https://arxiv.org/abs/2202.04290",
-    ),
-    "greedy": ControllerRow(
-        settings=GreedySettings,
-        build=Greedy,
-        summary="removes the block, sub-layer or level whose removal hurts least, again and again",
-        source="https://arxiv.org/abs/2406.10594",
-    ),
-    "optuna": ControllerRow(
-        settings=OptunaSettings,
-        build=Optuna,
-        summary="a sampler of Optuna's: tpe, nsga2, nsga3, gp, cmaes, random, or a dotted name",
-        source="https://arxiv.org/abs/1907.10902",
-        multi_objective=True,
-    ),
-}
+CONTROLLERS: Registry[ControllerRow] = Registry(
+    "secateur.controllers",
+    ControllerRow,
+    {
+        "uniform": ControllerRow(
+            settings=UniformSettings,
+            build=Uniform,
+            summary="the dense model and the uniform candidates alone",
+            source="",
+        ),
+        "random": ControllerRow(
+            settings=RandomSettings,
+            build=Random,
+            summary="random candidates of every target in turn",
+            source="",
+        ),
+        "evolution": ControllerRow(
+            settings=EvolutionSettings,
+            build=Evolution,
+            summary="elites for each target, varied, winnowed by successive halving over fidelities",
+            source="https://arxiv.org/abs/2410.14649",
+        ),
+        "genetic": ControllerRow(
+            settings=GeneticSettings,
+            build=Genetic,
+            summary="genetic programming over formulas: screened by a proxy, kept by loss and size, on islands",
+            source="https://arxiv.org/abs/2406.02924",
+            screens=True,
+        ),
+        "sensitivity": ControllerRow(
+            settings=SensitivitySettings,
+            build=Sensitivity,
+            summary="measures every slot alone and solves for the best combination",
+            source="https://arxiv.org/abs/2202.04290",
+        ),
+        "greedy": ControllerRow(
+            settings=GreedySettings,
+            build=Greedy,
+            summary="removes the block, sub-layer or level whose removal hurts least, again and again",
+            source="https://arxiv.org/abs/2406.10594",
+        ),
+        "optuna": ControllerRow(
+            settings=OptunaSettings,
+            build=Optuna,
+            summary="a sampler of Optuna's: tpe, nsga2, nsga3, gp, cmaes, random, or a dotted name",
+            source="https://arxiv.org/abs/1907.10902",
+            multi_objective=True,
+        ),
+    },
+)

@@ -1,4 +1,7 @@
-"""The executors by name."""
+"""The executors by name.
+
+A new one is a new file and a row here, or an entry point of the group ``secateur.executors``.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from secateur.search.executors.cluster.connection import reached
 from secateur.search.executors.cluster.executor import RayExecutor
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.local import LocalExecutor, LocalSettings
+from secateur.spaces.plugins import Registry, Row
 
 
 @dataclass(frozen=True)
-class ExecutorRow:
+class ExecutorRow(Row):
     """One executor.
 
     Args:
@@ -28,6 +32,7 @@ class ExecutorRow:
             them; entered before anything is begun. Raises a UsageError.
         summary: one line for listings.
         in_process: whether the one worker is the driver itself.
+        source: address of its description.
     """
 
     settings: type[BaseModel]
@@ -35,20 +40,25 @@ class ExecutorRow:
     reached: Callable[[Any, Any], AbstractContextManager[None]]
     summary: str
     in_process: bool = False
+    source: str = ""
 
 
-EXECUTORS: dict[str, ExecutorRow] = {
-    "local": ExecutorRow(
-        settings=LocalSettings,
-        build=LocalExecutor,
-        reached=lambda settings, payload: nullcontext(),
-        summary="in this process, one job at a time",
-        in_process=True,
-    ),
-    "ray": ExecutorRow(
-        settings=RaySettings,
-        build=RayExecutor,
-        reached=reached,
-        summary="Ray actors, on this machine or on a cluster",
-    ),
-}
+EXECUTORS: Registry[ExecutorRow] = Registry(
+    "secateur.executors",
+    ExecutorRow,
+    {
+        "local": ExecutorRow(
+            settings=LocalSettings,
+            build=LocalExecutor,
+            reached=lambda settings, payload: nullcontext(),
+            summary="in this process, one job at a time",
+            in_process=True,
+        ),
+        "ray": ExecutorRow(
+            settings=RaySettings,
+            build=RayExecutor,
+            reached=reached,
+            summary="Ray actors, on this machine or on a cluster",
+        ),
+    },
+)

@@ -7,12 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-Repair = Literal["none", "bias", "refit", "obs", "liar", "admm"]
-BIASED: frozenset[Repair] = frozenset({"bias", "liar"})
-"""Those that give output projections a bias."""
-_REPAIRS = "|".join(get_args(Repair))
+from secateur.spaces.methods import CUT_REPAIRS
 
 
 class Kept(NamedTuple):
@@ -61,7 +58,7 @@ class Architecture:
     """
 
     blocks: tuple[Kept, ...]
-    repair: Repair | Literal[""] = ""
+    repair: str = ""
 
     @cached_property
     def text(self) -> str:
@@ -77,24 +74,24 @@ class Architecture:
         Raises:
             ValueError: if no architecture prints like this.
         """
-        whole = re.fullmatch(rf"architecture:([\d/x,]+)(?:;repair=({_REPAIRS}))?", text, re.ASCII)
+        whole = re.fullmatch(r"architecture:([\d/x,]+)(?:;repair=(\S+))?", text, re.ASCII)
         runs = whole[1].split(",") if whole else []
         found = [re.fullmatch(r"(\d{1,6})/(\d{1,6})(?:x(\d{1,6}))?", run) for run in runs]
         blocks = [Kept(int(x[1]), int(x[2])) for x in found if x for _ in range(int(x[3] or 1))]
-        repair: Any = (whole and whole[2]) or ""
+        repair = (whole and whole[2]) or ""
         architecture = cls(tuple(blocks), repair)
-        if whole and architecture.text == text:
+        if whole and architecture.text == text and repair in ("", *CUT_REPAIRS):
             return architecture
         raise ValueError(
             f"Expected an architecture such as 'architecture:3/1536x5,0/1024', got {text[:80]!r}."
         )
 
-    def config(self, repair: Repair) -> dict[str, Any]:
+    def config(self, repair: str) -> dict[str, Any]:
         """The plain configuration; `repair` is the space's only one, if the candidate names none."""
         blocks = [{"kv_groups": kept.kv_groups, "ffn": kept.ffn} for kept in self.blocks]
         return {"blocks": blocks, "repair": self.repair or repair}
 
-    def check_repair(self, repairs: Sequence[Repair]) -> None:
+    def check_repair(self, repairs: Sequence[str]) -> None:
         """Raise unless it names one of several repairs, or none where there is one alone."""
         known = tuple(repairs) if len(repairs) > 1 else ("",)
         if self.repair not in known:

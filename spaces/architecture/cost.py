@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from secateur.spaces.architecture.candidate import BIASED, Kept, Repair
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.latency import PHASES, PhaseName
+from secateur.spaces.methods import CUT_REPAIRS
 from secateur.spaces.shape import BlockShape, ModelShape
 
 Of = Literal["params", "macs", "kv_bytes", "latency_prefill", "latency_decode"]
@@ -60,7 +61,7 @@ def check_latency(shape: ModelShape, of: Of) -> None:
                 )
 
 
-def cost(shape: ModelShape, blocks: Sequence[Kept], repair: Repair = "none") -> dict[str, float]:
+def cost(shape: ModelShape, blocks: Sequence[Kept], repair: str = "none") -> dict[str, float]:
     """Costs of the whole model: ``sparsity`` is the share of the blocks' parameters that is removed.
 
     Biases that a repair adds count in ``params`` and ``size_bytes``, not in the sparsity: targets are met alike with
@@ -72,7 +73,11 @@ def cost(shape: ModelShape, blocks: Sequence[Kept], repair: Repair = "none") -> 
         sum(USAGES[of](shape, block, dense) - USAGES[of](shape, block, kept) for block, dense, kept in pairs)
         for of in ("params", "macs", "kv_bytes")
     )
-    added = sum(block.bias_params(*kept) for block, _, kept in pairs) if repair in BIASED else 0
+    added = (
+        sum(block.bias_params(*kept) for block, _, kept in pairs)
+        if CUT_REPAIRS[repair].gives in ("bias", "both")
+        else 0
+    )
     left = shape.n_params - params + added
     costs = {
         "sparsity": params / sum(block.params(*dense) for block, dense, _ in pairs),

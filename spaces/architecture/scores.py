@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 from secateur.spaces.architecture.levels import Slot
 from secateur.spaces.budget import Table, Window
+from secateur.spaces.methods import DEPTH
 from secateur.spaces.mutation_crossover import Levels
-
-Scored = Literal["flap", "shortgpt", "last", "shortened_ppl", "shortened_taylor", "laco", "mka", "streamline"]
 
 
 @runtime_checkable
@@ -28,13 +27,8 @@ class Scores(Protocol):
         ...
 
     @property
-    def influence(self) -> Sequence[float]:
-        """Of each block as a whole."""
-        ...
-
-    @property
     def blocks(self) -> Mapping[str, Sequence[float]]:
-        """Further scores of each block as a whole, by the name of the allocation."""
+        """Of each block as a whole, by depth rule."""
         ...
 
 
@@ -87,22 +81,9 @@ def _is_whole(slots: Sequence[Slot]) -> bool:
     return kinds >= {"attention", "mlp"} or "block" in kinds
 
 
-OF_BLOCKS: dict[Scored, Callable[[Scores], Sequence[float]]] = {
-    "shortgpt": lambda scores: scores.influence,
-    "last": lambda scores: scores.blocks["last"],
-    "shortened_ppl": lambda scores: scores.blocks["shortened_ppl"],
-    "shortened_taylor": lambda scores: scores.blocks["shortened_taylor"],
-    "laco": lambda scores: scores.blocks["laco"],
-    "mka": lambda scores: scores.blocks["mka"],
-    "streamline": lambda scores: scores.blocks["streamline"],
-}
-"""Scores of whole blocks, for allocations that drop them."""
-
-
-def moves_of(kind: Scored, slots: Sequence[Slot], scores: Scores) -> list[Move]:
+def moves_of(kind: str, slots: Sequence[Slot], scores: Scores) -> list[Move]:
     """What an allocation does, in order."""
-    of_blocks = OF_BLOCKS.get(kind)
-    return unit_moves(slots, scores) if of_blocks is None else block_moves(slots, of_blocks(scores))
+    return block_moves(slots, scores.blocks[kind]) if kind in DEPTH else unit_moves(slots, scores)
 
 
 def walk(table: Table, window: Window, moves: Sequence[Move]) -> Levels:

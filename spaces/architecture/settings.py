@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from secateur.spaces.architecture.candidate import Repair
 from secateur.spaces.architecture.cost import Of
 from secateur.spaces.architecture.levels import LevelRules, Unit
-from secateur.spaces.architecture.scores import OF_BLOCKS, Scored
 from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.architecture.tied import TiedSpace
-from secateur.spaces.section import Section
+from secateur.spaces.methods import CUT_REPAIRS, DEPTH
+from secateur.spaces.plugins import points
+from secateur.spaces.section import Section, one_of
 from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.targets import Target, check_target, targets_of
 
@@ -23,7 +23,18 @@ UNITS: frozenset[Unit] = frozenset({"groups", "channels", "attention", "mlp"})
 TIED_UNITS: frozenset[Unit] = frozenset({"groups", "channels", "blocks"})
 SMALLEST_MLP = {"gguf": 32}  # llama.cpp computes a block wrongly that has an attention and no MLP
 
-DEFAULT_BASELINES: tuple[Scored, ...] = ("flap", "shortgpt")
+DEFAULT_BASELINES = ("flap", "shortgpt")
+FORMATS = ("any", "hf", "hf-stock", "hf-padded", "gguf")
+
+
+def scored_baselines() -> tuple[str, ...]:
+    """Known allocations: by the scores of units, or of whole blocks."""
+    return ("flap", *DEPTH)
+
+
+Repair = Annotated[str, one_of(lambda: CUT_REPAIRS)]
+Scored = Annotated[str, one_of(scored_baselines)]
+Format = Annotated[str, one_of(lambda: (*FORMATS, *(point.name for point in points("secateur.formats"))))]
 
 
 class ArchitectureSettings(Section):
@@ -65,7 +76,7 @@ class ArchitectureSettings(Section):
     repair: Repair | list[Repair] = "none"
     damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     calibration: Literal["sequential", "dense"] = "sequential"
-    target_format: Literal["any", "hf", "hf-stock", "hf-padded", "gguf"] = "any"
+    target_format: Format = "any"
     protect: list[int] = Field(default=[])
     baselines: list[Scored] | None = None
 
@@ -111,15 +122,15 @@ class ArchitectureSettings(Section):
                 )
 
     @property
-    def _makeable(self) -> tuple[Scored, ...]:
+    def _makeable(self) -> tuple[str, ...]:
         """The known allocations that the units allow."""
         units = self.rules.units
         by_units = not self.all_alike and bool(units & {"groups", "channels"})
         whole = "blocks" in units or units >= {"attention", "mlp"}
-        return tuple(name for name in get_args(Scored) if (whole if name in OF_BLOCKS else by_units))
+        return tuple(name for name in scored_baselines() if (whole if name in DEPTH else by_units))
 
     @property
-    def scored(self) -> tuple[Scored, ...]:
+    def scored(self) -> tuple[str, ...]:
         """The baselines that are made from scores."""
         if self.baselines is not None:
             return tuple(dict.fromkeys(self.baselines))
@@ -131,7 +142,7 @@ class ArchitectureSettings(Section):
         return self.tied or self.target_format == "hf-stock"
 
     @property
-    def repairs(self) -> tuple[Repair, ...]:
+    def repairs(self) -> tuple[str, ...]:
         """The repairs that candidates choose from."""
         return tuple(self.repair) if isinstance(self.repair, list) else (self.repair,)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.architecture.candidate import Architecture, Repair
+from secateur.spaces.architecture.candidate import Architecture
 from secateur.spaces.architecture.cost import Of
 from secateur.spaces.architecture.levels import LevelRules, Slot
-from secateur.spaces.architecture.scores import Scored, Scores, moves_of, walk
+from secateur.spaces.architecture.scores import Scores, moves_of, walk
 from secateur.spaces.architecture.slot_targets import SlotTargets
 from secateur.spaces.architecture.structured import StructuredSpace
 from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
@@ -48,7 +48,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         rules: LevelRules,
         targets: Sequence[float],
         of: Of = "params",
-        repairs: Sequence[Repair] = ("none",),
+        repairs: Sequence[str] = ("none",),
     ) -> None:
         self._of_slots = SlotTargets(shape, rules, targets, of)
         super().__init__(shape, repairs, self._of_slots)
@@ -69,7 +69,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         """All slots lose the same share, see `SlotTargets.uniform`."""
         return self._made(self._of_slots.uniform[target])
 
-    def from_scores(self, kind: Scored, scores: Scores, target: int) -> Architecture | None:
+    def from_scores(self, kind: str, scores: Scores, target: int) -> Architecture | None:
         """See `moves_of`; what these miss of the target, if anything, random levels make up for."""
         moves = moves_of(kind, self._slots, scores)
         levels = walk(self._table, self._of_slots.windows[target], moves)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
-from secateur.spaces.architecture.candidate import Architecture, Repair
+from secateur.spaces.architecture.candidate import Architecture
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.architecture.levels import BlockLevels
-from secateur.spaces.architecture.scores import Scored, Scores
+from secateur.spaces.architecture.scores import Scores
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import Space
 
@@ -40,7 +40,7 @@ class StructuredSpace(Space[Architecture]):
         counted: the targets.
     """
 
-    def __init__(self, shape: ModelShape, repairs: Sequence[Repair], counted: Counted) -> None:
+    def __init__(self, shape: ModelShape, repairs: Sequence[str], counted: Counted) -> None:
         self._shape = shape
         self._repairs = tuple(repairs)
         self._counted = counted
@@ -65,11 +65,11 @@ class StructuredSpace(Space[Architecture]):
         """The one that others of the target are compared with."""
 
     @abstractmethod
-    def from_scores(self, kind: Scored, scores: Scores, target: int) -> Architecture | None:
+    def from_scores(self, kind: str, scores: Scores, target: int) -> Architecture | None:
         """The architecture that a known allocation gives; None where it gives none that meets the target."""
 
     @property
-    def repairs(self) -> tuple[Repair, ...]:
+    def repairs(self) -> tuple[str, ...]:
         """How kept weights may make up for removed ones."""
         return self._repairs
 
@@ -79,7 +79,7 @@ class StructuredSpace(Space[Architecture]):
             named[f"uniform@{share:.10g}"] = self.uniform(target)
         return named | self._further
 
-    def scored_baselines(self, kinds: Sequence[Scored], scores: Scores) -> dict[str, Architecture]:
+    def scored_baselines(self, kinds: Sequence[str], scores: Scores) -> dict[str, Architecture]:
         """What known allocations give for each target, such as ``flap@0.25``, if it is not the uniform one."""
         found: dict[str, Architecture] = {}
         known = set(self.with_baselines({}).baselines().values())
@@ -122,7 +122,7 @@ class StructuredSpace(Space[Architecture]):
     def _repair_of(self, candidate: Architecture) -> int:
         return self._repairs.index(candidate.repair) if candidate.repair else 0
 
-    def _named(self, repair: int) -> Repair | Literal[""]:
+    def _named(self, repair: int) -> str:
         """As a candidate names it."""
         return self._repairs[repair] if len(self._repairs) > 1 else ""
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.architecture.candidate import GONE, Architecture, Repair
+from secateur.spaces.architecture.candidate import GONE, Architecture
 from secateur.spaces.architecture.cost import Of
 from secateur.spaces.architecture.forms import Form, FormTargets
 from secateur.spaces.architecture.levels import LevelRules
-from secateur.spaces.architecture.scores import OF_BLOCKS, Scored, Scores
+from secateur.spaces.architecture.scores import Scores
 from secateur.spaces.architecture.structured import StructuredSpace
+from secateur.spaces.methods import DEPTH
 from secateur.spaces.mutation_crossover import ATTEMPTS
 from secateur.spaces.parameters import IntParameter
 from secateur.spaces.shape import ModelShape
@@ -43,7 +44,7 @@ class TiedSpace(StructuredSpace):
         rules: LevelRules,
         targets: Sequence[float],
         of: Of = "params",
-        repairs: Sequence[Repair] = ("none",),
+        repairs: Sequence[str] = ("none",),
     ) -> None:
         self._forms = FormTargets(shape, rules, targets, of)
         super().__init__(shape, repairs, self._forms)
@@ -61,12 +62,11 @@ class TiedSpace(StructuredSpace):
         """As few blocks dropped as can be, spread over the depth, see `FormTargets.uniform`."""
         return self._uniform[target]
 
-    def from_scores(self, kind: Scored, scores: Scores, target: int) -> Architecture | None:
+    def from_scores(self, kind: str, scores: Scores, target: int) -> Architecture | None:
         """As many blocks dropped as can be, those that score least; None where units are scored."""
-        of_blocks = OF_BLOCKS.get(kind)
-        if of_blocks is None:
+        if kind not in DEPTH:
             return None
-        by_block = of_blocks(scores)
+        by_block = scores.blocks[kind]
         order = sorted(self._droppable, key=lambda block: by_block[block])
         found = self._forms.find(target, order, shallow=True)
         return self._made(*found) if found and found[1] else None

@@ -6,20 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from secateur.spaces.methods import RULES, UPDATES, Unit
 from secateur.spaces.parameters import IntParameter, Requirement
 from secateur.spaces.recipe.form import completed, flattened, nested
 from secateur.spaces.recipe.keys import (
     MATRICES,
     N_ATTENTION,
     N_CLUSTERS,
-    RECONSTRUCTIONS,
     Condition,
-    Unit,
     is_number,
     leaves,
 )
 from secateur.spaces.recipe.known import KNOWN
-from secateur.spaces.recipe.rules import RULES
 
 Subspace = Literal["calibration", "metric", "allocation", "repair"]
 Items = dict[str, Any]
@@ -175,11 +173,11 @@ class Tree:
             return value or int(not any(before[other] for other in self._others[path]))
         if path == "metric.activation" and before["metric.order"] == "none":
             return value or int(not before["metric.magnitude"])
-        if before.get("metric.name") not in RECONSTRUCTIONS:
+        if before.get("metric.name") not in UPDATES:
             return value
-        if path == "allocation.rule" and "scores" in RULES[value].needs:
+        if path == "allocation.rule" and "scores" in RULES[value].evidence:
             rules = self._choices[path].options if path in self._choices else ()
-            return next((rule for rule in rules if "scores" not in RULES[rule].needs), "uniform")
+            return next((rule for rule in rules if "scores" not in RULES[rule].evidence), "uniform")
         return "none" if path == "repair" else value
 
 

@@ -7,18 +7,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from secateur.spaces.formulas.metric import formula_of, metric_of
+from secateur.spaces.methods import RULES, UNITS, UPDATES
 from secateur.spaces.names import did_you_mean
 from secateur.spaces.recipe.keys import (
     MATRICES,
     N_ATTENTION,
-    RECONSTRUCTIONS,
-    UNITS,
     Condition,
     Flat,
     is_number,
     leaves,
 )
-from secateur.spaces.recipe.rules import RULES
 
 
 def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,12 +57,12 @@ def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
 def check_together(flat: Flat) -> None:
     """Raise a ValueError if keys contradict each other."""
     metric, repair = flat["metric.name"], flat["repair"]
-    if metric in RECONSTRUCTIONS and repair != "none":
+    if metric in UPDATES and repair != "none":
         raise ValueError(
             f"Expected `repair: none` with the metric {metric}, which repairs by itself, got {repair!r}."
         )
     rule = flat.get("allocation.rule", "uniform")
-    if metric in RECONSTRUCTIONS and "scores" in RULES[rule].needs:
+    if metric in UPDATES and "scores" in RULES[rule].evidence:
         raise ValueError(
             f"Expected a rule that needs no scores with the metric {metric}, which has none, got {rule!r}. Use "
             f"uniform or another one."

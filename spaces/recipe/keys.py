@@ -7,12 +7,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any
 
-from secateur.spaces.recipe.rules import RULES
+from secateur.spaces.methods import IMPORTANCES, REPAIRS, RULES, Unit, metrics_of, searched
 
-Unit = Literal["weights", "structure", "blocks"]
-UNITS: tuple[Unit, ...] = get_args(Unit)
 BLEND = "blend"
 N_CLUSTERS = 8
 CHUNK = 32
@@ -20,19 +18,6 @@ CHUNK = 32
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 N_ATTENTION = 4
 """How many of them are the attention's; the others are the MLP's."""
-REPAIRS: dict[Unit, tuple[str, ...]] = {
-    "weights": ("none", "bias", "obs", "admm"),
-    "structure": ("none", "bias", "refit", "obs", "liar", "admm", "kprune"),
-    "blocks": ("none", "laco", "mka", "streamline"),
-}
-FIRST_METRIC: dict[Unit, str] = {"weights": "wanda", "structure": "wanda_sp", "blocks": "shortgpt"}
-
-RECONSTRUCTIONS = ("sparsegpt", "admm", "dsnot", "sparsellm")
-"""Metrics of weights that repair by themselves and have no scores."""
-ONE_COMPARISON = ("sparsegpt", "sparsellm")
-"""Metrics of weights that do not choose which of them compete."""
-SIGNED = ("llm_pruner_first", "llm_pruner_vector")
-"""Metrics that need mean gradients alone, which forward passes can estimate."""
 
 Flat = Mapping[str, Any]
 """Values by ``section.key``."""
@@ -139,11 +124,21 @@ _WEIGHTS = Rule(
 )
 
 
+def first_metric(unit: Unit) -> str:
+    """The metric where none is named."""
+    return searched(metrics_of(unit))[0]
+
+
+def signed_metrics() -> tuple[str, ...]:
+    """Metrics that need mean gradients alone, which forward passes can estimate."""
+    return tuple(name for name, row in IMPORTANCES.items() if row.gradients == ("mean",))
+
+
 @cache
 def leaves(unit: Unit) -> dict[str, Leaf]:
     """The keys of recipes of a unit, each after those that its conditions name."""
     blend = Condition("metric.name", (BLEND,))
-    found = {"metric.name": Leaf(FIRST_METRIC[unit], _NAME)}
+    found = {"metric.name": Leaf(first_metric(unit), _NAME)}
     if unit != "blocks":
         found |= {
             "metric.order": Leaf("none", _one_of("none", "first", "second", "mixed"), (blend,)),
@@ -159,7 +154,8 @@ def leaves(unit: Unit) -> dict[str, Leaf]:
 
 
 def _of_weights() -> dict[str, Leaf]:
-    free = Condition("metric.name", ONE_COMPARISON, negated=True)
+    fixed = tuple(name for name, row in metrics_of("weights").items() if row.comparison is None)
+    free = Condition("metric.name", fixed, negated=True)
     return {"metric.comparison": Leaf("output", _one_of("output", "layer"), (free,))}
 
 
@@ -182,7 +178,7 @@ def _of_calibration() -> dict[str, Leaf]:
         return (Condition("calibration.choose", (by,)),)
 
     signed = (
-        Condition("metric.name", (*SIGNED, BLEND)),
+        Condition("metric.name", (*signed_metrics(), BLEND)),
         Condition("metric.order", ("first",)),
     )
     return {
@@ -201,10 +197,9 @@ def _of_allocation(unit: Unit) -> dict[str, Leaf]:
     rows = {name: row for name, row in RULES.items() if unit in row.units}
     found = {"allocation.rule": Leaf("uniform", _one_of(*rows))}
     for rule, row in rows.items():
-        for knob in row.knobs:
-            is_name = isinstance(knob.default, str)
-            may = _one_of(*knob.options) if is_name else _between(knob.low, knob.high)
-            path = f"allocation.{knob.name}"
-            assert path not in found  # two rules with a knob of one name would need one leaf for both
-            found[path] = Leaf(knob.default, may, (Condition("allocation.rule", (rule,)),))
+        for parameter in row.parameters:
+            is_name = isinstance(parameter.default, str)
+            may = _one_of(*parameter.options) if is_name else _between(parameter.low, parameter.high)
+            path = f"allocation.{parameter.name}"
+            found[path] = Leaf(parameter.default, may, (Condition("allocation.rule", (rule,)),))
     return found

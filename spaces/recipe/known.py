@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.spaces.recipe.keys import Unit
+from secateur.spaces.methods import Unit
 
 
 @dataclass(frozen=True)

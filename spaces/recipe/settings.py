@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from secateur.spaces.formulas.grammar import FormulaTextError
 from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
-from secateur.spaces.recipe import options
-from secateur.spaces.recipe.choices import SOURCES, Items, Subspace, Tree, default_of, items_of_known, nearest
-from secateur.spaces.recipe.keys import BLEND, CHUNK, FIRST_METRIC, REPAIRS, SIGNED, SOURCE_NAME, Unit
+from secateur.spaces.methods import REPAIRS, RULES, Unit, metrics_of, searched
+from secateur.spaces.recipe.choices import Subspace, items_of_known
+from secateur.spaces.recipe.keys import BLEND, CHUNK, SOURCE_NAME, first_metric, signed_metrics
 from secateur.spaces.recipe.known import KNOWN
-from secateur.spaces.recipe.rules import RULES
-from secateur.spaces.recipe.space import RecipeSpace
 from secateur.spaces.section import Section
-from secateur.spaces.shape import ModelShape, Prunable, split_protected
 from secateur.spaces.targets import Target, check_target, targets_of
 
 EVALUATORS = ""
@@ -176,14 +172,15 @@ class RecipeSettings(Section):
                     raise ValueError(
                         f"Expected `{key}` of {self.unit} out of {', '.join(allowed) or 'none'}, got {name!r}."
                     )
-        of_files = [name for name in self.allocations or () if "profile" in RULES[name].needs]
+        of_files = [name for name in self.allocations or () if "profile" in RULES[name].evidence]
         if of_files and self.profile is None:
             raise ValueError(f"Expected `profile`, the file that the rule {of_files[0]} follows, got none.")
         if "metric" in self.search and "forward" in self.gradients:
-            able = [name for name in self.metric_options if name in (*SIGNED, BLEND)]
+            signed = (*signed_metrics(), BLEND)
+            able = [name for name in self.metric_options if name in signed]
             if not able or self.unit == "blocks":
                 raise ValueError(
-                    f"Expected one of `metrics` that takes signed gradients ({', '.join(SIGNED)}, {BLEND}) with "
+                    f"Expected one of `metrics` that takes signed gradients ({', '.join(signed)}) with "
                     f"`gradients: forward`, got {', '.join(self.metric_options)}."
                 )
 
@@ -205,7 +202,7 @@ class RecipeSettings(Section):
     @property
     def start_name(self) -> str:
         """The known recipe that gives what is not searched."""
-        return self.start or FIRST_METRIC[self.unit]
+        return self.start or first_metric(self.unit)
 
     @property
     def known_names(self) -> tuple[str, ...]:
@@ -220,12 +217,16 @@ class RecipeSettings(Section):
         if self.metrics is not None:
             return tuple(self.metrics)
         of_start = items_of_known(self.start_name)["metric.name"]
-        return tuple(dict.fromkeys([*options.METRICS[self.unit], of_start]))
+        blend = () if self.unit == "blocks" else (BLEND,)
+        return tuple(dict.fromkeys([*blend, *searched(metrics_of(self.unit)), of_start]))
 
     @property
     def allocation_options(self) -> tuple[str, ...]:
         """The rules to choose from."""
-        return options.rules_of(self.unit) if self.allocations is None else tuple(self.allocations)
+        if self.allocations is not None:
+            return tuple(self.allocations)
+        ours = {name: row for name, row in RULES.items() if not row.origin and "profile" not in row.evidence}
+        return tuple(name for name, row in ours.items() if self.unit in row.units)
 
     @property
     def repair_options(self) -> tuple[str, ...]:
@@ -233,7 +234,7 @@ class RecipeSettings(Section):
         if self.repairs is not None:
             return tuple(self.repairs)
         of_start = items_of_known(self.start_name)["repair"]
-        return tuple(dict.fromkeys([*options.REPAIRS[self.unit], of_start]))
+        return tuple(dict.fromkeys([*searched(REPAIRS[self.unit]), of_start]))
 
 
 FIRST_KNOWN: dict[Unit, tuple[str, ...]] = {
@@ -242,33 +243,3 @@ FIRST_KNOWN: dict[Unit, tuple[str, ...]] = {
     "blocks": ("last",),
 }
 """Where the settings name none."""
-
-
-def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: ModelShape) -> RecipeSpace:
-    """The space that the settings describe, for a model with these linears.
-
-    Raises:
-        ValueError: if a pattern in `protect` matches nothing or too much, or the model's blocks were not counted.
-    """
-    if settings.protect:
-        split_protected(linears, settings.protect)  # refuses what matches nothing, or all
-    tree = Tree(settings.unit, settings.source_names, options.options_of(settings), _base(settings))
-    return RecipeSpace(
-        settings.unit,
-        settings.targets,
-        tree,
-        settings.texts,
-        settings.start_name,
-        settings.known_names,
-        sum(linear.n_weights for linear in linears),
-        shape,
-    )
-
-
-def _base(settings: RecipeSettings) -> Items:
-    """The start, with calibration data as by default as the settings let them be."""
-    base = items_of_known(settings.start_name)
-    for path, (values, ordered) in options.calibration_of(settings).items():
-        default = 1 if path.startswith(SOURCES) else default_of(settings.unit, path)
-        base[path] = nearest(values, default, ordered=ordered)
-    return base

@@ -10,10 +10,10 @@ import numpy as np
 from secateur.spaces.architecture.candidate import GONE
 from secateur.spaces.architecture.cost import cost, dense_of
 from secateur.spaces.budget import check_ascending, n_zeros
+from secateur.spaces.methods import Unit
 from secateur.spaces.parameters import IntParameter
 from secateur.spaces.recipe.candidate import DENSE, Recipe
 from secateur.spaces.recipe.choices import Choice, Items, Tree, items_of, items_of_known, plain_of
-from secateur.spaces.recipe.keys import Unit
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import Space
 

@@ -1,40 +1,23 @@
-"""What a search over recipes tries of each thing that it chooses."""
+"""The space `recipe` that settings describe: the options of each choice, and the tree of choices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from secateur.spaces.recipe.keys import MATRICES, N_CLUSTERS, Unit
-from secateur.spaces.recipe.rules import RULES
-
-if TYPE_CHECKING:
-    from secateur.spaces.recipe.settings import RecipeSettings
+from secateur.spaces.methods import RULES
+from secateur.spaces.recipe.choices import SOURCES, Items, Tree, default_of, items_of_known, nearest
+from secateur.spaces.recipe.keys import MATRICES, N_CLUSTERS
+from secateur.spaces.recipe.settings import RecipeSettings
+from secateur.spaces.recipe.space import RecipeSpace
+from secateur.spaces.shape import ModelShape, Prunable, split_protected
 
 Options = dict[str, tuple[Sequence[Any], bool]]
 """By path of the item: values, and whether neighbouring ones are similar."""
 
-METRICS: dict[Unit, tuple[str, ...]] = {
-    "weights": ("blend", "wanda", "ria", "sparsegpt"),
-    "structure": ("blend", "wanda_sp", "flap", "cfsp", "obs"),
-    "blocks": ("shortgpt", "last", "shortened_ppl", "shortened_taylor"),
-}
-"""Where the settings name none."""
-REPAIRS: dict[Unit, tuple[str, ...]] = {
-    "weights": ("none", "bias", "obs", "admm"),
-    "structure": ("none", "bias", "refit", "obs", "admm"),
-    "blocks": ("none", "laco", "mka"),
-}
-"""Likewise: what takes about as long as the rest."""
-
 _EXPONENTS = tuple(i / 4 for i in range(9))
 _ANGLES = tuple(i / 10 for i in range(11))
 _QUARTERS = tuple(i / 4 for i in range(5))
-
-
-def rules_of(unit: Unit) -> tuple[str, ...]:
-    """The rules of allocation that need no file."""
-    return tuple(name for name, row in RULES.items() if unit in row.units and "profile" not in row.needs)
 
 
 def options_of(settings: RecipeSettings) -> Options:
@@ -86,6 +69,36 @@ def _metric(settings: RecipeSettings) -> Options:
 
 
 def _allocation(rules: Sequence[str]) -> Options:
-    knobs = [knob for rule in rules for knob in RULES[rule].knobs]
+    parameters = [parameter for rule in rules for parameter in RULES[rule].parameters]
     found: Options = {"allocation.rule": (rules, False)}
-    return found | {f"allocation.{x.name}": (x.options, not isinstance(x.default, str)) for x in knobs}
+    return found | {f"allocation.{x.name}": (x.options, not isinstance(x.default, str)) for x in parameters}
+
+
+def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: ModelShape) -> RecipeSpace:
+    """The space that the settings describe, for a model with these linears.
+
+    Raises:
+        ValueError: if a pattern in `protect` matches nothing or too much, or the model's blocks were not counted.
+    """
+    if settings.protect:
+        split_protected(linears, settings.protect)  # refuses what matches nothing, or all
+    tree = Tree(settings.unit, settings.source_names, options_of(settings), _base(settings))
+    return RecipeSpace(
+        settings.unit,
+        settings.targets,
+        tree,
+        settings.texts,
+        settings.start_name,
+        settings.known_names,
+        sum(linear.n_weights for linear in linears),
+        shape,
+    )
+
+
+def _base(settings: RecipeSettings) -> Items:
+    """The start, with calibration data as by default as the settings let them be."""
+    base = items_of_known(settings.start_name)
+    for path, (values, ordered) in calibration_of(settings).items():
+        default = 1 if path.startswith(SOURCES) else default_of(settings.unit, path)
+        base[path] = nearest(values, default, ordered=ordered)
+    return base

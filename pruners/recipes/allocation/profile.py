@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from secateur.spaces.recipe.filling import check_reach, in_order, wanted_weights
-from secateur.spaces.recipe.layers import Entry, Evidence, Ints, Layer, Profile
-from secateur.spaces.recipe.shares import to_budget
+from secateur.pruners.recipes.allocation.filling import check_reach, in_order, to_budget, wanted_weights
+from secateur.pruners.recipes.allocation.layers import Entry, Evidence, Ints, Layer, Profile
 
 KEYS = ("block", "kind", "linear", "sparsity")
 FORM = (

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.pruners.recipes.allocation.layers import BudgetError, Floats, Ints, Layer
 from secateur.spaces.budget import n_zeros, spread_order
-from secateur.spaces.recipe.layers import BudgetError, Floats, Ints, Layer
 
 Times = Sequence[NDArray[np.floating[Any]]]
 """Of each layer when its units go, ascending."""
@@ -145,3 +145,15 @@ def settle(layers: Sequence[Layer], shares: Floats, wanted: int) -> Ints:
     ends = np.where(shares > 0, wished, 1.0)
     times = [(np.arange(a, b) + x) / y for a, b, x, y in zip(start, stop, offsets(layers), ends, strict=True)]
     return in_order(layers, times, wanted, start)
+
+
+def relative_to_largest(centred: Floats) -> Floats:
+    """Over the largest absolute value; 0 where all are equal but for rounding."""
+    largest = float(np.abs(centred).max())
+    return centred / largest if largest > 1e-12 else np.zeros_like(centred)
+
+
+def to_budget(layers: Sequence[Layer], shares: Sequence[float] | Floats, sparsity: float) -> Ints:
+    """Units that go, as near to the shares as the budget allows, which scales them all where they miss it."""
+    wanted = wanted_weights(layers, sparsity)
+    return settle(layers, meet(layers, np.asarray(shares, np.float64), wanted), wanted)

@@ -22,14 +22,18 @@ from secateur.pruners.models.layout import SublayerLayout
 from secateur.pruners.models.precision import fp32_bytes, in_fp32
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.importance import wanda_sp
+from secateur.pruners.structure.wanda_sp import wanda_sp
 from secateur.spaces.budget import n_zeros
 
 N_PAIRS = 32
+
 N_TOKENS = 512
+
 SHARE = 0.5
 """Of each sub-layer's units: those that may be left out, half of them at a time."""
+
 PENALTIES = tuple(10.0**power for power in range(-4, 5))
+
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -207,3 +211,8 @@ def _scores(found: Sequence[tuple[_Sublayer, Tensor]]) -> dict[str, Tensor]:
         output = sublayer.layout.output
         scores[output.name] = score.float().to(output.weight.device)
     return scores
+
+
+def bonsai(evidence: Evidence) -> Float[Tensor, " units"]:
+    """What leaving out the unit adds to the loss, see `perturbation_scores`."""
+    return evidence.gradient("perturbed", evidence.layout.output)

@@ -1,0 +1,1 @@
+"""Allocation rules: how many units each layer loses at a sparsity."""

@@ -1,0 +1,100 @@
+"""Units that each layer loses at a sparsity, by an allocation rule."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from secateur.pruners.recipes.allocation.filling import wanted_weights
+from secateur.pruners.recipes.allocation.layers import Evidence, Layer
+from secateur.spaces.methods import RULES, Unit
+
+
+def rules_for(unit: Unit) -> tuple[str, ...]:
+    """Names of the rules that spread such units."""
+    return tuple(name for name, row in RULES.items() if unit in row.units)
+
+
+def defaults(rule: str) -> dict[str, float | str]:
+    """The published values of a rule's parameters."""
+    return {parameter.name: parameter.default for parameter in RULES[rule].parameters}
+
+
+def check_rule(rule: str, unit: Unit, parameters: Mapping[str, object]) -> None:
+    """Raise a ValueError unless there is such a rule, for such units, with such parameters."""
+    if rule not in RULES:
+        raise ValueError(f"Expected `rule` to be an allocation rule, got {rule!r}. {_known(rule, RULES)}")
+    if unit not in RULES[rule].units:
+        raise ValueError(
+            f"Expected a `rule` that spreads {unit}, got {rule}. Take one of {', '.join(rules_for(unit))}."
+        )
+    known = {parameter.name: parameter for parameter in RULES[rule].parameters}
+    for name, value in parameters.items():
+        if name not in known:
+            raise ValueError(f"Expected parameters of the rule {rule}, got `{name}`. {_known(name, known)}")
+        known[name].check(value, rule)
+
+
+def _known(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known) or 'none'}."
+
+
+def allocate(
+    rule: str, layers: Sequence[Layer], evidence: Evidence, sparsity: float, **parameters: int | float | str
+) -> tuple[int, ...]:
+    """How many units go of each layer, at this share of all their weights.
+
+    The total is nearest to it, to within half of the smallest unit that may still go; so that a KV group, which is as
+    large as many channels, is left out where it would lead beyond, and channels go instead. Of sub-layers the first
+    block's attention keeps a group: caches read their length from it.
+
+    Args:
+        rule: a name of `RULES`.
+        layers: all that share the budget, protected ones too.
+        evidence: what the rule needs beside the layers' scores.
+        sparsity: share of the weights to remove, in [0, 1].
+        parameters: the rule's own; those that are missing have their defaults.
+
+    Returns:
+        As many numbers as there are layers, in their order.
+
+    Raises:
+        BudgetError: if the rule can't remove as much.
+        ValueError: if the rule and what it is given don't fit together.
+    """
+    is_weights = bool(layers) and all(layer.size == 1 for layer in layers)
+    check_rule(rule, "weights" if is_weights else "structure", parameters)
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"Expected `sparsity` within [0, 1], got {sparsity:g}. It is a share.")
+    if not is_weights:
+        layers = [_with_cache(layer) for layer in layers]
+    _check_needs(RULES[rule].evidence, layers, evidence, rule)
+    if not wanted_weights(layers, sparsity):
+        return (0,) * len(layers)
+    numbers = {name: float(x) if isinstance(x, int) else x for name, x in parameters.items()}  # 1, of 1.0
+    gone = RULES[rule].function(layers, evidence, sparsity, **defaults(rule) | numbers)
+    return tuple(gone.tolist())
+
+
+def _with_cache(layer: Layer) -> Layer:
+    is_first = layer.block == 0 and layer.kind == "attention"
+    return replace(layer, keep=max(layer.keep, 1)) if is_first else layer
+
+
+def _check_needs(needs: Sequence[str], layers: Sequence[Layer], evidence: Evidence, rule: str) -> None:
+    n_blocks = max(layer.block for layer in layers) + 1
+    lengths = {
+        "scores": (sum(len(layer.scores) > 0 or not layer.n_free for layer in layers), len(layers)),
+        "influence": (len(evidence.influence), n_blocks),
+        "flap": (len(evidence.flap), len(layers)),
+        "outliers": (len(evidence.outliers), len(layers)),
+        "profile": (min(len(evidence.profile), 1), 1),
+    }
+    for need in sorted(needs):
+        got, expected = lengths[need]
+        if got != expected:
+            raise ValueError(
+                f"Expected `{need}` of {expected} for the rule {rule}, got {got}. Give all of them."
+            )

@@ -1,0 +1,60 @@
+"""OWL: layers with many outliers among their scores lose less."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from secateur.pruners.calibration.collected import CalibrationStatistics
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.recipes.allocation.filling import (
+    relative_to_largest,
+    to_budget,
+)
+from secateur.pruners.recipes.allocation.layers import Evidence, Ints, Layer
+
+
+def owl(
+    layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, spread: float, factor: float
+) -> Ints:
+    """Linears with many outliers among their scores lose less.
+
+    OWL (Yin et al. 2024, arXiv 2310.05175): the layerwise outlier distribution D is the share of scores that are
+    above `factor` times their mean; the sparsity falls with D, stays within [s - spread, s + spread], and its mean
+    is s. Here the layer that is farthest from the mean of D is at one end of that range; the released code maps the
+    range of D onto one as wide as 2 spread and then shifts it to the mean, so that single layers can leave it.
+
+    Args:
+        layers: that share the budget.
+        evidence: with outliers, counted with `factor`.
+        sparsity: share to remove.
+        spread: the paper's lambda.
+        factor: the paper's M; what was counted with it is all that counts here.
+    """
+    outliers = np.array(evidence.outliers)
+    centred = outliers - np.average(outliers, weights=[layer.n_weights for layer in layers])
+    return to_budget(layers, np.clip(sparsity - spread * relative_to_largest(centred), 0.0, 1.0), sparsity)
+
+
+def outlier_shares(anatomy: Anatomy, statistics: CalibrationStatistics, factor: float) -> tuple[float, ...]:
+    """For each projection the share of its block's weights that score above `factor` times the block's mean.
+
+    The layerwise outlier distribution of OWL (Yin et al. 2024, arXiv 2310.05175, eq. 1), with Wanda's ``|w| ||x||`` as
+    the score; all projections of a block are counted together, as in the released code.
+
+    Args:
+        anatomy: the dense model.
+        statistics: of it, with moments of inputs.
+        factor: M.
+    """
+    shares: list[float] = []
+    for block in anatomy.blocks:
+        inputs = statistics.inputs(block.index)
+        scores = [linear.weight.float().abs() * inputs[linear.name].norm for linear in block.linears]
+        n_weights = sum(linear.n_weights for linear in block.linears)
+        threshold = factor * sum(float(score.sum(dtype=torch.float64)) for score in scores) / n_weights
+        n_above = sum(int((score > threshold).sum()) for score in scores)
+        shares += [n_above / n_weights] * len(block.linears)
+    return tuple(shares)

@@ -1,0 +1,407 @@
+"""Pruning methods: each once, with what it needs, its parameters, its paper and the path of its function.
+
+A new method is a row here, or, from a package of somebody else's, an entry point of the group ``secateur.methods``.
+Functions are imported at first use, so that this table loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from secateur.spaces.plugins import Registry, Row, resolve
+
+Stage = Literal["metric", "reconstruction", "importance", "repair", "allocation", "depth"]
+Unit = Literal["weights", "structure", "blocks"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+Scope = Literal["block", "model"]
+Needs = Literal["nothing", "data", "moments", "gram"]
+Gradients = Literal["rms", "mean", "sums", "logits", "forward", "perturbed"]
+Evidence = Literal["scores", "influence", "flap", "outliers", "profile"]
+Comparison = Literal["output", "layer"]
+Gives = Literal["nothing", "weight", "bias", "both"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of an allocation rule.
+
+    Args:
+        name: beside ``rule`` in a recipe.
+        default: the published value.
+        options: what a search tries: numbers, ascending, or names.
+        low: the smallest number that makes sense.
+        high: the largest number that makes sense.
+    """
+
+    name: str
+    default: float | str
+    options: tuple[float | str, ...]
+    low: float = 0.0
+    high: float = 1.0
+
+    def check(self, value: object, rule: str) -> None:
+        """Raise a ValueError unless the parameter may have this value."""
+        if isinstance(self.default, str):
+            allowed, fits = f"one of {', '.join(map(str, self.options))}", value in self.options
+        else:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            allowed = f"a number from {self.low:g} to {self.high:g}"
+            fits = is_number and self.low <= value <= self.high  # type: ignore[operator]
+        if not fits:
+            raise ValueError(f"Expected `{self.name}` to be {allowed}, got {value!r} at the rule {rule}.")
+
+
+@dataclass(frozen=True)
+class MethodRow(Row):
+    """One method; its function is as `SIGNATURES` says.
+
+    Args:
+        name: in settings and recipes; alone in its stage and unit.
+        stage: the step of pruning that it does.
+        unit: what it prunes: single weights, KV groups and FFN channels (structure), or whole blocks; of an allocation
+            rule one or both of the first two.
+        path: of its function, ``module:name``; of a metric of weights also of a formula (see `formulas.tree`).
+        summary: one line for people.
+        paper: address.
+        needs: calibration statistics that must be collected first: any data, moments or Gram matrices of inputs.
+        gradients: kinds of gradients that must be collected first, of `KINDS` or `FORWARD_KINDS`.
+        evidence: further inputs: of an allocation rule, or ``influence`` of a depth rule.
+        parameters: of an allocation rule.
+        scope: what it works on at once, where that is not the usual of its stage: a reconstruction of whole blocks, a
+            repair that needs the pruned model below.
+        gives: what a repair changes beside what goes.
+        comparison: of a metric or a reconstruction of weights, who competes with whom unless the settings say
+            otherwise; None: nothing to choose.
+        patterns: whether a reconstruction can prune n of m.
+        trains: whether a repair of blocks trains by gradients.
+        check_path: of a function that raises a ValueError on a model that the method can't be used on.
+        searched: whether a search over recipes tries it where the settings name none; the first one of a unit is the
+            default. Ours alone: what an installed package adds is tried where it is named.
+    """
+
+    name: str
+    stage: Stage
+    unit: Unit | tuple[Unit, ...]
+    path: str
+    summary: str
+    paper: str = ""
+    needs: Needs = "nothing"
+    gradients: tuple[Gradients, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    scope: Scope | None = None
+    gives: Gives = "nothing"
+    comparison: Comparison | None = None
+    patterns: bool = False
+    trains: bool = False
+    check_path: str = ""
+    searched: bool = False
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """What it prunes."""
+        return self.unit if isinstance(self.unit, tuple) else (self.unit,)
+
+    @property
+    def kind(self) -> str:
+        """What it is, see `SIGNATURES`."""
+        of = "" if self.stage == "allocation" else f" of {self.units[0]}"
+        return f"{self.stage}{of}" + (
+            f", {'a' if self.scope == 'block' else 'the'} {self.scope} at once" if self.scope else ""
+        )
+
+    @property
+    def inputs(self) -> Literal["nothing", "moments", "gram"]:
+        """Statistics of inputs that must be collected."""
+        return "nothing" if self.needs == "data" else self.needs
+
+    @property
+    def function(self) -> Any:
+        """Its function, or the formula that it is."""
+        return resolve(self.path)
+
+    @property
+    def check(self) -> Any:
+        """The function at `check_path`."""
+        return resolve(self.check_path)
+
+    def keys(self, name: str) -> tuple[str, ...]:
+        return tuple(f"{self.stage}/{unit}/{self.name}" for unit in self.units)
+
+    def check_beside(self, others: Mapping[str, Any]) -> None:
+        for other in others.values():
+            for parameter in {x.name for x in self.parameters} & {x.name for x in other.parameters}:
+                raise ValueError(
+                    f"Expected a new parameter, got {parameter!r}, which the rule {other.name} has."
+                )
+
+
+SIGNATURES: dict[str, str] = {
+    "metric of weights": "(weight, inputs, generator) -> a score a weight, or a formula",
+    "reconstruction of weights": "(layer, sparsities) -> the weight at each sparsity",
+    "reconstruction of weights, a block at once": "(anatomy, block, tokens, states, sparsity, *, damp) -> weights",
+    "importance of structure": "(evidence) -> a score a unit",
+    "repair of weights": "(masked) -> the weight, or an addition to the bias",
+    "repair of structure": "(inputs, counts) -> weights or biases, one a count",
+    "repair of structure, the model at once": "(anatomy, layouts, stays, tokens) -> weights by projection",
+    "repair of blocks": "(anatomy, runs, tokens, fitting) -> parameters by block",
+    "allocation": "(layers, evidence, sparsity, *, its parameters) -> units that each layer loses",
+    "depth of blocks": "(anatomy, tokens, whole) -> a score a block",
+}
+"""What the functions of each kind take and give; see `MethodRow.kind`."""
+
+BOTH: tuple[Unit, ...] = ("weights", "structure")
+
+# fmt: off
+TABLE: tuple[MethodRow, ...] = (
+    # Scores of single weights, higher = keep.
+    MethodRow("random", "metric", "weights", "secateur.pruners.weights.random:random",
+              "uniform noise, a lower bound", comparison="output"),
+    MethodRow("magnitude", "metric", "weights", "secateur.pruners.weights.magnitude:magnitude",
+              "|w|", "https://arxiv.org/abs/1506.02626", comparison="layer"),
+    MethodRow("wanda", "metric", "weights", "secateur.pruners.weights.wanda:wanda",
+              "|w| times input norm", "https://arxiv.org/abs/2306.11695", needs="moments", comparison="output",
+              searched=True),
+    MethodRow("ria", "metric", "weights", "secateur.pruners.weights.ria:ria",
+              "relative importance and activations", "https://openreview.net/forum?id=Tr0lPx9woF", needs="moments",
+              comparison="output", searched=True),
+    MethodRow("gblm", "metric", "weights", "secateur.pruners.weights.gblm:GBLM",
+              "|w| times input norm and gradient", "https://arxiv.org/abs/2311.04902", needs="moments",
+              gradients=("rms",), comparison="output"),
+    # Pruned weights, updated, or with a mask that is none of a ranking.
+    MethodRow("sparsegpt", "reconstruction", "weights", "secateur.pruners.weights.sparsegpt:reconstruct",
+              "blocked optimal brain surgery with weight update", "https://arxiv.org/abs/2301.00774", needs="gram",
+              patterns=True, searched=True),
+    MethodRow("admm", "reconstruction", "weights", "secateur.pruners.weights.admm:reconstruct",
+              "Wanda's mask, weights fitted by alternating directions", "https://arxiv.org/abs/2401.02938",
+              needs="gram", comparison="output", patterns=True),
+    MethodRow("dsnot", "reconstruction", "weights", "secateur.pruners.weights.dsnot:reconstruct",
+              "Wanda's mask with weights swapped until mean outputs agree, no update",
+              "https://arxiv.org/abs/2310.08915", needs="moments", comparison="output"),
+    MethodRow("sparsellm", "reconstruction", "weights", "secateur.pruners.weights.sparsellm:sparsellm",
+              "SparseGPT, with gate, up and down fitted to each other by turns", "https://arxiv.org/abs/2402.17946",
+              needs="gram", scope="block", check_path="secateur.pruners.weights.sparsellm:check_gated"),
+    # Scores of KV groups and FFN channels, higher = keep.
+    MethodRow("wanda_sp", "importance", "structure", "secateur.pruners.structure.wanda_sp:wanda_sp",
+              "|w| times input norm, mean over a column", "https://arxiv.org/abs/2312.11983", needs="moments",
+              searched=True),
+    MethodRow("flap", "importance", "structure", "secateur.pruners.structure.flap:flap",
+              "input variance times squared column norm", "https://arxiv.org/abs/2312.11983", needs="moments",
+              searched=True),
+    MethodRow("cfsp", "importance", "structure", "secateur.pruners.structure.cfsp:cfsp",
+              "share of the weights times input norm", "https://arxiv.org/abs/2409.13199", needs="moments",
+              searched=True),
+    MethodRow("obs", "importance", "structure", "secateur.pruners.structure.obs:obs",
+              "greedy optimal brain surgery on the output columns", "https://arxiv.org/abs/2302.04089", needs="gram",
+              searched=True),
+    MethodRow("taylor", "importance", "structure", "secateur.pruners.structure.llm_pruner:taylor",
+              "first-order effect, root mean square over windows", "https://arxiv.org/abs/2305.11627",
+              gradients=("rms",)),
+    MethodRow("activation", "importance", "structure", "secateur.pruners.structure.minitron:activation",
+              "size of the input alone", "https://arxiv.org/abs/2407.14679", needs="moments"),
+    MethodRow("magnitude", "importance", "structure", "secateur.pruners.structure.magnitude:magnitude",
+              "norm of the output columns alone", "https://arxiv.org/abs/1608.08710"),
+    MethodRow("llm_pruner_first", "importance", "structure", "secateur.pruners.structure.llm_pruner:first_order",
+              "LLM-Pruner: |w g|, element-wise", "https://arxiv.org/abs/2305.11627", gradients=("mean",)),
+    MethodRow("llm_pruner_vector", "importance", "structure", "secateur.pruners.structure.llm_pruner:vector_order",
+              "LLM-Pruner: |sum of w g|, vector-wise", "https://arxiv.org/abs/2305.11627", gradients=("mean",)),
+    MethodRow("llm_pruner_second", "importance", "structure", "secateur.pruners.structure.llm_pruner:second_order",
+              "LLM-Pruner: w^2 times the Fisher diagonal", "https://arxiv.org/abs/2305.11627", gradients=("rms",)),
+    MethodRow("llm_pruner_mixed", "importance", "structure", "secateur.pruners.structure.llm_pruner:mixed_order",
+              "LLM-Pruner: first minus half the second order", "https://arxiv.org/abs/2305.11627",
+              gradients=("rms", "mean")),
+    MethodRow("llm_pruner_l1", "importance", "structure", "secateur.pruners.structure.llm_pruner:l1",
+              "LLM-Pruner: sum of |w| of all that is coupled", "https://arxiv.org/abs/2305.11627"),
+    MethodRow("llm_pruner_l2", "importance", "structure", "secateur.pruners.structure.llm_pruner:l2",
+              "LLM-Pruner: sum of w^2 of all that is coupled", "https://arxiv.org/abs/2305.11627"),
+    MethodRow("nirvana", "importance", "structure", "secateur.pruners.structure.nirvana:nirvana",
+              "first-order effect on the logits' peaks, no labels", "https://arxiv.org/abs/2509.14230",
+              gradients=("logits",)),
+    MethodRow("saap", "importance", "structure", "secateur.pruners.structure.saap:saap",
+              "coarse and fine first-order scores, weighted by their certainty", "https://arxiv.org/abs/2412.15127",
+              gradients=("rms", "mean", "sums")),
+    MethodRow("mini_llm", "importance", "structure", "secateur.pruners.structure.mini_llm:mini_llm",
+              "|w g| times input norm, g estimated by forward passes alone", "https://arxiv.org/abs/2407.11681",
+              needs="moments", gradients=("forward",)),
+    MethodRow("bonsai", "importance", "structure", "secateur.pruners.structure.bonsai:bonsai",
+              "effect on the loss of leaving the unit out, by regression over random masks",
+              "https://arxiv.org/abs/2402.05406", gradients=("perturbed",)),
+    MethodRow("llm_bip", "importance", "structure", "secateur.pruners.structure.llm_bip:llm_bip",
+              "size of what the unit adds to the output", "https://arxiv.org/abs/2412.06419", needs="gram"),
+    MethodRow("numerical", "importance", "structure", "secateur.pruners.structure.numerical:newton",
+              "Numerical Pruning: relaxed mask by Newton's method", "https://arxiv.org/abs/2412.12441",
+              needs="gram"),
+    MethodRow("greedy_output", "importance", "structure", "secateur.pruners.structure.greedy_output:greedy_output",
+              "channels by the error after a re-fit, groups by similarity", "https://arxiv.org/abs/2407.19126",
+              needs="gram"),
+    # Repairs of masked projections.
+    MethodRow("none", "repair", "weights", "secateur.pruners.weights.mask_repairs:nothing",
+              "the kept weights are as they were", searched=True),
+    MethodRow("bias", "repair", "weights", "secateur.pruners.weights.mask_repairs:mean_bias",
+              "pruned inputs are replaced by their means", "https://arxiv.org/abs/2312.11983", needs="moments",
+              gives="bias", searched=True),
+    MethodRow("obs", "repair", "weights", "secateur.pruners.weights.mask_repairs:surgery",
+              "SparseGPT's sweep over the columns, the mask given", "https://arxiv.org/abs/2301.00774", needs="gram",
+              gives="weight", searched=True),
+    MethodRow("admm", "repair", "weights", "secateur.pruners.weights.mask_repairs:alternating",
+              "the kept weights are fitted by alternating directions", "https://arxiv.org/abs/2401.02938",
+              needs="gram", gives="weight", searched=True),
+    # Repairs of output projections whose inputs were cut.
+    MethodRow("none", "repair", "structure", "secateur.pruners.structure.refit:nothing",
+              "the kept weights are as they were", searched=True),
+    MethodRow("bias", "repair", "structure", "secateur.pruners.structure.flap:mean_bias",
+              "removed inputs are replaced by their means", "https://arxiv.org/abs/2312.11983", needs="moments",
+              gives="bias", searched=True),
+    MethodRow("refit", "repair", "structure", "secateur.pruners.structure.refit:least_squares",
+              "ridge regression of the dense output on the kept inputs", "https://arxiv.org/abs/2308.03449",
+              needs="gram", gives="weight", searched=True),
+    MethodRow("obs", "repair", "structure", "secateur.pruners.structure.obs:obs_update",
+              "optimal brain surgery: least change of the weights too", "https://arxiv.org/abs/2302.04089",
+              needs="gram", gives="weight", searched=True),
+    MethodRow("liar", "repair", "structure", "secateur.pruners.structure.refit:interpolated",
+              "removed inputs are replaced by their prediction from the kept ones, with a bias",
+              "https://arxiv.org/abs/2407.13331", needs="gram", gives="both"),
+    MethodRow("admm", "repair", "structure", "secateur.pruners.structure.refit:alternating",
+              "the kept weights are fitted by alternating directions", "https://arxiv.org/abs/2401.02938",
+              needs="gram", gives="weight", searched=True),
+    MethodRow("kprune", "repair", "structure", "secateur.pruners.structure.kprune:reconstructed",
+              "least squares of what is missing to the dense stream, from the first block up",
+              "https://arxiv.org/abs/2308.03449", needs="gram", gives="weight", scope="model",
+              check_path="secateur.pruners.structure.kprune:check_stream"),
+    # Repairs of the block before dropped ones.
+    MethodRow("none", "repair", "blocks", "secateur.pruners.depth.depth_repairs:nothing",
+              "the kept weights are as they were", searched=True),
+    MethodRow("laco", "repair", "blocks", "secateur.pruners.depth.laco:merged",
+              "the block before takes over the sum of their differences to it", "https://arxiv.org/abs/2402.11187",
+              gives="weight", searched=True),
+    MethodRow("mka", "repair", "blocks", "secateur.pruners.depth.mka:fused_by_similarity",
+              "the block before is averaged with them by similarity", "https://arxiv.org/abs/2406.16330",
+              needs="data", gives="weight", searched=True),
+    MethodRow("streamline", "repair", "blocks", "secateur.pruners.depth.streamline:replacements",
+              "the block before is trained to give what they gave", "https://arxiv.org/abs/2403.19135", needs="data",
+              gives="weight", trains=True),
+    # Allocation rules of recipes: how many units each layer loses.
+    MethodRow("uniform", "allocation", BOTH, "secateur.pruners.recipes.allocation.uniform:uniform",
+              "the same share everywhere, first and last blocks may be left alone",
+              "https://arxiv.org/abs/2305.11627",
+              parameters=(Parameter("skip_first", 0.0, (0.0, 0.0625, 0.125, 0.1875, 0.25), high=0.9),
+                          Parameter("skip_last", 0.0, (0.0, 0.0625, 0.125, 0.1875, 0.25), high=0.9),)),
+    MethodRow("global", "allocation", BOTH, "secateur.pruners.recipes.allocation.threshold:one_threshold",
+              "one threshold for the scores of all layers", "https://arxiv.org/abs/2412.12441", evidence=("scores",),
+              parameters=(Parameter("normalise", "none", ("none", "mean", "max", "zscore", "l2", "mask")),
+                          Parameter("cost", 0.0, (-1.0, -0.5, 0.0, 0.5, 1.0), low=-2.0, high=2.0),)),
+    MethodRow("flap", "allocation", "structure", "secateur.pruners.structure.flap:allocation",
+              "one threshold for the standardised fluctuations of all layers", "https://arxiv.org/abs/2312.11983",
+              evidence=("flap",)),
+    MethodRow("nirvana", "allocation", "structure", "secateur.pruners.recipes.allocation.nirvana:nirvana",
+              "MLPs lose a multiple of what attentions lose, with a threshold for each",
+              "https://arxiv.org/abs/2509.14230", evidence=("scores",),
+              parameters=(Parameter("gamma", 3.36, (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.36, 4.0, 6.0), 0.01, 100.0),)),
+    MethodRow("cfsp", "allocation", BOTH, "secateur.pruners.recipes.allocation.cfsp:cfsp",
+              "the share that blocks keep follows the sigmoid of their influence",
+              "https://arxiv.org/abs/2409.13199", evidence=("influence",),
+              parameters=(Parameter("a", 1.0, (0.25, 0.5, 1.0, 2.0, 4.0), high=100.0),
+                          Parameter("sublayers", "mlp", ("mlp", "both")),)),
+    MethodRow("adapt", "allocation", BOTH, "secateur.pruners.recipes.allocation.adapt:adapt",
+              "shares that grow step by step, faster where blocks matter less", "https://arxiv.org/abs/2502.03460",
+              evidence=("influence",),
+              parameters=(Parameter("rate", 0.02, (0.005, 0.01, 0.015, 0.02, 0.03, 0.04)),)),
+    MethodRow("owl", "allocation", "weights", "secateur.pruners.recipes.allocation.owl:owl",
+              "layers with many outliers lose less", "https://arxiv.org/abs/2310.05175", evidence=("outliers",),
+              parameters=(Parameter("spread", 0.08, (0.02, 0.04, 0.08, 0.12, 0.16, 0.2)),
+                          Parameter("factor", 5.0, (3.0, 5.0, 7.0, 10.0), low=1.0, high=1000.0),)),
+    MethodRow("profile", "allocation", BOTH, "secateur.pruners.recipes.allocation.profile:shares_of_file",
+              "shares from a file", "https://arxiv.org/abs/2410.14649", evidence=("profile",)),
+    MethodRow("prefix", "allocation", "structure", "secateur.pruners.recipes.allocation.profile:prefix",
+              "whole sub-layers in the order of a file", "https://arxiv.org/abs/2406.10594", evidence=("profile",)),
+    # Scores of whole blocks, higher = keep.
+    MethodRow("shortgpt", "depth", "blocks", "secateur.pruners.depth.shortgpt:shortgpt",
+              "blocks go first that turn their input least", "https://arxiv.org/abs/2403.03853", needs="data",
+              evidence=("influence",), searched=True),
+    MethodRow("last", "depth", "blocks", "secateur.pruners.depth.last:position",
+              "the last blocks go first", "https://arxiv.org/abs/2411.15558", searched=True),
+    MethodRow("shortened_ppl", "depth", "blocks", "secateur.pruners.depth.shortened:loss_without",
+              "blocks go first without which the loss is lowest", "https://arxiv.org/abs/2402.02834", needs="data",
+              searched=True),
+    MethodRow("shortened_taylor", "depth", "blocks", "secateur.pruners.depth.shortened:taylor_plus",
+              "blocks of least first-order effect go first, the ends last", "https://arxiv.org/abs/2402.02834",
+              needs="data", gradients=("mean",), searched=True),
+    MethodRow("laco", "depth", "blocks", "secateur.pruners.depth.laco:by_acceptance",
+              "blocks go first whose merge into the block before keeps the last hidden states",
+              "https://arxiv.org/abs/2402.11187", needs="data"),
+    MethodRow("mka", "depth", "blocks", "secateur.pruners.depth.mka:by_similarity",
+              "blocks go first whose outputs lie as those of the block before", "https://arxiv.org/abs/2406.16330",
+              needs="data"),
+    MethodRow("streamline", "depth", "blocks", "secateur.pruners.depth.streamline:by_window",
+              "blocks go first in the window that turns its input least", "https://arxiv.org/abs/2403.19135",
+              needs="data"),
+)
+# fmt: on
+
+METHODS: Registry[MethodRow] = Registry(
+    "secateur.methods", MethodRow, {key: row for row in TABLE for key in row.keys(row.name)}
+)
+"""All methods by ``stage/unit/name``."""
+
+
+class Methods(Mapping[str, MethodRow]):
+    """The methods of a stage by name, in the table's order.
+
+    Args:
+        stage: the stage.
+        unit: what they prune; None: any.
+        scope: what they work on at once; None: any. The table's rows without one are of the usual scope, ``""``.
+    """
+
+    def __init__(
+        self, stage: Stage, unit: Unit | None = None, scope: Scope | Literal[""] | None = None
+    ) -> None:
+        self._stage, self._unit, self._scope = stage, unit, scope
+
+    def __getitem__(self, name: str) -> MethodRow:
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @cached_property
+    def _rows(self) -> dict[str, MethodRow]:
+        return {
+            row.name: row
+            for row in METHODS.values()
+            if row.stage == self._stage
+            and (self._unit is None or self._unit in row.units)
+            and (self._scope is None or (row.scope or "") == self._scope)
+        }
+
+
+METRICS = Methods("metric", "weights")
+RECONSTRUCTIONS = Methods("reconstruction", "weights", "")
+BLOCK_RECONSTRUCTIONS = Methods("reconstruction", "weights", "block")
+UPDATES = Methods("reconstruction", "weights")
+"""Both: metrics of recipes that have no scores, and repair by themselves."""
+IMPORTANCES = Methods("importance", "structure")
+RULES = Methods("allocation")
+DEPTH = Methods("depth", "blocks")
+MASK_REPAIRS = Methods("repair", "weights")
+CUT_REPAIRS = Methods("repair", "structure", "")
+STREAM_REPAIRS = Methods("repair", "structure", "model")
+DEPTH_REPAIRS = Methods("repair", "blocks")
+REPAIRS: dict[Unit, Methods] = {unit: Methods("repair", unit) for unit in UNITS}
+
+
+def metrics_of(unit: Unit) -> dict[str, MethodRow]:
+    """What a recipe of a unit may name as its metric, beside formulas and the blend."""
+    found = {"weights": (METRICS, UPDATES), "structure": (IMPORTANCES,)}
+    return {name: row for methods in found.get(unit, (DEPTH,)) for name, row in methods.items()}
+
+
+def searched(rows: Mapping[str, MethodRow]) -> tuple[str, ...]:
+    """Those that a search tries where the settings name none."""
+    return tuple(name for name, row in rows.items() if row.searched and not row.origin)
