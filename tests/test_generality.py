@@ -20,8 +20,8 @@ from secateur.search.app.bench import plan
 from secateur.search.errors import UsageError
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import identity, settings_from
+from secateur.search.show.front_table import caption
 from secateur.search.show.report import write_report
-from secateur.search.show.tables import caption
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.models import random_tokens, small_llama
 

@@ -23,8 +23,8 @@ from secateur.search.app.bench import plan
 from secateur.search.errors import UsageError
 from secateur.search.executors.cluster.staging import describe
 from secateur.search.settings.settings import settings_from
+from secateur.search.show.front_table import as_table, front_rows
 from secateur.search.show.report import write_report
-from secateur.search.show.tables import as_table, front_rows
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.settings import RecipeSettings
 from tests.structures import CONFIGS, build

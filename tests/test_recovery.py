@@ -14,7 +14,7 @@ from secateur.search.errors import UsageError
 from secateur.search.recovery.stage import Stage, recovery_settings
 from secateur.search.recovery.tuning import Trained, train_all
 from secateur.search.results.run import Run
-from secateur.search.show.tables import as_table, front_json, front_rows
+from secateur.search.show.front_table import as_table, front_json, front_rows
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.runs import SEARCH, make_run

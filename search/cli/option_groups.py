@@ -1,41 +1,57 @@
-"""Options that several commands share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Option = tuple[Any, Any]  # annotation for typer, and default
+MODEL_HELP = "tiny, a hub id, a directory or a .gguf file."
 
-# How a model is loaded.
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
+TrialNumber = Annotated[
+    int | None, typer.Argument(metavar="TRIAL", help="Number of a trial, in place of bounds.")
+]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+NewDir = Annotated[Path, typer.Option(metavar="DIR", help="New or empty directory for the model.")]
+ExportFormat = Annotated[
+    str | None,
+    typer.Option("--format", help="See `secateur list formats`; default: as set, or the usual one."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+Option = tuple[Any, Any]  # annotation for typer, and default
+Options = dict[str, Any]  # values of a group
+
+# Loading of a model.
 LOADING: dict[str, Option] = {
     "dtype": (Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")], "auto"),
     "device": (Annotated[str, typer.Option(help="auto, cpu, cuda, ...")], "auto"),
     "trust_remote_code": (
-        Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's code.")],
+        Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")],
         False,
     ),
 }
 
-# What a model is measured on.
+# Text to measure a model on.
 MEASURING: dict[str, Option] = {
     "text": (Annotated[str, typer.Option(help="docs, a file, a directory or a hub data set.")], "docs"),
-    "tokens": (Annotated[int, typer.Option(help="A multiple of the window.")], 8192),
-    "window": (Annotated[int, typer.Option(help="Tokens that the model sees at once.")], 512),
+    "tokens": (Annotated[int, typer.Option(help="Tokens in all, a multiple of the window.")], 8192),
+    "window": (Annotated[int, typer.Option(help="Tokens in the model's context.")], 512),
 }
 
-# Under which conditions latencies are measured.
+# Conditions of latency measurements.
 CONDITIONS: dict[str, Option] = {
-    "batch": (Annotated[int, typer.Option(help="Sequences at a time.")], 1),
+    "batch": (Annotated[int, typer.Option(help="Sequences in a batch.")], 1),
     "prompt": (
-        Annotated[int, typer.Option(help="Tokens of each: computed in prefill, cached in decode.")],
+        Annotated[int, typer.Option(help="Tokens of each sequence: computed in prefill, cached in decode.")],
         512,
     ),
-    "threads": (Annotated[int | None, typer.Option(help="On a CPU; default: all.")], None),
+    "threads": (Annotated[int | None, typer.Option(help="CPU threads; default: all.")], None),
     "clock": (Annotated[str, typer.Option(help="wall, or cpu on a machine with other work.")], "wall"),
 }
 
@@ -43,7 +59,7 @@ CONDITIONS: dict[str, Option] = {
 def with_group(
     argument: str, group: Mapping[str, Option]
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these options; their values come in one argument, a mapping with the group's keys."""
+    """Decorator: these options; their values are one argument of the command, a mapping with the group's keys."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)

@@ -1,4 +1,4 @@
-"""Commands about recipes."""
+"""Commands for recipes: ``recipe``, ``prune``."""
 
 from __future__ import annotations
 
@@ -8,24 +8,35 @@ from typing import Annotated
 import typer
 
 from secateur.search.cli.choice import Bounds, choose, with_bounds
-from secateur.search.cli.exported import show_export
-from secateur.search.cli.option_groups import LOADING, MEASURING, with_group
-from secateur.search.cli.options import Json, Options, RunDir, TrialNumber
+from secateur.search.cli.option_groups import (
+    LOADING,
+    MEASURING,
+    ExportFormat,
+    Json,
+    ModelName,
+    NewDir,
+    Options,
+    RunDir,
+    TrialNumber,
+    with_group,
+)
+from secateur.search.cli.results import show_export
 from secateur.search.errors import UsageError
-from secateur.search.show.answers import open_display
-from secateur.search.show.console import show, show_json
+from secateur.search.show.console import open_display, show, show_json
 
 
 @with_bounds
 def recipe(
     run: RunDir,
     trial: TrialNumber = None,
-    to: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: print it.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="New file; default: print the recipe.")
+    ] = None,
     *,
     json: Json = False,
     bounds: Bounds,
 ) -> None:
-    """A trial of a search over recipes as a file that `secateur prune` runs on any model; default: of lowest loss."""
+    """Write a trial of a recipe search as a file that `secateur prune` runs on any model; default: lowest loss."""
     from secateur.search.app.recipe_file import best_of, recipe_of, written
     from secateur.search.results.run import open_run
 
@@ -35,7 +46,7 @@ def recipe(
     text = written(view, chosen)
     if to is not None:
         if to.exists():
-            raise UsageError(f"Expected a new file, got {to}, which is there already. Name another one.")
+            raise UsageError(f"Expected a new file, got {to}, which exists. Name another one.")
         to.write_text(text, encoding="utf-8")
     if json:
         document = recipe_of(view, chosen).model_dump(mode="json")
@@ -47,18 +58,19 @@ def recipe(
 @with_group("measuring", MEASURING)
 @with_group("loading", LOADING)
 def prune(
-    model: Annotated[str, typer.Argument(help="tiny, a hub id, a directory or a .gguf file.")],
+    model: ModelName,
     recipe: Annotated[
-        str, typer.Option(metavar="FILE|NAME", help="A file, or a name of `secateur list recipes`.")
+        str,
+        typer.Option(metavar="FILE|NAME", help="Recipe file, or a name of `secateur list recipes`."),
     ],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="New or empty directory for the model.")],
+    to: NewDir,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share that goes; default: as the file says.")
+        float | None, typer.Option(help="Share to prune, in [0, 1]; default: see the recipe.")
     ] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Text that a known recipe calibrates on; default: docs.")
+        str | None, typer.Option(help="Calibration text of a published recipe; default: docs.")
     ] = None,
-    form: Annotated[str | None, typer.Option("--format", help="See `secateur list formats`.")] = None,
+    form: ExportFormat = None,
     json: Json = False,
     *,
     measuring: Options,

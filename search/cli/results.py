@@ -1,34 +1,38 @@
-"""Commands about what a run has found."""
+"""Commands for the results of a run: ``front``, ``pick``, ``order``, ``report``, ``export``, ``recover``."""
 
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secateur.search.cli.choice import Bounds, choose, with_bounds
-from secateur.search.cli.exported import show_export
-from secateur.search.cli.options import Json, RunDir, TrialNumber
+from secateur.search.cli.option_groups import ExportFormat, Json, NewDir, RunDir, TrialNumber
 from secateur.search.errors import UsageError
-from secateur.search.show.answers import open_display, show_facts, show_front
-from secateur.search.show.console import FAILED, show, show_json
+from secateur.search.show.console import FAILED, open_display, show, show_facts, show_json
+from secateur.search.show.values import one_line, perplexity, shown
+
+if TYPE_CHECKING:
+    from secateur.evaluators.exporting import ExportSummary
+    from secateur.search.recovery.stage import Recovered
+    from secateur.search.results.run import Run
 
 
 def front(run: RunDir, json: Json = False) -> None:
-    """The trials that no other one beats in everything: a table, and a picture in RUN/report."""
+    """Show the Pareto front: a table, and a picture in RUN/report."""
     from secateur.search.results.run import open_run
+    from secateur.search.show.front_table import show_front
 
     show_front(open_run(run), json)
 
 
 @with_bounds
 def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
-    """The trial with the lowest loss within the bounds."""
+    """Show the trial with the lowest loss within the bounds."""
     from secateur.search.results.run import open_run
-    from secateur.search.show.tables import row_json, row_of
-    from secateur.search.show.values import perplexity, shown
+    from secateur.search.show.front_table import row_json, row_of
 
     view = open_run(run)
     trial = choose(view, None, bounds)
@@ -49,7 +53,7 @@ def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
 
 
 def order(run: RunDir, json: Json = False) -> None:
-    """The order in which a search removed whole sub-layers or blocks: a file for the allocation rule prefix."""
+    """Print the order in which a search removed sub-layers or blocks, as a file for the allocation rule `prefix`."""
     from secateur.search.results.removal_order import order_of
     from secateur.search.results.run import open_run
 
@@ -63,7 +67,7 @@ def order(run: RunDir, json: Json = False) -> None:
 
 @with_bounds
 def report(run: RunDir, trial: TrialNumber = None, *, json: Json = False, bounds: Bounds) -> None:
-    """One self-contained page about the run: RUN/report/index.html. Trial or bounds choose the model in detail."""
+    """Write a self-contained page, RUN/report/index.html; a trial's number or bounds choose the model in detail."""
     from secateur.search.results.run import open_run
     from secateur.search.show.report import write_report
 
@@ -79,20 +83,18 @@ def report(run: RunDir, trial: TrialNumber = None, *, json: Json = False, bounds
 @with_bounds
 def export(
     run: RunDir,
-    to: Annotated[Path, typer.Option(metavar="DIR", help="New or empty directory for the model.")],
+    to: NewDir,
     trial: TrialNumber = None,
     calibration: Annotated[
-        str | None, typer.Option(help="sequential or dense; default: as the settings say.")
-    ] = None,
-    form: Annotated[
         str | None,
-        typer.Option("--format", help="See `secateur list formats`; default: as the settings say."),
+        typer.Option(help="sequential or dense statistics; default: as in the run's settings."),
     ] = None,
+    form: ExportFormat = None,
     *,
     json: Json = False,
     bounds: Bounds,
 ) -> None:
-    """Prune once more, for real, and write a directory that stock transformers loads."""
+    """Prune the model by a trial, and write a directory that stock transformers loads."""
     from secateur.search import app as rooms
 
     if calibration not in (None, "dense", "sequential"):
@@ -103,36 +105,78 @@ def export(
         summary = rooms.export(run, chosen, to, calibration=calibration, form=form, say=display.say)
     if json:
         show_json({**vars(summary), "directory": str(summary.directory), "trial": chosen.number})
-        return
-    show_export(summary, f"trial {chosen.number}")
+    else:
+        show_export(summary, f"trial {chosen.number}")
+
+
+def show_export(summary: ExportSummary, what: str) -> None:
+    """Print the directory, the measurements and the checks of an exported model.
+
+    Args:
+        summary: of the export.
+        what: name of the model, e.g. ``trial 7``.
+    """
+    show(f"{what} {'was exported before' if summary.already else 'exported'}: {summary.directory}")
+    show_facts({where: one_line(values) for where, values in summary.measured.items()})
+    show_facts({name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in summary.checks.items()})
+    show(summary.label)
 
 
 @with_bounds
 def recover(
     run: RunDir,
     trials: Annotated[
-        list[int] | None, typer.Argument(metavar="[TRIAL ...]", help="Numbers of trials, instead of bounds.")
+        list[int] | None,
+        typer.Argument(metavar="TRIAL", help="Numbers of trials, in place of bounds."),
     ] = None,
-    method: Annotated[str, typer.Option(help="What learns: lora, full or norms.")] = "lora",
-    loss: Annotated[str, typer.Option(help="kl (distil from the dense model) or ce.")] = "kl",
-    tokens: Annotated[int, typer.Option(help="To train on, repetitions counted.")] = 65536,
-    lr: Annotated[float | None, typer.Option(help="Learning rate; default: the method's own.")] = None,
-    rank: Annotated[int, typer.Option(help="Of the updates of lora.")] = 16,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default: a local one.")] = None,
+    method: Annotated[str, typer.Option(help="Parameters that are trained: lora, full or norms.")] = "lora",
+    loss: Annotated[str, typer.Option(help="kl (distillation from the dense model) or ce.")] = "kl",
+    tokens: Annotated[int, typer.Option(help="Training tokens, repetitions included.")] = 65536,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default: depends on the method.")] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the updates of lora.")] = 16,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster; default: a local one.")
+    ] = None,
     *,
     json: Json = False,
     bounds: Bounds,
 ) -> None:
-    """Train picked models for longer, zeros kept, and save them in RUN/recovered. The same command continues."""
+    """Train picked models with their zeros kept, and save them in RUN/recovered. The same command continues."""
     from secateur.search import app as rooms
     from secateur.search.recovery.stage import recovery_settings
-    from secateur.search.show.answers import show_recovered
 
     settings = recovery_settings(method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, address=address)
     view = rooms.open_run(run)
     chosen = [choose(view, number, bounds) for number in (trials or (None,))]
     with open_display() as display:
         results = rooms.recover(run, chosen, settings, say=display.say)
-    show_recovered(rooms.open_run(run), results, json)
+    _show_recovered(rooms.open_run(run), results, json)
     if all(result.measurement is None for result in results):
         raise typer.Exit(FAILED)
+
+
+def _show_recovered(run: Run, results: Sequence[Recovered], json: bool) -> None:
+    """Print recovered trials beside their test losses before."""
+    rows = []
+    for found in results:
+        test, measured = run.test_of(run.study.trials[found.trial]), found.measurement
+        row = {
+            "trial": found.trial,
+            "model": None if found.directory is None else str(found.directory / "model"),
+            "test": None if test is None else dict(test.values),
+            "recovered": None if measured is None else dict(measured.values),
+            "note": found.note,
+        }
+        rows.append(row)
+        if not json and measured is not None:
+            show(f"trial {found.trial} {found.note or 'recovered'}: {row['model']}")
+            facts = {} if test is None else {"test, as searched": _losses(test.values)}
+            show_facts(facts | {"test, as recovered": _losses(measured.values)})
+        elif not json:
+            show(f"trial {found.trial}: {found.note}")
+    if json:
+        show_json({"run": str(run.study.directory), "recovered": rows})
+
+
+def _losses(values: Mapping[str, float]) -> str:
+    return one_line({name: values[name] for name in ("loss", "ce") if name in values})

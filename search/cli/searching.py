@@ -1,19 +1,20 @@
-"""Commands about a search that runs."""
+"""Commands for a search in progress: ``search``, ``status``, ``dashboard``."""
 
 from __future__ import annotations
 
 import contextlib
 import shlex
 from dataclasses import asdict
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.search.cli.options import Json, RunDir
+from secateur.search.cli.option_groups import Json, RunDir
+from secateur.search.errors import UsageError
 from secateur.search.mirror.address import masked
-from secateur.search.show.answers import open_display, show_facts, show_front, watch_status
-from secateur.search.show.console import complain, show, show_json, show_line
+from secateur.search.show.console import complain, open_display, show, show_facts, show_json, show_line
 
 if TYPE_CHECKING:
     from secateur.search.executor import Executor
@@ -22,17 +23,20 @@ if TYPE_CHECKING:
 
 def search(
     settings: Annotated[
-        Path | None, typer.Argument(metavar="[SETTINGS.yaml]", help="Without: defaults.")
+        Path | None, typer.Argument(metavar="SETTINGS.yaml", help="Settings file; default: none.")
     ] = None,
     override: Annotated[
-        list[str] | None, typer.Option("-o", metavar="KEY.PATH=VALUE", help="Override.")
+        list[str] | None, typer.Option("-o", metavar="KEY.PATH=VALUE", help="Override a setting.")
     ] = None,
-    run: Annotated[Path | None, typer.Option(metavar="DIR", help="Of the run; default: runs/NAME.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Directory of the run; default: runs/NAME.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Start a search, or continue where it stopped. Ctrl-C is safe."""
+    """Start a search, or continue one where it stopped. Ctrl-C is safe."""
     from secateur.search import app as rooms
     from secateur.search.loop.interrupt import Interrupt
+    from secateur.search.show.front_table import show_front
 
     loaded = rooms.load_settings(settings, override or ())
     directory = run or Path("runs") / (settings.stem if settings else Path(loaded.model).stem)
@@ -54,13 +58,13 @@ def search(
     view = rooms.open_run(directory)
     if outcome.reason == "stopped":
         complain(f"Stopped. Continue with: {again}", "note")
-    if view.front():
-        show_front(view, json, {"ended": outcome.reason, "spent": asdict(outcome.spent)})
-    elif json:
-        show_json(
-            {"run": str(directory), "ended": outcome.reason, "spent": asdict(outcome.spent), "front": []}
-        )
-    if view.front() and not json:
+    ended = {"ended": outcome.reason, "spent": asdict(outcome.spent)}
+    if not view.front():
+        if json:
+            show_json({"run": str(directory), **ended, "front": []})
+        return
+    show_front(view, json, ended)
+    if not json:
         where = shlex.quote(str(directory))
         bound = f"--sparsity {max(t.measurement.values.get('sparsity', 0.0) for t in view.front()):.2g}"
         show(f"\nNext:  secateur report {where}\n       secateur pick {where} {bound}")
@@ -70,32 +74,50 @@ def search(
 def status(
     run: RunDir,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Look on until it ends; with --json a line an update.")
+        bool,
+        typer.Option("--watch", help="Update until the search ends; with --json, one line per update."),
     ] = False,
     every: Annotated[float, typer.Option(help="Seconds between updates of --watch.")] = 2.0,
     json: Json = False,
 ) -> None:
-    """How far a search is."""
-    if watch:
-        watch_status(run, every, json)
-        return
+    """Show the progress of a search."""
     from secateur.search.results.run import open_run
     from secateur.search.show.summary import status_lines, summary
 
-    view = open_run(run)
-    facts = summary(view)
+    if watch:
+        _watch(run, every, json)
+        return
+    facts = summary(open_run(run))
     if json:
         show_json(facts)
     else:
         show_facts(status_lines(facts))
 
 
+def _watch(run: Path, every: float, json: bool) -> None:
+    """Show the progress again and again, until no process writes the run any more or Ctrl-C."""
+    from rich.console import Console
+
+    from secateur.search.show.watch import watch, watch_here
+
+    if not every > 0:
+        raise UsageError(f"Expected `--every` > 0 seconds, got {every}.")
+    try:
+        if json:
+            watch(run, lambda facts: show_line(dumps(facts)), every)
+        else:
+            watch_here(run, Console(highlight=False), every)
+            complain(f"Nobody is writing {run} any more.", "note")
+    except KeyboardInterrupt:
+        complain("No longer watching; the search goes on.", "note")
+
+
 def dashboard(
     run: RunDir,
-    port: Annotated[int, typer.Option(help="0 for any that is free.")] = 8080,
+    port: Annotated[int, typer.Option(help="Port to listen at; 0: any free one.")] = 8080,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
 ) -> None:
-    """Look at a run in a browser, with optuna-dashboard. Ctrl-C ends it."""
+    """Serve a run to a browser with optuna-dashboard. Ctrl-C ends it."""
     from secateur.search.mirror.dashboard import serve_dashboard
     from secateur.search.results.run import open_run
 

@@ -1,1 +1,1 @@
-"""What people see: progress, tables, pictures, the report."""
+"""Output for people: progress, tables, pictures, the report."""

@@ -1,4 +1,4 @@
-"""How a command ends: results on stdout, an error as one line on stderr, an exit status."""
+"""Console of the commands: results on stdout, progress and one line per error on stderr, exit statuses."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from secateur.search.errors import UsageError
 from secateur.search.mirror.address import masked
 
+if TYPE_CHECKING:
+    from secateur.search.settings.settings import Settings
+    from secateur.search.show.display import Display
+
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What typer's own errors descend from; depending on its version the class is click's or its own copy.
+# Base class of typer's own errors: click's or a copy of it, depending on typer's version.
 _TyperError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command to its end, whatever that is, and give its exit status.
+    """Run a command and return its exit status, whatever it raises.
 
-    A traceback is shown only if ``SECATEUR_DEBUG`` is set; one of an unexpected error is otherwise kept in a file.
-    A reader that went away, as in ``| head``, is no error.
+    Tracebacks are printed only if ``SECATEUR_DEBUG`` is set; those of unexpected errors otherwise go to a file. A
+    closed pipe, as in ``| head``, is no error.
     """
     try:
         command()
@@ -34,18 +38,18 @@ def run_command(command: Callable[[], None]) -> int:
     except typer.Exit as ending:
         return ending.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
         return DONE
     except KeyboardInterrupt:
         complain("Interrupted. What was measured is safe; the same command continues.")
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # the end of the line for all of them
+    except Exception as error:  # noqa: BLE001  # every error becomes one line
         return _failed(error)
     return DONE
 
 
 def _failed(error: Exception) -> int:
-    """Report an error in one line; the exit status for it."""
+    """Print an error in one line and return its exit status."""
     if os.environ.get("SECATEUR_DEBUG"):
         traceback.print_exception(error)
     if isinstance(error, _TyperError):
@@ -62,15 +66,15 @@ def _failed(error: Exception) -> int:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether the message was made to be shown as it is."""
+    """Whether the message is written for users."""
     return _is_wrong_use(error) or type(error).__module__.startswith("secateur.")
 
 
 def _is_wrong_use(error: Exception) -> bool:
-    """Whether a person can mend it by another command, file or setting.
+    """Whether another command, file or setting avoids the error.
 
-    Besides `UsageError` these are the errors of other rooms, which know nothing of the command line: their own
-    subclasses of ValueError, and plain ones that say what was expected.
+    True for `UsageError` and for the errors of other packages, which do not know the command line: their subclasses
+    of ValueError, and plain ones that state what was expected.
     """
     if isinstance(error, UsageError):
         return True
@@ -87,7 +91,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 
 def _keep_traceback(error: Exception) -> str:
-    """Write the traceback to a file; where it is, for people."""
+    """Write the traceback to a file and return a sentence that names it."""
     text = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile(
@@ -100,20 +104,36 @@ def _keep_traceback(error: Exception) -> str:
 
 
 def complain(message: str, kind: str = "error") -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     print(f"secateur: {kind}: {' '.join(masked(message).split())}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def show(text: str = "") -> None:
-    """Lines on stdout."""
+    """Print lines on stdout."""
     print(text)  # noqa: T201
 
 
 def show_line(line: str) -> None:
-    """A line on stdout that a reader sees at once."""
+    """Print a line on stdout and flush it."""
     print(line, flush=True)  # noqa: T201
 
 
 def show_json(document: Any) -> None:
-    """The one JSON document that a command with ``--json`` prints."""
+    """Print the one JSON document of a command with ``--json``."""
     show(json.dumps(document, indent=1, allow_nan=False))
+
+
+def show_facts(facts: Mapping[str, str]) -> None:
+    """Print names and values, one pair a line."""
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        show(f"  {name.ljust(width)}  {value}")
+
+
+def open_display(settings: Settings | None = None) -> Display:
+    """Display of progress on stderr."""
+    from rich.console import Console
+
+    from secateur.search.show.display import Display
+
+    return Display(Console(stderr=True, highlight=False), settings)

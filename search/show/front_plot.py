@@ -1,4 +1,4 @@
-"""The front as a picture."""
+"""Picture of the front."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEAST_SPAN = 0.08
-"""Of the horizontal axis, as a share of its largest value, or of all weights: closer ticks would read alike."""
+"""Least span of the horizontal axis, as a share of its largest value or of all weights; below it ticks look equal."""
 
 
 def plot_front(path: Path, run: Run) -> None:
-    """The first objective against the second: all trials, the front, the baselines.
+    """Plot of the first objective against the second, or against sparsity: all trials, front, baselines.
 
-    With one objective it is shown against the sparsity. A trial that has no such cost is left out.
+    Trials without such a cost are left out.
 
     Args:
         path: of the PNG.
@@ -67,7 +67,7 @@ def plot_front(path: Path, run: Run) -> None:
 
 
 def widen(axes: Axes, x: str) -> None:
-    """The horizontal axis of an objective at least as wide as its ticks need."""
+    """Widen the horizontal axis until the texts of its ticks differ."""
     low, high = axes.get_xlim()
     missing = LEAST_SPAN * (1.0 if x == "sparsity" else high) - (high - low)
     if missing > 0:
@@ -94,5 +94,5 @@ def _label(axes: Axes, x: str, y: str) -> None:
 
 
 def tick(name: str, value: float) -> str:
-    """Of an objective's axis."""
+    """Text of a tick on an objective's axis."""
     return f"{value:.0%}" if name == "sparsity" else scaled(value)

@@ -1,4 +1,4 @@
-"""Pictures of a run: the course of the search, an allocation, formulas. Colours as in Okabe and Ito (2008)."""
+"""Pictures of a run: course of the search, allocation, formulas. Colours of Okabe and Ito (2008)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ANNOTATED_BLOCKS = 16  # most blocks for which an allocation's numbers fit into 
 
 @contextmanager
 def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure that is written as PNG; no window, no state of pyplot."""
+    """Figure that is written as PNG at the end, without a window and without pyplot's state."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def spread_out(axes: Axes, values: Sequence[float]) -> bool:
-    """A logarithmic y axis with plain numbers if the values span orders of magnitude; whether they do."""
+    """Make the y axis logarithmic if the values span orders of magnitude; whether they do."""
     positive = [value for value in values if value > 0]
     if not positive or max(positive) / min(positive) < LOG_FROM:
         return False
@@ -67,13 +67,13 @@ def plot_course(
     hypervolume: Sequence[tuple[int, float]],
     n_tokens: int,
 ) -> None:
-    """How the search went: the best loss of each target over tokens, the hypervolume over trials.
+    """Plot of the best loss of each target over tokens, and of the hypervolume over trials.
 
     Args:
         path: of the PNG.
         losses: see `loss_series`.
         hypervolume: see `hypervolume_series`.
-        n_tokens: evaluated for the search in all.
+        n_tokens: total of the search.
     """
     import matplotlib as mpl
 
@@ -109,13 +109,13 @@ def plot_course(
 def plot_allocation(
     path: Path, sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], title: str
 ) -> None:
-    """The sparsity of each linear as a heat map, blocks by projections, and the mean of each block above it.
+    """Heat map of each linear's sparsity, projections by blocks, below a bar chart of the blocks' means.
 
     Args:
         path: of the PNG.
         sparsity: in [0, 1], by full name.
-        linears: plain `Prunable` values of all linears, in order; the mean counts weights.
-        title: for the picture.
+        linears: plain `Prunable` values of all linears, in order; means are weighted by number of weights.
+        title: of the picture.
     """
     grid, rows = _grid(sparsity, linears, "sparsity")
     sizes, _ = _grid(sparsity, linears, "n_weights")
@@ -129,7 +129,7 @@ def plot_allocation(
         whole = float(np.nansum(grid * sizes) / np.nansum(sizes))
         top.bar(range(n_blocks), means, color=BLUE, width=0.8)
         top.axhline(whole, color=VERMILLION, lw=1.4, ls="--")
-        top.set(ylabel="removed, mean", ylim=(0, 1))
+        top.set(ylabel="mean sparsity", ylim=(0, 1))
         top.grid(visible=False, axis="x")
         top.set_title(f"{title}; dashed: all weights, {whole:.1%}")
         image = heat.imshow(grid, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
@@ -139,15 +139,15 @@ def plot_allocation(
         heat.set(xlabel="block")
         if n_blocks <= ANNOTATED_BLOCKS:
             _annotate(heat, grid, (low + high) / 2)
-        figure.colorbar(image, ax=heat, label="share removed", pad=0.01)
+        figure.colorbar(image, ax=heat, label="sparsity", pad=0.01)
 
 
 def plot_typeset(path: Path, rows: Sequence[tuple[str, str]]) -> None:
-    """Candidates in LaTeX, one a row.
+    """Typeset candidates, one a row.
 
     Args:
         path: of the PNG.
-        rows: a short text and math-mode LaTeX each.
+        rows: a label and math-mode LaTeX each.
     """
     with figure_at(path, 11.0, 0.6 + 0.55 * len(rows)) as figure:
         axes = figure.subplots()
@@ -163,7 +163,7 @@ _MATHTEXT = {r"\lVert": r"\|", r"\rVert": r"\|", r"\lvert": "|", r"\rvert": "|",
 
 
 def _mathtext(latex: str) -> str:
-    """For matplotlib, which knows a part of LaTeX; as it is where that part does not suffice."""
+    """Text in matplotlib's subset of LaTeX; plain text where the subset does not suffice."""
     from matplotlib.mathtext import MathTextParser
 
     for ours, theirs in _MATHTEXT.items():
@@ -178,7 +178,7 @@ def _mathtext(latex: str) -> str:
 def _grid(
     sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], what: str
 ) -> tuple[Array, list[str]]:
-    """A value of each linear, ``projections blocks``, NaN where a block has none; and the projections' names."""
+    """Grid of a value of each linear, ``projections blocks``, NaN for a missing projection; and the rows' names."""
     blocks = sorted({int(str(linear["block"])) for linear in linears})
     rows = list(dict.fromkeys(_role(linear) for linear in linears))
     grid = np.full((len(rows), len(blocks)), np.nan)
@@ -189,7 +189,7 @@ def _grid(
 
 
 def _role(linear: Mapping[str, object]) -> str:
-    """Name of a linear within its block: what follows the block's number."""
+    """Name of a linear within its block, i.e. after the block's number."""
     return str(linear["name"]).partition(f".{linear['block']}.")[2] or str(linear["name"])
 
 
@@ -209,7 +209,7 @@ def _annotate(axes: Axes, grid: Array, middle: float) -> None:
 
 
 def _percent(label: str) -> str:
-    """A target's label, ``0.6``, as ``60%``."""
+    """Percentage for a target's label, e.g. ``60%`` for ``0.6``."""
     try:
         return f"{float(label):.4g}" if float(label) > 1 else f"{float(label) * 100:.4g}%"
     except ValueError:

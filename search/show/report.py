@@ -10,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from secateur.search.controller import Trial
-from secateur.search.errors import UsageError
 from secateur.search.files import dump_yaml
 from secateur.search.loop.notes import notes_line
 from secateur.search.mirror.address import masked
@@ -18,10 +17,18 @@ from secateur.search.results.course import best_by_target, loss_series, target_s
 from secateur.search.results.front import hypervolume_series
 from secateur.search.results.run import Run
 from secateur.search.show.front_plot import plot_front
+from secateur.search.show.front_table import (
+    Row,
+    caption,
+    columns,
+    feasible_baselines,
+    front_rows,
+    loss_words,
+    outlook,
+)
 from secateur.search.show.plots import plot_allocation, plot_course, plot_typeset
 from secateur.search.show.screening import plot_screening, screened
 from secateur.search.show.summary import grouped, summary
-from secateur.search.show.tables import Row, caption, columns, front_rows, loss_words, outlook
 from secateur.search.show.values import duration, perplexity, scaled, shown
 from secateur.search.study.overlap import read_overlap
 
@@ -34,20 +41,16 @@ def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
 
     Args:
         run: with at least one feasible trial at its largest search fidelity.
-        trial: to show in detail; None for the best one of the middle target.
+        trial: shown in detail; None: the best one of the middle target.
 
     Returns:
         The files, the page first.
 
     Raises:
-        UsageError: if there is nothing to report.
+        UsageError: if no trial can be compared.
         OSError: if the files can't be written.
     """
     rows = front_rows(run)
-    if not rows:
-        raise UsageError(
-            f"Expected a run with trials to compare, got {run.study.directory} without. Let it search on."
-        )
     trial = trial or _middle(run)
     directory = run.study.directory / DIRECTORY
     drawn = ("candidate",) if not run.space.shown_as or _typeset(run) else ()
@@ -60,20 +63,19 @@ def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
 
 
 def _middle(run: Run) -> Trial:
-    """The best trial of the middle target: a pruned one, where there is any."""
-    baselines = {n: t for n, t in run.baselines.items() if t.measurement.infeasible is None}
-    best = list(best_by_target(run.trials(), target_sparsities(baselines)).values()) or run.front()
+    """Best trial of the middle target, so that it is a pruned one where possible."""
+    known = target_sparsities(feasible_baselines(run))
+    best = list(best_by_target(run.trials(), known).values()) or run.front()
     return best[len(best) // 2]
 
 
 def _draw(run: Run, trial: Trial, pictures: Mapping[str, Path]) -> None:
-    study, baselines = run.study, run.baselines
-    feasible = {name: t for name, t in baselines.items() if t.measurement.infeasible is None}
+    study = run.study
     plot_front(pictures["front"], run)
-    losses = loss_series(study.trials, run.fidelity, target_sparsities(feasible))
+    losses = loss_series(study.trials, run.fidelity, target_sparsities(feasible_baselines(run)))
     texts = set(study.about.baselines.values())
     volumes = hypervolume_series(study.trials, run.objectives, texts, run.fidelity)
-    start = max((t.number for t in baselines.values()), default=0)  # before it the volume says nothing
+    start = max((t.number for t in run.baselines.values()), default=0)  # volumes before it mean nothing
     volumes = [(number, volume) for number, volume in volumes if number >= start]
     plot_course(pictures["course"], losses, volumes, study.spent.tokens)
     if "screening" in pictures:
@@ -84,13 +86,11 @@ def _draw(run: Run, trial: Trial, pictures: Mapping[str, Path]) -> None:
         plot_typeset(pictures["candidate"], _typeset(run))
         return
     linears = study.about.facts["shape"]["linears"]
-    plot_allocation(
-        pictures["candidate"], run.allocation(trial), linears, f"What trial {trial.number} removes"
-    )
+    plot_allocation(pictures["candidate"], run.allocation(trial), linears, f"Trial {trial.number}")
 
 
 def _typeset(run: Run) -> list[tuple[str, str]]:
-    """The best candidates and the baselines in LaTeX, each with its loss, best first."""
+    """Labels and LaTeX of the best candidates and of the baselines, lowest loss first."""
     best = sorted(run.trials(), key=lambda t: t.measurement.values["loss"])
     names = {t.number: name for name, t in run.baselines.items()}
     kept = [t for i, t in enumerate(best) if i <= N_TYPESET or t.number in names]
@@ -170,7 +170,7 @@ def _loss_and_perplexity(values: Mapping[str, float]) -> str:
 
 
 def _method(run: Run) -> dict[str, str]:
-    """What the numbers are based on, with hashes."""
+    """Data, settings and versions behind the numbers, with hashes."""
     of, about = run.settings.evaluator, run.study.about
     losses = {"kl": "KL divergence to the dense model", "ce": "cross-entropy of the next token"}
     facts = {

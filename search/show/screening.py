@@ -1,4 +1,4 @@
-"""How far a proxy that screened candidates could be trusted: a picture and a paragraph of the report."""
+"""Agreement of a screening proxy with measured losses: rank correlation and its picture."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from secateur.search.results.run import Run
 from secateur.search.show.plots import BLUE, LOG_FROM, VERMILLION, figure_at
 
 WINDOW = 64
-"""Candidates that a point of the course looks back on."""
+"""Number of latest candidates behind each point of the running correlation."""
 
 
 @dataclass(frozen=True)
 class Screened:
-    """Candidates that were measured both by the proxy and on data, in the order of the latter.
+    """Candidates measured both by the proxy and on data, in the order of their trials on data.
 
     Args:
         numbers: of the trials on data.
@@ -29,11 +29,11 @@ class Screened:
 
     @property
     def correlation(self) -> float | None:
-        """Spearman's, over all of them."""
+        """Spearman's rank correlation over all candidates."""
         return spearman(self.proxies, self.losses)
 
     def course(self) -> list[tuple[int, float]]:
-        """(trial number, correlation over the last `WINDOW` candidates), from the tenth candidate on."""
+        """Running correlation: (trial number, correlation of the last `WINDOW` candidates), from the tenth on."""
         points = []
         for end in range(10, len(self.numbers) + 1):
             some = slice(max(0, end - WINDOW), end)
@@ -44,7 +44,7 @@ class Screened:
 
 
 def screened(run: Run) -> Screened:
-    """What a run tells of its proxy; empty if it had none."""
+    """Candidates of a run that the proxy screened; none without a proxy."""
     fidelity = run.settings.evaluator.search_fidelities[0]
     proxies = {
         t.measurement.candidate: t.measurement.values["loss"]
@@ -66,7 +66,7 @@ def screened(run: Run) -> Screened:
 
 
 def plot_screening(path: Path, found: Screened) -> None:
-    """The loss against the proxy, and how their rank correlation went.
+    """Plot of the loss against the proxy, and of their running rank correlation.
 
     Args:
         path: of the PNG.
@@ -84,4 +84,4 @@ def plot_screening(path: Path, found: Screened) -> None:
         if points := found.course():
             right.plot(*zip(*points, strict=True), color=VERMILLION, lw=1.8)
         right.set(xlabel="trial number", ylabel=f"rank correlation of the last {WINDOW}", ylim=(-1.05, 1.05))
-        right.set_title("How far the proxy could be trusted")
+        right.set_title("Agreement of proxy and loss")

@@ -1,4 +1,4 @@
-"""Numbers for people: as many digits as say something, with their units."""
+"""Numbers as text, with significant digits and units."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ def perplexity(values: Mapping[str, float]) -> float | None:
 
 
 def shown(name: str, value: float | None, absent: str = "") -> str:
-    """A value for people, by the name of what it is; `absent` if there is none."""
+    """Text of a value in the unit of its name, e.g. of an objective; `absent` for None."""
     return absent if value is None else _FORMATS.get(name.partition(":")[0], _plain)(value)
+
+
+def one_line(values: Mapping[str, float]) -> str:
+    """Text of values and of their perplexity, e.g. ``loss 0.1235, perplexity 27.12``."""
+    texts = [f"{name} {shown(name, value)}" for name, value in values.items()]
+    ppl = perplexity(values)
+    return ", ".join(texts if ppl is None else [*texts, f"perplexity {shown('ppl', ppl)}"])
 
 
 def _plain(value: float) -> str:
@@ -22,7 +29,7 @@ def _plain(value: float) -> str:
 
 
 def scaled(value: float, unit: str = "") -> str:
-    """Three or four digits with a decimal prefix, e.g. ``4.215 M``."""
+    """Text with four digits and a decimal prefix, e.g. ``4.215 M``."""
     for power, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= power:
             return f"{value / power:.4g} {prefix}{unit}"
@@ -30,7 +37,7 @@ def scaled(value: float, unit: str = "") -> str:
 
 
 def spread(values: Sequence[float], form: str = ".4g") -> str:
-    """Median and range, e.g. ``2.5 (2 to 3)``, of one value itself; a dash if there is none.
+    """Text of median and range, e.g. ``2.5 (2 to 3)``; of a single value; a dash for none.
 
     Args:
         values: in any order.
@@ -43,7 +50,7 @@ def spread(values: Sequence[float], form: str = ".4g") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, e.g. ``1:02:03`` or ``2:03``."""
+    """Text of hours, minutes and seconds, e.g. ``1:02:03`` or ``2:03``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""Latencies for people."""
+"""Latency tables and comparisons as text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from secateur.search.show.console import show
 
 
 def show_table(measured: Mapping[str, Any], path: str) -> None:
-    """A measured table: the dense model, then each size of a sub-layer.
+    """Print a latency table: the dense model, then each size of a sub-layer.
 
     Args:
-        measured: as in its file.
+        measured: content of the table's file.
         path: of that file.
     """
     show(conditions_line(measured["conditions"], measured["rounds"]))
@@ -22,18 +22,18 @@ def show_table(measured: Mapping[str, Any], path: str) -> None:
     show(_row("whole model", [_spread(dense[phase]) for phase in phases]))
     sums = [x["rest_ms"] + n_blocks * (x["attention_ms"][-1] + x["ffn"][-1][1]) for x in phases.values()]
     show(_row("sum of the table", [f"{ms:.3g}" for ms in sums]))
-    show(_row("outside of blocks", [f"{x['rest_ms']:.3g}" for x in phases.values()]))
+    show(_row("outside the blocks", [f"{x['rest_ms']:.3g}" for x in phases.values()]))
     first = next(iter(phases.values()))
     for groups in range(1, len(first["attention_ms"])):
         name = f"attention, {groups} KV group{'s' * (groups > 1)}"
         show(_row(name, [f"{x['attention_ms'][groups]:.3g}" for x in phases.values()]))
     for i, (width, _) in enumerate(first["ffn"][1:], start=1):
         show(_row(f"MLP, {width} channels", [f"{x['ffn'][i][1]:.3g}" for x in phases.values()]))
-    show(f"kept in {path}")
+    show(f"saved in {path}")
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
-    """Whole models, the dense one first."""
+    """Print latencies of whole models, the dense one first."""
     show(conditions_line(found["conditions"], found["rounds"]))
     for phase, rows in found["phases"].items():
         show(phase)
@@ -46,7 +46,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
 
 
 def conditions_line(conditions: Mapping[str, Any], rounds: int) -> str:
-    """What latencies are based on."""
+    """Conditions of latency measurements in one line."""
     threads = conditions["threads"]
     on = f"{conditions['device']}, {conditions['dtype']}" + (f", {threads} threads" if threads else "")
     clock = "wall time" if conditions["clock"] == "wall" else "processor time"

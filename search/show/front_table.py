@@ -1,13 +1,16 @@
-"""The front as rows: for people as a table, for programs as JSON."""
+"""Table of the front: rows, printed for people or as JSON for programs."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from secateur.search.errors import UsageError
 from secateur.search.objectives import objective
 from secateur.search.results.course import references, target_of, target_sparsities
+from secateur.search.show.console import complain, show, show_json
 from secateur.search.show.values import perplexity, shown
 from secateur.spaces.measurement import Measurement
 
@@ -19,19 +22,20 @@ if TYPE_CHECKING:
 
 QUALITY_STUDY = "quality study: no smaller, no faster on stock servers (the zeros are stored)"
 STRUCTURED = "structured: really smaller; what is removed is neither stored nor computed"
+PIPE_WIDTH = 160  # columns of a table in a file or a pipe
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the front's table.
+    """Row of the front's table.
 
     Args:
         trial: at the search's largest fidelity.
         values: of the trial; None where the candidate has no such cost.
-        test: the same candidate on the test part, if it was measured there.
-        recovered: the same candidate after training, on the test part, if there is one.
-        note: name of a baseline, or how the trial compares with the one of its target.
-        on_front: False for a baseline that is shown beside the front.
+        test: measurement of the candidate on the test part, if any.
+        recovered: measurement of the candidate after recovery, on the test part, if any.
+        note: name of a baseline, or the ratio to the loss of the target's baseline.
+        on_front: False for a baseline that is listed below the front.
     """
 
     trial: Trial
@@ -43,16 +47,24 @@ class Row:
 
 
 def row_of(run: Run, trial: Trial, note: str = "", *, on_front: bool = False) -> Row:
-    """The line of one trial."""
+    """Row of one trial."""
     return Row(trial, run.values_of(trial), run.test_of(trial), run.recovered_of(trial), note, on_front)
 
 
 def front_rows(run: Run) -> list[Row]:
-    """The front, the best of the first objective first, then the baselines that are not on it."""
+    """Rows of the front, the best of the first objective first, then of the other baselines.
+
+    Raises:
+        UsageError: if no trial can be compared.
+    """
     front, names = run.front(), {trial.number: name for name, trial in run.baselines.items()}
     on_front = {trial.number for trial in front}
     others = [t for t in run.baselines.values() if t.number not in on_front and not t.measurement.infeasible]
-    known = target_sparsities(_feasible(run.baselines))
+    if not front:
+        raise UsageError(
+            f"Expected a run with trials to compare, got {run.study.directory} without. Let it search on."
+        )
+    known = target_sparsities(feasible_baselines(run))
     rows = []
     for trial in [*front, *others]:
         note = names.get(trial.number) or _compared(trial, run.baselines, known)
@@ -60,12 +72,13 @@ def front_rows(run: Run) -> list[Row]:
     return rows
 
 
-def _feasible(baselines: Mapping[str, Trial]) -> dict[str, Trial]:
-    return {name: trial for name, trial in baselines.items() if trial.measurement.infeasible is None}
+def feasible_baselines(run: Run) -> dict[str, Trial]:
+    """Baselines that could be measured, by name."""
+    return {name: trial for name, trial in run.baselines.items() if trial.measurement.infeasible is None}
 
 
 def _compared(trial: Trial, baselines: Mapping[str, Trial], known: Mapping[str, float]) -> str:
-    """The trial's loss beside that of the baseline that it is compared with."""
+    """Ratio of the trial's loss to that of its target's baseline; "" without a target."""
     label = target_of(trial, known)
     if label is None:
         return ""
@@ -75,7 +88,7 @@ def _compared(trial: Trial, baselines: Mapping[str, Trial], known: Mapping[str, 
 
 
 def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
-    """Heading and content of each column of the front's table."""
+    """Headings and cell texts of the columns of the front's table."""
 
     def value(name: str) -> Callable[[Row], str]:
         return lambda row: shown(name, row.values[name], absent="–")
@@ -104,7 +117,7 @@ def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
 
 
 def as_table(run: Run, rows: Sequence[Row]) -> Table:
-    """The rows for a terminal; baselines beside the front are dim."""
+    """Table for a terminal; baselines that are not on the front are dim."""
     from rich.table import Table
     from rich.text import Text
 
@@ -122,12 +135,12 @@ def as_table(run: Run, rows: Sequence[Row]) -> Table:
 
 
 def outlook(run: Run) -> str:
-    """What to expect of the models."""
+    """Caveat about size and speed of the pruned models."""
     return STRUCTURED if run.structured else QUALITY_STUDY
 
 
 def caption(run: Run) -> str:
-    """What the numbers are based on."""
+    """Data behind the numbers, and the outlook."""
     of, trained = run.settings.evaluator, run.fidelity.n_trained
     after = f" after training on {trained:,} tokens" if trained else ""
     return (
@@ -137,7 +150,7 @@ def caption(run: Run) -> str:
 
 
 def loss_words(run: Run) -> str:
-    """What the loss is, with its unit."""
+    """Definition of the loss, with its unit."""
     loss = f"{run.settings.evaluator.loss} in nats/token"
     n_cases = 1 + len(getattr(run.settings.space, "also", ()))
     if n_cases == 1:
@@ -147,7 +160,7 @@ def loss_words(run: Run) -> str:
 
 
 def front_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
-    """The rows for programs, with exact values."""
+    """JSON of the rows, with exact values."""
     objectives = {
         name: {"unit": objective(name).unit, "direction": objective(name).direction}
         for name in run.objectives
@@ -165,7 +178,7 @@ def front_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def row_json(row: Row) -> dict[str, Any]:
-    """One trial for programs."""
+    """JSON of one row."""
     m, test = row.trial.measurement, row.test
     return {
         "trial": row.trial.number,
@@ -180,3 +193,32 @@ def row_json(row: Row) -> dict[str, Any]:
 
 def _recovered_json(m: Measurement | None) -> dict[str, float | None] | None:
     return None if m is None else {**m.values, "perplexity": perplexity(m.values)}
+
+
+def show_front(run: Run, json: bool, more: Mapping[str, Any] | None = None) -> None:
+    """Print the front, and draw it into the run's directory if that can be written.
+
+    Args:
+        run: the run.
+        json: print a JSON document in place of a table.
+        more: further keys of the document.
+
+    Raises:
+        UsageError: if no trial can be compared.
+    """
+    from rich.console import Console
+
+    from secateur.search.show.front_plot import plot_front
+
+    rows = front_rows(run)
+    picture = run.study.directory / "report" / "front.png"
+    try:
+        plot_front(picture, run)
+    except OSError as error:  # e.g. somebody else's run
+        complain(f"{picture} was not written: {error.strerror}.", "warning")
+    if json:
+        show_json({**(more or {}), **front_json(run, rows), "picture": str(picture)})
+        return
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    Console(width=width, highlight=False).print(as_table(run, rows))
+    show(f"picture: {picture}")
