@@ -7,14 +7,17 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 from rich.console import Console
 
 import secateur.search.app as rooms
 from secateur.search.budget import Spent
+from secateur.search.cli import COMMANDS, _app
 from secateur.search.cli.doctor import examine
 from secateur.search.cli.lists import LISTED
 from secateur.search.executor import WorkerStatus
@@ -36,6 +39,24 @@ def made(tmp_path_factory):
 
 def is_one_line(err):
     return re.fullmatch(r"secateur: error: [^\n]+\n", err) is not None
+
+
+# --- help ---
+
+
+def test_the_version_is_that_of_the_package(secateur):
+    assert secateur("--version") == (0, f"secateur {metadata.version('secateur')}\n", "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_every_option_has_a_help_text(secateur, command):
+    status, out, _ = secateur(command, "--help")
+    assert status == 0
+    context = typer.Context(typer.main.get_command(_app()).commands[command])
+    records = [p.get_help_record(context) for p in context.command.params if p.name != "help"]
+    assert context.command.help
+    assert all(record is not None and record[1] for record in records)
+    assert out.startswith(f"Usage: secateur {command}")
 
 
 # --- reading a run ---

@@ -1,13 +1,14 @@
 """The command ``secateur``: a thin skin over `app`. Results go to stdout, progress and errors to stderr.
 
-Nothing that a command may not need is imported before it runs: `secateur --help` is quick, and reading a run needs
-no torch.
+Commands import what they need when they run: `secateur --help` is quick, and reading a run needs no torch.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -16,7 +17,7 @@ from secateur.search.cli.models import evaluate, latency
 from secateur.search.cli.recipes import prune, recipe
 from secateur.search.cli.results import export, front, order, pick, recover, report
 from secateur.search.cli.searching import dashboard, search, status
-from secateur.search.show.console import run_command
+from secateur.search.show.console import run_command, show
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "search": search,
@@ -51,11 +52,25 @@ def _dispatch(arguments: list[str]) -> None:
 
 def _app() -> typer.Typer:
     app = typer.Typer(
-        help="Searches for the best way to prune a language model.",
         add_completion=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_secateur)
     for name, command in COMMANDS.items():
         app.command(name)(command)
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        show(f"secateur {metadata.version('secateur')}")
+        raise typer.Exit
+
+
+def _secateur(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Search for the best way to prune a language model."""
