@@ -77,7 +77,7 @@ class OptunaCopy:
             chunk = self._study.trials[self._n_seen : self._n_seen + BATCH]
             trials = [self._frozen(trial) for trial in self._ours(chunk)]
             if trials:
-                self.storage.add(self._copy, trials, self._n_copied)  # type: ignore[arg-type]  # opened above
+                self.storage.add(trials, self._n_copied)
             self._n_copied += len(trials)
             self._n_seen += len(chunk)
 

@@ -1,4 +1,9 @@
-"""Where the mirror is kept: a journal file in the run's directory, or a database that runs share."""
+"""Storages of the mirror: a journal file in the run's directory, or a database that runs share.
+
+Batches are written in the formats that Optuna stores, lines of its journal and rows of its tables; tests compare them
+with those of `optuna.Study.add_trials`. That method takes a lock, a flush and a replay for each trial in a journal, and
+several statements for each parameter in a database (times: experiments/002-scale).
+"""
 
 from __future__ import annotations
 
@@ -6,60 +11,107 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from secateur.search.mirror.address import engine_options, engine_url, masked, reason_of
-from secateur.search.mirror.raw_trials import RawTrials
 
 if TYPE_CHECKING:  # takes a second to import
     import optuna
+    import sqlalchemy
 
 JOURNAL, NAME = "optuna.log", "optuna.name"
 
 
-class Storage(Protocol):
-    """Holds one study of Optuna's for a run. Methods but `text` may raise what the storage raises.
+class Storage(ABC):
+    """Storage of one Optuna study for a run. Methods may raise what the storage raises.
 
-    Attributes:
-        text: where it is, for people.
-        damage: exceptions of `load` and `known` that mean a study that can't be continued.
+    Args:
+        text: path or address, for people.
     """
 
-    text: str
-    damage: tuple[type[Exception], ...]
+    damage: tuple[type[Exception], ...] = ()
+    """Exceptions of `load` and `known` for a study that can't be continued."""
 
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._study_id = -1  # of the study that was loaded or created
+        self._texts: dict[str, tuple[Any, str]] = {}
+
+    @abstractmethod
     def open(self) -> Any:
-        """As Optuna knows it."""
+        """The storage as Optuna takes it."""
 
+    @abstractmethod
     def repair(self) -> None:
-        """Mend what a writer that was killed has left. For the one writer alone."""
+        """Remove what a killed writer left behind; only while no other writer is at work."""
 
-    def load(self) -> optuna.Study | None:
-        """The run's study, if there is one."""
+    @abstractmethod
+    def name(self) -> str | None:
+        """Name of the run's study; None before the first one."""
 
-    def create(self, directions: Sequence[str]) -> optuna.Study:
-        """A new study for the run."""
+    @abstractmethod
+    def new_name(self) -> str:
+        """Name for a new study of the run."""
 
+    @abstractmethod
     def renew(self) -> None:
-        """Forget the run's study, so that `create` can make another."""
+        """Forget the run's study; `create` then makes another."""
 
+    @abstractmethod
     def known(self, copy: optuna.Study) -> list[tuple[int, str]]:
         """Trial number and candidate of each of the study's trials, in order."""
 
-    def add(self, copy: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
-        """Add a batch to a study that holds so many trials."""
+    @abstractmethod
+    def add(self, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
+        """Append a batch to the study that was loaded or created, which holds `n_known` trials."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Let go of files and connections; `load` takes them up again."""
+        """Close files and connections; `load` opens them again."""
 
+    @abstractmethod
     def reason(self, error: Exception) -> str:
-        """What an error says, for people."""
+        """Text of an error, for people."""
+
+    def load(self) -> optuna.Study | None:
+        """The run's study; None if there is none."""
+        name = self.name()
+        if name is None:
+            return None
+        library, storage = quiet_optuna(), self.open()
+        try:
+            self._study_id = storage.get_study_id_from_name(name)
+        except KeyError:
+            return None
+        study: optuna.Study = library.load_study(
+            storage=storage, study_name=name, sampler=library.samplers.RandomSampler()
+        )
+        return study
+
+    def create(self, directions: Sequence[str]) -> optuna.Study:
+        """New study for the run."""
+        library, storage, name = quiet_optuna(), self.open(), self.new_name()
+        study: optuna.Study = library.create_study(
+            storage=storage, study_name=name, directions=directions, sampler=library.samplers.RandomSampler()
+        )
+        self._study_id = storage.get_study_id_from_name(name)
+        return study
+
+    def _text_of(self, name: str, distribution: optuna.distributions.BaseDistribution) -> str:
+        """The distribution as JSON, once for all trials that share it: writing it takes longer than all else."""
+        known, text = self._texts.get(name, (None, ""))
+        if known is not distribution:
+            text = quiet_optuna().distributions.distribution_to_json(distribution)
+            self._texts[name] = (distribution, text)
+        return text
 
 
 def storage_of(directory: Path, address: str | None) -> Storage:
-    """Where a run is mirrored.
+    """Storage of a run's mirror.
 
     Args:
         directory: of the run.
@@ -68,16 +120,27 @@ def storage_of(directory: Path, address: str | None) -> Storage:
     return Journal(directory) if address is None else Database(directory, address)
 
 
-class Journal:
-    """The file ``optuna.log``, which is the run's own: a damaged one is made anew."""
+class Journal(Storage):
+    """Journal ``optuna.log`` in the run's directory; a damaged one is replaced."""
 
-    damage: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
+    damage = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
     STUDY_NAME = "secateur"
+    CREATE_TRIAL = 4  # Optuna's code of such a line
+    WRITER = "secateur"  # no reader of Optuna's has this name
 
     def __init__(self, directory: Path) -> None:
         self._path = (directory / JOURNAL).absolute()
-        self._raw = RawTrials()
-        self.text = str(self._path)
+        super().__init__(str(self._path))
+
+    def open(self) -> optuna.storages.JournalStorage:
+        from optuna.storages.journal import JournalStorage
+
+        return JournalStorage(self._backend())
+
+    def _backend(self) -> optuna.storages.journal.JournalFileBackend:
+        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+        return JournalFileBackend(self.text, lock_obj=JournalFileSymlinkLock(self.text, grace_period=3))
 
     def repair(self) -> None:
         """Remove the lock of a writer that is gone, and half a line, to which Optuna would append."""
@@ -88,11 +151,11 @@ class Journal:
             if end < len(data):
                 os.truncate(self._path, end)
 
-    def load(self) -> optuna.Study | None:
-        return _load(self.open(), self.STUDY_NAME) if self._path.exists() else None
+    def name(self) -> str | None:
+        return self.STUDY_NAME if self._path.exists() else None
 
-    def create(self, directions: Sequence[str]) -> optuna.Study:
-        return _create(self.open(), self.STUDY_NAME, directions)
+    def new_name(self) -> str:
+        return self.STUDY_NAME
 
     def renew(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -101,113 +164,142 @@ class Journal:
         found = [trial.user_attrs for trial in copy.get_trials(deepcopy=False)]
         return [(attributes["number"], attributes["candidate"]) for attributes in found]
 
-    def add(self, copy: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
+    def add(self, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
         """In one piece, locked and flushed once."""
-        self._backend().append_logs([self._raw.journal_line(copy._study_id, trial) for trial in trials])
+        self._backend().append_logs([self._line(trial) for trial in trials])
+
+    def _line(self, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+        values, distributions = trial.values or [], trial.distributions
+        several = len(values) > 1
+        return {
+            "op_code": self.CREATE_TRIAL,
+            "worker_id": self.WRITER,
+            "study_id": self._study_id,
+            "datetime_start": _utc(trial.datetime_start).isoformat(timespec="microseconds"),
+            "state": trial.state,
+            "value": None if several or not values else values[0],
+            "values": values if several else None,
+            "datetime_complete": _utc(trial.datetime_complete).isoformat(timespec="microseconds"),
+            "distributions": {name: self._text_of(name, d) for name, d in distributions.items()},
+            "params": {name: d.to_internal_repr(trial.params[name]) for name, d in distributions.items()},
+            "user_attrs": trial.user_attrs,
+            "system_attrs": trial.system_attrs,
+            "intermediate_values": trial.intermediate_values,
+        }
 
     def close(self) -> None:
-        """It is open only while it is read or written."""
+        """Nothing to close: the file is open only while it is read or written."""
 
     def reason(self, error: Exception) -> str:
         return str(error) or type(error).__name__
 
-    def open(self) -> optuna.storages.JournalStorage:
-        from optuna.storages.journal import JournalStorage
 
-        return JournalStorage(self._backend())
+class Database(Storage):
+    """Database with Optuna's tables. The run's study is named after its directory and a few random digits.
 
-    def _backend(self) -> optuna.storages.journal.JournalFileBackend:
-        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-
-        path = str(self._path)
-        return JournalFileBackend(path, lock_obj=JournalFileSymlinkLock(path, grace_period=3))
-
-
-class Database:
-    """A database with Optuna's tables. The run's study is named after its directory and a few random digits.
-
-    The name is kept in the run, in ``optuna.name``. Nothing is ever deleted: a study that can't be continued stays,
-    and the run gets another.
+    The run keeps the name in ``optuna.name``. Nothing is ever deleted: a study that can't be continued stays, and the
+    run gets another.
 
     Args:
         directory: of the run.
         address: see `address.engine_url`.
     """
 
-    damage: tuple[type[Exception], ...] = ()
+    TABLES = ("studies", "trials", "trial_values", "trial_params", "trial_user_attributes")
 
     def __init__(self, directory: Path, address: str) -> None:
-        self.text = masked(address)
+        super().__init__(masked(address))
         self._directory = directory
         self._address = address
-        self._raw = RawTrials()
         self._storage: optuna.storages.RDBStorage | None = None
+        self._tables: Mapping[str, sqlalchemy.Table] = {}
+
+    def open(self) -> optuna.storages.RDBStorage:
+        """The storage, its tables made if they are missing."""
+        if self._storage is None:
+            from sqlalchemy import MetaData
+
+            url, tables = engine_url(self._address), MetaData()
+            text = url.render_as_string(hide_password=False)
+            text = text.replace("{", "{{").replace("}", "}}")  # Optuna formats it
+            storage = quiet_optuna().storages.RDBStorage(text, engine_kwargs=engine_options(url))
+            self._storage = storage
+            tables.reflect(storage.engine, only=self.TABLES)
+            self._tables = tables.tables
+        return self._storage
 
     def repair(self) -> None:
-        """Transactions are whole."""
+        """Nothing to repair: transactions are whole."""
 
-    def load(self) -> optuna.Study | None:
-        name = self._name()
-        return _load(self.open(), name) if name else None
+    def name(self) -> str | None:
+        with contextlib.suppress(FileNotFoundError):
+            return (self._directory / NAME).read_text(encoding="utf-8").strip() or None
+        return None
 
-    def create(self, directions: Sequence[str]) -> optuna.Study:
-        name = self._name() or f"{self._directory.resolve().name}-{secrets.token_hex(4)}"
+    def new_name(self) -> str:
+        """Kept in the run before the study is made."""
+        name = self.name() or f"{self._directory.resolve().name}-{secrets.token_hex(4)}"
         (self._directory / NAME).write_text(name + "\n", encoding="utf-8")
-        return _create(self.open(), name, directions)
+        return name
 
     def renew(self) -> None:
         (self._directory / NAME).unlink(missing_ok=True)
 
     def known(self, copy: optuna.Study) -> list[tuple[int, str]]:
-        import sqlalchemy
-        from optuna.storages._rdb.models import TrialModel, TrialUserAttributeModel
+        """From two attributes of each trial, without its parameters, which are most of the database."""
+        from sqlalchemy import select
 
-        storage = self.open()
+        engine = self.open().engine
+        trials, attributes = self._tables["trials"], self._tables["trial_user_attributes"]
         query = (
-            sqlalchemy.select(
-                TrialModel.number, TrialUserAttributeModel.key, TrialUserAttributeModel.value_json
-            )
-            .join_from(TrialModel, TrialUserAttributeModel, isouter=True)
-            .where(TrialModel.study_id == storage.get_study_id_from_name(copy.study_name))
+            select(trials.c.number, attributes.c.key, attributes.c.value_json)
+            .join_from(trials, attributes, isouter=True)
+            .where(trials.c.study_id == self._study_id)
+            .order_by(trials.c.number)
         )
-        with storage.engine.connect() as connection:
-            rows = connection.execute(query).all()
-        found: dict[int, dict[str, Any]] = {
-            number: {} for number, _, _ in sorted(rows, key=lambda row: row[0])
-        }
-        for number, key, text in rows:
-            found[number][key] = json.loads(text or "null")
+        found: dict[int, dict[str, Any]] = {}
+        with engine.connect() as connection:
+            for number, key, text in connection.execute(query):
+                found.setdefault(number, {})[key] = json.loads(text or "null")
         return [(one.get("number", -1), one.get("candidate", "")) for one in found.values()]
 
-    def add(self, copy: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
-        """In one transaction, and a few statements."""
-        from optuna.storages._rdb import models
-        from sqlalchemy import func, insert, orm, select
+    def add(self, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
+        """In one transaction of a few statements."""
+        from sqlalchemy import func, insert, select
 
-        storage = self.open()
-        study_id = storage.get_study_id_from_name(copy.study_name)
-        with orm.Session(storage.engine) as session, session.begin():
-            session.get(models.StudyModel, study_id, with_for_update=True)  # as Optuna locks it
-            count = select(func.count()).where(models.TrialModel.study_id == study_id)
-            if (n_found := session.scalar(count)) != n_known:
-                raise RuntimeError(f"Expected {n_known} trials in {copy.study_name}, got {n_found}.")
-            rows = [self._raw.trial_row(study_id, n_known + i, trial) for i, trial in enumerate(trials)]
-            session.add_all(rows)
-            session.flush()  # which gives them their ids
-            ids = [row.trial_id for row in rows]
-            for model, of in (
-                (models.TrialValueModel, self._raw.value_rows),
-                (models.TrialParamModel, self._raw.param_rows),
+        engine = self.open().engine
+        studies, table = self._tables["studies"], self._tables["trials"]
+        ours = table.c.study_id == self._study_id
+        with engine.begin() as connection:
+            locked = select(studies).where(studies.c.study_id == self._study_id).with_for_update()
+            connection.execute(locked)  # as Optuna locks it
+            if (n_found := connection.scalar(select(func.count()).where(ours))) != n_known:
+                raise RuntimeError(f"Expected {n_known} trials in {self.name()}, got {n_found}.")
+            rows = [self._trial_row(number, trial) for number, trial in enumerate(trials, start=n_known)]
+            connection.execute(insert(table), rows)
+            new = select(table.c.trial_id).where(ours, table.c.number >= n_known).order_by(table.c.number)
+            ids = connection.scalars(new).all()
+            for name, rows_of in (
+                ("trial_values", _value_rows),
+                ("trial_params", self._param_rows),
+                ("trial_user_attributes", _attribute_rows),
             ):
-                parts = [{"trial_id": i, **part} for i, t in zip(ids, trials, strict=True) for part in of(t)]
-                if parts:
-                    session.execute(insert(model), parts)
-            attributes = [
-                {"trial_id": i, "key": key, "value_json": json.dumps(value)}
-                for i, trial in zip(ids, trials, strict=True)
-                for key, value in trial.user_attrs.items()
-            ]
-            session.execute(insert(models.TrialUserAttributeModel), attributes)
+                rows = [
+                    {"trial_id": i, **row} for i, t in zip(ids, trials, strict=True) for row in rows_of(t)
+                ]
+                if rows:
+                    connection.execute(insert(self._tables[name]), rows)
+
+    def _trial_row(self, number: int, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
+        start, end = (_utc(at).replace(tzinfo=None) for at in (trial.datetime_start, trial.datetime_complete))
+        known = {"study_id": self._study_id, "number": number, "state": trial.state.name}
+        return known | {"datetime_start": start, "datetime_complete": end}
+
+    def _param_rows(self, trial: optuna.trial.FrozenTrial) -> Iterator[dict[str, Any]]:
+        for name, distribution in trial.distributions.items():
+            value = distribution.to_internal_repr(trial.params[name])
+            text = self._text_of(name, distribution)
+            yield {"param_name": name, "param_value": value, "distribution_json": text}
 
     def close(self) -> None:
         if self._storage is not None:
@@ -218,20 +310,6 @@ class Database:
     def reason(self, error: Exception) -> str:
         return reason_of(error, self._address)
 
-    def _name(self) -> str | None:
-        with contextlib.suppress(FileNotFoundError):
-            return (self._directory / NAME).read_text(encoding="utf-8").strip() or None
-        return None
-
-    def open(self) -> optuna.storages.RDBStorage:
-        """The storage, its tables made if they are missing."""
-        if self._storage is None:
-            url = engine_url(self._address)
-            text = url.render_as_string(hide_password=False)
-            text = text.replace("{", "{{").replace("}", "}}")  # Optuna formats it
-            self._storage = quiet_optuna().storages.RDBStorage(text, engine_kwargs=engine_options(url))
-        return self._storage
-
 
 def quiet_optuna() -> Any:
     """Optuna without its log of every trial; it takes a second to import."""
@@ -241,21 +319,16 @@ def quiet_optuna() -> Any:
     return optuna
 
 
-def _load(storage: Any, name: str) -> optuna.Study | None:
-    library = quiet_optuna()
-    try:
-        storage.get_study_id_from_name(name)
-    except KeyError:
-        return None
-    study: optuna.Study = library.load_study(
-        storage=storage, study_name=name, sampler=library.samplers.RandomSampler()
-    )
-    return study
+def _value_rows(trial: optuna.trial.FrozenTrial) -> Iterator[dict[str, Any]]:
+    for objective, value in enumerate(trial.values or ()):  # finite, as all measurements
+        yield {"objective": objective, "value": value, "value_type": "FINITE"}
 
 
-def _create(storage: Any, name: str, directions: Sequence[str]) -> optuna.Study:
-    library = quiet_optuna()
-    study: optuna.Study = library.create_study(
-        storage=storage, study_name=name, directions=directions, sampler=library.samplers.RandomSampler()
-    )
-    return study
+def _attribute_rows(trial: optuna.trial.FrozenTrial) -> Iterator[dict[str, Any]]:
+    for key, value in trial.user_attrs.items():
+        yield {"key": key, "value_json": json.dumps(value)}
+
+
+def _utc(time: datetime | None) -> datetime:
+    assert time is not None  # the trial is finished
+    return time.astimezone(UTC)
