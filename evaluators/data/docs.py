@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import TypeVar
 
 Key = TypeVar("Key", bound=str)
@@ -19,7 +21,8 @@ _REPEATED = (
 )
 
 
-def topics() -> dict[str, str]:
+@cache
+def topics() -> Mapping[str, str]:
     """The topics by name, in alphabetical order, without the paragraphs that a shorter topic has, too.
 
     Raises:
@@ -33,7 +36,7 @@ def topics() -> dict[str, str]:
         paragraphs = [p for p in raw[name].split("\n\n") if p.strip() and _key(p) not in seen]
         seen.update(_key(p) for p in paragraphs if len(_key(p)) >= _REPEATED)
         kept[name] = "\n\n".join(paragraphs)
-    return {name: kept[name] for name in sorted(kept) if kept[name].strip()}
+    return MappingProxyType({name: kept[name] for name in sorted(kept) if kept[name].strip()})
 
 
 def split(shares: Mapping[Key, float]) -> dict[Key, str]:

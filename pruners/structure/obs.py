@@ -93,14 +93,9 @@ class _Lazy:
         columns = slice(position * self._width, (position + 1) * self._width)
         u, r = self._u[:, : self.n_pending], self._r[:, : self.n_pending]
         root = lower_factor(self._inverse_blocks[position], self._name)
-
-        def over_root(x: Tensor) -> Tensor:  # x C^-T
-            solved: Tensor = torch.linalg.solve_triangular(root, x.T, upper=False)
-            return solved.T
-
-        new_u = over_root(self._inverse[:, columns] - u @ u[columns].T)
-        energy = over_root(over_root(self._product_blocks[position]).T)  # E^T E
-        new_r = over_root(self._product[:, columns] - r @ u[columns].T - u @ r[columns].T)
+        new_u = _over_root(self._inverse[:, columns] - u @ u[columns].T, root)
+        energy = _over_root(_over_root(self._product_blocks[position], root).T, root)  # E^T E
+        new_r = _over_root(self._product[:, columns] - r @ u[columns].T - u @ r[columns].T, root)
         new_r -= new_u @ energy / 2
         self._u[:, self.n_pending : self.n_pending + self._width] = new_u
         self._r[:, self.n_pending : self.n_pending + self._width] = new_r
@@ -124,6 +119,14 @@ class _Lazy:
         self._product = self._product[rows[:, None], rows].addmm_(r, u.T, alpha=-1).addmm_(u, r.T, alpha=-1)
         self.units = self.units[left]
         self._restart()
+
+
+def _over_root(
+    x: Float[Tensor, "rows width"], root: Float[Tensor, "width width"]
+) -> Float[Tensor, "rows width"]:
+    """X C^-T, of the lower factor C."""
+    solved: Tensor = torch.linalg.solve_triangular(root, x.T, upper=False)
+    return solved.T
 
 
 def _by_block(
