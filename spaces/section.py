@@ -1,24 +1,35 @@
-"""What all sections of the settings have in common."""
+"""Base class of the sections of the settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticKnownError
 
 
 class Section(BaseModel):
-    """Frozen, without unknown keys, and with numbers where numbers belong."""
+    """Frozen model without unknown keys, with numbers where numbers belong.
+
+    `renamed` holds former names of keys, which are still accepted: ``{"old": "new"}``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+
     @model_validator(mode="before")
     @classmethod
-    def _no_switches_for_numbers(cls, raw: Any) -> Any:
-        """Refuse true and false where a number belongs: they would count as 1 and 0."""
-        for name, value in raw.items() if isinstance(raw, dict) else ():
+    def _check_raw(cls, raw: Any) -> Any:
+        """Replace former names, and refuse true and false where a number belongs: they would count as 1 and 0."""
+        if not isinstance(raw, dict):
+            return raw
+        for old, new in cls.renamed.items():
+            if old in raw and new in raw:
+                raise ValueError(f"Expected `{new}` or its former name `{old}`, got both. Remove `{old}`.")
+        raw = {cls.renamed.get(name, name): value for name, value in raw.items()}
+        for name, value in raw.items():
             field = cls.model_fields.get(name)
             if isinstance(value, bool) and field is not None and field.annotation is not bool:
                 raise ValueError(f"Expected `{name}` to be no switch, got {str(value).lower()}.")

@@ -32,7 +32,7 @@ from tests.models import random_tokens
 from tests.test_families import CASES, build
 
 EVALUATOR = {"window": 64, "calibration_tokens": 512, "fidelities": [128, 256], "test_tokens": 256}
-SPACE = {"kind": "architecture", "target": 0.3, "repair": ["none", "obs"], "calibration": "dense"}
+SPACE = {"kind": "architecture", "target": 0.3, "repair": ["none", "obs"], "statistics": "dense"}
 SMALL, LARGE = Fidelity("search", 128), Fidelity("search", 256)
 TRAINED = Fidelity("search", 256, 128)
 CUTS = [Kept(1, 17), Kept(0, 48)], [Kept(2, 48), Kept(1, 0)], [Kept(1, 30), Kept(0, 0)]

@@ -30,7 +30,10 @@ def test_a_run_of_version_0_1_is_continued_and_exported(kind, tmp_path):
     settings = view.settings.model_copy(
         update={"budget": view.settings.budget.model_copy(update={"evaluations": n_done + 2})}
     )
-    app.search(settings, directory)
+    said: list[str] = []
+    app.search(settings, directory, say=said.append)
+    notes = [line for line in said if "`space.calibration` is called `space.statistics` now" in line]
+    assert len(notes) == ("calibration" in view.study.settings["space"])
     after = lines(directory)
     assert after[: len(before)] == before, "what was measured is not touched"
     assert len(after) >= len(before) + 2

@@ -197,7 +197,7 @@ def make_tiny_run(directory):
     settings = settings_from(
         {
             "model": "tiny",
-            "space": {"target": [0.6, 0.7], "calibration": "dense"},
+            "space": {"target": [0.6, 0.7], "statistics": "dense"},
             "evaluator": {
                 "window": 128,
                 "fidelities": [512],

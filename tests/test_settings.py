@@ -149,6 +149,19 @@ def test_an_empty_file_means_the_defaults(tmp_path):
     assert load_settings(path) == load_settings()
 
 
+@pytest.mark.parametrize("kind", ["allocation", "architecture", "formula"])
+def test_a_former_key_is_accepted_with_a_note(kind):
+    former, now = (
+        settings_from({"space": {"kind": kind, key: "dense"}}) for key in ("calibration", "statistics")
+    )
+    assert resolved(former) == resolved(now)
+    assert identity(former) == identity(load_settings(None, [f"space.kind={kind}"]))
+    assert (len(former.renamed_keys), now.renamed_keys) == (1, ())
+    assert "`space.calibration` is called `space.statistics` now" in former.renamed_keys[0]
+    with pytest.raises(UsageError, match="got both"):
+        settings_from({"space": {"kind": kind, "calibration": "dense", "statistics": "dense"}})
+
+
 def test_identity_holds_what_measurements_depend_on_and_nothing_else():
     base = identity(load_settings())
     same = [

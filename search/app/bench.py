@@ -129,7 +129,7 @@ def is_sequential(settings: Settings, asked: str | None = None) -> bool:
     Raises:
         UsageError: if it is asked for, and the space's methods take statistics of the dense model alone.
     """
-    usual: str | None = getattr(settings.space, "calibration", None)
+    usual: str | None = getattr(settings.space, "statistics", None)
     if usual is None and asked == "sequential":
         raise UsageError(
             f"Expected `--calibration dense` with the space {settings.space.kind}, whose statistics are the dense "

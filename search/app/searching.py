@@ -85,8 +85,8 @@ def search(
         )
         _controller(settings, bench)  # refuses what does not fit, while nothing is written
         with Study.open_or_create(directory, resolved(settings), about) as study:
-            for warning in study.warnings:
-                say(warning)
+            for line in (*settings.renamed_keys, *study.warnings):
+                say(line)
             levels = levels or directory / LEVELS
             _build_levels(bench, levels, say)
             study.name_baselines(_baselines(bench))  # some are known by now only

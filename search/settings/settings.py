@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import (
     BaseModel,
     Field,
+    PrivateAttr,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -68,6 +69,7 @@ class Settings(Section):
     budget: Budget = Budget(evaluations=300)
     storage: str | None = None
     seed: int = Field(default=0, ge=0)
+    _renamed: tuple[str, ...] = PrivateAttr(default=())
 
     @field_validator("executor")
     @classmethod
@@ -109,6 +111,11 @@ class Settings(Section):
         return self
 
     @property
+    def renamed_keys(self) -> tuple[str, ...]:
+        """One line for each key that was given by its former name."""
+        return self._renamed
+
+    @property
     def optimised(self) -> tuple[str, ...]:
         """All objectives: the search's, and those that the controller has of its own."""
         return (*self.objectives, *(getattr(self.controller, "objectives", None) or ()))
@@ -139,13 +146,18 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
     Raises:
         UsageError: in one line, with the first of the problems.
     """
-    values, lines = dict(raw), list[str]()
+    values, lines, renamed = dict(raw), list[str](), list[str]()
     for name, (registry, kind) in _REGISTRIES.items():
         section = values.get(name, {})
         if isinstance(section, BaseModel):
             continue
         values[name], found = _section(name, section, registry, kind)
         lines += found
+        renamed += [
+            f"`{name}.{old}` is called `{name}.{new}` now; the former name is still accepted."
+            for old, new in values[name].renamed.items()
+            if old in section
+        ]
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -153,6 +165,7 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
     if lines:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise UsageError(lines[0] + more)
+    settings._renamed = tuple(renamed)
     return settings
 
 
@@ -168,7 +181,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     name theirs, may change when a search is continued.
     """
     values = resolved(settings)
-    changeable = getattr(settings.space, "changeable", ("target", "calibration"))  # the latter is for exports
+    changeable = getattr(settings.space, "changeable", ("target", "statistics"))  # the latter is for exports
     space = {key: value for key, value in values["space"].items() if key not in changeable}
     passing = ("fidelities", "test_tokens")  # a measurement names its own number of tokens
     evaluator = {key: value for key, value in values["evaluator"].items() if key not in passing}

@@ -1,11 +1,11 @@
-"""Settings of the space `allocation`, and the space that they describe."""
+"""Settings of the space `allocation`, and its construction from them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,25 +18,27 @@ from secateur.spaces.targets import Target, check_target, targets_of
 
 
 class AllocationSettings(Section):
-    """What can be searched: a level of sparsity for each linear, sub-layer or block.
+    """Settings of the space `allocation`: a level of sparsity for each linear, sub-layer or block.
 
     Args:
-        metric: importance metric that picks the weights: its name, or a formula such as
-            ``formula: abs(W) * X`` (or ``{formula: abs(W) * X}``).
-        granularity: what switches its level together.
+        metric: importance metric of weights: its name, or a formula such as ``formula: abs(W) * X`` (or
+            ``{formula: abs(W) * X}``).
+        granularity: unit with one level: ``linear``, ``sublayer`` or ``block``.
         target: sparsity over all prunable weights, protected ones included; one value, a list, or a range.
         step: distance of the levels.
         max_sparsity: highest level.
-        group_size: with it the levels are 0, 1, ... zeros in each group of that many neighbouring weights
-            of a row (a pattern), and ``step`` isn't used.
-        protect: patterns (``*`` and ``?``) of full names of linears that stay dense.
-        comparison: which weights compete: those of an ``output`` or of the whole ``layer``; None: the
-            metric's own.
-        calibration: statistics of the exported model from ``sequential``ly pruned blocks or from the dense
-            model.
-        damp: share of the mean diagonal that is added to Hessians (sparsegpt, formulas with H).
-        block_size: columns that are pruned at once (sparsegpt).
+        group_size: if given, levels are 0, 1, ... zeros in each group of this many neighbouring weights of a row (a
+            pattern), and ``step`` is ignored.
+        protect: patterns (``*`` and ``?``) of full names of linears kept dense.
+        comparison: weights that are ranked together: those of an ``output`` or of the whole ``layer``; None: the
+            metric's default.
+        statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
+            model).
+        damp: dampening, the share of the mean diagonal added to Hessians (sparsegpt, formulas with H).
+        block_size: columns pruned at once (sparsegpt).
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics"}
 
     kind: Literal["allocation"] = "allocation"
     metric: str = "wanda"
@@ -47,14 +49,14 @@ class AllocationSettings(Section):
     group_size: int | None = Field(default=None, ge=2)
     protect: list[str] = Field(default=[])
     comparison: Literal["output", "layer"] | None = None
-    calibration: Literal["dense", "sequential"] = "sequential"
+    statistics: Literal["dense", "sequential"] = "sequential"
     damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     block_size: int = Field(default=128, ge=1)
 
     @field_validator("metric", mode="before")
     @classmethod
     def _as_text(cls, metric: object) -> object:
-        """What YAML makes of ``formula: ...`` without quotes."""
+        """Accept the mapping that YAML reads from ``formula: ...`` without quotes."""
         if isinstance(metric, dict) and list(metric) == ["formula"]:
             return f"{PREFIX} {metric['formula']}"
         return metric
@@ -62,7 +64,7 @@ class AllocationSettings(Section):
     @field_validator("metric")
     @classmethod
     def _check_formula(cls, metric: str) -> str:
-        """A formula in its canonical text; other metrics are known to the pruners."""
+        """Canonical text of a formula; names of metrics are left to the pruners."""
         try:
             tree = formula_of(metric)
         except FormulaTextError as error:
@@ -99,7 +101,7 @@ class AllocationSettings(Section):
 def build_allocation(
     settings: AllocationSettings, linears: Sequence[Prunable], shape: ModelShape
 ) -> AllocationSpace:
-    """The space that the settings describe, for a model with these linears.
+    """The space of these settings, for a model with these linears.
 
     Raises:
         ValueError: if a pattern in `protect` matches nothing or too much, or a target can't be met.

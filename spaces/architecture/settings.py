@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -53,7 +53,8 @@ class ArchitectureSettings(Section):
         repair: how kept weights make up for removed ones: ``none``, ``bias``, ``refit``, ``obs``, ``liar`` or
             ``admm``; of a list each candidate chooses one.
         damp: share of the mean diagonal that is added to Gram matrices.
-        calibration: statistics of the exported model from ``sequential``ly pruned blocks or from the dense model.
+        statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
+            model).
         target_format: what exports shall be: ``hf`` of any kind, ``hf-stock`` (tied, with numbers of KV groups that
             the stock class takes), ``hf-padded`` (the dense shapes with zeros: a study of quality), ``gguf`` (an MLP
             beside an attention keeps 32 channels), or ``any``: ``hf`` where the family allows it.
@@ -65,6 +66,8 @@ class ArchitectureSettings(Section):
             choose, none merged or replaced); None: the first two, if `units` can make them.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics"}
+
     kind: Literal["architecture"] = "architecture"
     target: Target = 0.25
     of: Of = "params"
@@ -75,7 +78,7 @@ class ArchitectureSettings(Section):
     importance: str = "wanda_sp"
     repair: Repair | list[Repair] = "none"
     damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    calibration: Literal["sequential", "dense"] = "sequential"
+    statistics: Literal["sequential", "dense"] = "sequential"
     target_format: Format = "any"
     protect: list[int] = Field(default=[])
     baselines: list[Scored] | None = None

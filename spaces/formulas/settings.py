@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -74,13 +74,15 @@ class FormulaSettings(Section):
         group_size: with it, patterns: so many neighbouring weights of a row lose the target's share.
         protect: patterns (``*`` and ``?``) of full names of linears that stay dense.
         comparison: which weights compete: those of an ``output`` or of the whole ``layer``.
-        calibration: statistics of the exported model from ``sequential``ly pruned blocks or from the dense
-            model.
+        statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
+            model).
         damp: share of the mean diagonal that is added to Hessians (H).
         proxy: what foretells how formulas rank; None: nothing.
         also: other models, sparsities and patterns where each formula is measured, too: the loss is then the geometric
             mean over all of them of the ratio to the loss of the first of `known`.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics"}
 
     kind: Literal["formula"] = "formula"
     target: float = Field(default=0.5, gt=0, lt=1)
@@ -93,12 +95,12 @@ class FormulaSettings(Section):
     group_size: int | None = Field(default=None, ge=2)
     protect: list[str] = Field(default=[])
     comparison: Literal["output", "layer"] = "output"
-    calibration: Literal["sequential", "dense"] = "sequential"
+    statistics: Literal["sequential", "dense"] = "sequential"
     damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     proxy: ProxySettings | None = ProxySettings()
     also: tuple[CaseSettings, ...] = ()
 
-    changeable: ClassVar[tuple[str, ...]] = ("calibration",)
+    changeable: ClassVar[tuple[str, ...]] = ("statistics",)
     """May change when a search is continued: a candidate does not name its target."""
 
     @field_validator("known")
