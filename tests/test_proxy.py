@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from secateur.evaluators.worker_setup import worker_setup
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import mask
 from secateur.pruners.stores.block_files import LevelStoreError
-from secateur.pruners.weights.formula_grams import Grams, load_grams
 from secateur.pruners.weights.formula_proxy import FormulaProxy, formula_layers, grams_of
-from secateur.pruners.weights.formula_store import build_terminals, is_built
+from secateur.pruners.weights.formula_store import Grams, TerminalStore, build_terminals, is_built
 from secateur.pruners.weights.output_error import relative_output_error, squared_output
 from secateur.search.app.bench import plan
 from secateur.search.settings.settings import settings_from
@@ -93,7 +91,7 @@ def test_among_masks_of_rows_none_has_a_smaller_diagonal_error_than_wandas():
 def test_second_moments_are_kept_for_chosen_blocks_in_the_same_pass(kind, tmp_path):
     anatomy, tokens, grams = small_anatomy(n_layers=3), random_tokens(4, 16), Grams((0, 2), kind)
     build_terminals(tmp_path, anatomy, tokens, ["W", "X"], "model and data", grams=grams)
-    found = load_grams(tmp_path, grams, "model and data")
+    found = TerminalStore(tmp_path, anatomy, ["X"]).grams(grams)
     expected = {
         name: (of.gram if kind == "full" else of.sum_squares) / of.n_tokens
         for part in stream_blocks(anatomy, tokens, inputs="gram")
@@ -131,8 +129,8 @@ def test_blocks_are_evenly_spread():
 
 def test_with_all_rows_and_blocks_it_is_the_mean_over_projections(bench):
     text, errors = "abs(W) * X", []
-    grams = load_grams(bench.directory, *_kept(bench))
     layers = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory)
+    grams = layers.store.grams(Grams(tuple(range(len(bench.anatomy.blocks)))))
     for block in bench.anatomy.blocks:
         masks = layers.masks(block.index, formula_of(f"formula: {text}"), config(bench, text)["sparsity"])
         for linear in block.linears:
@@ -141,11 +139,6 @@ def test_with_all_rows_and_blocks_it_is_the_mean_over_projections(bench):
                 relative_output_error(weight, masks[linear.name], gram, squared_output(weight, gram))
             )
     assert proxy_of(bench).loss(config(bench, text)) == pytest.approx(sum(errors) / len(errors), rel=1e-4)
-
-
-def _kept(bench):
-    store = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory).store
-    return Grams(tuple(range(len(bench.anatomy.blocks)))), store.identity
 
 
 @pytest.mark.parametrize(("comparison", "group_size"), [("output", None), ("layer", None), ("output", 4)])
@@ -217,10 +210,8 @@ def test_a_worker_foretells_what_the_driver_does(bench, tmp_path):
 
 def test_a_directory_without_second_moments_is_refused(bench, tmp_path):
     empty = tmp_path / "levels"
-    for path in Path(bench.directory).iterdir():
-        if not path.name.startswith("grams"):
-            empty.mkdir(exist_ok=True)
-            (empty / path.name).symlink_to(path)
+    identity = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory).store.identity
+    build_terminals(empty, bench.anatomy, bench.calibration, bench.space.terminals, identity)
     with pytest.raises(LevelStoreError, match="Expected second moments"):
         bench.evaluator(empty).evaluate(["abs(W)"], bench.plan.proxy)
 

@@ -21,8 +21,8 @@ from scipy.stats import spearmanr
 from secateur.evaluators.session import Workbench, set_threads
 from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.switching import InfeasibleError
-from secateur.pruners.weights.formula_grams import Grams
 from secateur.pruners.weights.formula_proxy import FormulaProxy, formula_layers
+from secateur.pruners.weights.formula_store import Grams
 from secateur.search.app.bench import plan
 from secateur.search.settings.settings import load_settings
 from secateur.spaces.formulas.metric import formula_of

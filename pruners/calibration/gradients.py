@@ -246,12 +246,12 @@ def kind_path(path: Path, kind: Kind) -> Path:
 
 
 def whole_model(
-    directory: Path, anatomy: Anatomy, tokens: Tensor, identity: str, *, gradients: Collection[Kind]
+    path: Path, anatomy: Anatomy, tokens: Tensor, identity: str, *, gradients: Collection[Kind]
 ) -> ModelStatistics:
-    """What is known of the dense model as a whole; gradients are kept beside the store, for other methods.
+    """Statistics of the dense model as a whole; gradients are kept, for other methods.
 
     Args:
-        directory: of the store.
+        path: of their file, see `kind_path`.
         anatomy: the dense model.
         tokens: calibration windows.
         identity: of the model and the tokens, in one text.
@@ -261,19 +261,15 @@ def whole_model(
         LevelStoreError: if there is no room on the disk.
     """
     try:
-        return model_statistics(
-            anatomy, tokens, gradients=gradients, path=gradients_path(directory), identity=identity
-        )
+        return model_statistics(anatomy, tokens, gradients=gradients, path=path, identity=identity)
     except (SafetensorError, OSError) as error:
         raise LevelStoreError(
-            f"Expected to write {gradients_path(directory)}, got: {error}. Free some room on the disk and run the "
-            "same command."
+            f"Expected to write {path}, got: {error}. Free some room on the disk and run the same command."
         ) from error
 
 
-def gradients_to_write(directory: Path, anatomy: Anatomy, kinds: Collection[Kind]) -> int:
+def gradients_to_write(path: Path, anatomy: Anatomy, kinds: Collection[Kind]) -> int:
     """Bytes of those kinds that are not kept yet."""
-    path = gradients_path(directory)
     per_weight = sum(n_bytes(kind) for kind in kinds if not kind_path(path, kind).exists())
     return per_weight * sum(linear.n_weights for linear in anatomy.linears)
 

@@ -49,6 +49,12 @@ def is_finished(directory: Path, key: Key) -> bool:
     return index.get("digest") == key.digest and index.get("finished") is True
 
 
+def finished_key(directory: Path) -> Mapping[str, Any] | None:
+    """The record of the key of a finished store; None if there is none."""
+    index = _read_index(directory)
+    return index["key"] if index.get("finished") is True else None
+
+
 def build_store(
     directory: Path,
     key: Key,
@@ -153,7 +159,7 @@ def load_block(directory: Path, block: int) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_index(directory: Path) -> dict[str, object]:
+def _read_index(directory: Path) -> dict[str, Any]:
     try:
         index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError):

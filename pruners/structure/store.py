@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.pruners.calibration.gradients import gradients_to_write, whole_model
+from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, whole_model
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.lay_out import lay_out
@@ -174,7 +174,7 @@ def build_structure(
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
         identity, gradients = f"{key.model} {key.calibration}", key.recipe.gradients if missing else ()
-        whole = whole_model(directory, anatomy, tokens, identity, gradients=gradients)
+        whole = whole_model(gradients_path(directory), anatomy, tokens, identity, gradients=gradients)
         parts = stream_blocks(anatomy, tokens, outputs="gram" if "gram" in key.recipe.needs else "moments")
         for part, layout in zip(parts, layouts, strict=True):
             if part.block.index in missing:
@@ -216,4 +216,4 @@ def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key
         for part, counts in ((layout.attention, key.kv_groups), (layout.mlp, key.ffn)):
             n_weights += n_repairs * sum(counts) * part.unit_width * part.output.out_features
     needed = n_weights * next(anatomy.linears).weight.element_size()
-    return needed + gradients_to_write(directory, anatomy, key.recipe.gradients)
+    return needed + gradients_to_write(gradients_path(directory), anatomy, key.recipe.gradients)

@@ -16,9 +16,8 @@ from secateur.pruners.formulas.probe import chosen_rows, some_rows
 from secateur.pruners.formulas.terminals import Terminals
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.switching import InfeasibleError
-from secateur.pruners.weights.formula_grams import Grams
 from secateur.pruners.weights.formula_layers import FormulaLayers, Programs
-from secateur.pruners.weights.formula_store import TerminalStore
+from secateur.pruners.weights.formula_store import Grams, TerminalStore
 from secateur.pruners.weights.output_error import relative_output_error, squared_output
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.settings import FormulaSettings

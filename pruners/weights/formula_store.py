@@ -1,30 +1,71 @@
-"""What formulas are made of, for every projection: collected once, mapped by each worker."""
+"""Terminals of formulas, and second moments for output errors, of every projection: built once, mapped by workers."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
-from secateur.pruners.calibration.gradients import load_gradients, model_statistics
+from secateur.pruners.calibration.gradients import gradients_to_write, load_gradients, whole_model
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.formulas.terminals import Terminals, terminals_of
 from secateur.pruners.models.anatomy import Anatomy, Linear
-from secateur.pruners.stores.block_files import LevelStoreError
-from secateur.pruners.weights.formula_grams import Grams, load_grams, save_grams
+from secateur.pruners.stores.block_files import (
+    LevelStoreError,
+    build_store,
+    digest_of,
+    finished_key,
+    load_block,
+)
 from secateur.spaces.formulas.operators import TERMINALS
-from secateur.spaces.whole_file import whole_file
 
-INPUTS, GRADIENTS = "inputs.safetensors", "gradients.safetensors"
+GRADIENTS = "gradients.safetensors"
+_OWNERS = "owners"
+
+
+@dataclass(frozen=True)
+class Grams:
+    """Second moments that are kept.
+
+    Args:
+        blocks: indices of the blocks.
+        kind: whole matrices, or their diagonals.
+    """
+
+    blocks: tuple[int, ...]
+    kind: Literal["full", "diagonal"] = "full"
+
+
+@dataclass(frozen=True)
+class TerminalKey:
+    """What a store of terminals depends on.
+
+    Args:
+        identity: of the model and the calibration tokens.
+        names: of the terminals.
+        grams: that are kept.
+    """
+
+    identity: str
+    names: tuple[str, ...]
+    grams: Grams | None
+
+    @property
+    def digest(self) -> str:
+        """Content hash of all of it."""
+        return digest_of(self.record)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return asdict(self)
 
 
 class TerminalStore:
@@ -40,58 +81,54 @@ class TerminalStore:
     """
 
     def __init__(self, directory: Path, anatomy: Anatomy, names: Collection[str]) -> None:
-        identity = _about(directory).get("identity", "")
-        self.directory, self.identity = directory, identity
-        if not is_built(directory, names, identity):
+        self.directory, self.identity = directory, str((finished_key(directory) or {}).get("identity", ""))
+        if not is_built(directory, names, self.identity):
             raise LevelStoreError(
                 f"Expected the statistics of formulas in {directory}. They are built by a search."
             )
-        self._names = tuple(names)
-        self._inputs = load_file(directory / INPUTS)
-        gradients = load_gradients(directory / GRADIENTS, identity) if "G" in names else None
+        self._names, self._blocks = tuple(names), anatomy.blocks
+        self._tensors = [load_block(directory, block.index) for block in anatomy.blocks]
+        gradients = load_gradients(directory / GRADIENTS, self.identity) if "G" in names else None
         self._whole = ModelStatistics(len(anatomy.blocks), {"rms": gradients or {}})
 
     def terminals(self, linear: Linear) -> Terminals:
         """All terminals of the store, of one projection with its dense weight."""
-        stored = {name: self._inputs.get(f"{linear.name}|{name}") for name in self._names}
-        found = {
-            name: tensor.to(linear.weight.device) for name, tensor in stored.items() if tensor is not None
-        }
+        stored, device = self._tensors[linear.block], linear.weight.device
+        keys = {name: f"{linear.name}|{name}" for name in self._names}
+        found = {name: stored[key].to(device) for name, key in keys.items() if key in stored}
         rest = [name for name in self._names if name not in found]
         return found | dict(terminals_of(linear, rest, None, self._whole))
 
     def grams(self, grams: Grams) -> Mapping[str, Float[Tensor, "..."]]:
-        """See `load_grams`.
+        """Second moments by the projection's full name, ``in in``, or ``in`` if diagonal; one for a shared input.
 
         Raises:
             LevelStoreError: if the store was built without them.
         """
-        found = load_grams(self.directory, grams, self.identity)
-        if found is None:
+        if not is_built(self.directory, (), self.identity, grams):
             raise LevelStoreError(
                 f"Expected second moments of blocks {list(grams.blocks)} in {self.directory}. They are built by a "
                 "search."
             )
+        found = {}
+        for index in grams.blocks:
+            linears, stored = self._blocks[index].linears, self._tensors[index]
+            for linear, owner in zip(linears, stored[_OWNERS].tolist(), strict=True):
+                found[linear.name] = stored[f"{linears[owner].name}|gram"]
         return found
 
 
 def is_built(directory: Path, names: Collection[str], identity: str, grams: Grams | None = None) -> bool:
     """True if the directory holds these quantities under this identity."""
-    if grams is not None and load_grams(directory, grams, identity) is None:
+    known = finished_key(directory)
+    if known is None or known["identity"] != identity or not set(names) <= set(known["names"]):
         return False
-    known = _about(directory)
-    here = known.get("identity") == identity and set(names) <= set(known.get("names", ()))
-    return here and ("G" not in names or load_gradients(directory / GRADIENTS, identity) is not None)
-
-
-def _about(directory: Path) -> dict[str, Any]:
-    """What a store says of itself; nothing where there is none."""
-    try:
-        with safe_open(directory / INPUTS, framework="pt") as file:
-            known: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
-    except (OSError, SafetensorError, ValueError):
-        return {}
-    return known
+    kept = known["grams"]
+    if grams is not None and (
+        kept is None or kept["kind"] != grams.kind or not set(grams.blocks) <= set(kept["blocks"])
+    ):
+        return False
+    return "G" not in names or load_gradients(directory / GRADIENTS, identity) is not None
 
 
 def build_terminals(
@@ -107,6 +144,8 @@ def build_terminals(
 ) -> None:
     """Collect what the terminals need, block by block on the dense model; gradients in one pass of their own.
 
+    See `build_store`.
+
     Args:
         directory: made if it is missing.
         anatomy: the dense model, left as it was.
@@ -120,26 +159,29 @@ def build_terminals(
     Raises:
         LevelStoreError: if the disk is full.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     per_input = [name for name in names if TERMINALS[name].source in ("moments", "gram")]
-    about = {"about": json.dumps({"identity": identity, "names": sorted(names)})}
-    try:
-        kinds: tuple[Kind, ...] = ("rms",) if "G" in names else ()
-        model_statistics(anatomy, tokens, gradients=kinds, path=directory / GRADIENTS, identity=identity)
-        tensors: dict[str, Tensor] = {}
-        if per_input or grams is not None:
-            full = _with_gram(anatomy, names, grams)
-            for part in stream_blocks(anatomy, tokens, inputs="moments", gram_blocks=full):
-                tensors |= _inputs(part, per_input, damp)
-                if grams is not None and part.block.index in grams.blocks:
-                    save_grams(directory, part, grams.kind, identity)
-                on_block(part.block.index)
-        with whole_file(directory / INPUTS) as new:
-            save_file(tensors, new, metadata=about)
-    except (SafetensorError, OSError) as error:
-        raise LevelStoreError(
-            f"Expected to write {directory}, got: {error}. Free some room on the disk and run the same command."
-        ) from error
+    kinds: tuple[Kind, ...] = ("rms",) if "G" in names else ()
+    kept = grams.blocks if grams is not None else ()
+
+    def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
+        whole_model(directory / GRADIENTS, anatomy, tokens, identity, gradients=kinds)
+        full = _with_gram(anatomy, names, grams)
+        inputs: Literal["nothing", "moments"] = "moments" if per_input or grams is not None else "nothing"
+        for part in stream_blocks(anatomy, tokens, inputs=inputs, gram_blocks=full):
+            tensors = _inputs(part, per_input, damp)
+            yield tensors | (_grams(part, grams) if grams is not None and part.block.index in kept else {})
+
+    def n_bytes(missing: Collection[int]) -> int:
+        linears = [linear for linear in anatomy.linears if linear.block in missing]
+        wide = {(x.block, x.sublayer, x.in_features) for x in linears if x.block in kept}
+        needed = 4 * sum(width**2 for *_, width in wide)
+        needed += 4 * len(per_input) * sum(linear.in_features for linear in linears)
+        return needed + gradients_to_write(directory / GRADIENTS, anatomy, kinds)
+
+    key = TerminalKey(identity, tuple(sorted(names)), grams)
+    build_store(
+        directory, key, len(anatomy.blocks), n_bytes, make, otherwise="use fewer terminals", on_block=on_block
+    )
 
 
 def _with_gram(anatomy: Anatomy, names: Collection[str], grams: Grams | None) -> Collection[int]:
@@ -154,8 +196,21 @@ def _inputs(part: BlockStatistics, names: Collection[str], damp: float) -> dict[
     tensors: dict[str, Tensor] = {}
     for linear in part.block.linears:
         found = terminals_of(linear, names, part.inputs.get(linear.name), None, damp=damp)
-        tensors |= {f"{linear.name}|{name}": x.contiguous().cpu() for name, x in found.items()}
+        tensors |= {f"{linear.name}|{name}": x for name, x in found.items()}
     return tensors
+
+
+def _grams(part: BlockStatistics, grams: Grams) -> dict[str, Tensor]:
+    """Second moments a token, and for each projection the first that reads its input, which has them."""
+    linears, first = part.block.linears, dict[int, int]()
+    owners = [first.setdefault(id(part.inputs[x.name]), index) for index, x in enumerate(linears)]
+    found = {_OWNERS: tensor(owners)}
+    for name in (linears[index].name for index in first.values()):
+        inputs = part.inputs[name]
+        moments = inputs.gram if grams.kind == "full" else inputs.sum_squares
+        assert moments is not None, "streamed with the full moments of this block"
+        found[f"{name}|gram"] = moments / max(inputs.n_tokens, 1)
+    return found
 
 
 def identity_of(*parts: str) -> str:

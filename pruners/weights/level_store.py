@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.calibration.gradients import gradients_to_write, whole_model
+from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, whole_model
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Linear
@@ -147,7 +147,9 @@ def build_levels(
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
         identity = f"{key.model} {key.calibration}"
-        whole = whole_model(directory, anatomy, tokens, identity, gradients=key.method.gradients)
+        whole = whole_model(
+            gradients_path(directory), anatomy, tokens, identity, gradients=key.method.gradients
+        )
         for part in stream_blocks(anatomy, tokens, inputs=key.method.needs):
             linears = part.block.linears if part.block.index in missing else ()
             yield {linear.name: _levels_of(linear, part, whole, key) for linear in linears}
@@ -167,7 +169,7 @@ def _n_bytes(directory: Path, anatomy: Anatomy, key: StoreKey, missing: Collecti
     n_weights = sum(linear.n_weights for linear in anatomy.linears if linear.block in missing)
     per_weight = next(anatomy.linears).weight.element_size() * len(_stored_levels(key.levels))
     needed = n_weights * (per_weight if key.method.updates_weights else 1)
-    return needed + gradients_to_write(directory, anatomy, key.method.gradients)
+    return needed + gradients_to_write(gradients_path(directory), anatomy, key.method.gradients)
 
 
 def _levels_of(linear: Linear, part: BlockStatistics, whole: ModelStatistics, key: StoreKey) -> Tensor:
