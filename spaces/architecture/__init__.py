@@ -1,1 +1,1 @@
-"""The space `architecture`, in parts."""
+"""The space `architecture`: KV groups and FFN channels that each block keeps."""

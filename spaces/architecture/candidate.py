@@ -1,4 +1,4 @@
-"""Candidates of the space `architecture`: KV groups and channels that each block of a smaller model keeps."""
+"""Candidates of the space `architecture`: numbers of KV groups and FFN channels of each block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.spaces.methods import CUT_REPAIRS
 
 
 class Kept(NamedTuple):
-    """What a block keeps; 0: the sub-layer is removed whole, with its norm.
+    """Numbers of kept units of a block; 0: the sub-layer is removed, with its norm.
 
     Args:
         kv_groups: KV heads, each with the query heads that read it.
@@ -29,11 +29,11 @@ GONE = Kept(0, 0)
 
 @dataclass(frozen=True)
 class KeptUnits:
-    """Which units of one block stayed, by their numbers in the dense model, in the order in which they now stand.
+    """Kept units of one block, by their indices in the dense model, in their present order.
 
     Args:
         kv_groups: key/value heads.
-        channels: between up and down.
+        channels: of the MLP.
     """
 
     kv_groups: tuple[int, ...]
@@ -47,14 +47,14 @@ def read_kept(config: Mapping[str, Any]) -> tuple[Kept, ...]:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What each block keeps, and how the rest is repaired where that is searched too.
+    """Kept units of each block, and the repair if it is searched too.
 
     Its text lists the blocks in order, equal neighbours as ``<kept>x<times>``:
-    ``architecture:3/1536x5,0/1024,3/1536``, with ``;repair=refit`` behind it if there are several repairs.
+    ``architecture:3/1536x5,0/1024,3/1536``, followed by ``;repair=refit`` if there are several repairs.
 
     Args:
         blocks: one entry a block.
-        repair: how kept weights make up for the removed ones; "" where the space knows one repair alone.
+        repair: compensation for removed weights; "" if the space has only one repair.
     """
 
     blocks: tuple[Kept, ...]
@@ -72,7 +72,7 @@ class Architecture:
         """The architecture with this canonical text.
 
         Raises:
-            ValueError: if no architecture prints like this.
+            ValueError: if it is not the text of an architecture.
         """
         whole = re.fullmatch(r"architecture:([\d/x,]+)(?:;repair=(\S+))?", text, re.ASCII)
         runs = whole[1].split(",") if whole else []
@@ -87,12 +87,12 @@ class Architecture:
         )
 
     def config(self, repair: str) -> dict[str, Any]:
-        """The plain configuration; `repair` is the space's only one, if the candidate names none."""
+        """Plain configuration; `repair` is the space's only one, if the candidate names none."""
         blocks = [{"kv_groups": kept.kv_groups, "ffn": kept.ffn} for kept in self.blocks]
         return {"blocks": blocks, "repair": self.repair or repair}
 
     def check_repair(self, repairs: Sequence[str]) -> None:
-        """Raise unless it names one of several repairs, or none where there is one alone."""
+        """Check that it names one of several repairs, or none if there is only one."""
         known = tuple(repairs) if len(repairs) > 1 else ("",)
         if self.repair not in known:
             raise ValueError(f"Expected `repair` out of {known}, got {self.repair!r}.")

@@ -1,4 +1,4 @@
-"""What architectures cost, exactly, and what targets of them count."""
+"""Exact costs of architectures, and the quantities of their targets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _latency(phase: PhaseName) -> Callable[[ModelShape, BlockShape, Kept], int]:
     return usage
 
 
-# What a target counts of one block, in integers: parameters, multiply-accumulates, bytes, nanoseconds.
+# Cost of one block in integers: parameters, multiply-accumulates, bytes, nanoseconds.
 USAGES: dict[Of, Callable[[ModelShape, BlockShape, Kept], int]] = {
     "params": lambda shape, block, kept: block.params(*kept),
     "macs": lambda shape, block, kept: block.macs(*kept),
@@ -33,19 +33,19 @@ USAGES: dict[Of, Callable[[ModelShape, BlockShape, Kept], int]] = {
 
 
 def dense_of(block: BlockShape) -> Kept:
-    """All of the block."""
+    """Kept units of the dense block."""
     return Kept(block.n_kv_groups, block.ffn_width)
 
 
 def check_latency(shape: ModelShape, of: Of) -> None:
-    """Raise unless what the target counts is known.
+    """Check that the quantity of the target can be computed.
 
     Raises:
-        ValueError: if it is a latency without a table, or the table is another model's.
+        ValueError: if it is a latency without a table, or the table is of another model.
     """
     if of.startswith("latency") and shape.latency is None:
         raise ValueError(
-            f"Expected a measured latency table of this model on this device for `of: {of}`, got none. Make one with: "
+            f"Expected a measured latency table of this model on this device for `of: {of}`, got none. Measure one: "
             f"secateur latency MODEL."
         )
     if shape.latency is None:
@@ -56,17 +56,17 @@ def check_latency(shape: ModelShape, of: Of) -> None:
             if known != dense_of(block):
                 raise ValueError(
                     f"Expected a latency table for {block.n_kv_groups} KV groups and {block.ffn_width} channels, got "
-                    f"one for {known.kv_groups} and {known.ffn} at block {index}. Make another with: secateur latency "
+                    f"one for {known.kv_groups} and {known.ffn} at block {index}. Measure another: secateur latency "
                     f"MODEL."
                 )
 
 
 def cost(shape: ModelShape, blocks: Sequence[Kept], repair: str = "none") -> dict[str, float]:
-    """Costs of the whole model: ``sparsity`` is the share of the blocks' parameters that is removed.
+    """Costs of the whole model; ``sparsity`` is the removed share of the blocks' parameters.
 
-    Biases that a repair adds count in ``params`` and ``size_bytes``, not in the sparsity: targets are met alike with
-    any repair. (A stock class may store further biases of zeros, see `formats.stock.fit`.) Latencies, in milliseconds,
-    are predicted from the table, where there is one.
+    Biases added by a repair count in ``params`` and ``size_bytes``, not in the sparsity, so that targets do not depend
+    on the repair. (A stock class may store further zero biases, see `pruners.export`.) Latencies, in milliseconds, are
+    predicted from the table, if there is one.
     """
     pairs = [(block, dense_of(block), kept) for block, kept in zip(shape.blocks, blocks, strict=True)]
     params, macs, kv_bytes = (

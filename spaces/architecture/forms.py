@@ -1,4 +1,4 @@
-"""The forms of architectures whose blocks are all alike, and which of them meet each target."""
+"""Forms of architectures with equal blocks, and the forms that meet each target."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from secateur.spaces.shape import ModelShape
 
 
 class Form(NamedTuple):
-    """What such an architecture is but for which blocks it drops.
+    """Shape of a tied architecture: number and width of its blocks, without the choice of dropped blocks.
 
     Args:
-        n_blocks: how many are kept.
-        kept: of each of them.
+        n_blocks: number of kept blocks.
+        kept: units of each of them.
     """
 
     n_blocks: int
@@ -30,14 +30,14 @@ class Form(NamedTuple):
 
 
 class FormTargets:
-    """What can be removed of all blocks alike, counted in the target's unit.
+    """Cost removed by each form, in the target's unit.
 
     Args:
-        shape: the dense model, with blocks that are all alike.
-        rules: which numbers may be kept. The first block and protected ones are not dropped.
-        targets: shares of the blocks' `of` that are removed, ascending; each is met to within half of the smallest
-            step from the dense model.
-        of: what is counted.
+        shape: of the dense model, with equal blocks.
+        rules: for the levels. The first block and protected ones are never dropped.
+        targets: shares of the blocks' `of` to remove, ascending; each is met to within half of the smallest step from
+            the dense model.
+        of: quantity of the target.
 
     Raises:
         ValueError: if the blocks differ, the rules don't fit them, a target can't be met, or a latency is not known.
@@ -63,7 +63,7 @@ class FormTargets:
 
     @cached_property
     def _removed(self) -> dict[Form, float]:
-        """All forms with what they remove; a dropped block counts as the mean of those that can be dropped."""
+        """Cost removed by each form; a dropped block counts as the mean of the droppable ones."""
         found = {}
         for kept in (Kept(g, w) for g in self._alike.kv_groups for w in self._alike.ffn):
             usages = [USAGES[self._of](self._shape, block, kept) for block in self._shape.blocks]
@@ -81,8 +81,8 @@ class FormTargets:
             if (target and window.low <= 0) or not any(window.low <= x <= window.high for x in removed):
                 near = min((x / total for x in removed if x), key=lambda x: abs(x - target), default=0.0)
                 raise ValueError(
-                    f"Expected `target` from {(step // 2 + 1) / total:.2g} to {max(removed) / total:.4g} (what blocks "
-                    f"that are all alike can lose of their {self._of}), got {target:g}. Near it is {near:.4g}; or add "
+                    f"Expected `target` from {(step // 2 + 1) / total:.2g} to {max(removed) / total:.4g} (what equal "
+                    f"blocks can lose of their {self._of}), got {target:g}. The nearest is {near:.4g}; or add "
                     f"`units`, use a smaller `ffn_step`, or protect fewer blocks."
                 )
         for low, high in pairwise(windows):
@@ -94,7 +94,7 @@ class FormTargets:
         return windows
 
     def _smallest_step(self) -> float:
-        """The mean step from level to level of all blocks' groups or channels, or one dense block."""
+        """Smallest mean step: one level of all blocks' groups or channels, or one dense block."""
         (n_blocks, kept), (groups, ffn) = self.dense, (self._alike.kv_groups, self._alike.ffn)
         steps = [
             self._removed[Form(n_blocks, kept._replace(kv_groups=groups[-1]))] / max(len(groups) - 1, 1),
@@ -105,7 +105,7 @@ class FormTargets:
 
     @cached_property
     def forms(self) -> tuple[list[Form], ...]:
-        """For each target the forms that meet it."""
+        """Forms that meet each target."""
         return tuple(
             [form for form, removed in self._removed.items() if window.low <= removed <= window.high]
             for window in self.windows
@@ -113,12 +113,12 @@ class FormTargets:
 
     @cached_property
     def uniform(self) -> tuple[tuple[Form, list[int]], ...]:
-        """For each target a form and the blocks that it drops.
+        """Form and dropped blocks of each target's uniform candidate.
 
-        As few of them as can be, spread over the depth, and shares of groups and channels as equal as can be.
+        The fewest dropped blocks, spread over the depth, and shares of groups and channels as equal as possible.
 
         Raises:
-            ValueError: if no form meets a target exactly, where blocks count differently.
+            ValueError: if blocks have different costs and no form meets a target.
         """
         return tuple(self._find_uniform(target) for target in range(len(self.targets)))
 
@@ -134,12 +134,14 @@ class FormTargets:
     def find(
         self, target: int, order: Sequence[int], *, shallow: bool = False
     ) -> tuple[Form, list[int]] | None:
-        """A form that meets the target and the blocks that it drops; None if there is none.
+        """A form that meets the target, with its dropped blocks; None if there is none.
+
+        Shares of groups and channels are as equal as possible.
 
         Args:
             target: its index.
-            order: the blocks that may be dropped, the first ones are.
-            shallow: drop as many of them as can be, not as few; then shares of groups and channels as equal as can be.
+            order: droppable blocks, the first ones are dropped first.
+            shallow: drop the most blocks instead of the fewest.
         """
 
         def rank(form: Form) -> tuple[int, float]:
@@ -158,36 +160,36 @@ class FormTargets:
         return next((i for i, window in enumerate(self.windows) if removed in window), None)
 
     def blocks(self, form: Form, dropped: Collection[int]) -> tuple[Kept, ...]:
-        """What each block keeps."""
+        """Kept units of each block."""
         return tuple(GONE if index in dropped else form.kept for index in range(self.dense.n_blocks))
 
     @property
     def alike(self) -> BlockLevels:
-        """The numbers that kept blocks may keep."""
+        """Levels of the kept blocks."""
         return self._alike
 
     @property
     def levels(self) -> tuple[BlockLevels, ...]:
-        """The numbers that each block may keep."""
+        """Levels of each block."""
         zeros = [(0,) if index in self.droppable else () for index in range(self.dense.n_blocks)]
         return tuple(
             BlockLevels((*self._alike.kv_groups, *zero), (*self._alike.ffn, *zero)) for zero in zeros
         )
 
-    def apart(self, first: Form, second: Form) -> float:
-        """Sum of the differences of their shares of blocks, groups and channels."""
+    def distance(self, first: Form, second: Form) -> float:
+        """Sum of the differences in the shares of blocks, groups and channels."""
         pairs = zip((first.n_blocks, *first.kept), (second.n_blocks, *second.kept), strict=True)
         dense = (self.dense.n_blocks, *self.dense.kept)
         return sum(abs(a - b) / whole for (a, b), whole in zip(pairs, dense, strict=True))
 
 
 def _the_block(shape: ModelShape) -> Kept:
-    """All of one block; they are alike."""
+    """Kept units of one dense block; all are equal."""
     first = dense_of(shape.blocks[0])
     for index, block in enumerate(shape.blocks):
         if dense_of(block) != first:
             raise ValueError(
-                f"Expected blocks that are all alike for a tied architecture, got {dense_of(block)} at block {index} "
+                f"Expected equal blocks for a tied architecture, got {dense_of(block)} at block {index} "
                 f"and {first} at block 0. Use `tied: false`."
             )
     return first

@@ -1,4 +1,4 @@
-"""Which numbers of KV groups and channels a block may keep."""
+"""Levels of a block: the numbers of KV groups and channels it may keep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Unit = Literal["groups", "channels", "attention", "mlp", "blocks"]
 
 @dataclass(frozen=True)
 class BlockLevels:
-    """The numbers that may be kept of one block, descending from the dense one; 0 where it may go whole."""
+    """Levels of one block, descending from the dense numbers; 0 if the sub-layer is removable."""
 
     kv_groups: tuple[int, ...]
     ffn: tuple[int, ...]
@@ -22,17 +22,17 @@ class BlockLevels:
 
 @dataclass(frozen=True)
 class LevelRules:
-    """What makes the levels.
+    """Rules for the levels.
 
     Args:
-        units: what may be removed: single KV ``groups`` and FFN ``channels``, whole ``attention`` and ``mlp``
-            sub-layers, or whole ``blocks``.
-        ffn_step: channels from one level to the next; None: see `default_step`.
-        multiple_of: divides every number of channels that is kept.
-        smallest_mlp: channels that an MLP keeps beside an attention, where a format can't go without.
-        protect: indices of blocks that stay dense.
-        n_steps: about how many levels there are where `ffn_step` is None.
-        held_groups: numbers of KV groups that a format can hold; None: all.
+        units: removable units: single KV ``groups`` and FFN ``channels``, whole ``attention`` and ``mlp`` sub-layers,
+            or whole ``blocks``.
+        ffn_step: channels between levels; None: see `default_step`.
+        multiple_of: divisor of every number of kept channels.
+        smallest_mlp: least channels of an MLP beside an attention, for formats that require an MLP.
+        protect: indices of blocks kept dense.
+        n_steps: approximate number of levels if `ffn_step` is None.
+        held_groups: numbers of KV groups that the format supports; None: all.
     """
 
     units: frozenset[Unit]
@@ -44,15 +44,13 @@ class LevelRules:
     held_groups: frozenset[int] | None = None
 
     def levels(self, shape: ModelShape) -> tuple[BlockLevels, ...]:
-        """The levels of each block. The first block keeps a KV group: caches read their length from it.
+        """Levels of each block. The first block keeps a KV group, since caches read their length from it.
 
         Raises:
-            ValueError: if the model's blocks were not counted, or the rules don't fit them.
+            ValueError: if the shape has no blocks, or the rules don't fit them.
         """
         if not shape.blocks:
-            raise ValueError(
-                "Expected a model whose blocks are counted for the space architecture, got none."
-            )
+            raise ValueError("Expected a model with known block shapes for the space architecture, got none.")
         for index in sorted(self.protect):
             if not 0 <= index < len(shape.blocks):
                 raise ValueError(
@@ -76,7 +74,7 @@ class LevelRules:
         return BlockLevels(tuple(kv_groups), tuple(ffn))
 
     def _widths(self, block: BlockShape, index: int) -> list[int]:
-        """The numbers of channels between all and none, descending."""
+        """Numbers of channels between all and none, descending."""
         width = block.ffn_width
         step = self.ffn_step or default_step(width, self.multiple_of, self.n_steps)
         if width % self.multiple_of:
@@ -94,7 +92,7 @@ class LevelRules:
 
 
 def default_step(width: int, multiple_of: int, n_steps: int) -> int:
-    """About a width/n_steps, a multiple of `multiple_of`, and if possible one that divides the width."""
+    """Multiple of `multiple_of` near width / n_steps, a divisor of the width if possible."""
     ideal = width / n_steps
     near = range(multiple_of, max(multiple_of, int(2 * ideal)) + 1, multiple_of)
     fitting = [step for step in near if width % step == 0 and step >= ideal / 2]
@@ -104,14 +102,14 @@ def default_step(width: int, multiple_of: int, n_steps: int) -> int:
 
 @dataclass(frozen=True)
 class Slot:
-    """What changes together.
+    """Part of a block with one level.
 
     Args:
         name: e.g. ``block3.mlp``.
         block: index of the block.
-        kv_groups: for each option, the dense one first, what is kept; empty where the slot leaves them alone.
-        ffn: likewise.
-        removable: whether the last option removes it whole.
+        kv_groups: kept KV groups of each option, the dense number first; empty if the slot has none.
+        ffn: kept channels, likewise.
+        removable: whether the last option removes the slot as a whole.
     """
 
     name: str
@@ -130,14 +128,14 @@ class Slot:
         return "block" if self.kv_groups and self.ffn else "attention" if self.kv_groups else "mlp"
 
     def kept(self, option: int, before: Kept) -> Kept:
-        """What the block keeps with this option, of what it kept before."""
+        """Kept units of the block with this option; others as in `before`."""
         return Kept(
             self.kv_groups[option] if self.kv_groups else before.kv_groups,
             self.ffn[option] if self.ffn else before.ffn,
         )
 
     def option_of(self, kept: Kept) -> int:
-        """The option with which the block keeps this.
+        """Option of these kept units.
 
         Raises:
             ValueError: if there is none.
@@ -148,13 +146,13 @@ class Slot:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Which fraction of the slot each option removes."""
+        """Fraction of the slot removed by each option."""
         kept = self.kv_groups or self.ffn
         return tuple(1 - n / kept[0] for n in kept)
 
 
 def slots_of(levels: Sequence[BlockLevels], units: frozenset[Unit]) -> tuple[Slot, ...]:
-    """The slots that have a choice: blocks where they go whole alone, else sub-layers."""
+    """Slots with more than one option: blocks if only these are removable, else sub-layers."""
     slots = []
     for block, of in enumerate(levels):
         if units == {"blocks"}:

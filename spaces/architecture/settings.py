@@ -1,4 +1,4 @@
-"""Settings of the space `architecture`, and the space that they describe."""
+"""Settings of the space `architecture`, and its construction from them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from secateur.spaces.targets import Target, check_target, targets_of
 
 UNITS: frozenset[Unit] = frozenset({"groups", "channels", "attention", "mlp"})
 TIED_UNITS: frozenset[Unit] = frozenset({"groups", "channels", "blocks"})
-SMALLEST_MLP = {"gguf": 32}  # llama.cpp computes a block wrongly that has an attention and no MLP
+SMALLEST_MLP = {"gguf": 32}  # llama.cpp miscomputes blocks with an attention and no MLP
 
 DEFAULT_BASELINES = ("flap", "shortgpt")
 FORMATS = ("any", "hf", "hf-stock", "hf-padded", "gguf")
 
 
 def scored_baselines() -> tuple[str, ...]:
-    """Known allocations: by the scores of units, or of whole blocks."""
+    """Names of published allocations: by scores of units, or of whole blocks."""
     return ("flap", *DEPTH)
 
 
@@ -38,32 +38,32 @@ Format = Annotated[str, one_of(lambda: (*FORMATS, *(point.name for point in poin
 
 
 class ArchitectureSettings(Section):
-    """What can be searched: how many KV groups and FFN channels each block keeps.
+    """Settings of the space `architecture`: numbers of KV groups and FFN channels of each block.
 
     Args:
-        target: share of what the blocks hold of `of` that is removed; one value, a list, or a range.
-        of: what the target counts. Latencies are predicted from a table that was measured before.
-        units: what may be removed: single KV ``groups`` (a KV head with its query heads) and FFN ``channels``, whole
-            ``attention`` and ``mlp`` sub-layers, whole ``blocks``; None: all but blocks, of which sub-layers make up,
-            or groups, channels and blocks if tied. ``blocks`` stand alone, beside both sub-layers, or are tied.
-        ffn_step: channels from one level to the next; None: about a 12th of the width, or a 48th if tied.
-        multiple_of: divides every number of channels that is kept.
-        tied: all kept blocks are alike, so that stock classes load the model.
-        importance: what orders groups and channels; the first ones are kept.
-        repair: how kept weights make up for removed ones: ``none``, ``bias``, ``refit``, ``obs``, ``liar`` or
-            ``admm``; of a list each candidate chooses one.
-        damp: share of the mean diagonal that is added to Gram matrices.
+        target: share of the blocks' `of` to remove; one value, a list, or a range.
+        of: quantity of the target. Latencies are predicted from a table measured before.
+        units: removable units: single KV ``groups`` (a KV head with its query heads) and FFN ``channels``, whole
+            ``attention`` and ``mlp`` sub-layers, whole ``blocks``; None: all but blocks, or groups, channels and
+            blocks if tied. ``blocks`` are allowed alone, beside both sub-layers, or tied.
+        ffn_step: channels between levels; None: about a 12th of the width, or a 48th if tied.
+        multiple_of: divisor of every number of kept channels.
+        tied: all kept blocks have equal shapes, so that stock classes load the model.
+        importance: ranking of groups and channels; the highest are kept.
+        repair: compensation for removed weights: ``none``, ``bias``, ``refit``, ``obs``, ``liar`` or ``admm``; each
+            candidate chooses one of a list.
+        damp: dampening, the share of the mean diagonal added to Gram matrices.
         statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
             model).
-        target_format: what exports shall be: ``hf`` of any kind, ``hf-stock`` (tied, with numbers of KV groups that
-            the stock class takes), ``hf-padded`` (the dense shapes with zeros: a study of quality), ``gguf`` (an MLP
-            beside an attention keeps 32 channels), or ``any``: ``hf`` where the family allows it.
-        protect: indices of blocks that stay dense; tied: that are not dropped.
-        baselines: what is measured beside the uniform candidates, and searched from: known allocations by scores of
-            the dense model, ``flap`` (groups and channels below one threshold), and those that drop whole blocks:
-            ``shortgpt`` (of least influence), ``last``, ``shortened_ppl`` (without which the loss is lowest),
-            ``shortened_taylor`` (of least first-order effect), ``laco``, ``mka`` and ``streamline`` (as those methods
-            choose, none merged or replaced); None: the first two, if `units` can make them.
+        target_format: format of exports: ``hf`` of any kind, ``hf-stock`` (tied, with numbers of KV groups that the
+            stock class accepts), ``hf-padded`` (the dense shapes with zeros, for studies of quality), ``gguf`` (an MLP
+            beside an attention keeps at least 32 channels), or ``any``: ``hf`` where the family allows it.
+        protect: indices of blocks kept dense; tied: of blocks that are not dropped.
+        baselines: published allocations, measured beside the uniform candidates and used as starting points:
+            ``flap`` (one global threshold for groups and channels), and rankings of whole blocks: ``shortgpt`` (block
+            influence), ``last``, ``shortened_ppl`` (loss without the block), ``shortened_taylor`` (first-order
+            effect), ``laco``, ``mka`` and ``streamline`` (the blocks these methods choose, without their merging or
+            replacement); None: the first two, if `units` allow them.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics"}
@@ -126,7 +126,7 @@ class ArchitectureSettings(Section):
 
     @property
     def _makeable(self) -> tuple[str, ...]:
-        """The known allocations that the units allow."""
+        """Published allocations that the units allow."""
         units = self.rules.units
         by_units = not self.all_alike and bool(units & {"groups", "channels"})
         whole = "blocks" in units or units >= {"attention", "mlp"}
@@ -134,19 +134,19 @@ class ArchitectureSettings(Section):
 
     @property
     def scored(self) -> tuple[str, ...]:
-        """The baselines that are made from scores."""
+        """Baselines that need scores of the dense model."""
         if self.baselines is not None:
             return tuple(dict.fromkeys(self.baselines))
         return tuple(name for name in self._makeable if name in DEFAULT_BASELINES)
 
     @property
     def all_alike(self) -> bool:
-        """Whether all kept blocks are alike."""
+        """Whether all kept blocks have equal shapes."""
         return self.tied or self.target_format == "hf-stock"
 
     @property
     def repairs(self) -> tuple[str, ...]:
-        """The repairs that candidates choose from."""
+        """Repairs for candidates to choose from."""
         return tuple(self.repair) if isinstance(self.repair, list) else (self.repair,)
 
     @property
@@ -156,7 +156,7 @@ class ArchitectureSettings(Section):
 
     @property
     def rules(self) -> LevelRules:
-        """Which numbers may be kept."""
+        """Rules for the numbers of kept units."""
         smallest = SMALLEST_MLP.get(self.target_format, 0)
         default = TIED_UNITS if self.all_alike else UNITS
         return LevelRules(
@@ -172,7 +172,7 @@ class ArchitectureSettings(Section):
 def build_architecture(
     settings: ArchitectureSettings, linears: Sequence[Prunable], shape: ModelShape
 ) -> ArchitectureSpace | TiedSpace:
-    """The space that the settings describe, for a model of this shape.
+    """The space of these settings, for a model of this shape.
 
     Raises:
         ValueError: if the settings don't fit the model, a target can't be met, or a latency is not known.

@@ -1,4 +1,4 @@
-"""The slots of the space `architecture`, what their options remove, and the totals that meet each target."""
+"""Slots of the space `architecture`: the cost removed by each option, and the totals that meet each target."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from secateur.spaces.budget import check_ascending, finest_step, nearest_window
 from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
 from secateur.spaces.shape import ModelShape
 
-UNIFORM_STEPS = 400  # shares that are tried for the uniform levels of a target
+UNIFORM_STEPS = 400  # shares tried for the uniform levels of a target
 
 
 class SlotTargets:
-    """What can be removed, counted in the target's unit.
+    """Removable cost of each slot and option, in the target's unit.
 
     Args:
-        shape: the dense model, with its blocks.
-        rules: which numbers may be kept.
-        targets: shares of the blocks' `of` that are removed, ascending; each is met to within half a level of the
-            finest slot.
-        of: what is counted.
+        shape: of the dense model, with its blocks.
+        rules: for the levels.
+        targets: shares of the blocks' `of` to remove, ascending; each is met to within half a level of the finest
+            slot.
+        of: quantity of the target.
 
     Raises:
         ValueError: if the rules don't fit the model, a target can't be met, or a latency is not known.
@@ -41,7 +41,7 @@ class SlotTargets:
         self.targets = tuple(targets)
         self.dense = tuple(map(dense_of, shape.blocks))
         rows = {slot: self._row(slot) for slot in slots_of(rules.levels(shape), rules.units)}
-        self.slots = tuple(slot for slot, row in rows.items() if row[-1])  # what doesn't count stays dense
+        self.slots = tuple(slot for slot, row in rows.items() if row[-1])  # slots without cost stay dense
         self.table = tuple(rows[slot] for slot in self.slots)
         if not self.slots:
             raise ValueError(
@@ -56,7 +56,7 @@ class SlotTargets:
 
     @cached_property
     def levels(self) -> tuple[BlockLevels, ...]:
-        """The numbers that each block may keep."""
+        """Levels of each block."""
         levels = [BlockLevels((dense.kv_groups,), (dense.ffn,)) for dense in self.dense]
         for slot in self.slots:
             before = levels[slot.block]
@@ -68,7 +68,7 @@ class SlotTargets:
         return ", ".join(sorted(self._rules.units))
 
     def _row(self, slot: Slot) -> tuple[int, ...]:
-        """What each option of the slot removes."""
+        """Cost removed by each option of the slot."""
         block, dense = self._shape.blocks[slot.block], self.dense[slot.block]
         kept = [slot.kept(option, dense) for option in range(slot.n_options)]
         usages = [USAGES[self._of](self._shape, block, each) for each in kept]
@@ -91,14 +91,14 @@ class SlotTargets:
 
     @cached_property
     def shares(self) -> tuple[NDArray[np.float64], ...]:
-        """Which fraction of each slot its options remove."""
+        """Fraction of each slot removed by its options."""
         return tuple(np.array(slot.shares) for slot in self.slots)
 
     @cached_property
     def uniform(self) -> tuple[Levels, ...]:
-        """For each target the most uniform levels that meet it.
+        """The most uniform levels that meet each target.
 
-        All slots lose the same share; what the levels of one miss of it the next one of its kind makes up for.
+        The same share is removed of all slots; rounding errors are carried over to the next slot of the same kind.
 
         Raises:
             ValueError: if no levels meet a target.
@@ -113,9 +113,7 @@ class SlotTargets:
         def removed(step: int) -> int:
             return variation.total(self._diffused(step / UNIFORM_STEPS))
 
-        above = bisect_left(
-            range(UNIFORM_STEPS), middle, key=removed
-        )  # grows with the share, nearly everywhere
+        above = bisect_left(range(UNIFORM_STEPS), middle, key=removed)  # nearly monotone in the share
         step = min((max(above - 1, 0), above), key=lambda step: abs(removed(step) - middle))
         nearest = self._diffused(step / UNIFORM_STEPS)
         for seed in range(ATTEMPTS):
@@ -124,16 +122,16 @@ class SlotTargets:
                 return levels
         raise ValueError(
             f"Expected a `target` that the levels of {len(self.slots)} slots can meet to within "
-            f"{self._step / 2 / self.n_total:.2g}, got {self.targets[target]:g}. Near it is "
-            f"{variation.total(nearest) / self.n_total:.4g}; or use a smaller `ffn_step`, or more `units`."
+            f"{self._step / 2 / self.n_total:.2g}, got {self.targets[target]:g}. The nearest is "
+            f"{variation.total(nearest) / self.n_total:.4g}; or choose a smaller `ffn_step`, or more `units`."
         )
 
     def _diffused(self, share: float) -> Levels:
-        """The levels that remove this share, errors handed on from slot to slot of a kind."""
-        levels, debts = [], dict[str, float]()
+        """Levels that remove this share, with rounding errors carried from slot to slot of a kind."""
+        levels, errors = [], dict[str, float]()
         for slot, shares in zip(self.slots, self.shares, strict=True):
-            wanted = share + debts.get(slot.kind, 0.0)
+            wanted = share + errors.get(slot.kind, 0.0)
             level = int(np.abs(shares - wanted).argmin())
-            debts[slot.kind] = min(max(wanted - float(shares[level]), -1.0), 1.0)
+            errors[slot.kind] = min(max(wanted - float(shares[level]), -1.0), 1.0)
             levels.append(level)
         return tuple(levels)

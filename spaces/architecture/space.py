@@ -1,4 +1,4 @@
-"""The space `architecture`: how many KV groups and FFN channels each block keeps."""
+"""The space `architecture`: numbers of KV groups and FFN channels of each block."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import SeparableSpace
 
-DEPTH_MOVES = 0.25  # of the mutations: remove or restore something whole, or make two of a kind change places
+DEPTH_MOVES = 0.25  # share of mutations that remove, restore or exchange whole sub-layers or blocks
 
 
 class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
-    """A number of KV groups and of FFN channels for each block, with what is removed held at a target.
+    """Numbers of KV groups and FFN channels for each block, with the removed share held at a target.
 
-    Candidates vary by `LevelVariation`, where the levels of attention and MLP weigh what they remove: DarwinLM's
-    level switch (arXiv 2502.07780), but with their split searched too; and by depth moves, which remove or
-    restore a whole sub-layer or block at once. The slots are the sub-layers, or the blocks where nothing else is
-    removed; and the repair, if there are several.
+    Mutation and crossover as in `LevelVariation`, with levels weighted by their cost: DarwinLM's level switch (arXiv
+    2502.07780), but the split between attention and MLP is searched too; and depth moves, which remove or restore a
+    whole sub-layer or block. Slots are the sub-layers, or the blocks if only these are removable; and the repair, if
+    there are several.
 
-    Costs: those of `cost.cost`.
+    Costs: see `cost.cost`.
 
     Args:
-        shape: the dense model, with its blocks.
-        rules: which numbers may be kept.
-        targets: shares of the blocks' `of` that are removed, ascending: the targets, each met to within half a
-            level of the finest slot.
-        of: what a target counts.
-        repairs: how kept weights may make up for removed ones.
+        shape: of the dense model, with its blocks.
+        rules: for the levels.
+        targets: shares of the blocks' `of` to remove, ascending, each met to within half a level of the finest slot.
+        of: quantity of the target.
+        repairs: compensations for removed weights.
 
     Raises:
         ValueError: if the rules don't fit the model, a target can't be met, or a latency is not known.
@@ -66,11 +65,11 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         return self._made((0,) * len(self._slots))
 
     def uniform(self, target: int) -> Architecture:
-        """All slots lose the same share, see `SlotTargets.uniform`."""
+        """The same share removed of all slots, see `SlotTargets.uniform`."""
         return self._made(self._of_slots.uniform[target])
 
     def from_scores(self, kind: str, scores: Scores, target: int) -> Architecture | None:
-        """See `moves_of`; what these miss of the target, if anything, random levels make up for."""
+        """See `moves_of`; a remaining difference to the target is closed by random moves."""
         moves = moves_of(kind, self._slots, scores)
         levels = walk(self._table, self._of_slots.windows[target], moves)
         found = self._variation.settle(levels, target, np.random.default_rng(0)) if any(levels) else None
@@ -85,7 +84,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         return self._made(levels, repair)
 
     def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
-        """A quarter of them depth moves, the others level switches; a few change the repair alone."""
+        """Depth moves (a quarter) or level switches; a few mutations change the repair alone."""
         target, levels = self._target(candidate), self._levels_of(candidate)
         repair, n_repairs = self._repair_of(candidate), len(self._repairs)
         other = self._other_repair(repair, rng)
@@ -102,7 +101,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         return self._made(found, repair)
 
     def _depth_move(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels | None:
-        """Something removed or restored whole, or exchanged with another of its kind; the others make up for it."""
+        """Remove, restore or exchange a group of slots; other slots close the difference to the target."""
         group = self._groups[rng.integers(len(self._groups))]
         gone = self._is_gone(group, levels)
         if rng.random() < 0.5:
@@ -121,11 +120,11 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         return all(levels[i] == len(self._table[i]) - 1 for i in group)
 
     def _kind(self, group: Sequence[int]) -> list[tuple[str, int]]:
-        """Groups of one kind may exchange their levels."""
+        """Groups of the same kind may exchange their levels."""
         return [(self._slots[i].kind, len(self._table[i])) for i in group]
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
-        """As `LevelVariation.mix`; the repair is one of theirs."""
+        """As `LevelVariation.mix`, with the repair of either parent."""
         target = self._target(first)
         repair = self._repair_of(first if rng.random() < 0.5 else second)
         mixed = self._variation.mix(self._levels_of(first), self._levels_of(second), target, rng)
@@ -136,7 +135,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         found = self._variation.repair(levels, target, rng)
         return candidate if found is levels else self._made(found, self._repair_of(candidate))
 
-    # --- what a candidate means ---
+    # --- meaning of a candidate ---
 
     def _check_blocks(self, candidate: Architecture) -> None:
         for index, (kept, levels) in enumerate(zip(candidate.blocks, self.levels, strict=True)):
@@ -151,12 +150,12 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
     # --- separable view ---
 
     def locality_key(self, candidate: Architecture) -> Any:
-        """The repair changes every block."""
+        """The repair first, since it changes every block."""
         return candidate.repair, self._levels_of(candidate)
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The slots by name; ``repair`` is the last one if there is a choice."""
+        """Names of the slots; ``repair`` is the last one if there are several."""
         return (*(slot.name for slot in self._slots), *(("repair",) if len(self._repairs) > 1 else ()))
 
     def options(self, slot: int) -> Sequence[int]:
@@ -196,7 +195,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
 
 def _groups(slots: Sequence[Slot], *, together: bool) -> tuple[tuple[int, ...], ...]:
-    """Slots that are removed and restored at once: each one that can be, and those of each block `together`."""
+    """Groups of slots for depth moves: single removable slots, and the pair of each block if `together`."""
     alone = [i for i, slot in enumerate(slots) if slot.removable]
     blocks: dict[int, list[int]] = {}
     for i in alone:

@@ -1,4 +1,4 @@
-"""What both spaces of architectures, free and tied ones, have in common."""
+"""Base class of the free and the tied space of architectures."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from secateur.spaces.architecture.scores import Scores
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import Space
 
-REPAIR_MOVES = 0.1  # of the mutations, where several repairs are offered: another repair and nothing else
+REPAIR_MOVES = 0.1  # share of mutations that change the repair alone, if there are several
 
 
 class Counted(Protocol):
-    """What can be removed of a model, counted in the target's unit."""
+    """Targets and levels of a model."""
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """Shares that are removed, ascending."""
+        """Shares to remove, ascending."""
 
     @property
     def levels(self) -> tuple[BlockLevels, ...]:
-        """The numbers that each block may keep."""
+        """Levels of each block."""
 
 
 class StructuredSpace(Space[Architecture]):
-    """Architectures of one model, with the baselines that others are compared with.
+    """Architectures of one model, with baselines.
 
     Args:
-        shape: the dense model, with its blocks.
-        repairs: how kept weights may make up for removed ones.
-        counted: the targets.
+        shape: of the dense model, with its blocks.
+        repairs: compensations for removed weights.
+        counted: targets and levels.
     """
 
     def __init__(self, shape: ModelShape, repairs: Sequence[str], counted: Counted) -> None:
@@ -48,7 +48,7 @@ class StructuredSpace(Space[Architecture]):
 
     @property
     def levels(self) -> tuple[BlockLevels, ...]:
-        """The numbers that each block may keep."""
+        """Levels of each block."""
         return self._counted.levels
 
     @property
@@ -58,19 +58,19 @@ class StructuredSpace(Space[Architecture]):
     @property
     @abstractmethod
     def dense(self) -> Architecture:
-        """Nothing removed."""
+        """The dense model."""
 
     @abstractmethod
     def uniform(self, target: int) -> Architecture:
-        """The one that others of the target are compared with."""
+        """Reference of a target."""
 
     @abstractmethod
     def from_scores(self, kind: str, scores: Scores, target: int) -> Architecture | None:
-        """The architecture that a known allocation gives; None where it gives none that meets the target."""
+        """Architecture of a published allocation; None if it has none that meets the target."""
 
     @property
     def repairs(self) -> tuple[str, ...]:
-        """How kept weights may make up for removed ones."""
+        """Compensations for removed weights."""
         return self._repairs
 
     def baselines(self) -> dict[str, Architecture]:
@@ -80,7 +80,7 @@ class StructuredSpace(Space[Architecture]):
         return named | self._further
 
     def scored_baselines(self, kinds: Sequence[str], scores: Scores) -> dict[str, Architecture]:
-        """What known allocations give for each target, such as ``flap@0.25``, if it is not the uniform one."""
+        """Architectures of published allocations for each target, such as ``flap@0.25``, without duplicates."""
         found: dict[str, Architecture] = {}
         known = set(self.with_baselines({}).baselines().values())
         for kind in kinds:
@@ -92,7 +92,7 @@ class StructuredSpace(Space[Architecture]):
         return found
 
     def with_baselines(self, named: Mapping[str, Architecture]) -> Self:
-        """The same space with these baselines behind the uniform ones."""
+        """The same space with these baselines after the uniform ones."""
         other = copy(self)
         other._further = dict(named)
         return other
@@ -115,7 +115,7 @@ class StructuredSpace(Space[Architecture]):
 
     @abstractmethod
     def _check_blocks(self, candidate: Architecture) -> None:
-        """Raise a ValueError unless the space can make these blocks, of which there are as many as there should be."""
+        """Raise a ValueError unless the blocks are of this space; their number is correct."""
 
     # --- the repair as a gene ---
 
@@ -123,11 +123,11 @@ class StructuredSpace(Space[Architecture]):
         return self._repairs.index(candidate.repair) if candidate.repair else 0
 
     def _named(self, repair: int) -> str:
-        """As a candidate names it."""
+        """Name of the repair in a candidate."""
         return self._repairs[repair] if len(self._repairs) > 1 else ""
 
     def _other_repair(self, repair: int, rng: np.random.Generator) -> int | None:
-        """Another repair, in a few of the mutations; else None."""
+        """Another repair in a few mutations, else None."""
         n = len(self._repairs)
         moves = n > 1 and rng.random() < REPAIR_MOVES
         return (repair + int(rng.integers(1, n))) % n if moves else None

@@ -1,4 +1,4 @@
-"""The space `architecture` with all blocks alike, so that stock classes load what comes out of it."""
+"""The space `architecture` with equal blocks, so that stock classes load the pruned model."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ from secateur.spaces.mutation_crossover import ATTEMPTS
 from secateur.spaces.parameters import IntParameter
 from secateur.spaces.shape import ModelShape
 
-NEIGHBOURS = 4  # forms that are near enough for one mutation
+NEIGHBOURS = 4  # nearest forms within one mutation
 
 
 class TiedSpace(StructuredSpace):
-    """One number of KV groups and one of FFN channels for all blocks, but for those that are dropped whole.
+    """Equal numbers of KV groups and FFN channels in all kept blocks; other blocks are dropped.
 
-    A target is met by certain forms alone; within one the choice is which blocks to drop. Costs: those of
-    `cost.cost`.
+    Each target is met by a few forms; a form leaves the choice of the dropped blocks. Costs: see `cost.cost`.
 
     Args:
-        shape: the dense model, with blocks that are all alike.
-        rules: which numbers may be kept; `units` out of groups, channels, blocks.
-        targets: shares of the blocks' `of` that are removed, ascending.
-        of: what a target counts.
-        repairs: how kept weights may make up for removed ones.
+        shape: of the dense model, with equal blocks.
+        rules: for the levels; `units` out of groups, channels, blocks.
+        targets: shares of the blocks' `of` to remove, ascending.
+        of: quantity of the target.
+        repairs: compensations for removed weights.
 
     Raises:
         ValueError: if the blocks differ, the rules don't fit them, a target can't be met, or a latency is not known.
@@ -59,11 +58,11 @@ class TiedSpace(StructuredSpace):
         return self._made(self._forms.dense, ())
 
     def uniform(self, target: int) -> Architecture:
-        """As few blocks dropped as can be, spread over the depth, see `FormTargets.uniform`."""
+        """The fewest dropped blocks, spread over the depth, see `FormTargets.uniform`."""
         return self._uniform[target]
 
     def from_scores(self, kind: str, scores: Scores, target: int) -> Architecture | None:
-        """As many blocks dropped as can be, those that score least; None where units are scored."""
+        """The most dropped blocks, those with the lowest scores; None for scores of units."""
         if kind not in DEPTH:
             return None
         by_block = scores.blocks[kind]
@@ -74,7 +73,7 @@ class TiedSpace(StructuredSpace):
     # --- variation ---
 
     def sample(self, rng: np.random.Generator, target: int) -> Architecture:
-        """A random form of the target, random blocks dropped."""
+        """A random form of the target with random dropped blocks."""
         repair, forms = int(rng.integers(len(self._repairs))), self._forms.forms[target]
         for _ in range(ATTEMPTS):
             found = self._fitted(forms[rng.integers(len(forms))], (), repair, rng)
@@ -83,7 +82,7 @@ class TiedSpace(StructuredSpace):
         return self._uniform[target]
 
     def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
-        """Half of them drop another block in place of one; the others take one of the nearest forms."""
+        """Half of the mutations exchange a dropped block, the others take one of the nearest forms."""
         target, (form, dropped, repair) = self._target(candidate), self._parts(candidate)
         another = self._other_repair(repair, rng)
         if another is not None:
@@ -104,7 +103,7 @@ class TiedSpace(StructuredSpace):
         return self._made(form, dropped, (repair + 1) % len(self._repairs))
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
-        """The form of one of them that meets the target; what both drop is dropped first, then what either does."""
+        """The form of one parent; blocks dropped by both are dropped first, then those dropped by either."""
         target = self._target(first)
         (form, dropped, repair), (other, also, another) = self._parts(first), self._parts(second)
         if other in self._forms.forms[target] and rng.random() < 0.5:
@@ -126,18 +125,18 @@ class TiedSpace(StructuredSpace):
         return self._uniform[target]
 
     def _nearest(self, form: Form, target: int) -> list[Form]:
-        """The forms of the target, the nearest first."""
-        return sorted(self._forms.forms[target], key=lambda other: self._forms.apart(other, form))
+        """Forms of the target, the nearest first."""
+        return sorted(self._forms.forms[target], key=lambda other: self._forms.distance(other, form))
 
     def _fitted(
         self, form: Form, dropped: Sequence[int], repair: int, rng: np.random.Generator
     ) -> Architecture:
-        """The form with as many of these blocks dropped as it asks for, in order, then random other ones."""
+        """The form with as many dropped blocks as it requires: these in order, then random others."""
         others = [index for index in rng.permutation(self._droppable).tolist() if index not in dropped]
         n_dropped = self._forms.dense.n_blocks - form.n_blocks
         return self._made(form, [*dropped, *others][:n_dropped], repair)
 
-    # --- what a candidate means ---
+    # --- meaning of a candidate ---
 
     def _check_blocks(self, candidate: Architecture) -> None:
         form, dropped, repair = self._parts(candidate)
@@ -149,18 +148,18 @@ class TiedSpace(StructuredSpace):
             or self._made(form, dropped, repair) != candidate
         ):
             raise ValueError(
-                f"Expected {self._forms.dense.n_blocks} blocks that all keep one of {alike.kv_groups} KV groups and "
-                f"one of {alike.ffn} channels, or are dropped, got {candidate.text[:80]!r}."
+                f"Expected {self._forms.dense.n_blocks} blocks, each dropped or with the same one of "
+                f"{alike.kv_groups} KV groups and of {alike.ffn} channels, got {candidate.text[:80]!r}."
             )
 
     def locality_key(self, candidate: Architecture) -> Any:
-        """The repair changes every block."""
+        """The repair first, since it changes every block."""
         return candidate.repair, candidate.blocks
 
     # --- parameters ---
 
     def parameters(self) -> tuple[IntParameter, ...]:
-        """Positions of the kept numbers, whether each block is dropped (1), and the repair."""
+        """Positions of the levels, a 0/1 parameter for each droppable block, and the repair."""
         last = {
             "kv_groups": len(self._forms.alike.kv_groups) - 1,
             "ffn": len(self._forms.alike.ffn) - 1,
@@ -196,7 +195,7 @@ class TiedSpace(StructuredSpace):
         return Architecture(self._forms.blocks(form, dropped), self._named(repair))
 
     def _parts(self, candidate: Architecture) -> tuple[Form, list[int], int]:
-        """The form, the dropped blocks and the index of the repair; block 0 is never dropped."""
+        """Form, dropped blocks and index of the repair; block 0 is never dropped."""
         dropped = [index for index, kept in enumerate(candidate.blocks) if kept == GONE]
         form = Form(len(candidate.blocks) - len(dropped), candidate.blocks[0])
         return form, dropped, self._repair_of(candidate)
