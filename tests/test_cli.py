@@ -376,6 +376,7 @@ def test_doctor_finds_what_is_broken(tmp_path):
     }
     assert checks["model tiny"].ok is False
     assert checks["torch sees"].found == "2 threads"
+    assert all(checks[name].ok for name in ("secateur", "torch", "optuna", "pyyaml", "typer"))
     assert checks["cache"].ok is True
     assert not (tmp_path / "new").exists()
 

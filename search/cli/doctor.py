@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,19 +13,6 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-NEEDED = (
-    "secateur",
-    "torch",
-    "transformers",
-    "safetensors",
-    "numpy",
-    "scipy",
-    "optuna",
-    "pydantic",
-    "typer",
-    "rich",
-    "matplotlib",
-)
 # Extra: its modules, and their purpose.
 EXTRAS = {
     "ray": (("ray",), "the executor for several processes and nodes"),
@@ -62,7 +50,7 @@ def examine(cache: Path, torch_facts: Callable[[], str], find_tiny: Callable[[],
         find_tiny: returns the location of the embedded model; raises ValueError or OSError if it is damaged.
     """
     checks = [Check("python", f"{platform.python_version()} on {platform.platform()}")]
-    checks += [_version(name) for name in NEEDED]
+    checks += [_version(name) for name in ("secateur", *_dependencies())]
     checks += [
         Check("torch sees", torch_facts(), None),
         Check("cpu", f"{os.cpu_count()} logical cores", None),
@@ -73,6 +61,15 @@ def examine(cache: Path, torch_facts: Callable[[], str], find_tiny: Callable[[],
         return [*checks, Check("model tiny", find_tiny())]
     except (ValueError, OSError) as error:
         return [*checks, Check("model tiny", f"{error} Reinstall Secateur.", ok=False)]
+
+
+def _dependencies() -> list[str]:
+    """Names of the packages that Secateur needs, extras left out."""
+    try:
+        lines = metadata.requires("secateur") or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [re.split(r"[^\w.-]", line)[0] for line in lines if "extra ==" not in line]
 
 
 def _version(name: str) -> Check:

@@ -1,4 +1,4 @@
-"""Commands about what there is: on offer, and on this machine."""
+"""Commands ``list`` and ``doctor``: names for settings, and checks of this machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def list_(
     json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a table in Markdown.")] = False,
 ) -> None:
-    """What there is to choose from."""
+    """List the names that settings and commands accept."""
     from secateur.search.app.methods import method_rows
     from secateur.search.app.plugins import problems
     from secateur.search.show import listing
@@ -49,7 +49,7 @@ def list_(
 
 
 def doctor(json: Json = False) -> None:
-    """Whether this machine has what a search needs."""
+    """Check this machine: packages, extras, disk, the embedded model."""
     from secateur.pruners.models.checkpoints.cache import cache_root
     from secateur.pruners.models.loading import find_checkpoint
     from secateur.search.cli.doctor import examine

@@ -44,18 +44,8 @@ def plot_front(path: Path, run: Run) -> None:
         drawn = [t for t in front if not is_log or _value(t, y) > floor]
         _scatter(axes, pruned, x, y, "trials", s=22, color=GREY, alpha=0.5, linewidths=0)
         axes.plot(*_xy(drawn, x, y), color=BLUE, lw=1.4, marker="o", ms=5, label="front", zorder=4)
-        _scatter(
-            axes,
-            beside,
-            x,
-            y,
-            "baselines",
-            s=110,
-            facecolors="none",
-            edgecolors=VERMILLION,
-            marker="D",
-            lw=1.8,
-        )
+        ring: dict[str, Any] = {"facecolors": "none", "edgecolors": VERMILLION, "marker": "D"}
+        _scatter(axes, beside, x, y, "baselines", s=110, lw=1.8, **ring)
         if dense is not None and is_log and _value(dense, y) <= floor:
             at = f"{tick(x, _value(dense, x))} {objective(x).label}"
             axes.plot([], [], " ", label=f"(dense: loss {_value(dense, y):.4f}\nat {at})")

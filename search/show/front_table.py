@@ -93,24 +93,22 @@ def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
     def value(name: str) -> Callable[[Row], str]:
         return lambda row: shown(name, row.values[name], absent="–")
 
-    def test(name: str) -> Callable[[Row], str]:
-        return lambda row: "" if row.test is None else shown(name, row.test.values.get(name))
+    def loss(m: Measurement | None) -> str:
+        return "" if m is None else shown("loss", m.values.get("loss"))
 
-    def recovered(row: Row) -> str:
-        return "" if row.recovered is None else shown("loss", row.recovered.values["loss"])
+    def ppl(m: Measurement | None) -> str:
+        return "" if m is None else shown("ppl", perplexity(m.values))
 
     rows = front_rows(run)
     names = [*run.objectives, *(n for n in ("sparsity",) if n not in run.objectives)]
     known = [n for n in names if all(n in row.values for row in rows)]
     found: list[tuple[str, Callable[[Row], str]]] = [("trial", lambda row: str(row.trial.number))]
     found += [(objective(name).label, value(name)) for name in known]
-    found.append(("perplexity", lambda row: shown("ppl", perplexity(row.trial.measurement.values))))
-    found.append(("test loss", test("loss")))
-    found.append(
-        ("test perplexity", lambda row: "" if row.test is None else shown("ppl", perplexity(row.test.values)))
-    )
+    found.append(("perplexity", lambda row: ppl(row.trial.measurement)))
+    found.append(("test loss", lambda row: loss(row.test)))
+    found.append(("test perplexity", lambda row: ppl(row.test)))
     if any(row.recovered for row in rows):
-        found.append(("test loss, recovered", recovered))
+        found.append(("test loss, recovered", lambda row: loss(row.recovered)))
     if run.space.shown_as:
         found.append((run.space.shown_as, lambda row: row.trial.measurement.candidate.replace(" | ", "\n")))
     return [*found, ("", lambda row: row.note)]
@@ -179,19 +177,19 @@ def front_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
 
 def row_json(row: Row) -> dict[str, Any]:
     """JSON of one row."""
-    m, test = row.trial.measurement, row.test
+    m = row.trial.measurement
     return {
         "trial": row.trial.number,
         "candidate": m.candidate,
         "values": dict(row.values),
         "perplexity": perplexity(m.values),
-        "test": None if test is None else {**test.values, "perplexity": perplexity(test.values)},
-        "recovered": _recovered_json(row.recovered),
+        "test": _values_json(row.test),
+        "recovered": _values_json(row.recovered),
         "note": row.note,
     }
 
 
-def _recovered_json(m: Measurement | None) -> dict[str, float | None] | None:
+def _values_json(m: Measurement | None) -> dict[str, float | None] | None:
     return None if m is None else {**m.values, "perplexity": perplexity(m.values)}
 
 

@@ -109,7 +109,7 @@ def plot_course(
 def plot_allocation(
     path: Path, sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], title: str
 ) -> None:
-    """Heat map of each linear's sparsity, projections by blocks, below a bar chart of the blocks' means.
+    """Heat map of the share removed of each linear, projections by blocks, below the means of the blocks.
 
     Args:
         path: of the PNG.
@@ -129,7 +129,7 @@ def plot_allocation(
         whole = float(np.nansum(grid * sizes) / np.nansum(sizes))
         top.bar(range(n_blocks), means, color=BLUE, width=0.8)
         top.axhline(whole, color=VERMILLION, lw=1.4, ls="--")
-        top.set(ylabel="mean sparsity", ylim=(0, 1))
+        top.set(ylabel="mean share removed", ylim=(0, 1))
         top.grid(visible=False, axis="x")
         top.set_title(f"{title}; dashed: all weights, {whole:.1%}")
         image = heat.imshow(grid, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
@@ -139,7 +139,7 @@ def plot_allocation(
         heat.set(xlabel="block")
         if n_blocks <= ANNOTATED_BLOCKS:
             _annotate(heat, grid, (low + high) / 2)
-        figure.colorbar(image, ax=heat, label="sparsity", pad=0.01)
+        figure.colorbar(image, ax=heat, label="share removed", pad=0.01)
 
 
 def plot_typeset(path: Path, rows: Sequence[tuple[str, str]]) -> None:
@@ -197,15 +197,8 @@ def _annotate(axes: Axes, grid: Array, middle: float) -> None:
     for (row, block), value in np.ndenumerate(grid):
         if not np.isnan(value):
             text = f"{value:.2f}".lstrip("0") if value < 1 else "1"
-            axes.text(
-                block,
-                row,
-                text,
-                ha="center",
-                va="center",
-                fontsize=9,
-                color="white" if value < middle else "black",
-            )
+            color = "white" if value < middle else "black"
+            axes.text(block, row, text, ha="center", va="center", fontsize=9, color=color)
 
 
 def _percent(label: str) -> str:
