@@ -77,7 +77,7 @@ class SlotTargets:
     def _check_targets(self) -> None:
         highest = sum(row[-1] for row in self.table)
         for target, (share, bounds) in enumerate(zip(self.targets, self.windows, strict=True)):
-            if bounds.low > highest or (target and bounds.low <= 0):
+            if bounds.low > highest or (share and bounds.low <= 0):
                 raise ValueError(
                     f"Expected `target` from {(self._step // 2 + 1) / self.n_total:.2g} to "
                     f"{highest / self.n_total:.4g} (what {self._units} can remove of the blocks' {self._of}), got "
