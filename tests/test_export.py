@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from secateur.pruners.export import export_check, reload, saving
+from secateur.pruners.export.card import card
 from secateur.pruners.export.export import export_model
 from secateur.pruners.export.export_check import ExportError
 from secateur.pruners.export.manifest import MANIFEST, UNSTRUCTURED, Manifest, same_export
@@ -149,6 +151,20 @@ def test_manifest_and_card_say_what_it_is(tmp_path, tokenizer, tokens):
     assert not same_export(tmp_path / "out", manifest, "bfloat16")
     assert not same_export(tmp_path / "out", replace(manifest, candidate="0.6"))
     assert not same_export(tmp_path, manifest)
+
+
+def test_a_card_names_the_licence_that_the_parents_card_names(tmp_path):
+    def data(readme: str) -> dict[str, object]:
+        (tmp_path / "README.md").write_text(readme)
+        manifest = Manifest(str(tmp_path), "f", {}, "c", {}, {}, {}, {}, "label")
+        return ModelCard(card(manifest)).data.to_dict()
+
+    plain = {"library_name": "transformers", "tags": ["pruned", "secateur"]}
+    named = {"license": "other", "license_name": "mine", "license_link": "LICENSE"}
+    front = "".join(f"{name}: {value}\n" for name, value in named.items())
+    assert data(f"---\n{front}language: en\n---\n# Parent\n") == plain | named
+    for readme in ("no front matter", "---\n- a list\n---\n", "---\na: [\n---\n"):
+        assert data(readme) == plain
 
 
 def test_manifests_of_later_versions_stay_readable():

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData, try_to_load_from_cache
+from yaml import YAMLError
 
 from secateur.pruners.export.manifest import MANIFEST, Manifest
 
@@ -16,16 +20,17 @@ def card(manifest: Manifest) -> str:
         for name, value in values.items()
     ]
     rows += [(name.replace("_", " "), _cell(value)) for name, value in manifest.checks.items()]
-    return _CARD.format(
-        parent=manifest.parent,
-        front_matter=_front_matter(manifest),
-        label=manifest.label,
+    made = ModelCard.from_template(
+        _data(manifest),
+        template_str=_CARD,
+        manifest=manifest,
         what=_structure(manifest) if manifest.kept else _zeros(manifest),
         method=_listed(manifest.method),
         calibration=_listed(manifest.calibration),
-        table="\n".join(f"| {name} | {value} |" for name, value in rows),
-        manifest=MANIFEST,
+        rows=rows,
+        path=MANIFEST,
     )
+    return f"{made}\n"
 
 
 def _zeros(manifest: Manifest) -> str:
@@ -60,28 +65,44 @@ def _cell(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _front_matter(manifest: Manifest) -> str:
+def _data(manifest: Manifest) -> ModelCardData:
     """Metadata for the hub, which takes a parent only if it is a hub id."""
     parent = manifest.parent
     is_hub_id = parent.count("/") == 1 and not parent.startswith((".", "/", "~"))
-    library = "gguf" if manifest.format == "gguf" else "transformers"
-    return f"library_name: {library}\ntags: [pruned, secateur]\n" + is_hub_id * f"base_model: {parent}\n"
+    return ModelCardData(
+        base_model=parent if is_hub_id else None,
+        library_name="gguf" if manifest.format == "gguf" else "transformers",
+        tags=["pruned", "secateur"],
+        **_licence(parent, is_hub_id),
+    )
+
+
+def _licence(parent: str, is_hub_id: bool) -> dict[str, Any]:
+    """The parent's, as far as its card is on this machine and says so."""
+    there: Any = Path(parent).expanduser() / "README.md"
+    if not there.is_file() and is_hub_id:
+        there = try_to_load_from_cache(parent, "README.md")
+    try:
+        data = ModelCard.load(Path(there)).data.to_dict() if isinstance(there, str | Path) else {}
+    except (OSError, ValueError, YAMLError):  # none, or unreadable
+        return {}
+    return {name: data[name] for name in ("license", "license_name", "license_link") if name in data}
 
 
 _CARD = """---
-{front_matter}---
-# {parent}, pruned
+{{ card_data }}
+---
+# {{ manifest.parent }}, pruned
 
-**{label}**
+**{{ manifest.label }}**
 
-{what}
+{{ what }}
 
-Pruned with Secateur: {method}. Calibration: {calibration}.
+Pruned with Secateur: {{ method }}. Calibration: {{ calibration }}.
 The licence is the parent's.
 
 | | |
 |---|---|
-{table}
-
-`{manifest}` has every layer's share, the seeds, hashes and versions.
-"""
+{% for name, value in rows %}| {{ name }} | {{ value }} |
+{% endfor %}
+`{{ path }}` has every layer's share, the seeds, hashes and versions."""
