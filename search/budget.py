@@ -12,7 +12,7 @@ from secateur.spaces.section import Section
 
 
 class Budget(Section):
-    """When a search ends: as soon as one of the limits is reached.
+    """Limits of a search, which ends as soon as one of them is reached.
 
     Args:
         evaluations: distinct search measurements, baselines included.
@@ -31,7 +31,7 @@ class Budget(Section):
         return self
 
     def share(self, spent: Spent) -> float:
-        """The largest share of a limit that was spent."""
+        """Largest spent share of a limit."""
         pairs = (
             (spent.evaluations, self.evaluations),
             (spent.tokens, self.tokens),
@@ -42,14 +42,14 @@ class Budget(Section):
 
 @dataclass(frozen=True)
 class Spent:
-    """How much work some measurements were.
+    """Work of some measurements.
 
     Args:
-        evaluations: how many there are, closed forms not counted.
+        evaluations: number of measurements, without closed forms.
         tokens: evaluated for them, nominal.
         seconds: spent on them, summed over workers.
         blocks: model blocks computed.
-        blocks_saved: model blocks that were shared.
+        blocks_saved: model blocks not recomputed, as their output was shared.
     """
 
     evaluations: int = 0
@@ -59,7 +59,7 @@ class Spent:
     blocks_saved: int = 0
 
     def plus(self, trials: Iterable[Trial]) -> Spent:
-        """This and the work of the trials."""
+        """Sum of this and the work of the trials."""
         spent = (self.evaluations, self.tokens, self.seconds, self.blocks, self.blocks_saved)
         for trial in trials:
             m = trial.measurement

@@ -1,11 +1,11 @@
-"""Errors that a person can mend, told apart from failures."""
+"""Error in how the program is used, as against a failure."""
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """Wrong use: settings, arguments or files are not what they should be. The command ends with status 2.
+    """Error in settings, arguments or files, which the user can correct. The command ends with status 2.
 
-    The message is one line: what was expected, what came, what to do. Whatever else is raised is a failure
+    The message is one line: what was expected, what was given, what to do. Any other exception is a failure
     and ends the command with status 1.
     """

@@ -1,4 +1,4 @@
-"""What a search can optimise: names, units, directions."""
+"""Objectives of a search: names, units, directions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TASK = "task:"
 
 @dataclass(frozen=True)
 class Objective:
-    """One number of a measurement that a search can optimise.
+    """Objective: one number of a measurement that a search can optimise.
 
     Args:
         label: for tables and axes.
         unit: of the value; empty where it has none.
-        direction: what is better.
+        direction: better direction.
         digits: significant digits in which two values must differ to count as different on a front; None: all.
-            Candidates of one target differ by a few weights, which is nobody's trade-off.
+            Candidates of one target differ by a few weights, which is no trade-off.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Objective:
         return 1 if self.direction == "minimize" else -1
 
     def rounded(self, value: float) -> float:
-        """The value in the digits that count on a front."""
+        """Value rounded to the digits that count on a front."""
         return value if self.digits is None else float(f"{value:.{self.digits}g}")
 
 
@@ -57,7 +57,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def objective(name: str) -> Objective:
-    """The objective of this name: a row of `OBJECTIVES`, or the accuracy in a task, ``task:<name>``.
+    """Objective of this name: a row of `OBJECTIVES`, or the accuracy in a task, ``task:<name>``.
 
     Raises:
         ValueError: if there is none.
@@ -72,7 +72,7 @@ def objective(name: str) -> Objective:
 
 
 def oriented(trial: Trial, objectives: Sequence[str], *, rounded: bool = False) -> tuple[float, ...]:
-    """The trial's values of the objectives, each turned so that less is better.
+    """Values of the trial's objectives, with signs such that lower is better.
 
     Args:
         rounded: in the digits that count on a front.

@@ -20,8 +20,8 @@ from secateur.pruners.models.loading import find_checkpoint
 from secateur.search import app
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
-from secateur.search.results.course import best_by_target, target_sparsities
 from secateur.search.results.pick import parse_bounds
+from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.settings import settings_from
 
 EVALUATOR = {"window": 64, "calibration_tokens": 512, "fidelities": [128, 512], "test_tokens": 512}

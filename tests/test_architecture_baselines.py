@@ -16,7 +16,7 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.store import StructureStore, build_structure
 from secateur.search.controller import Trial
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.search.results.course import references
+from secateur.search.results.targets import references
 from secateur.spaces.architecture.candidate import GONE, Kept
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.measurement import Fidelity, Measurement

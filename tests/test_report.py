@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from secateur.search.errors import UsageError
-from secateur.search.results.course import best_by_target, loss_series, target_of, target_sparsities
+from secateur.search.results.targets import best_by_target, loss_series, target_of, target_sparsities
 from secateur.search.show.front_plot import plot_front, tick, widen
 from secateur.search.show.front_table import columns, front_rows, row_json
 from secateur.search.show.plots import plot_allocation

@@ -22,8 +22,8 @@ from secateur.search.mirror.mirror import Mirror
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
 from secateur.search.objectives import TASK
-from secateur.search.results.course import best_by_target, target_sparsities
 from secateur.search.results.run import Run
+from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.settings import Settings, identity, resolved
 from secateur.search.study.about import ABOUT, About
 from secateur.search.study.overlap import write_overlap

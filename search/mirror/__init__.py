@@ -1,1 +1,1 @@
-"""A copy of the study for Optuna's tools."""
+"""Mirror of a study for Optuna's tools."""

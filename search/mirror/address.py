@@ -1,4 +1,4 @@
-"""Addresses of databases: ``${NAMES}`` filled in, passwords hidden, and whether something answers."""
+"""Addresses of databases: ``${NAMES}`` filled in, passwords hidden, connection checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # takes half a second to import
 FORM = "postgresql://user:${PASSWORD}@host/database or sqlite:///file.db"
 TIMEOUT_S = 5
 
-# How each driver is told not to wait for ever.
+# Timeouts, by driver.
 _PSYCOPG = {"connect_timeout": TIMEOUT_S, "tcp_user_timeout": 4000 * TIMEOUT_S}  # the second one in ms
 _CONNECT: Mapping[str, Mapping[str, Any]] = {
     "psycopg": _PSYCOPG,
@@ -28,18 +28,18 @@ _CONNECT: Mapping[str, Mapping[str, Any]] = {
 
 
 def masked(text: str) -> str:
-    """The text with the passwords of addresses in it replaced by ``***``; for all that people see."""
+    """Text with the passwords of addresses replaced by ``***``, for everything that is shown."""
     text = re.sub(r"(://[^\s:/@]*:)(?!\$\{)[^\s]*@", r"\1***@", text)
     return re.sub(r"([?&](?:password|passwd|sslpassword)=)[^\s&]*", r"\1***", text)
 
 
 def engine_url(address: str) -> sqlalchemy.engine.URL:
-    """The address as SQLAlchemy takes it, ``${NAMES}`` of environment variables filled in.
+    """Address as SQLAlchemy takes it, with ``${NAMES}`` of environment variables filled in.
 
     ``postgresql://`` means psycopg 3, or psycopg2 where only that is installed.
 
     Raises:
-        UsageError: if it is no address, or a variable is not set.
+        UsageError: if the address is not valid, or a variable is not set.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
@@ -62,13 +62,13 @@ def engine_url(address: str) -> sqlalchemy.engine.URL:
 
 
 def engine_options(url: sqlalchemy.engine.URL) -> dict[str, Any]:
-    """For ``create_engine``: no waiting without end, and no connection that has died meanwhile."""
+    """Options of ``create_engine``: a timeout for connecting, and a check of connections that were idle."""
     arguments = _CONNECT.get(url.get_dialect().driver, {})
     return {"connect_args": dict(arguments), "pool_pre_ping": True}
 
 
 def reason_of(error: BaseException, address: str) -> str:
-    """What a driver says, its first line and without the password."""
+    """First line of a driver's error, without the password."""
     original = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None)
     words = (str(original or error).strip().splitlines() or [""])[0].rstrip(".")
     password = engine_url(address).password
@@ -76,13 +76,13 @@ def reason_of(error: BaseException, address: str) -> str:
 
 
 def check_storage(address: str | None) -> None:
-    """Connect and look, so that a search begins with a database that is there; changes nothing in it.
+    """Check, without changing anything, that the database answers, before a search starts.
 
     Args:
-        address: of a database; None: nothing to check.
+        address: of a database; None for none.
 
     Raises:
-        UsageError: if it is no address, of an unknown kind, lacks its driver, or does not answer in time.
+        UsageError: if the address is not valid, its kind is unknown, its driver is missing, or nothing answers in time.
     """
     if address is None:
         return
@@ -103,7 +103,7 @@ def check_storage(address: str | None) -> None:
     except (SQLAlchemyError, OSError, ValueError) as error:
         raise UsageError(
             f"Expected a `storage` that answers, got {masked(address)}: {reason_of(error, address)}. "
-            f"Mend the address or start the database, or leave `storage` out."
+            f"Correct the address, start the database, or leave `storage` out."
         ) from None
     finally:
         engine.dispose()

@@ -1,4 +1,4 @@
-"""optuna-dashboard on the mirror of a run."""
+"""Web page of a run: optuna-dashboard on its mirror."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from secateur.search.study.lock import RunLock
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread a request: a page asks for several things at once."""
+    """Server with one thread a request, as a page sends several at once."""
 
     daemon_threads = True
 
 
 class _Silent(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """No line a request."""
+        """No log line a request."""
 
 
 def serve_dashboard(run: Run, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve the dashboard until a KeyboardInterrupt, which it lets through; its address is said.
+    """Serve the dashboard until a KeyboardInterrupt, which is passed on.
 
-    What the mirror lacks is added first, unless a driver is at it.
+    Missing trials are added to the mirror first, unless a driver is writing it.
 
     Args:
-        run: any, also one that is being written.
-        host: address to listen at; whoever reaches it may also change the mirror, which harms nothing.
+        run: finished, or one that is being written.
+        host: address to listen at; who reaches it may also change the mirror, but not the run.
         port: 0 for any that is free.
-        say: told the address.
+        say: called with the address.
 
     Raises:
-        UsageError: if optuna-dashboard is missing, the mirror can't be read, or the port can't be had.
+        UsageError: if optuna-dashboard is missing, the mirror can't be read, or the port is not free.
     """
     make_app = _dashboard()
     check_storage(run.settings.storage)
@@ -72,7 +72,7 @@ def _dashboard() -> Callable[[Any], Any]:
 
 
 def _mirrored(run: Run, storage: Storage) -> str:
-    """Name of Optuna's study of the run, which is up to date if nobody else is writing it."""
+    """Name of the run's Optuna study, brought up to date first unless a driver is writing it."""
     lock = None
     with contextlib.suppress(UsageError, OSError):  # a driver holds it, or the run is somebody else's
         lock = RunLock(run.study.directory)

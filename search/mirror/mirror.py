@@ -1,4 +1,4 @@
-"""The mirror: keeps Optuna's copy of a study up to date from a thread of its own, so that no search waits for it."""
+"""Mirror of a study, kept up to date by a thread of its own, so that no search waits for it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ PATIENCE_S = 30.0  # to catch up when the search has ended
 
 
 class Mirror:
-    """Follows a search as an observer; a context manager, which has the thread end.
+    """Observer of a search that updates Optuna's copy; a context manager, whose exit ends the thread.
 
-    Trials are written at most once a second. A storage that fails is tried again after a second, then after ever
-    longer pauses. That the mirror lags is said once, and once that it has caught up. At the end it gets `patience`
-    seconds for what is missing, unless its storage fails even then; the next search or dashboard of the run goes on
-    from there.
+    Trials are written at most once a second. After an error of the storage the next try follows after a second, then
+    after ever longer pauses; one message reports the lag, and another that the mirror has caught up. At the end of the
+    search it has `patience` seconds for the missing trials; the next search or dashboard of the run adds the rest.
 
     Args:
-        copy: of a study that is open for writing, so that nobody else writes the copy. Used by the thread alone.
-        say: told of troubles, in the driver's thread.
+        copy: of a study that is open for writing, so that nobody else writes the copy; used by the thread alone.
+        say: called with messages, in the driver's thread.
         pause: seconds until the second try.
-        patience: seconds.
+        patience: seconds for missing trials at the end.
     """
 
     def __init__(
@@ -94,7 +93,7 @@ class Mirror:
     # --- the thread ---
 
     def _follow(self) -> None:
-        """Copy what is new until the search has ended."""
+        """Copy new trials until the search has ended."""
         pause = 0.0
         while not self._abandoned.is_set():
             self._work.wait()
@@ -112,10 +111,10 @@ class Mirror:
                 pause = GATHER_S
             if last:
                 break
-        self._let_go()
+        self._close()
 
     def _lag(self, error: Exception) -> None:
-        self._let_go()  # the next try looks anew at what has arrived
+        self._close()  # the next try reads anew which trials have arrived
         reason = self._copy.storage.reason(error)
         if not self._trouble:
             self._unsaid.append(
@@ -128,6 +127,6 @@ class Mirror:
             self._unsaid.append(f"the mirror {self._copy.storage.text} has caught up")
             self._trouble = ""
 
-    def _let_go(self) -> None:
+    def _close(self) -> None:
         with contextlib.suppress(Exception):  # of a connection that is dead already
             self._copy.close()

@@ -1,4 +1,4 @@
-"""The study in Optuna's terms: a copy made from the truth, and never read back."""
+"""Copy of a study as an Optuna study, written from the measurements and never read back into the search."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ BATCH = 100  # trials of the study that are looked at, and their copies written,
 
 
 class OptunaCopy:
-    """The search trials of one fidelity in a storage of Optuna's, feasible ones as complete, others as failed.
+    """Search trials of one fidelity in a storage of Optuna's, feasible ones as complete, others as failed.
 
     Parameters are those of the space; candidate, trial number, fidelity and reason are user attributes. A copy that
-    is damaged, or of other objectives or another study, is made anew.
+    is damaged, or of other objectives or another study, is replaced.
 
     Args:
-        study: the truth.
+        study: source of the copy.
         space: of its candidates.
         objectives: names in `OBJECTIVES`.
-        fidelity: of the trials to show.
-        storage: where the copy is kept.
+        fidelity: of the trials that are copied.
+        storage: of the copy.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class OptunaCopy:
 
     @property
     def n_missing(self) -> int:
-        """Trials that are not in the copy, as far as is known here."""
+        """Number of trials that are not in the copy yet."""
         return len(self._ours(self._study.trials[self._n_seen :]))
 
     def catch_up(self, enough: Callable[[], bool] = lambda: False) -> None:
-        """Add what is in the study and not yet in the copy, a batch at a time; what was added stays.
+        """Add the study's new trials to the copy, a batch at a time; batches that were added stay.
 
         Args:
-            enough: asked before each batch whether to leave the rest.
+            enough: called before each batch; True to leave out the rest.
 
         Raises:
             Exception: whatever the storage raises; call `close` before the next try, which looks anew.
@@ -82,7 +82,7 @@ class OptunaCopy:
             self._n_seen += len(chunk)
 
     def close(self) -> None:
-        """Let go of the storage."""
+        """Close the storage."""
         self._copy = None
         self.storage.close()
 
@@ -90,7 +90,7 @@ class OptunaCopy:
         return [trial for trial in trials if trial.measurement.fidelity == self._fidelity]
 
     def _open(self) -> None:
-        """Continue the copy that is there, or make one."""
+        """Open the existing copy, or make one."""
         self.storage.repair()
         copy = None
         try:
@@ -109,7 +109,7 @@ class OptunaCopy:
         self._copy = copy
 
     def _known(self, copy: optuna.Study | None) -> list[int] | None:
-        """Numbers of the trials in the copy; None if it is no beginning of this study."""
+        """Numbers of the trials in the copy; None if they are not the first ones of this study."""
         if copy is None:
             return []
         if copy.user_attrs.get("about") != self._about:
@@ -119,7 +119,7 @@ class OptunaCopy:
         return [number for number, _ in known] if known == ours[: len(known)] else None
 
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
-        """The trial in Optuna's terms."""
+        """The trial as Optuna has it."""
         m, library = trial.measurement, quiet_optuna()
         if not self._distributions:
             self._distributions = {p.name: distribution_of(p) for p in self._space.parameters()}

@@ -1,1 +1,1 @@
-"""Picked models are trained for longer, on Ray Tune."""
+"""Recovery: longer training of picked models, on Ray Tune."""

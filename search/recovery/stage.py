@@ -1,6 +1,6 @@
-"""The recovery stage: picked trials are trained for longer, and join the study at the fidelity ``recovered``.
+"""Recovery stage: longer training of picked trials, measured at the fidelity ``recovered`` of the study.
 
-``RUN/recovered/<trial>-<tokens>/`` then holds the model and ``recovery.json`` with the recipe and the course.
+``RUN/recovered/<trial>-<tokens>/`` then holds the model and ``recovery.json`` with its recipe and losses.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ DIRECTORY, RECORD = "recovered", "recovery.json"
 
 
 class RecoverySettings(Section):
-    """How models are recovered; see `evaluators.training.Recipe`.
+    """Settings of recovery; see `evaluators.training.Recipe`.
 
     Args:
-        method: what learns: ``lora``, ``full`` or ``norms``.
+        method: trained parameters: ``lora``, ``full`` or ``norms``.
         loss: ``kl``, distillation from the dense model, or ``ce``.
         tokens: trained on, of the calibration text, repetitions counted; whole batches.
         batch: windows a step.
@@ -69,13 +69,13 @@ def recovery_settings(**raw: Any) -> RecoverySettings:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What became of one picked trial.
+    """Outcome of recovering one picked trial.
 
     Args:
         trial: its number.
         directory: of the model and its record; None if there is none.
         measurement: on the test part, at the fidelity ``recovered``; None if there is none.
-        note: why there is none, or that it was there already; "" if it is new.
+        note: reason for no measurement, or that it existed already; "" if it is new.
     """
 
     trial: int
@@ -85,11 +85,11 @@ class Recovered:
 
 
 class Finished(Protocol):
-    """A model that was saved; see `evaluators.recovery.RecoveredModel`."""
+    """Saved model with its losses; see `evaluators.recovery.RecoveredModel`."""
 
     @property
     def measured(self) -> Mapping[str, Mapping[str, float]]:
-        """Losses by what they were measured on."""
+        """Losses by text and export."""
         ...
 
     @property
@@ -99,13 +99,13 @@ class Finished(Protocol):
 
 
 class Stage:
-    """Recovers trials of a study and keeps what comes out.
+    """Recovery of picked trials of a study, with a record and a measurement of each.
 
     Args:
         study: open for writing.
-        trials: that were picked, distinct candidates.
-        recipe: plain values; equal ones mean the same training.
-        n_test_tokens: that the recovered models are measured on, for the record.
+        trials: picked ones, of distinct candidates.
+        recipe: plain values that determine the training.
+        n_test_tokens: tokens of the recovered models' test measurement, for the record.
     """
 
     def __init__(
@@ -123,18 +123,18 @@ class Stage:
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the trials that are still to be recovered."""
+        """Numbers of the trials still to be recovered."""
         return [number for number, known in self._known.items() if known is None]
 
     @property
     def experiment(self) -> Path:
-        """Directory of the training runs: another one for other trials or another recipe."""
+        """Directory of the training runs, one for each set of trials and recipe."""
         about = json.dumps([sorted(self._picked.values()), self._recipe], sort_keys=True)
         name = f"tune-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
         return (self._study.directory / DIRECTORY / name).absolute()
 
     def directory(self, number: int) -> Path:
-        """Where the model of a trial and its record are kept."""
+        """Directory of a trial's recovered model and its record."""
         return self._study.directory / DIRECTORY / f"{number}-{self._fidelity.n_tokens}"
 
     def run(
@@ -142,7 +142,7 @@ class Stage:
         train: Callable[[Sequence[int]], Mapping[int, Trained]],
         finish: Callable[[int, Path, Path], Finished],
     ) -> list[Recovered]:
-        """Recover what is missing.
+        """Recover the missing trials.
 
         Args:
             train: the trials with these numbers.
@@ -160,7 +160,7 @@ class Stage:
                 done = self._keep(number, ended[number], finish)
             results.append(done)
         if all(result.measurement is not None for result in results):
-            forget(self.experiment)  # with failures it is kept: it says what happened
+            forget(self.experiment)  # kept after failures, for its logs
         return results
 
     def _keep(
@@ -198,7 +198,7 @@ class Stage:
         return self._study.lookup((self._picked[number], self._fidelity.text))
 
     def _check_recipe(self, number: int) -> None:
-        """Refuse another training of as many tokens: the study could not tell the two apart."""
+        """Refuse another recipe with as many tokens, which would be the same fidelity of the study."""
         path = self.directory(number) / RECORD
         try:
             there = json.loads(path.read_text(encoding="utf-8"))["recipe"]

@@ -1,4 +1,4 @@
-"""Training runs on Ray Tune: checkpoints, second attempts, early stopping, and going on after a kill."""
+"""Training runs on Ray Tune: checkpoints, retries, early stopping, resume after a kill."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from secateur.search.executors.cluster.lazy_ray import prepare_ray
 from secateur.search.executors.cluster.settings import RaySettings
 
 MAX_FAILURES = 2
-"""So often a run whose worker died goes on from its last checkpoint."""
+"""Retries of a run whose worker died, each from the last checkpoint."""
 
 Say = Callable[[str], None]
 
 
 class Session(Protocol):
-    """A training run in a worker; see `evaluators.recovery.Recovery`."""
+    """Training run in a worker; see `evaluators.recovery.Recovery`."""
 
     def step(self) -> dict[str, Any]:
         """Train a part: ``loss``, ``trained_tokens``, ``tokens``, ``done``, ``failure`` and ``course``."""
@@ -40,14 +40,14 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Trained:
-    """How a training run ended.
+    """Result of a training run.
 
     Args:
         state: directory of the last checkpoint, or None if there is none.
-        trained_tokens: so far.
-        course: what was reported, in order.
-        seconds: of training, over all attempts that led there.
-        reason: why it is not complete; None if it is.
+        trained_tokens: tokens trained on.
+        course: reports of the training, in order.
+        seconds: of training, over all attempts.
+        reason: for an incomplete training; None if it is complete.
     """
 
     state: Path | None
@@ -59,7 +59,7 @@ class Trained:
 
 @contextmanager
 def ray_started(address: str | None) -> Iterator[None]:
-    """A Ray to work with: the one that this process is connected to, the cluster at the address, or one of its own.
+    """Connection to Ray: the one of this process, the cluster at the address, or one started here.
 
     Raises:
         UsageError: if Ray Tune is not installed, or the cluster can't be joined.
@@ -89,16 +89,16 @@ def train_all(
     use_gpu: bool,
     say: Say,
 ) -> dict[int, Trained]:
-    """Run each session to its end, as many at a time as fit; within `ray_started`.
+    """Run each session to its end, as many at a time as the resources allow; within `ray_started`.
 
-    The same call with the same directory goes on where a killed one stopped.
+    The same call with the same directory resumes a killed one.
 
     Args:
-        sessions: made in a worker, by number of their trial.
+        sessions: factories, called in a worker, by number of the trial.
         directory: of the Tune experiment; shared by all nodes.
         competing: end the worse ones early, by ASHA (https://arxiv.org/abs/1810.05934) on ``loss``.
         use_gpu: give each one a GPU, if the cluster has any.
-        say: told in one line what was reported.
+        say: called with one line a report.
     """
     tune = _tune()
     token = _SAY.set(say)
@@ -116,13 +116,13 @@ def train_all(
 
 
 def forget(directory: Path) -> None:
-    """Remove an experiment whose models are safe elsewhere."""
+    """Remove an experiment's directory, once its models are saved elsewhere."""
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def _new_tuner(trainable: Any, numbers: Sequence[int], directory: Path, *, competing: bool) -> Any:
     tune = _tune()
-    # No run is ended before a third of its slices; max_t only spaces the rungs: a run ends by itself.
+    # No run is stopped before a third of its slices; max_t only spaces the rungs: a run ends by itself.
     asha = tune.schedulers.ASHAScheduler(
         time_attr="training_iteration", max_t=100, grace_period=3, reduction_factor=3, stop_last_trials=False
     )
@@ -146,7 +146,7 @@ def _new_tuner(trainable: Any, numbers: Sequence[int], directory: Path, *, compe
 
 
 def _trainable(sessions: Mapping[int, Callable[[], Session]]) -> Any:
-    """The class that Tune's workers run; it carries the sessions with it."""
+    """Trainable class for Tune's workers, which is pickled with the sessions."""
     base: Any = _tune().Trainable
 
     class Recover(base):  # type: ignore[misc]
@@ -170,7 +170,7 @@ def _trainable(sessions: Mapping[int, Callable[[], Session]]) -> Any:
 
 
 def _resources(n_trials: int, use_gpu: bool) -> dict[str, float]:
-    """A GPU a run where there are any; otherwise the processors, shared out."""
+    """Resources of a run: one GPU if the cluster has any, else an equal share of the CPUs."""
     ray: Any = importlib.import_module("ray")
     cluster = ray.cluster_resources()
     if use_gpu and cluster.get("GPU", 0) >= 1:
@@ -191,11 +191,11 @@ def _trained(result: Any) -> Trained:
     return Trained(state, tokens, metrics.get("course", ()), float(metrics.get("time_total_s", 0.0)), reason)
 
 
-# --- quiet and safe ---
+# --- Tune's settings ---
 
 
 def _tune() -> Any:
-    """Ray Tune, whose types depend on whether it is installed."""
+    """Module of Ray Tune, untyped as it may not be installed."""
     prepare_ray()
     return importlib.import_module("ray.tune")
 
@@ -204,7 +204,7 @@ _SAY: ContextVar[Say] = ContextVar("_SAY")
 
 
 def _lines() -> Any:
-    """A callback of Tune's that says one line a report."""
+    """Callback of Tune's that prints one line a report."""
     base: Any = _tune().Callback
 
     class Lines(base):  # type: ignore[misc]
@@ -224,7 +224,7 @@ def _lines() -> Any:
 
 @contextmanager
 def _settled_tune() -> Iterator[None]:
-    """Tune as a part of a command: no files of its own for people, no chatter, nothing lost when it is killed."""
+    """Tune within a command: no logs of its own, and frequent snapshots, so that a kill loses nothing."""
     wanted = {
         "TUNE_GLOBAL_CHECKPOINT_S": "1",  # else the last 10 s of finished results are lost on a kill
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -1,1 +1,1 @@
-"""Results of a run: front, pick, hypervolume, course."""
+"""Results of a run: front, pick, hypervolume, trials by target."""

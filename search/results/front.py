@@ -1,4 +1,4 @@
-"""The front: what no other trial beats in everything, and how it grew."""
+"""Pareto front of a study's trials, and its hypervolume over the search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.spaces.measurement import Fidelity
 
 
 def comparable(trials: Iterable[Trial], fidelity: Fidelity | None = None) -> list[Trial]:
-    """The feasible trials at one fidelity, in order of their numbers.
+    """Feasible trials at one fidelity, in order of their numbers.
 
     Args:
         trials: of one study.
@@ -30,7 +30,7 @@ def comparable(trials: Iterable[Trial], fidelity: Fidelity | None = None) -> lis
 def non_dominated(
     trials: Iterable[Trial], objectives: Sequence[str], fidelity: Fidelity | None = None
 ) -> list[Trial]:
-    """The trials that no other one equals or beats in every objective, in the digits that count there.
+    """Non-dominated trials: no other one equals or beats them in every objective, in the digits that count there.
 
     Args:
         trials: of one study.
@@ -60,7 +60,7 @@ def hypervolume_series(
     baselines: Collection[str],
     fidelity: Fidelity | None = None,
 ) -> list[tuple[int, float]]:
-    """How the volume that the front dominates grew.
+    """Hypervolume of the front after each trial.
 
     Each objective is scaled so that the best baseline lies at 0 and the worst at 1, which is the reference
     point: 1 means a trial as good as the best baseline in everything. An objective in which the

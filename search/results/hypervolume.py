@@ -1,4 +1,4 @@
-"""Exact hypervolume: how much of objective space a set of points dominates."""
+"""Exact hypervolume: the volume of objective space that a set of points dominates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Array = NDArray[np.float64]
 
 
 def hypervolume(points: Array, reference: Array) -> float:
-    """The volume between the points and the reference, every objective minimised.
+    """Volume between the points and the reference, every objective minimised.
 
     For fronts of up to some hundred points in two to four objectives; time grows exponentially with the
     number of objectives. WFG: While, Bradstreet, Barone, "A fast way of calculating exact hypervolumes",
@@ -24,7 +24,7 @@ def hypervolume(points: Array, reference: Array) -> float:
 
 
 def exclusive_volume(point: Array, others: Array, reference: Array) -> float:
-    """The volume that the point dominates and the others don't, so what it adds to theirs.
+    """Volume that the point dominates and the others don't: its contribution to their hypervolume.
 
     Args:
         point: ``n_objectives``.
@@ -38,7 +38,7 @@ def exclusive_volume(point: Array, others: Array, reference: Array) -> float:
 
 
 def _front(points: Array) -> Array:
-    """The points that no other one dominates, sorted, equal ones once."""
+    """Non-dominated points, sorted, equal ones once."""
     points = np.unique(points, axis=0)
     kept = points[:0]
     for point in points:  # ascending: nothing that follows dominates what is kept

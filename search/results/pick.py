@@ -1,4 +1,4 @@
-"""Choosing one trial of a study by bounds."""
+"""Choice of one trial of a study by bounds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MILLISECONDS = {"": 1.0, "ms": 1.0, "s": 1e3}
 
 @dataclass(frozen=True)
 class BoundKind:
-    """One kind of bound.
+    """Kind of bound.
 
     Args:
         value: name of the measured value.
@@ -57,13 +57,13 @@ BOUND_KINDS: dict[str, BoundKind] = {
 
 @dataclass(frozen=True)
 class Bound:
-    """A limit that a picked trial must keep.
+    """Limit that a picked trial must meet.
 
     Args:
         name: key of `BOUND_KINDS`.
         limit: in the value's unit, or a fraction of the dense model's value.
-        relative: which of the two.
-        text: as it was written.
+        relative: True for a fraction.
+        text: as given.
     """
 
     name: str
@@ -73,12 +73,12 @@ class Bound:
 
     @classmethod
     def parse(cls, name: str, text: str) -> Bound:
-        """Read a bound such as ``90e6``, ``90M``, ``180MB``, ``512KiB``, or ``0.7x`` of the dense model.
+        """Bound from a text such as ``90e6``, ``90M``, ``180MB``, ``512KiB``, or ``0.7x`` of the dense model.
 
         Units are powers of 1000, with an ``i`` of 1024; their case doesn't matter.
 
         Raises:
-            UsageError: if the name or the text is no bound.
+            UsageError: if the name is unknown or the text is not a limit.
         """
         if name not in BOUND_KINDS:
             raise UsageError(f"Expected a known bound, got {name!r}.{nearest(name, BOUND_KINDS)}")
@@ -96,7 +96,7 @@ class Bound:
         return cls(name, limit, relative, text.strip())
 
     def excess(self, trial: Trial, dense: Trial | None) -> float:
-        """By how much the trial misses the bound, as a fraction of it; 0 if it keeps it."""
+        """Distance of the trial from the bound as a fraction of it; 0 if it meets it."""
         kind = BOUND_KINDS[self.name]
         value, limit = self._value(trial), self.absolute(dense)
         if kind.at_least:
@@ -105,7 +105,7 @@ class Bound:
         return max(0.0, value - limit) / (abs(limit) or 1.0)
 
     def absolute(self, dense: Trial | None) -> float:
-        """The limit in the value's unit.
+        """Limit in the value's unit.
 
         Raises:
             UsageError: if the bound is relative and the dense model was not measured.
@@ -128,10 +128,10 @@ class Bound:
 
 
 def parse_bounds(texts: Mapping[str, str | None]) -> tuple[Bound, ...]:
-    """Bounds by name, those that are None left out.
+    """Bounds by name, without those that are None.
 
     Raises:
-        UsageError: if one is no bound, or if there is none.
+        UsageError: if one is not valid, or if there is none.
     """
     bounds = tuple(Bound.parse(name, text) for name, text in texts.items() if text is not None)
     if not bounds:
@@ -145,13 +145,13 @@ def pick(
     dense: str | None = None,
     fidelity: Fidelity | None = None,
 ) -> Trial:
-    """The trial with the lowest loss within all bounds, at one fidelity.
+    """Trial with the lowest loss within all bounds, at one fidelity.
 
-    A bound on sparsity is kept by a trial that comes within `SPARSITY_TOLERANCE` of it.
+    A bound on sparsity is met to within `SPARSITY_TOLERANCE`.
 
     Args:
         trials: of one study.
-        bounds: all of them must be kept.
+        bounds: all of them must be met.
         dense: canonical text of the dense model, for relative bounds.
         fidelity: None for the largest search fidelity among the trials.
 
@@ -159,7 +159,7 @@ def pick(
         Of equal losses the trial with the lowest number.
 
     Raises:
-        UsageError: if no trial keeps the bounds; the nearest one is named.
+        UsageError: if no trial meets the bounds; the nearest one is named.
     """
     among = comparable(trials, fidelity)
     if not among:
@@ -182,10 +182,10 @@ def pick(
 
 
 def pick_number(trials: Sequence[Trial], number: int) -> Trial:
-    """The trial with this number.
+    """Trial with this number.
 
     Raises:
-        UsageError: if there is none, if it is infeasible, or if it is that of a recovered model.
+        UsageError: if there is none, if it is infeasible, or if it is a recovered model.
     """
     if not 0 <= number < len(trials):
         got = f"trials 0 to {len(trials) - 1}" if trials else "a study without trials"

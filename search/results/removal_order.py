@@ -1,4 +1,4 @@
-"""In which order a search removed whole sub-layers: lines for the allocation rule `prefix`."""
+"""Order in which a search removed whole sub-layers, as lines for the allocation rule `prefix`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PARTS = {"attention": "kv_groups", "mlp": "ffn"}
 
 
 class SubLayer(NamedTuple):
-    """One of the two parts of a block."""
+    """Attention or MLP of a block."""
 
     block: int
     kind: str
@@ -24,15 +24,15 @@ Removed = frozenset[SubLayer]
 
 
 def removal_order(losses: Iterable[tuple[Removed, float]]) -> list[Removed]:
-    """What was removed step by step: from nothing on the least further, of those what left the lowest loss.
+    """Sub-layers removed at each step: the fewest further ones, and of equally few those with the lowest loss.
 
-    That is what a greedy search went on with, if these are the models that it measured; of equal losses the first.
+    For the models of a greedy search these are its own steps; of equal losses the first.
 
     Args:
-        losses: what a model lacks, with its loss.
+        losses: sub-layers that a model lacks, with its loss.
 
     Returns:
-        What each step removed beyond the one before.
+        The sub-layers that each step removed.
     """
     measured, now, steps = list(losses), Removed(), []
     while further := [(len(lacks), loss, i) for i, (lacks, loss) in enumerate(measured) if lacks > now]:
@@ -43,13 +43,13 @@ def removal_order(losses: Iterable[tuple[Removed, float]]) -> list[Removed]:
 
 
 def order_of(run: Run) -> list[dict[str, int | str]]:
-    """The order in a run over architectures, as lines of a profile: ``{"block": 3, "kind": "mlp"}``.
+    """Removal order of a run over architectures, as lines of a profile: ``{"block": 3, "kind": "mlp"}``.
 
-    A block whose sub-layers went in one step is one line, without ``kind``. Losses are compared at the fidelity at
-    which most models without whole sub-layers were measured.
+    A block whose sub-layers were removed in one step is one line, without ``kind``. Losses are compared at the fidelity
+    at which most models without whole sub-layers were measured.
 
     Raises:
-        UsageError: if there are no such models.
+        UsageError: if the run has no such models.
     """
     found: dict[str, list[tuple[Removed, float]]] = defaultdict(list)
     for trial in run.study.trials:
@@ -69,7 +69,7 @@ def order_of(run: Run) -> list[dict[str, int | str]]:
 
 
 def _removed(config: Mapping[str, Any], shapes: Sequence[BlockShape]) -> Removed | None:
-    """The sub-layers that a candidate lacks; None if it lacks parts of others, or is no architecture."""
+    """Sub-layers that a candidate lacks; None if it lacks parts of others, or is not an architecture."""
     lacks = set()
     for index, (kept, shape) in enumerate(zip(config.get("blocks", ()), shapes, strict=False)):
         whole = {"attention": shape.n_kv_groups, "mlp": shape.ffn_width}

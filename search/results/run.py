@@ -1,4 +1,4 @@
-"""A run as a reader sees it: its study with its settings, without torch and without the model."""
+"""Run to read from: its study with its settings, without torch and without the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from secateur.spaces.space import Space
 
 
 class Run:
-    """The front of a study, and what is on it.
+    """Study with its settings, space, front and baselines.
 
     Args:
         study: open for reading or writing.
@@ -31,22 +31,22 @@ class Run:
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings that the run was last continued with."""
+        """Settings that the run was last continued with."""
         return settings_from(self.study.settings)
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """Names of the values that the front weighs."""
+        """Names of the front's objectives."""
         return self.settings.objectives
 
     @property
     def fidelity(self) -> Fidelity:
-        """The one that is compared: the largest of the search."""
+        """Fidelity of comparisons: the largest of the search."""
         return self.settings.evaluator.compared
 
     @property
     def baselines(self) -> dict[str, Trial]:
-        """``dense``, ``uniform@...`` and further ones, as far as they were measured."""
+        """Measured baselines by name: ``dense``, ``uniform@...`` and further ones."""
         found = {
             name: self.study.lookup((text, self.fidelity.text))
             for name, text in self.study.about.baselines.items()
@@ -55,49 +55,49 @@ class Run:
 
     @cached_property
     def shape(self) -> ModelShape:
-        """The dense model's size, and the latency table that the run began with and keeps, if it has one."""
+        """Shape of the dense model, with the run's latency table if it has one."""
         facts = self.study.about.facts["shape"]
         return ModelShape.from_json({name: value for name, value in facts.items() if name != "linears"})
 
     @cached_property
     def space(self) -> Space[Any]:
-        """The space, from what the study knows about the model."""
+        """Space of the candidates, from the shape kept in the study."""
         linears = [Prunable(**linear) for linear in self.study.about.facts["shape"]["linears"]]
         settings = self.settings.space
         return SPACES[settings.kind].build(settings, linears, self.shape)
 
     def trials(self) -> list[Trial]:
-        """The feasible trials at the largest search fidelity."""
+        """Feasible trials at the largest search fidelity."""
         return comparable(self.study.trials, self.fidelity)
 
     def front(self) -> list[Trial]:
-        """The trials that no other one beats in every objective, baselines included."""
+        """Front of the trials, baselines included."""
         return non_dominated(self.study.trials, self.objectives, self.fidelity)
 
     def test_of(self, trial: Trial) -> Measurement | None:
-        """The same candidate on the test part, if it was measured there."""
+        """Measurement of the same candidate on the test part, if there is one."""
         found = self.study.lookup((trial.measurement.candidate, self.settings.evaluator.test_fidelity.text))
         return None if found is None else found.measurement
 
     def recovered_of(self, trial: Trial) -> Measurement | None:
-        """The same candidate after recovery, on the test part; of several the one with the most training."""
+        """Test measurement of the same candidate after recovery; of several the one with the most training."""
         found = (t.measurement for t in trials_of(self.study.trials, "recovered"))
         same = [m for m in found if m.candidate == trial.measurement.candidate]
         return max(same, key=lambda m: m.fidelity.n_tokens, default=None)
 
     @property
     def notes(self) -> dict[str, float]:
-        """What its controller noted, see `Controller.notes`; empty if there is nothing."""
+        """Notes of the controller, see `Controller.notes`; empty if there are none."""
         return read_notes(self.study.directory, self.settings.controller.kind)
 
     def as_searched(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The candidates of the trials, each once, as the trial that the front would show where there is one."""
+        """Trials of the same candidates, each once, at the fidelity of the front where there is one."""
         found = {t.measurement.candidate: t for t in trials}
         shown = {text: self.study.lookup((text, self.fidelity.text)) for text in found}
         return [shown[text] or trial for text, trial in found.items()]
 
     def pick(self, bounds: Sequence[Bound] = (), number: int | None = None) -> Trial:
-        """The best trial within the bounds, or the one with the number.
+        """Best trial within the bounds, or the trial with the number.
 
         Raises:
             UsageError: if there is none; the nearest is named.
@@ -107,7 +107,7 @@ class Run:
         return pick(self.study.trials, bounds, self.study.about.baselines.get("dense"), self.fidelity)
 
     def values_of(self, trial: Trial) -> dict[str, float | None]:
-        """The values of a trial for readers: None where the candidate has no such cost."""
+        """Values of a trial for display: None where the candidate has no such cost."""
         absent = self.stand_ins(trial)
         return {n: None if n in absent else value for n, value in trial.measurement.values.items()}
 
@@ -117,13 +117,13 @@ class Run:
 
     @property
     def structured(self) -> bool:
-        """Whether candidates are really smaller: what they remove is neither stored nor computed."""
+        """Whether candidates are structured: removed parts are neither stored nor computed."""
         return bool(self.study.about.facts["shape"].get("blocks"))
 
     def allocation(self, trial: Trial) -> dict[str, float]:
-        """Which share of each linear is removed, zeroed or cut off, by its full name.
+        """Share of each linear that is zeroed or cut, by its full name.
 
-        Empty where that is decided when the candidate becomes weights, as of recipes.
+        Empty where the share is known only after pruning, as of recipes.
         """
         config = self.space.config(self.space.parse(trial.measurement.candidate))
         if "blocks" in config:
@@ -132,7 +132,7 @@ class Run:
 
 
 def _cut_shares(kept: Sequence[Mapping[str, int]], shape: Mapping[str, Any]) -> dict[str, float]:
-    """All linears of a sub-layer lose the same share."""
+    """Cut share of each linear, which is the same for all linears of a sub-layer."""
     parts = [
         {"attention": after["kv_groups"] / before["n_kv_groups"], "mlp": after["ffn"] / before["ffn_width"]}
         for after, before in zip(kept, shape["blocks"], strict=True)
@@ -141,7 +141,7 @@ def _cut_shares(kept: Sequence[Mapping[str, int]], shape: Mapping[str, Any]) -> 
 
 
 def open_run(directory: str | Path) -> Run:
-    """A run to read from.
+    """Run to read from.
 
     Raises:
         UsageError: if the directory holds no study.

@@ -1,4 +1,4 @@
-"""Settings of the evaluator: what a measurement is."""
+"""Settings of the evaluator."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from secateur.spaces.section import Section
 
 
 class DataSettings(Section):
-    """Where text comes from: ``docs``, a file, a directory, or a hub dataset. The three sets are disjoint.
+    """Sources of text: ``docs``, a file, a directory, or a hub dataset. The three sets are disjoint.
 
     Args:
-        calibration: statistics of the dense model are taken here.
-        search: controllers see losses on this.
-        test: only the final numbers are measured here.
+        calibration: for statistics of the model.
+        search: for the losses that controllers see.
+        test: for the final measurements alone.
     """
 
     calibration: str = "docs"
@@ -28,19 +28,19 @@ class DataSettings(Section):
 
 
 class EvaluatorSettings(Section):
-    """What a measurement is.
+    """Loss, data and fidelities of a measurement.
 
     Args:
         loss: ``kl`` to the dense model or ``ce``, both in nats per token.
         data: sources of text.
-        window: tokens that the model sees at once.
+        window: tokens of a sequence.
         calibration_tokens: size of the calibration set, a multiple of the window.
         test_tokens: size of the test measurements, a multiple of the window.
         fidelities: tokens of search measurements, ascending multiples of the window; nested.
-        training: how candidates are trained lightly before they are measured; None: not at all.
-        latency: the table for latency objectives and targets; None for the one measured under default conditions.
+        training: light training of candidates before they are measured; None for none.
+        latency: table for latency objectives and targets; None for the one measured under default conditions.
         tasks: for objectives ``task:<name>``.
-        seed: which windows are drawn, the noise of the metric ``random``, and the order of training.
+        seed: of the choice of windows, the metric ``random``, and the order of training.
     """
 
     loss: Literal["kl", "ce"] = "kl"
@@ -73,16 +73,16 @@ class EvaluatorSettings(Section):
 
     @property
     def search_fidelities(self) -> tuple[Fidelity, ...]:
-        """What the search measures at, ascending; the last one is compared."""
+        """Fidelities of search measurements, ascending; comparisons use the last one."""
         trained = self.training.tokens if self.training is not None else (0,) * len(self.fidelities)
         return tuple(Fidelity("search", *pair) for pair in zip(self.fidelities, trained, strict=True))
 
     @property
     def compared(self) -> Fidelity:
-        """The largest one of the search: front, report and pick compare at it."""
+        """Largest fidelity of the search, at which front, report and pick compare."""
         return self.search_fidelities[-1]
 
     @property
     def test_fidelity(self) -> Fidelity:
-        """The test measurement's, trained as much as the largest one of the search."""
+        """Fidelity of test measurements, trained as much as the largest one of the search."""
         return Fidelity("test", self.test_tokens, self.compared.n_trained)

@@ -1,4 +1,4 @@
-"""Settings of latencies: which table they are predicted from."""
+"""Settings of predicted latencies."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from secateur.spaces.section import Section
 
 
 class LatencySettings(Section):
-    """The conditions of a table that ``secateur latency`` has measured, for latency objectives and targets.
+    """Conditions of a table that ``secateur latency`` has measured, for latency objectives and targets.
 
     Args:
         batch: sequences at a time.
         prompt: tokens of each: computed at once in prefill, in the cache in decode.
         threads: on a CPU; None for all that the process may use.
         clock: ``wall`` or ``cpu``.
-        table: a file with a table, as ``secateur latency --json`` prints it on the target device; counts in place of
-            the user's cache.
+        table: file with a table, as ``secateur latency --json`` prints it on the target device; used in place of the
+            user's cache.
     """
 
     batch: int = Field(default=1, gt=0)

@@ -1,4 +1,4 @@
-"""What is wrong with settings, said in one line a problem."""
+"""Errors in settings, one line each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def problems(error: ValidationError, model: type[BaseModel], prefix: Sequence[st
     """One line for each key at fault, in the model's order.
 
     Args:
-        error: what the model raised.
+        error: raised by the model.
         model: the model.
         prefix: path of the model in the settings.
     """
@@ -32,7 +32,7 @@ def problems(error: ValidationError, model: type[BaseModel], prefix: Sequence[st
 
 @dataclass(frozen=True)
 class _Place:
-    """A key, and the model of the section that it is in (for a whole section: its own)."""
+    """Place of a key: its path, and the model of its section (for a whole section: its own)."""
 
     holder: type[BaseModel]
     section: str
@@ -40,7 +40,7 @@ class _Place:
 
 
 def _locate(root: type[BaseModel], loc: Sequence[int | str], prefix: Sequence[str]) -> _Place:
-    """Find the key, leaving out pydantic's marks for members of unions."""
+    """Place of a key, without pydantic's marks for members of unions."""
     holder, section, path = root, list(prefix), list(prefix)
     keys = [str(key) for key in loc]
     while keys:
@@ -73,9 +73,9 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _line(found: Sequence[tuple[ErrorDetails, _Place]]) -> str:
-    """One key's problems; a value may break the rule of each member of a union."""
+    """Line for one key's errors; a value may break the rule of each member of a union."""
     for detail, place in found:
-        if detail["type"] == "value_error":  # our own words say it best
+        if detail["type"] == "value_error":  # our own message
             return _with_section(detail["msg"].removeprefix("Value error, "), place)
         if detail["type"] == "extra_forbidden":
             key = place.path.rpartition(".")[2]
@@ -97,7 +97,7 @@ def _rule(message: str) -> str:
 
 
 def _with_section(message: str, place: _Place) -> str:
-    """The message with the key that it names first spelled in full."""
+    """Message with the full path of the key that it names first."""
     name = re.search(r"`(\w+)`", message)
     if name is None or not place.section:
         return message

@@ -1,4 +1,4 @@
-"""Settings of a search: read strictly, completed with defaults, kept in the run."""
+"""Settings of a search: strict YAML with defaults and overrides."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _REGISTRIES: dict[str, tuple[Mapping[str, Any], str]] = {
 
 
 class Settings(Section):
-    """Everything that a search is given. Made by `load_settings` or `settings_from`, which know the kinds.
+    """Settings of a search, made by `load_settings` or `settings_from`, which know the kinds of sections.
 
     Args:
         model: ``tiny``, a hub id, a local directory, or a .gguf file.
@@ -48,13 +48,13 @@ class Settings(Section):
         trust_remote_code: run code that comes with the model.
         space: section of a space, by ``kind``.
         controller: section of a controller, by ``kind``.
-        evaluator: what a measurement is.
-        objectives: names of values, the first ones first in tables.
+        evaluator: loss, data and fidelities of measurements.
+        objectives: names of values, in the order of tables.
         executor: section of an executor, by ``kind``.
-        budget: when the search ends.
+        budget: limits of the search.
         storage: address of a database that mirrors the study, such as ``postgresql://...`` with ``${NAMES}`` of
             environment variables; None for a journal file in the run.
-        seed: of the controller: which candidates are proposed.
+        seed: of the controller's proposals.
     """
 
     model: str = Field(default="tiny", min_length=1)
@@ -74,7 +74,7 @@ class Settings(Section):
     @field_validator("executor")
     @classmethod
     def _size_rounds(cls, executor: Any, info: ValidationInfo) -> Any:
-        """A round as the space has them, where none is given."""
+        """Batch of the executor, by default that of the space."""
         batch = getattr(info.data.get("space"), "batch", None)
         given = batch is None or "batch" in executor.model_fields_set
         return executor if given else executor.model_copy(update={"batch": batch})
@@ -117,7 +117,7 @@ class Settings(Section):
 
     @property
     def optimised(self) -> tuple[str, ...]:
-        """All objectives: the search's, and those that the controller has of its own."""
+        """Objectives of the search and those of the controller's own."""
         return (*self.objectives, *(getattr(self.controller, "objectives", None) or ()))
 
 
@@ -170,12 +170,12 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
 
 
 def resolved(settings: Settings) -> dict[str, Any]:
-    """All settings, defaults included, as plain values for YAML; `settings_from` is its inverse."""
+    """Settings with defaults as plain values for YAML; `settings_from` is the inverse."""
     return settings.model_dump(mode="json")
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """The settings that measurements depend on: under others they can't be compared.
+    """Settings that measurements depend on; those of other values can't be compared.
 
     Budget, controller and its seed, executor, device, objectives, storage, fidelities, and the target where candidates
     name theirs, may change when a search is continued.
@@ -196,7 +196,7 @@ def identity(settings: Settings) -> dict[str, Any]:
 
 
 def _section(name: str, raw: Any, registry: Mapping[str, Any], default: str) -> tuple[BaseModel, list[str]]:
-    """The section by its kind, and what is wrong with it."""
+    """Section by its kind, and its errors."""
     if not isinstance(raw, Mapping):
         return Section(), [f"Expected `{name}` to be a mapping such as {{kind: {default}}}, got {raw!r}."]
     kind = raw.get("kind", default)

@@ -1,4 +1,4 @@
-"""Settings of tasks: where their files are, and how much of them is measured."""
+"""Settings of objectives ``task:<name>``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from secateur.spaces.section import Section
 
 
 class TaskSettings(Section):
-    """For objectives ``task:<name>``, measured at the largest fidelity of the search.
+    """Files and samples of tasks, measured at the largest fidelity of the search.
 
     Args:
         directory: of task files, YAML as lm-eval reads them, with their data beside them.
-        samples: of each task, the same ones for every candidate; None for all.
+        samples: of each task, the same for every candidate; None for all.
         batch: sequences that go through the model together.
     """
 

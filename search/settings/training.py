@@ -1,4 +1,4 @@
-"""Settings of light training: what candidates are trained on before they are measured."""
+"""Settings of light training of candidates before they are measured."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pydantic import Field, model_validator
 from secateur.spaces.section import Section
 
 RATES = {"full": 3e-5, "norms": 3e-4, "lora": 2e-4}
-"""A tenth of what a recovery takes: with few steps at a constant rate more does harm (experiments/003)."""
+"""Learning rates, a tenth of those of a recovery: in few steps higher ones harm (experiments/003)."""
 
 
 class TrainingSettings(Section):
-    """Each candidate is trained for a moment before it is measured, so that what recovers well is preferred.
+    """Short training of each candidate before it is measured, so that candidates that recover well are preferred.
 
-    On windows of the calibration part, in fp32, the removed parts really removed and zeros kept. What was trained is
-    thrown away. See DarwinLM (https://arxiv.org/abs/2502.07780).
+    On windows of the calibration part, in fp32, with removed parts cut and zeros kept. The trained weights are
+    discarded. See DarwinLM (https://arxiv.org/abs/2502.07780).
 
     Args:
-        tokens: trained on, one number a fidelity, ascending, 0 for none; whole batches. The test measurement is
+        tokens: of training, one number a fidelity, ascending, 0 for none; whole batches. The test measurement is
             trained as much as the last.
         learn: ``full``: every parameter; ``norms``: gains and biases of the norms; ``lora``: low-rank updates.
         loss: ``kl``, distillation from the dense model, or ``ce``, the cross-entropy of the next token.
@@ -45,19 +45,19 @@ class TrainingSettings(Section):
 
     @property
     def rate(self) -> float:
-        """The learning rate."""
+        """Learning rate."""
         return RATES[self.learn] if self.learning_rate is None else self.learning_rate
 
     @property
     def text(self) -> str:
-        """For people."""
+        """Summary for display."""
         tokens = ", ".join(f"{n:,}" for n in self.tokens)
         return (
             f"{self.learn}, loss {self.loss}, {tokens} tokens of the calibration text; thrown away afterwards"
         )
 
     def check_fits(self, window: int, n_fidelities: int) -> None:
-        """See that there is a number of whole batches for each fidelity.
+        """Check that each fidelity has a number of whole batches.
 
         Raises:
             ValueError: if not.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.search.errors import UsageError
 from secateur.search.objectives import objective
-from secateur.search.results.course import references, target_of, target_sparsities
+from secateur.search.results.targets import references, target_of, target_sparsities
 from secateur.search.show.console import complain, show, show_json
 from secateur.search.show.values import perplexity, shown
 from secateur.spaces.measurement import Measurement

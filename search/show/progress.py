@@ -10,8 +10,8 @@ from typing import Any
 
 from secateur.search.budget import Spent
 from secateur.search.controller import Trial
-from secateur.search.results.course import best_by_target, references, target_sparsities
 from secateur.search.results.front import hypervolume_series, non_dominated
+from secateur.search.results.targets import best_by_target, references, target_sparsities
 from secateur.search.settings.settings import Settings
 from secateur.search.study.study import trials_of
 

@@ -13,9 +13,9 @@ from secateur.search.controller import Trial
 from secateur.search.files import dump_yaml
 from secateur.search.loop.notes import notes_line
 from secateur.search.mirror.address import masked
-from secateur.search.results.course import best_by_target, loss_series, target_sparsities
 from secateur.search.results.front import hypervolume_series
 from secateur.search.results.run import Run
+from secateur.search.results.targets import best_by_target, loss_series, target_sparsities
 from secateur.search.show.front_plot import plot_front
 from secateur.search.show.front_table import (
     Row,

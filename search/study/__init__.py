@@ -1,1 +1,1 @@
-"""The study: measurements on disk, and what they belong to."""
+"""Study: measurements on disk, their description, and the log of asks."""

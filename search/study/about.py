@@ -1,4 +1,4 @@
-"""What a study is a study of: kept beside its measurements, so that nothing else is ever added to them."""
+"""Description of a study, ``study.json``: identity, baselines and facts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ABOUT = "study.json"
 
 @dataclass(frozen=True)
 class About:
-    """What a study is a study of.
+    """Description of a study.
 
     Args:
         identity: plain nested values that measurements depend on: see `settings.identity`, and with it
@@ -32,7 +32,7 @@ class About:
 
 
 def read_about(directory: Path) -> About:
-    """What the study in the directory is a study of.
+    """Description of the study in the directory.
 
     Raises:
         UsageError: if its file is damaged, or of another format.
@@ -52,12 +52,12 @@ def read_about(directory: Path) -> About:
 
 
 def about_text(about: About) -> str:
-    """The content of the file."""
+    """Content of the file."""
     return json.dumps({"format": FORMAT, **vars(about)}, indent=1) + "\n"
 
 
 def check_directory(directory: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse what is neither new nor the same search, touching nothing.
+    """Check, without changing anything, that the directory is new or holds the same search.
 
     Raises:
         UsageError: if the directory holds another search or something else.

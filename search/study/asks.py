@@ -1,4 +1,4 @@
-"""When a controller was asked: what an asynchronous search needs to be continued, beside its measurements."""
+"""Log of a controller's asks, from which an asynchronous search is resumed by replay."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from secateur.search.study.journal import Appender
 
 @dataclass(frozen=True)
 class Ask:
-    """One call of `Controller.ask` that was answered.
+    """Answered call of `Controller.ask`.
 
     Args:
-        told: trials that the study held by then, all of which the controller had been told.
-        n: how many proposals were asked for.
+        told: trials of the study at that time, all of which the controller had been told.
+        n: number of proposals asked for.
     """
 
     told: int
@@ -26,21 +26,21 @@ class Ask:
 
 @dataclass(frozen=True)
 class _Begin:
-    """Since when a controller is asked, and which one."""
+    """Start of a section: the controller, and the number of trials before its first ask."""
 
     first: int
     about: Mapping[str, Any]
 
 
 class AskLog:
-    """The calls of `Controller.ask` in order, one a line, between the trials that they came between.
+    """Calls of `Controller.ask` in order, one a line, each with the number of trials known at the time.
 
-    Where results come in whatever order, what a controller proposes depends on when it was asked. With this
-    log the calls are made once more in the same order, and whatever was under way is known again.
+    Where results arrive in any order, proposals depend on when the controller was asked. A search is resumed by
+    repeating the calls in the same order, which also gives the candidates that were in flight.
 
-    A controller or seed that is new to the log begins a section of its own; earlier sections are left as they are.
-    The log is written before the jobs that follow from it, so that the death of the process loses nothing. It is not
-    flushed to the disk each time: if the machine itself dies, its end may be lost, but no measurement is.
+    Another controller or seed starts a new section; earlier sections stay. The log is written before the jobs that
+    follow from it, so that a killed process loses nothing. It is not flushed to the disk each time: a machine that goes
+    down may lose its end, but no measurement.
 
     Args:
         path: the file; made if it is missing.
@@ -65,16 +65,16 @@ class AskLog:
 
     @property
     def first(self) -> int:
-        """Trials that the study held before the controller was asked for the first time."""
+        """Number of trials before the controller's first ask."""
         return self._begin.first
 
     @property
     def asks(self) -> Sequence[Ask]:
-        """The calls so far."""
+        """Calls so far."""
         return self._asks
 
     def add(self, ask: Ask) -> None:
-        """Note a call.
+        """Append a call.
 
         Raises:
             StudyWriteError: if there is no room.
@@ -91,7 +91,7 @@ class AskLog:
 
 
 def _read(path: Path) -> tuple[list[tuple[_Begin, list[Ask]]], int]:
-    """The sections, and the length of the whole lines; a torn or damaged end is left out."""
+    """Sections, and the length of the whole lines; a torn or damaged end is left out."""
     data = path.read_bytes() if path.exists() else b""
     sections: list[tuple[_Begin, list[Ask]]] = []
     n_bytes = 0

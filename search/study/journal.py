@@ -1,4 +1,4 @@
-"""The truth of a study: an append-only file with one measurement a line."""
+"""Measurements of a study: an append-only file, one a line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ measured again."""
 
 @dataclass(frozen=True)
 class JournalContent:
-    """What a file of measurements holds.
+    """Content of a file of measurements.
 
     Args:
         measurements: in file order, the first one of each key.
-        n_bytes: where the whole lines end, from the beginning of the file; what follows is torn.
-        n_torn: bytes after them: a line that was being written when its process ended.
+        n_bytes: length of the whole lines from the beginning of the file.
+        n_torn: bytes after them, of a line whose writer was killed.
     """
 
     measurements: tuple[Measurement, ...]
@@ -36,14 +36,14 @@ class JournalContent:
 
 
 def read_journal(path: Path, start: int = 0) -> JournalContent:
-    """Read a file of measurements; a missing one is empty, and a torn last line is left out.
+    """Content of a file of measurements; a missing file is empty, and a torn last line is left out.
 
     Args:
         path: the file.
-        start: bytes to leave out, whole lines that were read before.
+        start: bytes of whole lines that were read before.
 
     Raises:
-        UsageError: on a line, other than a torn last one, that is no measurement.
+        UsageError: on a line, other than a torn last one, that is not a measurement.
     """
     data = _read_from(path, start)
     lines = data.split(b"\n")
@@ -82,7 +82,7 @@ def _is_json(line: bytes) -> bool:
 
 
 class Appender:
-    """Appends whole lines to a file, or nothing.
+    """Append-only file whose batches of lines are written whole or not at all.
 
     Args:
         path: the file; made if it is missing.
@@ -106,7 +106,7 @@ class Appender:
 
         Args:
             lines: without their ends.
-            safe: what is not lost, for the error.
+            safe: note for the error on what is not lost.
 
         Raises:
             StudyWriteError: if there is no room.
@@ -154,7 +154,7 @@ class Appender:
 
 
 class JournalWriter:
-    """Appends measurements.
+    """Append-only file of measurements.
 
     Args:
         path: the file; made if it is missing.
@@ -172,7 +172,7 @@ class JournalWriter:
             n_safe: measurements in the file so far, for the error.
 
         Returns:
-            The measurements as a later reader will see them.
+            The measurements as they will be read back.
 
         Raises:
             StudyWriteError: if there is no room.
@@ -188,7 +188,7 @@ class JournalWriter:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make new names in the directory last."""
+    """Flush new names in the directory to the disk."""
     fd = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(fd)

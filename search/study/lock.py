@@ -1,4 +1,4 @@
-"""One driver a study: a lock that dies with its holder."""
+"""Lock of a run, one driver at a time, released by the kernel when its holder ends."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def writer_of(directory: Path) -> str | None:
 
 
 class RunLock:
-    """Holds ``run.lock`` in a run directory until it is closed or its process ends.
+    """Lock ``run.lock`` of a run directory, held until it is closed or its process ends.
 
-    The kernel releases the lock of a dead process, so a file that is left behind holds nobody up.
+    The kernel releases the lock of a dead process; a file left behind locks nothing.
 
     Args:
         directory: the run, existing.
@@ -64,7 +64,7 @@ class RunLock:
             return "another process"
 
     def close(self) -> None:
-        """Let the next driver in. May be called twice."""
+        """Release the lock. May be called twice."""
         if self._lock.is_locked:
             with contextlib.suppress(OSError):  # the directory may be gone
                 os.truncate(self._path, 0)

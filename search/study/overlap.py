@@ -1,4 +1,4 @@
-"""How alike the masks of formulas and of published metrics are: derived at a search's end, kept beside the study."""
+"""Overlap of the masks of formulas and of published metrics, computed at a search's end and kept beside the study."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NAME = "formulas.json"
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of the masks of formulas with those of published ones.
+    """Overlap of the masks of formulas with those of published ones.
 
     Args:
-        blocks: indices of those that were compared.
+        blocks: indices of the compared blocks.
         known: texts of the published formulas, by name.
         overlap: by a formula's text, then by a published one's name, the share of the pruned weights that both
             prune; mean over projections.
@@ -31,7 +31,7 @@ class Overlap:
 
 
 def write_overlap(directory: Path, content: Mapping[str, Any]) -> None:
-    """Keep it; without room for it, a run is whole all the same.
+    """Write the file; an error is ignored, as a run is complete without it.
 
     Args:
         directory: of the run.
@@ -42,7 +42,7 @@ def write_overlap(directory: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_overlap(directory: Path) -> Overlap | None:
-    """What was kept, or None."""
+    """Content of the file, or None."""
     try:
         content = json.loads((directory / NAME).read_text(encoding="utf-8"))
         return Overlap(**content)

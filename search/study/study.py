@@ -1,4 +1,4 @@
-"""A study: everything that was measured in one search, kept in a directory."""
+"""Study: all measurements of one search, kept in a directory."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SETTINGS, MEASUREMENTS = "settings.yaml", "measurements.jsonl"
 
 
 def trials_of(trials: Iterable[Trial], *parts: Part) -> list[Trial]:
-    """The trials of some parts, e.g. ``"test"``."""
+    """Trials of some parts, e.g. ``"test"``."""
     return [trial for trial in trials if trial.measurement.fidelity.part in parts]
 
 
 class Study:
-    """The trials of one search, in the order of its file of measurements.
+    """Trials of one search, in the order of its file of measurements.
 
     Made by `open_or_create` for the one driver that writes it, or by `open` for readers, who see it as it
-    is at that moment. A context manager; leaving it lets the next driver in.
+    is at that moment. A context manager, whose exit releases the lock.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], about: About) -> None:
@@ -49,7 +49,7 @@ class Study:
 
     @classmethod
     def open(cls, directory: str | Path) -> Study:
-        """A study to read from; nothing is locked or written, and a driver may be writing it.
+        """Study to read from, also while a driver writes it; nothing is locked or written.
 
         Raises:
             UsageError: if the directory holds no study, or a damaged one.
@@ -67,21 +67,21 @@ class Study:
 
     @classmethod
     def open_or_create(cls, directory: str | Path, settings: Mapping[str, Any], about: About) -> Study:
-        """The study to write to: a new one in a new or empty directory, or the one that is there, continued.
+        """Study to write to: a new one in a new or empty directory, or the existing one, continued.
 
         A torn last line is cut off, and a warning about it left in `warnings`.
 
         Args:
             directory: made if it is missing.
             settings: all of them, as plain values; kept for readers.
-            about: what the search is about; plain values.
+            about: description of the search, plain values.
 
         Raises:
-            UsageError: if the directory holds another search or something else, a damaged file, or a study
-                that another driver is writing. The directory is then left as it was.
+            UsageError: if the directory holds another search, other files, a damaged file, or a study that another
+                driver is writing. The directory is then unchanged.
         """
         directory = Path(directory)
-        about = About(**json.loads(json.dumps(vars(about), default=dict)))  # as a reader will see it
+        about = About(**json.loads(json.dumps(vars(about), default=dict)))  # as it will be read back
         check_directory(directory, about.identity)
         directory.mkdir(parents=True, exist_ok=True)
         lock = RunLock(directory)
@@ -105,7 +105,7 @@ class Study:
         return study
 
     def name_baselines(self, baselines: Mapping[str, str]) -> None:
-        """Keep for readers which candidates are baselines, once all are known.
+        """Add the baselines to the description, once all are known.
 
         Args:
             baselines: canonical texts by name.
@@ -115,20 +115,20 @@ class Study:
 
     @property
     def trials(self) -> Sequence[Trial]:
-        """All trials, each at the index that is its number. Not to be changed."""
+        """All trials, the index being the number; read-only."""
         return self._trials
 
     @property
     def spent(self) -> Spent:
-        """The work of the search: its measurements, and the closed forms that screened for it."""
+        """Work of the search: its measurements, and the closed forms of screening."""
         return Spent().plus(trials_of(self._trials, "search", "proxy"))
 
     def lookup(self, key: tuple[str, str]) -> Trial | None:
-        """The trial with this (candidate, fidelity), both as text."""
+        """Trial of this (candidate, fidelity), both as text; None if there is none."""
         return self._by_key.get(key)
 
     def append(self, measurements: Sequence[Measurement]) -> list[Trial]:
-        """Keep a batch: when this returns, it outlives the process, and the machine from the next flush on.
+        """Append a batch, which from then on survives the process, and from the next flush on the machine.
 
         Raises:
             RuntimeError: if the study was opened for reading, or is closed.
@@ -146,7 +146,7 @@ class Study:
         return self._remember(self._writer.append(measurements, n_safe=len(self._trials)))
 
     def asks(self, about: Mapping[str, Any]) -> AskLog:
-        """The log of an asynchronous search by the controller that the plain values are about.
+        """Log of asks of the controller that the plain values describe.
 
         Raises:
             RuntimeError: if the study was opened for reading, or is closed.
@@ -159,7 +159,7 @@ class Study:
         return self._asks
 
     def refresh(self) -> list[Trial]:
-        """Read what its driver has added since; for a study that is open for reading.
+        """Read the measurements that a driver has added since; for a study that is open for reading.
 
         Returns:
             The new trials.
@@ -180,7 +180,7 @@ class Study:
         return self._trials[first:]
 
     def close(self) -> None:
-        """Let the next driver in, whatever happens. May be called twice.
+        """Close the files and release the lock, whatever happens. May be called twice.
 
         Raises:
             StudyWriteError: if there is no room for what was not flushed to the disk yet.

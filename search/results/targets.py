@@ -1,4 +1,4 @@
-"""The course of a search: which target a trial belongs to, and how the best loss of each went down."""
+"""Trials by target: reference baselines, best trials, and series of the lowest loss."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from secateur.spaces.measurement import Fidelity
 
 
 def references(baselines: Mapping[str, Trial]) -> dict[str, str]:
-    """For each target the name of the baseline that others are compared with: ``{"0.6": "uniform@0.6"}``.
+    """Name of the baseline that each target's trials are compared with, the first of several.
 
-    Of several it is the first one.
+    By the target's label, e.g. ``{"0.6": "uniform@0.6"}``.
     """
     found: dict[str, str] = {}
     for name, trial in baselines.items():
@@ -39,7 +39,7 @@ def target_of(trial: Trial, known: Mapping[str, float]) -> str | None:
 
 
 def best_by_target(trials: Iterable[Trial], known: Mapping[str, float]) -> dict[str, Trial]:
-    """The trial with the lowest loss of each target, of comparable trials; of equal ones the first."""
+    """Trial with the lowest loss of each target among comparable trials; of equal ones the first."""
     best: dict[str, Trial] = {}
     for trial in trials:
         label = target_of(trial, known)
@@ -51,7 +51,7 @@ def best_by_target(trials: Iterable[Trial], known: Mapping[str, float]) -> dict[
 def loss_series(
     trials: Iterable[Trial], fidelity: Fidelity, known: Mapping[str, float]
 ) -> dict[str, list[tuple[int, float]]]:
-    """How the lowest loss of each target went down.
+    """Series of the lowest loss of each target.
 
     Args:
         trials: of one study, in order.
