@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.spaces.budget import n_zeros
+from secateur.spaces.levels import n_zeros
 
 Comparison = Literal["output", "layer"]
 MAX_LEVELS = 255

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.spaces.budget import Balance, Table, Window, total_usage
+from secateur.spaces.levels import Balance, Table, Window, total_usage
 
 Levels = tuple[int, ...]
 ATTEMPTS = 16  # random variations that are tried before the systematic search for any neighbour

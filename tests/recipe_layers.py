@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.pruners.recipes.allocation.layers import Entry, Evidence, Layer
-from secateur.spaces.budget import n_zeros
+from secateur.spaces.levels import n_zeros
 
 
 def sublayers(n_blocks=4, groups=4, channels=32, group=40, channel=6, rest=2, seed=0):

@@ -12,7 +12,7 @@ from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.allocation.settings import AllocationSettings, build_allocation
 from secateur.spaces.allocation.space import Allocation, AllocationSpace
-from secateur.spaces.budget import Balance, Window, n_zeros, spread_order
+from secateur.spaces.levels import Balance, Window, n_zeros, spread_order
 from secateur.spaces.shape import ModelShape, Prunable, Unit, group
 
 SMOLLM2 = {

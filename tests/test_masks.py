@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.pruners.masks import MAX_LEVELS, lowest, mask, mask_at, prune_ranks
-from secateur.spaces.budget import n_zeros
+from secateur.spaces.levels import n_zeros
 
 SPARSITIES = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
 

@@ -14,7 +14,7 @@ from secateur.pruners.weights.prune import prune
 from secateur.pruners.weights.ria import ria
 from secateur.pruners.weights.sparsegpt import sparsegpt
 from secateur.pruners.weights.wanda import wanda
-from secateur.spaces.budget import n_zeros
+from secateur.spaces.levels import n_zeros
 from secateur.spaces.methods import METRICS, RECONSTRUCTIONS
 from tests.models import random_tokens, small_anatomy
 

@@ -12,7 +12,7 @@ from secateur.pruners.masks import mask
 from secateur.pruners.weights.admm import Fit, admm
 from secateur.pruners.weights.dsnot import dsnot
 from secateur.pruners.weights.method import Method
-from secateur.spaces.budget import n_zeros
+from secateur.spaces.levels import n_zeros
 from secateur.spaces.methods import METRICS, RECONSTRUCTIONS
 from tests.models import random_tokens, small_anatomy
 

@@ -14,7 +14,7 @@ from secateur.pruners.weights import sparsellm as module
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.prune import prune
 from secateur.pruners.weights.sparsellm import best_outputs, best_products, nearer_gates, sparsellm
-from secateur.spaces.budget import n_zeros
+from secateur.spaces.levels import n_zeros
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, build
 

@@ -23,7 +23,7 @@ from secateur.pruners.models.precision import fp32_bytes, in_fp32
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.wanda_sp import wanda_sp
-from secateur.spaces.budget import n_zeros
+from secateur.spaces.levels import n_zeros
 
 N_PAIRS = 32
 

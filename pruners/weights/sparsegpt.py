@@ -12,7 +12,7 @@ from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.masks import lowest
 from secateur.pruners.weights.layer import Layer
-from secateur.spaces.budget import n_zeros
+from secateur.spaces.levels import n_zeros
 
 _LAZY = 16
 """Columns that are updated one by one before the rest of the block is updated in one product."""

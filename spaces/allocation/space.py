@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.budget import check_ascending, level_out, n_zeros, window
+from secateur.spaces.levels import check_ascending, level_out, n_zeros, window
 from secateur.spaces.mutation_crossover import Levels, LevelVariation
 from secateur.spaces.shape import ModelShape, Prunable, Unit
 from secateur.spaces.space import SeparableSpace

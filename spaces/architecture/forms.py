@@ -13,7 +13,7 @@ from typing import NamedTuple
 from secateur.spaces.architecture.candidate import GONE, Kept
 from secateur.spaces.architecture.cost import USAGES, Of, check_latency, dense_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules
-from secateur.spaces.budget import Window, check_ascending, nearest_window, spread_order
+from secateur.spaces.levels import Window, check_ascending, nearest_window, spread_order
 from secateur.spaces.shape import ModelShape
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from secateur.spaces.architecture.levels import Slot
-from secateur.spaces.budget import Table, Window
+from secateur.spaces.levels import Table, Window
 from secateur.spaces.methods import DEPTH
 from secateur.spaces.mutation_crossover import Levels
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from secateur.spaces.architecture.cost import USAGES, Of, check_latency, dense_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot, slots_of
-from secateur.spaces.budget import check_ascending, finest_step, nearest_window
+from secateur.spaces.levels import check_ascending, finest_step, nearest_window
 from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
 from secateur.spaces.shape import ModelShape
 

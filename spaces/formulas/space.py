@@ -10,8 +10,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from secateur.spaces.budget import n_zeros
-from secateur.spaces.formulas.constants import constants_of, with_constants
 from secateur.spaces.formulas.grammar import parse, print_formula
 from secateur.spaces.formulas.known import known_tree
 from secateur.spaces.formulas.latex import latex
@@ -19,7 +17,8 @@ from secateur.spaces.formulas.metric import metric_of
 from secateur.spaces.formulas.mutation_crossover import crossover, mutate_hoist, mutate_point, mutate_subtree
 from secateur.spaces.formulas.random_trees import Palette, ramped
 from secateur.spaces.formulas.simplify import simplify
-from secateur.spaces.formulas.tree import Bounds, Terminal, Tree, subtrees
+from secateur.spaces.formulas.tree import Bounds, Terminal, Tree, constants_of, subtrees, with_constants
+from secateur.spaces.levels import n_zeros
 from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space import Space
 

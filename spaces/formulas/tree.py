@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 DEEPEST = 64
+
 LARGEST = 512
 """No tree is deeper, or has more nodes: what walks a tree may then recurse."""
 
@@ -15,6 +16,7 @@ LEAST, GREATEST = 1e-30, 1e30
 """Magnitudes of constants other than 0: their squares, nearly, are still numbers in fp32."""
 
 R = TypeVar("R")
+
 Path: TypeAlias = tuple[int, ...]
 """A place in a tree: which argument to go to, from the root down."""
 
@@ -157,3 +159,26 @@ def replace_at(tree: Tree, path: Path, new: Tree) -> Tree:
     arguments = list(tree.arguments)
     arguments[i] = replace_at(arguments[i], tuple(rest), new)
     return Apply(tree.operator, tuple(arguments))
+
+
+def constants_of(tree: Tree) -> tuple[float, ...]:
+    """The constants other than 0, from left to right: those that can be scaled."""
+    return tuple(value for _, value in _places(tree))
+
+
+def with_constants(tree: Tree, values: Sequence[float]) -> Tree:
+    """The tree with other constants in the places of `constants_of`; it is not simplified.
+
+    Raises:
+        ValueError: if there are fewer or more places than values, or a value is no constant.
+    """
+    places = _places(tree)
+    if len(values) != len(places):
+        raise ValueError(f"Expected {len(places)} constants, got {len(values)}.")
+    for (path, _), value in zip(places, values, strict=True):
+        tree = replace_at(tree, path, Constant(value))
+    return tree
+
+
+def _places(tree: Tree) -> list[tuple[Path, float]]:
+    return [(path, node.value) for path, node in subtrees(tree) if isinstance(node, Constant) and node.value]

@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.spaces.architecture.candidate import GONE
 from secateur.spaces.architecture.cost import cost, dense_of
-from secateur.spaces.budget import check_ascending, n_zeros
+from secateur.spaces.levels import check_ascending, n_zeros
 from secateur.spaces.methods import Unit
 from secateur.spaces.parameters import IntParameter
 from secateur.spaces.recipe.candidate import DENSE, Recipe

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.pruners.recipes.allocation.layers import BudgetError, Floats, Ints, Layer
-from secateur.spaces.budget import n_zeros, spread_order
+from secateur.spaces.levels import n_zeros, spread_order
 
 Times = Sequence[NDArray[np.floating[Any]]]
 """Of each layer when its units go, ascending."""
