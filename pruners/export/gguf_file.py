@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from secateur.pruners.export.cut import CutModel, stored
 from secateur.pruners.export.export_check import TOLERANCES
 from secateur.pruners.export.gguf_check import check_gguf
-from secateur.pruners.export.gguf_vocabulary import read_vocabulary, write_vocabulary
+from secateur.pruners.export.gguf_vocabulary import check_tokenizer, write_vocabulary
 from secateur.pruners.export.job import Job, Saved
 
 FAMILIES = ("llama", "mistral")
@@ -52,10 +52,9 @@ def save_gguf(job: Job, made: Path, scratch: Path) -> Saved:
         ExportError: if what was read back differs.
     """
     check_config(job.cut, job.tokenizer)
-    vocabulary = read_vocabulary(job.tokenizer, job.cut.anatomy.vocab_size)
     tensors, lossy = stored(dict(_tensors(job.cut)), job.dtype)
     arch = "llama" if _is_uniform(job.cut) else "deci"
-    _write(made / FILE, arch, job, vocabulary, tensors)
+    _write(made / FILE, arch, job, scratch, tensors)
     model: Any = job.cut.anatomy.model
     tolerance = max(TOLERANCES[model.dtype], TOLERANCES[job.dtype] if lossy else 0.0)
     comparison = check_gguf(made / FILE, model, job.tokens, tolerance)
@@ -84,7 +83,7 @@ def check_config(cut: CutModel, tokenizer: PreTrainedTokenizerBase) -> None:
         )
     if cut.config.hidden_act != "silu":
         raise ValueError(f"Expected the activation silu for gguf, got {cut.config.hidden_act!r}. Use hf.")
-    read_vocabulary(tokenizer, cut.anatomy.vocab_size)
+    check_tokenizer(tokenizer)
 
 
 def _tensors(cut: CutModel) -> Iterator[tuple[str, Tensor]]:
@@ -129,7 +128,7 @@ def _frequency_factors(cut: CutModel) -> Float[Tensor, " pairs"] | None:
     return None if torch.allclose(factors, torch.ones_like(factors), rtol=1e-5) else factors.float()
 
 
-def _write(path: Path, arch: str, job: Job, vocabulary: Any, tensors: dict[str, Tensor]) -> None:
+def _write(path: Path, arch: str, job: Job, scratch: Path, tensors: dict[str, Tensor]) -> None:
     import gguf
 
     cut, config = job.cut, job.cut.config
@@ -147,7 +146,7 @@ def _write(path: Path, arch: str, job: Job, vocabulary: Any, tensors: dict[str, 
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(cut.anatomy.vocab_size)
-    write_vocabulary(writer, vocabulary)
+    write_vocabulary(writer, job.tokenizer, cut.anatomy.vocab_size, scratch / "tokenizer")
     kinds = {
         torch.float32: gguf.GGMLQuantizationType.F32,
         torch.float16: gguf.GGMLQuantizationType.F16,

@@ -7,8 +7,8 @@ is not known here, would give other tokens without an error, and is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -33,104 +33,69 @@ PRE_TOKENIZERS: Mapping[tuple[str, ...], str] = MappingProxyType(
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a GGUF file says about its tokenizer.
-
-    Args:
-        model: ``gpt2`` (byte-level BPE) or ``llama`` (SentencePiece BPE with bytes as a fallback).
-        pre: name of the pre-tokenizer.
-        tokens: by id.
-        types: of each.
-        scores: of each; the higher is joined first. Empty for ``gpt2``.
-        merges: pairs in the order in which they are joined. Empty for ``llama``.
-        special: ids by their role, ``bos`` and the like.
-        adds_bos: whether a text begins with one.
-        adds_space: whether a text begins with a space.
-        chat_template: Jinja text, or None.
-    """
-
-    model: str
-    pre: str
-    tokens: Sequence[str]
-    types: Sequence[int]
-    scores: Sequence[float]
-    merges: Sequence[str]
-    special: Mapping[str, int]
-    adds_bos: bool
-    adds_space: bool
-    chat_template: str | None
-
-
-def read_vocabulary(tokenizer: PreTrainedTokenizerBase, n_tokens: int) -> Vocabulary:
-    """The vocabulary of a tokenizer.
-
-    Args:
-        n_tokens: that the model has, with those that the tokenizer does not use.
-
-    Raises:
-        ValueError: if llama.cpp has no such tokenizer, or it isn't known here.
-    """
-    read = (
-        json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {"type": "slow"}}
-    )
-    model = read["model"]
-    if model["type"] != "BPE":
-        raise ValueError(f"Expected a BPE tokenizer for gguf, got {model['type']}. Use the format hf.")
-    steps = _steps(read["pre_tokenizer"])
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError if llama.cpp has no such tokenizer, or it isn't known here."""
+    read = _read(tokenizer)
+    steps = _pre_tokenizer(read)
     is_bytes = any(step.startswith("ByteLevel") for step in steps)
     if is_bytes and steps not in PRE_TOKENIZERS:
         raise ValueError(
             f"Expected a pre-tokenizer known to llama.cpp ({', '.join(PRE_TOKENIZERS.values())}), got "
             f"{' + '.join(steps)}. Use the format hf."
         )
-    if not is_bytes and not model.get("byte_fallback"):
+    if not is_bytes and not read["model"].get("byte_fallback"):
         raise ValueError(
             "Expected a byte-level or SentencePiece tokenizer for gguf, got another. Use the format hf."
         )
+
+
+def write_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase, n_tokens: int, scratch: Path) -> None:
+    """Add a tokenizer to a `gguf.GGUFWriter`: ``gpt2`` (byte-level BPE), or ``llama`` (SentencePiece BPE).
+
+    Args:
+        writer: of the file.
+        tokenizer: see `check_tokenizer`.
+        n_tokens: that the model has, with those that the tokenizer does not use.
+        scratch: directory for a copy of the tokenizer.
+    """
+    from gguf import SpecialVocab
+
+    read = _read(tokenizer)
+    pre = PRE_TOKENIZERS.get(_pre_tokenizer(read))
     tokens, types = _tokens(read, n_tokens)
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    special = {
-        role: getattr(tokenizer, f"{role}_token_id")
-        for role in ("bos", "eos", "unk", "pad")
-        if getattr(tokenizer, f"{role}_token_id") is not None
-    }
+    writer.add_tokenizer_model("gpt2" if pre else "llama")
+    writer.add_tokenizer_pre(pre or "default")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if not pre:
+        writer.add_token_scores([-float(index) for index in range(n_tokens)])  # the higher is joined first
+    tokenizer.save_pretrained(scratch)
+    roles = ("bos", "eos", "unk", "pad")
+    special = SpecialVocab(scratch, load_merges=bool(pre), special_token_types=roles, n_vocab=n_tokens)
     first = tokenizer("a")["input_ids"][0]
-    return Vocabulary(
-        model="gpt2" if is_bytes else "llama",
-        pre=PRE_TOKENIZERS[steps] if is_bytes else "default",
-        tokens=tokens,
-        types=types,
-        scores=[] if is_bytes else [-float(index) for index in range(len(tokens))],
-        merges=merges if is_bytes else [],
-        special=special,
-        adds_bos=first == special.get("bos")
-        and tokenizer("a", add_special_tokens=False)["input_ids"][0] != first,
-        adds_space=not is_bytes and tokenizer.tokenize("a")[0].startswith("▁"),
-        chat_template=tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
-    )
+    adds = first == tokenizer.bos_token_id != tokenizer("a", add_special_tokens=False)["input_ids"][0]
+    special.add_special_token = {"bos": adds}  # as it does; SpecialVocab guesses from its files
+    special.add_to_gguf(writer, quiet=True)
+    writer.add_add_space_prefix(not pre and tokenizer.tokenize("a")[0].startswith("▁"))
 
 
-def write_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
-    """Add it to a `gguf.GGUFWriter`."""
-    writer.add_tokenizer_model(vocabulary.model)
-    writer.add_tokenizer_pre(vocabulary.pre)
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_types(vocabulary.types)
-    if vocabulary.scores:
-        writer.add_token_scores(vocabulary.scores)
-    if vocabulary.merges:
-        writer.add_token_merges(vocabulary.merges)
-    for role, index in vocabulary.special.items():
-        getattr(writer, f"add_{role}_token_id")(index)
-    writer.add_add_bos_token(vocabulary.adds_bos)
-    writer.add_add_space_prefix(vocabulary.adds_space)
-    if vocabulary.chat_template is not None:
-        writer.add_chat_template(vocabulary.chat_template)
+def _read(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The tokenizer as plain values.
+
+    Raises:
+        ValueError: unless it is a BPE.
+    """
+    fast = tokenizer.is_fast
+    read: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str()) if fast else {}
+    kind = read["model"]["type"] if fast else "slow"
+    if kind != "BPE":
+        raise ValueError(f"Expected a BPE tokenizer for gguf, got {kind}. Use the format hf.")
+    return read
 
 
-def _steps(pre_tokenizer: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _pre_tokenizer(read: Mapping[str, Any]) -> tuple[str, ...]:
     """The steps of a pre-tokenizer, each with what matters of it."""
+    pre_tokenizer = read["pre_tokenizer"]
     if pre_tokenizer is None:
         return ()
     parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
