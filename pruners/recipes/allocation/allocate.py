@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from secateur.pruners.recipes.allocation.filling import wanted_weights
 from secateur.pruners.recipes.allocation.layers import Evidence, Layer
 from secateur.spaces.methods import RULES, Unit
+from secateur.spaces.names import nearest
 
 
 def rules_for(unit: Unit) -> tuple[str, ...]:
@@ -24,7 +24,7 @@ def defaults(rule: str) -> dict[str, float | str]:
 def check_rule(rule: str, unit: Unit, parameters: Mapping[str, object]) -> None:
     """Raise a ValueError unless there is such a rule, for such units, with such parameters."""
     if rule not in RULES:
-        raise ValueError(f"Expected `rule` to be an allocation rule, got {rule!r}. {_known(rule, RULES)}")
+        raise ValueError(f"Expected `rule` to be an allocation rule, got {rule!r}.{nearest(rule, RULES)}")
     if unit not in RULES[rule].units:
         raise ValueError(
             f"Expected a `rule` that spreads {unit}, got {rule}. Take one of {', '.join(rules_for(unit))}."
@@ -32,13 +32,8 @@ def check_rule(rule: str, unit: Unit, parameters: Mapping[str, object]) -> None:
     known = {parameter.name: parameter for parameter in RULES[rule].parameters}
     for name, value in parameters.items():
         if name not in known:
-            raise ValueError(f"Expected parameters of the rule {rule}, got `{name}`. {_known(name, known)}")
+            raise ValueError(f"Expected parameters of the rule {rule}, got `{name}`.{nearest(name, known)}")
         known[name].check(value, rule)
-
-
-def _known(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return (f"Did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known) or 'none'}."
 
 
 def allocate(
