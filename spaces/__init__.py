@@ -1,1 +1,1 @@
-"""What can be searched: immutable candidates; sampling, variation, repair, text form, exact cost."""
+"""Search spaces: immutable candidates; sampling, mutation, crossover, repair, text form, exact cost."""

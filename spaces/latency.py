@@ -1,4 +1,4 @@
-"""How long the sub-layers of a model take on one device, as plain numbers: what latencies are predicted from."""
+"""Latency table: measured times of a model's sub-layers on one device, for predictions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PHASES: tuple[PhaseName, ...] = ("prefill", "decode")
 
 @dataclass(frozen=True)
 class Phase:
-    """Times of one phase. A smaller sub-layer never counts as slower than a larger one: noise is all that says so.
+    """Times of one phase, made monotone: a smaller sub-layer measured as slower than a larger one is noise.
 
     Args:
-        rest_ms: what is outside of the blocks (embedding, head, ...).
-        attention_ms: of one attention sub-layer, by the number of KV groups that it keeps, 0 to all of them.
-        ffn: (width, milliseconds) of one MLP, widths ascending from 0 (removed) to the full one; times between
-            them lie on straight lines.
+        rest_ms: time outside of the blocks (embedding, head, ...).
+        attention_ms: time of one attention sub-layer by its number of KV groups, from 0 to all.
+        ffn: (width, milliseconds) of one MLP, widths ascending from 0 (removed) to the full width; linear
+            interpolation between them.
 
     Raises:
         ValueError: if a time is negative or not finite, or the widths don't ascend from 0.
@@ -44,11 +44,11 @@ class Phase:
             )
 
     def attention(self, kv_groups: int) -> float:
-        """Milliseconds of an attention sub-layer that keeps so many KV groups."""
+        """Milliseconds of an attention sub-layer with this number of KV groups."""
         return min(self.attention_ms[kv_groups:])
 
     def mlp(self, width: int) -> float:
-        """Milliseconds of an MLP that keeps so many channels."""
+        """Milliseconds of an MLP with this number of channels."""
         right = bisect_left(self.ffn, width, key=lambda point: point[0])
         above = min(ms for _, ms in self.ffn[right:])
         if self.ffn[right][0] == width:
@@ -62,7 +62,7 @@ class LatencyTable:
     """Measured times of one model's sub-layers on one device.
 
     Args:
-        key: names the device, the model's shape and how it was measured.
+        key: of the device, the model's shape and the conditions of the measurement.
         phases: ``prefill`` and ``decode``.
 
     Raises:
@@ -95,7 +95,7 @@ class LatencyTable:
         """Inverse of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: if the values are no table.
+            KeyError, TypeError, ValueError: if the values are not those of a table.
         """
         phases = {
             name: Phase(

@@ -1,4 +1,4 @@
-"""Integer arithmetic of targets: which totals count as meeting a target, and how levels get there."""
+"""Levels under a target: the rounding rule, the totals that meet a target, and moves of levels to meet it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from operator import getitem
 import numpy as np
 
 Table = tuple[tuple[int, ...], ...]
-"""Usage of each unit at each of its levels, in the target's integer unit; ascending along the levels."""
+"""Usage of each unit at each of its levels, ascending, in the target's integer unit (e.g. weights removed)."""
 
 
 def check_ascending(name: str, values: Sequence[float]) -> None:
-    """Raise unless there are values, all in [0, 1], strictly ascending."""
+    """Check that there are values, all in [0, 1], strictly ascending."""
     bad = next((value for value in values if not 0 <= value <= 1), None)
     if bad is not None:
         raise ValueError(f"Expected `{name}` within [0, 1], got {bad:g}. It is a fraction.")
@@ -25,12 +25,12 @@ def check_ascending(name: str, values: Sequence[float]) -> None:
 
 
 def n_zeros(sparsity: float, n_weights: int) -> int:
-    """How many of the weights are zero at this sparsity: the one rounding rule, halves go up."""
+    """Number of zeros at this sparsity: the one rounding rule, half up."""
     return math.floor(sparsity * n_weights + 0.5)
 
 
 def total_usage(table: Table, levels: Sequence[int]) -> int:
-    """Sum over the units of their usage at these levels."""
+    """Total usage of all units at these levels."""
     return sum(map(getitem, table, levels))
 
 
@@ -46,17 +46,17 @@ class Window:
 
 
 def window(table: Table, target: float, n_weights: int, n_members: int, mean_step: float) -> Window:
-    """The totals that count as meeting the target.
+    """Totals that meet a target.
 
-    Exact but for the rounding of each member if every level step is a multiple of the smallest unit's and the
-    target is one too (as in most models). Otherwise up to one step of the smallest unit more, never less:
-    no candidate wins by being less sparse than asked.
+    Exact up to the rounding of each linear if all level steps and the target are multiples of the smallest unit's
+    step (as in most models). Otherwise up to one step of the smallest unit above the target, never below: no
+    candidate gains by lower sparsity.
 
     Args:
         table: usage of each unit at each level.
         target: global sparsity in [0, 1].
-        n_weights: how many weights the target refers to.
-        n_members: how many linears are rounded.
+        n_weights: number of weights of the target.
+        n_members: number of linears, each of which is rounded.
         mean_step: one level step of the smallest unit, in weights, before rounding.
     """
     wanted = math.floor(Fraction(str(target)) * n_weights + Fraction(1, 2))
@@ -74,26 +74,25 @@ def window(table: Table, target: float, n_weights: int, n_members: int, mean_ste
 
 
 def nearest_window(wanted: int, step: int) -> Window:
-    """The totals within half a step of the wanted one: as many as a step, so that no walk in such steps misses them."""
+    """Totals within half a step of the wanted one; their number is `step`, so that moves by a step can't skip them."""
     return Window(wanted - step // 2, wanted + (step - 1) // 2)
 
 
 def finest_step(table: Table) -> int:
-    """The largest step of the unit whose largest step is the smallest: alone it never jumps across such a window."""
+    """Smallest, over the units, of a unit's largest step: this unit alone never skips a window of this size."""
     steps = [max(high - low for low, high in pairwise(row)) for row in table]
     return min(step for step in steps if step)
 
 
 class Balance:
-    """Levels on their way into a window.
+    """Moves of levels until their total is in a window.
 
-    Each unit moves in one direction only, so that every sequence of moves ends, and a unit that was
-    switched on purpose is not switched back.
+    Each unit moves in one direction only, so that all sequences of moves end and a mutated unit is not moved back.
 
     Args:
         table: usage of each unit at each level.
-        levels: where to start; copied.
-        window: where the total shall be.
+        levels: to start from; copied.
+        window: of the total.
     """
 
     def __init__(self, table: Table, levels: Sequence[int], window: Window) -> None:
@@ -101,18 +100,18 @@ class Balance:
         self.levels = list(levels)
         self._window = window
         self._total = total_usage(table, levels)
-        self._moved = [0] * len(table)  # direction in which a unit moved, 0: not yet
+        self._moved = [0] * len(table)  # direction of each unit's moves, 0: none yet
 
     @property
     def is_met(self) -> bool:
         return self._total in self._window
 
     def fresh(self, direction: int) -> list[int]:
-        """Units that have not moved and can move by one level in this direction (1 or -1)."""
+        """Units without a move that can move by one level in this direction (1 or -1)."""
         return [unit for unit in range(len(self.levels)) if self._is_fresh(unit, direction)]
 
     def any_fresh(self, direction: int, rng: np.random.Generator) -> int | None:
-        """A random one of `fresh`, or None; rarely looks at all of them."""
+        """A random unit of `fresh`, or None; usually without a scan of all units."""
         for unit in rng.integers(len(self.levels), size=8).tolist():
             if self._is_fresh(unit, direction):
                 return int(unit)
@@ -123,7 +122,7 @@ class Balance:
         return not self._moved[unit] and 0 <= self.levels[unit] + direction < len(self._table[unit])
 
     def fits(self, unit: int) -> bool:
-        """Whether the unit can go one level up without leaving the window upwards."""
+        """Whether the unit can move up by one level within the window's upper end."""
         row, level = self._table[unit], self.levels[unit]
         return self._total + row[level + 1] - row[level] <= self._window.high
 
@@ -135,17 +134,17 @@ class Balance:
         self._moved[unit] = direction
 
     def put(self, unit: int, level: int) -> None:
-        """Move the unit to this level at once."""
+        """Move the unit to this level."""
         before = self.levels[unit]
         self._total += self._table[unit][level] - self._table[unit][before]
         self.levels[unit] = level
         self._moved[unit] = (level > before) - (level < before)
 
     def settle(self, rng: np.random.Generator) -> bool:
-        """Move units in random order until the total is in the window; False if no moves lead there.
+        """Move units in random order until the total is in the window; False if that fails.
 
-        One unit that closes the gap alone is preferred, then units that narrow it. Where each of them would
-        jump across the window the smallest jump is made, and others make up for it.
+        A unit that closes the gap alone is preferred, then units that reduce it. If every move would overshoot the
+        window, the smallest one is made and corrected by other units.
         """
         while not self.is_met:
             direction = 1 if self._total < self._window.low else -1
@@ -163,7 +162,7 @@ class Balance:
         return True
 
     def _changes(self, direction: int) -> list[tuple[int, int]]:
-        """Units that can move, with the change of the total."""
+        """Movable units, with the change of the total."""
         return [
             (unit, row[level + direction] - row[level])
             for unit, (row, level, moved) in enumerate(
@@ -173,7 +172,7 @@ class Balance:
         ]
 
     def _approach(self, changes: Sequence[tuple[int, int]], direction: int, rng: np.random.Generator) -> bool:
-        """Move units once, in random order, never across the window; True if any moved."""
+        """Move units once, in random order, without overshooting; True if the total changed."""
         before = self._total
         low, high = self._window.low, self._window.high
         for index in rng.permutation(len(changes)).tolist():
@@ -187,15 +186,15 @@ class Balance:
 
 
 def spread_order(n: int) -> list[int]:
-    """0 to n - 1 in an order whose every beginning is spread evenly (golden ratio, modulo 1)."""
+    """0 to n - 1 in an order with evenly spread prefixes (golden ratio, modulo 1)."""
     golden = (math.sqrt(5) - 1) / 2
     return sorted(range(n), key=lambda position: (position * golden) % 1)
 
 
 def level_out(table: Table, window: Window) -> tuple[int, ...] | None:
-    """The most uniform levels in the window: the highest common level, some units, spread evenly, one up.
+    """The most uniform levels in the window: the highest common level, with evenly spread units one level higher.
 
-    For units that all have the same levels. None if that does not lead there.
+    For units with the same levels. None if the window can't be met.
     """
     common = max(
         (x for x in range(len(table[0])) if sum(row[x] for row in table) <= window.high),

@@ -1,4 +1,4 @@
-"""What came out of evaluating one candidate once: the vocabulary that all rooms share."""
+"""Measurements and fidelities: the vocabulary shared by all packages."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ PARTS: tuple[Part, ...] = ("search", "test", "recovered", "proxy")
 
 @dataclass(frozen=True, order=True)
 class Fidelity:
-    """How much data, and how much light training, a measurement is based on; only equals are compared.
+    """Amount of data and of light training behind a measurement; only measurements of equal fidelity are compared.
 
     Fidelities of the parts search and test are nested: the tokens of a smaller one are the first tokens of a larger
-    one, and a longer training goes on where a shorter one ended.
+    one, and a longer training continues a shorter one.
 
     Args:
-        part: ``"search"`` (what controllers see), ``"test"`` (what they never see), ``"recovered"``: trained
-            after the search, and measured on the test windows; or ``"proxy"``: no forward pass, a closed form over
-            statistics of the calibration set.
-        n_tokens: evaluated tokens, > 0; of ``"recovered"`` the tokens that it was trained on, repetitions counted,
-            so that more training is another fidelity; of ``"proxy"`` those of the statistics.
-        n_trained: tokens that the candidate was lightly trained on before it was measured, >= 0.
+        part: ``"search"`` (for controllers), ``"test"`` (never shown to controllers), ``"recovered"``: trained after
+            the search and measured on the test windows; or ``"proxy"``: a closed form over statistics of the
+            calibration set, without a forward pass.
+        n_tokens: evaluated tokens, > 0; of ``"recovered"`` the training tokens, repetitions included, so that longer
+            training is another fidelity; of ``"proxy"`` the tokens of the statistics.
+        n_trained: tokens of light training before the measurement, >= 0.
 
     Raises:
         ValueError: on an unknown part or a number of tokens that is out of range.
@@ -46,12 +46,12 @@ class Fidelity:
 
     @property
     def n_evaluations(self) -> int:
-        """What a measurement costs a budget in evaluations: 1, or 0 for a closed form."""
+        """Evaluations of the budget that a measurement uses: 1, or 0 for a proxy."""
         return 0 if self.part == "proxy" else 1
 
     @property
     def total_tokens(self) -> int:
-        """What a measurement costs a budget in tokens: those evaluated and trained on; none for a closed form."""
+        """Tokens of the budget that a measurement uses: evaluated and trained on; 0 for a proxy."""
         return 0 if self.part == "proxy" else self.n_tokens + self.n_trained
 
     @property
@@ -64,7 +64,7 @@ class Fidelity:
         """Inverse of `text`.
 
         Raises:
-            ValueError: if the text is no fidelity.
+            ValueError: if the text is not a fidelity.
         """
         found = re.fullmatch(r"([a-z]+):(\d+)(?:\+trained:(\d+))?", text, re.ASCII)
         if found is None:
@@ -74,21 +74,21 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The values of one candidate at one fidelity, or the reason why there are none.
+    """Values of one candidate at one fidelity, or the reason why it is infeasible.
 
     Args:
         candidate: the candidate's canonical text.
-        fidelity: what the values are based on.
-        values: finite numbers by name: ``loss`` (what the search minimises), ``kl`` and ``ce`` in nats per
-            token, and the exact costs (``params``, ``size_bytes``, ...). Empty if infeasible.
-        infeasible: the reason why the candidate has no values, or None.
+        fidelity: of the values.
+        values: finite numbers by name: ``loss`` (the search's objective), ``kl`` and ``ce`` in nats per token, and
+            the exact costs (``params``, ``size_bytes``, ...). Empty if infeasible.
+        infeasible: reason, or None.
         seed: the study's seed.
-        n_tokens: tokens that were evaluated for it, and trained on (nominal: neither shared prefixes nor an earlier
-            training that was gone on with are subtracted).
-        seconds: wall time spent on it; a batch's time is divided among its candidates.
-        worker: who measured it.
-        blocks: model blocks computed for it (per pass over its data, summed over data batches).
-        blocks_saved: blocks it did not need because another candidate of the batch shared them.
+        n_tokens: tokens evaluated and trained on (nominal: shared prefixes and continued trainings are not
+            subtracted).
+        seconds: wall time; a batch's time is divided among its candidates.
+        worker: name of the worker.
+        blocks: model blocks computed (per pass over the data, summed over data batches).
+        blocks_saved: model blocks shared with other candidates of the batch, hence not computed.
 
     Raises:
         ValueError: if there are neither values nor a reason, both, or a value that is not finite.
@@ -114,17 +114,17 @@ class Measurement:
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travels between processes; the read-only view of `values` would not."""
+        """Pickle by plain values, since the read-only view of `values` can't be pickled."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"values": dict(self.values)}
         return Measurement, tuple(plain.values())
 
     @property
     def key(self) -> tuple[str, str]:
-        """Identity in a study: nothing is measured twice under one key."""
+        """Identity in a study, which holds at most one measurement a key."""
         return self.candidate, self.fidelity.text
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dict for one line of ``measurements.jsonl``."""
+        """Plain dict for one line of ``measurements.jsonl``."""
         line: dict[str, Any] = {"candidate": self.candidate, "fidelity": self.fidelity.text}
         if self.infeasible is None:
             line["values"] = dict(self.values)
@@ -135,10 +135,10 @@ class Measurement:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Measurement:
-        """Inverse of `to_json`; keys that it does not know are ignored, so that older readers keep working.
+        """Inverse of `to_json`; unknown keys are ignored, for forward compatibility.
 
         Raises:
-            KeyError, ValueError: if the line is no measurement.
+            KeyError, ValueError: if the line is not a measurement.
         """
         return cls(
             candidate=line["candidate"],

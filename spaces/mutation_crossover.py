@@ -1,4 +1,4 @@
-"""LevelVariation of levels under targets: what spaces share whose candidates are a level for each unit."""
+"""Mutation, crossover and repair of levels under targets, for spaces with a level for each unit."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 from secateur.spaces.levels import Balance, Table, Window, total_usage
 
 Levels = tuple[int, ...]
-ATTEMPTS = 16  # random variations that are tried before the systematic search for any neighbour
+ATTEMPTS = 16  # random variations before the systematic search for a neighbour
 
 
 class LevelVariation:
-    """Level switches as in EvoPress (arXiv 2410.14649): one unit up a level, another down.
+    """Mutation by level switches as in EvoPress (arXiv 2410.14649): one unit up a level, another down.
 
-    There a level is a fixed number of weights, so that any two units can be switched; here other units make up
+    In EvoPress a level is a fixed number of weights, so that switches preserve the total; here other units compensate
     for the difference.
 
     Args:
         table: usage of each unit at each of its levels.
-        windows: the totals that meet each target; disjoint.
-        uniform: for each target the levels to depart from.
+        windows: totals that meet each target; disjoint.
+        uniform: uniform levels of each target.
     """
 
     def __init__(self, table: Table, windows: Sequence[Window], uniform: Sequence[Levels]) -> None:
@@ -31,7 +31,7 @@ class LevelVariation:
         self._uniform = tuple(uniform)
 
     def total(self, levels: Sequence[int]) -> int:
-        """Usage of all units together."""
+        """Total usage of all units."""
         return total_usage(self._table, levels)
 
     def target_of(self, levels: Sequence[int]) -> int | None:
@@ -42,13 +42,14 @@ class LevelVariation:
     def sample(
         self, shares: Sequence[NDArray[np.float64]], sparsity: float, target: int, rng: np.random.Generator
     ) -> Levels:
-        """Half of them the uniform levels after 1 to n switches (log-uniform), half of them rough.
+        """Random levels: half are the uniform levels after 1 to n switches (log-uniform), half are Dirichlet draws.
 
-        A rough one shares out what is kept by a symmetric Dirichlet draw (concentration 0.5 to 50, log-uniform).
+        The latter distribute the kept weights by a symmetric Dirichlet distribution (concentration 0.5 to 50,
+        log-uniform).
 
         Args:
-            shares: which fraction of each unit its levels remove.
-            sparsity: the fraction that the target removes.
+            shares: fraction of each unit removed by its levels.
+            sparsity: fraction removed by the target.
             target: its index.
             rng: of all choices.
         """
@@ -67,7 +68,7 @@ class LevelVariation:
         return self._uniform[target]
 
     def mutate(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels:
-        """A neighbour a few level switches away: min(U{1, 2, 3}, U{1, 2, 3}) of them, as in EvoPress."""
+        """A neighbour by min(U{1, 2, 3}, U{1, 2, 3}) level switches, as in EvoPress."""
         for _ in range(ATTEMPTS):
             n_switches = int(rng.integers(1, 4, size=2).min())
             found = self.switch(levels, target, n_switches, rng)
@@ -76,11 +77,11 @@ class LevelVariation:
         return self._any_neighbour(levels, target, rng)
 
     def switch(self, levels: Levels, target: int, n_switches: int, rng: np.random.Generator) -> Levels | None:
-        """The levels after some switches, never the same ones; None if they lead out of the target.
+        """The levels after some switches, different from the old ones; None if the target can't be met.
 
-        In half of the switches the unit up and the unit down are both random and other units make up for the
-        difference of their sizes; in the other half one is random and a unit of the same size is preferred
-        as the other, so that the mixing between sizes is left to chance but small steps remain common.
+        In half of the switches both units are random, and other units compensate for the difference of their sizes;
+        in the other half one unit is random and the other is preferably of the same size, so that small steps are
+        common.
         """
         balance = Balance(self._table, levels, self._windows[target])
         n_moves = 0
@@ -96,7 +97,7 @@ class LevelVariation:
         return tuple(balance.levels)
 
     def _any_neighbour(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels:
-        """The first neighbour that a systematic search finds; the levels themselves if there is none."""
+        """The first neighbour found by a systematic search; the levels themselves if there is none."""
         for unit in rng.permutation(len(self._table)).tolist():
             for direction in (1, -1):
                 balance = Balance(self._table, levels, self._windows[target])
@@ -109,13 +110,13 @@ class LevelVariation:
     def jump(
         self, levels: Levels, target: int, jumps: Mapping[int, int], rng: np.random.Generator
     ) -> Levels | None:
-        """The levels with some units at other ones, for which the others make up; None if they can't.
+        """The levels with new levels for some units, compensated by the others; None if that fails.
 
         Args:
-            levels: where to start.
-            target: to be met.
+            levels: to start from.
+            target: index of the target to meet.
             jumps: unit -> its new level.
-            rng: of the choice of those that make up for it.
+            rng: of the choice of compensating units.
         """
         balance = Balance(self._table, levels, self._windows[target])
         for unit, level in jumps.items():
@@ -123,13 +124,13 @@ class LevelVariation:
         return tuple(balance.levels) if balance.settle(rng) else None
 
     def mix(self, first: Levels, second: Levels, target: int, rng: np.random.Generator) -> Levels:
-        """Each unit's level from the one or the other with equal odds, then repaired."""
+        """Uniform crossover: each unit's level from either parent, then repaired."""
         mask = (rng.random(len(self._table)) < 0.5).tolist()
         pairs = zip(mask, first, second, strict=True)
         return self.repair(tuple(a if take else b for take, a, b in pairs), target, rng)
 
     def repair(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels:
-        """The levels themselves if they meet the target, else near ones that do."""
+        """The levels themselves if they meet the target, else similar ones that do."""
         if self.total(levels) in self._windows[target]:
             return levels
         for _ in range(ATTEMPTS):
@@ -139,6 +140,6 @@ class LevelVariation:
         return self._uniform[target]
 
     def settle(self, levels: Sequence[int], target: int, rng: np.random.Generator) -> Levels | None:
-        """The levels after the fewest random moves that meet the target; None if no moves lead there."""
+        """The levels after random moves to meet the target; None if that fails."""
         balance = Balance(self._table, levels, self._windows[target])
         return tuple(balance.levels) if balance.settle(rng) else None

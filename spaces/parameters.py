@@ -1,4 +1,4 @@
-"""How a space names what can be chosen, for optimisers that think in parameters."""
+"""Parameters of a space, for samplers such as Optuna's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Requirement:
-    """That another parameter, where it applies, has one of these values."""
+    """Condition that another parameter, if it applies, has one of these values."""
 
     parameter: str
     values: frozenset[int]
@@ -16,15 +16,15 @@ class Requirement:
 
 @dataclass(frozen=True)
 class IntParameter:
-    """A choice out of whole numbers.
+    """Integer parameter.
 
     Args:
         name: unique in its space.
         low: the smallest value.
         high: the largest value, >= low.
-        step: between values; the distance from `low` to `high` is a multiple of it.
-        categorical: values are names without an order; else neighbouring values mean similar candidates.
-        when: it applies if all of these are met; each names a parameter before it.
+        step: between values; divides `high` - `low`.
+        categorical: values have no order; else neighbouring values mean similar candidates.
+        when: conditions, all of which must hold for the parameter to apply; each names an earlier parameter.
 
     Raises:
         ValueError: if `step` does not lead from `low` to `high`.
@@ -45,5 +45,5 @@ class IntParameter:
             )
 
     def applies(self, values: Mapping[str, int]) -> bool:
-        """Whether it does, next to these values of those before it that apply."""
+        """Whether the parameter applies, given the values of the earlier ones that apply."""
         return all(r.parameter not in values or values[r.parameter] in r.values for r in self.when)

@@ -1,4 +1,4 @@
-"""The extension point `Space`: what can be searched."""
+"""The extension point `Space`: candidates, their variation and exact cost."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ C = TypeVar("C", bound=Candidate)
 
 
 class Space(ABC, Generic[C]):
-    """Candidates, how to sample, vary, repair, print and parse them, and their exact cost.
+    """Candidates: sampling, mutation, crossover, repair, text form, and exact cost.
 
-    What a target measures is the space's own business (sparsity, parameters, latency); targets are numbered,
-    smallest pruning first.
+    Each space defines the quantity of its targets (sparsity, parameters, latency). Targets are named by their index,
+    the mildest first.
 
-    `shown_as` is the heading under which tables show a candidate's text, or "" if it is nothing to read. `stand_ins`
-    names, by canonical text, costs that a candidate does not have: their numbers rank it, and are nothing to show.
+    `shown_as` is the heading of candidates' texts in tables, or "" to omit them. `stand_ins` lists, by canonical text,
+    costs with a placeholder value, which ranks the candidate but is not displayed.
 
-    No method changes its arguments; every random choice comes from the generator that is given.
+    Methods do not modify their arguments; all random choices use the given generator.
     """
 
     shown_as: ClassVar[str] = ""
@@ -41,22 +41,22 @@ class Space(ABC, Generic[C]):
     @property
     @abstractmethod
     def targets(self) -> tuple[float, ...]:
-        """The targets that the search aims at, ascending; a target is named by its index."""
+        """Targets of the search, ascending; a target is named by its index."""
 
     @abstractmethod
     def parse(self, text: str) -> C:
-        """The candidate with this canonical text.
+        """Candidate with this canonical text.
 
         Raises:
-            ValueError: if the text names no candidate of this space.
+            ValueError: if it is not the text of a candidate of this space.
         """
 
     @abstractmethod
     def baselines(self) -> dict[str, C]:
-        """Named candidates that every study measures first.
+        """Baselines by name, measured first in every study.
 
-        ``dense``; then for each target the one that others are compared with, by what it is and the target, such as
-        ``uniform@0.6``; then further ones, if any, by plain names or likewise.
+        ``dense``; then the reference of each target, named after its kind and target, such as ``uniform@0.6``; then
+        any others, by plain names or likewise.
         """
 
     @abstractmethod
@@ -69,62 +69,58 @@ class Space(ABC, Generic[C]):
 
     @abstractmethod
     def mutate(self, candidate: C, rng: np.random.Generator) -> C:
-        """A neighbour that meets the same target and differs from the candidate wherever that is possible."""
+        """A neighbour that meets the same target; equal to the candidate only if there is no other."""
 
     @abstractmethod
     def crossover(self, first: C, second: C, rng: np.random.Generator) -> C:
-        """A mixture of two candidates that meets the target of the first."""
+        """A recombination of two candidates that meets the target of the first."""
 
     @abstractmethod
     def repair(self, candidate: C, target: int, rng: np.random.Generator) -> C:
-        """The candidate itself if it meets the target, else a near one that does."""
+        """The candidate itself if it meets the target, else a similar one that does."""
 
     @abstractmethod
     def cost(self, candidate: C) -> Mapping[str, float]:
-        """Exact counts, without building the model: see the space's own documentation for the names."""
+        """Exact costs by name, computed without building the model; see each space."""
 
     @abstractmethod
     def config(self, candidate: C) -> Mapping[str, Any]:
-        """The plain configuration that a person could write and the pruners run."""
+        """Plain configuration for the pruners, as a person could write it."""
 
     def typeset(self, candidate: C) -> str:
-        """The candidate in LaTeX's math mode; "" if it is nothing to read."""
+        """The candidate in LaTeX's math mode, or "" if it has no such form."""
         return ""
 
     def locality_key(self, candidate: C) -> Any:
-        """Sort key: candidates that are neighbours by it share work when they are measured together."""
+        """Sort key: neighbouring candidates share computation when they are measured in one batch."""
         return candidate.text
 
-    # --- parameters, for optimisers that propose a value for each of them ---
+    # --- parameters, for samplers such as Optuna's ---
 
     def parameters(self) -> tuple[IntParameter, ...]:
-        """What a candidate of any target is made of; none where that can't be named.
+        """Parameters of a candidate; none if the space has no such form.
 
-        A space with conditions names every parameter that may apply; `from_parameters` leaves the others out
-        of account.
+        A conditional space lists all of its parameters; `from_parameters` ignores those that don't apply.
         """
         return ()
 
     def to_parameters(self, candidate: C) -> dict[str, int]:
-        """The values that make the candidate, by the parameters' names."""
+        """Values of the candidate's parameters, by name."""
         return {}
 
     def from_parameters(self, values: Mapping[str, int], target: int, rng: np.random.Generator) -> C:
-        """The candidate with these values if it meets the target, else a near one that does.
+        """Candidate with these values, repaired to meet the target.
 
-        Optimisers know nothing of targets: what they propose is repaired, and `to_parameters` tells them what
-        became of it.
+        Samplers ignore targets: `to_parameters` gives them the values after the repair.
 
         Raises:
-            ValueError: if the space names no parameters.
+            ValueError: if the space has no parameters.
         """
-        raise ValueError(
-            "Expected a space that names its parameters, got one that does not. Use another controller."
-        )
+        raise ValueError("Expected a space with parameters, got one without. Use another controller.")
 
 
 class SeparableSpace(Space[C]):
-    """A candidate chooses one option (an index) for each slot, and each option uses up a known amount of the target.
+    """Space of candidates with one option (an index) for each slot, and a known usage of each option.
 
     For controllers that measure slots alone and solve for the best combination.
     """
@@ -136,40 +132,40 @@ class SeparableSpace(Space[C]):
 
     @abstractmethod
     def options(self, slot: int) -> Sequence[int]:
-        """Options of a slot, option 0 = as in the dense model; their usage of the target ascends."""
+        """Options of a slot, ascending in usage; option 0 is that of the dense model."""
 
     @abstractmethod
     def usage(self, slot: int, option: int) -> int:
-        """How much of the target the option uses up, in the space's integer unit (e.g. weights removed)."""
+        """Contribution of the option to the target, in the space's integer unit (e.g. weights removed)."""
 
     @abstractmethod
     def share(self, slot: int, option: int) -> float:
-        """Which fraction of the slot the option removes, in [0, 1] (e.g. its sparsity)."""
+        """Fraction of the slot removed by the option, in [0, 1] (e.g. its sparsity)."""
 
     @abstractmethod
     def usage_bounds(self, target: int) -> tuple[int, int]:
-        """Smallest and largest total usage that count as meeting the target (both inclusive)."""
+        """Smallest and largest total usage that meet the target, both inclusive."""
 
     @abstractmethod
     def assemble(self, options: Sequence[int]) -> C:
-        """The candidate with these options, one a slot; it need not meet a target."""
+        """Candidate with these options, one a slot; it need not meet a target."""
 
     @abstractmethod
     def disassemble(self, candidate: C) -> tuple[int, ...]:
         """Inverse of `assemble`."""
 
     def block_of(self, slot: int) -> int:
-        """Index of the model's block that the slot belongs to; without blocks each slot is one."""
+        """Index of the slot's block; by default each slot is a block of its own."""
         return slot
 
-    # --- what follows from it ---
+    # --- derived methods ---
 
     def locality_key(self, candidate: C) -> Any:
-        """Its options: equal beginnings mean equal first blocks."""
+        """The options: candidates with equal prefixes share their first blocks."""
         return self.disassemble(candidate)
 
     def parameters(self) -> tuple[IntParameter, ...]:
-        """The option of each slot, by its position."""
+        """Position of each slot's option."""
         return tuple(
             IntParameter(name, 0, len(self.options(slot)) - 1) for slot, name in enumerate(self.slots)
         )

@@ -1,4 +1,4 @@
-"""The key ``target`` of settings: how much is pruned, as one value, a list, or a range."""
+"""The settings key ``target``: one value, a list, or a range."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def targets_of(target: Target) -> tuple[float, ...]:
 
 
 def check_target(target: Target) -> Target:
-    """The target, if it holds any, all of them in [0, 1].
+    """The target, checked.
 
     Raises:
-        ValueError: if not.
+        ValueError: if it holds no value, or one outside [0, 1].
     """
     values = target if isinstance(target, list) else targets_of(target)
     if not values:
         raise ValueError("Expected `target` to hold at least one sparsity, got an empty list.")
     for value in values:
         if not 0 <= value <= 1:
-            raise ValueError(f"Expected `target` within [0, 1], got {value}. It is the fraction that goes.")
+            raise ValueError(f"Expected `target` within [0, 1], got {value}. It is the fraction to remove.")
     return target

@@ -1,1 +1,1 @@
-"""Allocations: a level of sparsity for each unit."""
+"""The space `allocation`: a level of sparsity for each unit."""

@@ -1,4 +1,4 @@
-"""The space `allocation`: how sparse each unit of the model is."""
+"""The space `allocation`: a level of sparsity for each unit of the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.spaces.space import SeparableSpace
 
 @dataclass(frozen=True)
 class Allocation:
-    """A level for each unit, an index into the space's levels.
+    """Level of each unit, an index into the space's levels.
 
     Its text lists the levels in order, equal neighbours as ``<level>x<times>``: ``allocation:12x5,13,9``.
     """
@@ -34,10 +34,10 @@ class Allocation:
 
     @classmethod
     def parse(cls, text: str) -> Allocation:
-        """The allocation with this canonical text.
+        """Allocation with this canonical text.
 
         Raises:
-            ValueError: if no allocation prints like this.
+            ValueError: if it is not the text of an allocation.
         """
         kind, _, body = text.partition(":")
         runs = [re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", run, re.ASCII) for run in body.split(",")]
@@ -52,23 +52,22 @@ class Allocation:
 class AllocationSpace(SeparableSpace[Allocation]):
     """A level of sparsity for each unit, with the sparsity over all prunable weights held at a target.
 
-    The global sparsity counts every linear of every block: the protected ones too, which stay dense, so
-    that the others make up for them. A level is a sparsity, the same for all units; candidates vary by
-    `LevelVariation`.
+    The global sparsity includes protected linears, which remain dense, so that the others are pruned more. All units
+    have the same levels. Mutation and crossover: see `LevelVariation`.
 
     Costs: ``sparsity`` (zeros / prunable weights), ``params`` (non-zero parameters of the whole model),
-    ``size_bytes`` (as stored: unstructured zeros take as much room as other weights), ``macs`` a token (a
-    dense computation, which multiplies by zeros too), ``kv_bytes`` a token.
+    ``size_bytes`` (as stored: unstructured zeros take as much space as other weights), ``macs`` a token (of a dense
+    computation, zeros included), ``kv_bytes`` a token.
 
     Args:
-        units: what can be switched.
-        protected: prunable linears that stay dense.
+        units: with one level each.
+        protected: prunable linears kept dense.
         levels: sparsities, ascending, the first 0.
         targets: global sparsities, ascending.
-        shape: the dense model.
+        shape: of the dense model.
 
     Raises:
-        ValueError: on levels or targets that are out of order or range, and on a target that can't be met.
+        ValueError: if levels or targets are out of order or range, or a target can't be met.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class AllocationSpace(SeparableSpace[Allocation]):
         check_ascending("levels", levels)
         check_ascending("target", targets)
         if len(levels) < 2 or levels[0] != 0:
-            raise ValueError(f"Expected `levels` to start at 0 and go on, got {list(levels)}.")
+            raise ValueError(f"Expected `levels` to start at 0 and to hold others, got {list(levels)}.")
         self._units = tuple(units)
         self._protected = tuple(protected)
         self._levels = tuple(levels)
@@ -100,7 +99,7 @@ class AllocationSpace(SeparableSpace[Allocation]):
         self._variation = LevelVariation(self._table, self._windows, self._uniform)
 
     def _level_out(self, target: int) -> Levels:
-        """The most uniform allocation that meets the target; also shows that there is one."""
+        """The most uniform levels that meet the target; raises if there are none."""
         sparsity, bounds = self._targets[target], self._windows[target]
         highest = sum(row[-1] for row in self._table)
         if bounds.low > highest:
@@ -164,7 +163,7 @@ class AllocationSpace(SeparableSpace[Allocation]):
     def repair(self, candidate: Allocation, target: int, rng: np.random.Generator) -> Allocation:
         return self._same_or(candidate, self._variation.repair(candidate.levels, target, rng))
 
-    # --- what a candidate means ---
+    # --- meaning of a candidate ---
 
     def cost(self, candidate: Allocation) -> Mapping[str, float]:
         return self._shape.with_zeros(self._variation.total(candidate.levels), self._n_weights)

@@ -1,1 +1,1 @@
-"""Formulas as importance metrics: trees, operators, grammar, simplification, variation. No torch."""
+"""The space `formula`: importance metrics as expressions."""

@@ -1,4 +1,4 @@
-"""The text of formulas: a parser that reads this grammar and nothing else, and the canonical print.
+"""Text form of formulas: a parser for this grammar, and the canonical text.
 
     sum     = product {("+" | "-") product}
     product = factor {("*" | "/") factor}
@@ -29,7 +29,7 @@ from secateur.spaces.formulas.tree import (
 from secateur.spaces.names import did_you_mean
 
 LONGEST = 4000
-"""Characters of a text; a longer one is refused unread."""
+"""Largest number of characters of a text."""
 
 _NESTED = 80
 _WORD = re.compile(
@@ -40,7 +40,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class FormulaTextError(ValueError):
-    """A text that is no formula: what was expected, what came, and where.
+    """Error in the text of a formula, with its position.
 
     Args:
         message: one line.
@@ -53,7 +53,7 @@ class FormulaTextError(ValueError):
 
 
 def parse(text: str, bounds: Bounds = WIDEST, terminals: Collection[str] = tuple(TERMINALS)) -> Tree:
-    """The tree of a text; it is not simplified.
+    """Tree of a text, not simplified.
 
     Args:
         text: of the formula.
@@ -61,7 +61,7 @@ def parse(text: str, bounds: Bounds = WIDEST, terminals: Collection[str] = tuple
         terminals: their names.
 
     Raises:
-        FormulaTextError: if the text is no formula, or one beyond the bounds.
+        FormulaTextError: if the text is not a formula within the bounds.
     """
     if len(text) > LONGEST:
         raise FormulaTextError(
@@ -81,12 +81,12 @@ def parse(text: str, bounds: Bounds = WIDEST, terminals: Collection[str] = tuple
 
 
 def print_formula(tree: Tree) -> str:
-    """The canonical text; `parse` is its inverse."""
+    """Canonical text; `parse` is its inverse."""
     return fold(tree, _terminal, _constant, _applied)[0]
 
 
 _Printed = tuple[str, int]
-"""A text and its precedence."""
+"""Text and its precedence."""
 
 
 def _terminal(name: str) -> _Printed:
@@ -115,7 +115,7 @@ class _Word:
 
 
 class _Parser:
-    """Reads words from left to right; each method reads one rule of the grammar."""
+    """Recursive descent parser; each method parses one rule of the grammar."""
 
     def __init__(self, text: str, terminals: Collection[str]) -> None:
         self._text = text
@@ -127,7 +127,7 @@ class _Parser:
         return self._chain(1)
 
     def _chain(self, precedence: int) -> Tree:
-        """Operators of one precedence, grouped to the left."""
+        """Left-associative operators of one precedence."""
         read = self._factor if precedence == 2 else lambda: self._chain(2)
         tree = read()
         while (name := INFIX.get(self.word.text)) and OPERATORS[name].precedence == precedence:
@@ -208,7 +208,7 @@ class _Parser:
             raise self._error(str(error).rstrip("."), word) from error
 
     def _next(self) -> _Word:
-        """The current word; the next one becomes current."""
+        """The current word; advances to the next one."""
         word = self.word
         self.word = self._read(word.start + len(word.text))
         return word
@@ -227,7 +227,7 @@ class _Parser:
         return _Word(str(match.lastgroup), match.group(), start)
 
     def expected(self, what: str) -> FormulaTextError:
-        """An error about the current word."""
+        """Error about the current word."""
         got = _quoted(self.word.text) if self.word.text else "the end"
         return self._error(f"Expected {what}, got {got}", self.word)
 

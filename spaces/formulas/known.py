@@ -1,4 +1,4 @@
-"""Published metrics as formulas: what a search can start from, and be compared with."""
+"""Published metrics as formulas: starting points and baselines of a search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Known:
 
     Args:
         text: see `grammar`.
-        summary: one line, with what differs from the paper.
+        summary: one line, with differences from the paper.
         paper: address.
     """
 
@@ -49,11 +49,11 @@ KNOWN: dict[str, Known] = {
 
 
 def known_tree(name: str) -> Tree:
-    """A published formula, or one that is given by itself, such as ``formula: abs(W) * X``.
+    """Published formula of this name, or the formula given by ``formula: abs(W) * X``.
 
     Raises:
-        FormulaTextError: on what is no formula.
-        ValueError: on a name that is not known.
+        FormulaTextError: if the text is not a formula.
+        ValueError: for an unknown name.
     """
     given = formula_of(name)
     if given is None and name not in KNOWN:

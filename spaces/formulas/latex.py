@@ -8,7 +8,7 @@ from secateur.spaces.formulas.operators import ATOM, OPERATORS, TERMINALS
 from secateur.spaces.formulas.tree import Tree, fold
 
 _Typeset = tuple[str, int]
-"""A piece and how tightly it binds."""
+"""Text and its precedence."""
 
 
 def latex(tree: Tree) -> str:

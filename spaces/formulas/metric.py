@@ -1,4 +1,4 @@
-"""Formulas where a metric is named: ``formula: abs(W) * X``."""
+"""Formulas as names of metrics: ``formula: abs(W) * X``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ PREFIX = "formula:"
 
 
 def formula_of(metric: str) -> Tree | None:
-    """The formula that a metric's name spells out, or None for the name of another metric.
+    """Formula in a metric's name, or None for the name of another metric.
 
     Raises:
-        FormulaTextError: if what follows the prefix is no formula; columns count from there.
+        FormulaTextError: if the text after the prefix is not a formula; columns count from there.
     """
     return parse(metric.removeprefix(PREFIX).strip()) if metric.startswith(PREFIX) else None
 
 
 def metric_of(tree: Tree) -> str:
-    """The formula as the name of a metric; `formula_of` is its inverse."""
+    """Name of a metric for a formula; inverse of `formula_of`."""
     return f"{PREFIX} {print_formula(tree)}"

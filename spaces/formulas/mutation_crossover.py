@@ -1,7 +1,6 @@
-"""Variation of formulas: crossover and mutations that stay within bounds and leave their parents alone.
+"""Mutation and crossover of formulas within bounds.
 
-Parents must be within the bounds themselves; then so is every child, by the choice of what is exchanged rather
-than by trying again.
+For parents within the bounds every child is too: exchanged subtrees are chosen to fit, without retries.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ _CONSTANT_SPREAD = 0.5
 
 
 def crossover(rng: np.random.Generator, mother: Tree, father: Tree, bounds: Bounds) -> Tree:
-    """The mother with one of her subtrees exchanged for one of the father's (Koza 1992, section 6.4.1).
+    """The mother with a subtree replaced by one of the father's (Koza 1992, section 6.4.1).
 
-    Every place of the mother is as likely as any other, and every subtree of the father that fits there: one leaf
-    always does.
+    Uniform over the nodes of the mother, and over the father's subtrees that fit there; leaves always fit.
     """
     path, old = _any_place(rng, mother)
     room = _room(mother, path, old, bounds)
@@ -39,7 +37,7 @@ def crossover(rng: np.random.Generator, mother: Tree, father: Tree, bounds: Boun
 
 
 def mutate_subtree(rng: np.random.Generator, tree: Tree, bounds: Bounds, palette: Palette = ALL) -> Tree:
-    """A random subtree exchanged for a new random one of depth 1 to 4."""
+    """A random subtree replaced by a new random one of depth 1 to 4."""
     path, old = _any_place(rng, tree)
     room = _room(tree, path, old, bounds)
     depth = int(rng.integers(1, min(room.depth, _NEW_DEPTH, DEEPEST_START) + 1))
@@ -47,17 +45,17 @@ def mutate_subtree(rng: np.random.Generator, tree: Tree, bounds: Bounds, palette
 
 
 def mutate_point(rng: np.random.Generator, tree: Tree, palette: Palette = ALL) -> Tree:
-    """One node exchanged for another of as many arguments; the shape stays.
+    """One node replaced by another of the same arity; the shape of the tree is unchanged.
 
-    A constant is multiplied by a log-normal factor half of the time. An operator that is the only one of its
-    arity in the palette stays.
+    A constant is multiplied by a log-normal factor half of the time. An operator that is the only one of its arity in
+    the palette is unchanged.
     """
     path, old = _any_place(rng, tree)
     return replace_at(tree, path, _altered(rng, old, palette))
 
 
 def mutate_hoist(rng: np.random.Generator, tree: Tree) -> Tree:
-    """A random subtree exchanged for one of its own subtrees: never larger."""
+    """A random subtree replaced by one of its own subtrees; never larger."""
     path, old = _any_place(rng, tree)
     _, new = _any_place(rng, old)
     return replace_at(tree, path, new)
@@ -69,7 +67,7 @@ def _any_place(rng: np.random.Generator, tree: Tree) -> tuple[Path, Tree]:
 
 
 def _room(tree: Tree, path: Path, old: Tree, bounds: Bounds) -> Bounds:
-    """How large a subtree may be at a place."""
+    """Bounds for a subtree at a path."""
     return Bounds(bounds.depth - len(path), bounds.size - tree.size + old.size)
 
 

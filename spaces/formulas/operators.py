@@ -1,8 +1,8 @@
 """Terminals and operators of formulas, with their domains in words. `pruners.formulas` computes them.
 
-Nothing is protected: where an operator is undefined the whole formula is, and says so. Differences from
-Pruner-Zero (arXiv 2406.02924): ``log`` adds nothing to its argument, ``exp`` has no cap, ``/`` divides by
-element, W and G come without a hidden absolute value, and X is a norm, not its square.
+Operators are not protected: a formula with an undefined operator is infeasible, with the reason. Differences from
+Pruner-Zero (arXiv 2406.02924): ``log`` adds nothing to its argument, ``exp`` is not capped, ``/`` is element-wise, W
+and G have no implicit absolute value, and X is a norm, not its square.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Shape = Literal["weight", "input", "output", "layer"]
-"""One value a weight, an input channel (column), an output (row), or a layer; broadcast to the weights."""
+"""One value for each weight, input channel (column), output (row), or layer; broadcast to the weights."""
 
 Source = Literal["weights", "moments", "gram", "gradients"]
 
 ATOM = 9
-"""Precedence of what needs no parentheses anywhere."""
+"""Precedence of terms that never need parentheses."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Quantity:
     """A terminal.
 
     Args:
-        summary: what it is.
-        shape: what has a value of its own.
-        latex: in LaTeX.
-        nonnegative: True if it is never below 0.
-        source: what it is computed from: the weights, moments or Gram matrices of inputs, or gradients.
+        summary: one line.
+        shape: of its values.
+        latex: its symbol.
+        nonnegative: True if its values are >= 0.
+        source: statistics it is computed from: weights, moments or Gram matrices of inputs, or gradients.
     """
 
     summary: str
@@ -69,12 +69,12 @@ TERMINALS: dict[str, Quantity] = {
 
 @dataclass(frozen=True)
 class Latex:
-    """How an operator is typeset.
+    """LaTeX form of an operator.
 
     Args:
-        template: with a place for each argument.
-        needs: for each argument how tightly it has to bind, else it gets parentheses.
-        binds: how tightly the whole binds.
+        template: with a placeholder for each argument.
+        needs: least precedence of each argument without parentheses.
+        binds: precedence of the result.
     """
 
     template: str
@@ -88,12 +88,12 @@ class Operator:
 
     Args:
         arity: number of arguments.
-        domain: where it is defined.
-        latex: how it is typeset.
-        infix: the sign between two arguments; "" if it is written as a call.
+        domain: in words.
+        latex: its LaTeX form.
+        infix: sign between two arguments; "" for a call.
         precedence: of the infix form, higher binds tighter.
         commutative: True if the order of arguments has no effect.
-        summary: what it does, where its name doesn't say it.
+        summary: explanation, if the name is not enough.
     """
 
     arity: int
@@ -146,4 +146,4 @@ OPERATORS: dict[str, Operator] = {
 }
 
 INFIX: dict[str, str] = {row.infix: name for name, row in OPERATORS.items() if row.infix}
-"""The operator of each sign."""
+"""Operators by infix sign."""

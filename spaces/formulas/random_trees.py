@@ -10,21 +10,21 @@ from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
 from secateur.spaces.formulas.tree import Apply, Bounds, Constant, Terminal, Tree
 
 DEEPEST_START = 6
-"""As deep as trees start, whatever the bounds: a full tree doubles with each level."""
+"""Largest depth of random trees, whatever the bounds: the size of a full tree doubles with each level."""
 
 _TRIES = 20
 
 
 @dataclass(frozen=True)
 class Palette:
-    """What random formulas are made of.
+    """Terminals, operators and constants of random formulas.
 
     Args:
-        terminals, operators: their names.
-        constants: share of leaves that are constants, in [0, 1].
+        terminals, operators: names.
+        constants: share of constants among the leaves, in [0, 1].
 
     Raises:
-        ValueError: on an unknown name, no terminal, no operator, or a share outside [0, 1].
+        ValueError: for an unknown name, no terminal, no operator, or a share outside [0, 1].
     """
 
     terminals: tuple[str, ...] = tuple(TERMINALS)
@@ -45,7 +45,7 @@ ALL = Palette()
 
 
 def ramped(rng: np.random.Generator, n: int, bounds: Bounds, palette: Palette = ALL) -> list[Tree]:
-    """Random formulas of depths from 2 to the bound (at most `DEEPEST_START`) in turn, every other one full."""
+    """Random formulas with depths from 2 to the bound (at most `DEEPEST_START`) in turn, alternately full and grown."""
     deepest = min(bounds.depth, DEEPEST_START)
     depths = range(min(2, deepest), deepest + 1)
     return [
@@ -60,12 +60,12 @@ def random_tree(
     """A random formula.
 
     Args:
-        rng: the only source of chance.
-        depth: at most so deep, 1 to `DEEPEST_START`; exactly so deep if `full` and `size` leave it to.
-        size: at most so many nodes; where chance gives more again and again, a shallower tree is drawn.
-        full: all leaves at the bottom (but for operators drawn shallower by `size`); else branches end at any
-            depth, as often as a terminal comes up among all terminals and operators.
-        palette: what it is made of.
+        rng: of all random choices.
+        depth: largest depth, 1 to `DEEPEST_START`; exact if `full` and `size` allow it.
+        size: largest number of nodes; after repeated larger draws a shallower tree is drawn.
+        full: all leaves at the bottom; else branches end at any depth, with the probability of a terminal among all
+            terminals and operators.
+        palette: terminals, operators and constants.
     """
     for shallower in range(depth, 0, -1):
         for _ in range(_TRIES):
@@ -76,7 +76,7 @@ def random_tree(
 
 
 def random_leaf(rng: np.random.Generator, palette: Palette = ALL) -> Tree:
-    """A terminal or a constant; constants are spread evenly over the orders of magnitude from 0.01 to 100."""
+    """A terminal or a constant; constants are log-uniform from 0.01 to 100."""
     if rng.random() < palette.constants:
         return Constant(float(f"{10 ** rng.uniform(-2, 2):.3g}"))
     return Terminal(palette.terminals[rng.integers(len(palette.terminals))])

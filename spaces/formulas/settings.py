@@ -1,4 +1,4 @@
-"""Settings of the space `formula`, and the space that they describe."""
+"""Settings of the space `formula`, and its construction from them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from secateur.spaces.shape import ModelShape, Prunable, split_protected
 
 
 class ProxySettings(Section):
-    """A closed form that foretells how formulas rank: the error of some layers' outputs, without a forward pass.
+    """Proxy for the loss of formulas: output errors of some layers in closed form, without a forward pass.
 
     Args:
-        blocks: of the model, evenly spread; second moments of their inputs are kept on the disk.
-        rows: of each linear of these, evenly spread.
-        gram: ``full`` second moments, or their ``diagonal``: cheaper, and a little less like the true loss.
+        blocks: number of evenly spread blocks; the second moments of their inputs are stored on disk.
+        rows: number of evenly spread rows of each of their linears.
+        gram: ``full`` second moments, or their ``diagonal``, which is cheaper and slightly less accurate.
     """
 
     blocks: int = Field(default=8, gt=0)
@@ -31,13 +31,13 @@ class ProxySettings(Section):
 
 
 class CaseSettings(Section):
-    """Where else a formula is measured; what is not named is as in the space's own settings.
+    """Further case on which formulas are measured; keys that are not given are as in the space's settings.
 
     Args:
         model: another model.
         target: another sparsity of each linear.
-        group_size: patterns instead of rows or layers.
-        comparison: which weights compete.
+        group_size: of patterns.
+        comparison: weights that are ranked together.
     """
 
     model: str | None = Field(default=None, min_length=1)
@@ -47,7 +47,7 @@ class CaseSettings(Section):
 
     @property
     def name(self) -> str:
-        """What it names, such as ``target=0.6`` or ``model=tiny,target=0.6``."""
+        """Text of the given keys, such as ``target=0.6`` or ``model=tiny,target=0.6``."""
         return ",".join(f"{name}={value}" for name, value in self.model_dump(exclude_none=True).items())
 
     @model_validator(mode="after")
@@ -60,26 +60,26 @@ class CaseSettings(Section):
 
 
 class FormulaSettings(Section):
-    """What can be searched: the formula of an importance metric, at one sparsity for all linears.
+    """Settings of the space `formula`: an importance metric as an expression, at one sparsity of all linears.
 
     Args:
         target: sparsity of each linear that is not protected.
-        terminals: quantities that formulas are made of; what they need is collected once.
+        terminals: quantities in formulas; their statistics are collected once.
         operators: names of operators; None: all.
-        constants: share of leaves that are numbers, in random formulas.
-        depth: of the deepest formula.
-        size: nodes of the largest formula.
-        known: names of published formulas, and formulas of one's own such as ``formula: abs(W) * X``, that are
-            measured first and that a search may start from.
-        group_size: with it, patterns: so many neighbouring weights of a row lose the target's share.
-        protect: patterns (``*`` and ``?``) of full names of linears that stay dense.
-        comparison: which weights compete: those of an ``output`` or of the whole ``layer``.
+        constants: share of constants among the leaves of random formulas.
+        depth: largest depth of a formula.
+        size: largest number of nodes.
+        known: published formulas by name, or formulas such as ``formula: abs(W) * X``, measured first and used as
+            starting points.
+        group_size: size of patterns: the target's share of each group of neighbouring weights of a row is pruned.
+        protect: patterns (``*`` and ``?``) of full names of linears kept dense.
+        comparison: weights that are ranked together: those of an ``output`` or of the whole ``layer``.
         statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
             model).
-        damp: share of the mean diagonal that is added to Hessians (H).
-        proxy: what foretells how formulas rank; None: nothing.
-        also: other models, sparsities and patterns where each formula is measured, too: the loss is then the geometric
-            mean over all of them of the ratio to the loss of the first of `known`.
+        damp: dampening, the share of the mean diagonal added to Hessians (H).
+        proxy: for screening; None: no screening.
+        also: further models, sparsities and patterns on which each formula is measured: the loss is then the geometric
+            mean, over all cases, of the ratio to the loss of the first of `known`.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics"}
@@ -101,7 +101,7 @@ class FormulaSettings(Section):
     also: tuple[CaseSettings, ...] = ()
 
     changeable: ClassVar[tuple[str, ...]] = ("statistics",)
-    """May change when a search is continued: a candidate does not name its target."""
+    """Keys that may change when a search is continued; the target may not, since candidates do not name it."""
 
     @field_validator("known")
     @classmethod
@@ -109,7 +109,7 @@ class FormulaSettings(Section):
         if not names:
             raise ValueError("Expected `known` to name a formula, got none.")
         for name in names:
-            known_tree(name)  # refuses what is none
+            known_tree(name)  # raises for an unknown name
         return tuple(dict.fromkeys(names))
 
     @model_validator(mode="after")
@@ -122,13 +122,13 @@ class FormulaSettings(Section):
 
     @property
     def palette(self) -> Palette:
-        """What random formulas are made of."""
+        """Terminals, operators and constants of random formulas."""
         return Palette(
             self.terminals, tuple(OPERATORS) if self.operators is None else self.operators, self.constants
         )
 
     def at(self, case: CaseSettings) -> FormulaSettings:
-        """The settings of one other model, sparsity and pattern alone."""
+        """Settings of one further case alone."""
         changes = case.model_dump(exclude_none=True, exclude={"model"})
         return self.model_copy(update={**changes, "also": ()})
 
@@ -139,7 +139,7 @@ class FormulaSettings(Section):
 
 
 def build_formula(settings: FormulaSettings, linears: Sequence[Prunable], shape: ModelShape) -> FormulaSpace:
-    """The space that the settings describe, for a model with these linears.
+    """The space of these settings, for a model with these linears.
 
     Raises:
         ValueError: if a pattern in `protect` matches nothing or too much, or no published formula fits the bounds

@@ -1,4 +1,4 @@
-"""What is known of a formula's values without computing them: their sign, and whether they always exist."""
+"""Sign analysis of formulas: signs of their values, and whether they are always defined."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from secateur.spaces.formulas.tree import Tree, fold
 
 @dataclass(frozen=True)
 class About:
-    """Facts that hold whatever the weights are; False = not known.
+    """Facts that hold for all weights; False = unknown.
 
     Args:
-        nonnegative: values are >= 0 where they are defined.
-        positive: values are > 0 where they are defined, but for underflow.
-        total: values are defined, but for overflow.
+        nonnegative: values are >= 0 where defined.
+        positive: values are > 0 where defined, up to underflow.
+        total: values are defined, up to overflow.
     """
 
     nonnegative: bool
@@ -25,7 +25,7 @@ class About:
 
 
 def about(tree: Tree) -> About:
-    """What is known of its values."""
+    """Facts about a formula's values."""
     return fold(tree, _terminal, _constant, _applied)
 
 
@@ -102,4 +102,4 @@ _TOTAL: dict[str, _Fact] = {
     "minmax": _never,
     "zscore": _never,
 }
-"""Operators that are not defined everywhere: where they are known to be."""
+"""Operators with a restricted domain: conditions under which they are known to be defined."""

@@ -1,8 +1,8 @@
 """Simplification of formulas to a canonical form, by a table of rules.
 
-Where the formula is defined its value does not change: bit for bit by the rules that are `exact` (but for the
-sign of a zero), up to rounding by the others. Where it is undefined it stays so, except that a number too large
-or too small for the machine may no longer come up. No rule makes a formula larger.
+Simplification preserves the values where the formula is defined: bit for bit by `exact` rules (except for the sign of
+zero), up to rounding by the others. An undefined formula remains undefined, except that intermediate overflow or
+underflow may vanish. No rule makes a formula larger.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from secateur.spaces.formulas.tree import Apply, Constant, Terminal, Tree, fold,
 
 @dataclass(frozen=True)
 class Rule:
-    """A pattern and what replaces it; x and y stand for any formula.
+    """Pattern and its replacement; x and y match any formula.
 
     Args:
         pattern, result: texts of the grammar. Arguments of commutative operators match in either order.
-        exact: True if values stay the same bit for bit.
-        positive, nonnegative: which of x and y must be known to be > 0, >= 0.
-        total: which of them, dropped or not, must be defined whatever the weights are.
+        exact: True if values are preserved bit for bit.
+        positive, nonnegative: variables that must be known to be > 0, >= 0.
+        total: variables that must be defined for all weights.
     """
 
     pattern: str
@@ -86,9 +86,9 @@ EXACT: tuple[Rule, ...] = tuple(rule for rule in RULES if rule.exact)
 
 
 def simplify(tree: Tree, rules: tuple[Rule, ...] = RULES) -> Tree:
-    """The canonical form: no rule applies any more, and arguments that may change places are in order.
+    """Canonical form: no rule applies, and arguments of commutative operators are sorted.
 
-    Constants are computed, too, unless all rules that are given are exact: that rounds.
+    Operators of constants are computed, which rounds, unless all given rules are exact.
     """
     by_operator = _compiled(rules)
     folding = any(not rule.exact for rule in rules)
@@ -114,7 +114,7 @@ _Compiled = Mapping[str, Sequence[tuple[Rule, Tree, Tree]]]
 
 @cache
 def _compiled(rules: tuple[Rule, ...]) -> _Compiled:
-    """The rules as trees, by the operator at the top of the pattern."""
+    """Rules as trees, by the root operator of the pattern."""
     by_operator: dict[str, list[tuple[Rule, Tree, Tree]]] = {}
     for rule in rules:
         pattern, result = (parse(text, terminals=("x", "y")) for text in (rule.pattern, rule.result))
@@ -125,7 +125,7 @@ def _compiled(rules: tuple[Rule, ...]) -> _Compiled:
 
 
 def _match(pattern: Tree, tree: Tree, bound: dict[str, Tree]) -> dict[str, Tree] | None:
-    """What x and y stand for if the pattern fits."""
+    """Values of x and y if the pattern matches."""
     if isinstance(pattern, Terminal):
         known = bound.setdefault(pattern.name, tree)
         return bound if known == tree else None
@@ -156,7 +156,7 @@ def _filled(result: Tree, found: Mapping[str, Tree]) -> Tree:
 
 
 def _ordered(operator: str, arguments: Sequence[Tree]) -> tuple[Tree, ...]:
-    """Constants first, then larger before smaller, then by text."""
+    """Arguments of a commutative operator sorted: constants first, then by descending size, then by text."""
     if not OPERATORS[operator].commutative:
         return tuple(arguments)
     return tuple(sorted(arguments, key=lambda x: (not isinstance(x, Constant), -x.size, print_formula(x))))
@@ -178,11 +178,11 @@ _COMPUTE: dict[str, Callable[..., float]] = {
     "min": min,
     "max": max,
 }
-"""Operators of numbers; those of whole matrices are not here."""
+"""Scalar operators; operators of whole matrices are not computed."""
 
 
 def _computed(node: Apply) -> float | None:
-    """The value of an operator of constants, where it has one that a constant may have."""
+    """Value of an operator of constants; None if it is no valid constant."""
     values = [x.value for x in node.arguments if isinstance(x, Constant)]
     if len(values) < len(node.arguments) or node.operator not in _COMPUTE:
         return None

@@ -1,4 +1,4 @@
-"""The space `formula`: importance metrics as expressions, each at the same sparsity of all linears."""
+"""The space `formula`: importance metrics as expressions, at one sparsity of all linears."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ class Formula:
 
 
 class FormulaSpace(Space[Formula]):
-    """Formulas within bounds, simplified; what pruning by them means is one sparsity for each linear.
+    """Simplified formulas within bounds, at one sparsity of all free linears.
 
-    Formulas of different texts may prune alike, and random ones are often undefined: both are recognised where they
-    are measured, before any data is.
+    Different formulas may prune alike, and random ones are often undefined: the evaluator detects both before it
+    measures on data.
 
     Args:
-        free: linears that are pruned.
-        protected: linears that stay dense.
+        free: linears to prune.
+        protected: linears kept dense.
         target: sparsity of each free linear.
         shape: of the dense model.
         bounds: of formulas.
-        palette: what they are made of.
-        known: see `known_tree`; those that fit are baselines, the first one that the others are compared with.
+        palette: terminals, operators and constants.
+        known: see `known_tree`; those within the bounds are baselines, the first one is the reference.
 
     Raises:
-        ValueError: if none of them fits.
+        ValueError: if no known formula is within the bounds.
     """
 
     def __init__(
@@ -98,25 +98,25 @@ class FormulaSpace(Space[Formula]):
 
     @property
     def terminals(self) -> tuple[str, ...]:
-        """The quantities that formulas may use."""
+        """Terminals of the formulas."""
         return self._palette.terminals
 
     @property
     def reference(self) -> Formula:
-        """The published formula that the others are compared with."""
+        """Reference: the first published formula."""
         return next(iter(self.known.values()))
 
     @property
     def known(self) -> dict[str, Formula]:
-        """Published formulas that fit, by name."""
+        """Published formulas within the bounds, by name."""
         return {name: Formula(tree) for name, tree in self._known.items()}
 
     def parse(self, text: str) -> Formula:
-        """The formula; `text` must be its canonical one, within the bounds.
+        """Formula of a canonical text, within the bounds.
 
         Raises:
-            FormulaTextError: with the position, if it is no formula.
-            ValueError: if it is none of this space.
+            FormulaTextError: with the position, if it is not a formula.
+            ValueError: if it is not of this space.
         """
         if text == DENSE:
             return Formula(None)
@@ -137,7 +137,7 @@ class FormulaSpace(Space[Formula]):
         return None if candidate.tree is None else 0
 
     def sample(self, rng: np.random.Generator, target: int) -> Formula:
-        """A random formula, of random depth, that uses the weights."""
+        """A random formula of random depth that uses the weights."""
         for _ in range(ATTEMPTS):
             tree = simplify(ramped(rng, 8, self._bounds, self._palette)[rng.integers(8)])
             if self._uses_weights(tree):
@@ -145,7 +145,7 @@ class FormulaSpace(Space[Formula]):
         return self._any_known(rng)
 
     def mutate(self, candidate: Formula, rng: np.random.Generator) -> Formula:
-        """A subtree made anew (half of the time), a node exchanged, or a subtree hoisted."""
+        """Subtree mutation (half of the time), point mutation or hoist."""
         if candidate.tree is None:
             return self._any_known(rng)
         for _ in range(ATTEMPTS):
@@ -156,7 +156,7 @@ class FormulaSpace(Space[Formula]):
         return self.sample(rng, 0)
 
     def vary(self, candidate: Formula, mutation: Mutation, rng: np.random.Generator) -> Formula:
-        """One mutation, simplified; the formula itself where that leaves nothing that uses the weights."""
+        """One mutation, simplified; the formula itself if the result does not use the weights."""
         if candidate.tree is None:
             return candidate
         mutations = {
@@ -168,19 +168,19 @@ class FormulaSpace(Space[Formula]):
         return Formula(child) if self._uses_weights(child) else candidate
 
     def ramped(self, rng: np.random.Generator, n: int) -> list[Formula]:
-        """At most `n` random formulas by ramped half-and-half: those of as many that use the weights."""
+        """Random formulas by ramped half-and-half: those among `n` draws that use the weights."""
         trees = (simplify(tree) for tree in ramped(rng, n, self._bounds, self._palette))
         return [Formula(tree) for tree in trees if self._uses_weights(tree)]
 
     def constants(self, candidate: Formula) -> tuple[float, ...]:
-        """The formula's numbers other than 0, from left to right."""
+        """The formula's constants other than 0, from left to right."""
         return () if candidate.tree is None else constants_of(candidate.tree)
 
     def with_constants(self, candidate: Formula, values: Sequence[float]) -> Formula:
-        """The formula with other numbers in these places, simplified.
+        """The formula with other values for `constants`, simplified.
 
         Raises:
-            ValueError: if there are fewer or more places, or on a number that is no constant.
+            ValueError: if the number of values is wrong, or a value is invalid for a constant.
         """
         if candidate.tree is None:
             return candidate
@@ -201,13 +201,13 @@ class FormulaSpace(Space[Formula]):
         return Formula(trees[rng.integers(len(trees))])
 
     def _uses_weights(self, tree: Tree) -> bool:
-        """Others tell no rows apart."""
+        """Whether a formula uses W or G; others rank all rows alike."""
         return any(isinstance(node, Terminal) and node.name in {"W", "G"} for _, node in subtrees(tree))
 
     def cost(self, candidate: Formula) -> Mapping[str, float]:
         dense = candidate.tree is None
         costs = self._shape.with_zeros(0 if dense else self._n_zeros, self._n_weights)
-        # More than any formula: without one the dense model would beat all of them in everything.
+        # Larger than any formula: else the dense model would dominate all formulas.
         return costs | {"nodes": self._bounds.size + 1 if candidate.tree is None else candidate.tree.size}
 
     def config(self, candidate: Formula) -> Mapping[str, Any]:

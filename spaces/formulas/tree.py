@@ -1,4 +1,4 @@
-"""Formulas as immutable trees: nodes, one fold, places in a tree. Knows no operator; see `operators`."""
+"""Formulas as immutable trees: nodes, fold, subtrees, replacement. Independent of the table of `operators`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, TypeAlias, TypeVar
 DEEPEST = 64
 
 LARGEST = 512
-"""No tree is deeper, or has more nodes: what walks a tree may then recurse."""
+"""Largest depth and number of nodes of a tree, so that recursion is safe."""
 
 LEAST, GREATEST = 1e-30, 1e30
-"""Magnitudes of constants other than 0: their squares, nearly, are still numbers in fp32."""
+"""Magnitudes of constants other than 0: their squares are nearly within the range of fp32."""
 
 R = TypeVar("R")
 
 Path: TypeAlias = tuple[int, ...]
-"""A place in a tree: which argument to go to, from the root down."""
+"""Path to a node: indices of arguments from the root down."""
 
 
 @dataclass(frozen=True)
 class Terminal:
-    """A quantity that comes with the layer, such as ``W``."""
+    """A quantity of the layer, such as ``W``."""
 
     name: str
     depth = 1
@@ -32,7 +32,7 @@ class Terminal:
 
 @dataclass(frozen=True)
 class Constant:
-    """A number.
+    """A constant.
 
     Raises:
         ValueError: unless it is 0 or its magnitude is within `LEAST` and `GREATEST`.
@@ -57,7 +57,7 @@ class Apply:
     Args:
         operator: its name.
         arguments: one or more trees.
-        depth: nodes on the longest way down, itself included.
+        depth: number of nodes on the longest path down, itself included.
         size: number of nodes.
 
     Raises:
@@ -85,10 +85,10 @@ Tree: TypeAlias = Terminal | Constant | Apply
 
 @dataclass(frozen=True)
 class Bounds:
-    """How deep and how large a formula may be; a single terminal has depth 1 and size 1.
+    """Largest depth and size of formulas; a single terminal has depth 1 and size 1.
 
     Raises:
-        ValueError: if a bound is below 1 or beyond what a tree can be.
+        ValueError: if a bound is below 1 or above the limits of trees.
     """
 
     depth: int = 8
@@ -100,7 +100,7 @@ class Bounds:
                 raise ValueError(f"Expected `{name}` within 1 and {limit}, got {getattr(self, name)}.")
 
     def hold(self, tree: Tree) -> bool:
-        """True if the tree is within them."""
+        """True if the tree is within the bounds."""
         return tree.depth <= self.depth and tree.size <= self.size
 
 
@@ -108,7 +108,7 @@ WIDEST = Bounds(DEEPEST, LARGEST)
 
 
 def is_constant(value: float) -> bool:
-    """True if a constant may have this value; never for NaN and infinity."""
+    """True if the value is valid for a constant; never for NaN and infinity."""
     return value == 0 or (math.isfinite(value) and LEAST <= abs(value) <= GREATEST)
 
 
@@ -118,7 +118,7 @@ def fold(
     constant: Callable[[float], R],
     apply: Callable[[str, Sequence[R]], R],
 ) -> R:
-    """The value of a tree, from its leaves up."""
+    """Bottom-up evaluation of a tree."""
     if isinstance(tree, Terminal):
         return terminal(tree.name)
     if isinstance(tree, Constant):
@@ -137,7 +137,7 @@ def plain(tree: Tree) -> Any:
 
 
 def subtrees(tree: Tree) -> Iterator[tuple[Path, Tree]]:
-    """All places and what is there: the root first, then each argument with its own."""
+    """All nodes with their paths, in pre-order."""
     yield (), tree
     if isinstance(tree, Apply):
         for i, argument in enumerate(tree.arguments):
@@ -146,15 +146,15 @@ def subtrees(tree: Tree) -> Iterator[tuple[Path, Tree]]:
 
 
 def replace_at(tree: Tree, path: Path, new: Tree) -> Tree:
-    """The tree with another subtree at a place; the tree itself stays as it is.
+    """A copy of the tree with another subtree at a path.
 
     Raises:
-        ValueError: if there is no such place, or the result would be too deep or too large.
+        ValueError: if the path does not exist, or the result would be too deep or too large.
     """
     if not path:
         return new
     if not isinstance(tree, Apply) or path[0] >= len(tree.arguments):
-        raise ValueError(f"Expected a place in the tree, got {path} below {tree}.")
+        raise ValueError(f"Expected a path in the tree, got {path} below {tree}.")
     i, *rest = path
     arguments = list(tree.arguments)
     arguments[i] = replace_at(arguments[i], tuple(rest), new)
@@ -162,15 +162,15 @@ def replace_at(tree: Tree, path: Path, new: Tree) -> Tree:
 
 
 def constants_of(tree: Tree) -> tuple[float, ...]:
-    """The constants other than 0, from left to right: those that can be scaled."""
+    """Constants other than 0, from left to right, which can be tuned."""
     return tuple(value for _, value in _places(tree))
 
 
 def with_constants(tree: Tree, values: Sequence[float]) -> Tree:
-    """The tree with other constants in the places of `constants_of`; it is not simplified.
+    """A copy of the tree with other values for the constants in `constants_of`, not simplified.
 
     Raises:
-        ValueError: if there are fewer or more places than values, or a value is no constant.
+        ValueError: if the number of values is wrong, or a value is invalid for a constant.
     """
     places = _places(tree)
     if len(values) != len(places):
