@@ -1,6 +1,7 @@
 """What every test relies on: no network, a fixed number of threads, and examples that repeat."""
 
 import functools
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import settings
 from tests.command import secateur  # noqa: F401  # fixtures for all
 from tests.ray_session import ray_cluster  # noqa: F401
 from tests.reloading import forked_reload, stock_process  # noqa: F401
+from tests.tokenized import long_texts_tokenized_once  # noqa: F401
 from tests.typecheck import checked  # noqa: F401  # named in pyproject.toml
 
 # Before torch and transformers are imported, which read them once.
@@ -37,6 +39,11 @@ def uses_ray(file: Path) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with a Ray take longest and come first."""
     items.sort(key=lambda item: not uses_ray(item.path))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: collecting garbage does not walk through it again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
