@@ -12,7 +12,7 @@ from secateur.pruners.calibration.statistics import InputStatistics
 
 
 def dampened(second_moment: Float[Tensor, "in in"], damp: float) -> Float[Tensor, "in in"]:
-    """With a fraction of the diagonal's mean added to it; of 1 where nothing was ever seen."""
+    """The second moment with a fraction of its mean diagonal added to it; of 1 where nothing was ever seen."""
     mean = second_moment.diagonal().mean()
     moment = second_moment.clone()
     moment.diagonal().add_(damp * torch.where(mean > 0, mean, 1.0))

@@ -30,7 +30,7 @@ def prune_ranks(
     group_size: int | None = None,
     name: str = "the weight",
 ) -> UInt8[Tensor, "out in"]:
-    """For each weight the first level at which it is pruned: one byte serves all levels.
+    """First level at which each weight is pruned: one byte serves all levels.
 
     The mask (True = keep) at level `l` is ``ranks > l``, see `mask_at`. Level `l` has exactly
     ``n_zeros(levels[l], out * in)`` zeros. With `comparison` ``output`` they are spread over the rows as
@@ -156,7 +156,7 @@ def as_groups(
 
 
 def _first_level_above(counts: Int[Tensor, "groups levels"], size: int) -> UInt8[Tensor, "groups size"]:
-    """For position p in ascending order of score: the first level with more than p zeros, else `KEPT`."""
+    """First level with more than p zeros, else `KEPT`, of each position p in ascending order of score."""
     positions = torch.arange(size).expand(counts.shape[0], size).contiguous()
     first = torch.searchsorted(counts.contiguous(), positions, right=True)
     first[first == counts.shape[1]] = KEPT

@@ -12,7 +12,7 @@ from secateur.spaces.latency import LatencyTable
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What the parts of one dense block weigh.
+    """Sizes of the parts of one dense block.
 
     A KV group is a KV head with the query heads that read it; a channel is one of those between up and down.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from secateur.pruners.calibration.gradients import collect_gradients
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 
@@ -35,3 +36,8 @@ def small_anatomy(seed: int = 0, n_layers: int = 2, **changes: object) -> Anatom
 
 def random_tokens(n_windows: int, length: int, seed: int = 0, vocab_size: int = 97) -> torch.Tensor:
     return torch.randint(vocab_size, (n_windows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def rms_gradients(anatomy, tokens, **others):
+    """Root mean square of the gradients over the windows, by the projection's full name."""
+    return collect_gradients(anatomy, tokens, ("rms",), **others)["rms"]

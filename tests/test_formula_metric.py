@@ -12,7 +12,6 @@ from secateur.pruners.calibration.gradients import (
     gradients_path,
     load_gradients,
     model_statistics,
-    rms_gradients,
 )
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.evaluate import FormulaError, scores
@@ -32,7 +31,7 @@ from secateur.spaces.formulas.known import KNOWN
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.operators import TERMINALS
 from secateur.spaces.formulas.tree import Apply, Terminal
-from tests.models import random_tokens, small_anatomy
+from tests.models import random_tokens, rms_gradients, small_anatomy
 
 LEVELS = (0.0, 0.25, 0.5, 0.75)
 TOKENS = random_tokens(4, 16)

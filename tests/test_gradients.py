@@ -12,10 +12,9 @@ from secateur.pruners.calibration.gradients import (
     kind_path,
     load_gradients,
     model_statistics,
-    rms_gradients,
 )
 from secateur.pruners.models import memory
-from tests.models import random_tokens, small_anatomy
+from tests.models import random_tokens, rms_gradients, small_anatomy
 
 TOKENS = random_tokens(3, 10)
 ALL = tuple(KINDS)

@@ -1,4 +1,4 @@
-"""Which windows of the pools a recipe calibrates on: frozen subsets, quantiles of the loss, clusters of states."""
+"""Choice of calibration windows from pools: frozen subsets, quantiles of the loss, clusters of states."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Windows:
         return self.pool.tokens[: self.n * self.length].view(self.n, self.length)
 
     def means(self, of_chunks: Tensor | None) -> np.ndarray:
-        """Of what is known of chunks, over those of each window, in fp64: ``windows`` or ``windows width``."""
+        """Means of values of chunks over those of each window, in fp64: ``windows`` or ``windows width``."""
         if of_chunks is None:
             raise RuntimeError("Expected pools that the model has looked at: build them with `look`.")
         n_chunks = self.length // CHUNK
@@ -98,7 +98,7 @@ def _start(states: np.ndarray, n_clusters: int, rng: np.random.Generator) -> np.
 
 @dataclass(frozen=True)
 class _Choice:
-    """How windows are chosen.
+    """A rule of choice.
 
     Args:
         eligible: which may be drawn.

@@ -99,7 +99,7 @@ class CalibrationStatistics:
                 self._walk(gram)
 
     def inputs(self, block: int, gram: bool = False) -> dict[str, InputStatistics]:
-        """Of the projections of a block, by their full names; those that read the same input share one object."""
+        """Input statistics of a block's projections by their full names; those that read one input share one object."""
         piece = self._of_walk(gram)[block]
         linears, found = self._anatomy.blocks[block].linears, dict[str, InputStatistics]()
         for linear, index in zip(linears, piece[_OWNERS].tolist(), strict=True):
@@ -117,7 +117,7 @@ class CalibrationStatistics:
         return found
 
     def outputs(self, block: int, gram: bool = False) -> dict[str, OutputStatistics]:
-        """Of the output projections of a block, by their full names."""
+        """Statistics of the output projections of a block, by their full names."""
         piece = self._of_walk(gram)[block]
         linears, found = self._anatomy.blocks[block].linears, dict[str, OutputStatistics]()
         for linear, index in zip(linears, piece[_OWNERS].tolist(), strict=True):
@@ -130,7 +130,7 @@ class CalibrationStatistics:
 
     @property
     def influence(self) -> tuple[float, ...]:
-        """Of each block, see `BlockStatistics`."""
+        """Influence of each block, see `BlockStatistics`."""
         return tuple(float(piece[_INFLUENCE]) for piece in self._of_walk(gram=False))
 
     def gradients(self, kinds: Collection[Kind]) -> dict[Kind, Gradients]:
@@ -140,7 +140,7 @@ class CalibrationStatistics:
         return {kind: {k: v for piece in pieces for k, v in piece.items()} for kind, pieces in parts.items()}
 
     def whole(self, kinds: Collection[Kind] = ()) -> ModelStatistics:
-        """What is known about the model as a whole, with these kinds of gradients."""
+        """Statistics of the model as a whole, with these kinds of gradients."""
         return ModelStatistics(len(self._anatomy.blocks), self.gradients(kinds))
 
     def _source(self, kind: Kind) -> Kind:
@@ -158,7 +158,7 @@ class CalibrationStatistics:
         return [kind for kind in kinds if self._part(_name(kind)) is None]
 
     def _part(self, name: str) -> Pieces | None:
-        """What is there already: read once, then at hand."""
+        """An entry of the cache, read once; None if it is not there."""
         if name not in self._parts:
             kept = self._cache.get(f"{self._group}.{name}")
             if kept is None:
@@ -167,7 +167,7 @@ class CalibrationStatistics:
         return self._parts[name]
 
     def _walked(self, gram: bool) -> Pieces | None:
-        """What a walk found; one that collected Gram matrices serves for moments, too."""
+        """Results of a walk; one that collected Gram matrices serves for moments, too."""
         names = ["gram"] if gram else sorted(("gram", "moments"), key=lambda name: name not in self._parts)
         return next((pieces for name in names if (pieces := self._part(name)) is not None), None)
 
@@ -220,7 +220,7 @@ def _pack(part: BlockStatistics) -> dict[str, Tensor]:
 
 
 def gram_bytes(anatomy: Anatomy) -> int:
-    """Of all Gram matrices: those of what a sub-layer reads, and of what its output projection reads."""
+    """Size of all Gram matrices: those of what a sub-layer reads, and of what its output projection reads."""
     sizes = {(x.block, x.sublayer, x.role in ROLES): x.in_features for x in anatomy.linears}
     return sum(4 * size**2 for size in sizes.values())
 

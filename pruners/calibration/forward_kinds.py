@@ -1,4 +1,4 @@
-"""What is known of the whole dense model by forward passes alone: a registry beside `gradient_kinds.KINDS`."""
+"""Statistics of the whole dense model by forward passes alone: a registry beside `gradient_kinds.KINDS`."""
 
 from __future__ import annotations
 

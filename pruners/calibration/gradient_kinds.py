@@ -1,4 +1,4 @@
-"""What may be kept of the gradients of the calibration windows: a registry of plain accumulators."""
+"""Kinds of gradients of the calibration windows: a registry of plain accumulators."""
 
 from __future__ import annotations
 
@@ -55,6 +55,9 @@ def effects(linear: Linear, gradient: Float[Tensor, "out in"]) -> Float[Tensor, 
 
 
 KINDS: dict[Kind, GradientKind] = {
+    # Its square is the diagonal of the empirical Fisher matrix, a sample a window. Pruner-Zero (arXiv 2406.02924) and
+    # GBLM (arXiv 2311.04902) take the same sum of squares over calibration samples; theirs is larger by a constant,
+    # the square root of the number of samples times 100, and is kept in fp16, where small gradients vanish.
     "rms": GradientKind(
         cross_entropy, lambda linear, g: g.square(), True, 4, "root mean square over the windows, unsigned"
     ),

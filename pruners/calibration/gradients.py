@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ def collect_gradients(
     *,
     on_window: Callable[[int], None] = lambda index: None,
 ) -> dict[Kind, Gradients]:
-    """What is asked for of the gradients of the calibration windows: one pass for all kinds of one value.
+    """Gradients of the calibration windows, of several kinds: one pass for all kinds of one value.
 
     The computation is in fp32 whatever the model's dtype, window by window, so the result does not depend on
     batches. Kinds that need no backward pass are collected by what `FORWARD_KINDS` says. Memory: see
@@ -65,29 +65,6 @@ def collect_gradients(
     for kind, by_name in found.items():
         _finish(kind, by_name, len(tokens))
     return found | {kind: row.collect(anatomy, tokens) for kind, row in forward.items()}
-
-
-def rms_gradients(
-    anatomy: Anatomy,
-    tokens: Int[Tensor, "windows length"],
-    *,
-    on_window: Callable[[int], None] = lambda index: None,
-) -> dict[str, Float[Tensor, "_ _"]]:
-    """Root mean square over the windows of the gradient of a window's mean cross-entropy, in nats per token.
-
-    So it is unsigned; its square is the diagonal of the empirical Fisher matrix, a sample a window. Pruner-Zero
-    (arXiv 2406.02924) and GBLM (arXiv 2311.04902) take the same sum of squares over calibration samples; theirs is
-    larger by a constant, the square root of the number of samples times 100, and is kept in fp16, where small
-    gradients vanish.
-
-    Args:
-        anatomy, tokens, on_window: see `collect_gradients`.
-
-    Returns:
-        For each projection by its full name an ``out in`` matrix in fp32, on the projection's device.
-    """
-    kind: Kind = "rms"
-    return collect_gradients(anatomy, tokens, (kind,), on_window=on_window)[kind]
 
 
 def check_gradients(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> None:
@@ -198,7 +175,7 @@ def save_gradients(path: Path, gradients: Gradients, identity: str) -> None:
 
 
 def load_gradients(path: Path, identity: str) -> Gradients | None:
-    """What `save_gradients` wrote under this identity, mapped; None if it is not there."""
+    """Gradients saved under this identity, mapped; None if there are none."""
     try:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("identity") != identity:
@@ -216,7 +193,7 @@ def model_statistics(
     path: Path | None = None,
     identity: str = "",
 ) -> ModelStatistics:
-    """What is known about the dense model as a whole.
+    """Statistics of the dense model as a whole.
 
     Args:
         anatomy: the dense model.
@@ -275,5 +252,5 @@ def gradients_to_write(path: Path, anatomy: Anatomy, kinds: Collection[Kind]) ->
 
 
 def gradients_path(directory: Path) -> Path:
-    """Where the gradients of the model of a level store are."""
+    """File of the gradients beside a level store."""
     return directory.with_name(f"{directory.name}-gradients.safetensors")

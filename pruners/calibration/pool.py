@@ -45,7 +45,7 @@ class Pool:
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, n_tokens: int) -> Int64[Tensor, " tokens"]:
-    """So many token ids of the beginning of a text, or all of them if there are fewer."""
+    """The first token ids of a text, or all of them if there are fewer."""
     return tokenize(tokenizer, text)[:n_tokens]
 
 
@@ -78,7 +78,7 @@ def build_pools(
 
 
 def _n_whole(tokens: Int64[Tensor, " tokens"]) -> int:
-    """Of them in whole chunks."""
+    """Number of tokens in whole chunks."""
     return len(tokens) // CHUNK * CHUNK
 
 
@@ -98,7 +98,7 @@ def _look(anatomy: Anatomy, tokens: Int64[Tensor, " tokens"], on_tokens: Callabl
 
 
 def pool_identity(model: str, texts: Mapping[str, str], n_tokens: int, *, look: bool) -> str:
-    """What pools depend on, as one hash.
+    """Hash of all that pools depend on.
 
     Args:
         model: its fingerprint and precision, in one text.
@@ -127,7 +127,7 @@ def save_pools(path: Path, pools: Mapping[str, Pool], identity: str) -> None:
 
 
 def load_pools(path: Path, identity: str | None = None) -> dict[str, Pool] | None:
-    """What `save_pools` wrote, mapped; None if it is not there, or was written under another identity.
+    """Saved pools, mapped; None if there are none, or only under another identity.
 
     Args:
         path: of the file.

@@ -152,7 +152,7 @@ class Collector(Generic[T]):
         """By the projection's full name; projections that read the same tensor share one object."""
 
     def of(self, block: Block) -> dict[str, T]:
-        """What was found of the block's projections, by their full names.
+        """Statistics of the block's projections, by their full names.
 
         Raises:
             RuntimeError: if one of them was not called.
@@ -181,7 +181,7 @@ class Collector(Generic[T]):
 
 @dataclass(frozen=True)
 class ModelStatistics:
-    """What is known about the dense model as a whole.
+    """Statistics of the dense model as a whole.
 
     Args:
         n_blocks: length of the stack.

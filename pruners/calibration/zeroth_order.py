@@ -89,7 +89,7 @@ def forward_bytes(anatomy: Anatomy, length: int) -> int:
 
 
 def _noise(seed: int, draw: int) -> Noise:
-    """From a projection to its z: the same at each call."""
+    """Function from a projection to its z, the same at each call."""
 
     def make(linear: Linear) -> Tensor:
         digest = hashlib.sha256(f"{seed}/{draw}/{linear.name}".encode()).digest()

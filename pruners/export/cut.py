@@ -90,7 +90,7 @@ class CutModel:
         return {name: value for name, value in values.items() if value.numel()}
 
     def _planned_shapes(self, dense: Mapping[str, Tensor]) -> Iterator[tuple[str, list[int]]]:
-        """Of the projections' weights and biases, by name, if they are cut from these."""
+        """Shapes of the projections' weights and biases, by name, once they are cut from these."""
         for block, kept in zip(self.anatomy.blocks, self.kept, strict=True):
             kinds: dict[Sublayer, int] = {"attention": kept.kv_groups, "mlp": kept.ffn}
             for placement in (x for kind in kinds for x in place(block, kind, "contiguous")):

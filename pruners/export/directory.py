@@ -20,7 +20,7 @@ BLOCKWISE = ("layer_types", "no_rope_layers", "mlp_layer_types")
 
 @dataclass(frozen=True)
 class Form:
-    """What a directory of transformers' holds besides the tokenizer.
+    """Content of a directory of transformers' besides the tokenizer.
 
     Args:
         config: the content of ``config.json``.

@@ -27,7 +27,7 @@ __all__ = ["ExportError", "ExportReport", "Manifest", "export_model", "same_expo
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported, and what the check found.
+    """A finished export, with the result of its check.
 
     Args:
         directory: where the model is.
@@ -41,7 +41,7 @@ class ExportReport:
 
     @property
     def size_bytes(self) -> int:
-        """Of the weight files."""
+        """Size of the weight files."""
         return self.manifest.size_bytes
 
     @property
@@ -51,7 +51,7 @@ class ExportReport:
 
     @property
     def n_weights(self) -> int:
-        """Of these linears."""
+        """Number of weights of these linears."""
         return sum(self.manifest.weights.values())
 
 

@@ -151,7 +151,7 @@ def _load(
     request: Mapping[str, Any],
     tokens: Int64[Tensor, "rows length"],
 ) -> tuple[dict[str, Any], Float[Tensor, "rows length vocabulary"]]:
-    """What the fresh process finds, and its logits."""
+    """Findings of the fresh process, and its logits."""
     (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")
     save_file({"tokens": tokens.cpu().contiguous()}, scratch / "request.safetensors")
     # -P keeps the script's directory out of sys.path, where `statistics.py` would hide Python's own.
@@ -178,7 +178,7 @@ def _load(
 def logits_of(
     model: PreTrainedModel, tokens: Int64[Tensor, "rows length"]
 ) -> Float[Tensor, "rows length vocabulary"]:
-    """Of the model in memory, row by row, in float32 on the CPU."""
+    """Logits of the model in memory, row by row, in float32 on the CPU."""
     training = model.training
     model.eval()
     try:

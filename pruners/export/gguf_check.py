@@ -96,7 +96,7 @@ class GgufModel:
 
     @torch.no_grad()
     def logits(self, tokens: Int64[Tensor, " length"]) -> Float[Tensor, "length vocabulary"]:
-        """Of one sequence, without a cache."""
+        """Logits of one sequence, without a cache."""
         hidden = self._tensor("token_embd.weight")[tokens]
         for layer in range(self._value("block_count")):
             if self._of_layer("attention.head_count", layer):

@@ -56,7 +56,7 @@ def heterogeneous_model(
 
 
 def _per_layer(cut: CutModel) -> dict[str, dict[str, Any]]:
-    """What differs from block to block, in the schema's flat names; keys are padded to sort as numbers."""
+    """Fields that differ from block to block, in the schema's flat names; keys are padded to sort as numbers."""
     digits = len(str(len(cut.stays) - 1))
     return {str(place).zfill(digits): _layer(cut, index) for place, index in enumerate(cut.stays)}
 

@@ -1,4 +1,4 @@
-"""What is to be saved, and what came of it."""
+"""A model to save, and the result."""
 
 from __future__ import annotations
 

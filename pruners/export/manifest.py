@@ -1,4 +1,4 @@
-"""What an exported model is and how it came about: `secateur.json`."""
+"""Manifest of an exported model, `secateur.json`: its origin, method, counts and checks."""
 
 from __future__ import annotations
 

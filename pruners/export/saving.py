@@ -92,7 +92,7 @@ def weight_bytes(directory: Path, patterns: Sequence[str] = ("*.safetensors", "*
 
 
 def versions() -> dict[str, str]:
-    """Of what made the model."""
+    """Versions of the packages that made the model."""
     found = {"python": platform.python_version()}
     for package in ("secateur", "torch", "transformers"):
         try:

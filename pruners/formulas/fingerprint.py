@@ -18,7 +18,7 @@ from secateur.spaces.formulas.tree import Tree
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of a formula on probes.
+    """Fingerprint of a formula on probes.
 
     Args:
         digest: equal for formulas that prune the same weights of every probe; "" if the formula is infeasible.

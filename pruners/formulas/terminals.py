@@ -22,7 +22,7 @@ Terminals: TypeAlias = Mapping[str, Float[Tensor, "_ _"]]
 
 @dataclass(frozen=True)
 class Needs:
-    """What has to be collected before a formula can be computed.
+    """Statistics to collect before a formula can be computed.
 
     Args:
         inputs: nothing, second moments, or Gram matrices of the layer's inputs.
@@ -34,7 +34,7 @@ class Needs:
 
 
 def needs(tree: Tree) -> Needs:
-    """What a formula needs.
+    """Statistics that a formula needs.
 
     Raises:
         ValueError: on a terminal or an operator that is not in the tables.

@@ -1,4 +1,4 @@
-"""What a causal LM is made of, as found by structure: plain descriptions around the live modules."""
+"""Parts of a causal LM, as found by structure: plain descriptions around the live modules."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from secateur.pruners.models.layout import SublayerLayout
 
 @dataclass(frozen=True)
 class Piece:
-    """What a projection is cut to.
+    """Weight and bias of a cut projection.
 
     Args:
         weight: ``out in``.
@@ -31,11 +31,11 @@ class Piece:
 
     @property
     def nbytes(self) -> int:
-        """Of both."""
+        """Size of both."""
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def changed(self, weight: Float[Tensor, "out in"] | None, added: Float[Tensor, " out"] | None) -> Piece:
-        """With another weight, if any, and something added to the bias, if anything."""
+        """Copy with another weight, if one is given, and with something added to the bias, if anything."""
         bias = self.bias if added is None else added if self.bias is None else self.bias + added
         return Piece(self.weight if weight is None else weight, bias)
 
@@ -74,7 +74,7 @@ class LiveSublayer:
         self._set(_attributes(self._layout, n_kept) if self._layout.owner else {})
 
     def remove(self) -> None:
-        """From now on the sub-layer is a zero: its parameters are empty, its norms do nothing."""
+        """Make the sub-layer a zero: empty parameters, norms that do nothing."""
         self.restore()
         for norm in self._layout.norms:
             self._patch(norm, _unchanged)
@@ -91,7 +91,7 @@ class LiveSublayer:
             _tell_size(placement.linear)
 
     def restore(self) -> None:
-        """As it was: the same tensors in the same parameters."""
+        """Put the same tensors back into the same parameters."""
         for parameter, data in self._data:
             parameter.data = data
         self._layout.output.module.bias = self._output_bias
@@ -112,7 +112,7 @@ class LiveSublayer:
 
 
 def _attributes(layout: SublayerLayout, n_groups: int) -> dict[str, Any]:
-    """What attentions of the families read about their heads, as far as this one has it."""
+    """Attributes that attentions of the families read about their heads, as far as this one has them."""
     assert layout.owner is not None
     heads = n_groups * layout.heads_per_group
     counts = {

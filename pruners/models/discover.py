@@ -130,7 +130,7 @@ def _block(module: nn.Module, name: str, index: int, config: Any) -> Block:
 
 
 def _window(config: Any, index: int) -> int | None:
-    """Of the attention of a block, as the family's config gives it."""
+    """Sliding window of the attention of a block, as the family's config gives it."""
     kinds = getattr(config, "layer_types", None)
     sliding = kinds is None or kinds[index] == "sliding_attention"
     return getattr(config, "sliding_window", None) if sliding else None

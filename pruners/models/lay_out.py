@@ -30,7 +30,7 @@ class _Seen:
 
 @torch.no_grad()
 def lay_out(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
-    """Where KV groups and channels are in every block of a dense model.
+    """Layouts of the KV groups and channels in every block of a dense model.
 
     Nothing is taken from tables of families. Norms are told by whom they feed; the form of fused projections,
     and that nothing else depends on the number of heads or their places, by cutting the first block's first unit

@@ -1,4 +1,4 @@
-"""Where the units of a sub-layer are in its projections: plain descriptions around the live modules."""
+"""Layout of the units of a sub-layer in its projections: plain descriptions around the live modules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMS: tuple[Form, ...] = ("contiguous", "interleaved")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the units are in one projection.
+    """Places of the units in one projection.
 
     Its axis consists of one or more parts (more where projections are fused contiguously); a part holds so many
     consecutive entries of each unit, unit by unit.

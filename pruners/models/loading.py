@@ -49,7 +49,7 @@ class LoadedModel:
 
     @property
     def source(self) -> str:
-        """Where it came from, for people."""
+        """Origin, for people."""
         return self.checkpoint.source
 
     @property

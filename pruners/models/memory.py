@@ -30,7 +30,7 @@ def check_memory(n_bytes: int, device: torch.device, what: str, otherwise: str) 
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """What is left of a device's memory, as far as it can be known: CUDA, and Linux with its control groups."""
+    """Free memory of a device, as far as it can be known: CUDA, and Linux with its control groups."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -47,7 +47,7 @@ def _machine_bytes() -> int | None:
 
 
 def _group_bytes() -> int | None:
-    """What the limit of the control group (version 2) leaves; files that are merely cached count as free."""
+    """Free memory within the limit of the control group (version 2); files that are merely cached count as free."""
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         used = int((_CGROUP / "memory.current").read_text())

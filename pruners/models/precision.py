@@ -26,5 +26,5 @@ def in_fp32(model: nn.Module) -> Iterator[None]:
 
 
 def fp32_bytes(model: nn.Module) -> int:
-    """What `in_fp32` takes beyond the model."""
+    """Memory of `in_fp32` beyond the model."""
     return sum(x.numel() for x in model.parameters() if x.dtype in LOWER) * 4

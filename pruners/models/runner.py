@@ -16,7 +16,7 @@ from secateur.pruners.models.anatomy import Anatomy
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """What the stack of blocks gets for one batch of token windows.
+    """Inputs of the stack of blocks for one batch of token windows.
 
     Args:
         hidden: input of the first block.

