@@ -233,7 +233,7 @@ def test_trees_have_limits_whoever_makes_them():
     for bad in (float("nan"), float("inf"), 1e31, -1e-31):
         with pytest.raises(ValueError, match="Expected a constant"):
             Constant(bad)
-    with pytest.raises(ValueError, match="Expected a place"):
+    with pytest.raises(ValueError, match="Expected a path"):
         replace_at(Terminal("W"), (0,), Terminal("X"))
     assert print_formula(Constant(-0.0)) == "0"
 
