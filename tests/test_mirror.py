@@ -6,6 +6,7 @@ import gc
 import json
 import sqlite3
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def test_the_copy_holds_the_trials_of_the_largest_fidelity(tmp_path, address):
     assert {c.state.name for c in mirrored(run, address)} == {"FAIL", "COMPLETE"}
 
 
+@pytest.fixture(params=["UTC", "Asia/Tokyo"])
+def _zone(request, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("_zone")
 def test_a_batch_in_a_database_is_what_optuna_would_write(tmp_path):
     """Our rows go into Optuna's tables directly; this notices when Optuna changes them."""
     import optuna
@@ -117,6 +128,7 @@ def test_a_batch_in_a_database_is_what_optuna_would_write(tmp_path):
         study._storage._backend.engine.dispose()
 
 
+@pytest.mark.usefixtures("_zone")
 @pytest.mark.parametrize("objectives", [["loss", "params"], ["loss"]])
 def test_a_batch_in_the_journal_is_what_optuna_would_write(tmp_path, objectives):
     """Our lines go into Optuna's journal directly; this notices when Optuna changes them."""

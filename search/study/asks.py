@@ -51,11 +51,10 @@ class AskLog:
     NAME = "asks.jsonl"
 
     def __init__(self, path: Path, about: Mapping[str, Any], n_trials: int) -> None:
-        about = json.loads(json.dumps(about, default=dict))  # as a later reader will see it
+        about = json.loads(json.dumps(about, default=dict))  # as it will be read back
         sections, n_bytes = _read(path)
         begin, asks = sections[-1] if sections else (None, [])
         self._file = Appender(path, n_bytes)
-        self._synced = True
         seen = max((ask.told for ask in asks), default=0 if begin is None else begin.first)
         if begin is None or begin.about != about or seen > n_trials:
             begin, asks = _Begin(n_trials, about), []
