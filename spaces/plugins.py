@@ -9,6 +9,9 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
+GROUPS = tuple(f"secateur.{name}" for name in ("methods", "spaces", "controllers", "executors", "formats"))
+"""Of entry points."""
+
 
 @cache
 def resolve(path: str) -> Any:

@@ -139,7 +139,7 @@ def test_recipes_are_shown_in_words(runs):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metrics": ["wanda"]}, "`space.metrics`: Expected `metric` to be one of wanda_sp"),
+        ({"metrics": ["wanda"]}, "`space.metrics`: Expected a known `metric`"),
         ({"sources": {"other": "docs", "same": "{test}"}}, "Expected disjoint texts"),
         (
             {"profile": "nowhere.yaml", "allocations": ["profile"]},

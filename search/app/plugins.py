@@ -1,4 +1,4 @@
-"""Parts of installed packages that settings use, and entry points that were left out."""
+"""Versions of the installed packages whose parts settings use."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.settings.settings import Settings, resolved
 from secateur.spaces.methods import METHODS
-from secateur.spaces.plugins import Registry
 from secateur.spaces.registry import SPACES
-
-REGISTRIES: tuple[Registry[Any], ...] = (METHODS, SPACES, CONTROLLERS, EXECUTORS, FORMATS)
-
-
-def problems() -> list[str]:
-    """A line for each entry point that was left out."""
-    return [line for registry in REGISTRIES for line in registry.problems]
 
 
 def versions(settings: Settings) -> dict[str, str]:

@@ -8,9 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.pruners.export.registry import FORMATS
 from secateur.search.app.bench import Say, open_bench, plan, silent
 from secateur.search.app.exporting import LEVELS
-from secateur.search.app.plugins import problems, versions
+from secateur.search.app.plugins import versions
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executor import Executor, measure_all
@@ -25,6 +26,7 @@ from secateur.search.objectives import TASK
 from secateur.search.results.run import Run
 from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.settings import Settings, identity, resolved
+from secateur.search.show.listing import problems
 from secateur.search.study.about import ABOUT, About
 from secateur.search.study.overlap import write_overlap
 from secateur.search.study.study import Study
@@ -69,7 +71,7 @@ def search(
         StudyWriteError: if the disk is full; the study can be continued.
     """
     check_storage(settings.storage)
-    for line in problems():
+    for line in problems(FORMATS):
         say(line)
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
         bench = open_bench(settings, say, _table_of(directory))

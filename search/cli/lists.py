@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from secateur.search.cli.option_groups import Json
 from secateur.search.errors import UsageError
 from secateur.search.show.console import FAILED, complain, show, show_facts, show_json
 from secateur.spaces.names import nearest
+from secateur.spaces.plugins import Registry
 
 LISTED = (
     "spaces",
@@ -31,20 +32,18 @@ def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="As a table in Markdown.")] = False,
 ) -> None:
     """List the names that settings and commands accept."""
-    from secateur.search.app.methods import method_rows
-    from secateur.search.app.plugins import problems
     from secateur.search.show import listing
 
     if what not in LISTED:
         raise UsageError(f"Expected something to list, got {what!r}.{nearest(what, LISTED)}")
-    ours = {"methods": method_rows, "metrics": _metrics, "families": _families, "formats": _formats}
+    ours = {"methods": _methods, "metrics": _metrics, "families": _families, "formats": _formats}
     rows = {**listing.LISTS, **ours}[what]()
     if json:
         show_json(rows)
     else:
         for line in listing.markdown(rows) if markdown else listing.lines(rows):
             show(line)
-    for line in problems():
+    for line in listing.problems(*_with_torch(what)):
         complain(line, "warning")
 
 
@@ -64,6 +63,12 @@ def doctor(json: Json = False) -> None:
         raise typer.Exit(FAILED)
 
 
+def _methods() -> list[dict[str, str]]:
+    from secateur.search.app.methods import method_rows
+
+    return method_rows()
+
+
 def _metrics() -> list[dict[str, str]]:
     from secateur.search.show.listing import row
     from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
@@ -77,6 +82,15 @@ def _metrics() -> list[dict[str, str]]:
         "formula: ...", f"such as abs(W) * X; of {' '.join(TERMINALS)}, numbers, {' '.join(signs)}"
     )
     return [*known, formulas]
+
+
+def _with_torch(what: str) -> list[Registry[Any]]:
+    """The registry that is listed, where it is none of those that are there anyway."""
+    if what != "formats":
+        return []
+    from secateur.pruners.export.registry import FORMATS
+
+    return [FORMATS]
 
 
 def _formats() -> list[dict[str, str]]:
