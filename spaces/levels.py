@@ -29,6 +29,11 @@ def n_zeros(sparsity: float, n_weights: int) -> int:
     return math.floor(sparsity * n_weights + 0.5)
 
 
+def rounded_share(share: float, total: int) -> int:
+    """This share of a total, in exact decimal arithmetic, half up."""
+    return math.floor(Fraction(str(share)) * total + Fraction(1, 2))
+
+
 def total_usage(table: Table, levels: Sequence[int]) -> int:
     """Total usage of all units at these levels."""
     return sum(map(getitem, table, levels))
@@ -59,7 +64,7 @@ def window(table: Table, target: float, n_weights: int, n_members: int, mean_ste
         n_members: number of linears, each of which is rounded.
         mean_step: one level step of the smallest unit, in weights, before rounding.
     """
-    wanted = math.floor(Fraction(str(target)) * n_weights + Fraction(1, 2))
+    wanted = rounded_share(target, n_weights)
     slack = n_members // 2 + 1
 
     def is_multiple(usage: int, tolerance: int) -> bool:

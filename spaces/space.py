@@ -63,6 +63,19 @@ class Space(ABC, Generic[C]):
     def target_of(self, candidate: C) -> int | None:
         """Index of the target that the candidate meets, or None (as for the dense model)."""
 
+    def _target(self, candidate: C) -> int:
+        """Index of the target that the candidate meets.
+
+        Raises:
+            ValueError: if it meets none.
+        """
+        target = self.target_of(candidate)
+        if target is None:
+            raise ValueError(
+                f"Expected `candidate` to meet a target, got {candidate.text!r}. Call `repair` first."
+            )
+        return target
+
     @abstractmethod
     def sample(self, rng: np.random.Generator, target: int) -> C:
         """A random candidate that meets the target."""

@@ -103,7 +103,7 @@ class Evolution(Controller):
         self._starts: list[tuple[int, Any]] | None = None  # (target, candidate), None until known
         self._seen = {candidate.text for candidate in space.baselines().values()}
         self._generation = 0
-        self._n_barren = 0  # generations in a row without a new candidate
+        self._n_without_new = 0  # generations in a row without a new candidate
         self._exhausted = False  # no new candidate from the present elites
         self._batches = Batches(objective, self._start())
 
@@ -145,7 +145,7 @@ class Evolution(Controller):
     def _begin_generation(self) -> bool:
         """Open the next generation with a new candidate; False if there is none, at present or at all."""
         n_targets = len(self._elites)
-        while self._starts is not None and self._n_barren < n_targets:
+        while self._starts is not None and self._n_without_new < n_targets:
             target = self._generation % n_targets
             rng = np.random.default_rng((self._seed, self._generation))
             random = self._settings.start == "random" and self._generation < n_targets
@@ -154,7 +154,7 @@ class Evolution(Controller):
                 self._exhausted = True
                 return False
             self._generation += 1
-            self._n_barren = 0 if offspring else self._n_barren + 1
+            self._n_without_new = 0 if offspring else self._n_without_new + 1
             if offspring:
                 self._batches.open(self._compete(target, offspring))
                 return True

@@ -11,6 +11,7 @@ from typing import Any
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.errors import UsageError
+from secateur.search.loop.ledger import MAX_KNOWN_IN_A_ROW
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 from secateur.spaces.whole_file import whole_file
@@ -19,9 +20,6 @@ try:
     Searcher: Any = import_module("ray.tune.search").Searcher
 except ModuleNotFoundError:  # an extra; the constructor raises
     Searcher = None
-
-MAX_KNOWN_IN_A_ROW = 1000
-"""Known proposals in a row after which a controller counts as exhausted."""
 
 
 class ControllerSearcher(Searcher or object):  # type: ignore[misc]

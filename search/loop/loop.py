@@ -18,7 +18,7 @@ from secateur.spaces.measurement import Fidelity, Measurement
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a search ended.
+    """End of a search.
 
     Args:
         reason: the ``budget`` is used up; the controller has ``finished``, or is ``exhausted`` and repeats known

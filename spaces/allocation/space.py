@@ -208,15 +208,6 @@ class AllocationSpace(SeparableSpace[Allocation]):
     def _same_or(candidate: Allocation, levels: Levels) -> Allocation:
         return candidate if levels is candidate.levels else Allocation(levels)
 
-    def _target(self, candidate: Allocation) -> int:
-        target = self.target_of(candidate)
-        if target is None:
-            raise ValueError(
-                f"Expected `candidate` to meet a target, got {candidate.text!r} with sparsity "
-                f"{self._variation.total(candidate.levels) / self._n_weights:.4f}. Call `repair` first."
-            )
-        return target
-
     def _checked(self, candidate: Allocation) -> Allocation:
         if len(candidate.levels) != len(self._units):
             raise ValueError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from typing import NamedTuple
 from secateur.spaces.architecture.candidate import GONE, Kept
 from secateur.spaces.architecture.cost import USAGES, Of, check_latency, dense_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules
-from secateur.spaces.levels import Window, check_ascending, nearest_window, spread_order
+from secateur.spaces.levels import Window, check_ascending, nearest_window, rounded_share, spread_order
 from secateur.spaces.shape import ModelShape
 
 
@@ -75,8 +74,7 @@ class FormTargets:
     def _find_windows(self) -> tuple[Window, ...]:
         removed, total = self._removed.values(), self._n_total
         step = math.ceil(self._smallest_step())
-        wanted = [math.floor(Fraction(str(t)) * total + Fraction(1, 2)) for t in self.targets]
-        windows = tuple(nearest_window(x, step) for x in wanted)
+        windows = tuple(nearest_window(rounded_share(t, total), step) for t in self.targets)
         for target, window in zip(self.targets, windows, strict=True):
             if (target and window.low <= 0) or not any(window.low <= x <= window.high for x in removed):
                 near = min((x / total for x in removed if x), key=lambda x: abs(x - target), default=0.0)

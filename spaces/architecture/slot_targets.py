@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 
 from secateur.spaces.architecture.cost import USAGES, Of, check_latency, dense_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot, slots_of
-from secateur.spaces.levels import check_ascending, finest_step, nearest_window
+from secateur.spaces.levels import check_ascending, finest_step, nearest_window, rounded_share
 from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
 from secateur.spaces.shape import ModelShape
 
@@ -49,9 +47,8 @@ class SlotTargets:
                 f"fewer blocks."
             )
         self.n_total = sum(USAGES[of](shape, *pair) for pair in zip(shape.blocks, self.dense, strict=True))
-        wanted = [math.floor(Fraction(str(t)) * self.n_total + Fraction(1, 2)) for t in targets]
         self._step = finest_step(self.table)
-        self.windows = tuple(nearest_window(total, self._step) for total in wanted)
+        self.windows = tuple(nearest_window(rounded_share(t, self.n_total), self._step) for t in targets)
         self._check_targets()
 
     @cached_property

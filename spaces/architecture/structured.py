@@ -131,11 +131,3 @@ class StructuredSpace(Space[Architecture]):
         n = len(self._repairs)
         moves = n > 1 and rng.random() < REPAIR_MOVES
         return (repair + int(rng.integers(1, n))) % n if moves else None
-
-    def _target(self, candidate: Architecture) -> int:
-        target = self.target_of(candidate)
-        if target is None:
-            raise ValueError(
-                f"Expected `candidate` to meet a target, got {candidate.text!r}. Call `repair` first."
-            )
-        return target

@@ -23,7 +23,7 @@ from secateur.spaces.space import Space
 MOST_ISLANDS = 4
 """Largest number of islands by default."""
 
-FRUITLESS = 50
+MAX_UNMEASURED = 50
 """Generations in a row without a measurement on data after which the search ends: measurements by the proxy use up no
 budget."""
 
@@ -89,7 +89,7 @@ class Genetic(Controller):
         self._tuned: set[str] = set()
         self._counts = dict.fromkeys(("alike", "infeasible", "screened", "measured", "tuned", "migrated"), 0)
         self._turn = 0
-        self._n_fruitless = 0
+        self._n_unmeasured = 0
         self._exhausted = False  # no new formula from the present populations
         self._batches = Batches(objective)
         if settings.seeds:
@@ -132,7 +132,7 @@ class Genetic(Controller):
     def _begin_generation(self) -> bool:
         """Open the next generation with a new formula; False if there is none, at present or at all."""
         for _ in self._islands:
-            if self._n_fruitless >= FRUITLESS:
+            if self._n_unmeasured >= MAX_UNMEASURED:
                 break
             generation, i = divmod(self._turn, len(self._islands))
             island, rng = self._islands[i], np.random.default_rng((self._seed, i, generation))
@@ -194,7 +194,7 @@ class Genetic(Controller):
             found = yield self._proposals(going, self._proxy)
             ranked = island.best(self._screened(going, found), lambda x: x.proxy)
             going = self._screening.choose(ranked, n, rng)
-        self._n_fruitless = 0 if going else self._n_fruitless + 1
+        self._n_unmeasured = 0 if going else self._n_unmeasured + 1
         yield from self._promote(island, going, 0)
 
     def _promote(self, island: Population, going: list[Individual], level: int) -> SearchProcedure:

@@ -129,7 +129,7 @@ class WorkerPool:
             max_task_retries=0,
         )(Worker)
         self._n_lost = 0
-        self._n_stillborn = 0  # workers in a row lost during setup
+        self._n_failed_starts = 0  # workers in a row lost during setup
         self._troubles: deque[str] = deque(maxlen=N_TROUBLES)
         self._last_ready = time.monotonic()
         self._workers = [self._start() for _ in range(n_workers)]
@@ -206,7 +206,7 @@ class WorkerPool:
         self._last_ready = worker.since = time.monotonic()
         if worker.name is None:
             worker.name = result
-            self._n_stillborn = 0
+            self._n_failed_starts = 0
             return []
         _, call = worker.calls.popleft()
         return [Done(call, result)]
@@ -224,10 +224,10 @@ class WorkerPool:
         self._ray.kill(worker.actor, no_restart=True)
         self._n_lost += 1
         if worker.name is None:
-            self._n_stillborn += 1
-            if self._n_stillborn > max(self._settings.attempts, len(self._workers)):
+            self._n_failed_starts += 1
+            if self._n_failed_starts > max(self._settings.attempts, len(self._workers)):
                 raise ExecutorError(
-                    f"Expected workers to start, got {self._n_stillborn} in a row that were lost during setup: the "
+                    f"Expected workers to start, got {self._n_failed_starts} in a row that were lost during setup: the "
                     f"last one {reason}."
                 )
         self._troubles.append(f"worker {worker.name or '(starting)'} {reason}")
