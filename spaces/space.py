@@ -63,7 +63,7 @@ class Space(ABC, Generic[C]):
     def target_of(self, candidate: C) -> int | None:
         """Index of the target that the candidate meets, or None (as for the dense model)."""
 
-    def _target(self, candidate: C) -> int:
+    def _met_target(self, candidate: C) -> int:
         """Index of the target that the candidate meets.
 
         Raises:

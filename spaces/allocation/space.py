@@ -153,12 +153,12 @@ class AllocationSpace(SeparableSpace[Allocation]):
     def mutate(self, candidate: Allocation, rng: np.random.Generator) -> Allocation:
         """As `LevelVariation.mutate`."""
         return self._same_or(
-            candidate, self._variation.mutate(candidate.levels, self._target(candidate), rng)
+            candidate, self._variation.mutate(candidate.levels, self._met_target(candidate), rng)
         )
 
     def crossover(self, first: Allocation, second: Allocation, rng: np.random.Generator) -> Allocation:
         """As `LevelVariation.mix`."""
-        return Allocation(self._variation.mix(first.levels, second.levels, self._target(first), rng))
+        return Allocation(self._variation.mix(first.levels, second.levels, self._met_target(first), rng))
 
     def repair(self, candidate: Allocation, target: int, rng: np.random.Generator) -> Allocation:
         return self._same_or(candidate, self._variation.repair(candidate.levels, target, rng))

@@ -85,7 +85,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
         """Depth moves (a quarter) or level switches; a few mutations change the repair alone."""
-        target, levels = self._target(candidate), self._levels_of(candidate)
+        target, levels = self._met_target(candidate), self._levels_of(candidate)
         repair, n_repairs = self._repair_of(candidate), len(self._repairs)
         other = self._other_repair(repair, rng)
         if other is not None:
@@ -125,7 +125,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
         """As `LevelVariation.mix`, with the repair of either parent."""
-        target = self._target(first)
+        target = self._met_target(first)
         repair = self._repair_of(first if rng.random() < 0.5 else second)
         mixed = self._variation.mix(self._levels_of(first), self._levels_of(second), target, rng)
         return self._made(mixed, repair)

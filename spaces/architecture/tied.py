@@ -83,7 +83,7 @@ class TiedSpace(StructuredSpace):
 
     def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
         """Half of the mutations exchange a dropped block, the others take one of the nearest forms."""
-        target, (form, dropped, repair) = self._target(candidate), self._parts(candidate)
+        target, (form, dropped, repair) = self._met_target(candidate), self._parts(candidate)
         another = self._other_repair(repair, rng)
         if another is not None:
             return self._made(form, dropped, another)
@@ -104,7 +104,7 @@ class TiedSpace(StructuredSpace):
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
         """The form of one parent; blocks dropped by both are dropped first, then those dropped by either."""
-        target = self._target(first)
+        target = self._met_target(first)
         (form, dropped, repair), (other, also, another) = self._parts(first), self._parts(second)
         if other in self._forms.forms[target] and rng.random() < 0.5:
             form = other
