@@ -102,12 +102,12 @@ class MethodRow(Row):
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """What it prunes."""
+        """The units that it prunes."""
         return self.unit if isinstance(self.unit, tuple) else (self.unit,)
 
     @property
     def kind(self) -> str:
-        """What it is, see `SIGNATURES`."""
+        """Stage, unit and scope in words, a key of `SIGNATURES`."""
         of = "" if self.stage == "allocation" else f" of {self.units[0]}"
         return f"{self.stage}{of}" + (
             f", {'a' if self.scope == 'block' else 'the'} {self.scope} at once" if self.scope else ""
@@ -151,7 +151,7 @@ SIGNATURES: dict[str, str] = {
     "allocation": "(layers, evidence, sparsity, *, its parameters) -> units that each layer loses",
     "depth of blocks": "(anatomy, tokens, whole) -> a score a block",
 }
-"""What the functions of each kind take and give; see `MethodRow.kind`."""
+"""Parameters and results of the functions of each kind, see `MethodRow.kind`."""
 
 BOTH: tuple[Unit, ...] = ("weights", "structure")
 
@@ -397,11 +397,11 @@ REPAIRS: dict[Unit, Methods] = {unit: Methods("repair", unit) for unit in UNITS}
 
 
 def metrics_of(unit: Unit) -> dict[str, MethodRow]:
-    """What a recipe of a unit may name as its metric, beside formulas and the blend."""
+    """Metrics that recipes of a unit may name, beside formulas and the blend."""
     found = {"weights": (METRICS, UPDATES), "structure": (IMPORTANCES,)}
     return {name: row for methods in found.get(unit, (DEPTH,)) for name, row in methods.items()}
 
 
 def searched(rows: Mapping[str, MethodRow]) -> tuple[str, ...]:
-    """Those that a search tries where the settings name none."""
+    """Names that a search tries where the settings name none."""
     return tuple(name for name, row in rows.items() if row.searched and not row.origin)

@@ -1,1 +1,1 @@
-"""Pruning of whole blocks: scores of blocks, and merging into the blocks that stay."""
+"""Pruning of whole blocks: scores of blocks, and merging into the kept blocks."""

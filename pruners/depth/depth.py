@@ -23,7 +23,7 @@ def depth_scores(
     identity: str,
     influence: tuple[float, ...],
 ) -> dict[str, tuple[float, ...]]:
-    """Scores of the dense model's blocks by name; kept beside a store, for the next time.
+    """Scores of the dense model's blocks by depth rule, cached beside a store.
 
     Args:
         names: of depth rules.

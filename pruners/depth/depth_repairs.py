@@ -1,4 +1,4 @@
-"""Repairs of the blocks before dropped ones."""
+"""Repairs of the kept block before each run of dropped ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateur.spaces.names import nearest
 def nothing(
     anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
 ) -> dict[int, dict[str, Tensor]]:
-    """No repair: the blocks that stay are what they were."""
+    """No repair: the kept blocks are as they were."""
     return {}
 
 
@@ -27,7 +27,7 @@ def inherited(
     tokens: Int[Tensor, "windows length"],
     fitting: Fitting | None = None,
 ) -> dict[int, dict[str, Tensor]]:
-    """New parameters of blocks that stay, once some are dropped; the live model is left as it is.
+    """New parameters of kept blocks, once others are dropped; the live model is left as it is.
 
     What an heir gets depends on its run alone, whatever else is dropped: all data is that of the dense model.
 
@@ -61,7 +61,7 @@ def repair_depth(
     tokens: Int[Tensor, "windows length"],
     fitting: Fitting | None = None,
 ) -> frozenset[int]:
-    """Give the live, still dense model what `inherited` says: parameters point to new tensors, none is written to.
+    """Point parameters of the live, still dense model to those of `inherited`; no tensor is written to.
 
     The dropped blocks are still to be removed.
 
@@ -78,7 +78,7 @@ def repair_depth(
 
 
 def check_depth_repair(repair: str) -> None:
-    """Raise a ValueError unless the registry has it."""
+    """Raise a ValueError unless there is such a repair."""
     if repair not in DEPTH_REPAIRS:
         raise ValueError(
             f"Expected a known `repair`, got {repair!r}.{nearest(repair, DEPTH_REPAIRS)} "

@@ -1,4 +1,4 @@
-"""LaCo: blocks that go are merged into the one before them, as a sum of differences."""
+"""LaCo: dropped blocks are merged into the one before them, as a sum of differences."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def summed_differences(anatomy: Anatomy, run: Run) -> dict[str, Tensor]:
 def by_acceptance(
     anatomy: Anatomy, tokens: Int[Tensor, "windows length"], whole: ModelStatistics
 ) -> tuple[float, ...]:
-    """Blocks go first whose merge into the block before was accepted first (LaCo, algorithm 1).
+    """Blocks in the order in which their merge into the block before was accepted (LaCo, algorithm 1).
 
     From the last block down each is merged tentatively, along with those merged before, and stays merged if the
     mean cosine of the model's last hidden states, normed, with those of the dense one exceeds a threshold.
@@ -107,5 +107,5 @@ class _Trial:
 def merged(
     anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
 ) -> dict[int, dict[str, Tensor]]:
-    """See `laco.summed_differences`."""
+    """`summed_differences` of each run."""
     return {run.heir: summed_differences(anatomy, run) for run in runs}

@@ -1,4 +1,4 @@
-"""The block that stays right before blocks that are dropped: it takes over what they did, with new weights."""
+"""Runs of dropped blocks, and the kept block before each, which they are merged into."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def runs_of(dropped: Sequence[int], n_blocks: int) -> tuple[Run, ...]:
 
 
 def scores_from(order: Sequence[int], n_blocks: int) -> tuple[float, ...]:
-    """A score for each block, higher = keep: its place in the order of going; those that never go last of all."""
+    """A score for each block, higher = keep: its place in the order of removal; kept blocks stand last."""
     scores = [math.inf] * n_blocks
     for place, index in enumerate(order):
         scores[index] = float(place)
@@ -64,7 +64,7 @@ def block_tensors(block: Block) -> dict[str, Tensor]:
 
 
 def point_block(block: Block, tensors: Mapping[str, Tensor]) -> None:
-    """Make the live block use these tensors from now on, by reference.
+    """Point the live block's parameters to these tensors, by reference.
 
     Args:
         block: the block.
@@ -76,7 +76,7 @@ def point_block(block: Block, tensors: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def pointed(block: Block, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """While it lasts, the live block uses these tensors."""
+    """Context in which the live block uses these tensors."""
     before = block_tensors(block)
     point_block(block, tensors)
     try:
@@ -105,7 +105,7 @@ def family_of(anatomy: Anatomy, run: Run) -> list[dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Fitting:
-    """How long and how fast a replacement is trained.
+    """Steps, batch and learning rate of the training of replacements.
 
     Args:
         steps: of AdamW.

@@ -1,4 +1,4 @@
-"""MKA: neighbouring blocks whose activations lie on like manifolds are fused."""
+"""MKA: neighbouring blocks with activations on similar manifolds are fused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fused(anatomy: Anatomy, run: Run, similarities: tuple[float, ...]) -> dict[s
 def by_similarity(
     anatomy: Anatomy, tokens: Int[Tensor, "windows length"], whole: ModelStatistics
 ) -> tuple[float, ...]:
-    """Blocks go first that are most similar to the block before: one minus the similarity; block 0 never goes."""
+    """One minus the similarity to the block before: the most similar are dropped first; block 0 never is."""
     return (math.inf, *(1 - s for s in neighbour_similarities(anatomy, tokens)[1:]))
 
 
@@ -124,6 +124,6 @@ def _entropy(p: Float[Tensor, "..."]) -> Float[Tensor, ""]:
 def fused_by_similarity(
     anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
 ) -> dict[int, dict[str, Tensor]]:
-    """See `mka.fused`."""
+    """`fused` of each run."""
     similarities = neighbour_similarities(anatomy, tokens)
     return {run.heir: fused(anatomy, run, similarities) for run in runs}

@@ -1,4 +1,4 @@
-"""ShortGPT: blocks go first that turn their input least."""
+"""ShortGPT: blocks of least influence, which turn their input least, are dropped first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateur.pruners.models.anatomy import Anatomy
 def shortgpt(
     anatomy: Anatomy, tokens: Int[Tensor, "windows length"], whole: ModelStatistics
 ) -> tuple[float, ...]:
-    """Influence of each block (Men et al. 2024, arXiv 2403.03853), which walks over the blocks collect."""
+    """Influence of each block (Men et al. 2024, arXiv 2403.03853), collected by the walk over the blocks."""
     assert len(whole.influence) == len(anatomy.blocks), "collected where the table says that it is needed"
     return whole.influence
 

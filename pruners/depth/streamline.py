@@ -1,4 +1,4 @@
-"""LLM-Streamline: a window of blocks is replaced by one, trained to do what the window did."""
+"""LLM-Streamline: a window of blocks is replaced by one that is trained to give the window's output."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _batches(n_windows: int, fitting: Fitting) -> Iterator[list[int]]:
 
 
 def _in_fp32(value: Any) -> Any:
-    """Tensors of floats within what a block is called with, in fp32."""
+    """Arguments of a block with their tensors of floats in fp32."""
     if isinstance(value, Tensor):
         return value.float() if value.is_floating_point() else value
     if isinstance(value, dict):
@@ -124,7 +124,7 @@ def _check_memory(
 def by_window(
     anatomy: Anatomy, tokens: Int[Tensor, "windows length"], whole: ModelStatistics
 ) -> tuple[float, ...]:
-    """Blocks go first in the window whose output turns its input least.
+    """Blocks in the order of windows whose output turns their input least.
 
     LLM-Streamline's choice (arXiv 2403.19135): of all windows of n + 1 blocks that with the highest mean cosine
     between input and output; of it the first block stays, as the replacement. There each n has its own window. To
@@ -143,7 +143,7 @@ def _cosines(states: Sequence[Float[Tensor, "windows length width"]]) -> Float[T
 
 
 def nested_order(cosines: Float[Tensor, "borders borders"]) -> list[int]:
-    """All blocks but the first, in the order in which they go; see `by_window`.
+    """All blocks but the first, in the order of removal; see `by_window`.
 
     Args:
         cosines: between the stream at any two borders; border b lies before block b.

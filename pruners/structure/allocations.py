@@ -1,4 +1,4 @@
-"""How much each sub-layer and block matters next to those of the whole model: what known allocations start from."""
+"""Scores of units and blocks over the whole model, which known allocations start from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bonsai: what the loss says of units that are left out, many at a time, in random halves."""
+"""Bonsai: effects of units on the loss, by regression over masks that leave out random halves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TINY = torch.finfo(torch.float64).tiny
 
 @dataclass(frozen=True)
 class _Sublayer:
-    """Which units of a sub-layer may be left out.
+    """Units of a sub-layer that may be left out.
 
     Args:
         layout: of the dense sub-layer.
@@ -56,7 +56,7 @@ class _Sublayer:
 def perturbation_scores(
     anatomy: Anatomy, tokens: Int[Tensor, "windows length"], *, n_pairs: int = N_PAIRS, seed: int = 0
 ) -> dict[str, Float[Tensor, " units"]]:
-    """What leaving out a unit adds to the loss, in nats per token, by regression over random masks.
+    """Increase of the loss without a unit, in nats per token, by regression over random masks.
 
     Bonsai (Dery et al. 2024, arXiv 2402.05406): forward passes alone. Of each sub-layer the half of the units with the
     lowest prior (`importance.wanda_sp`) may be left out. A mask leaves out half of those, drawn in proportion to the
@@ -104,7 +104,7 @@ def perturbation_scores(
 
 
 def perturbation_bytes(anatomy: Anatomy, length: int) -> int:
-    """About what `perturbation_scores` takes beyond the model, in bytes: the work of forward passes.
+    """Estimated memory of `perturbation_scores` beyond the model, in bytes: that of forward passes.
 
     Args:
         anatomy: the model.
@@ -135,7 +135,7 @@ def _effects(
     n_pairs: int,
     generator: torch.Generator,
 ) -> Float[Tensor, " all_loose"]:
-    """Of the loose units of these sub-layers, one sub-layer after another."""
+    """Effects of the loose units of these sub-layers, one sub-layer after another."""
     signs, differences = [], []
     for _ in range(n_pairs):
         halves = [_half(x, generator) for x in sublayers]
@@ -164,7 +164,7 @@ def _half(sublayer: _Sublayer, generator: torch.Generator) -> Bool[Tensor, " loo
 
 
 def _leave_out(sublayer: _Sublayer, gone: Bool[Tensor, " loose"]) -> RemovableHandle:
-    """From now on what these units give to the output projection is zero."""
+    """Hook that sets the inputs of the output projection from these units to zero."""
     output, width = sublayer.layout.output, sublayer.layout.unit_width
     kept = torch.ones(sublayer.layout.n_units, device=output.weight.device)
     kept[sublayer.loose[gone].to(kept.device)] = 0.0
@@ -214,5 +214,5 @@ def _scores(found: Sequence[tuple[_Sublayer, Tensor]]) -> dict[str, Tensor]:
 
 
 def bonsai(evidence: Evidence) -> Float[Tensor, " units"]:
-    """What leaving out the unit adds to the loss, see `perturbation_scores`."""
+    """Increase of the loss without the unit, see `perturbation_scores`."""
     return evidence.gradient("perturbed", evidence.layout.output)

@@ -1,4 +1,4 @@
-"""CFSP's importance of channels, as its text means it."""
+"""CFSP's importance of channels, as in the text of its paper."""
 
 from __future__ import annotations
 

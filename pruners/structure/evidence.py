@@ -1,4 +1,4 @@
-"""What a score of units is made from."""
+"""Inputs of the importances of units."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from secateur.pruners.models.layout import Placement, SublayerLayout
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about a sub-layer of the live model.
+    """Weights, statistics and gradients of a sub-layer of the live model.
 
     Args:
         layout: of the sub-layer, dense.
-        inputs: of its output projection; None unless the registry says that they are needed.
+        inputs: of its output projection; None unless the importance needs them.
         gradients: of the dense model, by kind and the projection's full name; those that are needed.
         damp: added to a second moment's diagonal, as a fraction of its mean, where a score inverts it.
     """
@@ -33,17 +33,17 @@ class Evidence:
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
-        """Of the output projection, in fp32."""
+        """Weight of the output projection, in fp32."""
         return self.layout.output.weight.float()
 
     @property
     def seen(self) -> OutputStatistics:
-        """Statistics that must be there."""
-        assert self.inputs is not None, "the caller collects what the registry says that a score needs"
+        """The statistics, asserted."""
+        assert self.inputs is not None, "the caller collects what the importance needs"
         return self.inputs
 
     def gradient(self, kind: Kind, linear: Linear) -> Float[Tensor, "..."]:
-        """Of one kind, of a projection, on the device of its weight."""
+        """Gradients of one kind of a projection, on the device of its weight."""
         return self.gradients[kind][linear.name].to(linear.weight.device)
 
     def by_unit(self, columns: Float[Tensor, " in"]) -> Float[Tensor, "units width"]:

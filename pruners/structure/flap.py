@@ -30,7 +30,7 @@ def fluctuation(evidence: Evidence) -> Float[Tensor, " in"]:
 
 
 def standardised_flap(evidence: Evidence) -> Float[Tensor, " units"]:
-    """FLAP's score with which units of all sub-layers compete (An et al. 2024, arXiv 2312.11983, eq. 6).
+    """FLAP's score by which units of all sub-layers compete (An et al. 2024, arXiv 2312.11983, eq. 6).
 
     The fluctuation of each column minus the sub-layer's mean, divided by its standard deviation; mean over a
     unit's columns. The released code squares the attention's fluctuations first; this does not, as the paper.
@@ -43,7 +43,7 @@ def standardised_flap(evidence: Evidence) -> Float[Tensor, " units"]:
 
 
 def mean_bias(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, " out"]]:
-    """What goes is replaced by its mean: for each count, what to add to the bias.
+    """Removed inputs are replaced by their means: for each count the addition to the bias.
 
     FLAP's compensation (An et al. 2024, arXiv 2312.11983): ``sum over removed j of W_:j E[x_j]``. A projection
     without bias gets one.

@@ -32,5 +32,5 @@ def formula_scores(evidence: Evidence, formula: Tree, n_blocks: int) -> Float[Te
 
 
 def formula_method(formula: Tree, damp: float = 0.01) -> Method:
-    """The formula as a metric of weights, which knows what it needs."""
+    """The formula as a metric of weights."""
     return Method("formula", damp=damp, formula=formula)

@@ -27,7 +27,7 @@ def greedy_output(evidence: Evidence) -> Float[Tensor, " units"]:
 
 
 def _by_similarity(products: Float[Tensor, "units units"]) -> Float[Tensor, " units"]:
-    """When each unit goes, as a share of the units; of equal ones the first."""
+    """Place of each unit in the order of removal, as a share of the units; of equal ones the first."""
     size = products.diagonal().clamp_min(torch.finfo(products.dtype).tiny)
     cosine = (products / (size * size[:, None]).sqrt()).abs()
     cosine.fill_diagonal_(-1.0)

@@ -1,4 +1,4 @@
-"""K-prune's reconstruction: each cut sub-layer makes up for what it and all below it lost."""
+"""K-prune's reconstruction: each cut sub-layer compensates for its own loss and that of all below it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RIDGE = 1e-6
 """For the numbers alone: added to the diagonal of a second moment, as a fraction of its mean."""
 
 Stays = Mapping[Sublayer, tuple[int, ...]]
-"""Numbers of the units of a block that stay."""
+"""Numbers of the kept units of a block."""
 
 
 @torch.no_grad()
@@ -33,9 +33,9 @@ def reconstructed(
     """New weights of the output projections of all sub-layers that are cut; the live model is left dense.
 
     K-prune (Park et al. 2024, arXiv 2308.03449), its knowledge-preserving weight tuning: from the first block up
-    ``W' = argmin ||F W^T - (x_dense + y_dense - x)||^2`` with F what the units that stay give in the model pruned so
+    ``W' = argmin ||F W^T - (x_dense + y_dense - x)||^2`` with F the outputs of the kept units in the model pruned so
     far, x its residual stream before the sub-layer, and x_dense + y_dense the dense model's stream behind it. So later
-    sub-layers make up for the errors of earlier ones, unlike with `refit.least_squares`. Undampened but for rounding.
+    sub-layers compensate for the errors of earlier ones, unlike `refit.least_squares`. Undampened but for rounding.
 
     Differences from the paper: decoders in place of encoders; what is cut is given, not chosen on the way; sub-layers
     that stay whole are not fitted anew.
@@ -121,7 +121,7 @@ def _leading(layout: SublayerLayout, kept: Sequence[int]) -> Leading:
 
 
 class _Recorder:
-    """Keeps the inputs of output projections, in fp32, a row a token."""
+    """Recorder of the inputs of output projections, in fp32, a row a token."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[Tensor]] = {}
@@ -143,7 +143,7 @@ def _rows(stream: Sequence[Float[Tensor, "batch length width"]]) -> Float[Tensor
 
 
 def _given(layout: SublayerLayout, seen: _Recorder) -> Float[Tensor, "tokens width"]:
-    """What the output projection, as it is now, makes of what was seen."""
+    """Output of the output projection, as it is now, on the recorded inputs."""
     given = seen.of(layout.output) @ layout.output.weight.float().T
     return given if layout.output.bias is None else given + layout.output.bias.float()
 

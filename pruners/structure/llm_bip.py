@@ -9,7 +9,7 @@ from secateur.pruners.structure.evidence import Evidence
 
 
 def llm_bip(evidence: Evidence) -> Float[Tensor, " units"]:
-    """Size of what the unit adds to its sub-layer's output.
+    """Size of the unit's contribution to its sub-layer's output.
 
     [INFER] LLM-BIP (arXiv 2412.06419) is known by its abstract: a bound on the change of the block's output. Of a
     channel ``E|a_j| ||W_:j||``; of a KV group the root mean square over tokens of the norm of what its heads add,
@@ -22,12 +22,12 @@ def llm_bip(evidence: Evidence) -> Float[Tensor, " units"]:
 
 
 def contributions(evidence: Evidence) -> Float[Tensor, "units units"]:
-    """Mean over tokens of the inner products of what two units add to the output, in fp64."""
+    """Mean over tokens of the inner products of two units' contributions to the output, in fp64."""
     n_units, width = evidence.layout.n_units, evidence.layout.unit_width
     return products(evidence).reshape(n_units, width, n_units, width).sum((1, 3))
 
 
 def products(evidence: Evidence) -> Float[Tensor, "in in"]:
-    """The same of two columns: ``(W^T W) o E[a a^T]``."""
+    """Mean over tokens of the inner products of two columns' contributions: ``(W^T W) o E[a a^T]``."""
     weight = evidence.weight.double()
     return (weight.T @ weight) * evidence.seen.second_moment

@@ -1,4 +1,4 @@
-"""Structured optimal brain surgery: which units of an output projection's input matter least, one after another."""
+"""Structured optimal brain surgery: the order of greedy removal of units, and the update of the kept weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def obs_order(
     damp: float,
     name: str = "the weight",
 ) -> Int[Tensor, " units"]:
-    """The units in the order of greedy removal, the first to go first.
+    """The units in the order of greedy removal.
 
     ZipLM (Kurtic et al. 2023, arXiv 2302.04089, algorithm 1; DarwinLM, arXiv 2502.07780, uses it): with the
     Hessian ``H = E[x x^T]`` the removal of unit S, with the best update of all weights that stay, costs
@@ -55,7 +55,7 @@ def obs_order(
 
 
 class _Lazy:
-    """H^-1 and W^T W of the units that are left, with low-rank corrections that are still pending.
+    """H^-1 and W^T W of the remaining units, with pending low-rank corrections.
 
     Of removal i, with ``H^-1_SS = C C^T``: ``U_i = H^-1_:S C^-T`` and ``E_i = W_S C^-T``, so that
     ``H^-1 - U U^T`` and ``W - E U^T`` are the inverse and the weights after it. With
@@ -79,7 +79,7 @@ class _Lazy:
         self._product_blocks = _diagonal_blocks(self._product, width)
 
     def costs(self) -> Float[Tensor, " left"]:
-        """Of the removal of each unit; infinite for those that are gone and not yet flushed."""
+        """Cost of the removal of each unit; infinite for removed ones that are not yet flushed."""
         if self._width == 1:
             cost = (self._product_blocks / self._inverse_blocks).flatten()
         else:
@@ -111,7 +111,7 @@ class _Lazy:
         return number
 
     def flush(self) -> None:
-        """Carry pending removals over, and drop what is gone."""
+        """Carry pending removals over, and drop the removed units."""
         left = ~self._gone
         rows = left.repeat_interleave(self._width).nonzero().flatten()
         u, r = self._u[rows, : self.n_pending], self._r[rows, : self.n_pending]
@@ -159,7 +159,7 @@ def obs(evidence: Evidence) -> Float[Tensor, " units"]:
 
 
 def obs_update(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, "out _"]]:
-    """The update of optimal brain surgery for all that goes at once.
+    """The update of optimal brain surgery for all removed inputs at once.
 
     ``W' = W_K + W_R H_RK H_KK^-1`` with ``H = G + damp`` (ZipLM, arXiv 2302.04089, eq. 3; the sum of its steps
     one unit at a time is the same; so is Numerical Pruning's compensation, arXiv 2412.12441). Unlike in

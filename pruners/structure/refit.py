@@ -18,12 +18,12 @@ Needs = Literal["nothing", "moments", "gram"]
 
 @dataclass(frozen=True)
 class RepairInputs:
-    """What a repair works with; inputs stand in the order of importance, those that stay first.
+    """Inputs of a repair, in the order of importance, the kept ones first.
 
     Args:
         weight: of the output projection.
         mean: of its inputs over the calibration tokens.
-        second_moment: of its inputs, a token; None unless the registry says that it is needed.
+        second_moment: of its inputs, a token; None unless the repair needs it.
         damp: added to the second moment's diagonal, as a fraction of its mean, > 0.
         name: the layer, for errors.
     """
@@ -44,10 +44,10 @@ def nothing(inputs: RepairInputs, counts: Sequence[int]) -> list[Tensor]:
 
 
 def least_squares(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, "out _"]]:
-    """Ridge regression of the dense output on the inputs that stay.
+    """Ridge regression of the dense output on the kept inputs.
 
-    ``W' = W G_:K (G_KK + damp)^-1``: the dampening draws the weights to zero. Those that stay are refit even where
-    little goes. The core of K-prune (arXiv 2308.03449) and the re-fit of Greedy Output Approximation (arXiv
+    ``W' = W G_:K (G_KK + damp)^-1``: the dampening draws the weights to zero. Kept weights are refit even where
+    little is removed. The core of K-prune (arXiv 2308.03449) and the re-fit of Greedy Output Approximation (arXiv
     2407.19126). K-prune solves it undampened, between the inputs in the already pruned model and what is missing
     there to the dense one's stream, see `kprune.reconstructed`; here inputs and targets are those of one model.
     """
@@ -57,7 +57,7 @@ def least_squares(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Ten
 
 
 def interpolated(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, "out _"]]:
-    """What goes is replaced by its best affine prediction from what stays.
+    """Removed inputs are replaced by their best affine prediction from the kept ones.
 
     [INFER] LIAR (arXiv 2407.13331) is known by its abstract: kept weights and biases are interpolated linearly, by
     least squares. Here ``W' = W_K + W_R Q``, ``b' = b + W_R (m_R - Q m_K)`` with ``Q = C_RK (C_KK + damp)^-1`` and the
@@ -76,7 +76,7 @@ def interpolated(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tens
 
 
 def alternating(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, "out _"]]:
-    """The weights that stay, fitted by 20 steps of ADMM, see `admm.Fit`.
+    """The kept weights, fitted by 20 steps of ADMM, see `admm.Fit`.
 
     Fast and Optimal Weight Update (Boza 2024, arXiv 2401.02938) with the same columns kept in each row. The steps
     converge to `obs_update` with a dampening in proportion to each input's own second moment; as an optimum is

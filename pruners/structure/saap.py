@@ -13,7 +13,7 @@ from secateur.pruners.structure.llm_pruner import first, mixed_order, second, ve
 
 
 def saap(evidence: Evidence) -> Float[Tensor, " units"]:
-    """Coarse and fine first-order scores, each weighted by how sure it is.
+    """Coarse and fine first-order scores, each weighted by its certainty.
 
     [INFER] SAAP (arXiv 2412.15127) is known by its abstract: a fusion of importances with homoscedastic uncertainty.
     Here ``I_c / (2 s_c^2) + I_f / (2 s_f^2)``, with I_c of `vector_order` and I_f of `mixed_order`. s^2 is the
@@ -27,17 +27,17 @@ def saap(evidence: Evidence) -> Float[Tensor, " units"]:
 
 
 def _sure(score: Float[Tensor, " units"], noise: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
-    """The score over twice its variance; with one window, which has none, over a trifle of the mean square."""
+    """The score over twice its variance; with one window, which has none, over 1e-6 of the mean square."""
     variance = noise.mean() + 1e-6 * score.square().mean()
     return score / (2 * variance).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _variance(evidence: Evidence, linear: Linear) -> Float[Tensor, "out in"]:
-    """Of ``w g`` over the windows."""
+    """Variance of ``w g`` over the windows."""
     return (second(evidence, linear) - first(evidence, linear).square()).clamp_min(0.0)
 
 
 def _variance_of_sums(evidence: Evidence, placement: Placement) -> Float[Tensor, " axis"]:
-    """Of the sum of ``w g`` along a row or column over the windows."""
+    """Variance over the windows of the sum of ``w g`` along a row or column."""
     mean = first(evidence, placement.linear).sum(1 - placement.axis)
     return (evidence.gradient("sums", placement.linear).square() - mean.square()).clamp_min(0.0)

@@ -26,7 +26,7 @@ def admm(
     damp: float = 0.1,
     name: str = "the weight",
 ) -> Float[Tensor, "levels out in"]:
-    """The weight at each sparsity: Wanda's mask, and the weights that stay fitted to the dense outputs.
+    """The weight at each sparsity: Wanda's mask, and the kept weights fitted to the dense outputs.
 
     Fast and Optimal Weight Update (Boza 2024, arXiv 2401.02938, algorithm 1). The paper's variant that chooses the
     mask gradually, between the steps, is not this one; and no mask is inverted, as it is in the released code of

@@ -13,7 +13,7 @@ from secateur.pruners.masks import Comparison
 
 @dataclass(frozen=True)
 class Layer:
-    """What a reconstruction works with.
+    """Inputs of a reconstruction.
 
     Args:
         weight: dense.

@@ -1,4 +1,4 @@
-"""Repair of a projection whose mask is chosen: a registry of plain functions to new weights, or a bias."""
+"""Repairs of masked projections: new weights, or an addition to the bias."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LAZY = 32
 
 @dataclass(frozen=True)
 class Masked:
-    """A projection and what is to be left of it.
+    """A projection and its mask.
 
     Args:
         weight: dense.
         kept: the mask, True = keep.
-        inputs: statistics of the dense model; None unless the registry says that they are needed.
+        inputs: statistics of the dense model; None unless the repair needs them.
         damp: added to the second moment's diagonal, as a fraction of its mean, > 0.
         name: the layer, for errors.
     """
@@ -36,14 +36,14 @@ class Masked:
 
     @property
     def seen(self) -> InputStatistics:
-        """Statistics that must be there."""
-        assert self.inputs is not None, "the caller collects what the registry says that a repair needs"
+        """The statistics, asserted."""
+        assert self.inputs is not None, "the caller collects what the repair needs"
         return self.inputs
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """What a repair gives.
+    """A repaired projection.
 
     Args:
         weight: in the dense weight's dtype, exactly zero where the mask has it so.
@@ -55,12 +55,12 @@ class Repaired:
 
 
 def nothing(masked: Masked) -> Repaired:
-    """No repair: what stays is as it was."""
+    """No repair: the kept weights are as they were."""
     return Repaired(masked.weight * masked.kept)
 
 
 def mean_bias(masked: Masked) -> Repaired:
-    """What goes is replaced by its mean: ``sum over pruned j of W_ij E[x_j]`` is added to output i's bias.
+    """Pruned inputs are replaced by their means: ``sum over pruned j of W_ij E[x_j]`` is added to output i's bias.
 
     FLAP's compensation (An et al. 2024, arXiv 2312.11983), weight by weight in place of whole columns.
     """
@@ -72,11 +72,11 @@ def mean_bias(masked: Masked) -> Repaired:
 
 
 def surgery(masked: Masked) -> Repaired:
-    """SparseGPT's sweep over the columns, with the mask given: each pruned weight is made up for by those behind it.
+    """SparseGPT's sweep over the columns, with the mask given: the columns behind compensate for each pruned weight.
 
-    Frantar and Alistarh 2023 (arXiv 2301.00774, eq. 4, algorithm 1 without the choice of the mask). Where all that
-    goes stands before all that stays this is the optimum, see `structure.refit.obs_update`; else a column can't make
-    up for later ones, and a row may come out worse than it was: such a row is left unrepaired.
+    Frantar and Alistarh 2023 (arXiv 2301.00774, eq. 4, algorithm 1 without the choice of the mask). Where all pruned
+    columns stand before all kept ones this is the optimum, see `structure.obs.obs_update`; else a column can't
+    compensate for later ones, and a row may come out worse than it was: such a row is left unrepaired.
     """
     upper = inverse_factor(masked.seen, masked.damp, masked.name)
     columns = masked.weight.T.float().contiguous()
@@ -101,7 +101,7 @@ def alternating(masked: Masked) -> Repaired:
     left unrepaired.
     """
     gram = masked.seen.gram
-    assert gram is not None, "the caller collects what the registry says that a repair needs"
+    assert gram is not None, "the caller collects what the repair needs"
     fit = Fit(masked.weight, gram / max(masked.seen.n_tokens, 1), damp=masked.damp, name=masked.name)
     return Repaired(_no_worse(masked, fit.masked(masked.kept)))
 
@@ -117,7 +117,7 @@ def _no_worse(masked: Masked, fitted: Float[Tensor, "out in"]) -> Float[Tensor, 
 def output_errors(
     dense: Float[Tensor, "out in"], weight: Float[Tensor, "out in"], inputs: InputStatistics
 ) -> Float[Tensor, " out"]:
-    """Of each output: squared difference that another weight makes, summed over the tokens."""
+    """Squared difference of each output under another weight, summed over the tokens."""
     assert inputs.gram is not None
     difference = weight.float() - dense.float()
     return ((difference @ inputs.gram) * difference).sum(1)

@@ -25,7 +25,7 @@ from secateur.spaces.names import nearest
 
 @dataclass(frozen=True)
 class Method:
-    """How weights go: everything that decides a pruned weight except the sparsity and the data.
+    """Settings of weight pruning: everything that decides a pruned weight except the sparsity and the data.
 
     Args:
         name: a metric or a reconstruction; for a formula any name, such as its text.
@@ -67,7 +67,7 @@ class Method:
 
     @property
     def record(self) -> dict[str, Any]:
-        """All of it as plain values, for hashes and records; without `program` where there is none."""
+        """All fields as plain values, for hashes and records; without `program` where there is none."""
         record = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "formula"}
         return record if self.formula is None else record | {"program": plain(self.formula)}
 
@@ -96,7 +96,7 @@ class Method:
 
     @property
     def _formula(self) -> Tree | None:
-        """The formula, given or of a metric that is one."""
+        """The formula, given or of a metric that is a formula."""
         if self.formula is not None or self.name in RECONSTRUCTIONS:
             return self.formula
         score = METRICS[self.name].function
@@ -109,7 +109,7 @@ class Method:
         levels: Sequence[float],
         whole: ModelStatistics | None = None,
     ) -> UInt8[Tensor, "out in"]:
-        """For each weight the first level at which it goes; see `masks.prune_ranks`. Metrics only.
+        """First level at which each weight is pruned; see `masks.prune_ranks`. Metrics only.
 
         Raises:
             FormulaError: if the formula gives no ranking of this layer's weights.

@@ -1,4 +1,4 @@
-"""SparseLLM: gate, up and down are pruned together, by alternating over what lies between them."""
+"""SparseLLM: gate, up and down are pruned together, by alternating over the activations between them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def check_gated(anatomy: Anatomy, block: Block, tokens: Int[Tensor, "windows len
 
 
 class _Recorder:
-    """Keeps the inputs of gate and down, in fp32, a row a token."""
+    """Recorder of the inputs of gate and down, in fp32, a row a token."""
 
     def __init__(self) -> None:
         self._rows: dict[str, list[Tensor]] = {}
@@ -122,7 +122,7 @@ class _Recorder:
 
 @dataclass(frozen=True)
 class GatedMLP:
-    """A gated MLP and what it sees.
+    """A gated MLP and its inputs.
 
     Args:
         gate, up, down: its projections.
@@ -232,7 +232,7 @@ def _pruned(
 
 
 def _factor(inputs: Float[Tensor, "tokens in"], linear: Linear) -> Float[Tensor, "in in"]:
-    """Of their second moment."""
+    """Cholesky factor of the second moment."""
     return factor(dampened((inputs.T @ inputs).double() / len(inputs), RIDGE), linear.name)
 
 

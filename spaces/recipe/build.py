@@ -21,7 +21,7 @@ _QUARTERS = tuple(i / 4 for i in range(5))
 
 
 def options_of(settings: RecipeSettings) -> Options:
-    """The options of all that is searched."""
+    """Options of each choice of the search."""
     found: Options = calibration_of(settings) if "calibration" in settings.search else {}
     if "metric" in settings.search:
         found |= _metric(settings)
@@ -33,7 +33,7 @@ def options_of(settings: RecipeSettings) -> Options:
 
 
 def calibration_of(settings: RecipeSettings) -> Options:
-    """Those of calibration data."""
+    """Options of the calibration data."""
     names = settings.source_names
     weights = range(settings.mixture + 1) if len(names) > 1 else (1,)
     found: Options = {f"calibration.sources.{name}": (weights, True) for name in names}
@@ -96,7 +96,7 @@ def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: M
 
 
 def _base(settings: RecipeSettings) -> Items:
-    """The start, with calibration data as by default as the settings let them be."""
+    """Items of the start, with the default calibration data as far as the settings allow them."""
     base = items_of_known(settings.start_name)
     for path, (values, ordered) in calibration_of(settings).items():
         default = 1 if path.startswith(SOURCES) else default_of(settings.unit, path)

@@ -1,4 +1,4 @@
-"""A candidate of the space `recipe`: everything that a person sets by hand when pruning, as one line of text."""
+"""Candidates of the space `recipe`: all settings of a pruning run as one line of text."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Recipe:
 
 
 def _read(text: str) -> dict[str, Any] | None:
-    """What the text says, unchecked; None if it is laid out in another way."""
+    """The unchecked plain form of a text; None for another format."""
     first, *sections = text.split(" | ")
     start = re.fullmatch(r"recipe: (\w+) (\S+)", first, re.ASCII)
     if start is None or not _NUMBER.fullmatch(start[2]):
@@ -111,7 +111,7 @@ def _read(text: str) -> dict[str, Any] | None:
 
 
 def _number(value: float) -> str:
-    """At most 10 significant digits."""
+    """A number's text, at most 10 significant digits."""
     return f"{value:.10g}"
 
 

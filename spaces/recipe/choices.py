@@ -1,4 +1,4 @@
-"""The conditional tree of a space of recipes: what is chosen, out of which options, and where it applies."""
+"""The conditional tree of a space of recipes: choices, their options, and the conditions that they apply under."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOURCES, CLUSTERS, WEIGHTS = "calibration.sources", "calibration.clusters", "met
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing to choose.
+    """One choice.
 
     Args:
         path: of the item.
@@ -44,18 +44,18 @@ class Choice:
 
     @property
     def subspace(self) -> str:
-        """Which part of a recipe it belongs to."""
+        """The section of the recipe."""
         return self.path.partition(".")[0]
 
     def position(self, value: Any) -> int | None:
-        """Of the option that the value is, or of the nearest one of an ordered choice; None if there is none."""
+        """Position of the option that a value is, or of the nearest one of an ordered choice; None if there is none."""
         if not self.ordered and value not in self.options:
             return None
         return self.options.index(nearest(self.options, value, ordered=self.ordered))
 
 
 def nearest(options: Sequence[Any], value: Any, *, ordered: bool) -> Any:
-    """The value if it is an option, else the nearest one, of options without an order the first."""
+    """The option nearest to a value; of options without an order the value itself, or the first."""
     if value in options or not (ordered and is_number(value)):
         return value if value in options else options[0]
     return min(options, key=lambda option: abs(option - value))
@@ -100,7 +100,7 @@ class Tree:
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """All of them."""
+        """All choices."""
         return tuple(self._choices.values())
 
     def active(self, items: Items) -> list[Choice]:
@@ -138,7 +138,7 @@ class Tree:
         )
 
     def _requirements(self, choice: Choice) -> tuple[Requirement, ...]:
-        """Of the conditions those that depend on a choice."""
+        """The conditions that depend on a choice."""
         found = []
         for condition in choice.when:
             options = self._choices[condition.path].options if condition.path in self._choices else ()
@@ -148,7 +148,7 @@ class Tree:
         return tuple(found)
 
     def _can_apply(self, choice: Choice) -> bool:
-        """Whether what is fixed, and some option of what is chosen, lets it."""
+        """Whether the fixed values and some options of the other choices allow it."""
         for condition in choice.when:
             if condition.path in self._choices:
                 if not any(condition.holds(x) for x in self._choices[condition.path].options):
@@ -188,7 +188,7 @@ def _key(path: str) -> str:
 
 
 def default_of(unit: Unit, path: str) -> Any:
-    """Of an item."""
+    """Default of an item."""
     key = _key(path)
     return expanded({key: leaves(unit)[key].default}, ()).get(path, 0)
 
@@ -199,7 +199,7 @@ def items_of(plain: Mapping[str, Any], sources: Sequence[str]) -> Items:
 
 
 def items_of_known(name: str) -> Items:
-    """Those of a published recipe's metric, allocation and repair; calibration data are whoever runs it's."""
+    """Items of a published recipe's metric, allocation and repair, without calibration data."""
     row = KNOWN[name]
     items = items_of(completed({"unit": row.unit, "sparsity": 0.5, **row.form}), ())
     return {path: value for path, value in items.items() if not path.startswith("calibration.")}

@@ -1,4 +1,4 @@
-"""The plain form of a recipe, as YAML holds it and pruners run it: checked, and made whole."""
+"""The plain form of a recipe, as in YAML files and for pruners: checks and defaults."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ _SHORT = {"metric": "name", "allocation": "rule"}
 
 
 def _canonical(path: str, value: Any) -> Any:
-    """One way to write each value."""
+    """The canonical form of a value."""
     if path == "calibration.sources":
         whole = {name: int(weight) for name, weight in sorted(value.items()) if weight}
         common = math.gcd(*whole.values())

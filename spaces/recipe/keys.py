@@ -1,4 +1,4 @@
-"""The keys of a recipe's plain form: when each applies, what it may hold, and its default."""
+"""Keys of a recipe's plain form: conditions, allowed values and defaults."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ Flat = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Condition:
-    """That a key, where it applies, holds one of these values (or, `negated`, none of them)."""
+    """Condition on another key: where that one applies, it holds one of these values (or, `negated`, none of them)."""
 
     path: str
     values: tuple[Any, ...]
     negated: bool = False
 
     def holds(self, value: Any) -> bool:
-        """Whether this value of the key will do."""
+        """Whether the condition holds for this value."""
         return (value in self.values) != self.negated
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key may hold.
+    """Values that a key may hold.
 
     Args:
-        words: what goes between the key and the value in an error.
-        holds: whether a value will do.
+        words: text between the key and the value in an error.
+        holds: whether a value is allowed.
     """
 
     words: str
@@ -64,7 +64,7 @@ class Leaf:
     when: tuple[Condition, ...] = ()
 
     def applies(self, flat: Flat) -> bool:
-        """Whether it does, next to the keys before it."""
+        """Whether the key applies, given the keys before it."""
         return all(c.path not in flat or c.holds(flat[c.path]) for c in self.when)
 
 

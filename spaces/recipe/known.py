@@ -1,4 +1,4 @@
-"""Published methods as recipes: what a search can start from, and be compared with."""
+"""Published methods as recipes: starting points and baselines of a search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of the space `recipe`, and the space that they describe."""
+"""Settings of the space `recipe`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EVALUATORS = ""
 
 
 class RecipeSettings(Section):
-    """What can be searched: calibration data, metric, allocation and repair together, at one sparsity.
+    """Recipes to search: calibration data, metric, allocation and repair together, at one sparsity.
 
     Args:
         unit: what goes: single ``weights``, KV groups and FFN channels (``structure``), or whole ``blocks``.
@@ -85,7 +85,7 @@ class RecipeSettings(Section):
     @field_validator("metrics", mode="before")
     @classmethod
     def _as_text(cls, metrics: object) -> object:
-        """What YAML makes of ``formula: ...`` without quotes."""
+        """Undo YAML's reading of ``formula: ...`` without quotes as a mapping."""
         if not isinstance(metrics, list):
             return metrics
         of = "formula"

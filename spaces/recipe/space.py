@@ -77,7 +77,7 @@ class RecipeSpace(Space[Recipe]):
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """What is chosen."""
+        """All choices."""
         return self._tree.choices
 
     def parse(self, text: str) -> Recipe:
@@ -135,7 +135,7 @@ class RecipeSpace(Space[Recipe]):
         return self._any_neighbour(candidate, rng)
 
     def _any_neighbour(self, candidate: Recipe, rng: np.random.Generator) -> Recipe:
-        """The first that a systematic search finds; the recipe itself if there is none."""
+        """The first neighbour in a systematic order; the recipe itself if there is none."""
         items = self._items(candidate)
         for choice in self._tree.active(items):
             for option in choice.options:
@@ -162,7 +162,7 @@ class RecipeSpace(Space[Recipe]):
         return self._made(self._tree.grown(items, lambda choice: _any(choice, rng)), candidate.sparsity)
 
     def _items(self, candidate: Recipe) -> Items:
-        """Of the dense model those of the start."""
+        """Items of a recipe; of the dense model those of the start."""
         recipe = self.known(self._known[0], 0) if candidate.is_dense else candidate
         return items_of(recipe.plain, tuple(self.sources))
 

@@ -12,7 +12,7 @@ from secateur.spaces.names import nearest
 
 
 def rules_for(unit: Unit) -> tuple[str, ...]:
-    """Names of the rules that spread such units."""
+    """Names of the rules for such units."""
     return tuple(name for name, row in RULES.items() if unit in row.units)
 
 
@@ -39,16 +39,16 @@ def check_rule(rule: str, unit: Unit, parameters: Mapping[str, object]) -> None:
 def allocate(
     rule: str, layers: Sequence[Layer], evidence: Evidence, sparsity: float, **parameters: int | float | str
 ) -> tuple[int, ...]:
-    """How many units go of each layer, at this share of all their weights.
+    """Number of units that each layer loses, at this share of all weights.
 
-    The total is nearest to it, to within half of the smallest unit that may still go; so that a KV group, which is as
-    large as many channels, is left out where it would lead beyond, and channels go instead. Of sub-layers the first
-    block's attention keeps a group: caches read their length from it.
+    The total is nearest to it, to within half of the smallest unit that may still be removed: a KV group, which is as
+    large as many channels, is kept where it would lead beyond, and channels are removed instead. Of sub-layers the
+    first block's attention keeps a group: caches read their length from it.
 
     Args:
         rule: a name of `RULES`.
         layers: all that share the budget, protected ones too.
-        evidence: what the rule needs beside the layers' scores.
+        evidence: inputs of the rule beside the layers' scores.
         sparsity: share of the weights to remove, in [0, 1].
         parameters: the rule's own; those that are missing have their defaults.
 

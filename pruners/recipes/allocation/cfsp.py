@@ -1,4 +1,4 @@
-"""CFSP's allocation: the sigmoid of how far a block turns its input."""
+"""CFSP's allocation: kept shares by a sigmoid of the angle between a block's input and output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from secateur.pruners.recipes.allocation.layers import Evidence, Floats, Ints, L
 
 
 def cfsp(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, a: float, sublayers: str) -> Ints:
-    """What a block keeps follows the sigmoid of how far it turns its input.
+    """Kept shares by a sigmoid of the angle between a block's input and output.
 
     CFSP (Wang et al. 2025, arXiv 2409.13199): t = sigmoid(a (I - mean I) / 1e4), with I the sum over tokens of the
     angle between a block's input and output, over pi; keeps (1 - s) t / mean t. If that is 1 or more anywhere, all

@@ -1,4 +1,4 @@
-"""From shares or an order of units to how many go of each layer, so that the budget is met."""
+"""Numbers of removed units of each layer, from shares or an order of units, that meet the budget."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Times = Sequence[NDArray[np.floating[Any]]]
 
 
 def wanted_weights(layers: Sequence[Layer], sparsity: float) -> int:
-    """How many weights of the layers the sparsity removes."""
+    """Number of weights of the layers that the sparsity removes."""
     return n_zeros(sparsity, sum(layer.n_weights for layer in layers))
 
 
 def check_reach(able: Sequence[Layer], wanted: int, layers: Sequence[Layer]) -> None:
-    """Raise unless what may go is as much as wanted, to within half of the smallest unit.
+    """Raise a BudgetError unless enough may be removed, to within half of the smallest unit.
 
     Args:
         able: the layers that the rule may take from.
@@ -41,7 +41,7 @@ def check_reach(able: Sequence[Layer], wanted: int, layers: Sequence[Layer]) -> 
 
 
 def offsets(layers: Sequence[Layer]) -> Floats:
-    """For each layer a number in (0, 1); those of one kind are spread evenly, whatever the depth.
+    """A number in (0, 1) for each layer; those of one kind are spread evenly over the depth.
 
     A share of 0.2 of 3 groups is 0.6 groups: rounded alike everywhere it would be 0 or 1 in all blocks. With these
     instead of one half as the point from which on it is rounded up, 6 blocks out of 10 lose a group.
@@ -91,7 +91,7 @@ def _removed(layers: Sequence[Layer], gone: Ints) -> int:
 
 
 def _queue(layers: Sequence[Layer], times: Times, start: Ints) -> tuple[Ints, Ints, Ints]:
-    """Of each unit that may go its layer and its weights; then the units in the order in which they go."""
+    """Layer and weights of each removable unit; then the units in the order of removal."""
     lengths = [len(row) for row in times]
     owner = np.repeat(np.arange(len(layers)), lengths)
     index = np.concatenate([np.arange(n, n + length) for n, length in zip(start, lengths, strict=True)])
@@ -103,12 +103,12 @@ def _queue(layers: Sequence[Layer], times: Times, start: Ints) -> tuple[Ints, In
 
 
 def pace(layer: Layer) -> float:
-    """Weights that a share of the layer removes, over the share; all that may go is exactly what goes."""
+    """Weights that a share of the layer removes, over the share."""
     return layer.removed(layer.n_free) / max(layer.n_free, 1) * layer.n_units
 
 
 def meet(layers: Sequence[Layer], shares: Floats, wanted: int) -> Floats:
-    """The shares times one factor, none larger than what may go of its layer, so that together they are what is wanted.
+    """The shares times one factor, each limited to the removable share of its layer, that remove the wanted weights.
 
     Raises:
         BudgetError: if no factor leads there, for shares of 0, or as good as 0, stay 0.
@@ -148,12 +148,12 @@ def settle(layers: Sequence[Layer], shares: Floats, wanted: int) -> Ints:
 
 
 def relative_to_largest(centred: Floats) -> Floats:
-    """Over the largest absolute value; 0 where all are equal but for rounding."""
+    """The values over the largest absolute one; 0 where all are equal but for rounding."""
     largest = float(np.abs(centred).max())
     return centred / largest if largest > 1e-12 else np.zeros_like(centred)
 
 
 def to_budget(layers: Sequence[Layer], shares: Sequence[float] | Floats, sparsity: float) -> Ints:
-    """Units that go, as near to the shares as the budget allows, which scales them all where they miss it."""
+    """Numbers of removed units nearest to the shares, which are all scaled where they miss the budget."""
     wanted = wanted_weights(layers, sparsity)
     return settle(layers, meet(layers, np.asarray(shares, np.float64), wanted), wanted)

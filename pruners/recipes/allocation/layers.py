@@ -1,4 +1,4 @@
-"""What an allocation is made from: the layers that share a budget, and what is known of them."""
+"""Inputs of allocation rules: the layers that share a budget, and further evidence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Ints = NDArray[np.int64]
 
 
 class BudgetError(ValueError):
-    """A rule can't reach the sparsity: the candidate is infeasible, for this reason."""
+    """The sparsity is out of a rule's reach: the reason that a candidate is infeasible."""
 
 
 def _no_scores() -> Floats:
@@ -68,21 +68,21 @@ class Layer:
 
     @property
     def n_free(self) -> int:
-        """Units that may go."""
+        """Units that may be removed."""
         return self.n_units - self.keep
 
     @property
     def n_weights(self) -> int:
-        """All that it counts for in the budget."""
+        """Weights of the whole layer in the budget."""
         return self.removed(self.n_units)
 
     def removed(self, n_gone: int) -> int:
-        """Weights that go with so many units."""
+        """Weights of so many units."""
         return n_gone * self.size + (self.rest if n_gone == self.n_units else 0)
 
 
 class Entry(NamedTuple):
-    """A line of a profile: what goes of a block, one of its sub-layers, or one of its linears.
+    """A line of a profile: the sparsity of a block, one of its sub-layers, or one of its linears.
 
     Args:
         block: index of the block; None where `linear` says it.
@@ -102,7 +102,7 @@ Profile = tuple[Entry, ...]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a rule may know beyond the layers' scores; each part may be missing where no rule needs it.
+    """Inputs of rules beyond the layers' scores; parts that the rule does not need may be missing.
 
     Args:
         influence: of each block: one minus the mean cosine between what goes in and what comes out.

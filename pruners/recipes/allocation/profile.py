@@ -43,7 +43,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def _load(path: Path) -> Any:
-    """What the file holds; a mapping to shares as lines."""
+    """Content of the file; a mapping to shares as lines."""
     try:
         raw = _parse(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -110,7 +110,7 @@ def shares_of_file(layers: Sequence[Layer], evidence: Evidence, sparsity: float)
 
 
 def _shares(lines: Sequence[Entry], layers: Sequence[Layer]) -> dict[int, list[float]]:
-    """What these lines say of each layer that they are about."""
+    """Shares that these lines give to each of their layers."""
     found: dict[int, list[float]] = {}
     for entry in lines:
         if entry.sparsity is None:
@@ -150,12 +150,12 @@ N_PRECISIONS = 3
 
 
 def _precision(entry: Entry) -> int:
-    """0: of a block, 1: of a sub-layer, 2: of a linear."""
+    """Precision of a line: 0 for a block, 1 for a sub-layer, 2 for a linear."""
     return 2 if entry.linear is not None else int(entry.kind is not None)
 
 
 def _matches(entry: Entry, layers: Sequence[Layer]) -> list[int]:
-    """The layers that a line is about."""
+    """The layers of a line."""
     found = [index for index, layer in enumerate(layers) if _is_about(entry, layer)]
     if not found:
         raise ValueError(

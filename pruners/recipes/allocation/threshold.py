@@ -28,7 +28,7 @@ NORMALISATIONS: dict[str, Callable[[Floats, float], Floats]] = {
 
 
 def _over(scores: Floats, divisor: float | np.floating[Any]) -> Floats:
-    """In the precision of float32, in which scores come: what is equal stays equal. All 0 over 0."""
+    """Quotient in the precision of float32, that of scores: equal values stay equal. All 0 over 0."""
     if divisor == 0:
         return np.zeros_like(scores)
     return (scores / divisor).astype(np.float32).astype(np.float64)
@@ -37,7 +37,7 @@ def _over(scores: Floats, divisor: float | np.floating[Any]) -> Floats:
 def one_threshold(
     layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, normalise: str, cost: float
 ) -> Ints:
-    """What scores least goes first, in all layers, until enough weights are gone.
+    """One threshold for all layers: the lowest scores are removed until enough weights are.
 
     LLM-Pruner's global option has ``none`` and cost 0 (Ma et al. 2023, arXiv 2305.11627). Numerical Pruning (Shen et
     al. 2025, arXiv 2412.12441) has ``mask`` and cost 1: it pools relaxed masks, which are ``1 - s u / mean(u)`` at a
@@ -65,7 +65,7 @@ def one_threshold(
 
 
 def threshold(layers: Sequence[Layer], rows: Sequence[Floats], wanted: int) -> Ints:
-    """Units that go if what scores least goes first, as far as it may go.
+    """Numbers of removed units where the lowest scores go first.
 
     Args:
         layers: that share the budget.
