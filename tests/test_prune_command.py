@@ -47,6 +47,7 @@ def recipes(run):
     return [trial for trial in run.trials() if trial.measurement.values["sparsity"]]
 
 
+@pytest.mark.usefixtures("forked_reload")
 def test_a_recipe_of_a_run_prunes_as_the_run_did(run, tmp_path, capsys):
     trial = next(t for t in run.front() if t.measurement.values["sparsity"])
     file = tmp_path / "best.yaml"

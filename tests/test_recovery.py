@@ -274,6 +274,7 @@ def test_runs_compete_and_outlive_their_workers(ray_cluster, tmp_path):
     assert {number: t.course for number, t in again.items()} == {n: t.course for n, t in found.items()}
 
 
+@pytest.mark.usefixtures("forked_reload")
 def test_a_tiny_model_is_recovered_and_saved(ray_cluster, tmp_path, monkeypatch):
     from secateur.search import app
 
