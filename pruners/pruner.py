@@ -18,6 +18,7 @@ from secateur.pruners.recipes.pruner import (
     recipe_record,
     recipe_switcher,
 )
+from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.structure.pruner import (
     build_cuts,
     check_form,
@@ -32,7 +33,7 @@ from secateur.pruners.weights import formula_store as terminals
 from secateur.pruners.weights.formula_overlap import overlaps
 from secateur.pruners.weights.formula_proxy import formula_layers, formula_proxy, grams_of
 from secateur.pruners.weights.formula_pruner import FormulaSwitcher
-from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels, is_built
+from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.prune import prune
 from secateur.spaces.architecture.candidate import KeptUnits

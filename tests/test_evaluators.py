@@ -15,9 +15,9 @@ from secateur.evaluators.losses import Teacher, loss_sums
 from secateur.evaluators.prefix_tree import walk
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
-from secateur.pruners.stores.block_files import LevelStoreError
+from secateur.pruners.stores.block_files import LevelStoreError, is_built
 from secateur.pruners.switching import LevelSwitcher
-from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels, is_built
+from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.prune import prune
 from secateur.spaces.allocation.space import AllocationSpace

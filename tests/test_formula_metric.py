@@ -8,18 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from secateur.pruners.calibration.gradients import (
-    gradients_path,
-    load_gradients,
-    model_statistics,
-)
+from secateur.pruners.calibration.gradients import gradients_path, model_statistics
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.pruners.formulas.terminals import Needs, needs, terminals_of
 from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.pruner import level_method
-from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels, is_built
+from secateur.pruners.stores.block_files import is_built
+from secateur.pruners.stores.tensor_file import load_tensors
+from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.prune import prune
 from secateur.search import app
@@ -222,9 +220,9 @@ def test_a_level_store_holds_what_dense_calibration_prunes(tmp_path, text):
 def test_gradients_are_kept_beside_the_store_for_other_formulas(tmp_path, monkeypatch):
     levels = tmp_path / "levels"
     build_levels(levels, small_anatomy(), TOKENS, key(by_formula("abs(W) * G")))
-    assert load_gradients(gradients_path(levels), "model tokens")
-    assert load_gradients(gradients_path(levels), "model others") is None
-    assert load_gradients(tmp_path / "none", "model tokens") is None
+    assert load_tensors(gradients_path(levels), "model tokens")
+    assert load_tensors(gradients_path(levels), "model others") is None
+    assert load_tensors(tmp_path / "none", "model tokens") is None
     monkeypatch.setattr(
         "secateur.pruners.calibration.gradients.collect_gradients", None
     )  # would be called otherwise

@@ -10,10 +10,10 @@ from secateur.pruners.calibration.gradients import (
     collect_gradients,
     gradient_bytes,
     kind_path,
-    load_gradients,
     model_statistics,
 )
 from secateur.pruners.models import memory
+from secateur.pruners.stores.tensor_file import load_tensors
 from tests.models import random_tokens, rms_gradients, small_anatomy
 
 TOKENS = random_tokens(3, 10)
@@ -60,7 +60,7 @@ def test_kinds_are_kept_in_files_of_their_own(tmp_path, monkeypatch):
     for name, tensor in first.gradients["rms"].items():
         assert torch.equal(again.gradients["rms"][name], tensor)
         assert torch.equal(again.gradients["sums"][name], both.gradients["sums"][name])
-    assert load_gradients(kind_path(path, "sums"), "another") is None
+    assert load_tensors(kind_path(path, "sums"), "another") is None
     assert model_statistics(anatomy, TOKENS, gradients=()).gradients == {}
 
 

@@ -13,11 +13,11 @@ from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
 from secateur.pruners.calibration.gradient_kinds import KINDS
 from secateur.pruners.calibration.gradients import collect_gradients
 from secateur.pruners.calibration.stream import stream_blocks
-from secateur.pruners.stores.block_files import LevelStoreError
+from secateur.pruners.stores.block_files import LevelStoreError, is_built
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import importance_order
 from secateur.pruners.structure.reorder import Leading, Recipe, reorder
-from secateur.pruners.structure.store import StructureStore, build_structure, is_built
+from secateur.pruners.structure.store import StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES
 from tests.structures import CHANNELS, REPAIR_NAMES, TOKENS, key, logits, make_case, take_few_passes

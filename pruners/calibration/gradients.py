@@ -9,8 +9,7 @@ from typing import TypeAlias
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
@@ -20,7 +19,7 @@ from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.memory import check_memory
 from secateur.pruners.models.precision import fp32_bytes, in_fp32
 from secateur.pruners.stores.block_files import LevelStoreError
-from secateur.spaces.whole_file import whole_file
+from secateur.pruners.stores.tensor_file import load_tensors, save_tensors
 
 Gradients: TypeAlias = dict[str, Tensor]
 """By the projection's full name."""
@@ -158,33 +157,6 @@ def _adding(linear: Linear, totals: Mapping[Kind, Tensor]) -> Iterator[None]:
         weight.requires_grad_(needed_before)
 
 
-def save_gradients(path: Path, gradients: Gradients, identity: str) -> None:
-    """Write them, whole or not at all.
-
-    Args:
-        path: of a safetensors file.
-        gradients: by the projection's full name.
-        identity: what they depend on, in one text.
-
-    Raises:
-        OSError, SafetensorError: if the file can't be written.
-    """
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in gradients.items()}
-    with whole_file(path) as new:
-        save_file(tensors, new, metadata={"identity": identity})
-
-
-def load_gradients(path: Path, identity: str) -> Gradients | None:
-    """Gradients saved under this identity, mapped; None if there are none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("identity") != identity:
-                return None
-        return load_file(path)
-    except (OSError, SafetensorError):
-        return None
-
-
 def model_statistics(
     anatomy: Anatomy,
     tokens: Int[Tensor, "windows length"],
@@ -207,12 +179,12 @@ def model_statistics(
         OSError, SafetensorError: if the file can't be written.
         ValueError: as `collect_gradients` does.
     """
-    known = {kind: load_gradients(kind_path(path, kind), identity) if path else None for kind in gradients}
+    known = {kind: load_tensors(kind_path(path, kind), identity) if path else None for kind in gradients}
     found = {kind: by_name for kind, by_name in known.items() if by_name is not None}
     missing = [kind for kind in gradients if kind not in found]
     for kind, by_name in collect_gradients(anatomy, tokens, missing).items() if missing else ():
         if path:
-            save_gradients(kind_path(path, kind), by_name, identity)
+            save_tensors(kind_path(path, kind), by_name, identity)
         found[kind] = by_name
     return ModelStatistics(len(anatomy.blocks), found)
 

@@ -11,16 +11,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, Int64
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.calibration.tokens import tokenize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.stores.tensor_file import load_tensors, save_tensors
 from secateur.spaces.recipe.keys import CHUNK
-from secateur.spaces.whole_file import whole_file
 
 _BATCH_CHUNKS = 32
 """Chunks that go through the model together; their logits are held at a time."""
@@ -117,13 +115,12 @@ def save_pools(path: Path, pools: Mapping[str, Pool], identity: str) -> None:
         OSError, SafetensorError: if it can't be written.
     """
     tensors = {
-        f"{field}.{name}": tensor.contiguous()
+        f"{field}.{name}": tensor
         for name, pool in pools.items()
         for field, tensor in vars(pool).items()
         if tensor is not None
     }
-    with whole_file(path) as new:
-        save_file(tensors, new, metadata={"identity": identity})
+    save_tensors(path, tensors, identity)
 
 
 def load_pools(path: Path, identity: str | None = None) -> dict[str, Pool] | None:
@@ -133,12 +130,8 @@ def load_pools(path: Path, identity: str | None = None) -> dict[str, Pool] | Non
         path: of the file.
         identity: that it must have been written under; None: any.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            if identity is not None and (file.metadata() or {}).get("identity") != identity:
-                return None
-        tensors = load_file(path)
-    except (OSError, SafetensorError):
+    tensors = load_tensors(path, identity)
+    if tensors is None:
         return None
     by_source: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

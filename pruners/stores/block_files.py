@@ -6,8 +6,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -23,19 +24,19 @@ class LevelStoreError(ValueError):
     """The store can't be written or read; one line that says what to do."""
 
 
-@runtime_checkable
-class Key(Protocol):
-    """Identity of a store: all that it depends on."""
-
-    @property
-    def digest(self) -> str:
-        """Content hash of all of it."""
-        ...
+@dataclass(frozen=True)
+class Key:
+    """Identity of a store: the fields of a subclass are all that it depends on."""
 
     @property
     def record(self) -> dict[str, Any]:
         """All of it as plain values."""
-        ...
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def digest(self) -> str:
+        """Content hash of all of it."""
+        return digest_of(self.record)
 
 
 def digest_of(record: Mapping[str, Any]) -> str:
@@ -43,7 +44,7 @@ def digest_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def is_finished(directory: Path, key: Key) -> bool:
+def is_built(directory: Path, key: Key) -> bool:
     """True if the directory holds a finished store under this key."""
     index = _read_index(directory)
     return index.get("digest") == key.digest and index.get("finished") is True

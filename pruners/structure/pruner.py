@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from secateur.pruners.depth.depth import depth_scores
 from secateur.pruners.export.capability import check_carrier
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.structure.remove import prune_structure
 from secateur.pruners.structure.reorder import Recipe
-from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure, is_built
+from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.pruners.structure.switching import StructureSwitcher
 from secateur.spaces.architecture.candidate import KeptUnits, read_kept
 from secateur.spaces.methods import DEPTH

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -16,7 +15,7 @@ from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
-from secateur.pruners.stores.block_files import build_store, digest_of, is_finished, load_block
+from secateur.pruners.stores.block_files import Key, build_store, load_block
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.allocations import AllocationScores
 from secateur.pruners.structure.evidence import Evidence
@@ -29,7 +28,7 @@ _INFLUENCE = "influence"
 
 
 @dataclass(frozen=True)
-class StructureKey:
+class StructureKey(Key):
     """What a structure store depends on; a store is used again only under an equal key.
 
     Args:
@@ -63,16 +62,6 @@ class StructureKey:
     def recipe(self) -> Recipe:
         """How levels are made."""
         return Recipe(self.importance, self.repairs, self.damp)
-
-    @property
-    def digest(self) -> str:
-        """Content hash of all of it."""
-        return digest_of(self.record)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 class StructureStore:
@@ -137,11 +126,6 @@ class _OnDevice(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-def is_built(directory: Path, key: StructureKey) -> bool:
-    """True if the directory holds a finished store under this key."""
-    return is_finished(directory, key)
 
 
 @torch.no_grad()

@@ -12,18 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
-from secateur.pruners.calibration.gradients import gradients_to_write, load_gradients, whole_model
+from secateur.pruners.calibration.gradients import gradients_to_write, whole_model
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.formulas.terminals import Terminals, terminals_of
 from secateur.pruners.models.anatomy import Anatomy, Linear
-from secateur.pruners.stores.block_files import (
-    LevelStoreError,
-    build_store,
-    digest_of,
-    finished_key,
-    load_block,
-)
+from secateur.pruners.stores.block_files import Key, LevelStoreError, build_store, finished_key, load_block
+from secateur.pruners.stores.tensor_file import load_tensors
 from secateur.spaces.formulas.operators import TERMINALS
 
 GRADIENTS = "gradients.safetensors"
@@ -44,7 +39,7 @@ class Grams:
 
 
 @dataclass(frozen=True)
-class TerminalKey:
+class TerminalKey(Key):
     """What a store of terminals depends on.
 
     Args:
@@ -56,11 +51,6 @@ class TerminalKey:
     identity: str
     names: tuple[str, ...]
     grams: Grams | None
-
-    @property
-    def digest(self) -> str:
-        """Content hash of all of it."""
-        return digest_of(self.record)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -88,7 +78,7 @@ class TerminalStore:
             )
         self._names, self._blocks = tuple(names), anatomy.blocks
         self._tensors = [load_block(directory, block.index) for block in anatomy.blocks]
-        gradients = load_gradients(directory / GRADIENTS, self.identity) if "G" in names else None
+        gradients = load_tensors(directory / GRADIENTS, self.identity) if "G" in names else None
         self._whole = ModelStatistics(len(anatomy.blocks), {"rms": gradients or {}})
 
     def terminals(self, linear: Linear) -> Terminals:
@@ -128,7 +118,7 @@ def is_built(directory: Path, names: Collection[str], identity: str, grams: Gram
         kept is None or kept["kind"] != grams.kind or not set(grams.blocks) <= set(kept["blocks"])
     ):
         return False
-    return "G" not in names or load_gradients(directory / GRADIENTS, identity) is not None
+    return "G" not in names or load_tensors(directory / GRADIENTS, identity) is not None
 
 
 def build_terminals(

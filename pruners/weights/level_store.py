@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,18 @@ from secateur.pruners.calibration.gradients import gradients_path, gradients_to_
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Linear
-from secateur.pruners.stores.block_files import (
-    LevelStoreError,
-    build_store,
-    digest_of,
-    is_finished,
-    load_block,
-)
+from secateur.pruners.stores.block_files import Key, LevelStoreError, build_store, load_block
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
 
-__all__ = ["LevelStore", "LevelStoreError", "StoreKey", "build_levels", "is_built"]
+__all__ = ["LevelStore", "LevelStoreError", "StoreKey", "build_levels"]
 
 CACHE_BYTES = 1 << 30
 """Weights copied to a GPU are kept up to so many bytes, those used last."""
 
 
 @dataclass(frozen=True)
-class StoreKey:
+class StoreKey(Key):
     """What a level store depends on; a store is used again only under an equal key.
 
     Args:
@@ -50,14 +44,9 @@ class StoreKey:
     levels: tuple[float, ...]
 
     @property
-    def digest(self) -> str:
-        """Content hash of all of it."""
-        return digest_of(self.record)
-
-    @property
     def record(self) -> dict[str, Any]:
         """All of it as plain values."""
-        return {x.name: getattr(self, x.name) for x in fields(self)} | {"method": self.method.record}
+        return super().record | {"method": self.method.record}
 
 
 class LevelStore:
@@ -113,11 +102,6 @@ class LevelStore:
         """In memory that was taken back, if there is some: fresh memory costs nearly as much as the product."""
         spare = self._spare.get(dense.shape)
         return torch.mul(dense, kept, out=spare.pop()) if spare else dense * kept
-
-
-def is_built(directory: Path, key: StoreKey) -> bool:
-    """True if the directory holds a finished store under this key."""
-    return is_finished(directory, key)
 
 
 @torch.no_grad()
