@@ -1,18 +1,17 @@
-"""Unknown names: the known one that was probably meant."""
+"""Suggestions for unknown names."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-CUTOFF = 0.5  # of difflib's ratio; two swapped letters of four come to it
+CUTOFF = 0.5  # of difflib's ratio; that of two swapped letters out of four
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Question to append to an error about an unknown name, such as `` Did you mean 'x'?``.
 
-    Returns:
-        The question; empty where no known name is similar. Upper and lower case count as equal.
+    Empty if no known name is similar; case is ignored.
     """
     by_lower = {each.lower(): each for each in known}
     similar = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=CUTOFF)

@@ -1,4 +1,4 @@
-"""Registries: our rows, and those that installed packages add by entry points, read at first use."""
+"""Registries of built-in rows and of plug-ins, which installed packages add by entry points."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 GROUPS = tuple(f"secateur.{name}" for name in ("methods", "spaces", "controllers", "executors", "formats"))
-"""Of entry points."""
+"""Groups of entry points."""
 
 
 @cache
 def resolve(path: str) -> Any:
-    """The object at ``module:name``; its module is imported at the first call.
+    """Object at ``module:name``; its module is imported at the first call.
 
     Raises:
         ValueError: if the path has another form, or there is no such object.
@@ -37,32 +37,32 @@ class Row:
     """A row of a registry.
 
     Args:
-        origin: distribution and version of a row that an installed package adds, such as ``my-metric 0.1``.
+        origin: distribution and version of a plug-in, such as ``my-metric 0.1``; empty for built-in rows.
     """
 
     origin: str = ""
 
     def keys(self, name: str) -> tuple[str, ...]:
-        """Its keys in the registry; `name` is that of its entry point."""
+        """Keys of the row in the registry; `name` is that of its entry point."""
         return (name,)
 
     def check_beside(self, others: Mapping[str, Any]) -> None:
-        """Raise a ValueError if it can't stand beside the rows that are there."""
+        """Raise a ValueError if the row conflicts with existing ones."""
 
 
 R = TypeVar("R", bound=Row)
 
 
 class Registry(Mapping[str, R], Generic[R]):
-    """Rows by name: ours, then those of installed packages, in the order of their entry points' names.
+    """Rows by name: the built-in ones, then plug-ins by the names of their entry points, read at first use.
 
-    An entry point names a row, or a function without arguments that returns one. One that can't be read is left out,
-    and named in `problems`.
+    An entry point names a row, or a function without arguments that returns one. A broken one is skipped, with a line
+    in `problems`.
 
     Args:
         group: of the entry points.
         kind: class of the rows.
-        ours: our rows.
+        ours: built-in rows.
     """
 
     def __init__(self, group: str, kind: type[R], ours: Mapping[str, R]) -> None:
@@ -79,7 +79,7 @@ class Registry(Mapping[str, R], Generic[R]):
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """A line for each entry point that was left out."""
+        """One line for each skipped entry point."""
         return self._read[1]
 
     @cached_property
@@ -115,10 +115,10 @@ class Registry(Mapping[str, R], Generic[R]):
 
 
 def points(group: str) -> list[EntryPoint]:
-    """The entry points of a group, by name."""
+    """Entry points of a group, sorted by name."""
     return sorted(entry_points(group=group), key=lambda point: (point.name, point.value))
 
 
 def origin_of(point: EntryPoint) -> str:
-    """Distribution and version that an entry point comes from."""
+    """Distribution and version of an entry point."""
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value

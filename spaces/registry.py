@@ -22,8 +22,8 @@ class SpaceRow(Row):
     """One space.
 
     Args:
-        settings: what the section ``space`` of the settings may hold.
-        build: the space, from (settings, linears as `Prunable`, `ModelShape`).
+        settings: model of the section ``space`` of the settings.
+        build: makes the space from (settings, linears as `Prunable`, `ModelShape`).
         pruner: path of the class that prunes by its candidates, ``module:name``.
         summary: one line for ``secateur list spaces``.
         source: address of the paper that it comes from.
@@ -51,7 +51,7 @@ SPACES: Registry[SpaceRow] = Registry(
             settings=ArchitectureSettings,
             build=build_architecture,
             pruner="secateur.pruners.structure.pruner:ArchitecturePruner",
-            summary="KV groups and FFN channels that each block keeps, at a share of parameters, MACs, bytes or time",
+            summary="KV groups and FFN channels of each block, at a share of parameters, MACs, bytes or time",
             source="https://arxiv.org/abs/2502.07780",
         ),
         "formula": SpaceRow(

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Atomic writes: a new file replaces the old one when it is complete."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Path of a new file, which replaces the one at `path` when the block ends; after an error neither changes.
+    """Path of a new file, which replaces `path` at the end of the block; after an error `path` is unchanged.
 
-    The new file is named like `path`, with ``.new`` at the end. Of a process that is killed it stays, until the next
-    one writes.
+    The new file is `path` with the suffix ``.new``. A killed process leaves it behind for the next write to overwrite.
     """
     new = path.with_name(path.name + ".new")
     try:

@@ -108,7 +108,7 @@ def test_evolution_with_exact_losses_reaches_the_optimum():
     assert sum(found) >= 7
 
 
-def test_offspring_are_winnowed_by_successive_halving():
+def test_offspring_are_promoted_by_successive_halving():
     landscape = Landscape(space_of(21), 0)
     controller = Evolution(landscape.space, FIDELITIES, 0, EvolutionSettings(survivors=[8, 2]))
     (uniform,) = spend(controller, landscape.measure, 1)

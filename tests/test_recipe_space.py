@@ -208,7 +208,7 @@ def test_a_model_without_counted_blocks_is_refused():
 # --- controllers ---
 
 
-def test_evolution_winnows_recipes_over_fidelities():
+def test_evolution_halves_recipes_over_fidelities():
     space = recipe_space(search=["metric", "repair"])
     landscape = Landscape(space, 3)
     controller = Evolution(space, FIDELITIES, 0, EvolutionSettings(offspring=8, parents=2))

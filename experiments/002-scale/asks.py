@@ -1,6 +1,6 @@
 """CPU time of an ask, by controller and number of trials told: `python asks.py`.
 
-Trials are told with losses made up from the candidate; 60 slots, one budget. Times are the mean of the last asks
+Trials are told with losses made up from the candidate; 60 slots, one target. Times are the mean of the last asks
 of 8 before the number is reached, told one batch late, so that eight are under way.
 """
 

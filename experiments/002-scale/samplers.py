@@ -1,6 +1,6 @@
 """What controllers find on bowls with a known optimum: `python samplers.py [--seeds 10]`.
 
-Slots of three sizes, one budget; the loss is a weighted sum of squared distances to a hidden candidate of the budget.
+Slots of three sizes, one target; the loss is a weighted sum of squared distances to a hidden candidate of the target.
 Printed is the best loss of each controller after as many measurements at one fidelity, median and range over
 seeds.
 """

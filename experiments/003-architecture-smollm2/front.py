@@ -1,4 +1,4 @@
-"""Prints the front of the search for several budgets: what was found for each of them, beside FLAP's and the uniform.
+"""Prints the front of the search for several targets: what was found for each of them, beside FLAP's and the uniform.
 
     python front.py RUNS/front-0 [--results results.jsonl]
 

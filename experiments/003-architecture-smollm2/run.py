@@ -3,7 +3,7 @@
     python run.py RUNS --text FILE [--arms ...] [--seeds 0 1 2] [--model DIR] [--tokens N]
 
 All arms share one level store. The baselines of every run are the dense model, the uniform one, FLAP's allocation and
-ShortGPT's blocks. `front` is one search for budgets from 5 to 40 % of the blocks' parameters, with latencies predicted
+ShortGPT's blocks. `front` is one search for targets from 5 to 40 % of the blocks' parameters, with latencies predicted
 from a table that `secateur latency MODEL --threads 1 --clock cpu` has measured before.
 """
 

@@ -27,13 +27,13 @@ class ControllerRow(Row):
     """One controller.
 
     Args:
-        settings: what the section ``controller`` of the settings may hold.
+        settings: model of the section ``controller`` of the settings.
         build: the controller, from (space, fidelities, seed, settings), and by the keyword `objectives` the
             names of the search's objectives if it takes several.
         summary: one line for ``secateur list controllers``.
         source: address of the paper that it comes from; empty if there is none.
-        multi_objective: whether it takes several objectives; the others minimise ``loss``.
-        screens: whether it takes, by keywords, the fidelity of a `proxy` if the evaluator has one, and `n_workers`.
+        multi_objective: whether it supports several objectives; other controllers minimise ``loss``.
+        screens: whether it takes the keywords `proxy`, a fidelity or None, and `n_workers`.
     """
 
     settings: type[BaseModel]
@@ -57,38 +57,38 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
         "random": ControllerRow(
             settings=RandomSettings,
             build=Random,
-            summary="random candidates of every target in turn",
+            summary="random candidates, the targets in turn",
             source="",
         ),
         "evolution": ControllerRow(
             settings=EvolutionSettings,
             build=Evolution,
-            summary="elites for each target, varied, winnowed by successive halving over fidelities",
+            summary="elites for each target, mutation and crossover, successive halving over fidelities",
             source="https://arxiv.org/abs/2410.14649",
         ),
         "genetic": ControllerRow(
             settings=GeneticSettings,
             build=Genetic,
-            summary="genetic programming over formulas: screened by a proxy, kept by loss and size, on islands",
+            summary="genetic programming over formulas, with proxy screening, selection by loss and size, and islands",
             source="https://arxiv.org/abs/2406.02924",
             screens=True,
         ),
         "sensitivity": ControllerRow(
             settings=SensitivitySettings,
             build=Sensitivity,
-            summary="measures every slot alone and solves for the best combination",
+            summary="sensitivity of each slot alone, then the best combination by a knapsack",
             source="https://arxiv.org/abs/2202.04290",
         ),
         "greedy": ControllerRow(
             settings=GreedySettings,
             build=Greedy,
-            summary="removes the block, sub-layer or level whose removal hurts least, again and again",
+            summary="greedy removal of blocks, sub-layers or levels, the smallest loss first",
             source="https://arxiv.org/abs/2406.10594",
         ),
         "optuna": ControllerRow(
             settings=OptunaSettings,
             build=Optuna,
-            summary="a sampler of Optuna's: tpe, nsga2, nsga3, gp, cmaes, random, or a dotted name",
+            summary="a sampler of Optuna: tpe, nsga2, nsga3, gp, cmaes, random, or a dotted name",
             source="https://arxiv.org/abs/1907.10902",
             multi_objective=True,
         ),

@@ -27,11 +27,11 @@ class ExecutorRow(Row):
     Args:
         settings: model of its section in the settings; has `kind`, `batch` (candidates a round) and
             `deterministic`.
-        build: the executor from its settings and from what sets up a worker.
-        reached: context in which whatever the workers need is there, from the settings and from what will be sent to
-            them; entered before anything is begun. Raises a UsageError.
+        build: the executor, from its settings and the workers' setup.
+        reached: context with a connection to the workers, from the settings and the objects to send to them; entered
+            first of all. Raises a UsageError.
         summary: one line for listings.
-        in_process: whether the one worker is the driver itself.
+        in_process: whether the only worker is the driver itself.
         source: address of its description.
     """
 
@@ -58,7 +58,7 @@ EXECUTORS: Registry[ExecutorRow] = Registry(
             settings=RaySettings,
             build=RayExecutor,
             reached=reached,
-            summary="Ray actors, on this machine or on a cluster",
+            summary="Ray actors on this machine or on a cluster",
         ),
     },
 )
