@@ -18,8 +18,8 @@ from secateur.evaluators.losses import LossSums, loss_sums
 from secateur.evaluators.prefix_tree import Path, walk
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.pruner import InfeasibleError, Pruner
 from secateur.pruners.stores.recent import Recent
-from secateur.pruners.switching import Copies, InfeasibleError, Switcher, cost_of
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 
@@ -42,7 +42,7 @@ class BlockwiseEvaluator(Evaluator):
     Args:
         anatomy: the dense model.
         space: parses candidates, knows their configuration and exact cost.
-        switcher: switches blocks.
+        pruner: switches blocks.
         data: the windows of both parts with the dense model's side of the loss.
         loss: which loss is reported as ``loss``.
         seed: which windows were drawn, for the record.
@@ -53,7 +53,7 @@ class BlockwiseEvaluator(Evaluator):
         self,
         anatomy: Anatomy,
         space: Space[Any],
-        switcher: Switcher,
+        pruner: Pruner,
         data: EvaluationData,
         *,
         loss: Literal["kl", "ce"] = "kl",
@@ -62,7 +62,7 @@ class BlockwiseEvaluator(Evaluator):
     ) -> None:
         self._anatomy = anatomy
         self._space = space
-        self._switcher = switcher
+        self._pruner = pruner
         self._data = data
         self._loss = loss
         self._seed = seed
@@ -70,7 +70,6 @@ class BlockwiseEvaluator(Evaluator):
         self._runner = BlockRunner(anatomy)
         # Outputs of blocks by the path to them.
         self._prefixes = Recent[Tensor](_share(anatomy, MIN_PREFIX_BYTES, MAX_PREFIX_BYTES))
-        self._copies = switcher if isinstance(switcher, Copies) else None
         self._n_stay = _n_stay(anatomy)
         self._sums: dict[tuple[str, Path], LossSums] = {}
 
@@ -92,7 +91,7 @@ class BlockwiseEvaluator(Evaluator):
             for batch in batches:
                 self._add_batch(paths, batch, computed)
         finally:
-            self._switcher.restore()  # nothing leaks into the next candidate, nor into the dense side
+            self._pruner.restore()  # nothing leaks into the next candidate, nor into the dense side
         seconds = (time.perf_counter() - started) / max(len(candidates), 1)
         n_blocks = len(self._anatomy.blocks) * len(batches)
         blocks, measurements = iter(computed), []
@@ -110,7 +109,7 @@ class BlockwiseEvaluator(Evaluator):
     def _path(self, candidate: Any) -> Path | str:
         """The candidate's key of each block, or the reason why it has none."""
         try:
-            return tuple(self._switcher.keys(self._space.config(candidate)))
+            return tuple(self._pruner.keys(self._space.config(candidate)))
         except InfeasibleError as error:
             return str(error)
 
@@ -123,11 +122,11 @@ class BlockwiseEvaluator(Evaluator):
         def step(path: Path, member: int, hidden: Tensor) -> Tensor:
             def compute() -> Tensor:
                 block = len(path) - 1
-                self._switcher.apply(block, path[-1])
+                self._pruner.apply(block, path[-1])
                 computed[new[member]] += 1
                 below = self._runner.block(block, hidden, batch.inputs)
-                if self._copies and block >= self._n_stay:
-                    self._copies.release(block)
+                if self._pruner.copies and block >= self._n_stay:
+                    self._pruner.release(block)
                 return below
 
             return self._prefixes.get((batch.name, path), compute)
@@ -148,7 +147,7 @@ class BlockwiseEvaluator(Evaluator):
     ) -> Measurement:
         means = sums.means()
         finite = all(math.isfinite(value) for value in means.values())
-        values = {"loss": means[self._loss], **means, **cost_of(self._space, self._switcher, candidate)}
+        values = {"loss": means[self._loss], **means, **self._pruner.cost(candidate)}
         return Measurement(
             candidate=candidate.text,
             fidelity=fidelity,

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from secateur.evaluators.evaluator import Evaluator
+from secateur.evaluators.plan import Plan
 from secateur.spaces.measurement import Fidelity, Measurement
-
-if TYPE_CHECKING:
-    from secateur.evaluators.plan import Plan
 
 MAIN = "main"
 """The case that a plan itself describes."""
@@ -19,15 +17,14 @@ MAIN = "main"
 
 def cases_of(plan: Plan) -> dict[str, Plan]:
     """The plan of each model, sparsity and pattern that candidates are measured at, by name; the plan's own first."""
-    also = getattr(plan.space, "also", ())
-    if not also:
+    if not plan.space.cases:
         return {MAIN: plan}
-    own = replace(plan, space=plan.space.model_copy(update={"also": ()}))
+    own = replace(plan, space=plan.space.at(None))
     others = {
         case.name: replace(
             plan, model=case.model or plan.model, space=plan.space.at(case), latency=None, tasks=None
         )
-        for case in also
+        for case in plan.space.cases
     }
     return {MAIN: own} | others
 

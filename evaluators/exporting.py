@@ -1,15 +1,19 @@
-"""From a candidate to a model on the disk: pruned once more for real, measured, saved, loaded again."""
+"""Export: a model pruned for good, measured, saved, and loaded again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from secateur.evaluators.session import Workbench
-from secateur.evaluators.shipping import check_shipping, new_manifest, save_pruned
-from secateur.pruners.export.manifest import MANIFEST, Manifest, same_export
+from secateur.evaluators.data.windows import EvaluationData
+from secateur.pruners.export.manifest import MANIFEST, UNSTRUCTURED, Manifest, same_export
+from secateur.pruners.export.registry import ANY
 from secateur.pruners.export.saving import check_destination
+from secateur.pruners.models.loading import LoadedModel
+from secateur.pruners.pruner import Config, Pruner
+from secateur.spaces.measurement import Fidelity
 
 
 @dataclass(frozen=True)
@@ -17,10 +21,10 @@ class ExportSummary:
     """An exported model.
 
     Args:
-        directory: where it is.
+        directory: of the model.
         already: True if the same export was there before.
         measured: ``kl`` and ``ce`` in nats per token by what they were measured on.
-        checks: what was checked, and the result.
+        checks: names of checks with their results.
         label: what to expect of it.
     """
 
@@ -31,58 +35,112 @@ class ExportSummary:
     label: str
 
 
-def export_candidate(
-    bench: Workbench,
+def new_manifest(
+    pruner: Pruner,
+    loaded: LoadedModel,
     candidate: str,
-    to: Path,
+    config: Config,
     *,
     sequential: bool,
     seeds: Mapping[str, int],
-    searched: Mapping[str, Mapping[str, float]],
     form: str | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> ExportSummary:
-    """Export a candidate; the bench's model is pruned afterwards.
+    **method: Any,
+) -> Manifest:
+    """The manifest of an export, as far as it is known before anything is done.
 
     Args:
-        bench: fresh, with the dense model.
+        pruner: of the dense model.
+        loaded: the dense model.
         candidate: canonical text.
-        to: new or empty directory, or one that holds this export already.
-        sequential: statistics of a block come from already pruned blocks; otherwise from the dense model, which
-            gives the very weights that the search measured.
+        config: its plain configuration.
+        sequential: statistics, see `Pruner.prune`.
         seeds: for the record, by what they are for.
-        searched: what the search measured, for the record.
-        form: a name in `FORMATS`; None: what the space was restricted to, else the usual one.
+        form: a name that ``secateur list formats`` shows; None: the one that the space was restricted to, or else its
+            kind's usual one.
+        method: what was done besides pruning.
+
+    Raises:
+        ValueError: if the space has no such format.
+    """
+    statistics = "sequential" if sequential else "dense"
+    return Manifest(
+        parent=loaded.name,
+        fingerprint=loaded.fingerprint,
+        method={**pruner.record(config), "calibration": statistics, **method},
+        candidate=candidate,
+        calibration=pruner.calibration_record(),
+        seeds=seeds,
+        measured={},
+        label=UNSTRUCTURED,
+        format=format_of(pruner, form),
+        **pruner.asked(config),
+    )
+
+
+def format_of(pruner: Pruner, form: str | None) -> str:
+    """The name of the format that is asked for, or of the usual one.
+
+    Raises:
+        ValueError: if models of the pruner have no such format.
+    """
+    name: str = pruner.settings.export_format if form is None else form
+    formats = pruner.formats(pruner.settings)
+    if name == ANY:
+        return formats[0]
+    if name not in formats:
+        raise ValueError(
+            f"Expected a format out of {', '.join(formats)}, got {name!r}. See `secateur list formats`."
+        )
+    return name
+
+
+def export(
+    pruner: Pruner,
+    loaded: LoadedModel,
+    config: Config,
+    to: Path,
+    manifest: Manifest,
+    *,
+    sequential: bool,
+    data: EvaluationData,
+    fidelities: Sequence[Fidelity],
+    searched: Mapping[str, Mapping[str, float]],
+    say: Callable[[str], None] = lambda line: None,
+) -> ExportSummary:
+    """Prune the live model for good, measure it, and save it; unless the same export is there.
+
+    Args:
+        pruner: of the dense model, with calibration data.
+        loaded: the dense model; pruned afterwards.
+        config: plain configuration of the candidate.
+        to: new or empty directory, or one that holds this export already.
+        manifest: from `new_manifest`.
+        sequential: see `Pruner.prune`.
+        data: to measure on.
+        fidelities: to measure at.
+        searched: what was measured before, for the record.
         say: told in one line what is being done.
 
     Raises:
-        ValueError: if the text is no candidate, `to` is not empty, or the format can't carry the model.
+        ValueError: if `to` is not empty, or the format can't carry the model.
         ExportError: if the model can't be written, or does not load as it should.
     """
-    manifest = new_manifest(bench, candidate, sequential=sequential, seeds=seeds, form=form)
     if same_export(to, manifest):
         there = Manifest.from_json((to / MANIFEST).read_text(encoding="utf-8"))
         return ExportSummary(to, True, there.measured, there.checks, there.label)
     check_destination(to)  # before minutes of work, not after
-    check_shipping(bench, manifest)
-    exported = _prune_and_measure(bench, candidate, sequential=sequential, say=say)
-    measured = {**exported, **searched}
-    say("writing, and loading it again in a fresh process")
-    report = save_pruned(bench, to, replace(manifest, measured=measured))
-    return ExportSummary(to, False, measured, report.manifest.checks, report.manifest.label)
-
-
-def _prune_and_measure(
-    bench: Workbench, candidate: str, *, sequential: bool, say: Callable[[str], None]
-) -> dict[str, dict[str, float]]:
-    data, fidelities = bench.data(), bench.plan.final_fidelities
+    pruner.check_format(config, loaded.tokenizer, manifest.format)
     for fidelity in fidelities:
         data.of(fidelity)  # the dense side, while the model is dense
-    n_blocks = len(bench.anatomy.blocks)
-    bench.prune(
-        bench.space.config(bench.space.parse(candidate)),
+    n_blocks = len(pruner.anatomy.blocks)
+    pruner.prune(
+        config,
         sequential=sequential,
         on_block=lambda index: say(f"pruning block {index + 1}/{n_blocks}"),
     )
     say("measuring the pruned model")
-    return {f"{fidelity.text}, as exported": data.live_losses(fidelity) for fidelity in fidelities}
+    exported = {f"{fidelity.text}, as exported": data.live_losses(fidelity) for fidelity in fidelities}
+    say("writing, and loading it again in a fresh process")
+    manifest = replace(manifest, measured={**exported, **searched})
+    report = pruner.save(loaded, config, to, manifest, data.check_tokens)
+    return ExportSummary(to, False, report.manifest.measured, report.manifest.checks, report.manifest.label)

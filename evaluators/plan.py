@@ -1,21 +1,19 @@
-"""What a worker needs to know to set itself up."""
+"""Plan of an evaluator: plain values that a worker sets itself up by."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from secateur.evaluators.latency.store import TableSource
 from secateur.evaluators.tasks.plan import TaskPlan
 from secateur.evaluators.training.recipe import Recipe
-from secateur.pruners.pruner import RIGS, Rig
 from secateur.spaces.measurement import Fidelity
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker needs to know to set itself up; plain values only.
+    """Plain values that a worker sets itself up by.
 
     Args:
         model, dtype, device, trust_remote_code: see `load_model`.
@@ -49,23 +47,12 @@ class Plan:
     tasks: TaskPlan | None = None
 
     @property
-    def rig(self) -> Rig:
-        """How candidates of the space turn into weights."""
-        return RIGS[self.space.kind]
-
-    @property
-    def sources(self) -> Mapping[str, str]:
-        """Further sources of text that candidates of the space calibrate on, by name; "": that of `calibration`."""
-        return getattr(self.space, "texts", {})
-
-    @property
     def proxy(self) -> Fidelity | None:
-        """What foretells losses without a forward pass, where the space has it."""
-        has_one = getattr(self.space, "proxy", None) is not None
-        return Fidelity("proxy", self.calibration_tokens) if has_one else None
+        """The fidelity of losses foretold without a forward pass, where the space has them."""
+        return Fidelity("proxy", self.calibration_tokens) if self.space.has_proxy else None
 
     @property
     def final_fidelities(self) -> tuple[Fidelity, Fidelity]:
-        """What finished models are measured at: the largest one of the search and the test's, as they are."""
+        """Fidelities of finished models: the largest one of the search and the test's, without training."""
         search, test = (replace(fidelity, n_trained=0) for fidelity in self.fidelities[-2:])
         return search, test

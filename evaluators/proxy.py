@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from secateur.evaluators.evaluator import Evaluator
-from secateur.pruners.switching import InfeasibleError
+from secateur.pruners.pruner import InfeasibleError, Pruner
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
-
-
-@runtime_checkable
-class Proxy(Protocol):
-    """Foretells how candidates rank, far cheaper than data does."""
-
-    def loss(self, config: Mapping[str, Any]) -> float:
-        """Finite; less is better; 0 for the dense model.
-
-        Raises:
-            InfeasibleError: if the candidate can't become weights.
-        """
-        ...
 
 
 class ProxyEvaluator(Evaluator):
@@ -33,17 +20,17 @@ class ProxyEvaluator(Evaluator):
     Args:
         measured: the other evaluator.
         space: parses candidates, knows their configuration and exact cost.
-        proxy: of the dense model.
+        pruner: foretells losses.
         seed: which windows were drawn, for the record.
         worker: this worker's name, for the record.
     """
 
     def __init__(
-        self, measured: Evaluator, space: Space[Any], proxy: Proxy, *, seed: int = 0, worker: str = "local"
+        self, measured: Evaluator, space: Space[Any], pruner: Pruner, *, seed: int = 0, worker: str = "local"
     ) -> None:
         self._measured = measured
         self._space = space
-        self._proxy = proxy
+        self._pruner = pruner
         self._seed = seed
         self._worker = worker
 
@@ -62,7 +49,10 @@ class ProxyEvaluator(Evaluator):
         values: Mapping[str, float] = {}
         reason = None
         try:
-            values = {"loss": self._proxy.loss(self._space.config(candidate)), **self._space.cost(candidate)}
+            values = {
+                "loss": self._pruner.proxy_loss(self._space.config(candidate)),
+                **self._space.cost(candidate),
+            }
         except InfeasibleError as error:
             reason = str(error)
         seconds = time.perf_counter() - started

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from secateur.evaluators.exporting import new_manifest
 from secateur.evaluators.plan import Plan
-from secateur.evaluators.session import Workbench, set_threads
-from secateur.evaluators.shipping import new_manifest, save_pruned
+from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.trainer import Trainer
 from secateur.evaluators.training.validation import Validation
@@ -35,15 +35,15 @@ def _silent(line: str) -> None:
     """Say nothing."""
 
 
-def new_recipe(values: Mapping[str, Any], bench: Workbench) -> Recipe:
-    """A recipe that fits the bench's windows, and that this installation can run.
+def new_recipe(values: Mapping[str, Any], session: Session) -> Recipe:
+    """A recipe that fits the session's windows, and that this installation can run.
 
     Raises:
         ValueError: if it does not.
     """
     recipe = Recipe(**values)
-    recipe.n_steps(bench.plan.window)
-    bench.training_windows()
+    recipe.n_steps(session.plan.window)
+    session.training_windows()
     if recipe.method == "lora" and find_spec("peft") is None:
         raise ValueError(
             'Expected PEFT for the method lora, got none. Install it with: pip install "secateur[recover]", or '
@@ -59,7 +59,7 @@ class RecoveryJob:
     Args:
         plan: of the search.
         candidate: canonical text.
-        sequential: how it is pruned, see `export_candidate`.
+        sequential: how it is pruned, see `Pruner.prune`.
         recipe: how it is trained.
         threads: that torch computes with; None leaves its choice.
     """
@@ -81,11 +81,11 @@ class Recovery:
     def __init__(self, job: RecoveryJob, say: Say = _silent) -> None:
         set_threads(job.threads)
         self._job = job
-        bench, dense = open_pruned(job, say)
-        fidelity = bench.plan.fidelities[0]
-        self._validation = Validation(dense, first_windows(bench, fidelity))
-        self._anatomy = bench.anatomy
-        self._trainer = make_trainer(bench, dense, job)
+        session, dense = open_pruned(job, say)
+        fidelity = session.plan.fidelities[0]
+        self._validation = Validation(dense, first_windows(session, fidelity))
+        self._anatomy = session.anatomy
+        self._trainer = make_trainer(session, dense, job)
         self._course: list[dict[str, Any]] = []
 
     def step(self) -> dict[str, Any]:
@@ -158,60 +158,68 @@ def export_recovered(
         ExportError: if the model can't be written, or does not load as it should.
     """
     set_threads(job.threads)
-    bench, dense = open_pruned(job, say)
-    manifest = _manifest(bench, job, seeds)
+    session, dense = open_pruned(job, say)
+    manifest = _manifest(session, job, seeds)
     if same_export(to, manifest):
-        return _recovered(bench, job, Manifest.from_json((to / MANIFEST).read_text(encoding="utf-8")))
-    fidelities = bench.plan.final_fidelities
-    on = {fidelity.text: Validation(dense, first_windows(bench, fidelity)) for fidelity in fidelities}
-    measured = {_before(text): validation.losses(bench.anatomy) for text, validation in on.items()}
-    dtype = bench.anatomy.head.weight.dtype
-    trainer = make_trainer(bench, dense, job)
+        return _recovered(session, job, Manifest.from_json((to / MANIFEST).read_text(encoding="utf-8")))
+    fidelities = session.plan.final_fidelities
+    on = {fidelity.text: Validation(dense, first_windows(session, fidelity)) for fidelity in fidelities}
+    measured = {_before(text): validation.losses(session.anatomy) for text, validation in on.items()}
+    dtype = session.anatomy.head.weight.dtype
+    trainer = make_trainer(session, dense, job)
     trainer.load_state_dict(torch.load(state / _STATE, weights_only=True, map_location="cpu")["trainer"])
     trainer.finish()
-    for parameter in bench.loaded.model.parameters():
-        parameter.data = parameter.data.to(bench.loaded.stored_dtype).to(dtype)
-    measured |= {_after(text): validation.losses(bench.anatomy) for text, validation in on.items()}
+    for parameter in session.loaded.model.parameters():
+        parameter.data = parameter.data.to(session.loaded.stored_dtype).to(dtype)
+    measured |= {_after(text): validation.losses(session.anatomy) for text, validation in on.items()}
     say("writing, and loading it again in a fresh process")
-    manifest = save_pruned(bench, to, replace(manifest, measured=measured)).manifest
-    return _recovered(bench, job, manifest)
+    manifest = replace(manifest, measured=measured)
+    config = session.config(job.candidate)
+    manifest = session.pruner.save(session.loaded, config, to, manifest, session.data().check_tokens).manifest
+    return _recovered(session, job, manifest)
 
 
-def open_pruned(job: RecoveryJob, say: Say) -> tuple[Workbench, Anatomy]:
-    """A bench whose model is pruned, and the dense model with weights of its own."""
-    bench = Workbench(job.plan, say)
-    dense = dissect(copy.deepcopy(bench.loaded.model))
+def open_pruned(job: RecoveryJob, say: Say) -> tuple[Session, Anatomy]:
+    """A session whose model is pruned, and the dense model with weights of its own."""
+    session = Session(job.plan, say)
+    dense = dissect(copy.deepcopy(session.loaded.model))
     say("pruning")
-    config = bench.space.config(bench.space.parse(job.candidate))
-    bench.prune(config, sequential=job.sequential)
-    return bench, dense
+    session.pruner.prune(session.config(job.candidate), sequential=job.sequential)
+    return session, dense
 
 
-def make_trainer(bench: Workbench, dense: Anatomy, job: RecoveryJob) -> Trainer:
-    """A trainer of the bench's model on its calibration part."""
-    return Trainer(bench.anatomy, job.recipe, bench.training_windows(), dense)
+def make_trainer(session: Session, dense: Anatomy, job: RecoveryJob) -> Trainer:
+    """A trainer of the session's model on its calibration part."""
+    return Trainer(session.anatomy, job.recipe, session.training_windows(), dense)
 
 
-def first_windows(bench: Workbench, fidelity: Fidelity) -> torch.Tensor:
+def first_windows(session: Session, fidelity: Fidelity) -> torch.Tensor:
     """The windows of a fidelity."""
-    return bench.windows[fidelity.part][: fidelity.n_tokens // bench.plan.window]
+    return session.windows[fidelity.part][: fidelity.n_tokens // session.plan.window]
 
 
-def _manifest(bench: Workbench, job: RecoveryJob, seeds: Mapping[str, int]) -> Manifest:
+def _manifest(session: Session, job: RecoveryJob, seeds: Mapping[str, int]) -> Manifest:
     return new_manifest(
-        bench,
+        session.pruner,
+        session.loaded,
         job.candidate,
+        session.config(job.candidate),
         sequential=job.sequential,
         seeds=seeds,
         recovery=job.recipe.text,
-        recovery_text_tokens=bench.training_windows().numel(),
+        recovery_text_tokens=session.training_windows().numel(),
     )
 
 
-def _recovered(bench: Workbench, job: RecoveryJob, manifest: Manifest) -> RecoveredModel:
-    losses = manifest.measured[_after(bench.plan.final_fidelities[-1].text)]
-    costs = bench.cost(bench.space.parse(job.candidate))
-    values = {"loss": losses[bench.plan.loss], **losses, **costs, "trained_tokens": float(job.recipe.tokens)}
+def _recovered(session: Session, job: RecoveryJob, manifest: Manifest) -> RecoveredModel:
+    losses = manifest.measured[_after(session.plan.final_fidelities[-1].text)]
+    costs = session.pruner.cost(session.space.parse(job.candidate))
+    values = {
+        "loss": losses[session.plan.loss],
+        **losses,
+        **costs,
+        "trained_tokens": float(job.recipe.tokens),
+    }
     return RecoveredModel(manifest.measured, values, manifest.label)
 
 

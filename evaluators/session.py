@@ -1,9 +1,9 @@
-"""Everything that a worker holds, made once from a small plain description that can travel."""
+"""Session: the dense model, its space, its pruner and its data, made once from a plan that can travel."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.evaluators.assembly import assemble_all
+from secateur.evaluators.assembly import Case, assemble_all
 from secateur.evaluators.cases import MAIN, cases_of, in_general
 from secateur.evaluators.data.text import Part as TextPart
 from secateur.evaluators.data.text import Text, load_parts, load_sources
@@ -22,30 +22,23 @@ from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.latency.store import find_table, table_sha256
 from secateur.evaluators.plan import Plan
 from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
-from secateur.pruners.calibration.tokens import tokens_sha256
-from secateur.pruners.export.capability import held_groups
+from secateur.pruners.calibration.pool import first_tokens
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import LoadedModel, load_model
-from secateur.pruners.models.shape import model_shape, prunables
-from secateur.pruners.recipes.pruner import RecipePruner
-from secateur.spaces.architecture.candidate import KeptUnits
+from secateur.pruners.models.shape import prunables
+from secateur.pruners.pruner import Calibration, Config, DenseModel, Source, pruner_class
 from secateur.spaces.latency import LatencyTable
 from secateur.spaces.measurement import Part
 from secateur.spaces.registry import SPACES
-from secateur.spaces.shape import ModelShape, Prunable
-
-__all__ = ["Plan", "Workbench", "set_threads"]
-
-CHECK_TOKENS = 256
-"""Positions on which a saved model's logits are compared."""
+from secateur.spaces.shape import Prunable
 
 
-class Workbench:
-    """The dense model, its space and its data.
+class Session:
+    """The dense model, its space, its pruner and its data.
 
     Args:
-        plan: what to set up.
+        plan: to set up.
         say: told in one line what is being done.
         cases: plans that candidates are measured by, see `cases_of`; None: those of the plan.
 
@@ -63,10 +56,11 @@ class Workbench:
         self.plan = plan
         self._say = say
         self._cases = cases_of(plan) if cases is None else cases
-        plan.rig.check(plan)
+        pruner_class(plan.space).check_settings(plan.space)
         self._texts = load_parts(plan.calibration, plan.search, plan.test)
+        texts = plan.space.texts
         self.sources: Mapping[str, Text] = (
-            load_sources(plan.sources, plan.calibration, plan.search, plan.test) if plan.sources else {}
+            load_sources(texts, plan.calibration, plan.search, plan.test) if texts else {}
         )
         say(f"loading {plan.model}")
         self.loaded: LoadedModel = load_model(
@@ -74,29 +68,54 @@ class Workbench:
         )
         self.anatomy: Anatomy = dissect(self.loaded.model)
         self.prunables: list[Prunable] = prunables(self.anatomy)
-        for case in self._cases.values():
-            if case.model == plan.model:
-                case.rig.check_model(case, self.anatomy)
-        self.space: Any = self._space(plan)
-        self.cases: dict[str, tuple[Plan, Any]] = {
-            name: (case, self.space if name == MAIN or case is plan else self._space(case))
-            for name, case in self._cases.items()
-            if case.model == plan.model
+        plans = {name: case for name, case in self._cases.items() if case.model == plan.model}
+        for case in plans.values():
+            pruner_class(case.space).check_model(case.space, self.anatomy)
+        main = self._case(plan)
+        self.dense = main.dense
+        self.space: Any = main.space
+        self.cases: dict[str, Case] = {
+            name: main if name == MAIN or case is plan else self._case(case) for name, case in plans.items()
         }
         self.levels: Path | None = None
-        """Where `build_levels` made what it makes, in this process or in one before, if it did."""
-        self.units: Sequence[KeptUnits] = ()
-        """Of each block, what stayed when the live model was pruned, if it was cut."""
-        self.calibration = self._cut("calibration", plan.calibration_tokens)
+        """Where `build_levels` wrote what candidates are switched by, if it did."""
+        self.calibration = main.calibration
         self.windows: Mapping[Part, Int[Tensor, "windows length"]] = {
             "search": self._cut("search", plan.fidelities[-2].n_tokens),
             "test": self._cut("test", plan.fidelities[-1].n_tokens),
         }
-        plan.rig.check_texts(self)
+        self.pruner = main.pruner()
+        self.pruner.check_calibration()
+
+    def _case(self, plan: Plan) -> Case:
+        settings, pruner = plan.space, pruner_class(plan.space)
+        dense = DenseModel.of(
+            self.loaded,
+            self.anatomy,
+            plan.window,
+            blocks=pruner.is_smaller(settings),
+            latency=self.latency_table,
+            kv_groups=pruner.kv_groups_of(settings, self.anatomy),
+        )
+        space = SPACES[settings.kind].build(settings, self.prunables, dense.shape)
+        return Case(plan, space, dense, self._calibration)
 
     @cached_property
-    def others(self) -> tuple[Workbench, ...]:
-        """The benches of the other models that candidates are measured on.
+    def _calibration(self) -> Calibration:
+        of, tokenizer = self.plan, self.loaded.tokenizer
+        n_tokens = of.space.n_text_tokens
+        return Calibration(
+            self._cut("calibration", of.calibration_tokens),
+            of.calibration,
+            {
+                name: Source(first_tokens(tokenizer, text.text, n_tokens), text.sha256, text.source)
+                for name, text in self.sources.items()
+            },
+        )
+
+    @cached_property
+    def others(self) -> tuple[Session, ...]:
+        """The sessions of the other models that candidates are measured on.
 
         Raises:
             ValueError: as for this one.
@@ -105,31 +124,15 @@ class Workbench:
         for name, case in self._cases.items():
             if case.model != self.plan.model:
                 by_model.setdefault(case.model, {})[name] = case
-        return tuple(Workbench(next(iter(x.values())), self._say, cases=x) for x in by_model.values())
+        return tuple(Session(next(iter(x.values())), self._say, cases=x) for x in by_model.values())
 
     def beside(self, directory: Path) -> Path:
-        """Where the store or the kit of this bench is, if it is one of the others: beside that of the first."""
+        """Directory of one of the other sessions: beside that of the first."""
         return directory.with_name(f"{directory.name}-{self.loaded.fingerprint[:12]}")
-
-    def _space(self, plan: Plan) -> Any:
-        return SPACES[plan.space.kind].build(plan.space, self.prunables, self.space_shape)
-
-    @cached_property
-    def space_shape(self) -> ModelShape:
-        """The dense model's size as spaces know it: bytes as it is stored, MACs at a context of one window."""
-        cuts = self.plan.rig.cuts(self.plan)
-        return model_shape(
-            self.anatomy,
-            self.plan.window,
-            self.loaded.stored_dtype.itemsize,
-            blocks=cuts,
-            latency=self.latency_table,
-            held_groups=held_groups(self.plan.space, self.anatomy) if cuts else None,
-        )
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
-        """What latencies are predicted from, if the plan asks for them."""
+        """The table that latencies are predicted from, if the plan asks for them."""
         source = self.plan.latency
         return None if source is None else find_table(self.anatomy, source, self.plan.model)
 
@@ -143,50 +146,37 @@ class Workbench:
         tasks = self.plan.tasks
         return None if tasks is None else TaskSet(tasks, self.loaded.model, self.loaded.tokenizer)
 
-    @cached_property
-    def recipes(self) -> RecipePruner:
-        """Decides recipes, if the space is one of them; made while the live model is dense."""
-        return RecipePruner(self)
-
-    def cost(self, candidate: Any) -> Mapping[str, float]:
-        """What a candidate costs, exactly; of a recipe it must be known before the live model is pruned."""
-        count = self.plan.rig.cost
-        found = None if count is None else count(self, self.space.config(candidate))
-        return self.space.cost(candidate) if found is None else found
-
     def _cut(self, part: TextPart, n_tokens: int) -> Int[Tensor, "windows length"]:
         order: Order = "sequential" if part == "test" else "random"
         return windows(
             self.loaded.tokenizer, self._texts[part], self.plan.window, n_tokens, order, self.plan.seed
         )
 
-    @property
-    def check_tokens(self) -> Int[Tensor, "1 length"]:
-        """On which a saved model's logits are compared."""
-        return self.windows["test"][:1, :CHECK_TOKENS]
-
     def training_windows(self) -> Int[Tensor, "windows length"]:
-        """All windows of the calibration part: what may be trained on, in the order of the seed."""
+        """All windows of the calibration part, in the order of the seed: the training data."""
         text = self._texts["calibration"]
         return windows(self.loaded.tokenizer, text, self.plan.window, None, "random", self.plan.seed)
 
-    @cached_property
-    def calibration_sha256(self) -> str:
-        """Hash of the calibration tokens."""
-        return tokens_sha256(self.calibration)
+    def config(self, candidate: str) -> Config:
+        """The plain configuration of a candidate's canonical text.
+
+        Raises:
+            ValueError: if the text is no candidate.
+        """
+        config: Config = self.space.config(self.space.parse(candidate))
+        return config
 
     def facts(self) -> dict[str, str]:
         """Content hashes that measurements depend on."""
         hashes = {f"{part}_text": text.sha256 for part, text in self._texts.items()}
         hashes |= {f"text of {name}": text.sha256 for name, text in self.sources.items()}
-        profile = getattr(self.plan.space, "profile", None)
-        if profile is not None:
-            hashes["profile"] = hashlib.sha256(Path(profile).read_bytes()).hexdigest()
+        for name, path in self.plan.space.files.items():
+            hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         if self.latency_table is not None:
             hashes["latency_table"] = table_sha256(self.latency_table)
         if self.plan.tasks is not None:
             hashes["tasks"] = tasks_sha256(self.plan.tasks)
-        return {"model": self.loaded.fingerprint, "calibration_tokens": self.calibration_sha256, **hashes}
+        return {"model": self.loaded.fingerprint, "calibration_tokens": self._calibration.sha256, **hashes}
 
     def facts_of_others(self) -> dict[str, str]:
         """Content hashes of the other models, whose texts are the same.
@@ -198,14 +188,15 @@ class Workbench:
         return {f"{x.plan.model}: {name}": x.facts()[name] for x in self.others for name in own}
 
     def build_levels(self, directory: Path, on_block: Callable[[int], None] = lambda index: None) -> None:
-        """Make what candidates are switched by, such as the level store, unless it is there.
+        """Prepare what candidates are switched by, such as the level store, unless it is there.
 
         The space has further baselines afterwards, if its kind has some that need it.
         """
-        self.levels, rig = directory, self.plan.rig
-        rig.build(self, directory, on_block)
-        if rig.further is not None:
-            self.space = self.space.with_baselines(rig.further(self, directory))
+        self.levels = directory
+        self.pruner.prepare(directory, on_block)
+        further = self.pruner.baselines(directory)
+        if further:
+            self.space = self.space.with_baselines(further)
         for other in self.others:
             other.build_levels(other.beside(directory), on_block)
 
@@ -214,15 +205,14 @@ class Workbench:
         return EvaluationData(self.anatomy, self.windows, self.plan.fidelities)
 
     def evaluator(self, directory: Path, worker: str = "local") -> Evaluator:
-        """An evaluator over what `build_levels` made in the directory."""
+        """An evaluator over what `build_levels` wrote into the directory."""
         return in_general(self.evaluators(directory, worker), self.space)
 
     def evaluators(self, directory: Path, worker: str = "local") -> dict[str, Evaluator]:
-        """The evaluator of each case by its name, over what `build_levels` made in the directory."""
+        """The evaluator of each case by its name, over what `build_levels` wrote into the directory."""
         windows = self.training_windows() if self.plan.training is not None else None
         found = assemble_all(
             self.cases,
-            self.anatomy,
             self.data(),
             directory,
             training_windows=windows,
@@ -232,22 +222,6 @@ class Workbench:
         for other in self.others:
             found |= other.evaluators(other.beside(directory), worker)
         return found
-
-    def prune(
-        self,
-        config: Mapping[str, Any],
-        *,
-        sequential: bool,
-        on_block: Callable[[int], None] = lambda index: None,
-    ) -> None:
-        """Prune the live model once, for real; the evaluator's levels are not used.
-
-        Args:
-            config: as the space gives it for a candidate.
-            sequential: see `prune`.
-            on_block: told the index of each block that is done.
-        """
-        self.units = self.plan.rig.prune(self, config, sequential, on_block)
 
 
 def set_threads(threads: int | None) -> None:

@@ -19,8 +19,8 @@ from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.trainer import Trainer
 from secateur.evaluators.training.validation import losses_on
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.pruner import InfeasibleError, Pruner
 from secateur.pruners.stores.recent import Recent
-from secateur.pruners.switching import InfeasibleError, Switcher, cost_of
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 
@@ -42,7 +42,7 @@ class TrainedEvaluator(Evaluator):
     Args:
         untrained: answers fidelities without training.
         anatomy: the dense model; it is also what is distilled from.
-        space, switcher, data: of `untrained`.
+        space, pruner, data: of `untrained`.
         recipe: how to train, up to its end at most.
         windows: to train on, none of which is measured on.
         loss: which loss is reported as ``loss``.
@@ -54,7 +54,7 @@ class TrainedEvaluator(Evaluator):
         untrained: Evaluator,
         anatomy: Anatomy,
         space: Space[Any],
-        switcher: Switcher,
+        pruner: Pruner,
         data: EvaluationData,
         recipe: Recipe,
         windows: Int[Tensor, "windows length"],
@@ -66,7 +66,7 @@ class TrainedEvaluator(Evaluator):
         self._untrained = untrained
         self._anatomy = anatomy
         self._space = space
-        self._switcher = switcher
+        self._pruner = pruner
         self._data = data
         self._recipe = recipe
         self._windows = windows
@@ -107,11 +107,11 @@ class TrainedEvaluator(Evaluator):
         }
         if isinstance(losses, str):
             return Measurement(text, fidelity, infeasible=losses, **costs, **self._record)
-        values = {"loss": losses[self._loss], **losses, **cost_of(self._space, self._switcher, candidate)}
+        values = {"loss": losses[self._loss], **losses, **self._pruner.cost(candidate)}
         return Measurement(text, fidelity, values, **costs, **self._record)
 
     def _path(self, candidate: Any) -> Path:
-        return tuple(self._switcher.keys(self._space.config(candidate)))
+        return tuple(self._pruner.keys(self._space.config(candidate)))
 
     def _trained_losses(self, path: Path, fidelity: Fidelity) -> dict[str, float] | str:
         """``kl`` and ``ce`` after training, or the reason why there are none."""
@@ -136,10 +136,10 @@ class TrainedEvaluator(Evaluator):
         """A model of its own that is what the path says; its weights are shared until it trains."""
         try:
             for block, key in enumerate(path):
-                self._switcher.apply(block, key)
+                self._pruner.apply(block, key)
             return own_modules(self._anatomy)
         finally:
-            self._switcher.restore()
+            self._pruner.restore()
 
 
 def own_modules(anatomy: Anatomy) -> Anatomy:

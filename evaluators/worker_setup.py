@@ -1,4 +1,4 @@
-"""What a worker in another process needs, as directories to read and a plain value that sets it up."""
+"""Set-up of a worker in another process: directories to read, and a plain value that travels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from secateur.evaluators.assembly import assemble_all
+from secateur.evaluators.assembly import Case, assemble_all
 from secateur.evaluators.cases import in_general
 from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.plan import Plan
-from secateur.evaluators.session import Workbench, set_threads
+from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model, mappable
+from secateur.pruners.pruner import DenseModel
 from secateur.spaces.measurement import PARTS
+from secateur.spaces.shape import ModelShape
 
 WINDOWS = "windows.safetensors"
 TRAINING = "training"
@@ -33,12 +35,12 @@ TASKS = "tasks"
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """Sets up an evaluator with the bench's model, space and data, without its texts.
+    """Sets up an evaluator with a session's model, space and data, without its texts.
 
     Args:
-        plan: of the bench.
-        space: of the bench.
-        cases: plans that candidates are measured by on this model, each with its space, by name.
+        plan: of the session.
+        space: of the session.
+        cases: plans that candidates are measured by on this model, each with its space and sizes of the model, by name.
         threads: that the worker computes with.
         fingerprint: of the model.
         own: a model whose weights are mapped as they are, so that the workers of a node share one copy; the token
@@ -48,7 +50,7 @@ class WorkerSetup:
 
     plan: Plan
     space: Any
-    cases: Mapping[str, tuple[Plan, Any]]
+    cases: Mapping[str, tuple[Plan, Any, ModelShape]]
     threads: int
     fingerprint: str
     own: tuple[Path, Path, Path]
@@ -91,18 +93,20 @@ class WorkerSetup:
         if plan.tasks is not None:
             there = replace(plan.tasks, directory=windows / TASKS)
             tasks = TaskSet(there, loaded.model, loaded.tokenizer)
-        return assemble_all(
-            self.cases, anatomy, data, levels, training_windows=tokens.get(TRAINING), tasks=tasks
-        )
+        cases = {
+            name: Case(plan, space, DenseModel(anatomy, self.fingerprint, shape))
+            for name, (plan, space, shape) in self.cases.items()
+        }
+        return assemble_all(cases, data, levels, training_windows=tokens.get(TRAINING), tasks=tasks)
 
 
 def worker_setup(
-    bench: Workbench, directory: Path, levels: Path, *, threads: int, spread: bool
+    session: Session, directory: Path, levels: Path, *, threads: int, spread: bool
 ) -> WorkerSetup:
     """Write what workers read, and how to set them up.
 
     Args:
-        bench: the driver's.
+        session: the driver's.
         directory: for the windows; made if it is missing.
         levels: the level store.
         threads: that a worker computes with.
@@ -112,28 +116,28 @@ def worker_setup(
         OSError: if a directory can't be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    windows: list[tuple[str, Tensor]] = [*bench.windows.items()]
-    if bench.plan.training is not None:
-        windows.append((TRAINING, bench.training_windows()))
+    windows: list[tuple[str, Tensor]] = [*session.windows.items()]
+    if session.plan.training is not None:
+        windows.append((TRAINING, session.training_windows()))
     save_file({name: tokens.contiguous() for name, tokens in windows}, directory / WINDOWS)
-    if bench.plan.tasks is not None:
+    if session.plan.tasks is not None:
         rmtree(directory / TASKS, ignore_errors=True)
-        copytree(bench.plan.tasks.directory, directory / TASKS)
-    weight = next(bench.anatomy.linears).weight
-    device = "spread" if spread else bench.plan.device
+        copytree(session.plan.tasks.directory, directory / TASKS)
+    weight = next(session.anatomy.linears).weight
+    device = "spread" if spread else session.plan.device
 
     def there(plan: Plan) -> Plan:
         return replace(plan, dtype=str(weight.dtype).removeprefix("torch."), device=device)
 
     return WorkerSetup(
-        there(bench.plan),
-        bench.space,
-        {name: (there(plan), space) for name, (plan, space) in bench.cases.items()},
+        there(session.plan),
+        session.space,
+        {name: (there(case.plan), case.space, case.dense.shape) for name, case in session.cases.items()},
         threads,
-        bench.loaded.fingerprint,
-        (mappable(bench.loaded), directory, levels),
+        session.loaded.fingerprint,
+        (mappable(session.loaded), directory, levels),
         tuple(
             worker_setup(other, other.beside(directory), other.beside(levels), threads=threads, spread=spread)
-            for other in bench.others
+            for other in session.others
         ),
     )

@@ -16,6 +16,7 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.spaces.levels import n_zeros
 
 Comparison = Literal["output", "layer"]
+
 MAX_LEVELS = 255
 """Ranks are stored in one byte; 255 is kept for "never pruned"."""
 

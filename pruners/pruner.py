@@ -1,225 +1,319 @@
-"""How the candidates of each space turn into weights: what is made beforehand, and who switches."""
+"""The extension point `Pruner`: from the candidates of a space to the weights of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from secateur.evaluators.proxy import Proxy
+from jaxtyping import Int, Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from secateur.pruners.calibration.tokens import tokens_sha256
+from secateur.pruners.export.export import ExportReport, export_model
+from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.recipes.checks import check_model, check_names
-from secateur.pruners.recipes.pruner import (
-    build_basis,
-    check_windows,
-    prune_recipe,
-    recipe_cost,
-    recipe_record,
-    recipe_switcher,
-)
-from secateur.pruners.stores.block_files import is_built
-from secateur.pruners.structure.pruner import (
-    build_cuts,
-    check_form,
-    check_recipe,
-    remove_structure,
-    scored_baselines,
-    structure_record,
-    structure_switcher,
-)
-from secateur.pruners.switching import LevelSwitcher, Switcher
-from secateur.pruners.weights import formula_store as terminals
-from secateur.pruners.weights.formula_overlap import overlaps
-from secateur.pruners.weights.formula_proxy import formula_layers, formula_proxy, grams_of
-from secateur.pruners.weights.formula_pruner import FormulaSwitcher
-from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
-from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import prune
-from secateur.spaces.architecture.candidate import KeptUnits
-from secateur.spaces.formulas.metric import formula_of
+from secateur.pruners.models.loading import LoadedModel
+from secateur.pruners.models.shape import model_shape
+from secateur.spaces.latency import LatencyTable
+from secateur.spaces.plugins import resolve
+from secateur.spaces.registry import SPACES
+from secateur.spaces.shape import ModelShape
 
-if TYPE_CHECKING:
-    from secateur.evaluators.plan import Plan
-    from secateur.evaluators.session import Workbench
+Config = Mapping[str, Any]
+"""Plain configuration of a candidate, see `Space.config`."""
 
 OnBlock = Callable[[int], None]
-MethodOf = Callable[["Plan", Mapping[str, Any]], Method]
+"""Told the index of each block that is done."""
+
+
+def no_report(index: int) -> None:
+    """Tell nobody."""
+
+
+class InfeasibleError(ValueError):
+    """A candidate that has no weights; its text is the reason."""
 
 
 @dataclass(frozen=True)
-class Rig:
-    """What one kind of space needs besides the dense model.
+class DenseModel:
+    """The live, dense model that candidates are pruned from.
 
     Args:
-        build: makes what switchers read in a directory, unless it is there: (bench, directory, on block).
-        switcher: over such a directory: (plan, space, anatomy, directory).
-        check: refuses settings that fit no model, before one is loaded.
-        check_model: refuses settings that don't fit this one.
-        check_texts: refuses texts that are too short, before anything is written.
-        record: how the weights of a configuration go, as plain values for the record: (plan, configuration).
-        prune: makes the live model what a configuration says, for real: (bench, configuration, sequential, on block);
-            gives the units that stay, where it cuts.
-        describe: what is worth knowing of finished candidates beside their values, as plain values: (bench, directory,
-            candidates).
-        proxy: measures without a forward pass, over what `build` made: (plan, space, anatomy, directory).
-        further: baselines that need what `build` made, by name: (bench, directory).
-        cost: exact counts of a configuration where the space's own are not, or None: (bench, configuration).
-        cuts: whether candidates are really smaller: the space must know then what the parts of each block weigh.
+        anatomy: of the live model.
+        fingerprint: content hash of its weights.
+        shape: its sizes, from which exact costs are counted; with blocks where candidates are smaller.
     """
 
-    build: Callable[[Workbench, Path, OnBlock], None]
-    switcher: Callable[[Plan, Any, Anatomy, Path], Switcher]
-    check: Callable[[Plan], None]
-    check_model: Callable[[Plan, Anatomy], None]
-    record: Callable[[Plan, Mapping[str, Any]], dict[str, Any]]
-    prune: Callable[[Workbench, Mapping[str, Any], bool, OnBlock], tuple[KeptUnits, ...]]
-    describe: Callable[[Workbench, Path, Sequence[str]], dict[str, Any]] | None = None
-    proxy: Callable[[Plan, Any, Anatomy, Path], Proxy] | None = None
-    further: Callable[[Workbench, Path], Mapping[str, Any]] | None = None
-    cost: Callable[[Workbench, Mapping[str, Any]], Mapping[str, float] | None] | None = None
-    check_texts: Callable[[Workbench], None] = lambda bench: None
-    cuts: Callable[[Plan], bool] = lambda plan: False
+    anatomy: Anatomy
+    fingerprint: str
+    shape: ModelShape
+
+    @classmethod
+    def of(
+        cls,
+        loaded: LoadedModel,
+        anatomy: Anatomy,
+        context: int,
+        *,
+        blocks: bool,
+        latency: LatencyTable | None = None,
+        kv_groups: tuple[int, ...] | None = None,
+    ) -> DenseModel:
+        """A loaded model with its sizes: bytes as it is stored.
+
+        Args:
+            loaded: the model.
+            anatomy: of it.
+            context: tokens that a token attends to, when multiply-accumulates are counted.
+            blocks: count the parts of each block, too, for candidates that are smaller.
+            latency: times of these parts, if targets or objectives need them.
+            kv_groups: see `Pruner.kv_groups_of`.
+
+        Raises:
+            ValueError: if blocks are to be counted of a model that can't be cut.
+        """
+        stored = loaded.stored_dtype.itemsize
+        shape = model_shape(anatomy, context, stored, blocks=blocks, latency=latency, held_groups=kv_groups)
+        return cls(anatomy, loaded.fingerprint, shape)
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype of its projections, e.g. ``float32``."""
+        return str(next(self.anatomy.linears).weight.dtype).removeprefix("torch.")
 
 
-def _build_levels(bench: Workbench, directory: Path, on_block: OnBlock) -> None:
-    key = StoreKey(
-        model=bench.loaded.fingerprint,
-        dtype=str(next(bench.anatomy.linears).weight.dtype).removeprefix("torch."),
-        calibration=bench.calibration_sha256,
-        method=level_method(bench.plan, {}),
-        levels=bench.space.levels,
-    )
-    if not is_built(directory, key):
-        build_levels(directory, bench.anatomy, bench.calibration, key, on_block=on_block)
+@dataclass(frozen=True)
+class Source:
+    """A text that calibration windows are chosen from.
+
+    Args:
+        tokens: ids of its first tokens.
+        sha256: of the text.
+        name: where the text comes from, with the range that is used.
+    """
+
+    tokens: Int64[Tensor, " tokens"]
+    sha256: str
+    name: str
 
 
-def _level_switcher(plan: Plan, space: Any, anatomy: Anatomy, directory: Path) -> Switcher:
-    return LevelSwitcher(anatomy, LevelStore(directory, anatomy, space.levels), space.levels)
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration data.
+
+    Args:
+        tokens: the windows that statistics are collected on.
+        text: source of the text that they are cut from.
+        sources: further texts by name, for spaces whose candidates choose their windows.
+    """
+
+    tokens: Int[Tensor, "windows length"]
+    text: str
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the token ids."""
+        return tokens_sha256(self.tokens)
 
 
-def level_method(plan: Plan, config: Mapping[str, Any]) -> Method:
-    """How weights of the space ``allocation`` go."""
-    of = plan.space
-    return Method(
-        name=of.metric,
-        comparison=of.comparison,
-        group_size=of.group_size,
-        damp=of.damp,
-        block_size=of.block_size,
-        seed=plan.seed,
-        formula=formula_of(of.metric),
-    )
+class Pruner(ABC):
+    """Prunes one live model by the candidates of one space: by reference in a search, for good in an export.
 
+    In a search, `prepare` writes once what all candidates share, `open` reads it, and `keys`, `apply`, `release` and
+    `restore` switch blocks of the live model by reference, so that nothing is copied that two candidates share. For
+    good, `prune` changes the live model, and `save` writes it. Both work on the plain configuration of a candidate; a
+    search is not needed to prune.
 
-def _build_terminals(bench: Workbench, directory: Path, on_block: OnBlock) -> None:
-    names, damp = bench.space.terminals, bench.plan.space.damp
-    identity = terminals.identity_of(bench.loaded.fingerprint, bench.calibration_sha256, str(damp))
-    grams = grams_of(bench.plan.space, len(bench.anatomy.blocks))
-    if not terminals.is_built(directory, names, identity, grams):
-        terminals.build_terminals(
-            directory,
-            bench.anatomy,
-            bench.calibration,
-            names,
-            identity,
-            damp=damp,
-            grams=grams,
-            on_block=on_block,
+    Args:
+        settings: of the space.
+        dense: the live model; dense now.
+        space: of the candidates; None: only `prune`, `save` and what describes them are used.
+        seed: of whatever methods draw.
+        calibration: needed by `prepare` and `prune`; None in workers, which `open` what was prepared.
+    """
+
+    copies: ClassVar[bool] = True
+    """Whether changed blocks take memory beside the dense ones, which `release` gives back."""
+
+    smaller: ClassVar[bool] = False
+    """Whether candidates are really smaller; of a kind with both, `is_smaller` decides."""
+
+    described: ClassVar[str] = ""
+    """What `describe` compares, in a word for progress; "": nothing."""
+
+    def __init__(
+        self,
+        settings: Any,
+        dense: DenseModel,
+        *,
+        space: Any = None,
+        seed: int = 0,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.settings = settings
+        self.dense = dense
+        self.anatomy = dense.anatomy
+        self.space = space
+        self.seed = seed
+        self._calibration = calibration
+
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration data."""
+        assert self._calibration is not None, "given to whoever prepares or prunes"
+        return self._calibration
+
+    # --- checks before work ---
+
+    @classmethod
+    def check_settings(cls, settings: Any) -> None:
+        """Raise a ValueError for settings that fit no model; called before one is loaded."""
+
+    @classmethod
+    def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
+        """Raise a ValueError for settings that don't fit this model."""
+
+    def check_calibration(self) -> None:
+        """Raise a ValueError for texts that are too short, before anything is written."""
+
+    @classmethod
+    def is_smaller(cls, settings: Any) -> bool:
+        """Whether candidates are really smaller, so that costs are counted from the sizes of blocks."""
+        return cls.smaller
+
+    @classmethod
+    def kv_groups_of(cls, settings: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
+        """Numbers of KV groups that an export can hold if all blocks are alike; None: any."""
+        return None
+
+    # --- in a search: switched by reference ---
+
+    @abstractmethod
+    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        """Write what all candidates share into a directory, unless it is there; cut short, it is continued.
+
+        Raises:
+            LevelStoreError: if there is no room on the disk.
+        """
+
+    @abstractmethod
+    def open(self, directory: Path) -> None:
+        """Switch by what `prepare` wrote, in this process or in another; the model is dense."""
+
+    @abstractmethod
+    def keys(self, config: Config) -> Sequence[Hashable]:
+        """One key a block; equal keys at one block are equal weights of it.
+
+        Raises:
+            InfeasibleError: if the candidate has no weights.
+        """
+
+    @abstractmethod
+    def apply(self, block: int, key: Hashable) -> None:
+        """Give the live block the weights of a key, by reference."""
+
+    def release(self, block: int) -> None:
+        """Make one block dense again after it was computed; its memory may serve others."""
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Make the whole model dense again, with the same tensors."""
+
+    def cost(self, candidate: Any) -> Mapping[str, float]:
+        """Exact counts of a candidate by name: its space's, unless they depend on what is found in the weights.
+
+        Raises:
+            InfeasibleError: if the candidate has no weights.
+        """
+        counts: Mapping[str, float] = self.space.cost(candidate)
+        return counts
+
+    def baselines(self, directory: Path) -> Mapping[str, Any]:
+        """Further baselines by name, of scores that `prepare` wrote."""
+        return {}
+
+    def proxy_loss(self, config: Config) -> float:
+        """Loss foretold without a forward pass, over what was opened: finite, less is better, 0 for the dense model.
+
+        Raises:
+            InfeasibleError: if the candidate has no weights.
+        """
+        raise NotImplementedError(f"The settings of {type(self).__name__} have no proxy.")
+
+    def describe(self, directory: Path, candidates: Sequence[str]) -> dict[str, Any]:
+        """Facts about finished candidates beside their values, as plain values, over what `prepare` wrote."""
+        return {}
+
+    # --- for good ---
+
+    @abstractmethod
+    def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
+        """Prune the live model: it has new tensors of its own where it changes.
+
+        Args:
+            config: of a candidate.
+            sequential: statistics of a block come from already pruned blocks; otherwise from the dense model, which
+                gives the very weights that a search measures. Gradients are the dense model's either way.
+            on_block: told the index of each block that is done.
+
+        Raises:
+            ValueError: if the configuration does not fit.
+        """
+
+    def reuse(self, directory: Path) -> None:
+        """Use what an earlier search prepared in a directory where it still fits, instead of computing it again."""
+
+    @classmethod
+    def formats(cls, settings: Any) -> tuple[str, ...]:
+        """Names of export formats, the usual one first."""
+        return ("hf",)
+
+    def check_format(self, config: Config, tokenizer: PreTrainedTokenizerBase, form: str) -> None:
+        """Raise a ValueError if a format can't carry the pruned model; the live one is dense, and stays so."""
+
+    @abstractmethod
+    def record(self, config: Config) -> dict[str, Any]:
+        """The method, as plain values for hashes and manifests."""
+
+    @abstractmethod
+    def asked(self, config: Config) -> dict[str, Any]:
+        """Fields of a manifest that are known before pruning: ``asked``, sparsity by projection, or ``kept`` units."""
+
+    def calibration_record(self) -> dict[str, Any]:
+        """The calibration data, for a manifest."""
+        of = self.calibration
+        return {"text": of.text, "tokens": of.tokens.numel(), "sha256": of.sha256}
+
+    def save(
+        self,
+        loaded: LoadedModel,
+        config: Config,
+        to: Path,
+        manifest: Manifest,
+        check_tokens: Int64[Tensor, "rows length"],
+    ) -> ExportReport:
+        """Save the live model, which was pruned, with zeros in place; see `export_model`, also for what is raised."""
+        return export_model(
+            loaded.model,  # type: ignore[arg-type]  # a transformers model, known to mypy as a module
+            loaded.tokenizer,
+            to,
+            manifest=manifest,
+            check_tokens=check_tokens,
+            dtype=loaded.stored_dtype,
         )
 
 
-def _formula_switcher(plan: Plan, space: Any, anatomy: Anatomy, directory: Path) -> Switcher:
-    return FormulaSwitcher(anatomy, formula_layers(plan, space, anatomy, directory), formula_of)
+def pruner_class(settings: Any) -> type[Pruner]:
+    """The class that prunes by candidates of a space.
 
-
-def _formula_method(plan: Plan, config: Mapping[str, Any]) -> Method:
-    of, metric = plan.space, config["metric"]
-    return Method(
-        name=metric or "magnitude",
-        comparison=of.comparison,
-        group_size=of.group_size,
-        damp=of.damp,
-        formula=formula_of(metric) if metric else None,
-    )
-
-
-def _record_of(method: MethodOf) -> Callable[[Plan, Mapping[str, Any]], dict[str, Any]]:
-    return lambda plan, config: method(plan, config).record
-
-
-def _zeros_by(
-    method: MethodOf,
-) -> Callable[[Workbench, Mapping[str, Any], bool, OnBlock], tuple[KeptUnits, ...]]:
-    """Pruning that leaves zeros."""
-
-    def run(
-        bench: Workbench, config: Mapping[str, Any], sequential: bool, on_block: OnBlock
-    ) -> tuple[KeptUnits, ...]:
-        how, calibration = method(bench.plan, config), bench.calibration
-        prune(bench.anatomy, config["sparsity"], how, calibration, sequential=sequential, on_block=on_block)
-        return ()
-
-    return run
-
-
-def _check_metric(plan: Plan) -> None:
-    level_method(plan, {})
-
-
-def _nothing_to_check(plan: Plan) -> None:
-    """The settings of the space were checked when they were read."""
-
-
-def _check_groups(plan: Plan, anatomy: Anatomy) -> None:
-    size = plan.space.group_size
-    for linear in anatomy.linears:
-        if size is not None and linear.in_features % size:
-            raise ValueError(
-                f"Expected `space.group_size` to divide the number of inputs, got {size} for "
-                f"{linear.in_features} inputs at {linear.name}. Choose another, or protect this layer."
-            )
-
-
-# By the kind of the space.
-RIGS: dict[str, Rig] = {
-    "allocation": Rig(
-        build=_build_levels,
-        switcher=_level_switcher,
-        check=_check_metric,
-        check_model=_check_groups,
-        record=_record_of(level_method),
-        prune=_zeros_by(level_method),
-    ),
-    "formula": Rig(
-        build=_build_terminals,
-        switcher=_formula_switcher,
-        check=_nothing_to_check,
-        check_model=_check_groups,
-        record=_record_of(_formula_method),
-        prune=_zeros_by(_formula_method),
-        describe=overlaps,
-        proxy=formula_proxy,
-    ),
-    "architecture": Rig(
-        build=build_cuts,
-        switcher=structure_switcher,
-        check=check_recipe,
-        check_model=check_form,
-        record=structure_record,
-        prune=remove_structure,
-        further=scored_baselines,
-        cuts=lambda plan: True,
-    ),
-    "recipe": Rig(
-        build=build_basis,
-        switcher=recipe_switcher,
-        check=check_names,
-        check_model=check_model,
-        record=recipe_record,
-        prune=prune_recipe,
-        cost=recipe_cost,
-        check_texts=check_windows,
-        cuts=lambda plan: plan.space.unit != "weights",
-    ),
-}
+    Args:
+        settings: of the space.
+    """
+    found: type[Pruner] = resolve(SPACES[settings.kind].pruner)
+    return found

@@ -15,8 +15,8 @@ from secateur.pruners.calibration.zeroth_order import estimate_gradients
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.bonsai import perturbation_scores
+from secateur.pruners.structure.pruner import BlockSwitch
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
-from secateur.pruners.structure.surgery import Surgeon
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.methods import CUT_REPAIRS
 
@@ -107,7 +107,7 @@ class Case:
 
     anatomy: Anatomy
     store: StructureStore
-    surgeon: Surgeon
+    surgeon: BlockSwitch
     dense: torch.Tensor
     directory: Path
 
@@ -120,4 +120,4 @@ def make_case(name, directory):
     anatomy = dissect(build(CONFIGS[name]))
     build_structure(directory, anatomy, TOKENS, key())
     store = StructureStore(directory, anatomy)
-    return Case(anatomy, store, Surgeon(anatomy, store), logits(anatomy.model), directory)
+    return Case(anatomy, store, BlockSwitch(anatomy, store), logits(anatomy.model), directory)

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from secateur.evaluators.assembly import assemble
-from secateur.evaluators.session import Workbench
+from secateur.evaluators.session import Session
 from secateur.evaluators.trained import own_modules
 from secateur.evaluators.training.recipe import Recipe
 from secateur.evaluators.training.trainer import Trainer
 from secateur.pruners.export.manifest import MANIFEST
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import fixed_macs, model_shape
-from secateur.pruners.structure.remove import prune_structure
+from secateur.pruners.structure.pruner import prune_structure
 from secateur.search import app
-from secateur.search.app.bench import plan
+from secateur.search.app.session import plan
 from secateur.search.errors import UsageError
 from secateur.search.results.pick import parse_bounds
 from secateur.search.settings.settings import settings_from
@@ -94,23 +94,23 @@ def levels(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bench(levels) -> Workbench:
-    made = Workbench(plan(settings()))
+def session(levels) -> Session:
+    made = Session(plan(settings()))
     made.build_levels(levels)
     return made
 
 
 @pytest.fixture(scope="module")
-def candidates(bench):
+def candidates(session):
     rng = np.random.default_rng(0)
-    found = [bench.space.baselines()["uniform@0.3"], *(bench.space.sample(rng, 0) for _ in range(3))]
+    found = [session.space.baselines()["uniform@0.3"], *(session.space.sample(rng, 0) for _ in range(3))]
     assert {c.repair for c in found} == {"none", "obs"}
     return [c.text for c in found]
 
 
 @pytest.fixture(scope="module")
-def measured(bench, levels, candidates):
-    return bench.evaluator(levels).evaluate(candidates, LARGE)
+def measured(session, levels, candidates):
+    return session.evaluator(levels).evaluate(candidates, LARGE)
 
 
 def n_params(anatomy):
@@ -119,47 +119,45 @@ def n_params(anatomy):
 
 def test_an_export_from_dense_statistics_has_the_weights_that_were_measured(candidates, measured):
     at = next(i for i, text in enumerate(candidates) if "obs" in text)
-    fresh = Workbench(plan(settings()))
+    fresh = Session(plan(settings()))
     data = fresh.data()
     data.of(LARGE)
-    fresh.prune(fresh.space.config(fresh.space.parse(candidates[at])), sequential=False)
+    fresh.pruner.prune(fresh.space.config(fresh.space.parse(candidates[at])), sequential=False)
     live, values = data.live_losses(LARGE), measured[at].values
     assert live == {name: pytest.approx(values[name], rel=1e-4) for name in live}
     assert values["params"] == n_params(fresh.anatomy)
-    assert len(fresh.units) == len(fresh.anatomy.blocks)
+    assert len(fresh.pruner.units) == len(fresh.anatomy.blocks)
 
 
-def test_switching_leaves_the_dense_model_and_its_neighbours_alone(bench, levels, candidates, measured):
-    before = {name: (p.data_ptr(), p.shape) for name, p in bench.anatomy.model.named_parameters()}
-    evaluator, dense = bench.evaluator(levels), bench.space.baselines()["dense"].text
+def test_switching_leaves_the_dense_model_and_its_neighbours_alone(session, levels, candidates, measured):
+    before = {name: (p.data_ptr(), p.shape) for name, p in session.anatomy.model.named_parameters()}
+    evaluator, dense = session.evaluator(levels), session.space.baselines()["dense"].text
     together = evaluator.evaluate([*reversed(candidates), dense], LARGE)
     assert {m.candidate: m.values for m in together[:-1]} == {m.candidate: m.values for m in measured}
     assert together[-1].values["kl"] < 1e-5
-    assert {name: (p.data_ptr(), p.shape) for name, p in bench.anatomy.model.named_parameters()} == before
+    assert {name: (p.data_ptr(), p.shape) for name, p in session.anatomy.model.named_parameters()} == before
     assert sum(m.blocks_saved for m in together) > 0
 
 
-def test_known_allocations_are_baselines_once_the_store_is_built(bench):
-    names = set(bench.space.baselines())
+def test_known_allocations_are_baselines_once_the_store_is_built(session):
+    names = set(session.space.baselines())
     assert {"dense", "uniform@0.3"} < names
     assert names & {"flap@0.3", "shortgpt@0.3"}
     assert all(
-        bench.space.target_of(c) == 0 for name, c in bench.space.baselines().items() if name != "dense"
+        session.space.target_of(c) == 0 for name, c in session.space.baselines().items() if name != "dense"
     )
 
 
 @pytest.mark.parametrize("learn", ["full", "norms", "lora"])
-def test_candidates_train_lightly_and_leave_no_trace(bench, levels, candidates, measured, learn):
+def test_candidates_train_lightly_and_leave_no_trace(session, levels, candidates, measured, learn):
     if learn == "lora":
         pytest.importorskip("peft")
     recipe = Recipe(method=learn, tokens=128, batch=1, schedule="constant")
     evaluator = assemble(
-        replace(bench.plan, training=recipe),
-        bench.space,
-        bench.anatomy,
-        bench.data(),
+        replace(session.cases["main"], plan=replace(session.plan, training=recipe)),
+        session.data(),
         levels,
-        training_windows=bench.training_windows(),
+        training_windows=session.training_windows(),
     )
     (before,) = evaluator.evaluate([GONE], SMALL)
     first, second = evaluator.evaluate([candidates[1], GONE], TRAINED)
@@ -171,17 +169,18 @@ def test_candidates_train_lightly_and_leave_no_trace(bench, levels, candidates, 
 GONE = "architecture:2/384,0/192,2/0,2/384x2,0/0;repair=none"
 
 
-def test_a_cut_model_of_its_own_trains_at_its_own_size(bench, levels):
-    switcher = bench.plan.rig.switcher(bench.plan, bench.space, bench.anatomy, levels)
-    candidate = bench.space.parse(GONE)
-    for block, key in enumerate(switcher.keys(bench.space.config(candidate))):
-        switcher.apply(block, key)
-    mine = own_modules(bench.anatomy)
-    switcher.restore()
-    params = bench.space.cost(candidate)["params"]
-    assert n_params(mine) == params < n_params(bench.anatomy)
+def test_a_cut_model_of_its_own_trains_at_its_own_size(session, levels):
+    pruner = session.cases["main"].pruner()
+    pruner.open(levels)
+    candidate = session.space.parse(GONE)
+    for block, key in enumerate(pruner.keys(session.space.config(candidate))):
+        pruner.apply(block, key)
+    mine = own_modules(session.anatomy)
+    pruner.restore()
+    params = session.space.cost(candidate)["params"]
+    assert n_params(mine) == params < n_params(session.anatomy)
     trainer = Trainer(
-        mine, Recipe(method="full", tokens=256, batch=1), bench.training_windows(), bench.anatomy
+        mine, Recipe(method="full", tokens=256, batch=1), session.training_windows(), session.anatomy
     )
     assert trainer.n_learning == params
     before = {name: p.clone() for name, p in mine.model.named_parameters()}
@@ -195,7 +194,7 @@ def test_a_cut_model_of_its_own_trains_at_its_own_size(bench, levels):
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory, bench, levels):
+def searched(tmp_path_factory, session, levels):
     """One run a controller, over one store."""
     made = {}
     for kind, controller in CONTROLLERS.items():
@@ -257,5 +256,5 @@ def test_pick_report_and_export(searched, tmp_path):
 )
 def test_settings_that_do_not_fit_are_wrong_use(space, said):
     with pytest.raises(UsageError) as error:
-        app.open_bench(settings(space={**SPACE, **space}))
+        app.open_session(settings(space={**SPACE, **space}))
     assert said in str(error.value)

@@ -1,15 +1,13 @@
 """Whether what a search will find can be saved: asked before it begins."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
-from secateur.pruners.export.capability import held_groups
+from secateur.pruners.export.capability import check_capability, stock_kv_groups
 from secateur.pruners.export.structured import check_structured
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import block_shapes
-from secateur.pruners.pruner import RIGS
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.shape import ModelShape
@@ -24,8 +22,7 @@ def anatomies():
 
 
 def check(anatomy, **settings):
-    plan = SimpleNamespace(space=ArchitectureSettings(**settings))
-    RIGS["architecture"].check_model(plan, anatomy)
+    check_capability(ArchitectureSettings(**settings), anatomy)
 
 
 @pytest.mark.parametrize("family", WITHOUT)
@@ -65,7 +62,7 @@ def test_a_bias_needs_a_place_in_the_stock_class(anatomies):
     ],
 )
 def test_a_stock_class_takes_some_numbers_of_groups(anatomies, family, settings, held):
-    assert held_groups(ArchitectureSettings(**settings), anatomies[family]) == held
+    assert stock_kv_groups(ArchitectureSettings(**settings), anatomies[family]) == held
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -78,7 +75,7 @@ def test_all_that_a_stock_search_may_find_can_be_saved(anatomies, family):
         1,
         1,
         blocks=block_shapes(anatomy, 20, 4),
-        held_groups=held_groups(settings, anatomy),
+        held_groups=stock_kv_groups(settings, anatomy),
     )
     shape = ModelShape.from_json(json.loads(json.dumps(shape.to_json())))  # as a reader of the run sees it
     levels = build_architecture(settings, (), shape).levels

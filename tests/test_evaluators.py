@@ -15,27 +15,35 @@ from secateur.evaluators.losses import Teacher, loss_sums
 from secateur.evaluators.prefix_tree import walk
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.pruner import DenseModel
 from secateur.pruners.stores.block_files import LevelStoreError, is_built
-from secateur.pruners.switching import LevelSwitcher
 from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import prune
+from secateur.pruners.weights.pruner import AllocationPruner, prune
+from secateur.spaces.allocation.settings import AllocationSettings
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.shape import ModelShape, Prunable, group
 from tests.models import random_tokens, small_anatomy
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SHAPE = ModelShape(10**6, 4, 10**6, 10)
 SMALL, LARGE, TEST = Fidelity("search", 32), Fidelity("search", 96), Fidelity("test", 32)
 
 
 def make_space(anatomy: Anatomy) -> AllocationSpace:
     linears = [Prunable(x.name, x.block, x.sublayer, x.n_weights) for x in anatomy.linears]
-    return AllocationSpace(group(linears, "linear"), (), LEVELS, (0.5,), ModelShape(10**6, 4, 10**6, 10))
+    return AllocationSpace(group(linears, "linear"), (), LEVELS, (0.5,), SHAPE)
 
 
 def make_key(method: Method) -> StoreKey:
     return StoreKey("model", "float32", "tokens", method, LEVELS)
+
+
+def pruner_of(anatomy, space, levels) -> AllocationPruner:
+    pruner = AllocationPruner(AllocationSettings(), DenseModel(anatomy, "model", SHAPE), space=space)
+    pruner.open(levels)
+    return pruner
 
 
 def make_evaluator(tmp_path, method: str = "sparsegpt", **kwargs: object) -> BlockwiseEvaluator:
@@ -44,8 +52,8 @@ def make_evaluator(tmp_path, method: str = "sparsegpt", **kwargs: object) -> Blo
     space = make_space(anatomy)
     windows = {"search": random_tokens(6, 16, 1), "test": random_tokens(2, 16, 2)}
     data = EvaluationData(anatomy, windows, [SMALL, LARGE, TEST])
-    switcher = LevelSwitcher(anatomy, LevelStore(tmp_path, anatomy, LEVELS), LEVELS)
-    evaluator = BlockwiseEvaluator(anatomy, space, switcher, data, **kwargs)
+    pruner = pruner_of(anatomy, space, tmp_path)
+    evaluator = BlockwiseEvaluator(anatomy, space, pruner, data, **kwargs)
     evaluator.anatomy, evaluator.space = anatomy, space  # for the tests
     return evaluator
 
@@ -246,22 +254,22 @@ def test_blocks_past_the_memory_for_copies_are_dense_again_once_they_are_compute
 
 def test_memory_of_a_released_block_is_used_again_and_that_of_others_is_not(tmp_path):
     evaluator = make_evaluator(tmp_path, "wanda")
-    switcher, [first, second, _] = evaluator._switcher, evaluator.anatomy.blocks
+    pruner, [first, second, _] = evaluator._pruner, evaluator.anatomy.blocks
     half, quarter = (2,) * len(first.linears), (1,) * len(first.linears)
-    switcher.apply(0, half)
+    pruner.apply(0, half)
     seen = [(linear.weight, linear.weight.clone()) for linear in first.linears]
-    switcher.restore()  # what someone has a hold of stays as it is
-    switcher.apply(1, quarter)
+    pruner.restore()  # what someone has a hold of stays as it is
+    pruner.apply(1, quarter)
     assert all(torch.equal(weight, copy) for weight, copy in seen)
     made = {linear.weight.data_ptr() for linear in second.linears}
     expected = [linear.weight.clone() for linear in second.linears]
-    switcher.release(1)
-    switcher.apply(0, half)
+    pruner.release(1)
+    pruner.apply(0, half)
     assert {linear.weight.data_ptr() for linear in first.linears} == made
     assert all(torch.equal(x.weight, copy) for x, (_, copy) in zip(first.linears, seen, strict=True))
-    switcher.apply(1, quarter)
+    pruner.apply(1, quarter)
     assert all(torch.equal(x.weight, weight) for x, weight in zip(second.linears, expected, strict=True))
-    switcher.restore()
+    pruner.restore()
 
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "random"])

@@ -14,12 +14,11 @@ from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.pruners.formulas.terminals import Needs, needs, terminals_of
 from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.pruner import level_method
 from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.stores.tensor_file import load_tensors
 from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import prune
+from secateur.pruners.weights.pruner import method_of, prune
 from secateur.search import app
 from secateur.search.cli import main
 from secateur.search.errors import UsageError
@@ -295,8 +294,7 @@ def test_the_command_line_lists_formulas_and_refuses_wrong_ones(capsys, monkeypa
 
 def test_a_formula_in_the_settings_is_a_method_whose_record_is_plain(tmp_path):
     settings = settings_from({"space": {"metric": "formula: abs(W*W) * minmax(G)", "comparison": "layer"}})
-    made = app.plan(settings)
-    method = level_method(made, {})
+    method = method_of(settings.space, seed=0)
     assert method == by_formula("abs(W * W) * minmax(G)", comparison="layer")
     assert (
         json.loads(json.dumps(method.record)).items()

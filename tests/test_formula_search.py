@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.evaluators.session import Workbench
-from secateur.pruners.switching import InfeasibleError
+from secateur.evaluators.session import Session
+from secateur.pruners.pruner import InfeasibleError
 from secateur.search import app
-from secateur.search.app.bench import plan
+from secateur.search.app.session import plan
 from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Fidelity
@@ -31,27 +31,27 @@ def settings(**changes):
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Workbench:
-    made = Workbench(plan(settings()))
+def session(tmp_path_factory) -> Session:
+    made = Session(plan(settings()))
     made.directory = tmp_path_factory.mktemp("store") / "levels"
     made.build_levels(made.directory)
     return made
 
 
 @pytest.fixture
-def evaluator(bench):
-    return bench.evaluator(bench.directory)
+def evaluator(session):
+    return session.evaluator(session.directory)
 
 
-def test_wanda_as_a_formula_measures_as_the_metric_does(bench, evaluator, tmp_path):
+def test_wanda_as_a_formula_measures_as_the_metric_does(session, evaluator, tmp_path):
     allocation = {"kind": "allocation", "metric": "wanda", "target": 0.6, "step": 0.2, "max_sparsity": 0.8}
-    other = Workbench(plan(settings(space=allocation, objectives=["loss"])))
+    other = Session(plan(settings(space=allocation, objectives=["loss"])))
     other.build_levels(tmp_path / "levels")
     uniform = other.space.baselines()["uniform@0.6"].text
     [expected] = other.evaluator(tmp_path / "levels").evaluate([uniform], LARGE)
     [found] = evaluator.evaluate(["abs(W) * X"], LARGE)
     assert found.values["kl"] == pytest.approx(expected.values["kl"], rel=1e-6)
-    assert found.values["params"] == pytest.approx(expected.values["params"], abs=len(bench.prunables))
+    assert found.values["params"] == pytest.approx(expected.values["params"], abs=len(session.prunables))
 
 
 def test_formulas_that_prune_alike_are_measured_once(evaluator):
@@ -78,18 +78,19 @@ def test_infeasible_and_feasible_ones_come_back_in_order(evaluator):
     assert [m.infeasible is None for m in found] == [False, True, False, True, True]
 
 
-def test_the_model_is_dense_again_afterwards(bench, evaluator):
-    before = {linear.name: linear.weight.clone() for linear in bench.anatomy.linears}
+def test_the_model_is_dense_again_afterwards(session, evaluator):
+    before = {linear.name: linear.weight.clone() for linear in session.anatomy.linears}
     evaluator.evaluate(["abs(W) * X"], SMALL)
-    assert all(torch.equal(linear.weight, before[linear.name]) for linear in bench.anatomy.linears)
+    assert all(torch.equal(linear.weight, before[linear.name]) for linear in session.anatomy.linears)
     [dense] = evaluator.evaluate(["dense"], SMALL)
     assert dense.values["kl"] < 1e-5
 
 
-def test_a_model_that_undoes_a_formula_names_the_layer(bench):
-    switcher = bench.plan.rig.switcher(bench.plan, bench.space, bench.anatomy, bench.directory)
+def test_a_model_that_undoes_a_formula_names_the_layer(session):
+    pruner = session.cases["main"].pruner()
+    pruner.open(session.directory)
     with pytest.raises(InfeasibleError, match="Expected finite values"):
-        switcher.keys({"metric": "formula: sqrt(W)", "sparsity": {bench.prunables[0].name: 0.5}})
+        pruner.keys({"metric": "formula: sqrt(W)", "sparsity": {session.prunables[0].name: 0.5}})
 
 
 @pytest.mark.usefixtures("forked_reload")
@@ -131,13 +132,13 @@ def test_settings_are_checked(space, message, tmp_path):
 
 def test_formulas_of_ones_own_are_known():
     known = ["formula: X * abs(W + G)", "wanda"]
-    space = Workbench(plan(settings(space={**SPACE, "terminals": ["W", "G", "X"], "known": known}))).space
+    space = Session(plan(settings(space={**SPACE, "terminals": ["W", "G", "X"], "known": known}))).space
     assert [formula.text for formula in space.known.values()] == ["X * abs(W + G)", "abs(W) * X"]
     assert list(space.baselines())[1] == "formula: X * abs(W + G)@0.6"
 
 
 def test_variation_makes_what_can_be_parsed_and_uses_the_weights():
-    space = Workbench(plan(settings())).space
+    space = Session(plan(settings())).space
     rng = np.random.default_rng(0)
     parent = space.baselines()["wanda@0.6"]
     for _ in range(300):

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 
 from secateur.evaluators.cases import MAIN, GeneralEvaluator, cases_of, in_general
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.session import Workbench
+from secateur.evaluators.session import Session
 from secateur.evaluators.worker_setup import worker_setup
 from secateur.search import app
-from secateur.search.app.bench import plan
+from secateur.search.app.session import plan
 from secateur.search.errors import UsageError
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import identity, settings_from
@@ -151,8 +151,8 @@ def also(places):
 
 
 @pytest.fixture(scope="module")
-def bench(places, tmp_path_factory):
-    made = Workbench(plan(settings(places, *also(places))))
+def session(places, tmp_path_factory):
+    made = Session(plan(settings(places, *also(places))))
     made.directory = tmp_path_factory.mktemp("store") / "levels"
     made.build_levels(made.directory)
     return made
@@ -162,14 +162,14 @@ def names(places):
     return [MAIN, "target=0.6", "group_size=4", f"model={places[1]}", f"model={places[1]},comparison=layer"]
 
 
-def test_each_case_is_measured_as_a_run_of_its_own_would(bench, places, tmp_path):
-    [found] = bench.evaluator(bench.directory).evaluate([MAGNITUDE], LARGE)
+def test_each_case_is_measured_as_a_run_of_its_own_would(session, places, tmp_path):
+    [found] = session.evaluator(session.directory).evaluate([MAGNITUDE], LARGE)
     for name, case in zip(names(places), [{}, *also(places)], strict=True):
         model = case.get("model", places[0])
         changes = {key: value for key, value in case.items() if key != "model"}
         alone = settings(places, model=model)
         alone = alone.model_copy(update={"space": alone.space.model_copy(update=changes)})
-        other = Workbench(plan(alone))
+        other = Session(plan(alone))
         other.build_levels(tmp_path / name.replace("/", "-"))
         [expected] = other.evaluator(tmp_path / name.replace("/", "-")).evaluate([MAGNITUDE], LARGE)
         assert found.values[f"loss:{name}"] == pytest.approx(expected.values["loss"], rel=1e-6), name
@@ -180,36 +180,36 @@ def test_each_case_is_measured_as_a_run_of_its_own_would(bench, places, tmp_path
     assert found.n_tokens == 5 * 256
 
 
-def test_models_are_dense_again_and_every_fidelity_is_answered(bench):
-    before = [x.weight.clone() for b in (bench, *bench.others) for x in b.anatomy.linears]
-    evaluator = bench.evaluator(bench.directory)
-    for fidelity in (bench.plan.proxy, SMALL, TEST):
+def test_models_are_dense_again_and_every_fidelity_is_answered(session):
+    before = [x.weight.clone() for b in (session, *session.others) for x in b.anatomy.linears]
+    evaluator = session.evaluator(session.directory)
+    for fidelity in (session.plan.proxy, SMALL, TEST):
         wanda, dense, magnitude = evaluator.evaluate([WANDA, "dense", MAGNITUDE], fidelity)
         assert wanda.values["loss"] == pytest.approx(1.0)
         assert dense.values["loss"] < 1e-3
         assert magnitude.values["loss"] != pytest.approx(1.0)
-    after = [x.weight for b in (bench, *bench.others) for x in b.anatomy.linears]
+    after = [x.weight for b in (session, *session.others) for x in b.anatomy.linears]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_a_worker_measures_what_the_driver_does(bench, places, tmp_path):
+def test_a_worker_measures_what_the_driver_does(session, places, tmp_path):
     setup = worker_setup(
-        bench, tmp_path / "kit", bench.directory, threads=torch.get_num_threads(), spread=False
+        session, tmp_path / "kit", session.directory, threads=torch.get_num_threads(), spread=False
     )
     assert len(setup.directories) == 6
     worker = pickle.loads(pickle.dumps(setup))(setup.directories)
-    for fidelity in (bench.plan.proxy, SMALL):
-        [here] = bench.evaluator(bench.directory).evaluate([MAGNITUDE], fidelity)
+    for fidelity in (session.plan.proxy, SMALL):
+        [here] = session.evaluator(session.directory).evaluate([MAGNITUDE], fidelity)
         [there] = worker.evaluate([MAGNITUDE], fidelity)
         assert dict(there.values) == pytest.approx(dict(here.values), rel=1e-4)
         assert {f"loss:{name}" for name in names(places)} <= set(there.values)
 
 
-def test_models_are_loaded_once_whatever_the_number_of_cases(bench, places):
-    assert list(bench.cases) == names(places)[:3]
-    assert [list(other.cases) for other in bench.others] == [names(places)[3:]]
-    assert bench.others[0].others == ()
-    assert [case.space.also for case in cases_of(bench.plan).values()] == [()] * 5
+def test_models_are_loaded_once_whatever_the_number_of_cases(session, places):
+    assert list(session.cases) == names(places)[:3]
+    assert [list(other.cases) for other in session.others] == [names(places)[3:]]
+    assert session.others[0].others == ()
+    assert [case.space.also for case in cases_of(session.plan).values()] == [()] * 5
 
 
 # --- a search ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from secateur.evaluators.latency.store import (
 )
 from secateur.pruners.models.loading import find_checkpoint
 from secateur.search import app
-from secateur.search.app.bench import plan
+from secateur.search.app.session import plan
 from secateur.search.errors import UsageError
 from secateur.search.results.pick import Bound
 from secateur.search.settings.latency import LatencySettings

@@ -10,7 +10,7 @@ from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.masks import count_zeros, lowest, mask
 from secateur.pruners.weights.magnitude import magnitude
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import prune
+from secateur.pruners.weights.pruner import prune
 from secateur.pruners.weights.ria import ria
 from secateur.pruners.weights.sparsegpt import sparsegpt
 from secateur.pruners.weights.wanda import wanda

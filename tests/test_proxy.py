@@ -8,15 +8,15 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from secateur.evaluators.session import Workbench
+from secateur.evaluators.session import Session
 from secateur.evaluators.worker_setup import worker_setup
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import mask
 from secateur.pruners.stores.block_files import LevelStoreError
-from secateur.pruners.weights.formula_proxy import FormulaProxy, formula_layers, grams_of
+from secateur.pruners.weights.formula_proxy import FormulaProxy, grams_of
 from secateur.pruners.weights.formula_store import Grams, TerminalStore, build_terminals, is_built
 from secateur.pruners.weights.output_error import relative_output_error, squared_output
-from secateur.search.app.bench import plan
+from secateur.search.app.session import plan
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.measurement import Fidelity
@@ -34,21 +34,27 @@ def settings(**space):
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Workbench:
-    made = Workbench(plan(settings(proxy={"blocks": 100})))
+def session(tmp_path_factory) -> Session:
+    made = Session(plan(settings(proxy={"blocks": 100})))
     made.directory = tmp_path_factory.mktemp("store") / "levels"
     made.build_levels(made.directory)
     return made
 
 
-def proxy_of(bench, rows=ALL, kind="full", comparison="output", group_size=None):
-    layers = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory)
+def layers_of(session):
+    pruner = session.cases["main"].pruner()
+    pruner.open(session.directory)
+    return pruner.layers
+
+
+def proxy_of(session, rows=ALL, kind="full", comparison="output", group_size=None):
+    layers = layers_of(session)
     layers.comparison, layers.group_size = comparison, group_size
-    return FormulaProxy(layers, Grams(tuple(range(len(bench.anatomy.blocks))), kind), rows, formula_of)
+    return FormulaProxy(layers, Grams(tuple(range(len(session.anatomy.blocks))), kind), rows)
 
 
-def config(bench, text):
-    return bench.space.config(bench.space.parse(text))
+def config(session, text):
+    return session.space.config(session.space.parse(text))
 
 
 # --- the closed form --------------------------------------------------------------------------------------------------
@@ -127,34 +133,34 @@ def test_blocks_are_evenly_spread():
 # --- of formulas ------------------------------------------------------------------------------------------------------
 
 
-def test_with_all_rows_and_blocks_it_is_the_mean_over_projections(bench):
+def test_with_all_rows_and_blocks_it_is_the_mean_over_projections(session):
     text, errors = "abs(W) * X", []
-    layers = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory)
-    grams = layers.store.grams(Grams(tuple(range(len(bench.anatomy.blocks)))))
-    for block in bench.anatomy.blocks:
-        masks = layers.masks(block.index, formula_of(f"formula: {text}"), config(bench, text)["sparsity"])
+    layers = layers_of(session)
+    grams = layers.store.grams(Grams(tuple(range(len(session.anatomy.blocks)))))
+    for block in session.anatomy.blocks:
+        masks = layers.masks(block.index, formula_of(f"formula: {text}"), config(session, text)["sparsity"])
         for linear in block.linears:
             gram, weight = grams[linear.name], linear.weight.float()
             errors.append(
                 relative_output_error(weight, masks[linear.name], gram, squared_output(weight, gram))
             )
-    assert proxy_of(bench).loss(config(bench, text)) == pytest.approx(sum(errors) / len(errors), rel=1e-4)
+    assert proxy_of(session).loss(config(session, text)) == pytest.approx(sum(errors) / len(errors), rel=1e-4)
 
 
 @pytest.mark.parametrize(("comparison", "group_size"), [("output", None), ("layer", None), ("output", 4)])
-def test_some_rows_foretell_what_all_rows_give(bench, comparison, group_size):
+def test_some_rows_foretell_what_all_rows_give(session, comparison, group_size):
     how = {"comparison": comparison, "group_size": group_size}
     texts = ["abs(W) * X", "abs(W)", "abs(W) * X * X", "abs(W) / X"]
     few, every = (
-        [proxy_of(bench, rows, **how).loss(config(bench, text)) for text in texts] for rows in (16, ALL)
+        [proxy_of(session, rows, **how).loss(config(session, text)) for text in texts] for rows in (16, ALL)
     )
     assert few == pytest.approx(every, rel=0.1)
     assert spearmanr(few, every).statistic > 0.99
 
 
-def test_where_rows_of_a_layer_compete_the_chosen_ones_lose_what_the_whole_layer_takes_from_them(bench):
-    linear = next(bench.anatomy.linears)
-    proxy = proxy_of(bench, rows=8, comparison="layer")
+def test_where_rows_of_a_layer_compete_the_chosen_ones_lose_what_the_whole_layer_takes_from_them(session):
+    linear = next(session.anatomy.linears)
+    proxy = proxy_of(session, rows=8, comparison="layer")
     sample = next(x for x in proxy._all() if x.name == linear.name)
     kept = proxy._layers.mask(formula_of("formula: abs(W)"), sample.terminals, 0.5, linear.name)
     assert kept.shape == linear.weight.shape
@@ -162,8 +168,8 @@ def test_where_rows_of_a_layer_compete_the_chosen_ones_lose_what_the_whole_layer
     torch.testing.assert_close(kept, mask(linear.weight.abs(), 0.5, comparison="layer"))
 
 
-def test_formulas_that_prune_alike_have_one_loss_and_undefined_ones_a_reason(bench):
-    evaluator, fidelity = bench.evaluator(bench.directory), bench.plan.proxy
+def test_formulas_that_prune_alike_have_one_loss_and_undefined_ones_a_reason(session):
+    evaluator, fidelity = session.evaluator(session.directory), session.plan.proxy
     texts = ["abs(W) * X", "square(W * X)", "dense", "log(W)", "X"]
     found = evaluator.evaluate(texts, fidelity)
     assert [m.candidate for m in found] == texts
@@ -174,13 +180,13 @@ def test_formulas_that_prune_alike_have_one_loss_and_undefined_ones_a_reason(ben
     assert found[0].values["nodes"] == 4
 
 
-def test_it_orders_formulas_as_data_does(bench):
+def test_it_orders_formulas_as_data_does(session):
     texts = ["abs(W) * X", "abs(W)", "abs(W) / X", "abs(W) * X * X", "abs(W) * square(X) * X", "neg(abs(W))"]
-    texts = [bench.space.parse(text).text for text in texts]
-    evaluator = bench.evaluator(bench.directory)
+    texts = [session.space.parse(text).text for text in texts]
+    evaluator = session.evaluator(session.directory)
     foretold, measured = (
         [m.values["loss"] for m in evaluator.evaluate(texts, fidelity)]
-        for fidelity in (bench.plan.proxy, Fidelity("search", 1024))
+        for fidelity in (session.plan.proxy, Fidelity("search", 1024))
     )
     assert spearmanr(foretold, measured).statistic > 0.8
 
@@ -188,32 +194,33 @@ def test_it_orders_formulas_as_data_does(bench):
 # --- where it is answered ---------------------------------------------------------------------------------------------
 
 
-def test_a_plan_names_its_proxy_where_the_space_has_one(bench):
-    assert bench.plan.proxy == Fidelity("proxy", 1024)
+def test_a_plan_names_its_proxy_where_the_space_has_one(session):
+    assert session.plan.proxy == Fidelity("proxy", 1024)
     assert plan(settings(proxy=None)).proxy is None
     assert plan(settings_from({})).proxy is None
 
 
-def test_a_worker_foretells_what_the_driver_does(bench, tmp_path):
+def test_a_worker_foretells_what_the_driver_does(session, tmp_path):
     setup = worker_setup(
-        bench, tmp_path / "kit", bench.directory, threads=torch.get_num_threads(), spread=False
+        session, tmp_path / "kit", session.directory, threads=torch.get_num_threads(), spread=False
     )
     worker = pickle.loads(pickle.dumps(setup))(setup.directories)
     texts = ["abs(W) * X", "abs(W)"]
-    for fidelity in (bench.plan.proxy, Fidelity("search", 128)):
+    for fidelity in (session.plan.proxy, Fidelity("search", 128)):
         here, there = (
             [m.values["loss"] for m in evaluator.evaluate(texts, fidelity)]
-            for evaluator in (bench.evaluator(bench.directory), worker)
+            for evaluator in (session.evaluator(session.directory), worker)
         )
         assert there == pytest.approx(here, rel=1e-5)
 
 
-def test_a_directory_without_second_moments_is_refused(bench, tmp_path):
+def test_a_directory_without_second_moments_is_refused(session, tmp_path):
     empty = tmp_path / "levels"
-    identity = formula_layers(bench.plan, bench.space, bench.anatomy, bench.directory).store.identity
-    build_terminals(empty, bench.anatomy, bench.calibration, bench.space.terminals, identity)
+    identity = layers_of(session).store.identity
+    tokens = session.pruner.calibration.tokens
+    build_terminals(empty, session.anatomy, tokens, session.space.terminals, identity)
     with pytest.raises(LevelStoreError, match="Expected second moments"):
-        bench.evaluator(empty).evaluate(["abs(W)"], bench.plan.proxy)
+        session.evaluator(empty).evaluate(["abs(W)"], session.plan.proxy)
 
 
 @pytest.mark.parametrize(

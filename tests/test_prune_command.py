@@ -102,7 +102,7 @@ def test_every_known_recipe_is_a_file(name, tmp_path):
     path.write_text(yaml.safe_dump(file.model_dump(mode="json")))
     assert open_recipe(str(path)) == file
     assert open_recipe(str(path), 0.3).recipe["sparsity"] == 0.3
-    assert file.space.unit == KNOWN[name].unit
+    assert file.unit == KNOWN[name].unit
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 import weakref
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,13 +18,13 @@ from secateur.pruners.calibration.pool import build_pools
 from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import model_shape
-from secateur.pruners.recipes.context import N_SAMPLES, Basis
+from secateur.pruners.pruner import DenseModel, InfeasibleError
+from secateur.pruners.recipes.context import N_SAMPLES, RecipeContext
 from secateur.pruners.recipes.plan import DENSE
-from secateur.pruners.recipes.switcher import RecipeSwitcher
+from secateur.pruners.recipes.pruner import RecipePruner
 from secateur.pruners.recipes.weight_pruning import spread_step
-from secateur.pruners.switching import InfeasibleError
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import prune
+from secateur.pruners.weights.pruner import prune
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
 from tests.models import random_tokens, small_llama
@@ -41,6 +42,12 @@ def known(name, sparsity=0.3):
     return config(KNOWN[name].unit, sparsity, **KNOWN[name].form)
 
 
+def switcher_of(basis: RecipeContext, unit: str) -> RecipePruner:
+    pruner = RecipePruner(SimpleNamespace(unit=unit), DenseModel(basis.anatomy, "toy", basis.shape))
+    pruner.use(basis)
+    return pruner
+
+
 class Case:
     """A random model of four blocks, dense between tests, with a switcher of each unit."""
 
@@ -50,10 +57,8 @@ class Case:
         self.shape = model_shape(self.anatomy, 8, 4)
         pools = build_pools(self.anatomy, {"calibration": random_tokens(1, 512, seed=5)[0]}, look=True)
         cache = StatisticsCache(directory, sys.maxsize)
-        self.basis = Basis(self.anatomy, "toy", pools, cache, self.shape, seed=0, damp=0.01)
-        self.switchers = {
-            unit: RecipeSwitcher(self.basis, unit) for unit in ("weights", "structure", "blocks")
-        }
+        self.basis = RecipeContext(self.anatomy, "toy", pools, cache, self.shape, seed=0, damp=0.01)
+        self.switchers = {unit: switcher_of(self.basis, unit) for unit in ("weights", "structure", "blocks")}
         self.dense = self.logits()
         self.pointers = self.state()
 
@@ -86,7 +91,7 @@ def test_every_known_recipe_becomes_weights_that_cost_what_it_says(case, monkeyp
     take_few_passes(monkeypatch)
     wanted = known(name)
     logits, n_params, n_zeros = case.switched(wanted)
-    costs = case.switchers[wanted["unit"]].cost(wanted)
+    costs = case.switchers[wanted["unit"]].plan(wanted).costs
     assert not torch.equal(logits, case.dense)
     assert costs["params"] == n_params - n_zeros
     assert costs["sparsity"] == pytest.approx(0.3, abs=0.06)  # a block is a quarter
@@ -104,7 +109,7 @@ def test_every_known_recipe_becomes_weights_that_cost_what_it_says(case, monkeyp
 def test_repairs_change_weights_and_keys_but_not_what_goes(case, unit, repair):
     plain, repaired = config(unit), config(unit, repair=repair)
     switcher = case.switchers[unit]
-    one, other = switcher.decide(plain), switcher.decide(repaired)
+    one, other = switcher.plan(plain), switcher.plan(repaired)
     assert one.kept == other.kept
     assert one.sparsity == other.sparsity
     assert all(a != b for a, b in zip(one.keys, other.keys, strict=True))
@@ -137,8 +142,8 @@ def test_admm_is_wandas_mask_and_a_repair(case):
 
 def test_wandas_formula_cuts_as_wanda_for_structures_does(case):
     switcher = case.switchers["structure"]
-    formula = switcher.decide(config("structure", metric="formula: abs(W) * X"))
-    wanda, other = switcher.decide(config("structure")), switcher.decide(config("structure", metric="flap"))
+    formula = switcher.plan(config("structure", metric="formula: abs(W) * X"))
+    wanda, other = switcher.plan(config("structure")), switcher.plan(config("structure", metric="flap"))
     assert formula.units == wanda.units != other.units
     for text in ("abs(G) * H * abs(W)", "abs(W) + P", "abs(W) / R * C"):
         found = case.switched(config("structure", metric=f"formula: {text}", allocation="global"))
@@ -151,7 +156,7 @@ def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch,
         real = getattr(calibration_statistics, name)
         counted = lambda *a, name=name, real=real, **k: (passes.append(name), real(*a, **k))[1]  # noqa: E731
         monkeypatch.setattr(calibration_statistics, name, counted)
-    basis = Basis(
+    basis = RecipeContext(
         case.anatomy,
         "toy",
         case.basis.pools,
@@ -160,7 +165,7 @@ def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch,
         seed=0,
         damp=0.01,
     )
-    switcher = RecipeSwitcher(basis, "structure")
+    switcher = switcher_of(basis, "structure")
     blend = {"name": "blend", "order": "mixed", "magnitude": 0.5, "activation": 1}
     switcher.keys(config("structure", metric=blend))
     assert sorted(passes) == ["collect_gradients", "walk_dense"]
@@ -168,8 +173,8 @@ def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch,
         switcher.keys(config("structure", metric=metric))
     switcher.keys(config("structure", allocation="flap", repair="bias"))
     assert len(passes) == 2
-    other = RecipeSwitcher(
-        Basis(
+    other = switcher_of(
+        RecipeContext(
             case.anatomy, "toy", case.basis.pools, StatisticsCache(tmp_path, sys.maxsize), case.shape, 0, 0.01
         ),
         "structure",
@@ -189,7 +194,7 @@ def test_equal_masks_have_equal_keys_whatever_they_come_from(case):
 
 
 def test_what_is_protected_stays_dense(case, tmp_path):
-    basis = Basis(
+    basis = RecipeContext(
         case.anatomy,
         "toy",
         case.basis.pools,
@@ -200,7 +205,7 @@ def test_what_is_protected_stays_dense(case, tmp_path):
         protect=["model.layers.1.*"],
     )
     for unit in ("weights", "structure", "blocks"):
-        keys = RecipeSwitcher(basis, unit).keys(config(unit))
+        keys = switcher_of(basis, unit).keys(config(unit))
         assert keys[1] == DENSE
         assert any(key != DENSE for key in keys)
 
@@ -221,7 +226,7 @@ def test_statistics_that_are_held_no_more_are_let_go(case):
     def texts(subset):
         return CALIBRATION | {"choose": "random", "subset": subset}
 
-    first = weakref.ref(switcher.decide(config("structure", metric="wanda_sp", calibration=texts(0))))
+    first = weakref.ref(switcher.plan(config("structure", metric="wanda_sp", calibration=texts(0))))
     switcher.restore()
     for subset in range(1, N_SAMPLES + 2):
         switcher.keys(config("structure", metric="wanda_sp", calibration=texts(subset)))
@@ -231,19 +236,19 @@ def test_statistics_that_are_held_no_more_are_let_go(case):
 
 
 def test_few_decisions_are_remembered_beside_those_under_way(case, monkeypatch):
-    monkeypatch.setattr("secateur.pruners.recipes.switcher.N_DECISIONS", 2)
-    switcher = RecipeSwitcher(case.basis, "structure")
+    monkeypatch.setattr("secateur.pruners.recipes.pruner.N_PLANS", 2)
+    switcher = switcher_of(case.basis, "structure")
     found = [
-        weakref.ref(switcher.decide(config("structure", share, metric="wanda_sp"))) for share in (0.2, 0.3)
+        weakref.ref(switcher.plan(config("structure", share, metric="wanda_sp"))) for share in (0.2, 0.3)
     ]
     switcher.keys(config("structure", 0.4, metric="wanda_sp"))
     found += [
-        weakref.ref(switcher.decide(config("structure", share, metric="wanda_sp"))) for share in (0.5, 0.25)
+        weakref.ref(switcher.plan(config("structure", share, metric="wanda_sp"))) for share in (0.5, 0.25)
     ]
     gc.collect()
     assert [one() is None for one in found] == [True, False, False, False]
-    decision = switcher.decide(config("structure", 0.4, metric="wanda_sp"))
-    assert decision is switcher.decide(config("structure", 0.4, metric="wanda_sp"))
+    decision = switcher.plan(config("structure", 0.4, metric="wanda_sp"))
+    assert decision is switcher.plan(config("structure", 0.4, metric="wanda_sp"))
     switcher.restore()
 
 

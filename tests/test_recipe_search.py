@@ -10,7 +10,7 @@ from shutil import copytree
 import pytest
 from rich.console import Console
 
-from secateur.evaluators.session import Workbench
+from secateur.evaluators.session import Session
 from secateur.evaluators.worker_setup import worker_setup
 from secateur.pruners.calibration.collected import gram_bytes
 from secateur.pruners.export.manifest import MANIFEST
@@ -19,7 +19,7 @@ from secateur.pruners.models import memory
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.recipes.checks import check_family
 from secateur.search import app
-from secateur.search.app.bench import plan
+from secateur.search.app.session import plan
 from secateur.search.errors import UsageError
 from secateur.search.executors.cluster.staging import describe
 from secateur.search.settings.settings import settings_from
@@ -65,17 +65,17 @@ def best(run):
 @pytest.mark.parametrize("unit", ["weights", "blocks"])
 def test_what_is_pruned_for_good_is_what_was_measured(runs, unit):
     run = runs[unit]
-    trial, bench = best(run), Workbench(plan(run.settings))
-    data = bench.data()
+    trial, session = best(run), Session(plan(run.settings))
+    data = session.data()
     data.of(run.fidelity)
-    candidate = bench.space.parse(trial.measurement.candidate)
-    costs = bench.cost(candidate)
-    bench.prune(bench.space.config(candidate), sequential=False)
+    candidate = session.space.parse(trial.measurement.candidate)
+    costs = session.pruner.cost(candidate)
+    session.pruner.prune(session.space.config(candidate), sequential=False)
     values = trial.measurement.values
     assert data.live_losses(run.fidelity)["kl"] == pytest.approx(values["kl"], rel=1e-5)
     assert costs == {name: values[name] for name in costs}
-    n_params = sum(parameter.numel() for parameter in bench.loaded.model.parameters())
-    assert values["params"] == n_params - sum(count_zeros(bench.anatomy).values())
+    n_params = sum(parameter.numel() for parameter in session.loaded.model.parameters())
+    assert values["params"] == n_params - sum(count_zeros(session.anatomy).values())
 
 
 @pytest.mark.usefixtures("forked_reload")
@@ -113,9 +113,9 @@ def test_a_worker_elsewhere_measures_the_same(runs, tmp_path):
     run = runs["structure"]
     levels = run.study.directory / "levels"
     assert (levels / ".statistics").is_dir()
-    assert {file.name for file in describe(levels).files} == {"pools.safetensors", "dense.json"}
-    bench = Workbench(plan(run.settings))
-    setup = worker_setup(bench, tmp_path / "kit", levels, threads=1, spread=False)
+    assert {file.name for file in describe(levels).files} == {"pools.safetensors"}
+    session = Session(plan(run.settings))
+    setup = worker_setup(session, tmp_path / "kit", levels, threads=1, spread=False)
     model, windows, _ = setup.directories
     there = copytree(levels, tmp_path / "there", ignore=lambda directory, names: [".statistics"])
     trial = best(run)
@@ -169,7 +169,7 @@ def test_settings_that_cannot_be_are_named_before_the_search(tmp_path, changes, 
     ],
 )
 def test_a_cache_that_does_not_hold_one_choice_is_named_before_the_search(tmp_path, space, needed):
-    anatomy = app.open_bench(settings()).anatomy
+    anatomy = app.open_session(settings()).anatomy
     n_bytes = {
         "gradients": (4 + 4) * sum(linear.n_weights for linear in anatomy.linears),  # signed ones and squares
         "gram": gram_bytes(anatomy),

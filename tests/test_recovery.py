@@ -206,18 +206,18 @@ def make_tiny_run(directory):
             },
         }
     )
-    bench = app.open_bench(settings)
-    shape = {"linears": [asdict(linear) for linear in bench.prunables], **asdict(bench.space_shape)}
+    session = app.open_session(settings)
+    shape = {"linears": [asdict(linear) for linear in session.prunables], **asdict(session.dense.shape)}
     about = About(
-        identity=identity(settings) | {"content": bench.facts()},
-        baselines={name: candidate.text for name, candidate in bench.space.baselines().items()},
+        identity=identity(settings) | {"content": session.facts()},
+        baselines={name: candidate.text for name, candidate in session.space.baselines().items()},
         facts={"shape": shape},
     )
     with Study.open_or_create(directory, resolved(settings), about) as study:
-        bench.build_levels(directory / "levels")
-        evaluator = bench.evaluator(directory / "levels")
+        session.build_levels(directory / "levels")
+        evaluator = session.evaluator(directory / "levels")
         texts = list(about.baselines.values())
-        for fidelity in bench.plan.fidelities:
+        for fidelity in session.plan.fidelities:
             study.append(evaluator.evaluate(texts, fidelity))
 
 

@@ -12,7 +12,7 @@ from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.weights import sparsellm as module
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import prune
+from secateur.pruners.weights.pruner import prune
 from secateur.pruners.weights.sparsellm import best_outputs, best_products, nearer_gates, sparsellm
 from secateur.spaces.levels import n_zeros
 from tests.models import random_tokens, small_anatomy

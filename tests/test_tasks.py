@@ -18,9 +18,10 @@ from secateur.evaluators.tasks.plan import TaskPlan
 from secateur.evaluators.tasks.task_set import TaskResult, TaskSet, tasks_sha256
 from secateur.evaluators.worker_setup import TASKS, worker_setup
 from secateur.pruners.models.loading import LoadedModel, load_model
+from secateur.pruners.pruner import Pruner
 from secateur.search import app
-from secateur.search.app.bench import open_bench, plan
 from secateur.search.app.evaluating import tasks_in
+from secateur.search.app.session import open_session, plan
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.objectives import objective, oriented
@@ -179,8 +180,8 @@ def test_the_hash_is_of_files_and_samples(directory, tmp_path):
 # --- beside another evaluator ---
 
 
-class Bits:
-    """A switcher over bits: one block a bit."""
+class Bits(Pruner):
+    """A pruner over bits: one block a bit."""
 
     def __init__(self) -> None:
         self.now = "0" * SPACE.n
@@ -193,6 +194,9 @@ class Bits:
 
     def restore(self):
         self.now = "0" * SPACE.n
+
+
+Bits.__abstractmethods__ = frozenset()  # only what a search switches by
 
 
 class Losses(ToyEvaluator, Evaluator):
@@ -317,13 +321,13 @@ def test_a_search_weighs_loss_against_accuracy(directory, tmp_path):
 
 
 def test_workers_read_a_copy_of_the_task_files(directory, tmp_path):
-    bench = open_bench(settings_from(settings(directory)))
-    bench.build_levels(tmp_path / "levels")
-    setup = worker_setup(bench, tmp_path / "kit", tmp_path / "levels", threads=1, spread=False)
+    session = open_session(settings_from(settings(directory)))
+    session.build_levels(tmp_path / "levels")
+    setup = worker_setup(session, tmp_path / "kit", tmp_path / "levels", threads=1, spread=False)
     assert (tmp_path / "kit" / TASKS / "piqa-local.yaml").read_text() == TASK
-    candidate = bench.space.baselines()["uniform@0.5"].text
+    candidate = session.space.baselines()["uniform@0.5"].text
     fidelity = Fidelity("search", 128)
-    (here,) = bench.evaluator(tmp_path / "levels").evaluate([candidate], fidelity)
+    (here,) = session.evaluator(tmp_path / "levels").evaluate([candidate], fidelity)
     (there,) = setup(setup.directories).evaluate([candidate], fidelity)
     assert here.values == there.values
     assert "task:piqa-local" in here.values

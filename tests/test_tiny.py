@@ -18,7 +18,7 @@ from secateur.evaluators.perplexity import cross_entropy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import prune
+from secateur.pruners.weights.pruner import prune
 
 N_TOKENS = 8192
 MARGIN = 1.2  # magnitude over Wanda: 1.36 is measured at 50 %, 2.1 at 70 %

@@ -12,8 +12,7 @@ from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.trained import TrainedEvaluator, own_modules
 from secateur.evaluators.training.recipe import Recipe
 from secateur.pruners.masks import count_zeros
-from secateur.pruners.switching import LevelSwitcher
-from secateur.pruners.weights.level_store import LevelStore, build_levels
+from secateur.pruners.weights.level_store import build_levels
 from secateur.pruners.weights.method import Method
 from secateur.search import app
 from secateur.search.budget import Budget
@@ -24,7 +23,7 @@ from secateur.search.settings.settings import identity, resolved, settings_from
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.models import random_tokens, small_anatomy
 from tests.test_app import lines
-from tests.test_evaluators import LEVELS, make_key, make_space
+from tests.test_evaluators import make_key, make_space, pruner_of
 from tests.toy import SPACE
 
 TRAIN, SEARCH = random_tokens(8, 16, 3), random_tokens(6, 16, 1)
@@ -48,11 +47,11 @@ def make(levels):
         data = EvaluationData(
             anatomy, {"search": SEARCH, "test": random_tokens(2, 16, 2)}, [UNTRAINED, SHORT, LONG, TEST]
         )
-        switcher = LevelSwitcher(anatomy, LevelStore(levels, anatomy, LEVELS), LEVELS)
-        plain = BlockwiseEvaluator(anatomy, space, switcher, data)
+        pruner = pruner_of(anatomy, space, levels)
+        plain = BlockwiseEvaluator(anatomy, space, pruner, data)
         raw = {"method": "full", "tokens": 128, "batch": 1, "lr": 1e-2, "rank": 4, "schedule": "constant"}
         recipe = Recipe(**{**raw, **changes})
-        made = TrainedEvaluator(plain, anatomy, space, switcher, data, recipe, TRAIN)
+        made = TrainedEvaluator(plain, anatomy, space, pruner, data, recipe, TRAIN)
         made.anatomy, made.space = anatomy, space
         return made
 

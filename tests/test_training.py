@@ -14,7 +14,7 @@ from secateur.evaluators.training.validation import Validation
 from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.prune import prune
+from secateur.pruners.weights.pruner import prune
 from secateur.spaces.measurement import Fidelity
 from tests.models import random_tokens, small_anatomy
 

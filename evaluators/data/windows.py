@@ -20,6 +20,9 @@ from secateur.spaces.measurement import Fidelity, Part
 BATCH_TOKENS = 2048
 """Tokens that go through a block at a time."""
 
+CHECK_TOKENS = 256
+"""Positions on which a saved model's logits are compared."""
+
 TEACHER_BYTES = 4 << 30
 """Dense probabilities are kept up to so many bytes, then computed again for each use."""
 
@@ -68,6 +71,11 @@ class EvaluationData:
         self._batches: dict[Part, list[Batch]] = {}
         self._teacher_bytes = 0
         self._cuts = self._all_cuts(fidelities)
+
+    @property
+    def check_tokens(self) -> Int[Tensor, "1 length"]:
+        """Tokens on which a saved model's logits are compared: the first ones of the test part."""
+        return self._windows["test"][:1, :CHECK_TOKENS]
 
     @torch.no_grad()
     def of(self, fidelity: Fidelity) -> list[Batch]:

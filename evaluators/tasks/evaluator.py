@@ -10,7 +10,7 @@ from typing import Any
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.prefix_tree import Path
 from secateur.evaluators.tasks.task_set import TaskSet
-from secateur.pruners.switching import Switcher
+from secateur.pruners.pruner import Pruner
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.space import Space
 
@@ -21,19 +21,19 @@ class TaskEvaluator(Evaluator):
     Whole sequences go through the switched model, so this takes longer than the losses do.
 
     Args:
-        losses: measures all the rest, with the same switcher.
+        losses: measures all the rest, with the same pruner.
         space: parses candidates.
-        switcher: switches blocks of the live model.
+        pruner: switches blocks of the live model.
         tasks: over the same live model.
         fidelity: at which tasks are measured.
     """
 
     def __init__(
-        self, losses: Evaluator, space: Space[Any], switcher: Switcher, tasks: TaskSet, fidelity: Fidelity
+        self, losses: Evaluator, space: Space[Any], pruner: Pruner, tasks: TaskSet, fidelity: Fidelity
     ) -> None:
         self._losses = losses
         self._space = space
-        self._switcher = switcher
+        self._pruner = pruner
         self._tasks = tasks
         self._fidelity = fidelity
         self._known: dict[Path, dict[str, float]] = {}
@@ -47,7 +47,7 @@ class TaskEvaluator(Evaluator):
         if measured.infeasible is not None:
             return measured
         started = time.perf_counter()
-        path = tuple(self._switcher.keys(self._space.config(self._space.parse(measured.candidate))))
+        path = tuple(self._pruner.keys(self._space.config(self._space.parse(measured.candidate))))
         if path not in self._known:
             self._known[path] = self._scores(path)
         seconds = measured.seconds + time.perf_counter() - started
@@ -56,7 +56,7 @@ class TaskEvaluator(Evaluator):
     def _scores(self, path: Path) -> dict[str, float]:
         try:
             for block, key in enumerate(path):
-                self._switcher.apply(block, key)
+                self._pruner.apply(block, key)
             return {f"task:{name}": result.score for name, result in self._tasks.measure().items()}
         finally:
-            self._switcher.restore()
+            self._pruner.restore()

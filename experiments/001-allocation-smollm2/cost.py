@@ -41,9 +41,9 @@ def main() -> None:
     args = parser.parse_args()
     common = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
     common += [f"model={args.model}"] if args.model else []
-    bench = app.open_bench(load_settings(HERE / "config.yaml", common))
-    bench.build_levels(args.levels)
-    model, tokens = bench.loaded.model, bench.windows["search"][:4]
+    session = app.open_session(load_settings(HERE / "config.yaml", common))
+    session.build_levels(args.levels)
+    model, tokens = session.loaded.model, session.windows["search"][:4]
     with torch.no_grad():
         dense = model(input_ids=tokens).logits.log_softmax(-1)
 
@@ -58,16 +58,16 @@ def main() -> None:
         return float(cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()))
 
     rng = np.random.default_rng(0)
-    space = bench.space
+    space = session.space
     parent = space.baselines()["uniform@0.6"]
 
     def offspring(n: int) -> list[str]:
         return [space.mutate(parent, rng).text for _ in range(n)]
 
     blockwise.MAX_PREFIX_BYTES = 0
-    unshared = bench.evaluator(args.levels)
+    unshared = session.evaluator(args.levels)
     blockwise.MAX_PREFIX_BYTES = 1 << 30
-    shared = bench.evaluator(args.levels)
+    shared = session.evaluator(args.levels)
     for evaluator in (unshared, shared):  # the dense side is computed once, before the clock starts
         evaluator.evaluate([parent.text], FIDELITY)
     rows = []

@@ -35,7 +35,7 @@ import torch
 
 from secateur.evaluators.data.text import load_parts
 from secateur.evaluators.data.tokens import windows
-from secateur.evaluators.session import Workbench
+from secateur.evaluators.session import Session
 from secateur.pruners.weights.level_store import LevelStore
 from secateur.search import app
 from secateur.search.settings.settings import load_settings
@@ -48,11 +48,11 @@ ANY = "unused"  # for arguments that its parser requires and nothing here reads
 class Database:
     """A directory of sparse weights as the search expects it: ``<layer>/<level>.pth``, level 0 at the target."""
 
-    def __init__(self, bench: Workbench, levels: Path) -> None:
-        self._store = LevelStore(levels, bench.anatomy, bench.space.levels)
-        self._linears = {linear.name: linear for linear in bench.anatomy.linears}
-        (self._zero,) = set(bench.space.baselines()["uniform@0.6"].levels)
-        self._n_levels = len(bench.space.levels)
+    def __init__(self, session: Session, levels: Path) -> None:
+        self._store = LevelStore(levels, session.anatomy, session.space.levels)
+        self._linears = {linear.name: linear for linear in session.anatomy.linears}
+        (self._zero,) = set(session.space.baselines()["uniform@0.6"].levels)
+        self._n_levels = len(session.space.levels)
         self._first: str | None = None
 
     def index(self, level: int) -> int:
@@ -107,11 +107,11 @@ class Losses:
         return float(loss)
 
 
-def prepare(search: ModuleType, bench: Workbench, database: Database, losses: Losses, seed: int) -> None:
+def prepare(search: ModuleType, session: Session, database: Database, losses: Losses, seed: int) -> None:
     """Give the search what it would load: model, data, weights."""
-    plan, dense, student = bench.plan, bench.loaded.model, copy.deepcopy(bench.loaded.model)
+    plan, dense, student = session.plan, session.loaded.model, copy.deepcopy(session.loaded.model)
     text = load_parts(plan.calibration, plan.search, plan.test)["search"]
-    data = list(windows(bench.loaded.tokenizer, text, plan.window, None, "random", seed)[:, None])
+    data = list(windows(session.loaded.tokenizer, text, plan.window, None, "random", seed)[:, None])
     measure, select = search.compute_kl_div, search.selection
 
     @lru_cache(maxsize=4)  # those of a minibatch: 100 MB a window
@@ -185,15 +185,15 @@ def main() -> None:
     args = parser.parse_args()
     common = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
     common += [f"model={args.model}"] if args.model else []
-    bench = app.open_bench(load_settings(HERE / "config.yaml", common))
-    bench.build_levels(args.levels)
+    session = app.open_session(load_settings(HERE / "config.yaml", common))
+    session.build_levels(args.levels)
     sys.path.insert(0, str(args.checkout))
     sys.modules["datasets"] = SimpleNamespace(load_dataset=None)  # type: ignore[assignment]
     search = importlib.import_module("evo_prune_search")
-    database = Database(bench, args.levels)
+    database = Database(session, args.levels)
     losses = Losses(args.losses)
-    prepare(search, bench, database, losses, args.seed)
-    names = [linear.name for linear in bench.anatomy.linears]
+    prepare(search, session, database, losses, args.seed)
+    names = [linear.name for linear in session.anatomy.linears]
     found = run_search(search, names, args.generations, args.seed)
     row = {
         "run": f"evopress-{args.seed}",
@@ -201,18 +201,18 @@ def main() -> None:
         "tokens": losses.tokens,
         "evaluations": losses.evaluations,
     }
-    row |= measure(bench, args.levels, [database.index(found[name]) for name in bench.space.slots])
+    row |= measure(session, args.levels, [database.index(found[name]) for name in session.space.slots])
     print(json.dumps(row), flush=True)
     if args.results:
         with args.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
-def measure(bench: Workbench, levels: Path, options: Sequence[int]) -> dict[str, object]:
+def measure(session: Session, levels: Path, options: Sequence[int]) -> dict[str, object]:
     """What run.py's arms are measured with: the search windows and the test windows."""
-    candidate: Allocation = bench.space.assemble(options)
-    evaluator = bench.evaluator(levels)
-    of = {f.part: evaluator.evaluate([candidate.text], f)[0].values for f in bench.plan.fidelities[-2:]}
+    candidate: Allocation = session.space.assemble(options)
+    evaluator = session.evaluator(levels)
+    of = {f.part: evaluator.evaluate([candidate.text], f)[0].values for f in session.plan.fidelities[-2:]}
     return {
         "sparsity": of["search"]["sparsity"],
         "search_kl": of["search"]["kl"],

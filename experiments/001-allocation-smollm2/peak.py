@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import resource
 
-from secateur.evaluators.session import Workbench
-from secateur.search.app.bench import plan
+from secateur.evaluators.session import Session
+from secateur.search.app.session import plan
 from secateur.search.settings.settings import settings_from
 
 
@@ -28,15 +28,15 @@ def main() -> None:
     data = dict.fromkeys(("calibration", "search", "test"), args.text)
     evaluator = {"data": data, "calibration_tokens": args.tokens, "fidelities": [512], "test_tokens": 512}
     space = {"kind": "allocation", "metric": args.metric, "target": 0.6, "max_sparsity": 0.9}
-    bench = Workbench(plan(settings_from({"model": args.model, "space": space, "evaluator": evaluator})))
-    shape, block = bench.space_shape, bench.anatomy.blocks[0]
-    bench.loaded.model(bench.calibration[:1])  # touches every weight
+    session = Session(plan(settings_from({"model": args.model, "space": space, "evaluator": evaluator})))
+    shape, block = session.dense.shape, session.anatomy.blocks[0]
+    session.loaded.model(session.pruner.calibration.tokens[:1])  # touches every weight
     before = peak_mb()
-    bench.prune(bench.space.config(bench.space.baselines()["uniform@0.6"]), sequential=True)
+    session.pruner.prune(session.space.config(session.space.baselines()["uniform@0.6"]), sequential=True)
     gram = 4 * sum(linear.in_features**2 for linear in block.linears)
     weights = 4 * sum(linear.n_weights for linear in block.linears)
-    pruned = 4 * sum(linear.n_weights for linear in bench.anatomy.linears)
-    states = 4 * bench.calibration.numel() * bench.anatomy.width
+    pruned = 4 * sum(linear.n_weights for linear in session.anatomy.linears)
+    states = 4 * session.pruner.calibration.tokens.numel() * session.anatomy.width
     rows = {
         "weights of the model": 4 * shape.n_params,
         "those of its blocks, which pruning makes anew": pruned,

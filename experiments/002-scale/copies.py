@@ -42,10 +42,10 @@ def main() -> None:
             "budget": {"evaluations": 1},
         }
     )
-    bench = app.open_bench(settings)
-    bench.build_levels(args.levels)
+    session = app.open_session(settings)
+    session.build_levels(args.levels)
     fidelity = Fidelity("search", args.tokens)
-    rng, space = np.random.default_rng(0), bench.space
+    rng, space = np.random.default_rng(0), session.space
     parent = space.sample(rng, 0)
     texts = [space.mutate(parent, rng).text for _ in range(N_OFFSPRING)]
     ratios = []
@@ -53,7 +53,7 @@ def main() -> None:
         seconds = []
         for bound in (1 << 40, 0):
             blockwise.MIN_CHANGED_BYTES = blockwise.MAX_CHANGED_BYTES = bound
-            evaluator = bench.evaluator(args.levels)
+            evaluator = session.evaluator(args.levels)
             evaluator.evaluate(
                 [parent.text], fidelity
             )  # the dense side is computed once, before the clock starts

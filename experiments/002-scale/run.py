@@ -134,10 +134,10 @@ def settings_of(args: argparse.Namespace, n_workers: int) -> Settings:
 def alone(args: argparse.Namespace, seed: int, ready: Barrier, rates: Queue) -> None:
     """Evaluations a second of a process by itself, while others do the same."""
     set_threads(1)
-    bench = app.open_bench(settings_of(args, 1))
-    bench.build_levels(args.levels)
-    evaluator, rng = bench.evaluator(args.levels), np.random.default_rng(seed)
-    texts = [bench.space.sample(rng, 0).text for _ in range(args.evaluations)]
+    session = app.open_session(settings_of(args, 1))
+    session.build_levels(args.levels)
+    evaluator, rng = session.evaluator(args.levels), np.random.default_rng(seed)
+    texts = [session.space.sample(rng, 0).text for _ in range(args.evaluations)]
     fidelity = Fidelity("search", args.tokens)
     evaluator.evaluate(texts[:1], fidelity)
     ready.wait()

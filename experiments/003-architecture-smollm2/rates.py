@@ -13,9 +13,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from secateur.evaluators.session import Workbench, set_threads
+from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.training.recipe import Recipe
-from secateur.search.app.bench import plan
+from secateur.search.app.session import plan
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import load_settings
 from secateur.spaces.measurement import Fidelity
@@ -23,9 +23,9 @@ from secateur.spaces.measurement import Fidelity
 HERE = Path(__file__).parent
 
 
-def candidates(bench: Workbench, run: Path | None) -> dict[str, str]:
+def candidates(session: Session, run: Path | None) -> dict[str, str]:
     """The uniform candidate, and the best one that a run found at its target."""
-    found = {"uniform": bench.space.baselines()["uniform@0.25"].text}
+    found = {"uniform": session.space.baselines()["uniform@0.25"].text}
     if run is not None:
         trials = [t for t in open_run(run).trials() if abs(t.measurement.values["sparsity"] - 0.25) < 0.02]
         best = min(trials, key=lambda trial: trial.measurement.values["loss"])
@@ -52,11 +52,11 @@ def main() -> None:
     fidelities = [Fidelity("search", search.n_tokens, n_trained) for n_trained in args.tokens]
     for rate in args.rates:
         recipe = Recipe(method="full", tokens=max(args.tokens), batch=1, lr=rate, schedule="constant")
-        bench = Workbench(replace(known, training=recipe, fidelities=(search, *fidelities, test)))
+        session = Session(replace(known, training=recipe, fidelities=(search, *fidelities, test)))
         levels = args.runs / "levels"
-        bench.build_levels(levels)
-        evaluator = bench.evaluator(levels)
-        for name, candidate in candidates(bench, args.runs / args.run if args.run else None).items():
+        session.build_levels(levels)
+        evaluator = session.evaluator(levels)
+        for name, candidate in candidates(session, args.runs / args.run if args.run else None).items():
             for fidelity in (search, *fidelities):
                 [found] = evaluator.evaluate([candidate], fidelity)
                 row = {"candidate": name, "rate": rate, "trained": fidelity.n_trained}

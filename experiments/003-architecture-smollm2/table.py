@@ -56,8 +56,8 @@ class Recovery:
     """
 
     def __init__(self, directory: Path, n_tokens: int, rate: float) -> None:
-        from secateur.evaluators.session import Workbench, set_threads
-        from secateur.search.app.bench import plan
+        from secateur.evaluators.session import Session, set_threads
+        from secateur.search.app.session import plan
         from secateur.spaces.measurement import Fidelity
 
         runs = map(open_run, sorted(directory.glob("*-[0-9]")))
@@ -67,12 +67,12 @@ class Recovery:
         test = known.fidelities[-1]
         self._fidelity = Fidelity("test", test.n_tokens, n_tokens)
         recipe = Recipe(method="full", loss="kl", tokens=n_tokens, batch=1, lr=rate, schedule="constant")
-        bench = Workbench(
+        session = Session(
             replace(known, training=recipe, fidelities=(*known.fidelities, self._fidelity)), print
         )
         levels = directory / "levels"
-        bench.build_levels(levels)
-        self._evaluator = bench.evaluator(levels)
+        session.build_levels(levels)
+        self._evaluator = session.evaluator(levels)
 
     def losses(self, candidate: str) -> dict[str, float]:
         """On the test windows, after training."""

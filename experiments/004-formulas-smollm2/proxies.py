@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from secateur.evaluators.session import Workbench, set_threads
+from secateur.evaluators.session import Session, set_threads
 from secateur.pruners.formulas.evaluate import FormulaError
-from secateur.pruners.switching import InfeasibleError
-from secateur.pruners.weights.formula_proxy import FormulaProxy, formula_layers
+from secateur.pruners.weights.formula_layers import FormulaLayers
+from secateur.pruners.weights.formula_proxy import FormulaProxy
 from secateur.pruners.weights.formula_store import Grams
-from secateur.search.app.bench import plan
+from secateur.search.app.session import plan
 from secateur.search.settings.settings import load_settings
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.measurement import Fidelity
@@ -32,16 +32,15 @@ HERE = Path(__file__).parent
 ALL_ROWS = 1 << 30
 
 
-def distinct(bench: Workbench, levels: Path, n: int) -> list[str]:
+def distinct(session: Session, layers: FormulaLayers, n: int) -> list[str]:
     """The published formulas, then random ones, each with a fingerprint of its own."""
-    layers = formula_layers(bench.plan, bench.space, bench.anatomy, levels)
     rng, found = np.random.default_rng(0), dict[str, str]()
-    known = [c for name, c in bench.space.baselines().items() if name != "dense"]
+    known = [c for name, c in session.space.baselines().items() if name != "dense"]
     while len(found) < n:
-        candidate = known.pop(0) if known else bench.space.sample(rng, 0)
-        program = formula_of(bench.space.config(candidate)["metric"])
+        candidate = known.pop(0) if known else session.space.sample(rng, 0)
+        program = formula_of(session.space.config(candidate)["metric"])
         try:
-            found.setdefault(layers.fingerprint(program, bench.plan.space.target), candidate.text)
+            found.setdefault(layers.fingerprint(program, session.plan.space.target), candidate.text)
         except FormulaError:
             continue
     return list(found.values())
@@ -72,16 +71,17 @@ def main() -> None:
     changes += [f"evaluator.fidelities=[{args.tokens}]", "space.also=[]", "space.proxy.blocks=1000"]
     set_threads(args.threads)
     settings = load_settings(HERE / "config.yaml", changes)
-    bench = Workbench(plan(settings), print)
-    n_blocks = len(bench.anatomy.blocks)
     for kind in ("diagonal", "full"):
         space = settings.space.model_copy(
             update={"proxy": settings.space.proxy.model_copy(update={"gram": kind})}
         )
-        bench.plan = replace(bench.plan, space=space)
-        bench.build_levels(args.levels)
-    texts = distinct(bench, args.levels, args.formulas)
-    evaluator, fidelity = bench.evaluator(args.levels), Fidelity("search", args.tokens)
+        session = Session(replace(plan(settings), space=space), print)
+        session.build_levels(args.levels)
+    n_blocks = len(session.anatomy.blocks)
+    pruner = session.cases["main"].pruner()
+    pruner.open(args.levels)
+    texts = distinct(session, pruner.layers, args.formulas)
+    evaluator, fidelity = session.evaluator(args.levels), Fidelity("search", args.tokens)
     evaluator.evaluate(["dense"], fidelity)  # the dense side of the loss
 
     def measured(some: list[str]) -> list[float]:
@@ -93,14 +93,14 @@ def main() -> None:
         json.dumps({"formulas": len(texts), "tokens": args.tokens, "measured_cpu_s": round(seconds, 3)}),
         flush=True,
     )
-    layers = formula_layers(bench.plan, bench.space, bench.anatomy, args.levels)
+    layers = pruner.layers
     for kind in ("full", "diagonal"):
         for n, rows in ((8, 32), (8, 8), (4, 32), (n_blocks, 32), (n_blocks, ALL_ROWS)):
             places = np.linspace(0, n_blocks - 1, min(n, n_blocks)).round().astype(int).tolist()
-            proxy = FormulaProxy(layers, Grams(tuple(places), kind), rows, formula_of)
+            proxy = FormulaProxy(layers, Grams(tuple(places), kind), rows)
 
             def foretold(some: list[str], proxy: FormulaProxy = proxy) -> list[float]:
-                configs = (bench.space.config(bench.space.parse(text)) for text in some)
+                configs = (session.space.config(session.space.parse(text)) for text in some)
                 return [_loss(proxy, config) for config in configs]
 
             foretold(texts[:1])  # draws the rows
@@ -119,7 +119,7 @@ def main() -> None:
 def _loss(proxy: FormulaProxy, config: dict[str, object]) -> float:
     try:
         return proxy.loss(config)
-    except InfeasibleError:
+    except FormulaError:
         return float("inf")
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
-from secateur.evaluators.session import Workbench
+from secateur.evaluators.session import Session
 from secateur.pruners.weights.formula_layers import FormulaLayers
-from secateur.pruners.weights.formula_proxy import formula_layers, formula_proxy
-from secateur.search.app.bench import plan
+from secateur.search.app.session import plan
 from secateur.search.settings.settings import load_settings
 from secateur.spaces.formulas.metric import formula_of
 
@@ -57,13 +56,14 @@ def main() -> None:
     changes = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
     changes += [f"model={args.model}"] if args.model else []
     changes += args.override
-    bench = Workbench(plan(load_settings(HERE / "config.yaml", changes)), print)
-    bench.build_levels(args.levels)
-    here = (bench.plan, bench.space, bench.anatomy, args.levels)
-    layers, proxy = formula_layers(*here), formula_proxy(*here)
-    for name, formula in bench.space.known.items():
-        config = bench.space.config(formula)
-        program, target = formula_of(config["metric"]), bench.plan.space.target
+    session = Session(plan(load_settings(HERE / "config.yaml", changes)), print)
+    session.build_levels(args.levels)
+    pruner = session.cases["main"].pruner()
+    pruner.open(args.levels)
+    layers, proxy = pruner.layers, pruner.proxy
+    for name, formula in session.space.known.items():
+        config = session.space.config(formula)
+        program, target = formula_of(config["metric"]), session.plan.space.target
         work = {
             "scores and masks of all layers": lambda config=config: mask_all(layers, config),
             "fingerprint": lambda program=program, target=target: layers.fingerprint(program, target),

@@ -19,8 +19,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from secateur.evaluators.session import Workbench, set_threads
-from secateur.search.app.bench import plan
+from secateur.evaluators.session import Session, set_threads
+from secateur.search.app.session import plan
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import load_settings
 from secateur.search.show.values import spread
@@ -74,11 +74,11 @@ def measured(
     changes = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
     changes += [*SPACE, f"space.known=[{', '.join(KNOWN)}]", f"space.also=[{', '.join(CASES)}]"]
     changes += [f"model={model}", f"evaluator.seed={seed}", f"evaluator.test_tokens={args.tokens}"]
-    bench = Workbench(plan(load_settings(HERE / "config.yaml", changes)), print)
+    session = Session(plan(load_settings(HERE / "config.yaml", changes)), print)
     levels = args.work / f"{Path(model).name}-seed-{seed}"
-    bench.build_levels(levels)
-    fidelity = bench.plan.fidelities[-1]
-    evaluators = bench.evaluators(levels)
+    session.build_levels(levels)
+    fidelity = session.plan.fidelities[-1]
+    evaluators = session.evaluators(levels)
     for place, (case, text) in todo.items():
         [found] = evaluators[case].evaluate([text], fidelity)
         values = {name: round(found.values[name], 5) for name in ("kl", "ce") if found.values}

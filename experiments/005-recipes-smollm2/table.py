@@ -68,16 +68,16 @@ class Tasks:
     def _evaluator(self, levels: Path, run: Run) -> tuple[Any, Any]:
         from dataclasses import replace
 
-        from secateur.evaluators.session import Workbench, set_threads
+        from secateur.evaluators.session import Session, set_threads
         from secateur.evaluators.tasks.plan import TaskPlan
-        from secateur.search.app.bench import plan
+        from secateur.search.app.session import plan
 
         set_threads(1)
         known = plan(run.settings)
         tasks = TaskPlan((TASK,), self._directory, self._samples)
-        bench = Workbench(replace(known, tasks=tasks), print)
-        bench.build_levels(levels)
-        return bench.evaluator(levels), known.fidelities[-2]
+        session = Session(replace(known, tasks=tasks), print)
+        session.build_levels(levels)
+        return session.evaluator(levels), known.fidelities[-2]
 
 
 def main() -> None:

@@ -23,20 +23,20 @@ def main() -> None:
         {"space": {"target": [0.6, 0.7]}, "evaluator": {"fidelities": [2048], "test_tokens": 8192}}
     )
     plan = app.plan(settings)
-    uniform = app.open_bench(settings).space.baselines()
+    uniform = app.open_session(settings).space.baselines()
     for name in ("uniform@0.6", "uniform@0.7"):
         for method in ("full", "lora", "norms"):
             recipe = Recipe(method=method, tokens=TOKENS)
             job = RecoveryJob(plan, uniform[name].text, True, recipe)
-            bench, dense = open_pruned(job, lambda line: None)
-            test = Validation(dense, first_windows(bench, plan.fidelities[-1]))
-            before = test.losses(bench.anatomy)
-            trainer = make_trainer(bench, dense, job)
+            session, dense = open_pruned(job, lambda line: None)
+            test = Validation(dense, first_windows(session, plan.fidelities[-1]))
+            before = test.losses(session.anatomy)
+            trainer = make_trainer(session, dense, job)
             started = time.perf_counter()
             trainer.train(trainer.n_steps)
             seconds = time.perf_counter() - started
             trainer.finish()
-            after = test.losses(bench.anatomy)
+            after = test.losses(session.anatomy)
             row = {"candidate": name, "recipe": recipe.to_json(), "learning": trainer.n_learning}
             row |= {"before": before, "after": after, "failure": trainer.failure}
             print(json.dumps(row | {"seconds": round(seconds, 1)}), flush=True)

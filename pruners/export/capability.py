@@ -1,4 +1,4 @@
-"""Whether the form in which a space's models will be saved can carry all of them: asked before the search."""
+"""Export capability: whether a format can carry all models of a space, checked before a search."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PARENT_CLASS = ("hf-stock", "hf-padded")
 """Carry what the parent's class has a place for."""
 
 
-def check_carrier(space: Any, anatomy: Anatomy) -> None:
-    """See that an export can carry what will be found.
+def check_capability(space: Any, anatomy: Anatomy) -> None:
+    """Raise a ValueError unless an export can carry every candidate.
 
     Args:
         space: settings of a space of architectures.
@@ -43,7 +43,7 @@ def check_carrier(space: Any, anatomy: Anatomy) -> None:
         )
 
 
-def held_groups(space: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
+def stock_kv_groups(space: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
     """Numbers of KV groups that blocks which are all alike may keep; None: any.
 
     Args:

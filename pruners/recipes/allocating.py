@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.pruners.recipes.allocation.allocate import allocate
 from secateur.pruners.recipes.allocation.layers import Evidence, Layer
-from secateur.pruners.recipes.context import Basis, Sample
+from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.spaces.methods import RULES
 
 Needs = Literal["nothing", "moments", "gram"]
@@ -29,7 +29,7 @@ def options(config: Mapping[str, Any]) -> dict[str, Any]:
 def removed(
     config: Mapping[str, Any],
     layers: Sequence[Layer],
-    basis: Basis,
+    context: RecipeContext,
     sample: Sample,
     *,
     flap: Callable[[], Sequence[np.ndarray]] = tuple,
@@ -40,7 +40,7 @@ def removed(
     Args:
         config: a recipe.
         layers: that share the budget, with scores where the rule needs them.
-        basis: of the recipe.
+        context: of the recipe.
         sample: its windows.
         flap, outliers: give the parts of `Evidence` of these names, if they are needed.
 
@@ -52,7 +52,7 @@ def removed(
         influence=tuple(sample.statistics.influence) if "influence" in needs else (),
         flap=tuple(flap()) if "flap" in needs else (),
         outliers=tuple(outliers()) if "outliers" in needs else (),
-        profile=basis.profile if "profile" in needs else (),
+        profile=context.profile if "profile" in needs else (),
     )
     return allocate(config["allocation"]["rule"], layers, evidence, config["sparsity"], **options(config))
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from secateur.pruners.depth.depth_repairs import inherited
 from secateur.pruners.depth.merge_targets import Fitting, Run, point_block, runs_of
-from secateur.pruners.recipes.context import Basis, Sample
+from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.costs import cut_costs
-from secateur.pruners.recipes.live import LiveBlock
-from secateur.pruners.recipes.plan import DENSE, Decision, key_of
+from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.methods import DEPTH
 
@@ -22,16 +21,16 @@ GONE = "gone"
 
 
 @dataclass(frozen=True)
-class DepthDecision(Decision):
+class BlockPlan(PruningPlan):
     """Blocks that are really gone.
 
     Args:
-        basis: of the recipe.
+        context: of the recipe.
         dropped: which.
         heirs: new parameters of blocks that stay, by their names within the block.
     """
 
-    basis: Basis
+    context: RecipeContext
     dropped: frozenset[int]
     heirs: Mapping[int, Mapping[str, Tensor]]
 
@@ -53,64 +52,66 @@ class DepthDecision(Decision):
             gone
             if block.index in self.dropped
             else KeptUnits(tuple(range(block.n_kv_heads)), tuple(range(block.ffn_width)))
-            for block in self.basis.anatomy.blocks
+            for block in self.context.anatomy.blocks
         ]
 
 
-def decide_blocks(basis: Basis, config: Mapping[str, Any]) -> DepthDecision:
+def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
     """What a recipe of unit ``blocks`` comes to. The live model is dense, and stays so.
 
     Raises:
         ValueError: if it can't be carried out: too few calibration windows, or a sparsity that no number of blocks
             comes near to.
     """
-    sample = basis.sample(config["calibration"])
-    dropped = _lowest(basis, _scores(basis, sample, config["metric"]["name"]), config["sparsity"])
-    runs, repair = runs_of(dropped, len(basis.anatomy.blocks)), config["repair"]
-    fitting = Fitting(seed=basis.seed)
+    sample = context.sample(config["calibration"])
+    dropped = _lowest(context, _scores(context, sample, config["metric"]["name"]), config["sparsity"])
+    runs, repair = runs_of(dropped, len(context.anatomy.blocks)), config["repair"]
+    fitting = Fitting(seed=context.seed)
     heirs: dict[int, Mapping[str, Tensor]] = {}
-    keys = [DENSE] * len(basis.anatomy.blocks)
+    keys = [DENSE] * len(context.anatomy.blocks)
     for run in runs if repair != "none" else ():
         key = keys[run.heir] = key_of(repair, run.dropped, sample.sha256, fitting)
-        heirs[run.heir] = basis.made.get(
-            (run.heir, key), partial(_inherited, basis, sample, run, repair, fitting)
+        heirs[run.heir] = context.made.get(
+            (run.heir, key), partial(_inherited, context, sample, run, repair, fitting)
         )
     for index in dropped:
         keys[index] = GONE
     kept = [
         Kept(0, 0) if index in dropped else Kept(block.n_kv_groups, block.ffn_width)
-        for index, block in enumerate(basis.shape.blocks)
+        for index, block in enumerate(context.shape.blocks)
     ]
-    return DepthDecision(tuple(keys), cut_costs(basis.shape, kept), basis, frozenset(dropped), heirs)
+    return BlockPlan(tuple(keys), cut_costs(context.shape, kept), context, frozenset(dropped), heirs)
 
 
-def _inherited(basis: Basis, sample: Sample, run: Run, repair: str, fitting: Fitting) -> dict[str, Tensor]:
+def _inherited(
+    context: RecipeContext, sample: Sample, run: Run, repair: str, fitting: Fitting
+) -> dict[str, Tensor]:
     """What a run leaves to its heir, by the names of parameters within the block."""
-    return inherited(basis.anatomy, run.dropped, repair, sample.tokens, fitting)[run.heir]
+    return inherited(context.anatomy, run.dropped, repair, sample.tokens, fitting)[run.heir]
 
 
-def _scores(basis: Basis, sample: Sample, name: str) -> tuple[float, ...]:
+def _scores(context: RecipeContext, sample: Sample, name: str) -> tuple[float, ...]:
     """Of each block, higher = keep."""
     row = DEPTH[name]
     whole = sample.statistics.whole
     influence = sample.statistics.influence if "influence" in row.evidence else ()
-    return basis.of_blocks(
+    return context.of_blocks(
         name,
         sample,
         lambda: row.function(
-            basis.anatomy, sample.tokens, replace(whole(row.gradients), influence=influence)
+            context.anatomy, sample.tokens, replace(whole(row.gradients), influence=influence)
         ),
     )
 
 
-def _lowest(basis: Basis, scores: Sequence[float], sparsity: float) -> list[int]:
+def _lowest(context: RecipeContext, scores: Sequence[float], sparsity: float) -> list[int]:
     """The blocks that score least, as many as come nearest to the sparsity; the first block stays.
 
     Raises:
         ValueError: if none comes near.
     """
-    sizes = [shape.params(shape.n_kv_groups, shape.ffn_width) for shape in basis.shape.blocks]
-    protected = {linear.block for linear in basis.anatomy.linears if linear.name in basis.protected}
+    sizes = [shape.params(shape.n_kv_groups, shape.ffn_width) for shape in context.shape.blocks]
+    protected = {linear.block for linear in context.anatomy.linears if linear.name in context.protected}
     free = [index for index in range(1, len(sizes)) if index not in protected]
     dropped: list[int] = []
     missing = sparsity * sum(sizes)

@@ -1,11 +1,11 @@
-"""What recipes of a plan can't be carried out: seen before minutes of work."""
+"""Checks of recipes before minutes of work: names, the model's family, memory and disk for statistics."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,8 +17,7 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.lay_out import lay_out
 from secateur.pruners.recipes.allocating import Needs
 from secateur.pruners.recipes.allocation.profile import read_profile
-from secateur.pruners.recipes.scores import blend_of, method_of
-from secateur.pruners.recipes.unit_metrics import importance_of
+from secateur.pruners.recipes.scores import blend_of, importance_of, method_of
 from secateur.spaces.methods import (
     BLOCK_RECONSTRUCTIONS,
     CUT_REPAIRS,
@@ -32,31 +31,23 @@ from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.keys import BLEND
 from secateur.spaces.recipe.known import KNOWN
 
-if TYPE_CHECKING:
-    from secateur.evaluators.plan import Plan
-
 Metric = Mapping[str, Any]
 
 
-def check_names(plan: Plan) -> None:
+def check_names(settings: Any) -> None:
     """Refuse metrics that the unit does not have, and a profile that can't be read."""
-    for metric in _metrics(plan.space):
+    for metric in _metrics(settings):
         try:
-            NEEDS[plan.space.unit](metric)
+            check_metric(settings.unit, metric)
         except ValueError as error:
             raise ValueError(f"`space.metrics`: {error}") from error
-    if plan.space.profile is not None:
-        read_profile(Path(plan.space.profile))
+    if settings.profile is not None:
+        read_profile(Path(settings.profile))
 
 
-def check_model(plan: Plan, anatomy: Anatomy) -> None:
-    """Refuse what can't be carried out on this model, or on this machine.
-
-    Raises:
-        ValueError: as `check_family` and `check_statistics` do.
-    """
-    check_family(plan.space, anatomy)
-    check_statistics(plan.space, anatomy)
+def check_metric(unit: Unit, metric: Metric) -> None:
+    """Raise a ValueError unless the unit has the metric."""
+    NEEDS[unit](metric)
 
 
 def check_family(space: Any, anatomy: Anatomy) -> None:

@@ -46,7 +46,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Basis:
+class RecipeContext:
     """Made while the model is dense.
 
     Args:

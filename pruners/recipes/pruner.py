@@ -1,205 +1,324 @@
-"""Recipes in a search: what workers read, who switches, and the pruning for good."""
+"""Pruning by recipes: planned over the whole dense model, then carried out block by block."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import finalize
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.choose import choose
-from secateur.pruners.calibration.pool import (
-    Pool,
-    build_pools,
-    first_tokens,
-    load_pools,
-    pool_identity,
-    save_pools,
-)
+from secateur.pruners.calibration.pool import Pool, build_pools, load_pools, pool_identity, save_pools
+from secateur.pruners.export.cut import CutModel
+from secateur.pruners.export.export import ExportReport
+from secateur.pruners.export.manifest import Manifest
+from secateur.pruners.export.registry import FORMATS
+from secateur.pruners.export.structured import check_structured, export_structured
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.loading import LoadedModel
+from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report
 from secateur.pruners.recipes.allocation.profile import read_profile
-from secateur.pruners.recipes.context import Basis
-from secateur.pruners.recipes.plan import DENSE, Decision
-from secateur.pruners.recipes.switcher import RecipeSwitcher
-from secateur.spaces.architecture.candidate import KeptUnits
-from secateur.spaces.shape import ModelShape
+from secateur.pruners.recipes.blocks import plan_blocks
+from secateur.pruners.recipes.checks import check_family, check_names, check_statistics
+from secateur.pruners.recipes.context import RecipeContext
+from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
+from secateur.pruners.recipes.units import plan_units
+from secateur.pruners.recipes.weights import plan_weights
+from secateur.pruners.stores.block_files import LevelStoreError
+from secateur.spaces.architecture.candidate import Kept
 
-if TYPE_CHECKING:
-    from secateur.evaluators.plan import Plan
-    from secateur.evaluators.session import Workbench
-
-POOLS, PROFILE, DENSE_MODEL = "pools.safetensors", "profile.yaml", "dense.json"
-"""What workers read."""
+POOLS, PROFILE = "pools.safetensors", "profile.yaml"
+"""Files that `RecipePruner.prepare` writes."""
 
 STATISTICS = ".statistics"
-"""The cache of statistics beside it. Hidden, since each node fills its own: it is no part of what is staged."""
+"""The cache of statistics beside them. Hidden, since each node fills its own: it is not staged to others."""
+
+N_PLANS = 64
+"""So many plans are remembered, those asked for last."""
+
+# By the unit of the recipe.
+PLAN: dict[str, Callable[[RecipeContext, Config], PruningPlan]] = {
+    "weights": plan_weights,
+    "structure": plan_units,
+    "blocks": plan_blocks,
+}
 
 
-def check_windows(bench: Workbench) -> None:
-    """Refuse texts that are too short for the recipes that are measured first, as far as their lengths tell.
+class RecipePruner(Pruner):
+    """Pruner of the space ``recipe``: calibration data, metric, allocation and repair together.
 
-    Raises:
-        ValueError: if one is.
-    """
-    pools = build_pools(bench.anatomy, _tokens(bench), look=False)
-    for recipe in bench.space.baselines().values():
-        calibration = bench.space.config(recipe)["calibration"]
-        if calibration["choose"] == "random":
-            choose(pools, calibration, bench.plan.seed)
+    All statistics are those of the dense model: a recipe is planned while the model is dense, and the weights that it
+    gives a block depend on nothing but the recipe.
 
-
-def build_basis(bench: Workbench, directory: Path, on_block: Callable[[int], None]) -> None:
-    """Write the pools, unless they are there, and what else workers need to know."""
-    directory.mkdir(parents=True, exist_ok=True)
-    n_blocks = len(bench.anatomy.blocks)
-    _pools(bench, directory, lambda share: on_block(round(share * n_blocks) - 1), keep=True)
-    facts = {"model": _model(bench), "shape": bench.space_shape.to_json()}
-    (directory / DENSE_MODEL).write_text(json.dumps(facts), encoding="utf-8")
-    if bench.plan.space.profile is not None:
-        shutil.copyfile(bench.plan.space.profile, directory / PROFILE)
-
-
-def _pools(
-    bench: Workbench,
-    directory: Path | None,
-    on_share: Callable[[float], None] = lambda share: None,
-    *,
-    keep: bool = False,
-) -> Mapping[str, Pool]:
-    """Those in a directory, where they are what they should be, else made anew, and kept there or not."""
-    of = bench.plan.space
-    look = any(choice != "random" for choice in of.choose)
-    hashes = {name: text.sha256 for name, text in bench.sources.items()}
-    identity = pool_identity(_model(bench), hashes, of.pool_tokens, look=look)
-    pools = None if directory is None else load_pools(directory / POOLS, identity)
-    if pools is None:
-        pools = build_pools(bench.anatomy, _tokens(bench), look=look, on_share=on_share)
-        if directory is not None and keep:
-            save_pools(directory / POOLS, pools, identity)
-    return pools
-
-
-def _tokens(bench: Workbench) -> dict[str, Int64[Tensor, " tokens"]]:
-    """Of each source."""
-    tokenizer, n_tokens = bench.loaded.tokenizer, bench.plan.space.pool_tokens
-    return {name: first_tokens(tokenizer, text.text, n_tokens) for name, text in bench.sources.items()}
-
-
-def _model(bench: Workbench) -> str:
-    """What tells the model and its precision from others."""
-    return f"{bench.loaded.fingerprint} {next(bench.anatomy.linears).weight.dtype}"
-
-
-def recipe_switcher(plan: Plan, space: Any, anatomy: Anatomy, directory: Path) -> RecipeSwitcher:
-    """Over what `build_basis` wrote."""
-    pools = load_pools(directory / POOLS)
-    assert pools is not None, "written before workers start"
-    facts = json.loads((directory / DENSE_MODEL).read_text(encoding="utf-8"))
-    cache = StatisticsCache(directory / STATISTICS, round(plan.space.cache_gb * 1e9))
-    shape = ModelShape.from_json(facts["shape"])
-    return _switcher(plan, shape, anatomy, pools, facts["model"], cache, directory / PROFILE)
-
-
-def _switcher(
-    plan: Plan,
-    shape: ModelShape,
-    anatomy: Anatomy,
-    pools: Mapping[str, Pool],
-    model: str,
-    cache: StatisticsCache,
-    profile: Path,
-) -> RecipeSwitcher:
-    of = plan.space
-    basis = Basis(
-        anatomy,
-        model,
-        pools,
-        cache,
-        shape,
-        plan.seed,
-        of.damp,
-        tuple(of.protect),
-        () if of.profile is None else read_profile(profile),
-    )
-    return RecipeSwitcher(basis, of.unit)
-
-
-class RecipePruner:
-    """Decides recipes on a bench's dense model, and carries one out for good; statistics are let go with this object.
-
-    Args:
-        bench: with the dense model.
+    Its settings are those of the space or of a recipe file: `unit`, `dampening`, `protect`, `profile`, `pool_tokens`,
+    `choose` and `cache_gb` are used.
     """
 
-    def __init__(self, bench: Workbench) -> None:
-        directory = Path(mkdtemp(prefix="secateur-"))
-        finalize(self, shutil.rmtree, directory, ignore_errors=True)
-        self._anatomy = bench.anatomy
-        self._switcher = _switcher(
-            bench.plan,
-            bench.space_shape,
-            bench.anatomy,
-            _pools(bench, bench.levels),
-            _model(bench),
-            StatisticsCache(directory, sys.maxsize),  # for one recipe
-            Path(bench.plan.space.profile or ""),
+    _context: RecipeContext | None = None
+    _earlier: Path | None = None
+
+    @classmethod
+    def check_settings(cls, settings: Any) -> None:
+        check_names(settings)
+
+    @classmethod
+    def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
+        check_family(settings, anatomy)
+        check_statistics(settings, anatomy)
+
+    def check_calibration(self) -> None:
+        pools = build_pools(self.anatomy, self._tokens(), look=False)
+        for recipe in self.space.baselines().values():
+            calibration = self.space.config(recipe)["calibration"]
+            if calibration["choose"] == "random":
+                choose(pools, calibration, self.seed)
+
+    @classmethod
+    def is_smaller(cls, settings: Any) -> bool:
+        unit: str = settings.unit
+        return unit != "weights"
+
+    # --- what recipes are planned on ---
+
+    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        """Write the pools, unless they are there, and the profile."""
+        directory.mkdir(parents=True, exist_ok=True)
+        n_blocks = len(self.anatomy.blocks)
+        self._pools(directory, lambda share: on_block(round(share * n_blocks) - 1), keep=True)
+        if self.settings.profile is not None:
+            shutil.copyfile(self.settings.profile, directory / PROFILE)
+
+    def open(self, directory: Path) -> None:
+        pools = load_pools(directory / POOLS)
+        assert pools is not None, "written before workers start"
+        cache = StatisticsCache(directory / STATISTICS, round(self.settings.cache_gb * 1e9))
+        self.use(self._new_context(pools, cache, directory / PROFILE))
+
+    def reuse(self, directory: Path) -> None:
+        """Use pools that an earlier search wrote."""
+        self._earlier = directory
+
+    @property
+    def context(self) -> RecipeContext:
+        """The context that was opened, else a new one without a directory; its statistics go with this object."""
+        if self._context is None:
+            scratch = Path(mkdtemp(prefix="secateur-"))
+            finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+            cache = StatisticsCache(scratch, sys.maxsize)  # for one recipe
+            profile = Path(self.settings.profile or "")
+            self.use(self._new_context(self._pools(self._earlier), cache, profile))
+        assert self._context is not None
+        return self._context
+
+    def _new_context(self, pools: Mapping[str, Pool], cache: StatisticsCache, profile: Path) -> RecipeContext:
+        of = self.settings
+        return RecipeContext(
+            self.anatomy,
+            self._model,
+            pools,
+            cache,
+            self.dense.shape,
+            self.seed,
+            of.damp,
+            tuple(of.protect),
+            () if of.profile is None else read_profile(profile),
         )
 
-    def decide(self, config: Mapping[str, Any]) -> Decision | None:
-        """See `RecipeSwitcher.decide`."""
-        return self._switcher.decide(config)
+    def use(self, context: RecipeContext) -> None:
+        """Plan recipes on this context."""
+        self._context = context
+        blocks = self.anatomy.blocks
+        layouts = [None] * len(blocks) if self.settings.unit == "weights" else context.layouts
+        self._live = [LiveBlock(block, layout) for block, layout in zip(blocks, layouts, strict=True)]
+        self._now: list[Hashable] = [DENSE] * len(blocks)
+        self._plans: dict[str, PruningPlan] = {}
+        self._of_keys: dict[tuple[int, Hashable], PruningPlan] = {}
 
-    def prune(self, config: Mapping[str, Any], on_block: Callable[[int], None]) -> tuple[KeptUnits, ...]:
-        """Make the live model what the recipe says, with contiguous tensors of its own where it changes.
+    def _pools(
+        self,
+        directory: Path | None,
+        on_share: Callable[[float], None] = lambda share: None,
+        *,
+        keep: bool = False,
+    ) -> Mapping[str, Pool]:
+        """Those in a directory, if they are of this model and these texts, else new ones, kept there or not."""
+        of = self.settings
+        look = any(choice != "random" for choice in of.choose)
+        hashes = {name: source.sha256 for name, source in self.calibration.sources.items()}
+        identity = pool_identity(self._model, hashes, of.pool_tokens, look=look)
+        pools = None if directory is None else load_pools(directory / POOLS, identity)
+        if pools is None:
+            pools = build_pools(self.anatomy, self._tokens(), look=look, on_share=on_share)
+            if directory is not None and keep:
+                save_pools(directory / POOLS, pools, identity)
+        return pools
 
-        The weights are the very ones that a search measures.
+    def _tokens(self) -> dict[str, Int64[Tensor, " tokens"]]:
+        return {name: source.tokens for name, source in self.calibration.sources.items()}
 
-        Returns:
-            The units that stay, block by block, if some are cut off.
+    @property
+    def _model(self) -> str:
+        """Identity of the model and its precision."""
+        return f"{self.dense.fingerprint} torch.{self.dense.dtype}"
+
+    # --- plans ---
+
+    def plan(self, config: Config) -> PruningPlan | None:
+        """The plan of a recipe, made once; None for the dense model.
+
+        The model must be dense, unless the recipe was planned lately.
+
+        Raises:
+            InfeasibleError: if the recipe can't be carried out, with the reason.
+            LevelStoreError: if there is no room for statistics.
         """
-        keys = self._switcher.keys(config)
-        for block, key in zip(self._anatomy.blocks, keys, strict=True):
+        context = self.context
+        if not config["sparsity"]:
+            return None
+        name = json.dumps(config, sort_keys=True)
+        plan = self._plans.pop(name, None) or self._new_plan(context, config)
+        self._plans[name] = plan  # the last one is the one used last
+        return plan
+
+    def _new_plan(self, context: RecipeContext, config: Config) -> PruningPlan:
+        self._evict(context)
+        try:
+            return PLAN[self.settings.unit](context, config)
+        except LevelStoreError:
+            raise
+        except ValueError as error:
+            raise InfeasibleError(str(error)) from error
+
+    def _evict(self, context: RecipeContext) -> None:
+        """Evict plans of earlier batches: all but the last few, and those whose statistics are held no more.
+
+        Mapped files keep their disk.
+        """
+        under_way = set(map(id, self._of_keys.values()))
+        earlier = [name for name, plan in self._plans.items() if id(plan) not in under_way]
+        for place, name in enumerate(reversed(earlier)):
+            if place >= N_PLANS or not context.holds(json.loads(name)["calibration"]):
+                del self._plans[name]
+
+    # --- in a search ---
+
+    def keys(self, config: Config) -> Sequence[Hashable]:
+        """See `PruningPlan.keys`."""
+        plan = self.plan(config)
+        if plan is None:
+            return [DENSE] * len(self._live)
+        self._of_keys |= dict.fromkeys(enumerate(plan.keys), plan)
+        return plan.keys
+
+    def cost(self, candidate: Any) -> Mapping[str, float]:
+        """Exact counts of the plan; of the dense model those of its space."""
+        plan = self.plan(self.space.config(candidate))
+        return super().cost(candidate) if plan is None else plan.costs
+
+    def apply(self, block: int, key: Hashable) -> None:
+        if self._now[block] == key:
+            return
+        self._live[block].restore()
+        if key != DENSE:
+            self._of_keys[block, key].change(self._live[block])
+        self._now[block] = key
+
+    def release(self, block: int) -> None:
+        self.apply(block, DENSE)
+
+    def restore(self) -> None:
+        for block in range(len(self._live)):
+            self.release(block)
+        self._of_keys.clear()
+
+    # --- for good ---
+
+    def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
+        """Prune the live model by the recipe; its weights are the very ones that a search measures.
+
+        Raises:
+            ValueError: if sequential statistics are asked for, or the recipe can't be carried out.
+        """
+        if sequential:
+            raise ValueError(
+                "Expected statistics of the dense model for a recipe, got `sequential`. Leave `--calibration` out."
+            )
+        for block, key in zip(self.anatomy.blocks, self.keys(config), strict=True):
             if key != DENSE:
-                self._switcher.apply(block.index, key)
+                self.apply(block.index, key)
                 for parameter in block.module.parameters():
                     parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
             on_block(block.index)
-        decision = self.decide(config)
-        return () if decision is None else tuple(decision.units)
 
+    @classmethod
+    def formats(cls, settings: Any) -> tuple[str, ...]:
+        """Zeros in place go into the parent's own form, smaller models into any."""
+        return tuple(FORMATS) if cls.is_smaller(settings) else ("hf",)
 
-def prune_recipe(
-    bench: Workbench, config: Mapping[str, Any], sequential: bool, on_block: Callable[[int], None]
-) -> tuple[KeptUnits, ...]:
-    """Carry a recipe out on the bench's live model for good; statistics are the dense model's, always.
+    def check_format(self, config: Config, tokenizer: PreTrainedTokenizerBase, form: str) -> None:
+        """Raise a ValueError if the recipe can't be carried out, or the format can't carry the model."""
+        kept = self._kept(config)
+        if self.is_smaller(self.settings):
+            check_structured(self.anatomy, tokenizer, kept, form)
 
-    Raises:
-        ValueError: if sequential statistics are asked for, or the recipe can't be carried out.
-    """
-    if sequential:
-        raise ValueError(
-            "Expected statistics of the dense model for a recipe, got `sequential`. Leave `--calibration` out."
+    def record(self, config: Config) -> dict[str, Any]:
+        """The plain form, and settings that it depends on."""
+        of = self.settings
+        more = {"protect": list(of.protect), "profile": of.profile}
+        return {"recipe": dict(config), "damp": of.damp} | {
+            name: value for name, value in more.items() if value
+        }
+
+    def asked(self, config: Config) -> dict[str, Any]:
+        """Nothing: the sparsity of each projection is known when the recipe is planned."""
+        return {"asked": {}}
+
+    def calibration_record(self) -> dict[str, Any]:
+        """The texts that windows are chosen from; the recipe says which, and the seed."""
+        sources = self.calibration.sources
+        return {
+            "sources": {name: source.name for name, source in sources.items()},
+            "pool_tokens": self.settings.pool_tokens,
+            "sha256": {name: source.sha256 for name, source in sources.items()},
+        }
+
+    def save(
+        self,
+        loaded: LoadedModel,
+        config: Config,
+        to: Path,
+        manifest: Manifest,
+        check_tokens: Int64[Tensor, "rows length"],
+    ) -> ExportReport:
+        """Save zeros as the parent's class has them, unless biases came; smaller models as `export_structured` does."""
+        plan, kept = self.plan(config), self._kept(config)
+        manifest = replace(manifest, asked={} if plan is None else dict(plan.sparsity))
+        if not self.is_smaller(self.settings) and not CutModel(self.anatomy, kept).added_biases():
+            return super().save(loaded, config, to, manifest, check_tokens)
+        return export_structured(
+            self.anatomy,
+            loaded.tokenizer,
+            kept,
+            manifest,
+            to,
+            check_tokens=check_tokens,
+            dtype=loaded.stored_dtype,
+            units=() if plan is None else plan.units,
         )
-    return bench.recipes.prune(config, on_block)
 
-
-def recipe_record(plan: Plan, config: Mapping[str, Any]) -> dict[str, Any]:
-    """How weights go: the plain form, and what else it depends on."""
-    of = plan.space
-    more = {"protect": list(of.protect), "profile": of.profile}
-    return {"recipe": dict(config), "damp": of.damp} | {name: value for name, value in more.items() if value}
-
-
-def recipe_cost(bench: Workbench, config: Mapping[str, Any]) -> Mapping[str, float] | None:
-    """Exact counts; None for the dense model."""
-    decision = bench.recipes.decide(config)
-    return None if decision is None else decision.costs
+    def _kept(self, config: Config) -> Sequence[Kept]:
+        plan = self.plan(config)
+        if plan is None:
+            return [Kept(block.n_kv_heads, block.ffn_width) for block in self.anatomy.blocks]
+        return plan.kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -13,9 +14,12 @@ from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.masks import Comparison
 from secateur.pruners.models.anatomy import Linear
-from secateur.pruners.recipes.blend import Blend, weight_scores
+from secateur.pruners.recipes.blend import Blend, unit_scores, weight_scores
+from secateur.pruners.structure.formula_scores import formula_method, formula_scores
+from secateur.pruners.structure.importance import Importance, check_importance
 from secateur.pruners.weights.method import Method
 from secateur.spaces.formulas.metric import formula_of
+from secateur.spaces.methods import IMPORTANCES
 from secateur.spaces.recipe.keys import BLEND
 
 
@@ -89,3 +93,27 @@ def method_of(metric: Mapping[str, Any], *, damp: float, seed: int) -> Method:
     """
     name = metric["name"]
     return Method(name, metric.get("comparison"), damp=damp, seed=seed, formula=formula_of(name))
+
+
+def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> Importance:
+    """The importance that a recipe's section ``metric`` describes.
+
+    Args:
+        metric: complete, or its name alone.
+        n_blocks: of the model, for formulas with the block's position; what is needed does not depend on it.
+
+    Raises:
+        ValueError: if there is no such importance.
+    """
+    blend = blend_of(metric)
+    if blend is not None:
+        score = partial(unit_scores, blend=blend)
+        return Importance(score, blend.needs, blend.gradients)
+    formula = formula_of(metric["name"])
+    if formula is not None:
+        score = partial(formula_scores, formula=formula, n_blocks=n_blocks)
+        method = formula_method(formula)
+        return Importance(score, method.needs, method.gradients)
+    check_importance(metric["name"], key="metric")
+    row = IMPORTANCES[metric["name"]]
+    return Importance(row.function, row.inputs, row.gradients)

@@ -15,11 +15,10 @@ from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.recipes.allocating import Needs, most, removed, rule_needs
 from secateur.pruners.recipes.allocation.layers import Layer
-from secateur.pruners.recipes.context import Basis, Sample
+from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.costs import cut_costs
-from secateur.pruners.recipes.live import LiveBlock
-from secateur.pruners.recipes.plan import DENSE, Decision, key_of
-from secateur.pruners.recipes.unit_metrics import importance_of
+from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
+from secateur.pruners.recipes.scores import importance_of
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.importance import Importance
@@ -32,18 +31,18 @@ Stays = Mapping[Sublayer, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class UnitDecision(Decision):
+class UnitPlan(PruningPlan):
     """Units that are really gone.
 
     Args:
-        basis: of the recipe.
+        context: of the recipe.
         sample: its calibration windows.
         repair: a row of `CUT_REPAIRS`.
         stays: of each block.
         outputs: weights that follow the pruned stream, of output projections by their full names.
     """
 
-    basis: Basis
+    context: RecipeContext
     sample: Sample
     repair: str
     stays: tuple[Stays, ...]
@@ -68,7 +67,7 @@ class UnitDecision(Decision):
 
     def _pieces(self, layout: SublayerLayout, block: int, kept: tuple[int, ...]) -> Mapping[str, Piece]:
         key = (self.keys[block], layout.name)
-        return self.basis.made.get(key, lambda: self._make(layout, block, kept))
+        return self.context.made.get(key, lambda: self._make(layout, block, kept))
 
     def _make(self, layout: SublayerLayout, block: int, kept: tuple[int, ...]) -> Mapping[str, Piece]:
         rest = sorted(set(range(layout.n_units)) - set(kept))
@@ -77,32 +76,32 @@ class UnitDecision(Decision):
         inputs = None
         if needs != "nothing":
             inputs = self.sample.statistics.outputs(block, gram=needs == "gram")[layout.output.name]
-        tensors = in_order(layout, order, inputs, (len(kept),), (self.repair,), self.basis.damp)
+        tensors = in_order(layout, order, inputs, (len(kept),), (self.repair,), self.context.damp)
         pieces = Leading(layout, tensors).pieces(len(kept), self.repair)
         name = layout.output.name
         return pieces | {name: pieces[name].changed(self.outputs.get(name), None)}
 
 
-def decide_units(basis: Basis, config: Mapping[str, Any]) -> UnitDecision:
+def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     """What a recipe of unit ``structure`` comes to. The live model is dense, and stays so.
 
     Raises:
         ValueError: if it can't be carried out: too few calibration windows, a rule that does not reach the
             sparsity, scores that rank nothing.
     """
-    sample = basis.sample(config["calibration"])
-    row, stream = importance_of(config["metric"], len(basis.layouts)), STREAM_REPAIRS.get(config["repair"])
+    sample = context.sample(config["calibration"])
+    row, stream = importance_of(config["metric"], len(context.layouts)), STREAM_REPAIRS.get(config["repair"])
     repair = "none" if stream else config["repair"]
     of_rule: Needs = "moments" if "flap" in rule_needs(config) else "nothing"
     needs = most(row.needs, CUT_REPAIRS[repair].inputs, of_rule)
     sample.statistics.prepare(outputs=needs, gradients=row.gradients)
-    evidence = _evidence(basis, sample, row, needs)
+    evidence = _evidence(context, sample, row, needs)
     layouts = [one.layout for one in evidence]
     scores = [_scores(row, one) for one in evidence]
     gone = removed(
         config,
-        [_layer(layout, score, basis) for layout, score in zip(layouts, scores, strict=True)],
-        basis,
+        [_layer(layout, score, context) for layout, score in zip(layouts, scores, strict=True)],
+        context,
         sample,
         flap=lambda: [standardised_flap(one).double().cpu().numpy() for one in evidence],
     )
@@ -113,28 +112,28 @@ def decide_units(basis: Basis, config: Mapping[str, Any]) -> UnitDecision:
     stays = tuple(
         {layout.kind: kept for layout, kept in pair} for pair in zip(parts[::2], parts[1::2], strict=True)
     )
-    seen = f"{sample.sha256} {basis.damp}"
+    seen = f"{sample.sha256} {context.damp}"
     below = [stays[:index] if stream else () for index in range(len(stays))]
     keys = tuple(
         _key(layout, kept, config["repair"], f"{seen} {under}")
-        for layout, kept, under in zip(basis.layouts, stays, below, strict=True)
+        for layout, kept, under in zip(context.layouts, stays, below, strict=True)
     )
     kept = [Kept(len(block["attention"]), len(block["mlp"])) for block in stays]
-    outputs = stream.function(basis.anatomy, basis.layouts, stays, sample.tokens) if stream else {}
-    return UnitDecision(keys, cut_costs(basis.shape, kept, repair), basis, sample, repair, stays, outputs)
+    outputs = stream.function(context.anatomy, context.layouts, stays, sample.tokens) if stream else {}
+    return UnitPlan(keys, cut_costs(context.shape, kept, repair), context, sample, repair, stays, outputs)
 
 
 def _evidence(
-    basis: Basis, sample: Sample, row: Importance, needs: Literal["moments", "gram"] | None
+    context: RecipeContext, sample: Sample, row: Importance, needs: Literal["moments", "gram"] | None
 ) -> list[Evidence]:
     """What is known of attention and MLP of each block."""
     gradients = sample.statistics.gradients(row.gradients)
     found = []
-    for layout in basis.layouts:
+    for layout in context.layouts:
         index = layout.block.index
         seen = {} if needs is None else sample.statistics.outputs(index, gram=needs == "gram")
         found += [
-            Evidence(part, seen.get(part.output.name), gradients, basis.damp) for part in layout.sublayers
+            Evidence(part, seen.get(part.output.name), gradients, context.damp) for part in layout.sublayers
         ]
     return found
 
@@ -146,8 +145,8 @@ def _scores(row: Importance, evidence: Evidence) -> Float[Tensor, " units"]:
     return score
 
 
-def _layer(layout: SublayerLayout, score: Float[Tensor, " units"], basis: Basis) -> Layer:
-    protected = any(placement.linear.name in basis.protected for placement in layout.placements)
+def _layer(layout: SublayerLayout, score: Float[Tensor, " units"], context: RecipeContext) -> Layer:
+    protected = any(placement.linear.name in context.protected for placement in layout.placements)
     return Layer(
         layout.output.block,
         layout.kind,

@@ -17,31 +17,32 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.masks import mask
 from secateur.pruners.models.anatomy import Block, Linear
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.recipes.allocating import most
-from secateur.pruners.recipes.context import Basis, Sample
+from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.plan import key_of
 from secateur.pruners.recipes.scores import Ranking
 from secateur.pruners.weights.mask_repairs import Masked
 from secateur.pruners.weights.method import Method
-from secateur.spaces.methods import MASK_REPAIRS, MethodRow
+from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, MASK_REPAIRS, MethodRow
 
 Counts = Mapping[str, int]
 """Zeros of each projection by its full name."""
 
 
 @dataclass(frozen=True)
-class Zeroing(ABC):
+class WeightPruning(ABC):
     """From dense blocks, of a live model that need not be dense elsewhere, to weights with zeros.
 
     Args:
-        basis: of the recipe.
+        context: of the recipe.
         sample: its calibration windows; what `needs` and `gradients` say is collected.
     """
 
-    basis: Basis
+    context: RecipeContext
     sample: Sample
 
     @property
@@ -90,7 +91,7 @@ def spread_step(n_scores: int, n: int, width: int) -> int:
 
 
 @dataclass(frozen=True)
-class Masking(Zeroing):
+class MaskPruning(WeightPruning):
     """The weights that rank lowest go, then what stays is repaired.
 
     Args:
@@ -110,7 +111,7 @@ class Masking(Zeroing):
         return self.ranking.gradients
 
     def some_scores(self, linear: Linear, n: int) -> NDArray[np.float64]:
-        scores = self._scores(linear, self.inputs(self.basis.anatomy.blocks[linear.block])).flatten()
+        scores = self._scores(linear, self.inputs(self.context.anatomy.blocks[linear.block])).flatten()
         step = spread_step(len(scores), n, linear.weight.shape[1])
         spread: NDArray[np.float64] = scores[::step].double().cpu().numpy()
         return spread
@@ -120,21 +121,21 @@ class Masking(Zeroing):
         digest = hashlib.sha256()
         for name, kept in masks.items():
             digest.update(name.encode() + np.packbits(kept.cpu().numpy()).tobytes())
-        seen = f"{self.sample.sha256} {self.basis.damp}" if self._row.needs != "nothing" else ""
+        seen = f"{self.sample.sha256} {self.context.damp}" if self._row.needs != "nothing" else ""
         key = key_of(digest.hexdigest(), self.repair, seen)
-        self.basis.made.put((block.index, key), masks)
+        self.context.made.put((block.index, key), masks)
         return key
 
     def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
-        masks = self.basis.made.get((block.index, key), lambda: self._masks(block, counts))
+        masks = self.context.made.get((block.index, key), lambda: self._masks(block, counts))
         if self._row.gives == "nothing":  # quicker made than kept
             return self._repaired(block, masks)
-        return self.basis.made.get((block.index, key, "repaired"), lambda: self._repaired(block, masks))
+        return self.context.made.get((block.index, key, "repaired"), lambda: self._repaired(block, masks))
 
     def n_biases(self, counts: Counts) -> int:
         if self._row.gives != "bias":
             return 0
-        return sum(x.out_features for x in self.basis.anatomy.linears if counts[x.name] and x.bias is None)
+        return sum(x.out_features for x in self.context.anatomy.linears if counts[x.name] and x.bias is None)
 
     @property
     def _row(self) -> MethodRow:
@@ -167,7 +168,7 @@ class Masking(Zeroing):
             if linear.name in masks:
                 dense = Piece(linear.weight, linear.bias)
                 masked = Masked(
-                    linear.weight, masks[linear.name], inputs.get(linear.name), self.basis.damp, linear.name
+                    linear.weight, masks[linear.name], inputs.get(linear.name), self.context.damp, linear.name
                 )
                 made = self._row.function(masked)
                 added = None if made.added is None else made.added.to(linear.weight.dtype)
@@ -176,7 +177,7 @@ class Masking(Zeroing):
 
 
 @dataclass(frozen=True)
-class Rebuilding(Zeroing):
+class LayerReconstruction(WeightPruning):
     """A reconstruction gives the weights anew.
 
     Args:
@@ -198,7 +199,7 @@ class Rebuilding(Zeroing):
         return key_of(self.method.record, self.sample.sha256, zeros)
 
     def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
-        return self.basis.made.get((block.index, key), lambda: self._rebuilt(block, counts))
+        return self.context.made.get((block.index, key), lambda: self._rebuilt(block, counts))
 
     def _rebuilt(self, block: Block, counts: Counts) -> dict[str, Piece]:
         inputs = self.inputs(block)
@@ -210,3 +211,53 @@ class Rebuilding(Zeroing):
             for linear in block.linears
             if counts[linear.name]
         }
+
+
+@dataclass(frozen=True)
+class BlockReconstruction(WeightPruning):
+    """The weights of a block depend on its own zeros and on what the dense model gives to it.
+
+    Args:
+        name: a row of `BLOCK_RECONSTRUCTIONS`.
+    """
+
+    name: str
+
+    @property
+    def needs(self) -> Literal["nothing"]:
+        return "nothing"
+
+    @property
+    def gradients(self) -> tuple[Kind, ...]:
+        return ()
+
+    def key(self, block: Block, counts: Counts) -> str:
+        BLOCK_RECONSTRUCTIONS[self.name].check(self.context.anatomy, block, self.sample.tokens)
+        assert self._states, "looked at while the model is dense"
+        zeros = [counts[linear.name] for linear in block.linears]
+        return key_of(self.name, self.sample.sha256, self.context.damp, zeros)
+
+    def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
+        return self.context.made.get((block.index, key), lambda: self._rebuilt(block, counts))
+
+    @cached_property
+    def _states(self) -> Mapping[str, Float[Tensor, "windows length width"]]:
+        """What the dense model gives to each block."""
+        anatomy, tokens = self.context.anatomy, self.sample.tokens
+        names = [block.name for block in anatomy.blocks]
+        return self.context.made.get(
+            ("states", self.sample.sha256),
+            lambda: dict(zip(names, stream_states(anatomy, tokens), strict=False)),
+        )
+
+    def _rebuilt(self, block: Block, counts: Counts) -> dict[str, Piece]:
+        linears = {linear.name: linear for linear in block.linears}
+        weights = BLOCK_RECONSTRUCTIONS[self.name].function(
+            self.context.anatomy,
+            block,
+            self.sample.tokens,
+            self._states[block.name],
+            {name: counts[name] / linear.n_weights for name, linear in linears.items()},
+            damp=self.context.damp,
+        )
+        return {name: Piece(weight, linears[name].bias) for name, weight in weights.items()}

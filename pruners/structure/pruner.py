@@ -1,98 +1,301 @@
-"""How architectures turn into smaller models: the store of what can be cut, and the cut for good."""
+"""Structured pruning of KV groups, FFN channels and sub-layers: views of a store in a search, a cut for good."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal
 
+import torch
+from jaxtyping import Int, Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from secateur.pruners.calibration.gradients import model_statistics
+from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.depth.depth import depth_scores
-from secateur.pruners.export.capability import check_carrier
-from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.export.capability import check_capability, stock_kv_groups
+from secateur.pruners.export.export import ExportReport
+from secateur.pruners.export.manifest import Manifest
+from secateur.pruners.export.registry import FORMATS
+from secateur.pruners.export.structured import check_structured, export_structured
+from secateur.pruners.models.anatomy import Anatomy, Block
+from secateur.pruners.models.cutting import LiveSublayer
+from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.layout import SublayerLayout, check_block, check_kept
+from secateur.pruners.models.loading import LoadedModel
+from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
-from secateur.pruners.structure.remove import prune_structure
-from secateur.pruners.structure.reorder import Recipe
+from secateur.pruners.structure.reorder import Leading, Recipe, reorder
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
-from secateur.pruners.structure.switching import StructureSwitcher
-from secateur.spaces.architecture.candidate import KeptUnits, read_kept
+from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
 from secateur.spaces.methods import DEPTH
 
-if TYPE_CHECKING:
-    from secateur.evaluators.plan import Plan
-    from secateur.evaluators.session import Workbench
+Key = tuple[Kept, str]
+"""What a block keeps, and its repair."""
 
 
-def build_cuts(bench: Workbench, directory: Path, on_block: Callable[[int], None]) -> None:
-    """Build the structure store, unless it is there."""
-    of, levels = bench.plan.space, bench.space.levels
-    repaired = of.repairs != ("none",)  # without a repair every number is a level
-    key = StructureKey(
-        model=bench.loaded.fingerprint,
-        dtype=str(next(bench.anatomy.linears).weight.dtype).removeprefix("torch."),
-        calibration=bench.calibration_sha256,
-        importance=of.importance,
-        repairs=of.repairs,
-        kv_groups=_union(block.kv_groups for block in levels) if repaired else (),
-        ffn=_union(block.ffn for block in levels) if repaired else (),
-        damp=of.damp,
-    )
-    if not is_built(directory, key):
-        build_structure(directory, bench.anatomy, bench.calibration, key, on_block=on_block)
+class ArchitecturePruner(Pruner):
+    """Pruner of the space ``architecture``: how many KV groups and FFN channels each block keeps."""
+
+    copies: ClassVar[bool] = False
+    smaller: ClassVar[bool] = True
+
+    units: Sequence[KeptUnits] = ()
+    """Units of each block that `prune` kept."""
+
+    @classmethod
+    def check_settings(cls, settings: Any) -> None:
+        Recipe(settings.importance, settings.repairs, settings.damp)  # refuses an unknown importance
+
+    @classmethod
+    def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
+        check_capability(settings, anatomy)
+
+    @classmethod
+    def kv_groups_of(cls, settings: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
+        return stock_kv_groups(settings, anatomy)
+
+    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        of, levels = self.settings, self.space.levels
+        repaired = of.repairs != ("none",)  # without a repair every number is a level
+        key = StructureKey(
+            model=self.dense.fingerprint,
+            dtype=self.dense.dtype,
+            calibration=self.calibration.sha256,
+            importance=of.importance,
+            repairs=of.repairs,
+            kv_groups=_union(block.kv_groups for block in levels) if repaired else (),
+            ffn=_union(block.ffn for block in levels) if repaired else (),
+            damp=of.damp,
+        )
+        if not is_built(directory, key):
+            build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
+
+    def open(self, directory: Path) -> None:
+        self._switch = BlockSwitch(self.anatomy, StructureStore(directory, self.anatomy))
+        self._dense = tuple(
+            (Kept(block.n_kv_heads, block.ffn_width), "none") for block in self.anatomy.blocks
+        )
+        self._now: list[Key] = list(self._dense)
+
+    def keys(self, config: Config) -> Sequence[Hashable]:
+        """Pairs of what a block keeps and its repair; where nothing is left to repair, ``none``."""
+        repair = config["repair"]
+        return [
+            (kept, repair if _repairable(block, kept) else "none")
+            for block, kept in zip(self.anatomy.blocks, read_kept(config), strict=True)
+        ]
+
+    def apply(self, block: int, key: Hashable) -> None:
+        """Cut the block, if it is not what the key says."""
+        if self._now[block] != key:
+            assert isinstance(key, tuple)
+            kept, repair = key
+            self._switch.cut(block, kept, repair)
+            self._now[block] = key
+
+    def restore(self) -> None:
+        self._switch.restore()
+        self._now = list(self._dense)
+
+    def baselines(self, directory: Path) -> Mapping[str, Any]:
+        """Architectures that known allocations give, from scores in the store or beside it."""
+        kinds = self.settings.scored
+        if not kinds:
+            return {}
+        scores = StructureStore(directory, self.anatomy).scores
+        blocks = depth_scores(
+            [kind for kind in kinds if kind in DEPTH],
+            self.anatomy,
+            self.calibration.tokens,
+            directory,
+            f"{self.dense.fingerprint} {self.calibration.sha256}",
+            scores.influence,
+        )
+        found: dict[str, Any] = self.space.scored_baselines(kinds, replace(scores, blocks=blocks))
+        return found
+
+    def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
+        self.units = prune_structure(
+            self.anatomy,
+            read_kept(config),
+            **self.record(config),
+            tokens=self.calibration.tokens,
+            sequential=sequential,
+            on_block=on_block,
+        )
+
+    @classmethod
+    def formats(cls, settings: Any) -> tuple[str, ...]:
+        return tuple(FORMATS)
+
+    def check_format(self, config: Config, tokenizer: PreTrainedTokenizerBase, form: str) -> None:
+        check_structured(self.anatomy, tokenizer, read_kept(config), form)
+
+    def record(self, config: Config) -> dict[str, Any]:
+        of = self.settings
+        return {"importance": of.importance, "repair": config["repair"], "damp": of.damp}
+
+    def asked(self, config: Config) -> dict[str, Any]:
+        return {"asked": {}, "kept": config["blocks"]}
+
+    def save(
+        self,
+        loaded: LoadedModel,
+        config: Config,
+        to: Path,
+        manifest: Manifest,
+        check_tokens: Int64[Tensor, "rows length"],
+    ) -> ExportReport:
+        """See `export_structured`, also for what is raised."""
+        return export_structured(
+            self.anatomy,
+            loaded.tokenizer,
+            read_kept(config),
+            manifest,
+            to,
+            check_tokens=check_tokens,
+            dtype=loaded.stored_dtype,
+            units=self.units,
+        )
 
 
 def _union(levels: Iterable[Sequence[int]]) -> tuple[int, ...]:
     return tuple(sorted({number for block in levels for number in block}))
 
 
-def scored_baselines(bench: Workbench, directory: Path) -> dict[str, Any]:
-    """Architectures that known allocations give, from scores that are kept in the store or beside it."""
-    kinds = bench.plan.space.scored
-    if not kinds:
-        return {}
-    scores = StructureStore(directory, bench.anatomy).scores
-    blocks = depth_scores(
-        [kind for kind in kinds if kind in DEPTH],
-        bench.anatomy,
-        bench.calibration,
-        directory,
-        f"{bench.loaded.fingerprint} {bench.calibration_sha256}",
-        scores.influence,
-    )
-    found: dict[str, Any] = bench.space.scored_baselines(kinds, replace(scores, blocks=blocks))
-    return found
+def _repairable(block: Block, kept: Kept) -> bool:
+    """Whether a sub-layer lost a part: one that is whole, or gone, has nothing to make up for."""
+    return 0 < kept.kv_groups < block.n_kv_heads or 0 < kept.ffn < block.ffn_width
 
 
-def structure_switcher(plan: Plan, space: Any, anatomy: Anatomy, directory: Path) -> StructureSwitcher:
-    """Over what `build_cuts` made."""
-    return StructureSwitcher(anatomy, StructureStore(directory, anatomy))
+class BlockSwitch:
+    """Blocks of a live model switched between levels of a store; between calls the model runs as any other.
+
+    Weights are pointed to, not copied: to views of the store's files, except where projections are fused
+    contiguously (Phi3, GPT-2), whose parts are joined. Levels are not written to. A sub-layer of which all units
+    are kept is the dense one itself. One that is removed whole gives zeros, its norms do nothing, and in a cache of
+    keys and values it takes one number a token.
+
+    Args:
+        anatomy: the dense model.
+        store: built for it.
+    """
+
+    def __init__(self, anatomy: Anatomy, store: StructureStore) -> None:
+        self._blocks = anatomy.blocks
+        self._live = [
+            {
+                part.kind: (LiveSublayer(part), store.leading(layout.block.index, part.kind))
+                for part in layout.sublayers
+            }
+            for layout in store.layouts
+        ]
+
+    def cut(self, block: int, kept: Kept, repair: str = "none") -> None:
+        """Cut a block to what is kept of the dense one.
+
+        Args:
+            block: its index.
+            kept: how many units are kept. Block 0 keeps a KV group.
+            repair: one that the store was built for; at its levels.
+
+        Raises:
+            ValueError: if the block can't be cut so, or the store lacks the repair at this level.
+        """
+        check_block(self._blocks[block], kept)
+        attention, mlp = self._live[block]["attention"], self._live[block]["mlp"]
+        _cut(*attention, kept.kv_groups, repair)
+        _cut(*mlp, kept.ffn, repair)
+
+    def restore(self) -> None:
+        """Make the whole model dense again: the same tensors in the same parameters."""
+        for block in self._live:
+            for live, _ in block.values():
+                live.restore()
 
 
-def structure_record(plan: Plan, config: Mapping[str, Any]) -> dict[str, Any]:
-    """How units go."""
-    of = plan.space
-    return {"importance": of.importance, "repair": config["repair"], "damp": of.damp}
+def _cut(live: LiveSublayer, leading: Leading, n_kept: int, repair: str) -> None:
+    """Cut one sub-layer to its most important units."""
+    if n_kept == leading.layout.n_units:
+        live.restore()
+    elif n_kept == 0:
+        live.remove()
+    else:
+        live.cut(n_kept, leading.pieces(n_kept, repair))
 
 
-def remove_structure(
-    bench: Workbench, config: Mapping[str, Any], sequential: bool, on_block: Callable[[int], None]
+@torch.no_grad()
+def prune_structure(
+    anatomy: Anatomy,
+    blocks: Sequence[Kept],
+    *,
+    importance: str,
+    repair: str,
+    damp: float = 0.01,
+    tokens: Int[Tensor, "windows length"],
+    sequential: bool,
+    on_block: OnBlock = no_report,
 ) -> tuple[KeptUnits, ...]:
-    """Cut the live model for good; the units that stay, block by block."""
-    return prune_structure(
-        bench.anatomy,
-        read_kept(config),
-        **structure_record(bench.plan, config),
-        tokens=bench.calibration,
-        sequential=sequential,
-        on_block=on_block,
-    )
+    """Cut the live model; afterwards its parameters are contiguous tensors of their own, of the smaller shapes.
+
+    Parameters of a sub-layer that is removed whole are empty. Memory beyond the model: the hidden states of the
+    calibration tokens, and one block's statistics and tensors.
+
+    Args:
+        anatomy: the dense model. Its description of heads and widths stays that of the dense model.
+        blocks: what each block keeps.
+        importance: name of an importance of structure.
+        repair: name of a repair of output projections.
+        damp: see `reorder.Recipe`.
+        tokens: calibration windows.
+        sequential: statistics of a block come from already pruned blocks; otherwise from the dense model, as in a
+            store. Gradients are the dense model's either way.
+        on_block: told the index of each block that is done.
+
+    Returns:
+        For each block the units that are kept, by their numbers in the dense model.
+
+    Raises:
+        ValueError: on an unknown name, blocks that don't fit, or a model that can't be cut (see `lay_out`).
+    """
+    recipe = Recipe(importance, (repair,), damp)
+    check_kept(anatomy, blocks)
+    layouts = lay_out(anatomy)
+    whole = model_statistics(anatomy, tokens, gradients=recipe.gradients)
+    units = []
+    detail: Literal["nothing", "moments", "gram"] = "gram" if "gram" in recipe.needs else "moments"
+    if not recipe.needs_inputs:
+        detail = "nothing"
+    parts = stream_blocks(anatomy, tokens, outputs=detail, sequential=sequential)
+    for part, layout, kept in zip(parts, layouts, blocks, strict=True):
+        groups = _cut_for_good(layout.attention, kept.kv_groups, part, whole, recipe)
+        channels = _cut_for_good(layout.mlp, kept.ffn, part, whole, recipe)
+        units.append(KeptUnits(groups, channels))
+        on_block(layout.block.index)
+    return tuple(units)
 
 
-def check_recipe(plan: Plan) -> None:
-    """Refuse an unknown importance."""
-    Recipe(plan.space.importance, plan.space.repairs, plan.space.damp)
-
-
-def check_form(plan: Plan, anatomy: Anatomy) -> None:
-    """See that an export can carry what will be found."""
-    check_carrier(plan.space, anatomy)
+def _cut_for_good(
+    layout: SublayerLayout, n_kept: int, part: BlockStatistics, whole: ModelStatistics, recipe: Recipe
+) -> tuple[int, ...]:
+    """Cut a sub-layer, and free the memory of what was cut off; the numbers of the units that are kept."""
+    if n_kept == layout.n_units:
+        return tuple(range(n_kept))
+    live = LiveSublayer(layout)
+    chosen: tuple[int, ...] = ()
+    if n_kept == 0:
+        live.remove()
+    else:
+        inputs = part.outputs.get(layout.output.name)
+        leading = Leading(layout, reorder(layout, inputs, whole.gradients, (n_kept,), recipe))
+        (repair,) = recipe.repairs
+        live.cut(n_kept, leading.pieces(n_kept, repair))
+        chosen = leading.order[:n_kept]
+    for module in layout.modules:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    return chosen

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,9 +15,6 @@ from secateur.pruners.masks import Comparison, mask
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.weights.formula_store import TerminalStore
 from secateur.spaces.formulas.tree import Tree
-
-Programs = Callable[[str], Any]
-"""From the name of a metric that is a formula to the formula."""
 
 PROBES_A_MODEL = 4
 LEVELS = (0.3, 0.7)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.weights.formula_layers import FormulaLayers
-from secateur.pruners.weights.formula_proxy import formula_layers, spread
+from secateur.pruners.weights.formula_proxy import spread
 from secateur.spaces.formulas.metric import formula_of
-
-if TYPE_CHECKING:
-    from secateur.evaluators.session import Workbench
 
 BLOCKS = 8
 """So many, evenly spread over the model, are compared."""
@@ -24,24 +20,23 @@ Masks = Mapping[str, Tensor]
 
 
 @torch.no_grad()
-def overlaps(bench: Workbench, directory: Path, candidates: Sequence[str]) -> dict[str, Any]:
+def overlaps(layers: FormulaLayers, space: Any, candidates: Sequence[str]) -> dict[str, Any]:
     """For each formula and each published one the share of the pruned weights that both prune.
 
     All prune equally many, so it is symmetric; by chance it would be the sparsity. It is the mean over the projections
     of some blocks. Formulas that are undefined there are left out.
 
     Args:
-        bench: with the dense model, in a space of formulas.
-        directory: what the bench has built.
+        layers: of the dense model.
+        space: of formulas.
         candidates: canonical texts.
 
     Returns:
         Plain values: ``blocks`` that were compared, ``known`` texts by name, ``overlap`` by text, then by name.
     """
-    layers = formula_layers(bench.plan, bench.space, bench.anatomy, directory)
-    known = {name: formula.text for name, formula in bench.space.known.items()}
+    known = {name: formula.text for name, formula in space.known.items()}
     texts = dict.fromkeys([*known.values(), *candidates])
-    configs = {text: bench.space.config(bench.space.parse(text)) for text in texts}
+    configs = {text: space.config(space.parse(text)) for text in texts}
     blocks = spread(len(layers.anatomy.blocks), BLOCKS)
     shares: dict[str, dict[str, list[float]]] = {}
     for block in blocks:

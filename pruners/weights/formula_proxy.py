@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.formulas.probe import chosen_rows, some_rows
 from secateur.pruners.formulas.terminals import Terminals
-from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.switching import InfeasibleError
-from secateur.pruners.weights.formula_layers import FormulaLayers, Programs
-from secateur.pruners.weights.formula_store import Grams, TerminalStore
+from secateur.pruners.weights.formula_layers import FormulaLayers
+from secateur.pruners.weights.formula_store import Grams
 from secateur.pruners.weights.output_error import relative_output_error, squared_output
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.settings import FormulaSettings
@@ -58,34 +54,30 @@ class FormulaProxy:
         layers: of the dense model.
         grams: the second moments that the store holds.
         rows: of each projection.
-        programs: from the name of a metric to its formula.
     """
 
-    def __init__(self, layers: FormulaLayers, grams: Grams, rows: int, programs: Programs) -> None:
+    def __init__(self, layers: FormulaLayers, grams: Grams, rows: int) -> None:
         self._layers = layers
         self._grams = grams
         self._rows = rows
-        self._programs = programs
         self._samples: list[_Sample] | None = None
         self._losses: dict[str, float] = {}  # by fingerprint
 
     @torch.no_grad()
     def loss(self, config: Mapping[str, Any]) -> float:
-        """See `Proxy.loss`; formulas that prune the probes alike have one loss.
+        """The error of a configuration's masks; formulas with equal masks of the probes have one.
 
         Raises:
-            InfeasibleError: if the formula gives no ranking of some layer, with the reason.
+            FormulaError: if the formula gives no ranking of some layer.
         """
         metric, sparsity = config["metric"], config["sparsity"]
         if not metric:
             return 0.0
-        program = self._programs(metric)
-        try:
-            digest = self._layers.fingerprint(program, max(sparsity.values()))
-            if digest not in self._losses:
-                self._losses[digest] = self.error(program, sparsity)
-        except FormulaError as error:
-            raise InfeasibleError(str(error)) from None
+        program = formula_of(metric)
+        assert program is not None, "a candidate is a formula"
+        digest = self._layers.fingerprint(program, max(sparsity.values()))
+        if digest not in self._losses:
+            self._losses[digest] = self.error(program, sparsity)
         return self._losses[digest]
 
     def error(self, program: Tree, sparsity: Mapping[str, float]) -> float:
@@ -119,22 +111,6 @@ class FormulaProxy:
                 terminals = found if rows_compete else some_rows(found, self._rows)
                 within = rows if rows_compete else torch.arange(len(rows))
                 yield _Sample(linear.name, terminals, within, weight, gram, squared_output(weight, gram))
-
-
-def formula_layers(plan: Any, space: Any, anatomy: Anatomy, directory: Path) -> FormulaLayers:
-    """The layers of a dense model over its store in the directory."""
-    of: FormulaSettings = plan.space
-    store = TerminalStore(directory, anatomy, space.terminals)
-    return FormulaLayers(anatomy, store, comparison=of.comparison, group_size=of.group_size)
-
-
-def formula_proxy(plan: Any, space: Any, anatomy: Anatomy, directory: Path) -> FormulaProxy:
-    """The proxy that the settings describe."""
-    of: FormulaSettings = plan.space
-    grams = grams_of(of, len(anatomy.blocks))
-    assert of.proxy is not None
-    assert grams is not None, "the plan says whether there is a proxy"
-    return FormulaProxy(formula_layers(plan, space, anatomy, directory), grams, of.proxy.rows, formula_of)
 
 
 def grams_of(settings: FormulaSettings, n_blocks: int) -> Grams | None:

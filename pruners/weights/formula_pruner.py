@@ -1,57 +1,80 @@
-"""How a formula turns into weights: scored once over the whole model, then switched block by block by its masks."""
+"""Unstructured pruning by a formula: scored once over the whole model, then switched block by block by its masks."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report
 from secateur.pruners.stores.recent import Recent
-from secateur.pruners.switching import InfeasibleError
-from secateur.pruners.weights.formula_layers import FormulaLayers, Programs
+from secateur.pruners.weights import formula_store
+from secateur.pruners.weights.formula_layers import FormulaLayers
+from secateur.pruners.weights.formula_overlap import overlaps
+from secateur.pruners.weights.formula_proxy import FormulaProxy, grams_of
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.pruner import check_groups, prune
+from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.tree import Tree
 
 MASK_BYTES = 1 << 30
 """Masks of formulas are kept up to so many bytes, those used last."""
 
 
-class FormulaSwitcher:
-    """Switches projections to what a formula leaves of them.
+class FormulaPruner(Pruner):
+    """Pruner of the space ``formula``: all projections at one sparsity, by an expression as the metric.
 
-    A formula that prunes the probes as an earlier one did counts as that one: nothing is scored or measured again.
-
-    Args:
-        anatomy: the live, dense model.
-        layers: its projections.
-        programs: from the name of a metric to its formula.
+    A formula whose masks of a few probed rows equal those of an earlier one counts as that one: nothing is scored or
+    measured again.
     """
 
-    def __init__(self, anatomy: Anatomy, layers: FormulaLayers, programs: Programs) -> None:
-        self._anatomy = anatomy
-        self._layers = layers
-        self._programs = programs
+    described: ClassVar[str] = "masks"
+
+    @classmethod
+    def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
+        check_groups(settings.group_size, anatomy)
+
+    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        names, damp = self.space.terminals, self.settings.damp
+        identity = formula_store.identity_of(self.dense.fingerprint, self.calibration.sha256, str(damp))
+        grams = grams_of(self.settings, len(self.anatomy.blocks))
+        if not formula_store.is_built(directory, names, identity, grams):
+            formula_store.build_terminals(
+                directory,
+                self.anatomy,
+                self.calibration.tokens,
+                names,
+                identity,
+                damp=damp,
+                grams=grams,
+                on_block=on_block,
+            )
+
+    def open(self, directory: Path) -> None:
+        of = self.settings
+        store = formula_store.TerminalStore(directory, self.anatomy, self.space.terminals)
+        self.layers = FormulaLayers(self.anatomy, store, comparison=of.comparison, group_size=of.group_size)
         self._keys: dict[str, tuple[str, ...]] = {}  # of each block, by fingerprint
         self._masks = Recent[dict[str, Tensor]](MASK_BYTES)
         self._sources: dict[tuple[int, str], tuple[Tree, dict[str, float]]] = {}
-        self._now = [""] * len(anatomy.blocks)
+        self._now = [""] * len(self.anatomy.blocks)
 
-    def keys(self, config: Mapping[str, Any]) -> Sequence[Hashable]:
-        """A hash of each block's masks.
-
-        Raises:
-            InfeasibleError: if the formula gives no ranking of some layer, with the reason.
-        """
+    def keys(self, config: Config) -> Sequence[Hashable]:
+        """A hash of each block's masks."""
         metric, sparsity = config["metric"], config["sparsity"]
         if not metric:
-            return [""] * len(self._anatomy.blocks)
-        program = self._programs(metric)
+            return [""] * len(self.anatomy.blocks)
+        program = formula_of(metric)
+        assert program is not None, "a candidate is a formula"
         try:
-            digest = self._layers.fingerprint(program, max(sparsity.values()))
+            digest = self.layers.fingerprint(program, max(sparsity.values()))
             if digest not in self._keys:
                 self._keys[digest] = tuple(self._scored(program, sparsity))
         except FormulaError as error:
@@ -64,26 +87,24 @@ class FormulaSwitcher:
         if self._now[block] == key:
             return
         masks = self._masks.get((block, key), lambda: self._made_again(block, key)) if key else {}
-        for linear in self._anatomy.blocks[block].linears:
-            dense = self._layers.dense[linear.name]
+        for linear in self.anatomy.blocks[block].linears:
+            dense = self.layers.dense[linear.name]
             linear.point_to(dense * masks[linear.name] if linear.name in masks else dense)
         self._now[block] = key
 
     def release(self, block: int) -> None:
-        """See `Copies.release`."""
         self.apply(block, "")
 
     def restore(self) -> None:
-        """All projections back to their dense weights."""
         for block in range(len(self._now)):
             self.release(block)
 
     def _scored(self, program: Tree, sparsity: Mapping[str, float]) -> Sequence[str]:
         """The key of each block; its masks are kept as long as there is room."""
         keys = []
-        for block in self._anatomy.blocks:
+        for block in self.anatomy.blocks:
             wanted = {x.name: sparsity.get(x.name, 0.0) for x in block.linears}
-            masks = self._layers.masks(block.index, program, wanted)
+            masks = self.layers.masks(block.index, program, wanted)
             digest = hashlib.sha256()
             for kept in masks.values():
                 digest.update(np.packbits(kept.cpu().numpy()).data)
@@ -94,4 +115,46 @@ class FormulaSwitcher:
         return keys
 
     def _made_again(self, block: int, key: str) -> dict[str, Tensor]:
-        return self._layers.masks(block, *self._sources[block, key])
+        return self.layers.masks(block, *self._sources[block, key])
+
+    @cached_property
+    def proxy(self) -> FormulaProxy:
+        grams = grams_of(self.settings, len(self.anatomy.blocks))
+        assert grams is not None, "the settings say whether there is a proxy"
+        return FormulaProxy(self.layers, grams, self.settings.proxy.rows)
+
+    def proxy_loss(self, config: Config) -> float:
+        """Relative output error of the masks, see `FormulaProxy`; formulas with equal masks of the probes have one.
+
+        Raises:
+            InfeasibleError: if the formula gives no ranking of some layer, with the reason.
+        """
+        try:
+            return self.proxy.loss(config)
+        except FormulaError as error:
+            raise InfeasibleError(str(error)) from None
+
+    def describe(self, directory: Path, candidates: Sequence[str]) -> dict[str, Any]:
+        """See `overlaps`."""
+        self.open(directory)
+        return overlaps(self.layers, self.space, candidates)
+
+    def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
+        tokens, method = self.calibration.tokens, self._method(config)
+        prune(self.anatomy, config["sparsity"], method, tokens, sequential=sequential, on_block=on_block)
+
+    def _method(self, config: Config) -> Method:
+        of, metric = self.settings, config["metric"]
+        return Method(
+            name=metric or "magnitude",
+            comparison=of.comparison,
+            group_size=of.group_size,
+            damp=of.damp,
+            formula=formula_of(metric) if metric else None,
+        )
+
+    def record(self, config: Config) -> dict[str, Any]:
+        return self._method(config).record
+
+    def asked(self, config: Config) -> dict[str, Any]:
+        return {"asked": config["sparsity"]}

@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.bench import Say, open_bench, plan, silent
 from secateur.search.app.evaluating import evaluate, tasks_in
 from secateur.search.app.exporting import export
 from secateur.search.app.in_lines import search_in_lines
 from secateur.search.app.pruning import prune
 from secateur.search.app.recovering import recover
 from secateur.search.app.searching import search
+from secateur.search.app.session import Say, open_session, plan, silent
 from secateur.search.app.timing import compare_latency, measure_latency
 from secateur.search.controller import Trial
 from secateur.search.results.run import Run
@@ -31,8 +31,8 @@ __all__ = [
     "export",
     "load_settings",
     "measure_latency",
-    "open_bench",
     "open_run",
+    "open_session",
     "plan",
     "prune",
     "recover",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.search.app.bench import Say, silent
+from secateur.search.app.session import Say, silent
 from secateur.search.errors import UsageError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.search.app.bench import Say, check_content, is_sequential, open_bench, silent
+from secateur.search.app.session import Say, check_content, is_sequential, open_session, silent
 from secateur.search.controller import Trial
 from secateur.search.objectives import TASK
 from secateur.search.results.run import Run, open_run
@@ -47,22 +47,35 @@ def export(
         UsageError: if the run's model or data have changed, `to` is not empty, or the format can't carry the model.
         ExportError: if the model can't be written, or does not load as it should.
     """
-    from secateur.evaluators.exporting import export_candidate
+    from secateur.evaluators import exporting
 
     view = open_run(directory)
     sequential = is_sequential(view.settings, calibration)
-    bench = open_bench(view.settings, say, view.shape.latency)
-    check_content(view, bench)
-    bench.levels = directory / LEVELS
-    candidate = trial.measurement.candidate
-    return export_candidate(
-        bench,
+    session = open_session(view.settings, say, view.shape.latency)
+    check_content(view, session)
+    session.pruner.reuse(directory / LEVELS)
+    candidate, plan = trial.measurement.candidate, session.plan
+    config = session.config(candidate)
+    seeds = {"evaluator": plan.seed, "search": view.settings.seed}
+    manifest = exporting.new_manifest(
+        session.pruner,
+        session.loaded,
         candidate,
-        to,
+        config,
         sequential=sequential,
-        seeds={"evaluator": bench.plan.seed, "search": view.settings.seed},
-        searched=_as_searched(view, candidate, bench.plan.fidelities[-2:]),
+        seeds=seeds,
         form=form,
+    )
+    return exporting.export(
+        session.pruner,
+        session.loaded,
+        config,
+        to,
+        manifest,
+        sequential=sequential,
+        data=session.data(),
+        fidelities=plan.final_fidelities,
+        searched=_as_searched(view, candidate, plan.fidelities[-2:]),
         say=say,
     )
 

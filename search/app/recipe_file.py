@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
@@ -15,9 +15,11 @@ from secateur.search.files import dump_yaml, read_yaml
 from secateur.search.results.run import Run
 from secateur.search.settings.problems import problems
 from secateur.search.show.values import shown
+from secateur.spaces.methods import RULES, Unit
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.form import completed
+from secateur.spaces.recipe.keys import CHUNK
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.settings import RecipeSettings
 from secateur.spaces.section import Section
@@ -57,27 +59,46 @@ class RecipeFile(Section):
         """The recipe as a candidate's text."""
         return Recipe.of(self.recipe).text
 
+    @model_validator(mode="after")
+    def _check(self) -> RecipeFile:
+        calibration, rule = self.recipe["calibration"], self.recipe.get("allocation", {}).get("rule")
+        n_tokens, length = calibration["samples"] * calibration["length"], calibration["length"]
+        if n_tokens > self.pool_tokens:
+            raise ValueError(
+                f"Expected `pool_tokens` for {calibration['samples']} samples of {length} tokens, got "
+                f"{self.pool_tokens}."
+            )
+        if calibration["choose"] != "random" and length % CHUNK:
+            raise ValueError(
+                f"Expected `length` in multiples of {CHUNK} with `choose: {calibration['choose']}`, got {length}. "
+                "Take another, or `choose: random`."
+            )
+        if rule and "profile" in RULES[rule].evidence and self.profile is None:
+            raise ValueError(f"Expected `profile`, the file that the rule {rule} follows, got none.")
+        missing = [name for name in calibration["sources"] if name not in self.sources]
+        if missing:
+            raise ValueError(
+                f"Expected `sources` with the text source of {missing[0]!r}, got {', '.join(self.sources)}."
+            )
+        return self
+
+    # --- as the pruner of recipes takes settings ---
+
+    cache_gb: ClassVar[float] = math.inf
+    """Statistics of one recipe are deleted afterwards."""
+
+    export_format: ClassVar[str] = "any"
+
     @property
-    def space(self) -> RecipeSettings:
-        """A space that holds this recipe, and nothing to search."""
-        calibration, allocation = self.recipe["calibration"], self.recipe.get("allocation")
-        return RecipeSettings(
-            unit=self.recipe["unit"],
-            target=self.recipe["sparsity"],
-            search=[],
-            known=[],
-            sources=self.sources,
-            pool_tokens=self.pool_tokens,
-            samples=[calibration["samples"]],
-            length=[calibration["length"]],
-            choose=[calibration["choose"]],
-            gradients=[calibration.get("gradients", "backward")],
-            allocations=[allocation["rule"]] if allocation else None,
-            profile=self.profile,
-            protect=self.protect,
-            damp=self.damp,
-            cache_gb=math.inf,  # statistics of one recipe, deleted afterwards
-        )
+    def unit(self) -> Unit:
+        """Unit that is pruned: ``weights``, ``structure`` or ``blocks``."""
+        unit: Unit = self.recipe["unit"]
+        return unit
+
+    @property
+    def choose(self) -> tuple[str]:
+        """Ways in which calibration windows are chosen."""
+        return (self.recipe["calibration"]["choose"],)
 
 
 def read_recipe(path: Path) -> RecipeFile:
@@ -216,13 +237,4 @@ def _checked(raw: Mapping[str, Any]) -> RecipeFile:
         file = RecipeFile.model_validate(raw)
     except ValidationError as error:
         raise UsageError(problems(error, RecipeFile)[0]) from error
-    try:
-        file.space  # noqa: B018  # its own checks
-    except ValidationError as error:
-        raise UsageError(problems(error, RecipeSettings)[0]) from error
-    missing = [name for name in file.recipe["calibration"]["sources"] if name not in file.sources]
-    if missing:
-        raise UsageError(
-            f"Expected `sources` with the text source of {missing[0]!r}, got {', '.join(file.sources)}."
-        )
     return file

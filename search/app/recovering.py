@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.bench import Say, check_content, is_sequential, open_bench, silent
+from secateur.search.app.session import Say, check_content, is_sequential, open_session, silent
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.results.run import open_run
@@ -40,24 +40,24 @@ def recover(
     from secateur.search.recovery.tuning import ray_started, train_all
 
     view = open_run(directory)
-    of, bench = view.settings, open_bench(view.settings, say, view.shape.latency)
-    check_content(view, bench)
+    of, session = view.settings, open_session(view.settings, say, view.shape.latency)
+    check_content(view, session)
     try:
-        recipe = new_recipe(settings.recipe, bench)
+        recipe = new_recipe(settings.recipe, session)
     except ValueError as error:
         raise UsageError(str(error)) from error
     picked = view.as_searched(trials)
-    targets = {bench.space.target_of(bench.space.parse(t.measurement.candidate)) for t in picked}
+    targets = {session.space.target_of(session.space.parse(t.measurement.candidate)) for t in picked}
     make = partial(
         RecoveryJob,
-        bench.plan,
+        session.plan,
         sequential=is_sequential(of),
         recipe=recipe,
-        threads=getattr(of.executor, "threads", None),
+        threads=of.executor.threads,
     )
     jobs = {trial.number: make(candidate=trial.measurement.candidate) for trial in picked}
-    seeds = {"evaluator": bench.plan.seed, "search": of.seed}
-    del bench  # the workers have their own
+    seeds = {"evaluator": session.plan.seed, "search": of.seed}
+    del session  # the workers have their own
 
     with Study.open_or_create(directory, view.study.settings, view.study.about) as study:
         stage = Stage(study, picked, recipe.to_json(), of.evaluator.test_tokens)

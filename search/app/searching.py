@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.pruners.export.registry import FORMATS
-from secateur.search.app.bench import Say, open_bench, plan, silent
 from secateur.search.app.exporting import LEVELS
 from secateur.search.app.plugins import versions
+from secateur.search.app.session import Say, open_session, plan, silent
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executor import Executor, measure_all
@@ -33,7 +33,7 @@ from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity
 
 if TYPE_CHECKING:
-    from secateur.evaluators.session import Workbench
+    from secateur.evaluators.session import Session
     from secateur.spaces.latency import LatencyTable
 
 SOME_WORKERS = 4
@@ -74,49 +74,52 @@ def search(
     for line in problems(FORMATS):
         say(line)
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
-        bench = open_bench(settings, say, _table_of(directory))
-        _check_objectives(settings, bench)
+        session = open_session(settings, say, _table_of(directory))
+        _check_objectives(settings, session)
         about = About(
-            identity=identity(settings) | {"content": _content(bench)},
-            baselines=_baselines(bench),
+            identity=identity(settings) | {"content": _content(session)},
+            baselines=_baselines(session),
             facts={
-                "shape": _plain_shape(bench),
+                "shape": _plain_shape(session),
                 "versions": _versions() | versions(settings),
-                "sources": _sources(bench),
+                "sources": _sources(session),
             },
         )
-        _controller(settings, bench)  # refuses what does not fit, while nothing is written
+        _controller(settings, session)  # refuses what does not fit, while nothing is written
         with Study.open_or_create(directory, resolved(settings), about) as study:
             for line in (*settings.renamed_keys, *study.warnings):
                 say(line)
             levels = levels or directory / LEVELS
-            _build_levels(bench, levels, say)
-            study.name_baselines(_baselines(bench))  # some are known by now only
-            controller = _controller(settings, bench)
+            _build_levels(session, levels, say)
+            study.name_baselines(_baselines(session))  # some are known by now only
+            controller = _controller(settings, session)
             _warn_of_budget(settings, controller, say)
             storage = storage_of(directory, settings.storage)
-            fidelity = bench.plan.fidelities[-2]
-            copy = OptunaCopy(study, bench.space, settings.objectives, fidelity, storage)
+            fidelity = session.plan.fidelities[-2]
+            copy = OptunaCopy(study, session.space, settings.objectives, fidelity, storage)
             keeper = NotesKeeper(directory, settings.controller.kind, controller)
-            with _executor(settings, bench, directory, levels, say) as executor, Mirror(copy, say) as mirror:
+            with (
+                _executor(settings, session, directory, levels, say) as executor,
+                Mirror(copy, say) as mirror,
+            ):
                 loop = Search(
                     study,
-                    bench.space.baselines(),
+                    session.space.baselines(),
                     controller,
                     executor,
                     settings.budget,
                     fidelity,
                     batch=settings.executor.batch,
-                    asks=None if settings.executor.deterministic else study.asks(_asked(settings, bench)),
-                    locality_key=bench.space.locality_key,
+                    asks=None if settings.executor.deterministic else study.asks(_asked(settings, session)),
+                    locality_key=session.space.locality_key,
                     observers=[*observers, mirror, keeper],
                 )
                 on_ready(loop, executor)
                 outcome = loop.run()
                 if outcome.reason != "stopped":
-                    _measure_test(study, executor, bench.plan.fidelities[-1], say)
+                    _measure_test(study, executor, session.plan.fidelities[-1], say)
             if outcome.reason != "stopped":
-                _describe(study, bench, levels, say)
+                _describe(study, session, levels, say)
     return outcome
 
 
@@ -135,17 +138,17 @@ def _warn_of_budget(settings: Settings, controller: Any, say: Say) -> None:
         )
 
 
-def _check_objectives(settings: Settings, bench: Workbench) -> None:
+def _check_objectives(settings: Settings, session: Session) -> None:
     """See that measurements will hold what is to be optimised.
 
     Raises:
         UsageError: if not.
     """
     try:
-        tasks = [] if bench.task_set is None else [f"{TASK}{name}" for name in bench.task_set.names]
+        tasks = [] if session.task_set is None else [f"{TASK}{name}" for name in session.task_set.names]
     except ValueError as error:
         raise UsageError(str(error)) from error
-    known = ["loss", "kl", "ce", *bench.space.cost(bench.space.baselines()["dense"]), *tasks]
+    known = ["loss", "kl", "ce", *session.space.cost(session.space.baselines()["dense"]), *tasks]
     for name in settings.optimised:
         if name not in known:
             raise UsageError(
@@ -154,21 +157,21 @@ def _check_objectives(settings: Settings, bench: Workbench) -> None:
             )
 
 
-def _content(bench: Workbench) -> dict[str, str]:
+def _content(session: Session) -> dict[str, str]:
     """Content hashes that measurements depend on, those of further models included.
 
     Raises:
         UsageError: if something in the settings does not fit a further model.
     """
     try:
-        return bench.facts() | bench.facts_of_others()
+        return session.facts() | session.facts_of_others()
     except UsageError:
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _build_levels(bench: Workbench, levels: Path, say: Say) -> None:
+def _build_levels(session: Session, levels: Path, say: Say) -> None:
     """Make the level store unless it is there.
 
     Raises:
@@ -176,19 +179,19 @@ def _build_levels(bench: Workbench, levels: Path, say: Say) -> None:
     """
     from secateur.pruners.formulas.evaluate import FormulaError
 
-    n_blocks = len(bench.anatomy.blocks)
+    n_blocks = len(session.anatomy.blocks)
     say("building levels")
     try:
-        bench.build_levels(levels, lambda index: say(f"building levels {index + 1}/{n_blocks}"))
+        session.build_levels(levels, lambda index: say(f"building levels {index + 1}/{n_blocks}"))
     except FormulaError as error:
         raise UsageError(f"{error} Choose another `space.metric`, or protect this layer.") from error
 
 
-def _baselines(bench: Workbench) -> dict[str, str]:
-    return {name: candidate.text for name, candidate in bench.space.baselines().items()}
+def _baselines(session: Session) -> dict[str, str]:
+    return {name: candidate.text for name, candidate in session.space.baselines().items()}
 
 
-def _controller(settings: Settings, bench: Workbench) -> Any:
+def _controller(settings: Settings, session: Session) -> Any:
     """The controller of the settings.
 
     Raises:
@@ -197,9 +200,11 @@ def _controller(settings: Settings, bench: Workbench) -> Any:
     row = CONTROLLERS[settings.controller.kind]
     more: dict[str, Any] = {"objectives": settings.objectives} if row.multi_objective else {}
     if row.screens:
-        more |= {"proxy": bench.plan.proxy, "n_workers": _n_workers(settings)}
+        more |= {"proxy": session.plan.proxy, "n_workers": _n_workers(settings)}
     try:
-        return row.build(bench.space, bench.plan.fidelities[:-1], settings.seed, settings.controller, **more)
+        return row.build(
+            session.space, session.plan.fidelities[:-1], settings.seed, settings.controller, **more
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -212,42 +217,42 @@ def _n_workers(settings: Settings) -> int:
 
 @dataclass(frozen=True)
 class _InProcess:
-    """A worker in this process, with the bench that is there already."""
+    """A worker in this process, with the session that is there already."""
 
-    bench: Workbench
+    session: Session
     levels: Path
     directories: tuple[Path, ...] = ()
 
     def __call__(self, directories: Sequence[Path]) -> Any:
-        return self.bench.evaluator(self.levels)
+        return self.session.evaluator(self.levels)
 
 
-def _executor(settings: Settings, bench: Workbench, directory: Path, levels: Path, say: Say) -> Executor:
-    """The executor of the settings; its workers set up from the bench."""
+def _executor(settings: Settings, session: Session, directory: Path, levels: Path, say: Say) -> Executor:
+    """The executor of the settings; its workers set up from the session."""
     of, row = settings.executor, EXECUTORS[settings.executor.kind]
     if row.in_process:
-        return row.build(of, _InProcess(bench, levels))
+        return row.build(of, _InProcess(session, levels))
     from secateur.evaluators.worker_setup import worker_setup
 
     say("starting workers")
     spread = of.gpus_per_worker > 1
     return row.build(
-        of, worker_setup(bench, directory / "kit", levels, threads=of.worker_threads, spread=spread)
+        of, worker_setup(session, directory / "kit", levels, threads=of.worker_threads, spread=spread)
     )
 
 
-def _asked(settings: Settings, bench: Workbench) -> dict[str, Any]:
+def _asked(settings: Settings, session: Session) -> dict[str, Any]:
     """What the proposals of a controller depend on, apart from measurements."""
     screening = {}
     if CONTROLLERS[settings.controller.kind].screens:
-        proxy = bench.plan.proxy
+        proxy = session.plan.proxy
         screening = {"proxy": proxy and proxy.text, "n_workers": _n_workers(settings)}
     return screening | {
         "controller": resolved(settings)["controller"],
         "seed": settings.seed,
         "objectives": settings.objectives,
-        "fidelities": [fidelity.text for fidelity in bench.plan.fidelities[:-1]],
-        "baselines": _baselines(bench),
+        "fidelities": [fidelity.text for fidelity in session.plan.fidelities[:-1]],
+        "baselines": _baselines(session),
     }
 
 
@@ -268,25 +273,25 @@ def _measure_test(study: Study, executor: Executor, fidelity: Fidelity, say: Say
         say(f"measuring on test text {n_done}/{len(missing)}")
 
 
-def _describe(study: Study, bench: Workbench, levels: Path, say: Say) -> None:
-    """What readers may want to know of the front and the best candidates, and can't compute without torch."""
-    if bench.plan.rig.describe is None:
+def _describe(study: Study, session: Session, levels: Path, say: Say) -> None:
+    """Write facts about the front and the best candidates that readers can't compute without torch."""
+    if not session.pruner.described:
         return
-    say("comparing masks")
+    say(f"comparing {session.pruner.described}")
     view = Run(study)
     best = sorted(view.trials(), key=lambda trial: trial.measurement.values["loss"])[:N_DESCRIBED]
     texts = dict.fromkeys(trial.measurement.candidate for trial in [*best, *view.front()])
-    write_overlap(study.directory, bench.plan.rig.describe(bench, levels, list(texts)))
+    write_overlap(study.directory, session.pruner.describe(levels, list(texts)))
 
 
-def _plain_shape(bench: Workbench) -> Mapping[str, Any]:
-    """What readers need to know about the model, without torch."""
-    return {"linears": [asdict(linear) for linear in bench.prunables], **bench.space_shape.to_json()}
+def _plain_shape(session: Session) -> Mapping[str, Any]:
+    """Sizes of the model, for readers without torch."""
+    return {"linears": [asdict(linear) for linear in session.prunables], **session.dense.shape.to_json()}
 
 
-def _sources(bench: Workbench) -> dict[str, str]:
+def _sources(session: Session) -> dict[str, str]:
     """Texts that samples are drawn from, with the ranges that were left to them, by name."""
-    return {name: text.source for name, text in bench.sources.items()}
+    return {name: text.source for name, text in session.sources.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.bench import Say, silent
+from secateur.search.app.session import Say, silent
 from secateur.search.errors import UsageError
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ from secateur.search.settings.problems import problems
 from secateur.spaces.names import nearest
 from secateur.spaces.registry import SPACES
 from secateur.spaces.section import Section
+from secateur.spaces.space_settings import SpaceSettings
 
 # Sections whose keys depend on their `kind`, with the kind that is meant where none is given.
 _REGISTRIES: dict[str, tuple[Mapping[str, Any], str]] = {
@@ -75,7 +76,8 @@ class Settings(Section):
     @classmethod
     def _size_rounds(cls, executor: Any, info: ValidationInfo) -> Any:
         """Batch of the executor, by default that of the space."""
-        batch = getattr(info.data.get("space"), "batch", None)
+        space = info.data.get("space")  # a plain section if it was refused
+        batch = space.batch if isinstance(space, SpaceSettings) else None
         given = batch is None or "batch" in executor.model_fields_set
         return executor if given else executor.model_copy(update={"batch": batch})
 
@@ -181,7 +183,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     name theirs, may change when a search is continued.
     """
     values = resolved(settings)
-    changeable = getattr(settings.space, "changeable", ("target", "statistics"))  # the latter is for exports
+    changeable = settings.space.changeable
     space = {key: value for key, value in values["space"].items() if key not in changeable}
     passing = ("fidelities", "test_tokens")  # a measurement names its own number of tokens
     evaluator = {key: value for key, value in values["evaluator"].items() if key not in passing}

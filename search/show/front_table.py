@@ -150,7 +150,7 @@ def caption(run: Run) -> str:
 def loss_words(run: Run) -> str:
     """Definition of the loss, with its unit."""
     loss = f"{run.settings.evaluator.loss} in nats/token"
-    n_cases = 1 + len(getattr(run.settings.space, "also", ()))
+    n_cases = 1 + len(run.settings.space.cases)
     if n_cases == 1:
         return loss
     reference = run.study.about.baselines[next(name for name in run.study.about.baselines if name != "dense")]

@@ -184,7 +184,7 @@ def _method(run: Run) -> dict[str, str]:
     }
     if of.training is not None:
         facts["light training"] = of.training.text
-    also = [case.name for case in getattr(run.settings.space, "also", ())]
+    also = [case.name for case in run.settings.space.cases]
     if also:
         facts["loss"] = f"{loss_words(run)}; cases: {'; '.join(['main', *also])}"
     content = about.identity.get("content", {})

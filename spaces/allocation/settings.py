@@ -12,12 +12,12 @@ from pydantic import Field, field_validator, model_validator
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.formulas.grammar import FormulaTextError
 from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
-from secateur.spaces.section import Section
 from secateur.spaces.shape import Granularity, ModelShape, Prunable, group, split_protected
+from secateur.spaces.space_settings import SpaceSettings
 from secateur.spaces.targets import Target, check_target, targets_of
 
 
-class AllocationSettings(Section):
+class AllocationSettings(SpaceSettings):
     """Settings of the space `allocation`: a level of sparsity for each linear, sub-layer or block.
 
     Args:
@@ -84,6 +84,10 @@ class AllocationSettings(Section):
                 f"Raise `max_sparsity`, or use a smaller `step`."
             )
         return self
+
+    @property
+    def export_statistics(self) -> str:
+        return self.statistics
 
     @property
     def targets(self) -> tuple[float, ...]:

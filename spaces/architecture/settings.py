@@ -15,8 +15,9 @@ from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.architecture.tied import TiedSpace
 from secateur.spaces.methods import CUT_REPAIRS, DEPTH
 from secateur.spaces.plugins import points
-from secateur.spaces.section import Section, one_of
+from secateur.spaces.section import one_of
 from secateur.spaces.shape import ModelShape, Prunable
+from secateur.spaces.space_settings import SpaceSettings
 from secateur.spaces.targets import Target, check_target, targets_of
 
 UNITS: frozenset[Unit] = frozenset({"groups", "channels", "attention", "mlp"})
@@ -37,7 +38,7 @@ Scored = Annotated[str, one_of(scored_baselines)]
 Format = Annotated[str, one_of(lambda: (*FORMATS, *(point.name for point in points("secateur.formats"))))]
 
 
-class ArchitectureSettings(Section):
+class ArchitectureSettings(SpaceSettings):
     """Settings of the space `architecture`: numbers of KV groups and FFN channels of each block.
 
     Args:
@@ -148,6 +149,18 @@ class ArchitectureSettings(Section):
     def repairs(self) -> tuple[str, ...]:
         """Repairs for candidates to choose from."""
         return tuple(self.repair) if isinstance(self.repair, list) else (self.repair,)
+
+    @property
+    def counts(self) -> str:
+        return self.of
+
+    @property
+    def export_format(self) -> str:
+        return self.target_format
+
+    @property
+    def export_statistics(self) -> str:
+        return self.statistics
 
     @property
     def targets(self) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from secateur.spaces.formulas.space import FormulaSpace
 from secateur.spaces.formulas.tree import Bounds
 from secateur.spaces.section import Section
 from secateur.spaces.shape import ModelShape, Prunable, split_protected
+from secateur.spaces.space_settings import SpaceSettings
 
 
 class ProxySettings(Section):
@@ -59,7 +60,7 @@ class CaseSettings(Section):
         return self
 
 
-class FormulaSettings(Section):
+class FormulaSettings(SpaceSettings):
     """Settings of the space `formula`: an importance metric as an expression, at one sparsity of all linears.
 
     Args:
@@ -127,10 +128,22 @@ class FormulaSettings(Section):
             self.terminals, tuple(OPERATORS) if self.operators is None else self.operators, self.constants
         )
 
-    def at(self, case: CaseSettings) -> FormulaSettings:
-        """Settings of one further case alone."""
-        changes = case.model_dump(exclude_none=True, exclude={"model"})
+    def at(self, case: CaseSettings | None) -> FormulaSettings:
+        """Settings of one further case alone; None: of the main one."""
+        changes = {} if case is None else case.model_dump(exclude_none=True, exclude={"model"})
         return self.model_copy(update={**changes, "also": ()})
+
+    @property
+    def cases(self) -> Sequence[CaseSettings]:
+        return self.also
+
+    @property
+    def has_proxy(self) -> bool:
+        return self.proxy is not None
+
+    @property
+    def export_statistics(self) -> str:
+        return self.statistics
 
     @property
     def targets(self) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -12,14 +13,14 @@ from secateur.spaces.methods import REPAIRS, RULES, Unit, metrics_of, searched
 from secateur.spaces.recipe.choices import Subspace, items_of_known
 from secateur.spaces.recipe.keys import BLEND, CHUNK, SOURCE_NAME, first_metric, signed_metrics
 from secateur.spaces.recipe.known import KNOWN
-from secateur.spaces.section import Section
+from secateur.spaces.space_settings import SpaceSettings
 from secateur.spaces.targets import Target, check_target, targets_of
 
 EVALUATORS = ""
 """The text source of a space that names none: the evaluator's calibration set."""
 
 
-class RecipeSettings(Section):
+class RecipeSettings(SpaceSettings):
     """Recipes to search: calibration data, metric, allocation and repair together, at one sparsity.
 
     Args:
@@ -183,6 +184,14 @@ class RecipeSettings(Section):
                     f"Expected one of `metrics` that takes signed gradients ({', '.join(signed)}) with "
                     f"`gradients: forward`, got {', '.join(self.metric_options)}."
                 )
+
+    @property
+    def n_text_tokens(self) -> int:
+        return self.pool_tokens
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {} if self.profile is None else {"profile": Path(self.profile)}
 
     @property
     def targets(self) -> tuple[float, ...]:

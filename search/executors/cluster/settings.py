@@ -54,6 +54,10 @@ class RaySettings(Section):
         return gpus
 
     @property
+    def threads(self) -> None:
+        """Threads of the driver: its numerical library's choice."""
+
+    @property
     def worker_threads(self) -> int:
         """Compute threads of a worker."""
         return max(1, int(self.cpus_per_worker))

@@ -1,4 +1,4 @@
-"""The rooms behind a search: the model, its space and its data, made from settings."""
+"""Session of a search: the model, its space and its data, made from settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateur.search.settings.training import TrainingSettings
 if TYPE_CHECKING:
     from secateur.evaluators.latency.store import TableSource
     from secateur.evaluators.plan import Plan
-    from secateur.evaluators.session import Workbench
+    from secateur.evaluators.session import Session
     from secateur.evaluators.tasks.plan import TaskPlan
     from secateur.evaluators.training.recipe import Recipe
     from secateur.spaces.latency import LatencyTable
@@ -62,9 +62,7 @@ def _table_source(settings: Settings, table: LatencyTable | None) -> TableSource
     from secateur.evaluators.latency.setup import LatencySetup
     from secateur.evaluators.latency.store import TableSource
 
-    if not any(
-        name.startswith("latency_") for name in (*settings.optimised, getattr(settings.space, "of", ""))
-    ):
+    if not any(name.startswith("latency_") for name in (*settings.optimised, settings.space.counts)):
         return None
     of = settings.evaluator.latency or LatencySettings()
     return TableSource(LatencySetup(of.batch, of.prompt, of.threads, of.clock), of.table, table)
@@ -82,7 +80,7 @@ def _task_plan(settings: Settings) -> TaskPlan | None:
 
 
 def _recipe(of: TrainingSettings, seed: int) -> Recipe:
-    """How candidates are trained, up to the end; a fidelity says how far."""
+    """The training of candidates, up to the end; a fidelity says how far."""
     from secateur.evaluators.training.recipe import Recipe
 
     return Recipe(
@@ -97,7 +95,7 @@ def _recipe(of: TrainingSettings, seed: int) -> Recipe:
     )
 
 
-def open_bench(settings: Settings, say: Say = silent, table: LatencyTable | None = None) -> Workbench:
+def open_session(settings: Settings, say: Say = silent, table: LatencyTable | None = None) -> Session:
     """The model, its space and its data, ready to measure and prune.
 
     Args:
@@ -108,11 +106,11 @@ def open_bench(settings: Settings, say: Say = silent, table: LatencyTable | None
     Raises:
         UsageError: if something in the settings does not fit the model or the texts.
     """
-    from secateur.evaluators.session import Workbench, set_threads
+    from secateur.evaluators.session import Session, set_threads
 
-    set_threads(getattr(settings.executor, "threads", None))
+    set_threads(settings.executor.threads)
     try:
-        return Workbench(plan(settings, table), say)
+        return Session(plan(settings, table), say)
     except UsageError:
         raise
     except ValueError as error:
@@ -129,7 +127,7 @@ def is_sequential(settings: Settings, asked: str | None = None) -> bool:
     Raises:
         UsageError: if it is asked for, and the space's methods take statistics of the dense model alone.
     """
-    usual: str | None = getattr(settings.space, "statistics", None)
+    usual: str | None = settings.space.export_statistics
     if usual is None and asked == "sequential":
         raise UsageError(
             f"Expected `--calibration dense` with the space {settings.space.kind}, whose statistics are the dense "
@@ -138,13 +136,13 @@ def is_sequential(settings: Settings, asked: str | None = None) -> bool:
     return (asked or usual) == "sequential"
 
 
-def check_content(view: Run, bench: Workbench) -> None:
+def check_content(view: Run, session: Session) -> None:
     """See that a run's model and texts are those that it was searched with.
 
     Raises:
         UsageError: if not.
     """
-    old, new = view.study.about.identity["content"], bench.facts()
+    old, new = view.study.about.identity["content"], session.facts()
     changed = [name for name in new if old.get(name) != new[name]]
     if changed:
         raise UsageError(

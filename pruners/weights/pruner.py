@@ -1,0 +1,166 @@
+"""Unstructured pruning at a sparsity for each projection: levels of a store in a search, one pass for good."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur.pruners.calibration.gradients import model_statistics
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.calibration.stream import stream_blocks
+from secateur.pruners.masks import check_sparsity
+from secateur.pruners.models.anatomy import Anatomy, Block
+from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
+from secateur.pruners.stores.block_files import is_built
+from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
+from secateur.pruners.weights.method import Method
+from secateur.spaces.formulas.metric import formula_of
+
+
+class AllocationPruner(Pruner):
+    """Pruner of the space ``allocation``: each projection at a level of sparsity."""
+
+    @classmethod
+    def check_settings(cls, settings: Any) -> None:
+        method_of(settings, seed=0)
+
+    @classmethod
+    def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
+        check_groups(settings.group_size, anatomy)
+
+    @property
+    def method(self) -> Method:
+        """Metric or reconstruction, with its parameters."""
+        return method_of(self.settings, seed=self.seed)
+
+    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        key = StoreKey(
+            model=self.dense.fingerprint,
+            dtype=self.dense.dtype,
+            calibration=self.calibration.sha256,
+            method=self.method,
+            levels=self.space.levels,
+        )
+        if not is_built(directory, key):
+            build_levels(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
+
+    def open(self, directory: Path) -> None:
+        levels = self.space.levels
+        self._store = LevelStore(directory, self.anatomy, levels)
+        self._index = {sparsity: level for level, sparsity in enumerate(levels)}
+        self._dense = tuple((0,) * len(block.linears) for block in self.anatomy.blocks)
+        self._now = list(self._dense)
+
+    def keys(self, config: Config) -> Sequence[Hashable]:
+        """Tuples of levels, one level a projection."""
+        sparsity = config["sparsity"]
+        return [
+            tuple(self._index[sparsity[linear.name]] for linear in block.linears)
+            for block in self.anatomy.blocks
+        ]
+
+    def apply(self, block: int, key: Hashable) -> None:
+        """Point the projections whose level changes to the weights of their new level."""
+        assert isinstance(key, tuple)
+        before = self._now[block]
+        for linear, old, new in zip(self.anatomy.blocks[block].linears, before, key, strict=True):
+            if old != new:
+                linear.point_to(self._store.weight(linear, new))
+        self._now[block] = key
+
+    def release(self, block: int) -> None:
+        for linear, level in zip(self.anatomy.blocks[block].linears, self._now[block], strict=True):
+            if level:
+                self._store.take_back(linear, level)
+        self._now[block] = self._dense[block]
+
+    def restore(self) -> None:
+        for block, key in enumerate(self._dense):
+            self.apply(block, key)
+
+    def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
+        tokens = self.calibration.tokens
+        prune(self.anatomy, config["sparsity"], self.method, tokens, sequential=sequential, on_block=on_block)
+
+    def record(self, config: Config) -> dict[str, Any]:
+        return self.method.record
+
+    def asked(self, config: Config) -> dict[str, Any]:
+        return {"asked": config["sparsity"]}
+
+
+def method_of(settings: Any, *, seed: int) -> Method:
+    """The method that settings of the space ``allocation`` name.
+
+    Raises:
+        ValueError: if there is no such method, or it can't prune in groups.
+    """
+    return Method(
+        name=settings.metric,
+        comparison=settings.comparison,
+        group_size=settings.group_size,
+        damp=settings.damp,
+        block_size=settings.block_size,
+        seed=seed,
+        formula=formula_of(settings.metric),
+    )
+
+
+def check_groups(group_size: int | None, anatomy: Anatomy) -> None:
+    """Raise a ValueError unless groups of this size divide the inputs of every projection."""
+    for linear in anatomy.linears:
+        if group_size is not None and linear.in_features % group_size:
+            raise ValueError(
+                f"Expected `space.group_size` to divide the number of inputs, got {group_size} for "
+                f"{linear.in_features} inputs at {linear.name}. Choose another, or protect this layer."
+            )
+
+
+@torch.no_grad()
+def prune(
+    anatomy: Anatomy,
+    sparsity: Mapping[str, float],
+    method: Method,
+    tokens: Int[Tensor, "windows length"],
+    *,
+    sequential: bool,
+    on_block: OnBlock = no_report,
+) -> None:
+    """Zero weights of the live model, block by block.
+
+    Args:
+        anatomy: the model; its weights are replaced by new tensors, never written in place.
+        sparsity: by the projection's full name; a projection without an entry stays dense.
+        method: metric or reconstruction.
+        tokens: calibration windows.
+        sequential: statistics of a block come from already pruned blocks (as in the released Wanda and
+            SparseGPT); otherwise from the dense model (as a level store must). Gradients are the dense model's
+            either way: one pass before the first block is pruned.
+        on_block: told the index of each block that is done.
+
+    Raises:
+        ValueError: on a name that the model does not have, or a sparsity outside [0, 1].
+    """
+    check_sparsity(anatomy, sparsity)
+    whole = model_statistics(anatomy, tokens, gradients=method.gradients)
+    for part in stream_blocks(anatomy, tokens, inputs=method.needs, sequential=sequential):
+        _prune_block(part.block, part.inputs, sparsity, method, whole)
+        on_block(part.block.index)
+
+
+def _prune_block(
+    block: Block,
+    inputs: Mapping[str, InputStatistics],
+    sparsity: Mapping[str, float],
+    method: Method,
+    whole: ModelStatistics,
+) -> None:
+    for linear in block.linears:
+        wanted = sparsity.get(linear.name, 0.0)
+        if wanted > 0:
+            linear.point_to(method.weights(linear, inputs.get(linear.name), [wanted], whole)[0])
