@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 
 from secateur.spaces.formulas.grammar import parse, print_formula
-from secateur.spaces.formulas.signs import about
+from secateur.spaces.formulas.signs import facts_of
 from secateur.spaces.formulas.simplify import EXACT, RULES, simplify
 from secateur.spaces.formulas.tree import (
     Apply,
@@ -79,7 +79,7 @@ def _fill(tree: Tree, parts: dict[str, Tree]) -> Tree:
 
 @given(trees, seeds)
 def test_what_is_known_of_signs_holds(tree, seed):
-    known, values = about(tree), value(tree, tensors(seed))
+    known, values = facts_of(tree), value(tree, tensors(seed))
     if values is not None:
         assert not known.nonnegative or (values >= 0).all()
         assert known.nonnegative or not known.positive

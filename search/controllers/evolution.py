@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, SearchProcedure, check_fidelities
 from secateur.search.controllers.greedy import GreedyProcedure, GreedySettings
-from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings, separable
+from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings
+from secateur.search.controllers.separable import check_separable
 from secateur.search.controllers.successive_halving import Ranked, n_survivors, ranked, successive_halving
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
@@ -235,4 +236,6 @@ def _solver(
     """Procedure that finds the first elites, if it takes measurements of its own."""
     if settings.start not in _SOLVERS:
         return None
-    return _SOLVERS[settings.start](separable(space, f"start: {settings.start}"), fidelities, seed, settings)
+    return _SOLVERS[settings.start](
+        check_separable(space, f"start: {settings.start}"), fidelities, seed, settings
+    )

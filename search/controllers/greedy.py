@@ -11,8 +11,7 @@ import numpy as np
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import Batches, SearchProcedure, check_fidelities, fidelity_of
-from secateur.search.controllers.sensitivity import separable
-from secateur.search.controllers.separable import with_free_slots
+from secateur.search.controllers.separable import check_separable, with_free_slots
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import SeparableSpace, Space
@@ -72,7 +71,7 @@ class GreedyProcedure:
         self._seed = seed
         self._step = _STEPS[settings.moves]
         self._groups = self._find_groups()
-        self._now: Positions = (0,) * len(space.slots)
+        self._positions: Positions = (0,) * len(space.slots)
         self.solutions: dict[int, list[Any]] = {}  # target -> candidates, for targets reached so far
 
     @property
@@ -88,13 +87,13 @@ class GreedyProcedure:
     def reach(self, target: int) -> SearchProcedure:
         """Continue from the previous target to this one."""
         low, _ = self._space.usage_bounds(target)
-        while self._usage(self._now) < low and (removals := self._removals(target)):
+        while self._usage(self._positions) < low and (removals := self._removals(target)):
             losses = yield [Proposal(self._assembled(each), self._fidelity) for each in removals]
             if not any(map(math.isfinite, losses)):
                 break
-            self._now = removals[int(np.argmin(losses))]  # the first of ties
+            self._positions = removals[int(np.argmin(losses))]  # the first of ties
         rng = np.random.default_rng((self._seed, target))
-        solution = self._space.repair(self._assembled(self._now), target, rng)
+        solution = self._space.repair(self._assembled(self._positions), target, rng)
         self.solutions[target] = with_free_slots(self._space, solution)
 
     def _find_groups(self) -> list[list[int]]:
@@ -106,10 +105,10 @@ class GreedyProcedure:
 
     def _removals(self, target: int) -> list[Positions]:
         """Results of one more step that do not exceed the target."""
-        before, (_, high) = self._usage(self._now), self._space.usage_bounds(target)
+        before, (_, high) = self._usage(self._positions), self._space.usage_bounds(target)
         found = []
         for group in self._groups:
-            after = list(self._now)
+            after = list(self._positions)
             for slot in group:
                 last = len(self._space.options(slot)) - 1
                 after[slot] = last if self._step.whole else min(after[slot] + 1, last)
@@ -161,7 +160,7 @@ class Greedy(Controller):
     ) -> None:
         self._largest = check_fidelities(fidelities)[-1]
         self._n_targets = len(space.targets)
-        self._greedy = GreedyProcedure(separable(space, "greedy"), fidelities, seed, settings)
+        self._greedy = GreedyProcedure(check_separable(space, "greedy"), fidelities, seed, settings)
         self._batches = Batches(objective, self._procedure())
 
     def ask(self, n: int) -> list[Proposal]:

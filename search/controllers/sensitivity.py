@@ -19,7 +19,7 @@ from secateur.search.controllers.batches import (
     fidelity_of,
 )
 from secateur.search.controllers.knapsack import Array
-from secateur.search.controllers.separable import complete, solve, with_free_slots
+from secateur.search.controllers.separable import check_separable, complete, solve, with_free_slots
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import SeparableSpace, Space
@@ -171,7 +171,7 @@ class Sensitivity(Controller):
         objective: str = "loss",
     ) -> None:
         self._largest = check_fidelities(fidelities)[-1]
-        self._sensitivity = SensitivityProcedure(separable(space, "sensitivity"), fidelities, settings)
+        self._sensitivity = SensitivityProcedure(check_separable(space, "sensitivity"), fidelities, settings)
         self._batches = Batches(objective, self._procedure())
 
     def ask(self, n: int) -> list[Proposal]:
@@ -188,17 +188,3 @@ class Sensitivity(Controller):
         yield from self._sensitivity.run()
         solutions = self._sensitivity.solutions.values()
         yield [Proposal(candidate, self._largest) for candidate in chain.from_iterable(solutions)]
-
-
-def separable(space: Space[Any], what: str) -> SeparableSpace[Any]:
-    """The space, checked to be separable.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    if not isinstance(space, SeparableSpace):
-        raise ValueError(
-            f"Expected a space whose slots can be measured alone for `{what}`, got {type(space).__name__}. Use "
-            f"another controller, or `start: random`."
-        )
-    return space

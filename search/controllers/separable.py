@@ -12,7 +12,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import norm
 
 from secateur.search.controllers.knapsack import Array, solve_knapsack
-from secateur.spaces.space import SeparableSpace
+from secateur.spaces.space import SeparableSpace, Space
 
 
 def removed_energy(share: Array) -> Array:
@@ -93,3 +93,17 @@ def solve(space: SeparableSpace[Any], losses: Sequence[Array], target: int) -> A
         return None
     candidate = space.assemble([row[index] for row, index in zip(options, choice, strict=True)])
     return space.repair(candidate, target, np.random.default_rng(0))  # of the MILP's tolerance
+
+
+def check_separable(space: Space[Any], what: str) -> SeparableSpace[Any]:
+    """The space, checked to be separable.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(space, SeparableSpace):
+        raise ValueError(
+            f"Expected a space whose slots can be measured alone for `{what}`, got {type(space).__name__}. Use "
+            f"another controller, or `start: random`."
+        )
+    return space

@@ -10,7 +10,7 @@ from secateur.spaces.latency import PHASES, PhaseName
 from secateur.spaces.methods import CUT_REPAIRS
 from secateur.spaces.shape import BlockShape, ModelShape
 
-Of = Literal["params", "macs", "kv_bytes", "latency_prefill", "latency_decode"]
+CostName = Literal["params", "macs", "kv_bytes", "latency_prefill", "latency_decode"]
 
 
 def _latency(phase: PhaseName) -> Callable[[ModelShape, BlockShape, Kept], int]:
@@ -23,7 +23,7 @@ def _latency(phase: PhaseName) -> Callable[[ModelShape, BlockShape, Kept], int]:
 
 
 # Cost of one block in integers: parameters, multiply-accumulates, bytes, nanoseconds.
-USAGES: dict[Of, Callable[[ModelShape, BlockShape, Kept], int]] = {
+USAGES: dict[CostName, Callable[[ModelShape, BlockShape, Kept], int]] = {
     "params": lambda shape, block, kept: block.params(*kept),
     "macs": lambda shape, block, kept: block.macs(*kept),
     "kv_bytes": lambda shape, block, kept: block.kv_bytes(kept.kv_groups),
@@ -37,7 +37,7 @@ def dense_of(block: BlockShape) -> Kept:
     return Kept(block.n_kv_groups, block.ffn_width)
 
 
-def check_latency(shape: ModelShape, of: Of) -> None:
+def check_latency(shape: ModelShape, of: CostName) -> None:
     """Check that the quantity of the target can be computed.
 
     Raises:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from secateur.spaces.architecture.candidate import GONE, Kept
-from secateur.spaces.architecture.cost import USAGES, Of, check_latency, dense_of
+from secateur.spaces.architecture.cost import USAGES, CostName, check_latency, dense_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules
 from secateur.spaces.levels import Window, check_ascending, nearest_window, rounded_share, spread_order
 from secateur.spaces.shape import ModelShape
@@ -42,7 +42,7 @@ class FormTargets:
         ValueError: if the blocks differ, the rules don't fit them, a target can't be met, or a latency is not known.
     """
 
-    def __init__(self, shape: ModelShape, rules: LevelRules, targets: Sequence[float], of: Of) -> None:
+    def __init__(self, shape: ModelShape, rules: LevelRules, targets: Sequence[float], of: CostName) -> None:
         check_ascending("target", targets)
         check_latency(shape, of)
         levels = rules.levels(shape)

@@ -9,7 +9,7 @@ from typing import Literal
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.shape import BlockShape, ModelShape
 
-Unit = Literal["groups", "channels", "attention", "mlp", "blocks"]
+Removable = Literal["groups", "channels", "attention", "mlp", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LevelRules:
         held_groups: numbers of KV groups that the format supports; None: all.
     """
 
-    units: frozenset[Unit]
+    units: frozenset[Removable]
     ffn_step: int | None = None
     multiple_of: int = 1
     smallest_mlp: int = 0
@@ -151,7 +151,7 @@ class Slot:
         return tuple(1 - n / kept[0] for n in kept)
 
 
-def slots_of(levels: Sequence[BlockLevels], units: frozenset[Unit]) -> tuple[Slot, ...]:
+def slots_of(levels: Sequence[BlockLevels], units: frozenset[Removable]) -> tuple[Slot, ...]:
     """Slots with more than one option: blocks if only these are removable, else sub-layers."""
     slots = []
     for block, of in enumerate(levels):

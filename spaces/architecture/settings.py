@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from secateur.spaces.architecture.cost import Of
-from secateur.spaces.architecture.levels import LevelRules, Unit
+from secateur.spaces.architecture.cost import CostName
+from secateur.spaces.architecture.levels import LevelRules, Removable
 from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.architecture.tied import TiedSpace
 from secateur.spaces.methods import CUT_REPAIRS, DEPTH
@@ -20,8 +20,8 @@ from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space_settings import SpaceSettings
 from secateur.spaces.targets import Target, check_target, targets_of
 
-UNITS: frozenset[Unit] = frozenset({"groups", "channels", "attention", "mlp"})
-TIED_UNITS: frozenset[Unit] = frozenset({"groups", "channels", "blocks"})
+UNITS: frozenset[Removable] = frozenset({"groups", "channels", "attention", "mlp"})
+TIED_UNITS: frozenset[Removable] = frozenset({"groups", "channels", "blocks"})
 SMALLEST_MLP = {"gguf": 32}  # llama.cpp miscomputes blocks with an attention and no MLP
 
 DEFAULT_BASELINES = ("flap", "shortgpt")
@@ -71,8 +71,8 @@ class ArchitectureSettings(SpaceSettings):
 
     kind: Literal["architecture"] = "architecture"
     target: Target = 0.25
-    of: Of = "params"
-    units: list[Unit] | None = None
+    of: CostName = "params"
+    units: list[Removable] | None = None
     ffn_step: int | None = Field(default=None, ge=1)
     multiple_of: int = Field(default=1, ge=1)
     tied: bool = False

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.spaces.architecture.cost import USAGES, Of, check_latency, dense_of
+from secateur.spaces.architecture.cost import USAGES, CostName, check_latency, dense_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot, slots_of
 from secateur.spaces.levels import check_ascending, finest_step, nearest_window, rounded_share
 from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
@@ -32,7 +32,7 @@ class SlotTargets:
         ValueError: if the rules don't fit the model, a target can't be met, or a latency is not known.
     """
 
-    def __init__(self, shape: ModelShape, rules: LevelRules, targets: Sequence[float], of: Of) -> None:
+    def __init__(self, shape: ModelShape, rules: LevelRules, targets: Sequence[float], of: CostName) -> None:
         check_ascending("target", targets)
         check_latency(shape, of)
         self._shape, self._rules, self._of = shape, rules, of

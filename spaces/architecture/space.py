@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from secateur.spaces.architecture.candidate import Architecture
-from secateur.spaces.architecture.cost import Of
+from secateur.spaces.architecture.cost import CostName
 from secateur.spaces.architecture.levels import LevelRules, Slot
 from secateur.spaces.architecture.scores import Scores, moves_of, walk
 from secateur.spaces.architecture.slot_targets import SlotTargets
@@ -46,7 +46,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         shape: ModelShape,
         rules: LevelRules,
         targets: Sequence[float],
-        of: Of = "params",
+        of: CostName = "params",
         repairs: Sequence[str] = ("none",),
     ) -> None:
         self._of_slots = SlotTargets(shape, rules, targets, of)
@@ -62,18 +62,18 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     @property
     def dense(self) -> Architecture:
-        return self._made((0,) * len(self._slots))
+        return self._architecture((0,) * len(self._slots))
 
     def uniform(self, target: int) -> Architecture:
         """The same share removed of all slots, see `SlotTargets.uniform`."""
-        return self._made(self._of_slots.uniform[target])
+        return self._architecture(self._of_slots.uniform[target])
 
     def from_scores(self, kind: str, scores: Scores, target: int) -> Architecture | None:
         """See `moves_of`; a remaining difference to the target is closed by random moves."""
         moves = moves_of(kind, self._slots, scores)
         levels = walk(self._table, self._of_slots.windows[target], moves)
         found = self._variation.settle(levels, target, np.random.default_rng(0)) if any(levels) else None
-        return None if found is None else self._made(found)
+        return None if found is None else self._architecture(found)
 
     # --- variation ---
 
@@ -81,7 +81,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         """As `LevelVariation.sample`, with any repair."""
         repair = int(rng.integers(len(self._repairs))) if len(self._repairs) > 1 else 0
         levels = self._variation.sample(self._of_slots.shares, self.targets[target], target, rng)
-        return self._made(levels, repair)
+        return self._architecture(levels, repair)
 
     def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
         """Depth moves (a quarter) or level switches; a few mutations change the repair alone."""
@@ -89,16 +89,16 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         repair, n_repairs = self._repair_of(candidate), len(self._repairs)
         other = self._other_repair(repair, rng)
         if other is not None:
-            return self._made(levels, other)
+            return self._architecture(levels, other)
         if self._groups and rng.random() < DEPTH_MOVES:
             for _ in range(ATTEMPTS):
                 found = self._depth_move(levels, target, rng)
                 if found is not None:
-                    return self._made(found, repair)
+                    return self._architecture(found, repair)
         found = self._variation.mutate(levels, target, rng)
         if found == levels and n_repairs > 1:
-            return self._made(levels, (repair + 1) % n_repairs)
-        return self._made(found, repair)
+            return self._architecture(levels, (repair + 1) % n_repairs)
+        return self._architecture(found, repair)
 
     def _depth_move(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels | None:
         """Remove, restore or exchange a group of slots; other slots close the difference to the target."""
@@ -128,12 +128,12 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         target = self._met_target(first)
         repair = self._repair_of(first if rng.random() < 0.5 else second)
         mixed = self._variation.mix(self._levels_of(first), self._levels_of(second), target, rng)
-        return self._made(mixed, repair)
+        return self._architecture(mixed, repair)
 
     def repair(self, candidate: Architecture, target: int, rng: np.random.Generator) -> Architecture:
         levels = self._levels_of(candidate)
         found = self._variation.repair(levels, target, rng)
-        return candidate if found is levels else self._made(found, self._repair_of(candidate))
+        return candidate if found is levels else self._architecture(found, self._repair_of(candidate))
 
     # --- meaning of a candidate ---
 
@@ -176,7 +176,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     def assemble(self, options: Sequence[int]) -> Architecture:
         n = len(self._slots)
-        return self._made(tuple(options[:n]), options[n] if len(options) > n else 0)
+        return self._architecture(tuple(options[:n]), options[n] if len(options) > n else 0)
 
     def disassemble(self, candidate: Architecture) -> tuple[int, ...]:
         repair = (self._repair_of(candidate),) if len(self._repairs) > 1 else ()
@@ -184,11 +184,11 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     # --- helpers ---
 
-    def _made(self, levels: Levels, repair: int = 0) -> Architecture:
+    def _architecture(self, levels: Levels, repair: int = 0) -> Architecture:
         blocks = list(self._of_slots.dense)
         for slot, level in zip(self._slots, levels, strict=True):
             blocks[slot.block] = slot.kept(level, blocks[slot.block])
-        return Architecture(tuple(blocks), self._named(repair))
+        return Architecture(tuple(blocks), self._repair_name(repair))
 
     def _levels_of(self, candidate: Architecture) -> Levels:
         return tuple(slot.option_of(candidate.blocks[slot.block]) for slot in self._slots)

@@ -122,7 +122,7 @@ class StructuredSpace(Space[Architecture]):
     def _repair_of(self, candidate: Architecture) -> int:
         return self._repairs.index(candidate.repair) if candidate.repair else 0
 
-    def _named(self, repair: int) -> str:
+    def _repair_name(self, repair: int) -> str:
         """Name of the repair in a candidate."""
         return self._repairs[repair] if len(self._repairs) > 1 else ""
 

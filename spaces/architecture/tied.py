@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from secateur.spaces.architecture.candidate import GONE, Architecture
-from secateur.spaces.architecture.cost import Of
+from secateur.spaces.architecture.cost import CostName
 from secateur.spaces.architecture.forms import Form, FormTargets
 from secateur.spaces.architecture.levels import LevelRules
 from secateur.spaces.architecture.scores import Scores
@@ -42,20 +42,20 @@ class TiedSpace(StructuredSpace):
         shape: ModelShape,
         rules: LevelRules,
         targets: Sequence[float],
-        of: Of = "params",
+        of: CostName = "params",
         repairs: Sequence[str] = ("none",),
     ) -> None:
         self._forms = FormTargets(shape, rules, targets, of)
         super().__init__(shape, repairs, self._forms)
         self._droppable = self._forms.droppable
-        self._uniform = [self._made(*uniform) for uniform in self._forms.uniform]
+        self._uniform = [self._architecture(*uniform) for uniform in self._forms.uniform]
 
     def target_of(self, candidate: Architecture) -> int | None:
         return self._forms.target_of(candidate.blocks)
 
     @property
     def dense(self) -> Architecture:
-        return self._made(self._forms.dense, ())
+        return self._architecture(self._forms.dense, ())
 
     def uniform(self, target: int) -> Architecture:
         """The fewest dropped blocks, spread over the depth, see `FormTargets.uniform`."""
@@ -68,7 +68,7 @@ class TiedSpace(StructuredSpace):
         by_block = scores.blocks[kind]
         order = sorted(self._droppable, key=lambda block: by_block[block])
         found = self._forms.find(target, order, shallow=True)
-        return self._made(*found) if found and found[1] else None
+        return self._architecture(*found) if found and found[1] else None
 
     # --- variation ---
 
@@ -76,7 +76,7 @@ class TiedSpace(StructuredSpace):
         """A random form of the target with random dropped blocks."""
         repair, forms = int(rng.integers(len(self._repairs))), self._forms.forms[target]
         for _ in range(ATTEMPTS):
-            found = self._fitted(forms[rng.integers(len(forms))], (), repair, rng)
+            found = self._with_dropped(forms[rng.integers(len(forms))], (), repair, rng)
             if self.target_of(found) == target:
                 return found
         return self._uniform[target]
@@ -86,21 +86,21 @@ class TiedSpace(StructuredSpace):
         target, (form, dropped, repair) = self._met_target(candidate), self._parts(candidate)
         another = self._other_repair(repair, rng)
         if another is not None:
-            return self._made(form, dropped, another)
+            return self._architecture(form, dropped, another)
         near = [other for other in self._nearest(form, target) if other != form][:NEIGHBOURS]
         kept = [index for index in self._droppable if index not in dropped]
         for _ in range(ATTEMPTS):
             if dropped and kept and (not near or rng.random() < 0.5):
                 back = dropped[rng.integers(len(dropped))]
                 swapped = [*(index for index in dropped if index != back), kept[rng.integers(len(kept))]]
-                found = self._made(form, swapped, repair)
+                found = self._architecture(form, swapped, repair)
             elif near:
-                found = self._fitted(near[rng.integers(len(near))], dropped, repair, rng)
+                found = self._with_dropped(near[rng.integers(len(near))], dropped, repair, rng)
             else:
                 break
             if self.target_of(found) == target:
                 return found
-        return self._made(form, dropped, (repair + 1) % len(self._repairs))
+        return self._architecture(form, dropped, (repair + 1) % len(self._repairs))
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
         """The form of one parent; blocks dropped by both are dropped first, then those dropped by either."""
@@ -111,7 +111,7 @@ class TiedSpace(StructuredSpace):
         repair = repair if rng.random() < 0.5 else another
         both, either = set(dropped) & set(also), sorted(set(dropped) ^ set(also))
         order = [*sorted(both), *(either[i] for i in rng.permutation(len(either)))]
-        found = self._fitted(form, order, repair, rng)
+        found = self._with_dropped(form, order, repair, rng)
         return found if self.target_of(found) == target else first
 
     def repair(self, candidate: Architecture, target: int, rng: np.random.Generator) -> Architecture:
@@ -119,7 +119,7 @@ class TiedSpace(StructuredSpace):
             return candidate
         form, dropped, repair = self._parts(candidate)
         for near in self._nearest(form, target):
-            found = self._fitted(near, rng.permutation(dropped).tolist(), repair, rng)
+            found = self._with_dropped(near, rng.permutation(dropped).tolist(), repair, rng)
             if self.target_of(found) == target:
                 return found
         return self._uniform[target]
@@ -128,13 +128,13 @@ class TiedSpace(StructuredSpace):
         """Forms of the target, the nearest first."""
         return sorted(self._forms.forms[target], key=lambda other: self._forms.distance(other, form))
 
-    def _fitted(
+    def _with_dropped(
         self, form: Form, dropped: Sequence[int], repair: int, rng: np.random.Generator
     ) -> Architecture:
         """The form with as many dropped blocks as it requires: these in order, then random others."""
         others = [index for index in rng.permutation(self._droppable).tolist() if index not in dropped]
         n_dropped = self._forms.dense.n_blocks - form.n_blocks
-        return self._made(form, [*dropped, *others][:n_dropped], repair)
+        return self._architecture(form, [*dropped, *others][:n_dropped], repair)
 
     # --- meaning of a candidate ---
 
@@ -145,7 +145,7 @@ class TiedSpace(StructuredSpace):
         if (
             not fits
             or not set(dropped) <= set(self._droppable)
-            or self._made(form, dropped, repair) != candidate
+            or self._architecture(form, dropped, repair) != candidate
         ):
             raise ValueError(
                 f"Expected {self._forms.dense.n_blocks} blocks, each dropped or with the same one of "
@@ -187,12 +187,12 @@ class TiedSpace(StructuredSpace):
             kv_groups=alike.kv_groups[values.get("kv_groups", 0)], ffn=alike.ffn[values.get("ffn", 0)]
         )
         form = Form(dense.n_blocks - len(dropped), kept)
-        return self.repair(self._made(form, dropped, values.get("repair", 0)), target, rng)
+        return self.repair(self._architecture(form, dropped, values.get("repair", 0)), target, rng)
 
     # --- helpers ---
 
-    def _made(self, form: Form, dropped: Collection[int], repair: int = 0) -> Architecture:
-        return Architecture(self._forms.blocks(form, dropped), self._named(repair))
+    def _architecture(self, form: Form, dropped: Collection[int], repair: int = 0) -> Architecture:
+        return Architecture(self._forms.blocks(form, dropped), self._repair_name(repair))
 
     def _parts(self, candidate: Architecture) -> tuple[Form, list[int], int]:
         """Form, dropped blocks and index of the repair; block 0 is never dropped."""

@@ -10,7 +10,7 @@ from secateur.spaces.formulas.tree import Tree, fold
 
 
 @dataclass(frozen=True)
-class About:
+class Facts:
     """Facts that hold for all weights; False = unknown.
 
     Args:
@@ -24,43 +24,43 @@ class About:
     total: bool
 
 
-def about(tree: Tree) -> About:
+def facts_of(tree: Tree) -> Facts:
     """Facts about a formula's values."""
     return fold(tree, _terminal, _constant, _applied)
 
 
-def _terminal(name: str) -> About:
+def _terminal(name: str) -> Facts:
     row = TERMINALS.get(name)
-    return About(row is not None and row.nonnegative, False, True)
+    return Facts(row is not None and row.nonnegative, False, True)
 
 
-def _constant(value: float) -> About:
-    return About(value >= 0, value > 0, True)
+def _constant(value: float) -> Facts:
+    return Facts(value >= 0, value > 0, True)
 
 
-def _applied(operator: str, arguments: Sequence[About]) -> About:
+def _applied(operator: str, arguments: Sequence[Facts]) -> Facts:
     positive = _POSITIVE.get(operator, _never)(*arguments)
     nonnegative = positive or _NONNEGATIVE.get(operator, _never)(*arguments)
     total = _TOTAL.get(operator, _always)(*arguments) and all(x.total for x in arguments)
-    return About(nonnegative, positive, total)
+    return Facts(nonnegative, positive, total)
 
 
 _Fact = Callable[..., bool]
 
 
-def _never(*arguments: About) -> bool:
+def _never(*arguments: Facts) -> bool:
     return False
 
 
-def _always(*arguments: About) -> bool:
+def _always(*arguments: Facts) -> bool:
     return True
 
 
-def _first(x: About, *others: About) -> bool:
+def _first(x: Facts, *others: Facts) -> bool:
     return x.nonnegative
 
 
-def _both(x: About, y: About) -> bool:
+def _both(x: Facts, y: Facts) -> bool:
     return x.nonnegative and y.nonnegative
 
 

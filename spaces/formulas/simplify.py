@@ -14,7 +14,7 @@ from functools import cache
 
 from secateur.spaces.formulas.grammar import parse, print_formula
 from secateur.spaces.formulas.operators import OPERATORS
-from secateur.spaces.formulas.signs import about
+from secateur.spaces.formulas.signs import facts_of
 from secateur.spaces.formulas.tree import Apply, Constant, Terminal, Tree, fold, is_constant
 
 
@@ -145,9 +145,9 @@ def _match(pattern: Tree, tree: Tree, bound: dict[str, Tree]) -> dict[str, Tree]
 
 def _allowed(rule: Rule, found: Mapping[str, Tree]) -> bool:
     return (
-        all(about(found[name]).positive for name in rule.positive)
-        and all(about(found[name]).nonnegative for name in rule.nonnegative)
-        and all(about(found[name]).total for name in rule.total)
+        all(facts_of(found[name]).positive for name in rule.positive)
+        and all(facts_of(found[name]).nonnegative for name in rule.nonnegative)
+        and all(facts_of(found[name]).total for name in rule.total)
     )
 
 
