@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 Array = NDArray[np.float64]
 MAX_STEPS = 200_000  # columns of the table of dynamic programming, for speed
@@ -82,6 +80,9 @@ def by_milp(
     losses: Sequence[Array], usages: Sequence[Sequence[int]], low: int, high: int
 ) -> list[int] | None:
     """The optimal choice by branch and bound (HiGHS), to a relative gap of 1e-4."""
+    from scipy.optimize import Bounds, LinearConstraint, milp  # see `separable`
+    from scipy.sparse import csr_array
+
     cost, usage = np.concatenate(losses), np.concatenate([np.asarray(u, dtype=float) for u in usages])
     slots = np.repeat(np.arange(len(losses)), [len(loss) for loss in losses])
     columns = np.arange(len(cost))

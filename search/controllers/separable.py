@@ -7,9 +7,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import isotonic_regression
-from scipy.stats import norm
 
 from secateur.search.controllers.knapsack import Array, solve_knapsack
 from secateur.spaces.space import SeparableSpace, Space
@@ -22,6 +19,8 @@ def removed_energy(share: Array) -> Array:
     pruned layer grows about in proportion, so losses are nearly linear in it: a better abscissa than the share itself
     for interpolation between few measurements.
     """
+    from scipy.stats import norm  # scipy takes half a second to import, longer than reading a run
+
     share = np.asarray(share, dtype=float)
     q = norm.ppf((1 + np.minimum(share, 1 - 1e-12)) / 2)
     return np.where(share >= 1, 1.0, share - 2 * q * norm.pdf(q))
@@ -42,6 +41,9 @@ def complete(shares: Array, measured: dict[int, float], anchor: int) -> Array:
     Returns:
         One difference for each of the shares.
     """
+    from scipy.interpolate import PchipInterpolator
+    from scipy.optimize import isotonic_regression
+
     options = sorted({*measured, anchor})
     if len(options) == 1:
         return np.zeros(len(shares))
