@@ -200,7 +200,7 @@ def test_formulas_may_be_choices():
 
 def test_a_model_without_counted_blocks_is_refused():
     shape = ModelShape(1000, 2, 900, 10)
-    with pytest.raises(ValueError, match="blocks are counted for recipes of structure"):
+    with pytest.raises(ValueError, match="known block shapes for recipes of structure"):
         build_recipe(RecipeSettings(), LINEARS, shape)
     assert build_recipe(RecipeSettings(unit="weights"), LINEARS, shape).targets == (0.2,)
 

@@ -1,4 +1,4 @@
-"""The space `recipe` that settings describe: the options of each choice, and the tree of choices."""
+"""Construction of the space `recipe` from its settings: options of each choice, and the tree of choices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.spaces.recipe.space import RecipeSpace
 from secateur.spaces.shape import ModelShape, Prunable, split_protected
 
 Options = dict[str, tuple[Sequence[Any], bool]]
-"""By path of the item: values, and whether neighbouring ones are similar."""
+"""Values by path of the item, and whether they are ordered."""
 
 _EXPONENTS = tuple(i / 4 for i in range(9))
 _ANGLES = tuple(i / 10 for i in range(11))
@@ -75,13 +75,13 @@ def _allocation(rules: Sequence[str]) -> Options:
 
 
 def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: ModelShape) -> RecipeSpace:
-    """The space that the settings describe, for a model with these linears.
+    """The space of these settings, for a model with these linears.
 
     Raises:
-        ValueError: if a pattern in `protect` matches nothing or too much, or the model's blocks were not counted.
+        ValueError: if a pattern in `protect` matches nothing or too much, or the shape has no blocks.
     """
     if settings.protect:
-        split_protected(linears, settings.protect)  # refuses what matches nothing, or all
+        split_protected(linears, settings.protect)  # raises if a pattern matches nothing, or all match
     tree = Tree(settings.unit, settings.source_names, options_of(settings), _base(settings))
     return RecipeSpace(
         settings.unit,
@@ -96,7 +96,7 @@ def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: M
 
 
 def _base(settings: RecipeSettings) -> Items:
-    """Items of the start, with the default calibration data as far as the settings allow them."""
+    """Items of the start, with calibration data nearest to the defaults."""
     base = items_of_known(settings.start_name)
     for path, (values, ordered) in calibration_of(settings).items():
         default = 1 if path.startswith(SOURCES) else default_of(settings.unit, path)

@@ -1,4 +1,4 @@
-"""Candidates of the space `recipe`: all settings of a pruning run as one line of text."""
+"""Candidates of the space `recipe`: all settings of a pruning run in one line of text."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from secateur.spaces.recipe.form import completed
 
 DENSE = "dense"
 _HEADS = {"calibration": "sources", "metric": "name", "allocation": "rule", "repair": ""}
-"""Which key of a section comes first in the text, without its name."""
+"""First key of each section in the text, whose name is omitted."""
 _NUMBER = re.compile(r"-?\d{1,18}(\.\d{1,18})?(e-?\d{1,3})?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe by its text, or the dense model; make others than that with `Recipe.of` or `Recipe.parse`.
+    """A recipe, or the dense model, by its text; made by `Recipe.of` or `Recipe.parse`.
 
-    The text gives the sections in order, in each the parameters that apply and no others: ``recipe: structure 0.2 |
+    The text lists the sections in order, with their applicable parameters: ``recipe: structure 0.2 |
     calibration docs:1; samples=32; length=128; choose=random; subset=3 | metric wanda_sp | allocation uniform |
     repair bias``.
     """
@@ -29,10 +29,10 @@ class Recipe:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Recipe:
-        """The recipe with this plain form; what the form leaves out is as in `form.completed`.
+        """Recipe of a plain form; missing keys have the defaults of `form.completed`.
 
         Raises:
-            ValueError: if the form is none of a recipe.
+            ValueError: if the form is invalid.
         """
         whole = completed(plain)
         sections = [f"recipe: {whole['unit']} {_number(whole['sparsity'])}"]
@@ -45,10 +45,10 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
-        """The recipe, or the dense model, with this canonical text.
+        """Recipe, or the dense model, of a canonical text.
 
         Raises:
-            ValueError: if no recipe prints like this.
+            ValueError: if it is not the text of a recipe.
         """
         if text == DENSE:
             return cls(DENSE)
@@ -63,15 +63,15 @@ class Recipe:
 
     @property
     def is_dense(self) -> bool:
-        """Whether nothing is removed."""
+        """Whether it is the dense model."""
         return self.text == DENSE
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The plain form, a new one each time.
+        """Plain form, a new mapping each time.
 
         Raises:
-            ValueError: on the dense model, which has none.
+            ValueError: for the dense model, which has none.
         """
         plain = _read(self.text)
         if plain is None:
@@ -80,12 +80,12 @@ class Recipe:
 
     @cached_property
     def sparsity(self) -> float:
-        """The share that is removed."""
+        """Removed share."""
         return 0.0 if self.is_dense else float(self.plain["sparsity"])
 
 
 def _read(text: str) -> dict[str, Any] | None:
-    """The unchecked plain form of a text; None for another format."""
+    """Unchecked plain form of a text; None if it has another format."""
     first, *sections = text.split(" | ")
     start = re.fullmatch(r"recipe: (\w+) (\S+)", first, re.ASCII)
     if start is None or not _NUMBER.fullmatch(start[2]):
@@ -111,7 +111,7 @@ def _read(text: str) -> dict[str, Any] | None:
 
 
 def _number(value: float) -> str:
-    """A number's text, at most 10 significant digits."""
+    """Text of a number, with at most 10 significant digits."""
     return f"{value:.10g}"
 
 
@@ -147,4 +147,4 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "quantiles": _list,
     "clusters": _list,
 }
-"""How values are read that are not single numbers or names of options."""
+"""Parsers of values other than single numbers and names of options."""

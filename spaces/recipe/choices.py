@@ -1,4 +1,4 @@
-"""The conditional tree of a space of recipes: choices, their options, and the conditions that they apply under."""
+"""Tree of conditional choices of a space of recipes, with their options."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from secateur.spaces.recipe.known import KNOWN
 
 Subspace = Literal["calibration", "metric", "allocation", "repair"]
 Items = dict[str, Any]
-"""Single values by ``section.key`` or, where a key holds several, ``section.key.item``; those that apply."""
+"""Applicable values by ``section.key``, or ``section.key.item`` for keys with several values."""
 
 SOURCES, CLUSTERS, WEIGHTS = "calibration.sources", "calibration.clusters", "metric.weights"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice.
+    """One choice of a recipe.
 
     Args:
         path: of the item.
         options: its values, at least two.
         ordered: neighbouring options mean similar recipes.
-        when: where it applies, as of its key.
+        when: conditions under which its key applies.
     """
 
     path: str
@@ -48,31 +48,31 @@ class Choice:
         return self.path.partition(".")[0]
 
     def position(self, value: Any) -> int | None:
-        """Position of the option that a value is, or of the nearest one of an ordered choice; None if there is none."""
+        """Position of a value's option, or of the nearest one of an ordered choice; None if there is none."""
         if not self.ordered and value not in self.options:
             return None
         return self.options.index(nearest(self.options, value, ordered=self.ordered))
 
 
 def nearest(options: Sequence[Any], value: Any, *, ordered: bool) -> Any:
-    """The option nearest to a value; of options without an order the value itself, or the first."""
+    """Option nearest to a value; of unordered options the value itself, or the first one."""
     if value in options or not (ordered and is_number(value)):
         return value if value in options else options[0]
     return min(options, key=lambda option: abs(option - value))
 
 
 Fill = Callable[[Choice], Any]
-"""The value of a choice that newly applies."""
+"""Function that gives the value of a newly applicable choice."""
 
 
 class Tree:
-    """The choices of a space, in an order in which each comes after those that it depends on.
+    """Choices of a space, in topological order of their conditions.
 
     Args:
-        unit: what is removed.
+        unit: unit of pruning.
         sources: names of calibration sources.
-        options: by path, one or more values and whether they are ordered; where there is one it is no choice.
-        base: items of a recipe that gives what is not chosen.
+        options: values by path, and whether they are ordered; a single value is fixed.
+        base: items of a recipe for values that are not searched.
     """
 
     def __init__(
@@ -104,13 +104,13 @@ class Tree:
         return tuple(self._choices.values())
 
     def active(self, items: Items) -> list[Choice]:
-        """The choices that apply."""
+        """Applicable choices."""
         return [choice for path, choice in self._choices.items() if path in items]
 
-    def grown(self, items: Mapping[str, Any], fill: Fill) -> Items:
-        """The items that apply, of these, and of the base and `fill` where one is missing.
+    def completed(self, items: Mapping[str, Any], fill: Fill) -> Items:
+        """Applicable items, with missing ones from `fill` or the base.
 
-        What contradicts something before it gives way: see `form.check_together`.
+        An item that contradicts an earlier one is replaced, see `form.check_together`.
         """
         found: Items = {}
         for key, leaf in self._leaves.items():
@@ -120,12 +120,12 @@ class Tree:
         return found
 
     def default(self, choice: Choice) -> Any:
-        """The option nearest to the base's value."""
+        """Option nearest to the base's value."""
         wanted = self._base.get(choice.path, default_of(self._unit, choice.path))
         return nearest(choice.options, wanted, ordered=choice.ordered)
 
     def parameters(self) -> tuple[IntParameter, ...]:
-        """The choices as positions of options."""
+        """Choices as integer parameters, by the positions of options."""
         return tuple(
             IntParameter(
                 choice.path,
@@ -138,7 +138,7 @@ class Tree:
         )
 
     def _requirements(self, choice: Choice) -> tuple[Requirement, ...]:
-        """The conditions that depend on a choice."""
+        """Conditions on other choices."""
         found = []
         for condition in choice.when:
             options = self._choices[condition.path].options if condition.path in self._choices else ()
@@ -148,7 +148,7 @@ class Tree:
         return tuple(found)
 
     def _can_apply(self, choice: Choice) -> bool:
-        """Whether the fixed values and some options of the other choices allow it."""
+        """Whether its conditions can hold, by the fixed values and the options of other choices."""
         for condition in choice.when:
             if condition.path in self._choices:
                 if not any(condition.holds(x) for x in self._choices[condition.path].options):
@@ -168,7 +168,7 @@ class Tree:
         return self._base.get(path, default_of(self._unit, path))
 
     def _allowed(self, path: str, value: Any, before: Items) -> Any:
-        """The value, or another one where it would contradict the items before it."""
+        """The value, or another one if it contradicts earlier items."""
         if path in self._others:  # the last of some that may not all be 0
             return value or int(not any(before[other] for other in self._others[path]))
         if path == "metric.activation" and before["metric.order"] == "none":
@@ -182,7 +182,7 @@ class Tree:
 
 
 def _key(path: str) -> str:
-    """The key that an item belongs to."""
+    """Key of an item."""
     key = path.rpartition(".")[0]
     return key if key in (SOURCES, CLUSTERS, WEIGHTS) else path
 
@@ -194,7 +194,7 @@ def default_of(unit: Unit, path: str) -> Any:
 
 
 def items_of(plain: Mapping[str, Any], sources: Sequence[str]) -> Items:
-    """The single values of a plain form, which is complete: see `form.completed`."""
+    """Single values of a complete plain form, see `form.completed`."""
     return expanded(flattened(plain), sources)
 
 
@@ -206,7 +206,7 @@ def items_of_known(name: str) -> Items:
 
 
 def expanded(flat: Mapping[str, Any], sources: Sequence[str]) -> Items:
-    """Keys that hold several values as several items; sources that are not in it with weight 0."""
+    """Items of keys with several values; missing sources have weight 0."""
     found: Items = {}
     for key, value in flat.items():
         if key == SOURCES:
@@ -221,7 +221,7 @@ def expanded(flat: Mapping[str, Any], sources: Sequence[str]) -> Items:
 
 
 def plain_of(items: Items, unit: Unit, sparsity: float) -> dict[str, Any]:
-    """The plain form with these items; the inverse of `items_of`."""
+    """Plain form of items; inverse of `items_of`."""
     flat: dict[str, Any] = {}
     for path, value in items.items():
         key, _, item = path.rpartition(".")

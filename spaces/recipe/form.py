@@ -1,4 +1,4 @@
-"""The plain form of a recipe, as in YAML files and for pruners: checks and defaults."""
+"""Plain form of a recipe, as in YAML files: checks and defaults."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from secateur.spaces.recipe.keys import (
 
 
 def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole plain form: keys that are left out at their defaults, in order; a new mapping.
+    """Complete plain form, with defaults for missing keys, in order; a new mapping.
 
-    ``metric: wanda`` and ``allocation: uniform`` may be written for their names alone. Whole numbers come out as
-    ``int``, others with 10 digits at most; weights of sources in lowest terms.
+    ``metric: wanda`` and ``allocation: uniform`` are short for their names. Whole numbers become ``int``, others have
+    at most 10 digits; weights of sources are in lowest terms.
 
     Raises:
         ValueError: if a key is unknown or does not apply, a value is not allowed, or keys contradict each other.
@@ -33,7 +33,7 @@ def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"Expected `unit` to be one of {', '.join(UNITS)}, got {unit!r}.")
     sparsity: Any = plain.get("sparsity")
     if not is_number(sparsity) or not 0 < sparsity < 1:
-        raise ValueError(f"Expected `sparsity` within (0, 1), got {sparsity!r}. It is the share that goes.")
+        raise ValueError(f"Expected `sparsity` within (0, 1), got {sparsity!r}. It is the share to remove.")
     known, given = leaves(unit), flattened(plain)
     for path in given:
         if path not in known:
@@ -55,7 +55,7 @@ def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_together(flat: Flat) -> None:
-    """Raise a ValueError if keys contradict each other."""
+    """Check that keys do not contradict each other."""
     metric, repair = flat["metric.name"], flat["repair"]
     if metric in UPDATES and repair != "none":
         raise ValueError(
@@ -82,7 +82,7 @@ def check_together(flat: Flat) -> None:
 
 
 def nested(flat: Flat) -> dict[str, Any]:
-    """Sections of keys, in the order of the plain form."""
+    """Nested sections, in the order of the plain form."""
     found: dict[str, Any] = {}
     for section in ("calibration", "metric", "allocation"):
         held = {p.partition(".")[2]: v for p, v in flat.items() if p.startswith(f"{section}.")}
@@ -113,7 +113,7 @@ _SHORT = {"metric": "name", "allocation": "rule"}
 
 
 def _canonical(path: str, value: Any) -> Any:
-    """The canonical form of a value."""
+    """Canonical form of a value."""
     if path == "calibration.sources":
         whole = {name: int(weight) for name, weight in sorted(value.items()) if weight}
         common = math.gcd(*whole.values())

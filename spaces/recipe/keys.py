@@ -14,10 +14,10 @@ from secateur.spaces.methods import IMPORTANCES, REPAIRS, RULES, Unit, metrics_o
 BLEND = "blend"
 N_CLUSTERS = 8
 CHUNK = 32
-"""Tokens that are looked at together: windows of a multiple of it are judged by the chunks that they are made of."""
+"""Tokens of a chunk, the unit of `choose`: windows of several chunks are chosen by the values of their chunks."""
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 N_ATTENTION = 4
-"""How many of them are the attention's; the others are the MLP's."""
+"""Number of attention matrices among them; the others are of the MLP."""
 
 Flat = Mapping[str, Any]
 """Values by ``section.key``."""
@@ -25,7 +25,7 @@ Flat = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Condition:
-    """Condition on another key: where that one applies, it holds one of these values (or, `negated`, none of them)."""
+    """Condition that another key, if it applies, has one of these values (or none, if `negated`)."""
 
     path: str
     values: tuple[Any, ...]
@@ -38,7 +38,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Rule:
-    """Values that a key may hold.
+    """Allowed values of a key.
 
     Args:
         words: text between the key and the value in an error.
@@ -54,9 +54,9 @@ class Leaf:
     """One key of the plain form.
 
     Args:
-        default: where a form leaves the key out.
-        rule: what it may hold.
-        when: it applies if all of these hold.
+        default: of a missing key.
+        rule: allowed values.
+        when: conditions, all of which must hold for the key to apply.
     """
 
     default: Any
@@ -69,12 +69,12 @@ class Leaf:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number; ``True`` is none."""
+    """Whether it is a finite number; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number, of whatever type."""
+    """Whether it is a whole number of any type."""
     return is_number(value) and float(value).is_integer()
 
 
@@ -125,18 +125,18 @@ _WEIGHTS = Rule(
 
 
 def first_metric(unit: Unit) -> str:
-    """The metric where none is named."""
+    """Default metric of a unit."""
     return searched(metrics_of(unit))[0]
 
 
 def signed_metrics() -> tuple[str, ...]:
-    """Metrics that need mean gradients alone, which forward passes can estimate."""
+    """Metrics that need only mean gradients, which forward passes can estimate."""
     return tuple(name for name, row in IMPORTANCES.items() if row.gradients == ("mean",))
 
 
 @cache
 def leaves(unit: Unit) -> dict[str, Leaf]:
-    """The keys of recipes of a unit, each after those that its conditions name."""
+    """Keys of recipes of a unit, each after those of its conditions."""
     blend = Condition("metric.name", (BLEND,))
     found = {"metric.name": Leaf(first_metric(unit), _NAME)}
     if unit != "blocks":

@@ -24,32 +24,32 @@ class RecipeSettings(SpaceSettings):
     """Recipes to search: calibration data, metric, allocation and repair together, at one sparsity.
 
     Args:
-        unit: what goes: single ``weights``, KV groups and FFN channels (``structure``), or whole ``blocks``.
-        target: share that goes, of the prunable weights or, of structure and blocks, of the blocks' parameters; one
+        unit: unit of pruning: single ``weights``, KV groups and FFN channels (``structure``), or whole ``blocks``.
+        target: share to remove, of the prunable weights or, for structure and blocks, of the blocks' parameters; one
             value, a list, or a range.
-        search: which parts of a recipe are searched; the others are those of `start`.
-        start: name of a known recipe; None: ``wanda``, ``wanda_sp`` or ``shortgpt``.
-        known: names of known recipes that are measured first, ``all`` of the unit, or None for some.
-        sources: texts that samples are drawn from, by names; none: the evaluator's calibration set, as ``calibration``.
-        mixture: largest weight of one of several sources in a mixture.
-        pool_tokens: of each source that samples are drawn from.
-        samples: numbers of windows to choose from.
-        length: tokens of each, likewise.
-        choose: how windows are chosen: at ``random``, by the dense model's ``loss``, or by ``clusters`` of its hidden
-            states.
-        subsets: frozen random ones to choose from.
-        quantiles: of the loss, pairs to choose from.
-        gradients: by ``backward`` passes, or estimated by ``forward`` passes alone where a metric can do with that.
-        metrics: names, or formulas such as ``formula: abs(W) * X``; ``blend`` is a family by itself. None: some, and
-            that of the start.
+        search: sections to search; the others are those of `start`.
+        start: name of a published recipe; None: ``wanda``, ``wanda_sp`` or ``shortgpt``.
+        known: names of published recipes to measure first, ``all`` of the unit, or None for a few.
+        sources: calibration texts by name; none: the evaluator's calibration set, as ``calibration``.
+        mixture: largest weight of a source in a mixture of several.
+        pool_tokens: tokens of each source to draw samples from.
+        samples: options for the number of windows.
+        length: options for the tokens of a window.
+        choose: options for the choice of windows: at ``random``, by the dense model's ``loss``, or by ``clusters`` of
+            its hidden states.
+        subsets: number of frozen random subsets.
+        quantiles: options for the range of losses, as pairs.
+        gradients: by ``backward`` passes, or estimated by ``forward`` passes alone, for metrics that allow it.
+        metrics: names, or formulas such as ``formula: abs(W) * X``; ``blend`` is a parametrised family. None: a
+            selection, and that of the start.
         allocations: rules; None: all that need no file.
-        repairs: names; None: some, and that of the start.
-        profile: file with shares, or with an order, for the rules that follow one.
-        protect: patterns (``*`` and ``?``) of full names of linears that stay dense; of structure and blocks all that
-            goes with them does.
-        damp: share of the mean diagonal that is added to Gram matrices.
-        cache_gb: statistics that each node keeps on its disk, those used last: a search needs room for one choice of
-            calibration data, 4 bytes a weight for gradients of a kind.
+        repairs: names; None: a selection, and that of the start.
+        profile: file with shares, or an order, for the rules that need one.
+        protect: patterns (``*`` and ``?``) of full names of linears kept dense; for structure and blocks, with all
+            units that contain them.
+        damp: dampening, the share of the mean diagonal added to Gram matrices.
+        cache_gb: size of each node's cache of statistics, with eviction of the least recently used: a search needs
+            space for one choice of calibration data, 4 bytes a weight for each kind of gradients.
     """
 
     kind: Literal["recipe"] = "recipe"
@@ -78,10 +78,10 @@ class RecipeSettings(SpaceSettings):
     cache_gb: float = Field(default=8.0, gt=0)
 
     batch: ClassVar[int] = 1
-    """Candidates a round where the executor's section names none: few are measured, and they share no blocks."""
+    """Default number of candidates a round: few are measured, and they share no blocks."""
 
     changeable: ClassVar[tuple[str, ...]] = ("target", "cache_gb")
-    """May change when a search is continued: candidates name their sparsity, and what is not kept is made again."""
+    """Keys that may change when a search is continued: candidates name their sparsity, and the cache is recomputed."""
 
     @field_validator("metrics", mode="before")
     @classmethod
@@ -95,7 +95,7 @@ class RecipeSettings(SpaceSettings):
     @field_validator("metrics")
     @classmethod
     def _check_formulas(cls, metrics: list[str] | None) -> list[str] | None:
-        """Formulas in their canonical text; other metrics are known to the pruners."""
+        """Canonical texts of formulas; names of metrics are left to the pruners."""
         try:
             return metrics and [x if (tree := formula_of(x)) is None else metric_of(tree) for x in metrics]
         except FormulaTextError as error:
@@ -140,7 +140,7 @@ class RecipeSettings(SpaceSettings):
                     f"Expected `quantiles` from 0 to 1, the first below the second, got {[low, high]}."
                 )
         for samples, length in ((self.samples[0], self.length[-1]), (self.samples[-1], self.length[0])):
-            if samples * length > self.pool_tokens:  # one of the options could never be taken
+            if samples * length > self.pool_tokens:  # the largest option would be infeasible
                 raise ValueError(
                     f"Expected `pool_tokens` for {samples} samples of {length} tokens, got {self.pool_tokens}."
                 )
@@ -210,19 +210,19 @@ class RecipeSettings(SpaceSettings):
 
     @property
     def start_name(self) -> str:
-        """The known recipe that gives what is not searched."""
+        """Published recipe for values that are not searched."""
         return self.start or first_metric(self.unit)
 
     @property
     def known_names(self) -> tuple[str, ...]:
-        """The known recipes that are measured first, beside the start."""
+        """Published recipes to measure first, beside the start."""
         if self.known == "all":
             return tuple(name for name, row in KNOWN.items() if row.unit == self.unit)
         return FIRST_KNOWN[self.unit] if self.known is None else tuple(dict.fromkeys(self.known))
 
     @property
     def metric_options(self) -> tuple[str, ...]:
-        """The metrics to choose from."""
+        """Options for the metric."""
         if self.metrics is not None:
             return tuple(self.metrics)
         of_start = items_of_known(self.start_name)["metric.name"]
@@ -231,7 +231,7 @@ class RecipeSettings(SpaceSettings):
 
     @property
     def allocation_options(self) -> tuple[str, ...]:
-        """The rules to choose from."""
+        """Options for the allocation rule."""
         if self.allocations is not None:
             return tuple(self.allocations)
         ours = {name: row for name, row in RULES.items() if not row.origin and "profile" not in row.evidence}
@@ -239,7 +239,7 @@ class RecipeSettings(SpaceSettings):
 
     @property
     def repair_options(self) -> tuple[str, ...]:
-        """The repairs to choose from."""
+        """Options for the repair."""
         if self.repairs is not None:
             return tuple(self.repairs)
         of_start = items_of_known(self.start_name)["repair"]
@@ -251,4 +251,4 @@ FIRST_KNOWN: dict[Unit, tuple[str, ...]] = {
     "structure": ("flap", "ziplm"),
     "blocks": ("last",),
 }
-"""Where the settings name none."""
+"""Default of `known`."""

@@ -18,33 +18,32 @@ from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import Space
 
 ATTEMPTS = 20
-STEP = 0.7  # of the changes of an ordered choice: to a neighbouring option, the others to any
+STEP = 0.7  # probability that an ordered choice changes to a neighbouring option, else to any
 SUBSPACES = ("calibration", "metric", "allocation", "repair")
 
 
 class RecipeSpace(Space[Recipe]):
-    """Recipes of one unit, each at one of some sparsities.
+    """Recipes of one unit, at one or more target sparsities.
 
     AdaPruner (Kong et al. 2025, arXiv 2503.06184) searches calibration data and metric together; the parameters of
-    both are inferred, since the paper's text does not give them. Here allocation and repair are searched with them.
+    both are inferred, since the paper's text does not give them. Here allocation and repair are searched too.
 
-    Costs are those of the target: ``sparsity``, ``params``, ``size_bytes``, ``macs``, ``kv_bytes`` and, where there is
-    a table, latencies. What a recipe removes of structure, and of which kind, is known only when it is run: of
-    structure and blocks all costs but the sparsity are between the dense model's and those without blocks, in
-    proportion, and the evaluator reports exact ones.
+    Costs: ``sparsity``, ``params``, ``size_bytes``, ``macs``, ``kv_bytes`` and, with a latency table, latencies. The
+    structure that a recipe removes is only known after it has run: for structure and blocks all costs except the
+    sparsity are interpolated between the dense model and one without blocks, and the evaluator reports exact ones.
 
     Args:
-        unit: what goes.
-        targets: shares that go, ascending.
-        tree: what is chosen.
+        unit: unit of pruning.
+        targets: shares to remove, ascending.
+        tree: of the choices.
         sources: calibration text by name; "": the evaluator's calibration set.
-        start: the known recipe that others are compared with, and that gives what is not chosen.
-        known: further known ones that are measured first.
-        n_weights: prunable ones.
-        shape: the dense model.
+        start: published recipe that is the reference, and gives the values that are not searched.
+        known: further published recipes, measured first.
+        n_weights: number of prunable weights.
+        shape: of the dense model.
 
     Raises:
-        ValueError: if targets are out of order, or the model's blocks, to be cut, were not counted.
+        ValueError: if targets are out of order, or the shape has no blocks to cut.
     """
 
     shown_as = "recipe"
@@ -62,7 +61,7 @@ class RecipeSpace(Space[Recipe]):
     ) -> None:
         check_ascending("target", targets)
         if unit != "weights" and not shape.blocks:
-            raise ValueError(f"Expected a model whose blocks are counted for recipes of {unit}, got none.")
+            raise ValueError(f"Expected a model with known block shapes for recipes of {unit}, got none.")
         self.unit = unit
         self.sources = dict(sources)
         self._targets = tuple(targets)
@@ -104,9 +103,9 @@ class RecipeSpace(Space[Recipe]):
         return found
 
     def known(self, name: str, target: int) -> Recipe:
-        """A known recipe, with the space's own calibration data."""
-        items = self._tree.grown(items_of_known(name), self._tree.default)
-        return self._made(items, self._targets[target])
+        """Published recipe with the space's calibration data."""
+        items = self._tree.completed(items_of_known(name), self._tree.default)
+        return self._recipe(items, self._targets[target])
 
     def target_of(self, candidate: Recipe) -> int | None:
         return None if candidate.is_dense else self._target_indices.get(candidate.sparsity)
@@ -118,11 +117,11 @@ class RecipeSpace(Space[Recipe]):
     # --- variation ---
 
     def sample(self, rng: np.random.Generator, target: int) -> Recipe:
-        """Every choice that applies at random, all options alike."""
-        return self._made(self._tree.grown({}, lambda choice: _any(choice, rng)), self._targets[target])
+        """Random recipe: uniform over the options of every applicable choice."""
+        return self._recipe(self._tree.completed({}, lambda choice: _any(choice, rng)), self._targets[target])
 
     def mutate(self, candidate: Recipe, rng: np.random.Generator) -> Recipe:
-        """One or two choices changed, ordered ones mostly to a neighbour; what then applies anew is random."""
+        """One or two changed choices, ordered ones mostly to a neighbour; newly applicable choices are random."""
         items = self._items(candidate)
         active = self._tree.active(items)
         for _ in range(ATTEMPTS if active else 0):
@@ -145,31 +144,31 @@ class RecipeSpace(Space[Recipe]):
         return candidate
 
     def crossover(self, first: Recipe, second: Recipe, rng: np.random.Generator) -> Recipe:
-        """Each part of the recipe from the one or the other, with equal odds."""
+        """Uniform crossover: each section from either parent."""
         pair = self._items(first), self._items(second)
         of = {subspace: pair[rng.integers(2)] for subspace in SUBSPACES}
         items = {
             p: v for subspace in SUBSPACES for p, v in of[subspace].items() if p.partition(".")[0] == subspace
         }
-        return self._made(self._tree.grown(items, self._tree.default), first.sparsity)
+        return self._recipe(self._tree.completed(items, self._tree.default), first.sparsity)
 
     def repair(self, candidate: Recipe, target: int, rng: np.random.Generator) -> Recipe:
         if self.target_of(candidate) == target:
             return candidate
-        return self._made(self._items(candidate), self._targets[target])
+        return self._recipe(self._items(candidate), self._targets[target])
 
     def _with(self, candidate: Recipe, items: Items, rng: np.random.Generator) -> Recipe:
-        return self._made(self._tree.grown(items, lambda choice: _any(choice, rng)), candidate.sparsity)
+        return self._recipe(self._tree.completed(items, lambda choice: _any(choice, rng)), candidate.sparsity)
 
     def _items(self, candidate: Recipe) -> Items:
         """Items of a recipe; of the dense model those of the start."""
         recipe = self.known(self._known[0], 0) if candidate.is_dense else candidate
         return items_of(recipe.plain, tuple(self.sources))
 
-    def _made(self, items: Items, sparsity: float) -> Recipe:
+    def _recipe(self, items: Items, sparsity: float) -> Recipe:
         return Recipe.of(plain_of(items, self.unit, sparsity))
 
-    # --- what a candidate means ---
+    # --- meaning of a candidate ---
 
     def cost(self, candidate: Recipe) -> Mapping[str, float]:
         if self.unit == "weights":
@@ -179,30 +178,32 @@ class RecipeSpace(Space[Recipe]):
         return {name: value + candidate.sparsity * (nothing[name] - value) for name, value in dense.items()}
 
     def config(self, candidate: Recipe) -> Mapping[str, Any]:
-        """The plain form; of the dense model the start's, with sparsity 0."""
+        """Plain form; for the dense model that of the start with sparsity 0."""
         if candidate.is_dense:
             return self.known(self._known[0], 0).plain | {"sparsity": 0}
         return candidate.plain
 
     def locality_key(self, candidate: Recipe) -> Any:
-        """Its calibration data: statistics are collected once for each."""
+        """The calibration data first: statistics are collected once for each."""
         return candidate.text.split(" | ")[1:2], candidate.text
 
     # --- parameters ---
 
     def parameters(self) -> tuple[IntParameter, ...]:
-        """The position of each choice among its options."""
+        """Position of each choice's option."""
         return self._tree.parameters()
 
     def to_parameters(self, candidate: Recipe) -> dict[str, int]:
-        """Of those that apply; without those whose value is no option, and none of the dense model."""
+        """Positions of applicable choices whose value is an option; none for the dense model."""
         items: Items = {} if candidate.is_dense else self._items(candidate)
         positions = {c.path: c.position(items[c.path]) for c in self._tree.active(items)}
         return {path: position for path, position in positions.items() if position is not None}
 
     def from_parameters(self, values: Mapping[str, int], target: int, rng: np.random.Generator) -> Recipe:
         items = {c.path: c.options[values[c.path]] for c in self.choices if c.path in values}
-        return self._made(self._tree.grown(items, lambda choice: _any(choice, rng)), self._targets[target])
+        return self._recipe(
+            self._tree.completed(items, lambda choice: _any(choice, rng)), self._targets[target]
+        )
 
 
 def _any(choice: Choice, rng: np.random.Generator) -> Any:
@@ -210,7 +211,7 @@ def _any(choice: Choice, rng: np.random.Generator) -> Any:
 
 
 def _another(choice: Choice, value: Any, rng: np.random.Generator) -> Any:
-    """Another option than the value."""
+    """A different option."""
     position = choice.position(value)
     if position is not None and choice.ordered and rng.random() < STEP:
         near = [i for i in (position - 1, position + 1) if 0 <= i < len(choice.options)]
