@@ -12,7 +12,7 @@ from textwrap import dedent
 
 import pytest
 
-from secateur.search.executors.cluster.code import copied_plugins
+from secateur.search.executors.cluster.code import code_here, copied_plugins
 from secateur.search.study.study import Study
 
 ROOT = Path(__file__).parent.parent
@@ -316,8 +316,11 @@ def test_a_search_uses_them_and_its_record_names_the_package(site, tmp_path):
 
 def test_nodes_of_a_cluster_can_be_sent_them(site, tmp_path, monkeypatch):
     """As Ray unpacks them: each in a folder of its own, all of which are on the path."""
-    monkeypatch.syspath_prepend(site)
-    copies = copied_plugins(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(site)
+        copies, look = copied_plugins(tmp_path), code_here()
+        assert look()[1]
+    assert look() == ([], ""), "a node that lacks the package"
     assert {Path(copy).name for copy in copies} == {"extra", "extra_parts-0.3.dist-info"}
     folders = []
     for number, copy in enumerate(copies):

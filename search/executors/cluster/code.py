@@ -30,7 +30,7 @@ def missing_code(directory: Path) -> list[str]:
     """
     ray = load_ray()
 
-    look = _look()
+    look = code_here()
     _, here = look()
     others = {
         node["NodeID"]: node.get("NodeManagerHostname", node["NodeManagerAddress"])
@@ -102,7 +102,7 @@ def _copy(place: Path, copy: Path) -> None:
         shutil.copy(place, copy)
 
 
-def _look() -> Callable[[], tuple[list[str], str]]:
+def code_here() -> Callable[[], tuple[list[str], str]]:
     """A function that finds the libraries that a node lacks, and the digest of its code and plug-ins."""
     plugins = sorted({(module, distribution.name) for module, distribution in _plugins()})
     names = [*(f"secateur.{room}" for room in ROOMS), *(module for module, _ in plugins)]
