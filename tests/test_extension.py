@@ -297,6 +297,7 @@ def test_settings_accept_each_and_defaults_stay_ours(site):
 
 def test_a_search_uses_them_and_its_record_names_the_package(site, tmp_path):
     changes = {
+        "space.kind": "extra_space",
         "space.metric": "extra_metric",
         "controller.kind": "extra_controller",
         "executor.kind": "extra_executor",
