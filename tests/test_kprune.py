@@ -8,10 +8,10 @@ import torch
 from secateur.pruners.calibration.stream import stream_blocks, stream_states
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.structure.kprune import reconstructed
 from secateur.pruners.structure.refit import RepairInputs, least_squares
-from secateur.pruners.structure.reorder import Leading, in_order
+from secateur.pruners.structure.reorder import ImportanceOrdered, in_order
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, build, logits
 
@@ -27,13 +27,13 @@ def anatomy():
 
 @pytest.fixture(scope="module")
 def layouts(anatomy):
-    return lay_out(anatomy)
+    return find_layouts(anatomy)
 
 
 def pieces(layout, kept):
     rest = sorted(set(range(layout.n_units)) - set(kept))
     order = torch.tensor([*kept, *rest])
-    return Leading(layout, in_order(layout, order, None, (), (), 0.0)).pieces(len(kept), "none")
+    return ImportanceOrdered(layout, in_order(layout, order, None, (), (), 0.0)).pieces(len(kept), "none")
 
 
 def cut(layouts, stays, weights):
@@ -113,7 +113,7 @@ def test_the_dense_model_stays_and_whole_sublayers_are_left_alone(anatomy, layou
 @pytest.mark.parametrize("name", ["llama-biased", "gpt2", "opt", "phi3", "gpt_neox"])
 def test_other_families(name):
     anatomy = dissect(build(CONFIGS[name]))
-    layouts, groups = lay_out(anatomy), anatomy.blocks[0].n_kv_heads
+    layouts, groups = find_layouts(anatomy), anatomy.blocks[0].n_kv_heads
     stays = [{"attention": tuple(range(groups - 1)), "mlp": tuple(range(30))}] * 2
     found = reconstructed(anatomy, layouts, stays, TOKENS)
     assert len(found) == 4
@@ -125,7 +125,7 @@ def test_other_families(name):
 def test_families_that_norm_what_they_add_are_refused(name):
     anatomy = dissect(build(CONFIGS[name]))
     with pytest.raises(ValueError, match=r"adds the outputs of its projections .* Use the repair refit"):
-        reconstructed(anatomy, lay_out(anatomy), [WHOLE] * 2, TOKENS)
+        reconstructed(anatomy, find_layouts(anatomy), [WHOLE] * 2, TOKENS)
 
 
 def test_too_few_tokens_are_named(anatomy, layouts):

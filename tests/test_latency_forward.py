@@ -10,7 +10,7 @@ from secateur.evaluators.latency.forward import Forward
 from secateur.evaluators.latency.setup import LatencySetup
 from secateur.evaluators.latency.stacks import cut_stack, depth, exchanged
 from secateur.evaluators.latency.table import points
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.spaces.latency import PHASES
 from tests.models import random_tokens, small_anatomy
 
@@ -45,7 +45,7 @@ def test_a_prompt_that_does_not_fit_is_refused(anatomy):
 def test_stacks_of_whole_blocks_are_the_model_and_cut_ones_leave_it_alone(anatomy):
     tokens, before = random_tokens(2, 9), {k: v.clone() for k, v in anatomy.model.state_dict().items()}
     logits = anatomy.model(input_ids=tokens).logits
-    layouts = lay_out(anatomy)
+    layouts = find_layouts(anatomy)
     whole, cut, empty = (cut_stack(layouts, *shape) for shape in ((2, 48), (1, 12), (0, 0)))
     with exchanged(anatomy, whole):
         assert torch.equal(anatomy.model(input_ids=tokens).logits, logits)

@@ -9,7 +9,7 @@ import torch
 
 from secateur.pruners.calibration.losses import mean_loss
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.structure import bonsai as perturbation
 from secateur.pruners.structure.bonsai import perturbation_scores, ridge
@@ -70,7 +70,7 @@ def test_a_unit_alone_is_scored_by_two_losses():
     tokens = random_tokens(3, 10)
     found = perturbation_scores(anatomy, tokens, n_pairs=4)
     effects = []
-    for part in lay_out(anatomy)[0].sublayers:
+    for part in find_layouts(anatomy)[0].sublayers:
         score, weight = found[part.output.name], part.output.weight
         loose = int(score.argmin())
         columns = slice(loose * part.unit_width, (loose + 1) * part.unit_width)
@@ -87,7 +87,7 @@ def test_scores_go_with_the_loss_of_single_units():
     anatomy = small_anatomy(n_layers=2)
     tokens = random_tokens(4, 16)
     found = perturbation_scores(anatomy, tokens, n_pairs=24)
-    layouts = lay_out(anatomy)
+    layouts = find_layouts(anatomy)
     measured, predicted = [], []
     dense = loss(anatomy, tokens)
     for layout in layouts:

@@ -12,7 +12,7 @@ from secateur.pruners.calibration.gradients import collect_gradients
 from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.blend import Blend, unit_scores, weight_scores
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.weights.wanda import wanda
@@ -45,7 +45,7 @@ def evidence():
         *_, last = stream_blocks(anatomy, TOKENS, outputs="moments")
         found[name] = [
             Evidence(part, last.outputs[part.output.name], gradients, 0.01)
-            for part in lay_out(anatomy)[1].sublayers
+            for part in find_layouts(anatomy)[1].sublayers
         ]
     return found
 

@@ -11,7 +11,7 @@ import transformers as tf
 
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import FAMILIES, dissect
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import check_kept
 from secateur.pruners.structure.pruner import prune_structure
 from secateur.spaces.architecture.candidate import Kept, read_kept
@@ -45,7 +45,7 @@ def zeroed(case, blocks):
             output = part.output
             module = model.get_submodule(output.name)
             weight = module.weight.T if output.transposed else module.weight
-            order = case.store.leading(layout.block.index, part.kind).order
+            order = case.store.ordered(layout.block.index, part.kind).order
             for unit in order[n_kept:]:
                 weight[:, unit * part.unit_width : (unit + 1) * part.unit_width] = 0.0
             if n_kept == 0 and module.bias is not None:
@@ -63,10 +63,10 @@ def test_every_family_is_tested():
 def test_units_can_stand_in_any_order(case):
     for layout in case.store.layouts:
         for part in layout.sublayers:
-            pieces = case.store.leading(layout.block.index, part.kind).pieces(part.n_units, "none")
+            pieces = case.store.ordered(layout.block.index, part.kind).pieces(part.n_units, "none")
             LiveSublayer(part).cut(part.n_units, pieces)
     assert any(
-        case.store.leading(0, kind).order != tuple(sorted(case.store.leading(0, kind).order))
+        case.store.ordered(0, kind).order != tuple(sorted(case.store.ordered(0, kind).order))
         for kind in ("attention", "mlp")
     )
     assert torch.allclose(
@@ -103,7 +103,7 @@ def test_families_whose_heads_are_not_alike_or_not_independent_are_refused():
         anatomy = dissect(build(config))
         dense = logits(anatomy.model)
         with pytest.raises(ValueError, match=r"the attention of model.layers.0 .* can't be cut"):
-            lay_out(anatomy)
+            find_layouts(anatomy)
         assert torch.equal(logits(anatomy.model), dense)
 
 
@@ -200,7 +200,7 @@ def test_keeping_all_is_the_dense_block_under_every_repair(case):
 def test_a_level_is_a_view_of_the_stores_weights(llama):
     llama.surgeon.cut(0, KEPT)
     for part in llama.store.layouts[0].sublayers:
-        whole = llama.store.leading(0, part.kind).pieces(part.n_units, "none")
+        whole = llama.store.ordered(0, part.kind).pieces(part.n_units, "none")
         for placement in part.placements:
             linear = placement.linear
             assert linear.weight.data_ptr() == whole[linear.name].weight.data_ptr()
@@ -282,7 +282,7 @@ def test_removal_by_dense_statistics_is_what_the_store_holds(case, repair):
     for parameter in pruned.model.parameters():
         assert parameter.is_contiguous()
         assert parameter.untyped_storage().nbytes() == parameter.numel() * 4
-    orders = [[case.store.leading(block, kind).order for kind in ("attention", "mlp")] for block in (0, 1)]
+    orders = [[case.store.ordered(block, kind).order for kind in ("attention", "mlp")] for block in (0, 1)]
     assert [(unit.kv_groups, unit.channels) for unit in units] == [
         (groups[: kept.kv_groups], channels[: kept.ffn])
         for (groups, channels), kept in zip(orders, blocks, strict=True)

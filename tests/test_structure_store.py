@@ -16,7 +16,7 @@ from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.stores.block_files import LevelStoreError, is_built
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import importance_order
-from secateur.pruners.structure.reorder import Leading, Recipe, reorder
+from secateur.pruners.structure.reorder import ImportanceOrdered, Recipe, reorder
 from secateur.pruners.structure.store import StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES
@@ -173,7 +173,7 @@ def test_a_store_can_be_ordered_by_what_is_known_of_the_whole_model(tmp_path, ll
     gradients = collect_gradients(llama.anatomy, TOKENS, IMPORTANCES[name].gradients)
     part = llama.store.layouts[0].mlp
     wanted = importance_order(name, Evidence(part, None, gradients, 0.01))
-    assert store.leading(0, "mlp").order == tuple(wanted.tolist())
+    assert store.ordered(0, "mlp").order == tuple(wanted.tolist())
 
 
 def test_scores_that_are_not_finite_name_the_sublayer(evidence):
@@ -189,9 +189,9 @@ def test_scores_that_are_not_finite_name_the_sublayer(evidence):
 def output_error(case, part, tensors, n_kept, repair):
     """Mean squared difference between the cut and the dense output projection on the calibration tokens."""
     x, w = inputs_of(case, part.output.name), part.output.weight.double()
-    leading = Leading(part, tensors)
-    columns = part.placements[-1].index(torch.tensor(leading.order))[: n_kept * part.unit_width]
-    piece = leading.pieces(n_kept, repair)[part.output.name]
+    ordered = ImportanceOrdered(part, tensors)
+    columns = part.placements[-1].index(torch.tensor(ordered.order))[: n_kept * part.unit_width]
+    piece = ordered.pieces(n_kept, repair)[part.output.name]
     bias = 0.0 if part.output.module.bias is None else part.output.module.bias.double()
     cut_bias = 0.0 if piece.bias is None else piece.bias.double()
     difference = x @ w.T + bias - x[..., columns] @ piece.weight.double().T - cut_bias
@@ -229,7 +229,7 @@ def test_a_bias_repair_gives_a_bias_where_there_was_none_and_adds_to_one_that_is
         output = case.store.layouts[0].mlp.output
         before = torch.zeros(32) if output.module.bias is None else output.module.bias.clone()
         mean = inputs_of(case, output.name).mean((0, 1))
-        gone = torch.tensor(case.store.leading(0, "mlp").order[20:])
+        gone = torch.tensor(case.store.ordered(0, "mlp").order[20:])
         wanted = before + (output.weight.double()[:, gone] @ mean[gone]).float()
         case.surgeon.cut(0, Kept(2, 20), "bias")
         assert torch.allclose(output.module.bias, wanted, atol=1e-5)

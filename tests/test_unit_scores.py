@@ -14,7 +14,7 @@ from secateur.pruners.calibration.gradients import collect_gradients
 from secateur.pruners.calibration.statistics import OutputStatistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.importance import importance_order
 from secateur.pruners.structure.llm_bip import contributions
@@ -41,7 +41,7 @@ def evidence(anatomy):
         take_few_passes(monkeypatch)
         gradients = collect_gradients(anatomy, TOKENS, (*KINDS, *FORWARD_KINDS))
     *_, last = stream_blocks(anatomy, TOKENS, outputs="gram")
-    layout = lay_out(anatomy)[BLOCK]
+    layout = find_layouts(anatomy)[BLOCK]
     return [Evidence(part, last.outputs[part.output.name], gradients, DAMP) for part in layout.sublayers]
 
 

@@ -13,7 +13,7 @@ from secateur.pruners.calibration.gradients import collect_gradients, gradient_b
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.calibration.zeroth_order import estimate_bytes, estimate_gradients
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.structure.evidence import Evidence
 from secateur.spaces.methods import IMPORTANCES
 from tests.models import random_tokens, small_anatomy
@@ -141,7 +141,7 @@ def test_mini_llm_by_hand():
     anatomy = small_anatomy()
     gradients = {"forward": {x.name: torch.randn(x.weight.shape) for x in anatomy.linears}}
     *_, last = stream_blocks(anatomy, TOKENS, outputs="moments")
-    for part in lay_out(anatomy)[1].sublayers:
+    for part in find_layouts(anatomy)[1].sublayers:
         name, w = part.output.name, part.output.weight.double()
         seen = last.outputs[name]
         elements = w.abs() * seen.norm * gradients["forward"][name].double().abs()

@@ -18,7 +18,7 @@ from secateur.evaluators.latency.stacks import cut_stack, depth, exchanged
 from secateur.evaluators.latency.store import MeasuredTable
 from secateur.evaluators.latency.threads import threads
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.spaces.latency import PHASES, LatencyTable, Phase, PhaseName
 
 MOST_POINTS = 8
@@ -62,7 +62,7 @@ def measure_table(
     shapes = [EMPTY, *((count, 0) for count in groups), *((0, width) for width in widths)]
     n_blocks = depth(anatomy, len(shapes))
     say(f"cutting {len(shapes)} stacks of {n_blocks} blocks")
-    layouts = lay_out(anatomy)[:n_blocks]
+    layouts = find_layouts(anatomy)[:n_blocks]
     stacks = {shape: cut_stack(layouts, *shape) for shape in shapes}
     phases, dense = dict[PhaseName, Phase](), dict[PhaseName, Spread]()
     with threads(setup.n_threads):

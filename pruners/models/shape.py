@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.spaces.latency import LatencyTable
 from secateur.spaces.shape import BlockShape, ModelShape, Prunable
@@ -38,7 +38,7 @@ def model_shape(
         latency, held_groups: see `ModelShape`.
 
     Raises:
-        ValueError: if blocks are asked for and the model can't be cut, see `lay_out`.
+        ValueError: if blocks are asked for and the model can't be cut, see `find_layouts`.
     """
     attention = sum(2 * x.n_heads * x.head_dim * x.attended(context) for x in anatomy.blocks)
     inside = sum(linear.n_weights for linear in anatomy.linears)
@@ -67,9 +67,9 @@ def block_shapes(anatomy: Anatomy, context: int, stored_bytes: int) -> tuple[Blo
         anatomy, context, stored_bytes: see `model_shape`.
 
     Raises:
-        ValueError: if the model can't be cut, see `lay_out`.
+        ValueError: if the model can't be cut, see `find_layouts`.
     """
-    return tuple(_block_shape(layout, context, stored_bytes) for layout in lay_out(anatomy))
+    return tuple(_block_shape(layout, context, stored_bytes) for layout in find_layouts(anatomy))
 
 
 def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockShape:

@@ -14,7 +14,7 @@ from secateur.pruners.calibration.forward_kinds import n_bytes
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import check_gradients
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.allocating import Needs
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.scores import blend_of, importance_of, method_of
@@ -66,7 +66,7 @@ def check_family(space: Any, anatomy: Anatomy) -> None:
         for block in anatomy.blocks:
             BLOCK_RECONSTRUCTIONS[name].check(anatomy, block, tokens)
     for name in sorted(repairs & STREAM_REPAIRS.keys()):
-        STREAM_REPAIRS[name].check(anatomy, lay_out(anatomy))
+        STREAM_REPAIRS[name].check(anatomy, find_layouts(anatomy))
 
 
 def check_statistics(space: Any, anatomy: Anatomy) -> None:

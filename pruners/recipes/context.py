@@ -17,7 +17,7 @@ from secateur.pruners.calibration.collected import CalibrationStatistics
 from secateur.pruners.calibration.pool import Pool
 from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout
 from secateur.pruners.recipes.allocation.layers import Profile
 from secateur.pruners.stores.recent import Recent
@@ -83,7 +83,7 @@ class RecipeContext:
     @cached_property
     def layouts(self) -> tuple[BlockLayout, ...]:
         """Where the units of the model are; the model must be dense when they are asked for first."""
-        return lay_out(self.anatomy)
+        return find_layouts(self.anatomy)
 
     def sample(self, calibration: Mapping[str, Any]) -> Sample:
         """The windows that a recipe chooses, with statistics of the dense model on them.

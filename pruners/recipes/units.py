@@ -22,7 +22,7 @@ from secateur.pruners.recipes.scores import importance_of
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.importance import Importance
-from secateur.pruners.structure.reorder import Leading, in_order
+from secateur.pruners.structure.reorder import ImportanceOrdered, in_order
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.methods import CUT_REPAIRS, STREAM_REPAIRS
 
@@ -77,7 +77,7 @@ class UnitPlan(PruningPlan):
         if needs != "nothing":
             inputs = self.sample.statistics.outputs(block, gram=needs == "gram")[layout.output.name]
         tensors = in_order(layout, order, inputs, (len(kept),), (self.repair,), self.context.damp)
-        pieces = Leading(layout, tensors).pieces(len(kept), self.repair)
+        pieces = ImportanceOrdered(layout, tensors).pieces(len(kept), self.repair)
         name = layout.output.name
         return pieces | {name: pieces[name].changed(self.outputs.get(name), None)}
 

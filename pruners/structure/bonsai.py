@@ -17,7 +17,7 @@ from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.calibration.zeroth_order import forward_bytes
 from secateur.pruners.masks import lowest
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import SublayerLayout
 from secateur.pruners.models.precision import fp32_bytes, in_fp32
 from secateur.pruners.models.runner import BlockRunner
@@ -80,7 +80,7 @@ def perturbation_scores(
         For each output projection by its full name a score a unit, comparable over the model.
 
     Raises:
-        ValueError: if the model can't be cut (see `probe.lay_out`), or a loss is not finite.
+        ValueError: if the model can't be cut (see `find_layouts`), or a loss is not finite.
     """
     sublayers = _sublayers(anatomy, tokens)
     generator = torch.Generator().manual_seed(seed)
@@ -114,7 +114,7 @@ def perturbation_bytes(anatomy: Anatomy, length: int) -> int:
 
 
 def _sublayers(anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> list[_Sublayer]:
-    layouts = lay_out(anatomy)
+    layouts = find_layouts(anatomy)
     found = []
     for part, block in zip(stream_blocks(anatomy, tokens, outputs="moments"), layouts, strict=True):
         for layout in block.sublayers:

@@ -14,7 +14,7 @@ from secateur.pruners.linalg import dampened, factor
 from secateur.pruners.models.anatomy import Anatomy, Linear, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
-from secateur.pruners.structure.reorder import Leading, in_order
+from secateur.pruners.structure.reorder import ImportanceOrdered, in_order
 
 RIDGE = 1e-6
 """For the numbers alone: added to the diagonal of a second moment, as a fraction of its mean."""
@@ -104,7 +104,7 @@ def _fit_block(
             one.remove()
             continue
         if n_kept < part.n_units:
-            one.cut(n_kept, _leading(part, kept[part.kind]).pieces(n_kept, "none"))
+            one.cut(n_kept, _ordered(part, kept[part.kind]).pieces(n_kept, "none"))
         seen = _Recorder()
         pruned.through(layout.block, [seen.hook])
         if n_kept < part.n_units:
@@ -114,10 +114,10 @@ def _fit_block(
     return found
 
 
-def _leading(layout: SublayerLayout, kept: Sequence[int]) -> Leading:
+def _ordered(layout: SublayerLayout, kept: Sequence[int]) -> ImportanceOrdered:
     rest = sorted(set(range(layout.n_units)) - set(kept))
     order = torch.tensor([*kept, *rest], device=layout.output.weight.device)
-    return Leading(layout, in_order(layout, order, None, (), (), 0.0))
+    return ImportanceOrdered(layout, in_order(layout, order, None, (), (), 0.0))
 
 
 class _Recorder:

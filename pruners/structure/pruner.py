@@ -23,12 +23,12 @@ from secateur.pruners.export.registry import FORMATS
 from secateur.pruners.export.structured import check_structured, export_structured
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.cutting import LiveSublayer
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import SublayerLayout, check_block, check_kept
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
-from secateur.pruners.structure.reorder import Leading, Recipe, reorder
+from secateur.pruners.structure.reorder import ImportanceOrdered, Recipe, reorder
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
 from secateur.spaces.methods import DEPTH
@@ -189,7 +189,7 @@ class BlockSwitch:
         self._blocks = anatomy.blocks
         self._live = [
             {
-                part.kind: (LiveSublayer(part), store.leading(layout.block.index, part.kind))
+                part.kind: (LiveSublayer(part), store.ordered(layout.block.index, part.kind))
                 for part in layout.sublayers
             }
             for layout in store.layouts
@@ -218,14 +218,14 @@ class BlockSwitch:
                 live.restore()
 
 
-def _cut(live: LiveSublayer, leading: Leading, n_kept: int, repair: str) -> None:
+def _cut(live: LiveSublayer, ordered: ImportanceOrdered, n_kept: int, repair: str) -> None:
     """Cut one sub-layer to its most important units."""
-    if n_kept == leading.layout.n_units:
+    if n_kept == ordered.layout.n_units:
         live.restore()
     elif n_kept == 0:
         live.remove()
     else:
-        live.cut(n_kept, leading.pieces(n_kept, repair))
+        live.cut(n_kept, ordered.pieces(n_kept, repair))
 
 
 @torch.no_grad()
@@ -260,11 +260,11 @@ def prune_structure(
         For each block the units that are kept, by their numbers in the dense model.
 
     Raises:
-        ValueError: on an unknown name, blocks that don't fit, or a model that can't be cut (see `lay_out`).
+        ValueError: on an unknown name, blocks that don't fit, or a model that can't be cut (see `find_layouts`).
     """
     recipe = Recipe(importance, (repair,), damp)
     check_kept(anatomy, blocks)
-    layouts = lay_out(anatomy)
+    layouts = find_layouts(anatomy)
     whole = model_statistics(anatomy, tokens, gradients=recipe.gradients)
     units = []
     detail: Literal["nothing", "moments", "gram"] = "gram" if "gram" in recipe.needs else "moments"
@@ -291,10 +291,10 @@ def _cut_for_good(
         live.remove()
     else:
         inputs = part.outputs.get(layout.output.name)
-        leading = Leading(layout, reorder(layout, inputs, whole.gradients, (n_kept,), recipe))
+        ordered = ImportanceOrdered(layout, reorder(layout, inputs, whole.gradients, (n_kept,), recipe))
         (repair,) = recipe.repairs
-        live.cut(n_kept, leading.pieces(n_kept, repair))
-        chosen = leading.order[:n_kept]
+        live.cut(n_kept, ordered.pieces(n_kept, repair))
+        chosen = ordered.order[:n_kept]
     for module in layout.modules:
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)

@@ -69,7 +69,7 @@ def reorder(
     counts: Sequence[int],
     recipe: Recipe,
 ) -> dict[str, Tensor]:
-    """What a sub-layer's levels are made of, by names as `Leading` reads them.
+    """What a sub-layer's levels are made of, by names as `ImportanceOrdered` reads them.
 
     Args:
         layout: of the live, dense sub-layer.
@@ -137,7 +137,7 @@ def _repaired(
             yield _repair_name(layout, name, count), result.to(layout.output.weight.dtype)
 
 
-class Leading:
+class ImportanceOrdered:
     """The levels of a sub-layer, as leading parts of its reordered weights.
 
     Args:

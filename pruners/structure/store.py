@@ -13,14 +13,14 @@ from torch import Tensor
 from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, whole_model
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
-from secateur.pruners.models.lay_out import lay_out
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.stores.block_files import Key, build_store, load_block
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.allocations import AllocationScores
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
-from secateur.pruners.structure.reorder import Leading, Recipe, reorder_block
+from secateur.pruners.structure.reorder import ImportanceOrdered, Recipe, reorder_block
 from secateur.pruners.weights.level_store import CACHE_BYTES
 from secateur.spaces.methods import CUT_REPAIRS
 
@@ -73,13 +73,13 @@ class StructureStore:
     Args:
         directory: of a built store.
         anatomy: the dense model that it was built for.
-        layouts: as `probe.lay_out` finds them; None: found here.
+        layouts: as `find_layouts` finds them; None: found here.
     """
 
     def __init__(
         self, directory: Path, anatomy: Anatomy, layouts: Sequence[BlockLayout] | None = None
     ) -> None:
-        self.layouts = tuple(layouts or lay_out(anatomy))
+        self.layouts = tuple(layouts or find_layouts(anatomy))
         device = anatomy.embedding.weight.device
         n_bytes = sum(linear.n_weights * linear.weight.element_size() for linear in anatomy.linears)
         copies = Recent[Tensor](n_bytes + CACHE_BYTES)
@@ -87,7 +87,7 @@ class StructureStore:
             _OnDevice(load_block(directory, layout.block.index), device, copies) for layout in self.layouts
         ]
         self._blocks = [
-            {part.kind: Leading(part, tensors) for part in layout.sublayers}
+            {part.kind: ImportanceOrdered(part, tensors) for part in layout.sublayers}
             for layout, tensors in zip(self.layouts, self._tensors, strict=True)
         ]
 
@@ -102,7 +102,7 @@ class StructureStore:
             influence.append(float(tensors[_INFLUENCE]))
         return AllocationScores(tuple(flap["attention"]), tuple(flap["mlp"]), tuple(influence))
 
-    def leading(self, block: int, kind: Sublayer) -> Leading:
+    def ordered(self, block: int, kind: Sublayer) -> ImportanceOrdered:
         """The levels of a sub-layer."""
         return self._blocks[block][kind]
 
@@ -151,9 +151,9 @@ def build_structure(
 
     Raises:
         LevelStoreError: if there is no room on the disk.
-        ValueError: if the model can't be cut (see `probe.lay_out`), or inputs are not finite.
+        ValueError: if the model can't be cut (see `find_layouts`), or inputs are not finite.
     """
-    layouts = lay_out(anatomy)
+    layouts = find_layouts(anatomy)
     counts = {"attention": key.kv_groups, "mlp": key.ffn}
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Finds where the units of a model are, by cutting the first block on a few tokens and looking at what it does."""
+"""Search for the layouts of a model's units, by cutting the first block and comparing what it computes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Seen:
 
 
 @torch.no_grad()
-def lay_out(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
+def find_layouts(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
     """Layouts of the KV groups and channels in every block of a dense model.
 
     Nothing is taken from tables of families. Norms are told by whom they feed; the form of fused projections,
