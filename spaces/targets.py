@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from secateur.spaces.section import Section
 
@@ -31,17 +32,14 @@ class Range(Section):
         return tuple(float(low + i * step) for i in range(math.floor((high - low) / step) + 1))
 
 
-Target = float | list[float] | Range
-
-
-def targets_of(target: Target) -> tuple[float, ...]:
+def targets_of(target: float | list[float] | Range) -> tuple[float, ...]:
     """The targets in ascending order."""
     if isinstance(target, Range):
         return target.values
     return tuple(sorted(set(target))) if isinstance(target, list) else (target,)
 
 
-def check_target(target: Target) -> Target:
+def _check(target: float | list[float] | Range) -> float | list[float] | Range:
     """The target, checked.
 
     Raises:
@@ -54,3 +52,6 @@ def check_target(target: Target) -> Target:
         if not 0 <= value <= 1:
             raise ValueError(f"Expected `target` within [0, 1], got {value}. It is the fraction to remove.")
     return target
+
+
+Target = Annotated[float | list[float] | Range, AfterValidator(_check)]

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 
-from secateur.search.controller import Proposal, Trial
+from secateur.search.controller import Controller, Proposal, Trial
 from secateur.spaces.measurement import Fidelity, Measurement
 
 Key = tuple[str, str]
@@ -72,6 +72,19 @@ class Batches:
             self.n_open -= 1
         for key in batch.missing:
             self._waiting.setdefault(key, []).append(batch)
+
+
+class ProcedureController(Controller):
+    """Controller of one search procedure."""
+
+    def __init__(self, objective: str, procedure: SearchProcedure) -> None:
+        self._batches = Batches(objective, procedure)
+
+    def ask(self, n: int) -> list[Proposal]:
+        return self._batches.ask(n)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self._batches.tell(trials)
 
 
 class _Batch:

@@ -9,8 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, SearchProcedure, check_fidelities, fidelity_of
+from secateur.search.controller import Proposal
+from secateur.search.controllers.batches import (
+    ProcedureController,
+    SearchProcedure,
+    check_fidelities,
+    fidelity_of,
+)
 from secateur.search.controllers.separable import check_separable, with_free_slots
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
@@ -126,7 +131,7 @@ class GreedyProcedure:
         return self._space.assemble(self._options(positions))
 
 
-class Greedy(Controller):
+class Greedy(ProcedureController):
     """Greedy search from the dense model: each step measures all single removals and makes the best one.
 
     As in SLEB (arXiv 2402.09025), BlockPruner (arXiv 2406.10594) and FinerCut (arXiv 2405.18218), which differ in the
@@ -161,13 +166,7 @@ class Greedy(Controller):
         self._largest = check_fidelities(fidelities)[-1]
         self._n_targets = len(space.targets)
         self._greedy = GreedyProcedure(check_separable(space, "greedy"), fidelities, seed, settings)
-        self._batches = Batches(objective, self._procedure())
-
-    def ask(self, n: int) -> list[Proposal]:
-        return self._batches.ask(n)
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        self._batches.tell(trials)
+        super().__init__(objective, self._procedure())
 
     @property
     def n_measurements(self) -> int:

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from secateur.search.controller import Controller, Proposal, Trial
+from secateur.search.controller import Proposal
 from secateur.search.controllers.batches import (
-    Batches,
     Losses,
+    ProcedureController,
     SearchProcedure,
     check_fidelities,
     fidelity_of,
@@ -153,7 +153,7 @@ class SensitivityProcedure:
         return curves
 
 
-class Sensitivity(Controller):
+class Sensitivity(ProcedureController):
     """Measures every slot alone, proposes the best combination for each target, and finishes.
 
     An additive model as in SPDY (arXiv 2202.04290), but with measured losses of the whole model in place of layer
@@ -172,13 +172,7 @@ class Sensitivity(Controller):
     ) -> None:
         self._largest = check_fidelities(fidelities)[-1]
         self._sensitivity = SensitivityProcedure(check_separable(space, "sensitivity"), fidelities, settings)
-        self._batches = Batches(objective, self._procedure())
-
-    def ask(self, n: int) -> list[Proposal]:
-        return self._batches.ask(n)
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        self._batches.tell(trials)
+        super().__init__(objective, self._procedure())
 
     @property
     def n_measurements(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, SearchProcedure, check_fidelities
+from secateur.search.controller import Proposal
+from secateur.search.controllers.batches import ProcedureController, SearchProcedure, check_fidelities
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import Space
@@ -18,7 +18,7 @@ class UniformSettings(Section):
     kind: Literal["uniform"] = "uniform"
 
 
-class Uniform(Controller):
+class Uniform(ProcedureController):
     """Proposes the baselines at the largest fidelity, and finishes.
 
     The reference of every search: the dense model and the uniform candidates.
@@ -34,13 +34,7 @@ class Uniform(Controller):
     ) -> None:
         self._space = space
         self._largest = check_fidelities(fidelities)[-1]
-        self._batches = Batches(objective, self._procedure())
-
-    def ask(self, n: int) -> list[Proposal]:
-        return self._batches.ask(n)
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        self._batches.tell(trials)
+        super().__init__(objective, self._procedure())
 
     @property
     def n_measurements(self) -> int:

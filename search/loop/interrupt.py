@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from secateur.search.budget import Budget, Spent
-from secateur.search.controller import Trial
-from secateur.search.loop.loop import Outcome, Search
+from secateur.search.loop.loop import Observer, Outcome, Search
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupt:
+class Interrupt(Observer):
     """Signal handler: the first signal during a search calls `Search.stop`, any other raises KeyboardInterrupt.
 
     SIGTERM, which batch systems send, counts as Ctrl-C. A context manager, which restores the old handlers, and an
@@ -55,12 +53,6 @@ class Interrupt:
         )
 
     # --- as an observer of a search ---
-
-    def on_start(self, n_known: int, budget: Budget) -> None:
-        """Nothing to do."""
-
-    def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
-        """Nothing to do."""
 
     def on_end(self, outcome: Outcome) -> None:
         self._search = None

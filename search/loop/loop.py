@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Controller, Proposal, Trial
@@ -30,8 +30,8 @@ class Outcome:
     spent: Spent
 
 
-class Observer(Protocol):
-    """Read-only observer of a search, such as a progress display. Called in the driver, in order."""
+class Observer:
+    """Read-only observer of a search, such as a progress display. Called in the driver, in order; by default idle."""
 
     def on_start(self, n_known: int, budget: Budget) -> None:
         """Start of a search, with `n_known` measurements in the study."""

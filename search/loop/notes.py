@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from secateur.search.budget import Budget, Spent
+from secateur.search.budget import Spent
 from secateur.search.controller import Controller, Trial
-from secateur.search.loop.loop import Outcome
+from secateur.search.loop.loop import Observer, Outcome
 from secateur.spaces.whole_file import whole_file
 
 NAME = "notes.json"
@@ -19,7 +19,7 @@ SECONDS_BETWEEN_WRITES = 5.0
 Notes = Mapping[str, float]
 
 
-class NotesKeeper:
+class NotesKeeper(Observer):
     """Observer that writes a controller's notes into the run every few seconds and at the end.
 
     They are for display only: a resumed search doesn't read them, and a full disk is ignored.
@@ -43,9 +43,6 @@ class NotesKeeper:
         self._controller = controller
         self._clock = clock
         self._due = clock()
-
-    def on_start(self, n_known: int, budget: Budget) -> None:
-        """No notes yet."""
 
     def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
         if self._clock() >= self._due:

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
-from secateur.search.loop.loop import Outcome
+from secateur.search.loop.loop import Observer, Outcome
 from secateur.search.mirror.optuna_copy import OptunaCopy
 
 GATHER_S = 1.0  # what comes within this time is written in one go
@@ -18,7 +18,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 PATIENCE_S = 30.0  # to catch up when the search has ended
 
 
-class Mirror:
+class Mirror(Observer):
     """Observer of a search that updates Optuna's copy; a context manager, whose exit ends the thread.
 
     Trials are written at most once a second. After an error of the storage the next try follows after a second, then

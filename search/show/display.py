@@ -16,7 +16,7 @@ from rich.table import Column
 from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
 from secateur.search.executor import Executor, WorkerStatus
-from secateur.search.loop.loop import Outcome
+from secateur.search.loop.loop import Observer, Outcome
 from secateur.search.settings.settings import Settings
 from secateur.search.show.progress import Progress
 from secateur.search.show.summary import ENDINGS, as_table, status_line, status_lines
@@ -24,7 +24,7 @@ from secateur.search.show.summary import ENDINGS, as_table, status_line, status_
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class Display:
+class Display(Observer):
     """Stages of a command and progress of a search; an observer, and a context manager.
 
     Args:

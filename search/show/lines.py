@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
 from secateur.search.executor import Executor
-from secateur.search.loop.loop import Outcome
+from secateur.search.loop.loop import Observer, Outcome
 from secateur.search.settings.settings import Settings
 from secateur.search.show.console import show_line
 from secateur.search.show.progress import Progress
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from secateur.search.loop.loop import Search
 
 
-class Lines:
+class Lines(Observer):
     """A line for each stage of a search, and one for each round that measured on data; an observer.
 
     Its methods fit a search: ``app.search(settings, run, observers=[lines], say=lines.say, on_ready=lines.on_ready)``.

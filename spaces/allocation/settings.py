@@ -14,7 +14,7 @@ from secateur.spaces.formulas.grammar import FormulaTextError
 from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
 from secateur.spaces.shape import Granularity, ModelShape, Prunable, group, split_protected
 from secateur.spaces.space_settings import SpaceSettings
-from secateur.spaces.targets import Target, check_target, targets_of
+from secateur.spaces.targets import Target, targets_of
 
 
 class AllocationSettings(SpaceSettings):
@@ -70,11 +70,6 @@ class AllocationSettings(SpaceSettings):
         except FormulaTextError as error:
             raise ValueError(f"`metric`: {error}") from error
         return metric if tree is None else metric_of(tree)
-
-    @field_validator("target")
-    @classmethod
-    def _check_target(cls, target: Target) -> Target:
-        return check_target(target)
 
     @model_validator(mode="after")
     def _check(self) -> AllocationSettings:

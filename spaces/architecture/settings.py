@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from secateur.spaces.architecture.cost import CostName
 from secateur.spaces.architecture.levels import LevelRules, Removable
@@ -18,7 +18,7 @@ from secateur.spaces.plugins import points
 from secateur.spaces.section import one_of
 from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space_settings import SpaceSettings
-from secateur.spaces.targets import Target, check_target, targets_of
+from secateur.spaces.targets import Target, targets_of
 
 UNITS: frozenset[Removable] = frozenset({"groups", "channels", "attention", "mlp"})
 TIED_UNITS: frozenset[Removable] = frozenset({"groups", "channels", "blocks"})
@@ -83,11 +83,6 @@ class ArchitectureSettings(SpaceSettings):
     target_format: Format = "any"
     protect: list[int] = Field(default=[])
     baselines: list[Scored] | None = None
-
-    @field_validator("target")
-    @classmethod
-    def _check_target(cls, target: Target) -> Target:
-        return check_target(target)
 
     @model_validator(mode="after")
     def _check(self) -> ArchitectureSettings:

@@ -14,7 +14,7 @@ from secateur.spaces.recipe.choices import Subspace, items_of_known
 from secateur.spaces.recipe.keys import BLEND, CHUNK, SOURCE_NAME, first_metric, signed_metrics
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.space_settings import SpaceSettings
-from secateur.spaces.targets import Target, check_target, targets_of
+from secateur.spaces.targets import Target, targets_of
 
 EVALUATORS = ""
 """The text source of a space that names none: the evaluator's calibration set."""
@@ -104,7 +104,7 @@ class RecipeSettings(SpaceSettings):
     @field_validator("target")
     @classmethod
     def _check_target(cls, target: Target) -> Target:
-        for value in targets_of(check_target(target)):
+        for value in targets_of(target):
             if not 0 < value < 1:
                 raise ValueError(f"Expected `target` within (0, 1), got {value}.")
         return target
