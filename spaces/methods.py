@@ -115,8 +115,8 @@ class MethodRow(Row):
 
     @property
     def inputs(self) -> Literal["nothing", "moments", "gram"]:
-        """Statistics of inputs that must be collected."""
-        return "nothing" if self.needs == "data" else self.needs
+        """Statistics of inputs that the caller collects; methods of whole blocks and models collect their own."""
+        return "nothing" if self.needs == "data" or self.scope else self.needs
 
     @property
     def function(self) -> Any:

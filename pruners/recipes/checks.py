@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.allocating import Needs
 from secateur.pruners.recipes.allocation.profile import read_profile
-from secateur.pruners.recipes.scores import blend_of, importance_of, method_of
+from secateur.pruners.recipes.scores import importance_of
+from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.methods import (
     BLOCK_RECONSTRUCTIONS,
-    CUT_REPAIRS,
-    DEPTH,
-    MASK_REPAIRS,
+    REPAIRS,
     STREAM_REPAIRS,
     Unit,
+    metrics_of,
 )
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.form import completed
@@ -38,16 +38,11 @@ def check_names(settings: Any) -> None:
     """Refuse metrics that the unit does not have, and a profile that can't be read."""
     for metric in _metrics(settings):
         try:
-            check_metric(settings.unit, metric)
+            needs_of(settings.unit, metric)
         except ValueError as error:
             raise ValueError(f"`space.metrics`: {error}") from error
     if settings.profile is not None:
         read_profile(Path(settings.profile))
-
-
-def check_metric(unit: Unit, metric: Metric) -> None:
-    """Raise a ValueError unless the unit has the metric."""
-    NEEDS[unit](metric)
 
 
 def check_family(space: Any, anatomy: Anatomy) -> None:
@@ -101,7 +96,7 @@ def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy) -> None:
 
 def _kinds(unit: Unit, metric: Metric, *, forward: bool) -> tuple[Kind, ...]:
     """The kinds of gradients that a metric needs; signed means may be estimated `forward`."""
-    _, kinds = NEEDS[unit](metric)
+    _, kinds = needs_of(unit, metric)
     return ("forward",) if forward and kinds == ("mean",) else kinds
 
 
@@ -129,35 +124,20 @@ def _inputs(space: Any) -> set[Needs]:
     """The statistics of inputs that metrics and repairs take, likewise."""
     repairs = [form["repair"] for form in _known(space)]
     repairs += space.repair_options if "repair" in space.search else ()
-    of_units: dict[str, Mapping[str, Any]] = {"weights": MASK_REPAIRS, "structure": CUT_REPAIRS, "blocks": {}}
-    rows = of_units[space.unit]
-    return {NEEDS[space.unit](metric)[0] for metric in _metrics(space)} | {
-        rows[name].needs for name in repairs if name in rows
-    }
+    rows = REPAIRS[space.unit]
+    return {needs_of(space.unit, metric)[0] for metric in _metrics(space)} | {rows[x].inputs for x in repairs}
 
 
-def _of_weights(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
-    if metric["name"] in BLOCK_RECONSTRUCTIONS:
-        return "nothing", ()
-    row = blend_of(metric) or method_of(metric, damp=0.01, seed=0)
-    return row.needs, row.gradients
+def needs_of(unit: Unit, metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
+    """Statistics of inputs and kinds of gradients that a recipe's section ``metric`` needs.
 
-
-def _of_structure(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
-    row = importance_of(metric)
-    return row.needs, row.gradients
-
-
-def _of_blocks(metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
-    name, known = metric["name"], [*DEPTH]
-    if name not in known:
-        raise ValueError(f"Expected a known `metric` of blocks, got {name!r}.{nearest(name, known)}")
-    return "nothing", DEPTH[name].gradients
-
-
-# By unit, the statistics of inputs and the kinds of gradients that a metric needs.
-NEEDS: dict[Unit, Callable[[Metric], tuple[Needs, tuple[Kind, ...]]]] = {
-    "weights": _of_weights,
-    "structure": _of_structure,
-    "blocks": _of_blocks,
-}
+    Raises:
+        ValueError: if the unit does not have the metric.
+    """
+    name, rows = metric["name"], metrics_of(unit)
+    if unit != "blocks" and (name == BLEND or formula_of(name) is not None):
+        found = importance_of(metric)
+        return found.needs, found.gradients
+    if name not in rows:
+        raise ValueError(f"Expected a known `metric` of {unit}, got {name!r}.{nearest(name, rows)}")
+    return rows[name].inputs, rows[name].gradients

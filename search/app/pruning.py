@@ -72,10 +72,10 @@ def _prune(
     from secateur.pruners.models.discover import dissect
     from secateur.pruners.models.loading import load_model
     from secateur.pruners.pruner import Calibration, DenseModel, Source
-    from secateur.pruners.recipes.checks import check_metric, check_recipe
+    from secateur.pruners.recipes.checks import check_recipe, needs_of
     from secateur.pruners.recipes.pruner import RecipePruner
 
-    check_metric(file.unit, file.recipe["metric"])  # before a model is loaded
+    needs_of(file.unit, file.recipe["metric"])  # before a model is loaded
     parts = load_parts(next(iter(file.sources.values())), text, text)
     sources = load_sources(file.sources, next(iter(file.sources.values())), text, text)
     say(f"loading {model}")
