@@ -8,60 +8,27 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from secateur.pruners.calibration.statistics import InputStatistics
-from secateur.pruners.masks import Comparison, mask
-from secateur.pruners.weights.layer import Layer
+from secateur.pruners.weights.method import Layer
+from secateur.pruners.weights.wanda import wanda_mask
 
 N_STEPS = 20
 RHO = 1.0
 
 
-def admm(
-    weight: Float[Tensor, "out in"],
-    inputs: InputStatistics,
-    sparsities: Sequence[float],
-    *,
-    comparison: Comparison = "output",
-    group_size: int | None = None,
-    damp: float = 0.1,
-    name: str = "the weight",
-) -> Float[Tensor, "levels out in"]:
+def admm(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
     """The weight at each sparsity: Wanda's mask, and the kept weights fitted to the dense outputs.
 
     Fast and Optimal Weight Update (Boza 2024, arXiv 2401.02938, algorithm 1). The paper's variant that chooses the
     mask gradually, between the steps, is not this one; and no mask is inverted, as it is in the released code of
     a method that builds on it (arXiv 2409.17372).
 
-    Args:
-        weight: dense weight.
-        inputs: statistics with `gram`.
-        sparsities: each in [0, 1].
-        comparison: who competes with whom in Wanda's mask.
-        group_size: of patterns, see `masks.mask`.
-        damp: see `Fit`.
-        name: the layer, for errors.
-
     Raises:
         ValueError: if the inputs are not finite.
     """
-    assert inputs.gram is not None, "the caller collects what the registry says that is needed"
-    fit = Fit(weight, inputs.gram / max(inputs.n_tokens, 1), damp=damp, name=name)
-    score = weight.float().abs() * inputs.norm
-    masks = (mask(score, x, comparison=comparison, group_size=group_size, name=name) for x in sparsities)
-    return torch.stack([fit.masked(kept).to(weight.dtype) for kept in masks])
-
-
-def reconstruct(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
-    """The weight at each sparsity, of a layer as settings describe it: see `admm`."""
-    return admm(
-        layer.weight,
-        layer.inputs,
-        sparsities,
-        comparison=layer.comparison or "output",
-        group_size=layer.group_size,
-        damp=layer.damp,
-        name=layer.name,
-    )
+    gram, n_tokens = layer.inputs.gram, layer.inputs.n_tokens
+    assert gram is not None, "the caller collects what the registry says that is needed"
+    fit = Fit(layer.weight, gram / max(n_tokens, 1), damp=layer.damp, name=layer.name)
+    return torch.stack([fit.masked(wanda_mask(layer, x)).to(layer.weight.dtype) for x in sparsities])
 
 
 class Fit:

@@ -1,4 +1,4 @@
-"""DSnoT: swap pruned weights for kept ones until the layer's mean output is the dense one's; no weight is changed."""
+"""DSnoT: swaps of pruned and kept weights that bring the layer's mean output to the dense one's."""
 
 from __future__ import annotations
 
@@ -8,21 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from secateur.pruners.calibration.statistics import InputStatistics
-from secateur.pruners.masks import Comparison, mask
-from secateur.pruners.weights.layer import Layer
+from secateur.pruners.weights.method import Layer
+from secateur.pruners.weights.wanda import wanda_mask
 
 N_SWAPS = 50
 
 
-def dsnot(
-    weight: Float[Tensor, "out in"],
-    inputs: InputStatistics,
-    sparsities: Sequence[float],
-    *,
-    comparison: Comparison = "output",
-    name: str = "the weight",
-) -> Float[Tensor, "levels out in"]:
+def dsnot(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
     """The weight at each sparsity: Wanda's mask, improved row by row.
 
     Dynamic Sparse no Training (Zhang et al. 2024, arXiv 2310.08915, eq. 3 to 6). The expected error of an output
@@ -32,34 +24,14 @@ def dsnot(
 
     Differences from the paper: a row stops before the first swap that would not lower ``|e|``, and after 50, where
     the paper stops when ``|e|`` is below 0.1 in units of its models; no patterns of n of m.
-
-    Args:
-        weight: dense weight.
-        inputs: statistics with `total`.
-        sparsities: each in [0, 1].
-        comparison: who competes with whom in Wanda's mask.
-        name: the layer, for errors.
     """
-    dense = weight.float()
-    score = dense.abs() * inputs.norm
-    levels = []
-    for sparsity in sparsities:
-        kept = mask(score, sparsity, comparison=comparison, name=name)
-        levels.append(weight * improved(kept, dense, inputs))
-    return torch.stack(levels)
+    masks = (_swapped(wanda_mask(layer, sparsity), layer) for sparsity in sparsities)
+    return torch.stack([layer.weight * kept for kept in masks])
 
 
-def reconstruct(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
-    """The weight at each sparsity, of a layer as settings describe it: see `dsnot`."""
-    return dsnot(
-        layer.weight, layer.inputs, sparsities, comparison=layer.comparison or "output", name=layer.name
-    )
-
-
-def improved(
-    kept: Bool[Tensor, "out in"], weight: Float[Tensor, "out in"], inputs: InputStatistics
-) -> Bool[Tensor, "out in"]:
+def _swapped(kept: Bool[Tensor, "out in"], layer: Layer) -> Bool[Tensor, "out in"]:
     """The mask (True = keep) after the swaps."""
+    weight, inputs = layer.weight.float(), layer.inputs
     assert inputs.total is not None, "the caller collects what the registry says that is needed"
     mean = inputs.total / max(inputs.n_tokens, 1)
     variance = (inputs.norm.square() - mean.square()).clamp_min(torch.finfo(torch.float32).tiny)

@@ -17,10 +17,32 @@ from secateur.pruners.formulas.evaluate import scores
 from secateur.pruners.formulas.terminals import needs, terminals_of
 from secateur.pruners.masks import Comparison, prune_ranks
 from secateur.pruners.models.anatomy import Linear
-from secateur.pruners.weights.layer import Layer
 from secateur.spaces.formulas.tree import Tree, plain, terminals_in
 from secateur.spaces.methods import METRICS, RECONSTRUCTIONS, MethodRow
 from secateur.spaces.names import nearest
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Layer that a reconstruction of weights works on.
+
+    Args:
+        weight: dense.
+        inputs: with the statistics that the method needs.
+        comparison: who competes with whom.
+        group_size: of patterns; None: none.
+        damp: added to the second moment's diagonal, as a fraction of its mean, > 0.
+        block_size: columns that are pruned together, where the method has that; a multiple of `group_size`.
+        name: for errors.
+    """
+
+    weight: Float[Tensor, "out in"]
+    inputs: InputStatistics
+    comparison: Comparison = "output"
+    group_size: int | None = None
+    damp: float = 0.01
+    block_size: int = 128
+    name: str = "the weight"
 
 
 @dataclass(frozen=True)
@@ -124,9 +146,8 @@ class Method:
 
     @property
     def compares(self) -> Comparison:
-        """Who competes with whom. Metrics only."""
-        default = "output" if self.formula is not None else METRICS[self.name].comparison
-        return self.comparison or default or "output"
+        """Who competes with whom."""
+        return self.comparison or (self._row.comparison if self.formula is None else None) or "output"
 
     def scores(
         self, linear: Linear, inputs: InputStatistics | None, whole: ModelStatistics | None = None
@@ -161,15 +182,8 @@ class Method:
         """The pruned weight at each sparsity."""
         if self.updates_weights:
             assert inputs is not None
-            layer = Layer(
-                linear.weight,
-                inputs,
-                self.comparison,
-                self.group_size,
-                self.damp,
-                self.block_size,
-                linear.name,
-            )
+            settings = self.compares, self.group_size, self.damp, self.block_size
+            layer = Layer(linear.weight, inputs, *settings, linear.name)
             found: Tensor = RECONSTRUCTIONS[self.name].function(layer, sparsities)
             return found
         levels = sorted({0.0, *sparsities})

@@ -1,4 +1,4 @@
-"""SparseGPT: prune and update the surviving weights so that the layer's outputs change least."""
+"""SparseGPT: pruned weights, and updates of the kept ones that change the layer's outputs least."""
 
 from __future__ import annotations
 
@@ -8,26 +8,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.masks import lowest
-from secateur.pruners.weights.layer import Layer
+from secateur.pruners.weights.method import Layer
 from secateur.spaces.levels import n_zeros
 
 _LAZY = 16
 """Columns that are updated one by one before the rest of the block is updated in one product."""
 
 
-def sparsegpt(
-    weight: Float[Tensor, "out in"],
-    inputs: InputStatistics,
-    sparsities: Sequence[float],
-    *,
-    group_size: int | None = None,
-    block_size: int = 128,
-    damp: float = 0.01,
-    name: str = "the weight",
-) -> Float[Tensor, "levels out in"]:
+def sparsegpt(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
     """The weight at each sparsity, pruned and updated by blocked optimal brain surgery.
 
     Frantar and Alistarh 2023 (arXiv 2301.00774, algorithm 1). All sparsities go through the columns together:
@@ -37,47 +27,31 @@ def sparsegpt(
     others, as in the paper.
 
     Args:
-        weight: dense weight, any float dtype; the computation is in fp32.
-        inputs: statistics with `gram`.
+        layer: with the Gram matrix of its inputs; computed in fp32. A group loses ``n_zeros(sparsity, group_size)``
+            weights a row.
         sparsities: each in [0, 1].
-        group_size: with it each run of so many inputs loses ``n_zeros(sparsity, group_size)`` weights a row.
-        block_size: columns that choose their mask together, > 0; a multiple of `group_size` if that is given.
-        damp: added to the diagonal, as a fraction of its mean, > 0.
-        name: the layer, for errors.
 
     Returns:
-        Weights in the dtype of `weight`, pruned entries exactly zero.
+        Weights in the dtype of the layer's, pruned entries exactly zero.
 
     Raises:
         ValueError: if `gram` is missing or not finite, or a size does not divide.
     """
-    _check(weight, inputs, group_size, block_size, name)
+    _check(layer)
+    weight, block_size = layer.weight, layer.block_size
     n_in = weight.shape[1]
-    upper = inverse_factor(inputs, damp, name)
+    upper = inverse_factor(layer.inputs, layer.damp, layer.name)
     # Columns first, so that a column of all rows of all levels is one contiguous run.
     columns = weight.T.float()[:, None, :].repeat(1, len(sparsities), 1)
     for start in range(0, n_in, block_size):
         stop = min(start + block_size, n_in)
         errors = _prune_block(
-            columns[start:stop], upper[start:stop, start:stop], sparsities, group_size, start
+            columns[start:stop], upper[start:stop, start:stop], sparsities, layer.group_size, start
         )
         if stop < n_in:
             rest = columns[stop:].reshape(n_in - stop, -1)
             rest.addmm_(upper[start:stop, stop:].T, errors.reshape(stop - start, -1), alpha=-1)
     return columns.permute(1, 2, 0).to(weight.dtype)
-
-
-def reconstruct(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
-    """The weight at each sparsity, of a layer as settings describe it: see `sparsegpt`."""
-    return sparsegpt(
-        layer.weight,
-        layer.inputs,
-        sparsities,
-        group_size=layer.group_size,
-        block_size=layer.block_size,
-        damp=layer.damp,
-        name=layer.name,
-    )
 
 
 def _prune_block(
@@ -139,15 +113,12 @@ def _group_mask(
     return gone.permute(2, 0, 1).contiguous()
 
 
-def _check(
-    weight: Tensor, inputs: InputStatistics, group_size: int | None, block_size: int, name: str
-) -> None:
-    if inputs.gram is None:
-        raise ValueError(f"Expected the Gram matrix of the inputs, got moments only at {name}.")
-    if group_size is None:
-        return
-    if weight.shape[1] % group_size or block_size % group_size:
+def _check(layer: Layer) -> None:
+    n_in, group_size = layer.weight.shape[1], layer.group_size
+    if layer.inputs.gram is None:
+        raise ValueError(f"Expected the Gram matrix of the inputs, got moments only at {layer.name}.")
+    if group_size is not None and (n_in % group_size or layer.block_size % group_size):
         raise ValueError(
             f"Expected `group_size` to divide the number of inputs and `block_size`, got {group_size} for "
-            f"{weight.shape[1]} inputs and blocks of {block_size} at {name}."
+            f"{n_in} inputs and blocks of {layer.block_size} at {layer.name}."
         )

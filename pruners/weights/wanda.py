@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.masks import mask
+from secateur.pruners.weights.method import Layer
 
 
 def wanda(
@@ -18,3 +20,9 @@ def wanda(
     """
     assert inputs is not None, "collected where the table says that the metric needs it"
     return weight.abs().float() * inputs.norm
+
+
+def wanda_mask(layer: Layer, sparsity: float) -> Bool[Tensor, "out in"]:
+    """Wanda's mask (True = keep) of a layer, which other methods start from."""
+    score = layer.weight.float().abs() * layer.inputs.norm
+    return mask(score, sparsity, comparison=layer.comparison, group_size=layer.group_size, name=layer.name)
