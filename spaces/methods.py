@@ -272,7 +272,7 @@ TABLE: tuple[MethodRow, ...] = (
               "https://arxiv.org/abs/2308.03449", needs="gram", gives="weight", scope="model",
               check_path="secateur.pruners.structure.kprune:check_stream"),
     # Repairs of the block before dropped ones.
-    MethodRow("none", "repair", "blocks", "secateur.pruners.depth.depth_repairs:nothing",
+    MethodRow("none", "repair", "blocks", "secateur.pruners.depth.merge_targets:nothing",
               "the kept weights are as they were", searched=True),
     MethodRow("laco", "repair", "blocks", "secateur.pruners.depth.laco:merged",
               "the block before takes over the sum of their differences to it", "https://arxiv.org/abs/2402.11187",

@@ -12,13 +12,14 @@ import transformers as tf
 
 from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
 from secateur.pruners.calibration.zeroth_order import estimate_gradients
+from secateur.pruners.depth.merge_targets import Fitting, runs_of
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.bonsai import perturbation_scores
 from secateur.pruners.structure.pruner import BlockSwitch
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept
-from secateur.spaces.methods import CUT_REPAIRS
+from secateur.spaces.methods import CUT_REPAIRS, DEPTH_REPAIRS
 
 SIZES = {
     "vocab_size": 97,
@@ -90,6 +91,12 @@ def take_few_passes(monkeypatch):
     }
     for kind, collect in few.items():
         monkeypatch.setitem(FORWARD_KINDS, kind, replace(FORWARD_KINDS[kind], collect=collect))
+
+
+def repaired_blocks(anatomy, dropped, repair, tokens, fitting=None):
+    """New parameters of the merge targets of dropped blocks, by the index of the block."""
+    runs = runs_of(dropped, len(anatomy.blocks))
+    return DEPTH_REPAIRS[repair].function(anatomy, runs, tokens, fitting or Fitting())
 
 
 def logits(model, tokens=TOKENS):

@@ -54,7 +54,7 @@ METHODS = {
     "depth_repair": """
         def function(anatomy, runs, tokens, fitting):
             from secateur.pruners.depth.merge_targets import block_tensors
-            return {run.heir: block_tensors(anatomy.blocks[run.heir]) for run in runs}
+            return {run.target: block_tensors(anatomy.blocks[run.target]) for run in runs}
 
         row = MethodRow("extra_repair", "repair", "blocks", HERE, "one", gives="weight")
         """,

@@ -10,7 +10,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur.pruners.calibration.statistics import ModelStatistics
-from secateur.pruners.depth.depth_repairs import inherited, repair_depth
 from secateur.pruners.depth.laco import by_acceptance
 from secateur.pruners.depth.merge_targets import Fitting, Run, block_tensors, point_block, runs_of
 from secateur.pruners.depth.mka import by_similarity, diffusion_map, neighbour_similarities
@@ -20,10 +19,11 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.pruner import prune_structure
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.methods import DEPTH_REPAIRS
+from secateur.spaces.recipe.form import completed
 from tests.cut_models import MODELS
 from tests.cut_models import TOKENS as CUT_TOKENS
 from tests.models import random_tokens, small_anatomy
-from tests.structures import CONFIGS, TOKENS, build, logits
+from tests.structures import CONFIGS, TOKENS, build, logits, repaired_blocks
 
 N_BLOCKS = 6
 WHOLE = ModelStatistics(N_BLOCKS, {})
@@ -55,10 +55,18 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# --- runs and heirs ---
+def repair_live(anatomy, *args):
+    """Point the merge targets of the live model to their new parameters; the indices of these blocks."""
+    found = repaired_blocks(anatomy, *args)
+    for index, tensors in found.items():
+        point_block(anatomy.blocks[index], tensors)
+    return frozenset(found)
 
 
-def test_consecutive_blocks_have_one_heir():
+# --- runs and merge targets ---
+
+
+def test_consecutive_blocks_have_one_merge_target():
     assert runs_of([], 6) == ()
     assert runs_of([5, 2, 3], 6) == (Run(1, (2, 3)), Run(4, (5,)))
     assert runs_of([2, 3], 6)[0].end == 4
@@ -67,19 +75,19 @@ def test_consecutive_blocks_have_one_heir():
 @pytest.mark.parametrize("dropped", [[0], [0, 1], [6], [-1], [2, 2]])
 def test_blocks_that_cannot_be_dropped(anatomy, dropped):
     with pytest.raises(ValueError, match="Expected `dropped` to be different blocks from 1 to 5"):
-        inherited(anatomy, dropped, "laco", TOKENS)
+        repaired_blocks(anatomy, dropped, "laco", TOKENS)
 
 
-def test_an_unknown_repair_is_named(anatomy):
-    with pytest.raises(ValueError, match=r"got 'lako'\. Did you mean 'laco'"):
-        inherited(anatomy, [2], "lako", TOKENS)
+def test_an_unknown_repair_is_named():
+    with pytest.raises(ValueError, match=r"`repair` to be one of none, laco, .* got 'lako'"):
+        completed({"unit": "blocks", "sparsity": 0.3, "metric": "last", "repair": "lako"})
 
 
 @pytest.mark.parametrize("repair", DEPTH_REPAIRS)
-def test_a_repair_gives_heirs_new_tensors_of_the_same_shapes(live, repair):
+def test_a_repair_gives_merge_targets_new_tensors_of_the_same_shapes(live, repair):
     before = copies(live.model)
     stored = {index: block_tensors(live.blocks[index]) for index in range(N_BLOCKS)}
-    changed = repair_depth(live, [2, 3, 5], repair, TOKENS, QUICK)
+    changed = repair_live(live, [2, 3, 5], repair, TOKENS, QUICK)
     assert changed == (frozenset() if repair == "none" else {1, 4})
     for index, tensors in stored.items():
         now = block_tensors(live.blocks[index])
@@ -91,13 +99,13 @@ def test_a_repair_gives_heirs_new_tensors_of_the_same_shapes(live, repair):
 
 
 @pytest.mark.parametrize("repair", [*MERGING, "streamline"])
-def test_an_heir_depends_on_its_run_alone(anatomy, repair):
-    alone = inherited(anatomy, [2, 3], repair, TOKENS, QUICK)
-    beside = inherited(anatomy, [5, 3, 2], repair, TOKENS, QUICK)
+def test_a_merge_target_depends_on_its_run_alone(anatomy, repair):
+    alone = repaired_blocks(anatomy, [2, 3], repair, TOKENS, QUICK)
+    beside = repaired_blocks(anatomy, [5, 3, 2], repair, TOKENS, QUICK)
     assert alone.keys() == {1}
     assert beside.keys() == {1, 4}
     assert same(alone[1], beside[1])
-    assert inherited(anatomy, [], repair, TOKENS, QUICK) == {}
+    assert repaired_blocks(anatomy, [], repair, TOKENS, QUICK) == {}
 
 
 # --- merging ---
@@ -108,14 +116,14 @@ def test_merging_equal_blocks_changes_nothing(repair):
     anatomy = small_anatomy(n_layers=4)
     for block in anatomy.blocks:
         point_block(block, block_tensors(anatomy.blocks[0]))
-    found = inherited(anatomy, [1, 2, 3], repair, random_tokens(3, 16))
+    found = repaired_blocks(anatomy, [1, 2, 3], repair, random_tokens(3, 16))
     for name, theta in block_tensors(anatomy.blocks[0]).items():
         assert torch.allclose(found[0][name], theta, atol=1e-6)
 
 
-def test_laco_adds_up_differences_to_the_heir(anatomy):
+def test_laco_adds_up_differences_to_the_merge_target(anatomy):
     theta = [block_tensors(block) for block in anatomy.blocks]
-    one, three = (inherited(anatomy, dropped, "laco", TOKENS)[1] for dropped in ([2], [2, 3, 4]))
+    one, three = (repaired_blocks(anatomy, dropped, "laco", TOKENS)[1] for dropped in ([2], [2, 3, 4]))
     for name, first in theta[1].items():
         assert torch.equal(one[name], theta[2][name])  # norms and biases too
         wanted = first + sum(theta[i][name] - first for i in (2, 3, 4))
@@ -130,7 +138,7 @@ def test_laco_adds_up_differences_to_the_heir(anatomy):
 def test_mka_averages_by_similarity(anatomy):
     similarities = neighbour_similarities(anatomy, TOKENS)
     theta = [block_tensors(block) for block in anatomy.blocks]
-    found = inherited(anatomy, [2, 3], "mka", TOKENS)[1]
+    found = repaired_blocks(anatomy, [2, 3], "mka", TOKENS)[1]
     first, second = (1 / (1 + math.exp(-similarities[i])) for i in (2, 3))
     for name, x in found.items():
         wanted = first * theta[1][name] + (1 - first) * theta[2][name]
@@ -143,7 +151,7 @@ def test_blocks_of_other_shapes_are_not_merged(live):
     with pytest.raises(
         ValueError, match=r"same shapes to merge, got others than those of model\.layers\.1 at"
     ):
-        inherited(live, [2, 3], "laco", TOKENS)
+        repaired_blocks(live, [2, 3], "laco", TOKENS)
 
 
 @pytest.mark.parametrize("family", ["opt", "gpt2", "phi3", "gemma2", "gpt_neox"])
@@ -151,23 +159,23 @@ def test_blocks_of_other_shapes_are_not_merged(live):
 def test_other_families(family, repair):
     anatomy = dissect(build(CONFIGS[family]))
     dense = logits(anatomy.model)
-    assert repair_depth(anatomy, [1], repair, TOKENS, QUICK) == {0}
+    assert repair_live(anatomy, [1], repair, TOKENS, QUICK) == {0}
     assert not torch.allclose(logits(anatomy.model), dense)
 
 
 @pytest.mark.parametrize("repair", ["laco", "streamline"])
-def test_a_model_with_heirs_is_one_of_fewer_ordinary_blocks(repair):
+def test_a_model_with_merge_targets_is_one_of_fewer_ordinary_blocks(repair):
     anatomy = dissect(MODELS["llama"]().eval().requires_grad_(False))
     kept = [Kept(4, 48), Kept(4, 48), Kept(0, 0), Kept(4, 48)]
-    repair_depth(anatomy, [2], repair, CUT_TOKENS, QUICK)
-    heir = block_tensors(anatomy.blocks[1])
+    repair_live(anatomy, [2], repair, CUT_TOKENS, QUICK)
+    target = block_tensors(anatomy.blocks[1])
     prune_structure(anatomy, kept, importance="magnitude", repair="none", tokens=CUT_TOKENS, sequential=False)
     content, weights = stock_model(CutModel(anatomy, kept))
     saved = LlamaForCausalLM(LlamaConfig(**content)).eval().requires_grad_(False)
     missing, extra = saved.load_state_dict(weights, strict=False)
     assert not extra
     assert set(missing) <= {"lm_head.weight"}  # tied
-    assert same(block_tensors(dissect(saved).blocks[1]), heir)
+    assert same(block_tensors(dissect(saved).blocks[1]), target)
     assert torch.allclose(logits(saved, CUT_TOKENS), logits(anatomy.model, CUT_TOKENS), atol=1e-5)
 
 

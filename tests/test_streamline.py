@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.depth import streamline
-from secateur.pruners.depth.depth_repairs import inherited
 from secateur.pruners.depth.merge_targets import Fitting, Run, block_tensors, point_block
 from secateur.pruners.depth.streamline import by_window, nested_order
 from secateur.pruners.models.discover import dissect
-from tests.structures import CONFIGS, TOKENS, build
+from tests.structures import CONFIGS, TOKENS, build, repaired_blocks
 
 N_BLOCKS = 6
 WHOLE = ModelStatistics(N_BLOCKS, {})
@@ -69,13 +68,13 @@ def test_windows_are_scored_by_cosines_of_the_stream(anatomy):
 
 
 def distance(anatomy, tensors, run):
-    """Mean squared error of an heir with these weights, over the calibration tokens."""
+    """Mean squared error of a merge target with these weights, over the calibration tokens."""
     states = list(stream_states(anatomy, TOKENS))
-    block = anatomy.blocks[run.heir]
+    block = anatomy.blocks[run.target]
     before = block_tensors(block)
     point_block(block, tensors)
     try:
-        found = list(stream_states(anatomy, TOKENS))[run.heir + 1]
+        found = list(stream_states(anatomy, TOKENS))[run.target + 1]
     finally:
         point_block(block, before)
     return float(F.mse_loss(found, states[run.end]))
@@ -85,14 +84,15 @@ def test_training_brings_the_replacement_nearer(anatomy):
     run = Run(1, (2, 3))
     start = distance(anatomy, block_tensors(anatomy.blocks[1]), run)
     few, more = (
-        inherited(anatomy, run.dropped, "streamline", TOKENS, Fitting(steps, 3, 2e-3))[1] for steps in (6, 30)
+        repaired_blocks(anatomy, run.dropped, "streamline", TOKENS, Fitting(steps, 3, 2e-3))[1]
+        for steps in (6, 30)
     )
     assert distance(anatomy, more, run) < distance(anatomy, few, run) < start
 
 
 def test_training_repeats_with_its_seed(anatomy):
     def trained(seed):
-        return inherited(anatomy, [2], "streamline", TOKENS, Fitting(3, 2, 1e-3, seed))[1]
+        return repaired_blocks(anatomy, [2], "streamline", TOKENS, Fitting(3, 2, 1e-3, seed))[1]
 
     assert same(trained(0), trained(0))
     assert not same(trained(0), trained(1))
@@ -100,8 +100,8 @@ def test_training_repeats_with_its_seed(anatomy):
 
 def test_half_precision_is_trained_in_full(anatomy):
     half = dissect(deepcopy(anatomy.model).bfloat16())
-    found = inherited(half, [2], "streamline", TOKENS, QUICK)[1]
-    full = inherited(anatomy, [2], "streamline", TOKENS, QUICK)[1]
+    found = repaired_blocks(half, [2], "streamline", TOKENS, QUICK)[1]
+    full = repaired_blocks(anatomy, [2], "streamline", TOKENS, QUICK)[1]
     for name, x in found.items():
         assert x.dtype == torch.bfloat16
         assert torch.allclose(x.float(), full[name], atol=0.05)
@@ -124,10 +124,10 @@ def test_a_loss_that_is_not_finite_is_named(anatomy):
     with pytest.raises(
         ValueError, match=r"finite loss of the replacement, got .* at model\.layers\.1\. Lower"
     ):
-        inherited(anatomy, [2], "streamline", TOKENS, broken)
+        repaired_blocks(anatomy, [2], "streamline", TOKENS, broken)
 
 
 def test_memory_is_checked_before(anatomy, monkeypatch):
     monkeypatch.setattr("secateur.pruners.models.memory.available_bytes", lambda device: 1)
     with pytest.raises(ValueError, match="memory for the training of replacements of 1 runs"):
-        inherited(anatomy, [2], "streamline", TOKENS)
+        repaired_blocks(anatomy, [2], "streamline", TOKENS)

@@ -1,8 +1,9 @@
-"""LaCo: dropped blocks are merged into the one before them, as a sum of differences."""
+"""LaCo: dropped blocks merged into the block before them, as a sum of differences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float, Int
@@ -11,16 +12,9 @@ from torch.nn.functional import cosine_similarity
 
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
-from secateur.pruners.depth.merge_targets import (
-    Fitting,
-    Run,
-    family_of,
-    pointed,
-    runs_of,
-    scores_from,
-)
+from secateur.pruners.depth.merge_targets import Fitting, Run, merged_tensors, pointed, runs_of, scores_from
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.runner import BlockInputs, BlockRunner
+from secateur.pruners.models.runner import BlockRunner
 
 THRESHOLDS = (0.9, 0.75, 0.6, 0.45)
 """Similarities above which a merge is accepted; 0.45 to 0.75 are the paper's."""
@@ -30,16 +24,16 @@ N_SENTENCES, SENTENCE_TOKENS = 5, 32
 
 @torch.no_grad()
 def summed_differences(anatomy: Anatomy, run: Run) -> dict[str, Tensor]:
-    """The heir's parameters with those of all that it stands for, from the dense model.
+    """Parameters of the merge target with those of the dropped blocks merged in, from the dense model.
 
     ``theta* = theta_l + sum over i of (theta_l+i - theta_l)`` (LaCo, Yang et al. 2024, arXiv 2402.11187, the
     rule in its text). The released code subtracts the weight merged so far instead, which telescopes to
     ``theta_l+k``: the last of the blocks, with the norms of the first. This is what the text says, for norms and
-    biases too. One block alone is merged into another by taking its place: then the heir goes, in effect.
+    biases too. A single dropped block replaces its merge target, in effect.
 
     Sums in fp32; the result has the dtype of the model.
     """
-    first, *others = family_of(anatomy, run)
+    first, *others = merged_tensors(anatomy, run)
     merged = {}
     for name, theta in first.items():
         total = sum(other[name].float() for other in others)
@@ -56,8 +50,9 @@ def by_acceptance(
     mean cosine of the model's last hidden states, normed, with those of the dense one exceeds a threshold.
     Sentences are the first 32 tokens of five windows, each one vector. To give one order for all budgets the
     threshold falls from pass to pass (`THRESHOLDS`), and one block is merged at a time, where the paper fixes the
-    threshold and the number of blocks in one merge; what no pass accepted goes from the last down. Every merge is
-    `summed_differences` of dense blocks. It takes half as many short forward passes as blocks times thresholds.
+    threshold and the number of blocks in one merge; blocks that no pass accepted follow from the last down. Every
+    merge is `summed_differences` of dense blocks. It takes half as many short forward passes as blocks times
+    thresholds.
     """
     trial = _Trial(anatomy, tokens[:N_SENTENCES, :SENTENCE_TOKENS])
     downwards = range(len(anatomy.blocks) - 1, 0, -1)
@@ -80,20 +75,20 @@ class _Trial:
 
     def __init__(self, anatomy: Anatomy, tokens: Int[Tensor, "sentences length"]) -> None:
         self._anatomy, self._runner = anatomy, BlockRunner(anatomy)
-        self._inputs: BlockInputs = self._runner.start(tokens)
+        self._inputs = self._runner.start(tokens)
         self._states = list(stream_states(anatomy, tokens))
         self._wanted = self._vectors(self._states[-1])
 
     def similarity(self, dropped: Sequence[int]) -> float:
         """Mean cosine, over the sentences, between the model without these blocks and the dense one."""
-        runs = {run.heir: run for run in runs_of(dropped, len(self._anatomy.blocks))}
+        runs = {run.target: run for run in runs_of(dropped, len(self._anatomy.blocks))}
         first = min(runs)
         hidden = self._states[first]
         for block in self._anatomy.blocks[first:]:
-            if block.index in runs:
-                with pointed(block, summed_differences(self._anatomy, runs[block.index])):
-                    hidden = self._runner.block(block.index, hidden, self._inputs)
-            elif block.index not in dropped:
+            if block.index in dropped:
+                continue
+            run = runs.get(block.index)
+            with pointed(block, summed_differences(self._anatomy, run)) if run else nullcontext():
                 hidden = self._runner.block(block.index, hidden, self._inputs)
         return float(cosine_similarity(self._vectors(hidden), self._wanted, dim=1).mean())
 
@@ -108,4 +103,4 @@ def merged(
     anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
 ) -> dict[int, dict[str, Tensor]]:
     """`summed_differences` of each run."""
-    return {run.heir: summed_differences(anatomy, run) for run in runs}
+    return {run.target: summed_differences(anatomy, run) for run in runs}

@@ -1,4 +1,4 @@
-"""Runs of dropped blocks, and the kept block before each, which they are merged into."""
+"""Runs of dropped blocks, and the kept block before each, their merge target."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.models.anatomy import Anatomy, Block
@@ -17,11 +18,11 @@ class Run:
     """Consecutive blocks that are dropped.
 
     Args:
-        heir: the block right before them.
+        target: the block right before them, kept.
         dropped: their indices, ascending.
     """
 
-    heir: int
+    target: int
     dropped: tuple[int, ...]
 
     @property
@@ -31,7 +32,7 @@ class Run:
 
 
 def runs_of(dropped: Sequence[int], n_blocks: int) -> tuple[Run, ...]:
-    """The runs that some dropped blocks form, in order.
+    """Runs of consecutive dropped blocks, in order.
 
     Raises:
         ValueError: if block 0 or one that does not exist is dropped, or one is dropped twice.
@@ -41,17 +42,17 @@ def runs_of(dropped: Sequence[int], n_blocks: int) -> tuple[Run, ...]:
             f"Expected `dropped` to be different blocks from 1 to {n_blocks - 1}, got {list(dropped)}. "
             "Block 0 always stays."
         )
-    runs: list[list[int]] = []
+    runs: list[Run] = []
     for index in sorted(dropped):
-        if runs and runs[-1][-1] == index - 1:
-            runs[-1].append(index)
+        if runs and runs[-1].end == index:
+            runs[-1] = Run(runs[-1].target, (*runs[-1].dropped, index))
         else:
-            runs.append([index])
-    return tuple(Run(run[0] - 1, tuple(run)) for run in runs)
+            runs.append(Run(index - 1, (index,)))
+    return tuple(runs)
 
 
 def scores_from(order: Sequence[int], n_blocks: int) -> tuple[float, ...]:
-    """A score for each block, higher = keep: its place in the order of removal; kept blocks stand last."""
+    """Score of each block, higher = keep: its place in the order of removal, infinite for kept blocks."""
     scores = [math.inf] * n_blocks
     for place, index in enumerate(order):
         scores[index] = float(place)
@@ -59,17 +60,12 @@ def scores_from(order: Sequence[int], n_blocks: int) -> tuple[float, ...]:
 
 
 def block_tensors(block: Block) -> dict[str, Tensor]:
-    """All parameters of the live block, by their names in it: projections, biases and norms."""
+    """Parameters of the live block by their names in it: projections, biases and norms."""
     return {name: parameter.data for name, parameter in block.module.named_parameters()}
 
 
 def point_block(block: Block, tensors: Mapping[str, Tensor]) -> None:
-    """Point the live block's parameters to these tensors, by reference.
-
-    Args:
-        block: the block.
-        tensors: for each of its parameters, by their names in it.
-    """
+    """Point each parameter of the live block to the tensor of its name, by reference."""
     for name, parameter in block.module.named_parameters():
         parameter.data = tensors[name]
 
@@ -85,22 +81,21 @@ def pointed(block: Block, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         point_block(block, before)
 
 
-def family_of(anatomy: Anatomy, run: Run) -> list[dict[str, Tensor]]:
-    """Parameters of the heir, and of each block that it stands for.
+def merged_tensors(anatomy: Anatomy, run: Run) -> list[dict[str, Tensor]]:
+    """Parameters of the merge target, and of each block that is merged into it.
 
     Raises:
         ValueError: if they differ in shape, so that they can't be merged.
     """
-    found = [block_tensors(anatomy.blocks[index]) for index in (run.heir, *run.dropped)]
-    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in found]
-    for index, other in zip(run.dropped, shapes[1:], strict=True):
+    blocks = [anatomy.blocks[index] for index in (run.target, *run.dropped)]
+    shapes = [{name: x.shape for name, x in block_tensors(block).items()} for block in blocks]
+    for block, other in zip(blocks, shapes, strict=True):
         if other != shapes[0]:
             raise ValueError(
-                f"Expected blocks of the same shapes to merge, got others than those of "
-                f"{anatomy.blocks[run.heir].name} at {anatomy.blocks[index].name}. Merge blocks of the dense model, "
-                "or choose a repair that merges none."
+                f"Expected blocks of the same shapes to merge, got others than those of {blocks[0].name} at "
+                f"{block.name}. Merge blocks of the dense model, or choose a repair that merges none."
             )
-    return found
+    return [block_tensors(block) for block in blocks]
 
 
 @dataclass(frozen=True)
@@ -126,3 +121,10 @@ class Fitting:
         for name in ("steps", "windows", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Expected `{name}` > 0, got {getattr(self, name)}.")
+
+
+def nothing(
+    anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
+) -> dict[int, dict[str, Tensor]]:
+    """No repair: the kept blocks are unchanged."""
+    return {}

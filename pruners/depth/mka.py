@@ -1,4 +1,4 @@
-"""MKA: neighbouring blocks with activations on similar manifolds are fused."""
+"""MKA: fusion of neighbouring blocks whose activations lie on similar manifolds."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ from torch import Tensor
 
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
-from secateur.pruners.depth.merge_targets import Fitting, Run, family_of
+from secateur.pruners.depth.merge_targets import Fitting, Run, merged_tensors
 from secateur.pruners.models.anatomy import Anatomy
 
-N_SAMPLES = 256
-"""Tokens whose states are compared."""
-
-N_DIMENSIONS = 2
-"""Of the embedded manifolds."""
+N_SAMPLES = 256  # tokens whose states are compared
+N_DIMENSIONS = 2  # of the embedded manifolds
 
 
 @torch.no_grad()
 def fused(anatomy: Anatomy, run: Run, similarities: tuple[float, ...]) -> dict[str, Tensor]:
-    """The heir's parameters with those of all that it stands for, from the dense model.
+    """Parameters of the merge target with those of the dropped blocks fused in, from the dense model.
 
     ``theta = r theta_i + (1 - r) theta_j`` (MKA, Liu et al. 2024, arXiv 2406.16330), one block j after the other,
     norms and biases too. [INFER] The paper lets the ratio follow from the similarity: here r = sigmoid(S_ij), from
@@ -33,10 +30,10 @@ def fused(anatomy: Anatomy, run: Run, similarities: tuple[float, ...]) -> dict[s
 
     Args:
         anatomy: the dense model.
-        run: what is fused.
+        run: the blocks.
         similarities: as `neighbour_similarities` gives them.
     """
-    merged, *others = family_of(anatomy, run)
+    merged, *others = merged_tensors(anatomy, run)
     for index, other in zip(run.dropped, others, strict=True):
         ratio = 1 / (1 + math.exp(-similarities[index]))
         merged = {
@@ -126,4 +123,4 @@ def fused_by_similarity(
 ) -> dict[int, dict[str, Tensor]]:
     """`fused` of each run."""
     similarities = neighbour_similarities(anatomy, tokens)
-    return {run.heir: fused(anatomy, run, similarities) for run in runs}
+    return {run.target: fused(anatomy, run, similarities) for run in runs}

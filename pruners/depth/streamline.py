@@ -1,4 +1,4 @@
-"""LLM-Streamline: a window of blocks is replaced by one that is trained to give the window's output."""
+"""LLM-Streamline: one trained block in place of a window of blocks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WEIGHT_DECAY, CLIP = 1e-3, 5.0
 def replacements(
     anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
 ) -> dict[int, dict[str, Tensor]]:
-    """For each run its heir's parameters, trained so that its output is that of the last block that it stands for.
+    """Parameters of each run's merge target, trained so that its output is that of the run's last block.
 
     LLM-Streamline (Chen et al. 2024, arXiv 2403.19135): ``min E ||f(x_l) - x_l+n||^2`` over one block f, which
     starts as the first block of the window, on hidden states of the dense model; AdamW, its rate falling along a
@@ -40,10 +40,12 @@ def replacements(
     Raises:
         ValueError: if there is too little memory, or a loss is not finite.
     """
-    wanted = {border for run in runs for border in (run.heir, run.end)}
+    if not runs:
+        return {}
+    wanted = {border for run in runs for border in (run.target, run.end)}
     _check_memory(anatomy, runs, tokens, len(wanted), fitting)
     states = {i: x for i, x in enumerate(stream_states(anatomy, tokens)) if i in wanted}
-    return {run.heir: _fit(anatomy, run, tokens, states, fitting) for run in runs}
+    return {run.target: _fit(anatomy, run, tokens, states, fitting) for run in runs}
 
 
 @torch.enable_grad()
@@ -54,14 +56,14 @@ def _fit(
     states: Mapping[int, Float[Tensor, "windows length width"]],
     fitting: Fitting,
 ) -> dict[str, Tensor]:
-    runner, block = BlockRunner(anatomy), anatomy.blocks[run.heir]
+    runner, block = BlockRunner(anatomy), anatomy.blocks[run.target]
     dense = block_tensors(block)
     trained = {name: x.detach().float().clone().requires_grad_(True) for name, x in dense.items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=fitting.learning_rate, weight_decay=WEIGHT_DECAY)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, fitting.steps, fitting.learning_rate / 4)
     for rows in _batches(len(tokens), fitting):
-        args, kwargs = _in_fp32(runner.start(tokens[rows]).calls[run.heir])
-        found = _run(block, trained, states[run.heir][rows].float(), args, kwargs)
+        args, kwargs = _in_fp32(runner.start(tokens[rows]).calls[run.target])
+        found = _run(block, trained, states[run.target][rows].float(), args, kwargs)
         loss = F.mse_loss(found, states[run.end][rows].float())
         if not torch.isfinite(loss):
             raise ValueError(
@@ -107,7 +109,7 @@ def _in_fp32(value: Any) -> Any:
 def _check_memory(
     anatomy: Anatomy, runs: Sequence[Run], tokens: Tensor, n_borders: int, fitting: Fitting
 ) -> None:
-    block = anatomy.blocks[runs[0].heir]
+    block = anatomy.blocks[runs[0].target]
     n_params = sum(x.numel() for x in block_tensors(block).values())
     inside = fitting.windows * tokens.shape[1] * sum(x.out_features for x in block.linears)
     scores = 2 * fitting.windows * block.n_heads * tokens.shape[1] ** 2

@@ -9,13 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.pruners.depth.depth_repairs import inherited
 from secateur.pruners.depth.merge_targets import Fitting, Run, point_block, runs_of
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.costs import cut_costs
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
-from secateur.spaces.methods import DEPTH
+from secateur.spaces.methods import DEPTH, DEPTH_REPAIRS
 
 GONE = "gone"
 
@@ -27,19 +26,19 @@ class BlockPlan(PruningPlan):
     Args:
         context: of the recipe.
         dropped: which.
-        heirs: new parameters of blocks that stay, by their names within the block.
+        merged: new parameters of merge targets, by their names within the block.
     """
 
     context: RecipeContext
     dropped: frozenset[int]
-    heirs: Mapping[int, Mapping[str, Tensor]]
+    merged: Mapping[int, Mapping[str, Tensor]]
 
     def change(self, live: LiveBlock) -> None:
         if live.block.index in self.dropped:
             for part in live.layout.sublayers:
                 live.remove(part.kind)
         else:
-            point_block(live.block, self.heirs[live.block.index])
+            point_block(live.block, self.merged[live.block.index])
 
     @property
     def kept(self) -> Sequence[Kept]:
@@ -67,12 +66,12 @@ def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
     dropped = _lowest(context, _scores(context, sample, config["metric"]["name"]), config["sparsity"])
     runs, repair = runs_of(dropped, len(context.anatomy.blocks)), config["repair"]
     fitting = Fitting(seed=context.seed)
-    heirs: dict[int, Mapping[str, Tensor]] = {}
+    merged: dict[int, Mapping[str, Tensor]] = {}
     keys = [DENSE] * len(context.anatomy.blocks)
     for run in runs if repair != "none" else ():
-        key = keys[run.heir] = key_of(repair, run.dropped, sample.sha256, fitting)
-        heirs[run.heir] = context.made.get(
-            (run.heir, key), partial(_inherited, context, sample, run, repair, fitting)
+        key = keys[run.target] = key_of(repair, run.dropped, sample.sha256, fitting)
+        merged[run.target] = context.made.get(
+            (run.target, key), partial(_repaired, context, sample, run, repair, fitting)
         )
     for index in dropped:
         keys[index] = GONE
@@ -80,14 +79,17 @@ def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
         Kept(0, 0) if index in dropped else Kept(block.n_kv_groups, block.ffn_width)
         for index, block in enumerate(context.shape.blocks)
     ]
-    return BlockPlan(tuple(keys), cut_costs(context.shape, kept), context, frozenset(dropped), heirs)
+    return BlockPlan(tuple(keys), cut_costs(context.shape, kept), context, frozenset(dropped), merged)
 
 
-def _inherited(
+def _repaired(
     context: RecipeContext, sample: Sample, run: Run, repair: str, fitting: Fitting
 ) -> dict[str, Tensor]:
-    """What a run leaves to its heir, by the names of parameters within the block."""
-    return inherited(context.anatomy, run.dropped, repair, sample.tokens, fitting)[run.heir]
+    """Parameters of a run's merge target, by their names within the block."""
+    found: dict[str, Tensor] = DEPTH_REPAIRS[repair].function(context.anatomy, [run], sample.tokens, fitting)[
+        run.target
+    ]
+    return found
 
 
 def _scores(context: RecipeContext, sample: Sample, name: str) -> tuple[float, ...]:
