@@ -51,6 +51,12 @@ class Row:
 
 
 R = TypeVar("R", bound=Row)
+_left_out: list[str] = []
+
+
+def left_out() -> tuple[str, ...]:
+    """A line for each entry point that was left out, of the registries that were read so far."""
+    return tuple(_left_out)
 
 
 class Registry(Mapping[str, R], Generic[R]):
@@ -100,6 +106,7 @@ class Registry(Mapping[str, R], Generic[R]):
                 )
             else:
                 rows |= dict.fromkeys(keys, row)
+        _left_out.extend(problems)
         return rows, tuple(problems)
 
     def _row(self, point: EntryPoint) -> R:

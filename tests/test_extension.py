@@ -246,7 +246,7 @@ def test_each_is_listed_with_its_origin(lists, what):
 
 
 def test_what_is_broken_is_named_in_a_line_and_breaks_nothing(lists):
-    lines = lists["metrics"][2].splitlines()
+    lines = lists["controllers"][2].splitlines()
     said = {line.partition("'")[2].partition("'")[0]: line for line in lines}
     assert {*said} == {*BROKEN["secateur.methods"], *BROKEN["secateur.controllers"]}
     assert all("[at extra-parts 0.3]" in line for line in lines)
@@ -313,6 +313,14 @@ def test_a_search_uses_them_and_its_record_names_the_package(site, tmp_path):
         assert code == 0, err
     versions = Study.open(tmp_path / "run").about.facts["versions"]
     assert versions["extra-parts"] == "0.3"
+
+
+def test_a_name_that_is_unknown_because_its_package_is_broken(site, tmp_path):
+    options = ["-o", "space.metric=no_row", "--run", str(tmp_path / "run")]
+    ((code, _, err),) = secateur(site, ["search", *options])
+    assert code == 2
+    assert "Expected a known `metric`, got 'no_row'" in err
+    assert "Left out 'no_row' of secateur.methods [at extra-parts 0.3]" in err
 
 
 def test_nodes_of_a_cluster_can_be_sent_them(site, tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.pruners.export.registry import FORMATS
 from secateur.search.app.exporting import LEVELS
 from secateur.search.app.plugins import versions
 from secateur.search.app.session import Say, open_session, plan, silent
@@ -26,11 +25,11 @@ from secateur.search.objectives import TASK
 from secateur.search.results.run import Run
 from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.settings import Settings, identity, resolved
-from secateur.search.show.listing import problems
 from secateur.search.study.about import ABOUT, About
 from secateur.search.study.overlap import write_overlap
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.plugins import left_out
 
 if TYPE_CHECKING:
     from secateur.evaluators.session import Session
@@ -71,7 +70,8 @@ def search(
         StudyWriteError: if the disk is full; the study can be continued.
     """
     check_storage(settings.storage)
-    for line in problems(FORMATS):
+    of_plugins = versions(settings)
+    for line in left_out():
         say(line)
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
         session = open_session(settings, say, _table_of(directory))
@@ -81,7 +81,7 @@ def search(
             baselines=_baselines(session),
             facts={
                 "shape": _plain_shape(session),
-                "versions": _versions() | versions(settings),
+                "versions": _versions() | of_plugins,
                 "sources": _sources(session),
             },
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from secateur.search.cli.option_groups import Json
 from secateur.search.errors import UsageError
 from secateur.search.show.console import FAILED, complain, show, show_facts, show_json
 from secateur.spaces.names import nearest
-from secateur.spaces.plugins import Registry
+from secateur.spaces.plugins import left_out
 
 LISTED = (
     "spaces",
@@ -43,7 +43,7 @@ def list_(
     else:
         for line in listing.markdown(rows) if markdown else listing.lines(rows):
             show(line)
-    for line in listing.problems(*_with_torch(what)):
+    for line in left_out():
         complain(line, "warning")
 
 
@@ -82,15 +82,6 @@ def _metrics() -> list[dict[str, str]]:
         "formula: ...", f"such as abs(W) * X; of {' '.join(TERMINALS)}, numbers, {' '.join(signs)}"
     )
     return [*known, formulas]
-
-
-def _with_torch(what: str) -> list[Registry[Any]]:
-    """The registry that is listed, where it is none of those that are there anyway."""
-    if what != "formats":
-        return []
-    from secateur.pruners.export.registry import FORMATS
-
-    return [FORMATS]
 
 
 def _formats() -> list[dict[str, str]]:

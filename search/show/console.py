@@ -15,6 +15,7 @@ import typer
 
 from secateur.search.errors import UsageError
 from secateur.search.mirror.address import masked
+from secateur.spaces.plugins import left_out
 
 if TYPE_CHECKING:
     from secateur.search.settings.settings import Settings
@@ -57,6 +58,8 @@ def _failed(error: Exception) -> int:
         return WRONG_USE
     if _is_ours(error):
         complain(str(error))
+        for line in left_out():  # the reason that a name is unknown
+            complain(line, "warning")
     elif isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         complain(f"Expected to read and write files, got: {what}.")

@@ -7,8 +7,6 @@ from typing import Any
 
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.executors.registry import EXECUTORS
-from secateur.spaces.methods import METHODS
-from secateur.spaces.plugins import Registry
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.registry import SPACES
 
@@ -45,12 +43,6 @@ def markdown(rows: Rows) -> list[str]:
     keys = [key for key in rows[0] if any(row[key] for row in rows)]
     cells = [keys, ["---"] * len(keys), *([row[key].replace("|", "\\|") for key in keys] for row in rows)]
     return [f"| {' | '.join(line)} |" for line in cells]
-
-
-def problems(*more: Registry[Any]) -> list[str]:
-    """A line for each entry point that was left out; `more` are registries that need torch."""
-    registries: tuple[Registry[Any], ...] = (METHODS, SPACES, CONTROLLERS, EXECUTORS, *more)
-    return [line for registry in registries for line in registry.problems]
 
 
 LISTS: dict[str, Callable[[], Rows]] = {
