@@ -61,7 +61,6 @@ def test_every_data_file_of_a_room_is_packaged(room):
     assert there <= packaged
 
 
-@pytest.mark.xfail(reason="pruners and evaluators import each other until pruners need no plan of a search")
 def test_no_files_import_each_other_in_a_circle():
     """Imports inside functions and for types alone count, too."""
     grimp = pytest.importorskip("grimp")
