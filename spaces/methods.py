@@ -261,7 +261,7 @@ TABLE: tuple[MethodRow, ...] = (
     MethodRow("obs", "repair", "structure", "secateur.pruners.structure.obs:obs_update",
               "optimal brain surgery: least change of the weights too", "https://arxiv.org/abs/2302.04089",
               needs="gram", gives="weight", searched=True),
-    MethodRow("liar", "repair", "structure", "secateur.pruners.structure.refit:interpolated",
+    MethodRow("liar", "repair", "structure", "secateur.pruners.structure.liar:interpolated",
               "removed inputs are replaced by their prediction from the kept ones, with a bias",
               "https://arxiv.org/abs/2407.13331", needs="gram", gives="both"),
     MethodRow("admm", "repair", "structure", "secateur.pruners.structure.refit:alternating",

@@ -14,7 +14,7 @@ from secateur.pruners.calibration.gradients import collect_gradients
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.depth.depth import depth_scores
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.structure.allocations import AllocationScores
+from secateur.pruners.structure.store import AllocationScores
 from secateur.search import app
 from secateur.search.app.methods import method_rows
 from secateur.search.results.run import open_run

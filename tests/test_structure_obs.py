@@ -8,13 +8,9 @@ import torch
 from secateur.pruners.linalg import dampened
 from secateur.pruners.structure import obs as obs_module
 from secateur.pruners.structure.flap import mean_bias
+from secateur.pruners.structure.liar import interpolated
 from secateur.pruners.structure.obs import obs_order, obs_update
-from secateur.pruners.structure.refit import (
-    RepairInputs,
-    alternating,
-    interpolated,
-    least_squares,
-)
+from secateur.pruners.structure.refit import RepairInputs, alternating, least_squares
 from secateur.pruners.weights.admm import Fit
 
 DAMP = 0.01

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.stores.block_files import Key, build_store, load_block
 from secateur.pruners.stores.recent import Recent
-from secateur.pruners.structure.allocations import AllocationScores
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.reorder import ImportanceOrdered, Recipe, reorder_block
@@ -201,3 +200,20 @@ def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key
             n_weights += n_repairs * sum(counts) * part.unit_width * part.output.out_features
     needed = n_weights * next(anatomy.linears).weight.element_size()
     return needed + gradients_to_write(gradients_path(directory), anatomy, key.recipe.gradients)
+
+
+@dataclass(frozen=True)
+class AllocationScores:
+    """Scores of the dense model on the calibration tokens that compare over all its blocks; higher = keep.
+
+    Args:
+        attention: for each block of each KV group, by number: standardised fluctuation, see `standardised_flap`.
+        mlp: likewise of each channel.
+        influence: of each block, see `shortgpt.block_influence`.
+        blocks: scores of each block, by depth rule.
+    """
+
+    attention: tuple[tuple[float, ...], ...]
+    mlp: tuple[tuple[float, ...], ...]
+    influence: tuple[float, ...]
+    blocks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
