@@ -15,6 +15,7 @@ from secateur.pruners.linalg import dampened, factor
 from secateur.pruners.masks import check_sparsity
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear
 from secateur.pruners.models.memory import check_memory
+from secateur.pruners.weights.method import Layer
 from secateur.pruners.weights.sparsegpt import sparsegpt
 
 N_STEPS = 8
@@ -227,8 +228,8 @@ def _pruned(
     damp: float,
     block_size: int,
 ) -> Float[Tensor, "out in"]:
-    wanted = [sparsity.get(linear.name, 0.0)]
-    return sparsegpt(weight, inputs, wanted, block_size=block_size, damp=damp, name=linear.name)[0]
+    layer = Layer(weight, inputs, damp=damp, block_size=block_size, name=linear.name)
+    return sparsegpt(layer, [sparsity.get(linear.name, 0.0)])[0]
 
 
 def _factor(inputs: Float[Tensor, "tokens in"], linear: Linear) -> Float[Tensor, "in in"]:
