@@ -1,4 +1,4 @@
-"""The dense model in plain numbers: sizes that exact costs are counted from, and its prunable linears in units."""
+"""Shape of the dense model: sizes for exact costs, and prunable linears grouped into units."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from secateur.spaces.latency import LatencyTable
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Sizes of the parts of one dense block.
+    """Sizes of one dense block's parts.
 
     A KV group is a KV head with the query heads that read it; a channel is one of those between up and down.
 
     Args:
-        n_kv_groups: how many groups its attention has, > 0.
+        n_kv_groups: number of its KV groups, > 0.
         group_params: parameters of one group: its rows of q, k, v with their biases, its columns of o.
-        attention_params: what else goes with the attention as a whole: its norms, o's bias, q's and k's norms.
-        ffn_width: how many channels its MLP has, > 0.
+        attention_params: further parameters of the attention: its norms, o's bias, q's and k's norms.
+        ffn_width: number of channels of its MLP, > 0.
         channel_params: parameters of one channel: its rows of up (and gate) with their biases, its column of down.
-        mlp_params: what else goes with the MLP as a whole: its norms, down's bias.
+        mlp_params: further parameters of the MLP: its norms, down's bias.
         group_macs: multiply-accumulates of one group for one token at the context of one window, scores and
             weighted sum included.
         channel_macs: multiply-accumulates of one channel for one token.
         group_kv_bytes: bytes that one token adds to one group's keys and values, as stored.
-        attention_bias: parameters that the attention's output gains where a repair gives it a bias; 0: it has one.
+        attention_bias: parameters of a bias that a repair adds to the attention's output; 0: it has one already.
         mlp_bias: likewise.
 
     Raises:
@@ -53,17 +53,17 @@ class BlockShape:
                 raise ValueError(f"Expected `{name}` >= {least}, got {value}.")
 
     def params(self, kv_groups: int, ffn: int) -> int:
-        """Parameters of the block with so many groups and channels; 0 of them: the sub-layer is removed whole."""
+        """Parameters of the block with these numbers of groups and channels; 0: without the sub-layer."""
         attention = kv_groups * self.group_params + (self.attention_params if kv_groups else 0)
         return attention + ffn * self.channel_params + (self.mlp_params if ffn else 0)
 
     def bias_params(self, kv_groups: int, ffn: int) -> int:
-        """Parameters of the biases that a repair adds: sub-layers that are whole, or gone, need none."""
+        """Parameters of the biases added by a repair; dense and removed sub-layers get none."""
         attention = self.attention_bias if 0 < kv_groups < self.n_kv_groups else 0
         return attention + (self.mlp_bias if 0 < ffn < self.ffn_width else 0)
 
     def macs(self, kv_groups: int, ffn: int) -> int:
-        """Multiply-accumulates a token of the block with so many groups and channels."""
+        """Multiply-accumulates a token of the block with these numbers of groups and channels."""
         return kv_groups * self.group_macs + ffn * self.channel_macs
 
     def kv_bytes(self, kv_groups: int) -> int:
@@ -80,8 +80,8 @@ class ModelShape:
         bytes_per_param: as stored, e.g. 2 for bfloat16.
         macs_per_token: multiply-accumulates to compute one token.
         kv_bytes_per_token: bytes that one token adds to the KV cache.
-        blocks: what its blocks are made of; empty where that was not counted.
-        latency: how long their parts take on the target device; None where that was not measured.
+        blocks: shapes of its blocks; empty if unknown.
+        latency: measured times of their parts on the target device, or None.
         held_groups: numbers of KV groups that the form in which models are saved can hold, if all blocks are alike;
             None: all.
     """
@@ -104,7 +104,7 @@ class ModelShape:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ModelShape:
-        """Inverse of `to_json`; also reads shapes from before there were blocks."""
+        """Inverse of `to_json`; also reads old shapes without blocks."""
         latency, held_groups = raw.get("latency"), raw.get("held_groups")
         parts = {
             "blocks": tuple(BlockShape(**block) for block in raw.get("blocks", ())),
@@ -157,7 +157,7 @@ class Prunable:
 
 @dataclass(frozen=True)
 class Unit:
-    """Linears that switch their level together: one slot of a space.
+    """Linears with a common level: one slot of a space.
 
     Args:
         name: unique in the space.
@@ -190,7 +190,7 @@ def unit_name(linear: Prunable, granularity: Granularity) -> str:
 
 
 def group(linears: Sequence[Prunable], granularity: Granularity) -> tuple[Unit, ...]:
-    """The units that these linears form, in the order of their first members."""
+    """Units of the linears, in the order of their first members."""
     members: dict[str, list[Prunable]] = {}
     for linear in linears:
         members.setdefault(unit_name(linear, granularity), []).append(linear)
@@ -203,7 +203,7 @@ def group(linears: Sequence[Prunable], granularity: Granularity) -> tuple[Unit, 
 def split_protected(
     linears: Sequence[Prunable], patterns: Sequence[str]
 ) -> tuple[tuple[Prunable, ...], tuple[Prunable, ...]]:
-    """The linears that may be pruned, and those whose full name matches a pattern (as in `fnmatch`).
+    """Linears to prune, and protected ones, whose full name matches a pattern (as in `fnmatch`).
 
     Raises:
         ValueError: if a pattern matches no linear, or nothing is left to prune.

@@ -1,4 +1,4 @@
-"""Settings of a space: the section ``space`` of the settings, and what everybody asks of it."""
+"""Base class of the settings of a space, the section ``space``."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from secateur.spaces.section import Section
 
 
 class SpaceSettings(Section):
-    """Settings of one space; a space overrides what applies to it. Each has `kind` and `targets`."""
+    """Settings of one space, with `kind` and `targets`; spaces override the defaults below."""
 
     batch: ClassVar[int | None] = None
-    """Candidates a round where the executor's section names none; None: the executor's default."""
+    """Default number of candidates a round; None: that of the executor."""
 
     changeable: ClassVar[tuple[str, ...]] = ("target", "statistics")
-    """Keys that may change when a search is continued; the latter is for exports."""
+    """Keys that may change when a search is continued; `statistics` only affects exports."""
 
     @property
     def cases(self) -> Sequence[Any]:
-        """Further models, sparsities and patterns that each candidate is measured at; see `at`."""
+        """Further models, sparsities and patterns on which candidates are measured, see `at`."""
         return ()
 
     def at(self, case: Any) -> SpaceSettings:
-        """The settings of one of `cases` alone; None: of the main one."""
+        """Settings of one of `cases` alone; None: of the main case."""
         raise NotImplementedError
 
     @property
     def texts(self) -> Mapping[str, str]:
-        """Sources of text that candidates calibrate on, by name; ``""``: the evaluator's calibration set."""
+        """Calibration texts of candidates, by name; ``""``: the evaluator's calibration set."""
         return {}
 
     @property
     def n_text_tokens(self) -> int:
-        """Tokens of each of `texts`, at most."""
+        """Largest number of tokens of each text."""
         return 0
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """Files that measurements depend on, by what they are."""
+        """Files that measurements depend on, by purpose."""
         return {}
 
     @property
     def has_proxy(self) -> bool:
-        """Whether losses can be foretold without a forward pass."""
+        """Whether the space has a proxy for the loss."""
         return False
 
     @property
     def counts(self) -> str:
-        """The cost that targets are shares of, where it is another than weights."""
+        """Cost that targets are shares of, if it is not the number of weights; else empty."""
         return ""
 
     @property
     def export_format(self) -> str:
-        """Format that candidates were restricted to; ``any``: none."""
+        """Export format that candidates are restricted to; ``any``: none."""
         return "any"
 
     @property
     def export_statistics(self) -> str | None:
-        """Statistics of an export, ``sequential`` or ``dense``; None: dense alone."""
+        """Default statistics of exports, ``sequential`` or ``dense``; None: only dense ones are possible."""
         return None

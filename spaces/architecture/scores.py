@@ -1,4 +1,4 @@
-"""Which levels known allocations give, from scores of the dense model: starting points of a search."""
+"""Published allocations by scores of the dense model, as levels: baselines and starting points of a search."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from secateur.spaces.mutation_crossover import Levels
 
 @runtime_checkable
 class Scores(Protocol):
-    """How much the parts of each block matter, next to those of all other blocks; what scores least goes first."""
+    """Scores of the model's units and blocks, comparable over all blocks; the lowest are removed first."""
 
     @property
     def attention(self) -> Sequence[Sequence[float]]:
-        """Of each KV group, block by block."""
+        """Scores of KV groups, by block."""
         ...
 
     @property
     def mlp(self) -> Sequence[Sequence[float]]:
-        """Of each FFN channel, block by block."""
+        """Scores of FFN channels, by block."""
         ...
 
     @property
     def blocks(self) -> Mapping[str, Sequence[float]]:
-        """Of each block as a whole, by depth rule."""
+        """Scores of whole blocks, by depth rule."""
         ...
 
 
 Move = Mapping[int, int]
-"""Slots with the levels that they go to at once."""
+"""Slots with their new levels."""
 
 
 def unit_moves(slots: Sequence[Slot], scores: Scores) -> list[Move]:
-    """Single levels in the order in which a rising threshold over all units' scores reaches them.
+    """Single levels in the order of a rising global threshold over all units' scores.
 
     FLAP's allocation (An et al. 2024, arXiv 2312.11983): one threshold for the standardised scores of all groups and
     channels, as high as their costs allow. Here each number that is kept is rounded to the nearest level.
@@ -55,7 +55,7 @@ def unit_moves(slots: Sequence[Slot], scores: Scores) -> list[Move]:
 
 
 def block_moves(slots: Sequence[Slot], of_blocks: Sequence[float]) -> list[Move]:
-    """Whole blocks, those that score least first; then single levels, for the rest of the way.
+    """Whole blocks by ascending score, then single levels for the remainder.
 
     As ShortGPT (Men et al. 2024, arXiv 2403.03853) and others that remove whole blocks only: here the block that is
     next loses what is still missing, about the same share of attention and MLP. Empty if no block can go whole.
@@ -76,23 +76,23 @@ def block_moves(slots: Sequence[Slot], of_blocks: Sequence[float]) -> list[Move]
 
 
 def _is_whole(slots: Sequence[Slot]) -> bool:
-    """Whether the block is gone when these are."""
+    """Whether the block is empty without these slots."""
     kinds = {slot.kind for slot in slots if slot.removable}
     return kinds >= {"attention", "mlp"} or "block" in kinds
 
 
 def moves_of(kind: str, slots: Sequence[Slot], scores: Scores) -> list[Move]:
-    """What an allocation does, in order."""
+    """Moves of a published allocation, in order."""
     return block_moves(slots, scores.blocks[kind]) if kind in DEPTH else unit_moves(slots, scores)
 
 
 def walk(table: Table, window: Window, moves: Sequence[Move]) -> Levels:
-    """The levels to which the moves lead, in order, those left out that go back or beyond the window.
+    """Levels after the moves, skipping those that would lower a level or exceed the window.
 
     Args:
         table: usage of each slot at each level.
-        window: reached as soon as the total is not below it.
-        moves: from all slots at level 0 on.
+        window: the walk ends as soon as the total reaches it.
+        moves: in order, starting with all slots at level 0.
     """
     levels, total = [0] * len(table), 0
     for move in moves:
