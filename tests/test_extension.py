@@ -188,10 +188,21 @@ def site(tmp_path_factory) -> Path:
 
 
 COMMANDS = """
-    import contextlib, io, json, sys
+    import contextlib, io, json, subprocess, sys
+    from pathlib import Path
     from secateur.search.cli import main
 
+    def reload_here(command, env, **_):  # test_export and test_formats reload in a fresh process
+        from secateur.pruners.export import reload
+        from transformers import dynamic_module_utils
+        dynamic_module_utils.HF_MODULES_CACHE = env["HF_MODULES_CACHE"]
+        reload.main(Path(command[-2]), Path(command[-1]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
     for arguments in json.loads(sys.argv[1]):
+        if arguments[0] == "prune":
+            from secateur.pruners.export import export_check
+            export_check.subprocess.run = reload_here
         sys.argv = ["secateur", *arguments]
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
