@@ -266,6 +266,16 @@ class Pruner(ABC):
             ValueError: if the configuration does not fit.
         """
 
+    def fitted(self, form: Mapping[str, Any]) -> Config:
+        """The plain configuration of this model for a form that fits other models too, see `Space.portable`.
+
+        Raises:
+            ValueError: if the form does not fit this model, with the reason.
+        """
+        raise ValueError(
+            f"Expected a pruner that fits candidates of other models, got {type(self).__name__}, which does not."
+        )
+
     def reuse(self, directory: Path) -> None:
         """Use what an earlier search prepared in a directory where it still fits, instead of computing it again."""
 

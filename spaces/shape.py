@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from secateur.spaces.latency import LatencyTable
 
@@ -198,6 +198,22 @@ def group(linears: Sequence[Prunable], granularity: Granularity) -> tuple[Unit, 
         Unit(name, tuple(m.n_weights for m in group), group[0].block, tuple(m.name for m in group))
         for name, group in members.items()
     )
+
+
+def role_of(name: str) -> str:
+    """Role of a linear in its block, such as ``q_proj``: the last part of its full name."""
+    return name.rpartition(".")[2]
+
+
+Row = TypeVar("Row")
+
+
+def by_depth(rows: Sequence[Row], n_blocks: int) -> list[Row]:
+    """One row for each block of a model: that of the block at the same relative depth of the model that rows are of.
+
+    Block i of n takes the row of block ``floor((i + 1/2) m / n)`` of m; the same number of blocks takes each its own.
+    """
+    return [rows[(2 * i + 1) * len(rows) // (2 * n_blocks)] for i in range(n_blocks)]
 
 
 def split_protected(

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 
 from secateur.spaces.parameters import IntParameter
+from secateur.spaces.shape import Prunable
 
 
 class Candidate(Protocol):
@@ -99,6 +100,21 @@ class Space(ABC, Generic[C]):
     @abstractmethod
     def config(self, candidate: C) -> Mapping[str, Any]:
         """Plain configuration for the pruners, as a person could write it."""
+
+    def portable(self, candidate: C, linears: Sequence[Prunable]) -> Mapping[str, Any]:
+        """Plain form of a candidate that fits other models too: units by relative depth and role.
+
+        `Pruner.fitted` is its inverse on a model. A form whose ``blocks`` have their own shares lists them by depth.
+
+        Args:
+            linears: of the dense model.
+
+        Raises:
+            ValueError: if candidates of the space have none.
+        """
+        raise ValueError(
+            f"Expected a space whose candidates fit other models, got {type(self).__name__}, which gives no such form."
+        )
 
     def typeset(self, candidate: C) -> str:
         """The candidate in LaTeX's math mode, or "" if it has no such form."""

@@ -9,7 +9,8 @@ import yaml
 
 from secateur.pruners.export.manifest import MANIFEST
 from secateur.search import app
-from secateur.search.app.recipe_file import RecipeFile, known_recipe, open_recipe, recipe_of, written
+from secateur.search.app.found import recipe_of, written
+from secateur.search.app.recipe_file import RecipeFile, known_recipe, open_recipe
 from secateur.search.cli import _dispatch
 from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
@@ -147,9 +148,9 @@ def test_names_without_a_recipe_are_named(tmp_path):
         app.prune(unknown, "tiny", tmp_path)
 
 
-def test_a_run_over_another_space_has_no_recipes(tmp_path):
+def test_the_dense_model_is_no_recipe(tmp_path):
     from tests.runs import make_run
 
     view = make_run(tmp_path / "run")
-    with pytest.raises(UsageError, match="over the space recipe, got one over allocation"):
+    with pytest.raises(UsageError, match="Expected a pruned model, got trial 0, the dense one"):
         recipe_of(view, view.trials()[0])

@@ -103,6 +103,11 @@ def load_sources(sources: Mapping[str, str], calibration: str, search: str, test
     return texts
 
 
+def calibration_address(calibration: str, search: str, test: str) -> str:
+    """The source of the calibration part with the range that `load_parts` cuts it to."""
+    return _pieces(calibration, search, test)["calibration"].address
+
+
 def load_text(source: str, part: Part) -> str:
     """The text of one source: of ``docs`` the topics of `part`, of anything else all of it or its range.
 

@@ -244,6 +244,10 @@ class RecipePruner(Pruner):
 
     # --- for good ---
 
+    def fitted(self, form: Config) -> Config:
+        """The recipe itself, which names nothing of a model but what it protects."""
+        return form
+
     def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
         """Prune the live model by the recipe; its weights are the very ones that a search measures.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -32,6 +33,7 @@ from secateur.pruners.structure.reorder import ImportanceOrdered, Recipe, reorde
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
 from secateur.spaces.methods import DEPTH
+from secateur.spaces.shape import by_depth
 
 Key = tuple[Kept, str]
 """What a block keeps, and its repair."""
@@ -128,6 +130,21 @@ class ArchitecturePruner(Pruner):
             on_block=on_block,
         )
 
+    def fitted(self, form: Mapping[str, Any]) -> Config:
+        """Kept shares of units of the block at the same relative depth, to the nearest number of units.
+
+        A sub-layer that keeps a share keeps at least one unit, and the first block a KV group; numbers of channels are
+        multiples of the settings' `multiple_of`.
+        """
+        blocks = []
+        for block, row in zip(
+            self.anatomy.blocks, by_depth(form["blocks"], len(self.anatomy.blocks)), strict=True
+        ):
+            groups = _share(row["kv_groups"], block.n_kv_heads, 1)
+            ffn = _share(row["ffn"], block.ffn_width, self.settings.multiple_of)
+            blocks.append({"kv_groups": max(groups, int(block.index == 0)), "ffn": ffn})
+        return {"blocks": blocks, "repair": form["repair"]}
+
     @classmethod
     def formats(cls, settings: Any) -> tuple[str, ...]:
         return tuple(FORMATS)
@@ -161,6 +178,14 @@ class ArchitecturePruner(Pruner):
             dtype=loaded.stored_dtype,
             units=self.units,
         )
+
+
+def _share(kept: str, n_units: int, multiple: int) -> int:
+    """The nearest number of units to a share such as ``2/3``, a multiple, 0 for none and all for all."""
+    share = Fraction(kept)
+    if share in (0, 1):
+        return int(share * n_units)
+    return min(max(round(share * n_units / multiple), 1) * multiple, n_units)
 
 
 def _union(levels: Iterable[Sequence[int]]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights import formula_store
@@ -23,6 +24,7 @@ from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import check_groups, prune
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.tree import Tree
+from secateur.spaces.shape import split_protected
 
 MASK_BYTES = 1 << 30
 """Masks of formulas are kept up to so many bytes, those used last."""
@@ -142,6 +144,13 @@ class FormulaPruner(Pruner):
     def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
         tokens, method = self.calibration.tokens, self._method(config)
         prune(self.anatomy, config["sparsity"], method, tokens, sequential=sequential, on_block=on_block)
+
+    def fitted(self, form: Mapping[str, Any]) -> Config:
+        """The formula at the sparsity of the settings, for all linears that they do not protect."""
+        free, _ = split_protected(prunables(self.anatomy), self.settings.protect)
+        sparsity = dict.fromkeys((linear.name for linear in self.anatomy.linears), 0.0)
+        sparsity |= dict.fromkeys((linear.name for linear in free), self.settings.target)
+        return {"metric": form["metric"], "sparsity": sparsity}
 
     def _method(self, config: Config) -> Method:
         of, metric = self.settings, config["metric"]

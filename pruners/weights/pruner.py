@@ -14,12 +14,13 @@ from secateur.pruners.calibration.gradients import model_statistics
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import check_sparsity
-from secateur.pruners.models.anatomy import Anatomy, Block
+from secateur.pruners.models.anatomy import Anatomy, Block, Linear
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
 from secateur.pruners.weights.method import Method
 from secateur.spaces.formulas.metric import formula_of
+from secateur.spaces.shape import by_depth, role_of
 
 
 class AllocationPruner(Pruner):
@@ -86,6 +87,29 @@ class AllocationPruner(Pruner):
     def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
         tokens = self.calibration.tokens
         prune(self.anatomy, config["sparsity"], self.method, tokens, sequential=sequential, on_block=on_block)
+
+    def fitted(self, form: Mapping[str, Any]) -> Config:
+        """Sparsities of the block at the same relative depth, by role; of an unknown role the sub-layer's mean."""
+        rows = by_depth(form["blocks"], len(self.anatomy.blocks))
+        return {
+            "sparsity": {
+                linear.name: self._at_role(linear, row)
+                for block, row in zip(self.anatomy.blocks, rows, strict=True)
+                for linear in block.linears
+            }
+        }
+
+    def _at_role(self, linear: Linear, row: Mapping[str, Mapping[str, float]]) -> float:
+        roles = row.get(linear.sublayer)
+        if not roles:
+            raise ValueError(
+                f"Expected sparsities of {linear.sublayer}, got {', '.join(row) or 'none'} at {linear.name}. The "
+                "candidate is of a model of another kind."
+            )
+        mean = sum(roles.values()) / len(roles)
+        sparsity = roles.get(role_of(linear.name), mean)
+        size = self.settings.group_size
+        return sparsity if size is None else round(sparsity * size) / size
 
     def record(self, config: Config) -> dict[str, Any]:
         return self.method.record

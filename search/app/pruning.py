@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.recipe_file import RecipeFile
+from secateur.search.app.recipe_file import PruningFile
 from secateur.search.app.session import Say, silent
 from secateur.search.errors import UsageError
 from secateur.spaces.measurement import Fidelity
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def prune(
-    file: RecipeFile,
+    file: PruningFile,
     model: str,
     to: Path,
     *,
@@ -26,10 +26,10 @@ def prune(
     loading: dict[str, Any] | None = None,
     say: Say = silent,
 ) -> ExportSummary:
-    """Prune a model by a recipe, measure both, and save the pruned one as `export` does.
+    """Prune a model by a recipe or a found candidate, measure both, and save the pruned one as `export` does.
 
     Args:
-        file: the recipe.
+        file: the recipe or the candidate.
         model: see `load_model`.
         to: new or empty directory, or one that holds this export already.
         text: source of text to measure on: parts of it that no source of the recipe overlaps with.
@@ -54,7 +54,7 @@ def prune(
 
 
 def _prune(
-    file: RecipeFile,
+    file: PruningFile,
     model: str,
     to: Path,
     text: str,
@@ -67,55 +67,54 @@ def _prune(
     from secateur.evaluators.data.text import load_parts, load_sources
     from secateur.evaluators.data.tokens import windows
     from secateur.evaluators.data.windows import EvaluationData
-    from secateur.evaluators.exporting import export, format_of, new_manifest
+    from secateur.evaluators.exporting import export, new_manifest
     from secateur.pruners.calibration.pool import first_tokens
     from secateur.pruners.models.discover import dissect
     from secateur.pruners.models.loading import load_model
-    from secateur.pruners.pruner import Calibration, DenseModel, Source
-    from secateur.pruners.recipes.checks import check_recipe, needs_of
-    from secateur.pruners.recipes.pruner import RecipePruner
+    from secateur.pruners.pruner import Calibration, DenseModel, Source, pruner_class
 
-    needs_of(file.unit, file.recipe["metric"])  # before a model is loaded
-    parts = load_parts(next(iter(file.sources.values())), text, text)
-    sources = load_sources(file.sources, next(iter(file.sources.values())), text, text)
+    file.check()  # before a model is loaded
+    parts = load_parts(file.calibration_text, text, text)
+    sources = load_sources(file.texts, file.calibration_text, text, text) if file.texts else {}
     say(f"loading {model}")
     loaded = load_model(model, **{"dtype": "auto", "device": "auto", "trust_remote_code": False, **loading})
-    anatomy = dissect(loaded.model)
-    check_recipe(file.recipe, anatomy)
-    test = windows(loaded.tokenizer, parts["test"], window, tokens)
-    pruner = RecipePruner(
-        file,
-        DenseModel.of(loaded, anatomy, window, blocks=RecipePruner.is_smaller(file)),
+    anatomy, tokenizer, pruner_type = dissect(loaded.model), loaded.tokenizer, pruner_class(file.settings)
+    file.check_model(anatomy)
+    test = windows(tokenizer, parts["test"], window, tokens)
+    calibrated = test[:0]  # where the form chooses its own windows
+    if file.calibration_windows is not None:
+        n_tokens, length = file.calibration_windows
+        calibrated = windows(tokenizer, parts["calibration"], length, n_tokens, "random", file.seed)
+    n_first = file.settings.n_text_tokens
+    pruner = pruner_type(
+        file.settings,
+        DenseModel.of(loaded, anatomy, window, blocks=pruner_type.is_smaller(file.settings)),
         seed=file.seed,
         calibration=Calibration(
-            test[:0],  # a recipe chooses its own windows
-            text,
+            calibrated,
+            file.calibration_text,
             {
-                name: Source(
-                    first_tokens(loaded.tokenizer, source.text, file.pool_tokens),
-                    source.sha256,
-                    source.source,
-                )
+                name: Source(first_tokens(tokenizer, source.text, n_first), source.sha256, source.source)
                 for name, source in sources.items()
             },
         ),
     )
+    config = pruner.fitted(file.form)
     fidelity = Fidelity("test", tokens)
     data = EvaluationData(anatomy, {"test": test}, [fidelity])
-    format_of(pruner, form)
+    manifest = new_manifest(
+        pruner, loaded, file.text, config, sequential=file.sequential, seeds={"recipe": file.seed}, form=form
+    )
     say("measuring the dense model")
     data.of(fidelity)
     dense = {f"{fidelity.text}, dense": data.live_losses(fidelity)}
-    manifest = new_manifest(
-        pruner, loaded, file.text, file.recipe, sequential=False, seeds={"recipe": file.seed}, form=form
-    )
     return export(
         pruner,
         loaded,
-        file.recipe,
+        config,
         to,
         manifest,
-        sequential=False,
+        sequential=file.sequential,
         data=data,
         fidelities=[fidelity],
         searched=dense,

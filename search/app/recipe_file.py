@@ -1,41 +1,105 @@
-"""A recipe as a file that a person reads, edits and runs on any model."""
+"""Recipe files: one way to prune, read, edited and run on any model that it fits."""
 
 from __future__ import annotations
 
+import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
-from secateur.search.files import dump_yaml, read_yaml
-from secateur.search.results.run import Run
+from secateur.search.files import read_yaml
 from secateur.search.settings.problems import problems
-from secateur.search.show.values import shown
 from secateur.spaces.methods import RULES, Unit
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.keys import CHUNK
 from secateur.spaces.recipe.known import KNOWN
-from secateur.spaces.recipe.settings import RecipeSettings
+from secateur.spaces.registry import SPACES
 from secateur.spaces.section import Section
+from secateur.spaces.space_settings import SpaceSettings
+
+if TYPE_CHECKING:
+    from secateur.pruners.models.anatomy import Anatomy
+    from secateur.pruners.pruner import Pruner
 
 CALIBRATION = "docs"
 """The text that a known recipe calibrates on, unless another is named."""
 
 
-class RecipeFile(Section):
+class PruningFile(Section, ABC):
+    """One way to prune, as a file that a person reads, edits and runs on any model that it fits.
+
+    Args:
+        seed: of whatever is drawn: calibration windows, clusters, the noise of methods that have some.
+    """
+
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    @abstractmethod
+    def settings(self) -> Any:
+        """Settings of its pruner."""
+
+    @property
+    @abstractmethod
+    def form(self) -> Mapping[str, Any]:
+        """What `Pruner.fitted` turns into the configuration of a model."""
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """One line that identifies it."""
+
+    @property
+    @abstractmethod
+    def calibration_text(self) -> str:
+        """Source of the calibration text."""
+
+    @property
+    def calibration_windows(self) -> tuple[int, int] | None:
+        """Tokens in all and of a window; None where the form chooses its own windows."""
+        return None
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Sources that the form chooses calibration windows from, by name."""
+        return {}
+
+    @property
+    def sequential(self) -> bool:
+        """Whether statistics of a block come from already pruned blocks."""
+        return False
+
+    @abstractmethod
+    def with_sparsity(self, sparsity: float) -> PruningFile:
+        """The same at another sparsity.
+
+        Raises:
+            UsageError: if it is out of range, or fixed.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise a ValueError for what fits no model; called before one is loaded."""
+
+    @abstractmethod
+    def check_model(self, anatomy: Anatomy) -> None:
+        """Raise a ValueError for what does not fit this model."""
+
+
+class RecipeFile(PruningFile):
     """A recipe with all that it depends on but the model.
 
     Args:
         recipe: its plain form; what it leaves out is at its default.
         sources: text sources by the names that the recipe has for them.
         pool_tokens: of each source that samples are drawn from.
-        seed: of what is drawn: samples, clusters, the noise of methods that have some.
         damp: share of the mean diagonal that is added to Gram matrices.
         protect: patterns of full names of linears that stay dense.
         profile: file with shares, or with an order, for a rule that follows one.
@@ -44,7 +108,6 @@ class RecipeFile(Section):
     recipe: dict[str, Any]
     sources: dict[str, str]
     pool_tokens: int = Field(default=32768, gt=0)
-    seed: int = Field(default=0, ge=0)
     damp: float = Field(default=0.01, gt=0)
     protect: list[str] = Field(default=[])
     profile: str | None = None
@@ -82,7 +145,43 @@ class RecipeFile(Section):
             )
         return self
 
+    @property
+    def form(self) -> Mapping[str, Any]:
+        return self.recipe
+
+    @property
+    def calibration_text(self) -> str:
+        return next(iter(self.sources.values()))
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        return self.sources
+
+    def with_sparsity(self, sparsity: float) -> RecipeFile:
+        return checked(RecipeFile, self.model_dump() | {"recipe": {**self.recipe, "sparsity": sparsity}})
+
+    def check(self) -> None:
+        from secateur.pruners.recipes.checks import needs_of
+
+        needs_of(self.unit, self.recipe["metric"])
+
+    def check_model(self, anatomy: Anatomy) -> None:
+        from secateur.pruners.recipes.checks import check_recipe
+
+        check_recipe(self.recipe, anatomy)
+
     # --- as the pruner of recipes takes settings ---
+
+    @property
+    def settings(self) -> RecipeFile:
+        return self
+
+    kind: ClassVar[str] = "recipe"
+
+    @property
+    def n_text_tokens(self) -> int:
+        """Tokens of each source that windows are chosen from."""
+        return self.pool_tokens
 
     cache_gb: ClassVar[float] = math.inf
     """Statistics of one recipe are deleted afterwards."""
@@ -101,18 +200,103 @@ class RecipeFile(Section):
         return (self.recipe["calibration"]["choose"],)
 
 
-def read_recipe(path: Path) -> RecipeFile:
-    """The recipe in a file.
+class CalibrationData(Section):
+    """Calibration data of a candidate.
+
+    Args:
+        text: source of the text.
+        tokens: tokens in all.
+        window: tokens of a window.
+    """
+
+    text: str = CALIBRATION
+    tokens: int = Field(gt=0)
+    window: int = Field(gt=1)
+
+
+class CandidateFile(PruningFile):
+    """A candidate of any other space, in a form that fits other models: units by relative depth and role.
+
+    Args:
+        space: settings of the space, with its `kind`.
+        candidate: form of the candidate, see `Space.portable`.
+        calibration: data that its statistics are collected on.
+    """
+
+    space: dict[str, Any]
+    candidate: dict[str, Any]
+    calibration: CalibrationData
+
+    @field_validator("space")
+    @classmethod
+    def _check_space(cls, raw: dict[str, Any]) -> dict[str, Any]:
+        kind = raw.get("kind")
+        if not isinstance(kind, str) or kind not in SPACES:
+            raise ValueError(f"Expected `kind` of a space, got {kind!r}.{nearest(str(kind), SPACES)}")
+        return SPACES[kind].settings.model_validate(raw).model_dump(mode="json")
+
+    @property
+    def settings(self) -> SpaceSettings:
+        settings: Any = SPACES[self.space["kind"]].settings.model_validate(self.space)
+        found: SpaceSettings = settings
+        return found
+
+    @property
+    def form(self) -> Mapping[str, Any]:
+        return self.candidate
+
+    @property
+    def text(self) -> str:
+        return f"{self.space['kind']}: {json.dumps(self.candidate, sort_keys=True)}"
+
+    @property
+    def calibration_text(self) -> str:
+        return self.calibration.text
+
+    @property
+    def calibration_windows(self) -> tuple[int, int]:
+        return self.calibration.tokens, self.calibration.window
+
+    @property
+    def sequential(self) -> bool:
+        return self.settings.export_statistics == "sequential"
+
+    def with_sparsity(self, sparsity: float) -> CandidateFile:
+        if "blocks" in self.candidate:
+            raise UsageError(
+                "Expected no `--sparsity` with a file whose blocks have their own shares, got "
+                f"{sparsity}. Search at this sparsity, or prune by a recipe."
+            )
+        return checked(CandidateFile, self.model_dump() | {"space": {**self.space, "target": sparsity}})
+
+    def check(self) -> None:
+        self._pruner.check_settings(self.settings)
+
+    def check_model(self, anatomy: Anatomy) -> None:
+        self._pruner.check_model(self.settings, anatomy)
+
+    @property
+    def _pruner(self) -> type[Pruner]:
+        from secateur.pruners.pruner import pruner_class
+
+        return pruner_class(self.settings)
+
+
+def read_recipe(path: Path) -> PruningFile:
+    """The recipe or the candidate in a file.
 
     Raises:
         UsageError: in one line, with the first of the problems.
     """
     raw = read_yaml(path)
+    if isinstance(raw, Mapping) and isinstance(raw.get("candidate"), Mapping):
+        return checked(CandidateFile, raw)
     if not isinstance(raw, Mapping) or not isinstance(raw.get("recipe"), Mapping):
         raise UsageError(
-            f"Expected a file with `recipe:` and its sections, got {path} without. `secateur recipe RUN` writes one."
+            f"Expected a file with `recipe:` and its sections, or with `candidate:` and its `space:`, got {path} "
+            "without. `secateur recipe RUN` writes one."
         )
-    return _checked(raw)
+    return checked(RecipeFile, raw)
 
 
 def known_recipe(name: str, sparsity: float | None, source: str = CALIBRATION) -> RecipeFile:
@@ -137,10 +321,10 @@ def known_recipe(name: str, sparsity: float | None, source: str = CALIBRATION) -
         )
     row = KNOWN[name]
     form = {"unit": row.unit, "sparsity": sparsity, **row.form}
-    return _checked({"recipe": form, "sources": {"calibration": source}})
+    return checked(RecipeFile, {"recipe": form, "sources": {"calibration": source}})
 
 
-def open_recipe(name: str, sparsity: float | None = None, source: str | None = None) -> RecipeFile:
+def open_recipe(name: str, sparsity: float | None = None, source: str | None = None) -> PruningFile:
     """The recipe in a file, or a published method.
 
     Args:
@@ -154,87 +338,21 @@ def open_recipe(name: str, sparsity: float | None = None, source: str | None = N
     if not Path(name).is_file() and not name.endswith((".yaml", ".yml")):
         return known_recipe(name, sparsity, source or CALIBRATION)
     if source is not None:
-        raise UsageError(f"Expected no `--calibration` with a file, whose `sources` say it, got {source!r}.")
+        raise UsageError(f"Expected no `--calibration` with a file, which names its texts, got {source!r}.")
     file = read_recipe(Path(name))
-    return file if sparsity is None else with_sparsity(file, sparsity)
+    return file if sparsity is None else file.with_sparsity(sparsity)
 
 
-def with_sparsity(file: RecipeFile, sparsity: float) -> RecipeFile:
-    """The same recipe at another sparsity.
-
-    Raises:
-        UsageError: if it is out of range.
-    """
-    return _checked(file.model_dump() | {"recipe": {**file.recipe, "sparsity": sparsity}})
+File = TypeVar("File", bound=PruningFile)
 
 
-def recipe_of(run: Run, trial: Trial) -> RecipeFile:
-    """What a trial of a run is.
+def checked(kind: type[File], raw: Mapping[str, Any]) -> File:
+    """The file with this content.
 
     Raises:
-        UsageError: if the run did not search recipes, or the trial is the dense model.
+        UsageError: in one line, with the first of the problems.
     """
-    settings, space = run.settings, run.settings.space
-    if not isinstance(space, RecipeSettings):
-        raise UsageError(f"Expected a run over the space recipe, got one over {space.kind}.")
-    recipe = Recipe.parse(trial.measurement.candidate)
-    if recipe.is_dense:
-        raise UsageError(f"Expected a recipe, got trial {trial.number}, the dense model. Name another trial.")
-    used = recipe.plain["calibration"]["sources"]
-    of_evaluator = settings.evaluator.data.calibration
-    cut = run.study.about.facts.get("sources", {})  # runs of old have none
-    return RecipeFile(
-        recipe=recipe.plain,
-        sources={n: cut.get(n, text or of_evaluator) for n, text in space.texts.items() if n in used},
-        pool_tokens=space.pool_tokens,
-        seed=settings.evaluator.seed,
-        damp=space.damp,
-        protect=space.protect,
-        profile=space.profile,
-    )
-
-
-def best_of(run: Run) -> Trial:
-    """The recipe of lowest loss.
-
-    Raises:
-        UsageError: if there is none yet.
-    """
-    recipes = [trial for trial in run.trials() if trial.measurement.values.get("sparsity")]
-    if not recipes:
-        raise UsageError(
-            f"Expected a run with recipes that were measured, got {run.study.directory} without."
-        )
-    return min(recipes, key=lambda trial: trial.measurement.values["loss"])
-
-
-def written(run: Run, trial: Trial) -> str:
-    """The text of a trial's recipe file, with what it was found with at its head.
-
-    Raises:
-        UsageError: as `recipe_of` does.
-    """
-    file = recipe_of(run, trial)
-    values = {name: file.model_dump(mode="json")[name] for name in RecipeFile.model_fields}
-    kept = {name: value for name, value in values.items() if value not in ([], None)}
-    found = trial.measurement
-    others = ", ".join(
-        f"{name} {shown('loss', baseline.measurement.values['loss'])}"
-        for name, baseline in run.baselines.items()
-        if name != "dense" and baseline.measurement.infeasible is None
-    )
-    head = [
-        f"Trial {trial.number} of a search on {run.settings.model}: loss {shown('loss', found.values['loss'])} on "
-        f"{found.fidelity.text}, sparsity {shown('sparsity', found.values['sparsity'])}.",
-        f"Baselines: {others}.",
-        "Run it with: secateur prune --recipe THIS MODEL --to DIR",
-    ]
-    return "".join(f"# {line}\n" for line in head) + dump_yaml(kept)
-
-
-def _checked(raw: Mapping[str, Any]) -> RecipeFile:
     try:
-        file = RecipeFile.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(problems(error, RecipeFile)[0]) from error
-    return file
+        raise UsageError(problems(error, kind)[0]) from error

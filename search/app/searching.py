@@ -290,7 +290,12 @@ def _plain_shape(session: Session) -> Mapping[str, Any]:
 
 
 def _sources(session: Session) -> dict[str, str]:
-    """Texts that samples are drawn from, with the ranges that were left to them, by name."""
+    """Calibration texts by name, with the ranges that they were cut to."""
+    from secateur.evaluators.data.text import calibration_address
+
+    plan = session.plan
+    if not session.sources:
+        return {"calibration": calibration_address(plan.calibration, plan.search, plan.test)}
     return {name: text.source for name, text in session.sources.items()}
 
 

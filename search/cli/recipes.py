@@ -36,8 +36,8 @@ def recipe(
     json: Json = False,
     bounds: Bounds,
 ) -> None:
-    """Write a trial of a recipe search as a file that `secateur prune` runs on any model; default: lowest loss."""
-    from secateur.search.app.recipe_file import best_of, recipe_of, written
+    """Write a trial of any search as a file that `secateur prune` runs on other models; default: lowest loss."""
+    from secateur.search.app.found import best_of, recipe_of, written
     from secateur.search.results.run import open_run
 
     view = open_run(run)
@@ -84,6 +84,6 @@ def prune(
     with open_display() as display:
         summary = rooms.prune(file, model, to, **measuring, form=form, loading=loading, say=display.say)
     if json:
-        show_json({**vars(summary), "directory": str(summary.directory), "recipe": file.recipe})
+        show_json({**vars(summary), "directory": str(summary.directory), "recipe": dict(file.form)})
     else:
         show_export(summary, "model")

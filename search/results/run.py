@@ -59,12 +59,16 @@ class Run:
         facts = self.study.about.facts["shape"]
         return ModelShape.from_json({name: value for name, value in facts.items() if name != "linears"})
 
+    @property
+    def linears(self) -> list[Prunable]:
+        """Prunable linears of the dense model."""
+        return [Prunable(**linear) for linear in self.study.about.facts["shape"]["linears"]]
+
     @cached_property
     def space(self) -> Space[Any]:
         """Space of the candidates, from the shape kept in the study."""
-        linears = [Prunable(**linear) for linear in self.study.about.facts["shape"]["linears"]]
         settings = self.settings.space
-        return SPACES[settings.kind].build(settings, linears, self.shape)
+        return SPACES[settings.kind].build(settings, self.linears, self.shape)
 
     def trials(self) -> list[Trial]:
         """Feasible trials at the largest search fidelity."""

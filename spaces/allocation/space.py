@@ -13,7 +13,7 @@ import numpy as np
 
 from secateur.spaces.levels import check_ascending, level_out, n_zeros, window
 from secateur.spaces.mutation_crossover import Levels, LevelVariation
-from secateur.spaces.shape import ModelShape, Prunable, Unit
+from secateur.spaces.shape import ModelShape, Prunable, Unit, role_of
 from secateur.spaces.space import SeparableSpace
 
 
@@ -174,6 +174,14 @@ class AllocationSpace(SeparableSpace[Allocation]):
         for unit, level in zip(self._units, candidate.levels, strict=True):
             sparsity |= dict.fromkeys(unit.members, self._levels[level])
         return {"sparsity": sparsity}
+
+    def portable(self, candidate: Allocation, linears: Sequence[Prunable]) -> Mapping[str, Any]:
+        """``{"blocks": [{"attention": {"q_proj": 0.6, ...}, "mlp": {...}}, ...]}``: sparsities by role."""
+        sparsity = self.config(candidate)["sparsity"]
+        blocks: list[dict[str, dict[str, float]]] = [{} for _ in range(1 + max(x.block for x in linears))]
+        for linear in linears:
+            blocks[linear.block].setdefault(linear.sublayer, {})[role_of(linear.name)] = sparsity[linear.name]
+        return {"blocks": blocks}
 
     # --- separable view ---
 

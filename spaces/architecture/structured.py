@@ -13,7 +13,7 @@ from secateur.spaces.architecture.candidate import Architecture
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.architecture.levels import BlockLevels
 from secateur.spaces.architecture.scores import Scores
-from secateur.spaces.shape import ModelShape
+from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space import Space
 
 REPAIR_MOVES = 0.1  # share of mutations that change the repair alone, if there are several
@@ -104,6 +104,20 @@ class StructuredSpace(Space[Architecture]):
     def config(self, candidate: Architecture) -> Mapping[str, Any]:
         """``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...], "repair": "none"}``."""
         return candidate.config(self._repairs[0])
+
+    def portable(self, candidate: Architecture, linears: Sequence[Prunable]) -> Mapping[str, Any]:
+        """``{"blocks": [{"kv_groups": "2/3", "ffn": "1024/1536"}, ...], "repair": ...}``: kept of all units."""
+        config = self.config(candidate)
+        return {
+            "blocks": [
+                {
+                    "kv_groups": f"{kept['kv_groups']}/{dense.n_kv_groups}",
+                    "ffn": f"{kept['ffn']}/{dense.ffn_width}",
+                }
+                for kept, dense in zip(config["blocks"], self._shape.blocks, strict=True)
+            ],
+            "repair": config["repair"],
+        }
 
     def parse(self, text: str) -> Architecture:
         candidate = Architecture.parse(text)

@@ -216,5 +216,9 @@ class FormulaSpace(Space[Formula]):
             return {"sparsity": dict.fromkeys(self._sparsity, 0.0), "metric": ""}
         return {"sparsity": dict(self._sparsity), "metric": metric_of(candidate.tree)}
 
+    def portable(self, candidate: Formula, linears: Sequence[Prunable]) -> Mapping[str, Any]:
+        """``{"metric": "formula: ..."}``; the sparsity is that of the settings."""
+        return {"metric": self.config(candidate)["metric"]}
+
     def typeset(self, candidate: Formula) -> str:
         return "" if candidate.tree is None else latex(candidate.tree)
