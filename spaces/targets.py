@@ -32,19 +32,7 @@ class Range(Section):
         return tuple(float(low + i * step) for i in range(math.floor((high - low) / step) + 1))
 
 
-def targets_of(target: float | list[float] | Range) -> tuple[float, ...]:
-    """The targets in ascending order."""
-    if isinstance(target, Range):
-        return target.values
-    return tuple(sorted(set(target))) if isinstance(target, list) else (target,)
-
-
-def _check(target: float | list[float] | Range) -> float | list[float] | Range:
-    """The target, checked.
-
-    Raises:
-        ValueError: if it holds no value, or one outside [0, 1].
-    """
+def _checked(target: float | list[float] | Range) -> float | list[float] | Range:
     values = target if isinstance(target, list) else targets_of(target)
     if not values:
         raise ValueError("Expected `target` to hold at least one sparsity, got an empty list.")
@@ -54,4 +42,11 @@ def _check(target: float | list[float] | Range) -> float | list[float] | Range:
     return target
 
 
-Target = Annotated[float | list[float] | Range, AfterValidator(_check)]
+Target = Annotated[float | list[float] | Range, AfterValidator(_checked)]
+
+
+def targets_of(target: Target) -> tuple[float, ...]:
+    """The targets in ascending order."""
+    if isinstance(target, Range):
+        return target.values
+    return tuple(sorted(set(target))) if isinstance(target, list) else (target,)

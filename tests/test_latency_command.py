@@ -19,7 +19,7 @@ from secateur.search import app
 from secateur.search.app.session import plan
 from secateur.search.errors import UsageError
 from secateur.search.results.pick import Bound
-from secateur.search.settings.latency import LatencySettings
+from secateur.search.settings.evaluator import LatencySettings
 from secateur.search.settings.settings import identity, settings_from
 from tests.models import small_llama
 from tests.timing import VOCABULARY, CountingClock

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from secateur.search.errors import UsageError
 from secateur.search.objectives import TASK
 from secateur.search.results.run import Run
-from secateur.search.settings.latency import LatencySettings
+from secateur.search.settings.evaluator import LatencySettings
 from secateur.search.settings.settings import Settings
 from secateur.search.settings.training import TrainingSettings
 

@@ -1,4 +1,4 @@
-"""Settings of the evaluator."""
+"""Settings of the evaluator, with its sections for latencies and tasks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from secateur.search.settings.latency import LatencySettings
-from secateur.search.settings.task import TaskSettings
 from secateur.search.settings.training import TrainingSettings
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
@@ -25,6 +23,39 @@ class DataSettings(Section):
     calibration: str = "docs"
     search: str = "docs"
     test: str = "docs"
+
+
+class LatencySettings(Section):
+    """Conditions of a table that ``secateur latency`` has measured, for latency objectives and targets.
+
+    Args:
+        batch: sequences at a time.
+        prompt: tokens of each: computed at once in prefill, in the cache in decode.
+        threads: on a CPU; None for all that the process may use.
+        clock: ``wall`` or ``cpu``.
+        table: file with a table, as ``secateur latency --json`` prints it on the target device; used in place of the
+            user's cache.
+    """
+
+    batch: int = Field(default=1, gt=0)
+    prompt: int = Field(default=512, gt=0)
+    threads: int | None = Field(default=None, gt=0)
+    clock: Literal["wall", "cpu"] = "wall"
+    table: str | None = None
+
+
+class TaskSettings(Section):
+    """Files and samples of objectives ``task:<name>``, measured at the largest fidelity of the search.
+
+    Args:
+        directory: of task files, YAML as lm-eval reads them, with their data beside them.
+        samples: of each task, the same for every candidate; None for all.
+        batch: sequences that go through the model together.
+    """
+
+    directory: str
+    samples: int | None = Field(default=100, gt=0)
+    batch: int = Field(default=8, gt=0)
 
 
 class EvaluatorSettings(Section):

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from secateur.spaces.allocation.space import AllocationSpace
-from secateur.spaces.formulas.grammar import FormulaTextError
-from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
+from secateur.spaces.formulas.metric import MetricName
 from secateur.spaces.shape import Granularity, ModelShape, Prunable, group, split_protected
 from secateur.spaces.space_settings import SpaceSettings
 from secateur.spaces.targets import Target, targets_of
@@ -41,7 +40,7 @@ class AllocationSettings(SpaceSettings):
     renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics"}
 
     kind: Literal["allocation"] = "allocation"
-    metric: str = "wanda"
+    metric: MetricName = "wanda"
     granularity: Granularity = "linear"
     target: Target = 0.6
     step: float = Field(default=0.05, gt=0, le=1)
@@ -52,24 +51,6 @@ class AllocationSettings(SpaceSettings):
     statistics: Literal["dense", "sequential"] = "sequential"
     damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     block_size: int = Field(default=128, ge=1)
-
-    @field_validator("metric", mode="before")
-    @classmethod
-    def _as_text(cls, metric: object) -> object:
-        """Accept the mapping that YAML reads from ``formula: ...`` without quotes."""
-        if isinstance(metric, dict) and list(metric) == ["formula"]:
-            return f"{PREFIX} {metric['formula']}"
-        return metric
-
-    @field_validator("metric")
-    @classmethod
-    def _check_formula(cls, metric: str) -> str:
-        """Canonical text of a formula; names of metrics are left to the pruners."""
-        try:
-            tree = formula_of(metric)
-        except FormulaTextError as error:
-            raise ValueError(f"`metric`: {error}") from error
-        return metric if tree is None else metric_of(tree)
 
     @model_validator(mode="after")
     def _check(self) -> AllocationSettings:
@@ -86,7 +67,6 @@ class AllocationSettings(SpaceSettings):
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """The targets in ascending order."""
         return targets_of(self.target)
 
     @property

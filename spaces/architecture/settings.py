@@ -159,7 +159,6 @@ class ArchitectureSettings(SpaceSettings):
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """The targets in ascending order."""
         return targets_of(self.target)
 
     @property

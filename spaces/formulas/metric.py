@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from secateur.spaces.formulas.grammar import parse, print_formula
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+
+from secateur.spaces.formulas.grammar import FormulaTextError, parse, print_formula
 from secateur.spaces.formulas.tree import Tree
 
 PREFIX = "formula:"
@@ -20,3 +24,23 @@ def formula_of(metric: str) -> Tree | None:
 def metric_of(tree: Tree) -> str:
     """Name of a metric for a formula; inverse of `formula_of`."""
     return f"{PREFIX} {print_formula(tree)}"
+
+
+def _as_text(metric: object) -> object:
+    is_formula = isinstance(metric, dict) and list(metric) == ["formula"]
+    return f"{PREFIX} {metric['formula']}" if is_formula else metric  # type: ignore[index]
+
+
+def _canonical(metric: str, info: ValidationInfo) -> str:
+    try:
+        tree = formula_of(metric)
+    except FormulaTextError as error:
+        raise ValueError(f"`{info.field_name}`: {error}") from error
+    return metric if tree is None else metric_of(tree)
+
+
+MetricName = Annotated[str, BeforeValidator(_as_text), AfterValidator(_canonical)]
+"""Field of settings: the canonical text of a formula, or any other name, which the pruners check.
+
+Accepts the mapping that YAML reads from ``formula: ...`` without quotes.
+"""

@@ -7,8 +7,7 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from secateur.spaces.formulas.grammar import FormulaTextError
-from secateur.spaces.formulas.metric import PREFIX, formula_of, metric_of
+from secateur.spaces.formulas.metric import MetricName
 from secateur.spaces.methods import REPAIRS, RULES, Unit, metrics_of, searched
 from secateur.spaces.recipe.choices import Subspace, items_of_known
 from secateur.spaces.recipe.keys import BLEND, CHUNK, SOURCE_NAME, first_metric, signed_metrics
@@ -69,7 +68,7 @@ class RecipeSettings(SpaceSettings):
         default=[(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1), (0, 0.5), (0.25, 0.75), (0.5, 1)]
     )
     gradients: list[Literal["backward", "forward"]] = Field(default=["backward"])
-    metrics: list[str] | None = None
+    metrics: list[MetricName] | None = None
     allocations: list[str] | None = None
     repairs: list[str] | None = None
     profile: str | None = None
@@ -82,24 +81,6 @@ class RecipeSettings(SpaceSettings):
 
     changeable: ClassVar[tuple[str, ...]] = ("target", "cache_gb")
     """Keys that may change when a search is continued: candidates name their sparsity, and the cache is recomputed."""
-
-    @field_validator("metrics", mode="before")
-    @classmethod
-    def _as_text(cls, metrics: object) -> object:
-        """Undo YAML's reading of ``formula: ...`` without quotes as a mapping."""
-        if not isinstance(metrics, list):
-            return metrics
-        of = "formula"
-        return [f"{PREFIX} {x[of]}" if isinstance(x, dict) and list(x) == [of] else x for x in metrics]
-
-    @field_validator("metrics")
-    @classmethod
-    def _check_formulas(cls, metrics: list[str] | None) -> list[str] | None:
-        """Canonical texts of formulas; names of metrics are left to the pruners."""
-        try:
-            return metrics and [x if (tree := formula_of(x)) is None else metric_of(tree) for x in metrics]
-        except FormulaTextError as error:
-            raise ValueError(f"`metrics`: {error}") from error
 
     @field_validator("target")
     @classmethod
@@ -195,7 +176,6 @@ class RecipeSettings(SpaceSettings):
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """The targets in ascending order."""
         return targets_of(self.target)
 
     @property
