@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from secateur.search.controller import Trial
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.results.targets import references
 from secateur.spaces.architecture.candidate import GONE, Kept
+from secateur.spaces.architecture.scores import Scores
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.shape import BlockShape, ModelShape
@@ -30,26 +30,18 @@ FIDELITIES = (Fidelity("search", 64), Fidelity("search", 256))
 KINDS = ("flap", "shortgpt")
 
 
-@dataclass(frozen=True)
-class Scores:
-    attention: tuple
-    mlp: tuple
-    influence: tuple
+def scores_of(attention, mlp, influence) -> Scores:
+    return Scores(attention, mlp, influence, {"shortgpt": influence})
 
-    @property
-    def blocks(self) -> Mapping:
-        return {"shortgpt": self.influence}
 
-    @classmethod
-    def draw(cls, seed: int) -> Scores:
-        """Heavy tails, as fluctuations have; of each sub-layer with mean 0 and variance 1."""
-        rng = np.random.default_rng(seed)
-        drawn = [
-            rng.standard_exponential((N_BLOCKS, n)) ** rng.uniform(0.5, 3, (N_BLOCKS, 1))
-            for n in (GROUPS, FFN)
-        ]
-        attention, mlp = (((x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)).tolist() for x in drawn)
-        return cls(attention, mlp, tuple(rng.random(N_BLOCKS).tolist()))
+def draw(seed: int) -> Scores:
+    """Heavy tails, as fluctuations have; of each sub-layer with mean 0 and variance 1."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        rng.standard_exponential((N_BLOCKS, n)) ** rng.uniform(0.5, 3, (N_BLOCKS, 1)) for n in (GROUPS, FFN)
+    ]
+    attention, mlp = (((x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)).tolist() for x in drawn)
+    return scores_of(attention, mlp, tuple(rng.random(N_BLOCKS).tolist()))
 
 
 def build(**settings):
@@ -74,7 +66,7 @@ def released_allocation(scores: Scores, target: float) -> list[Kept]:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("target", [0.2, 0.5])
 def test_flap_keeps_what_is_above_one_threshold_in_the_whole_model(seed, target):
-    space, scores = build(target=target, ffn_step=1), Scores.draw(seed)
+    space, scores = build(target=target, ffn_step=1), draw(seed)
     found = space.from_scores("flap", scores, 0)
     wanted = released_allocation(scores, target)
     apart = [
@@ -91,7 +83,7 @@ def test_flap_keeps_what_is_above_one_threshold_in_the_whole_model(seed, target)
 
 
 def test_flap_rounds_to_the_nearest_level():
-    scores = Scores.draw(0)
+    scores = draw(0)
     for target in (0.2, 0.5):
         fine, coarse = (build(target=target, ffn_step=step).from_scores("flap", scores, 0) for step in (1, 6))
         apart = [abs(x.ffn - y.ffn) for x, y in zip(fine.blocks, coarse.blocks, strict=True)]
@@ -100,7 +92,7 @@ def test_flap_rounds_to_the_nearest_level():
 
 
 def test_flap_leaves_alone_what_may_not_go():
-    scores = Scores.draw(1)
+    scores = draw(1)
     found = build(target=0.3, units=["channels"], protect=[2]).from_scores("flap", scores, 0)
     assert {kept.kv_groups for kept in found.blocks} == {GROUPS}
     assert found.blocks[2] == (GROUPS, FFN)
@@ -114,7 +106,7 @@ def test_flap_leaves_alone_what_may_not_go():
 )
 def test_shortgpt_drops_the_blocks_of_least_influence(units):
     influence = (0.0, 0.5, 0.3, 0.1, 0.2, 0.4, 0.6, 0.7)  # the first block must stay
-    scores = Scores(Scores.draw(0).attention, Scores.draw(0).mlp, influence)
+    scores = scores_of(draw(0).attention, draw(0).mlp, influence)
     found = build(target=[0.25, 0.5], units=units)
     for target, gone in enumerate([{3, 4}, {2, 3, 4, 5}]):
         candidate = found.from_scores("shortgpt", scores, target)
@@ -123,7 +115,7 @@ def test_shortgpt_drops_the_blocks_of_least_influence(units):
 
 
 def test_the_block_that_is_next_loses_what_is_missing():
-    scores = Scores((), (), (0.8, 0.5, 0.3, 0.1, 0.2, 0.4, 0.6, 0.7))
+    scores = scores_of((), (), (0.8, 0.5, 0.3, 0.1, 0.2, 0.4, 0.6, 0.7))
     found = build(target=0.32, ffn_step=2).from_scores("shortgpt", scores, 0)
     assert [i for i, kept in enumerate(found.blocks) if kept == GONE] == [3, 4]
     cut = found.blocks[2]
@@ -132,7 +124,7 @@ def test_the_block_that_is_next_loses_what_is_missing():
 
 
 def test_shortgpt_of_tied_blocks_drops_as_many_as_it_can():
-    scores = Scores((), (), (0.0, 0.5, 0.3, 0.1, 0.2, 0.4, 0.6, 0.7))
+    scores = scores_of((), (), (0.0, 0.5, 0.3, 0.1, 0.2, 0.4, 0.6, 0.7))
     space = build(target=[0.3, 0.5], tied=True, protect=[4])
     first, second = (space.from_scores("shortgpt", scores, target) for target in (0, 1))
     assert [i for i, kept in enumerate(first.blocks) if kept == GONE] == [2, 3]
@@ -162,7 +154,7 @@ def test_they_meet_their_targets_and_are_like_any_other_candidate(case):
     space = build(**settings.model_dump())
     before = space.baselines()
     for seed in range(10):
-        named = space.scored_baselines(settings.scored, Scores.draw(seed))
+        named = space.scored_baselines(settings.scored, draw(seed))
         labels = [f"{kind}@{target}" for kind in settings.scored for target in (0.25, 0.5)]
         assert set(named) <= set(labels)
         assert len(named) >= len(labels) / 2
@@ -173,9 +165,7 @@ def test_they_meet_their_targets_and_are_like_any_other_candidate(case):
         further = pickle.loads(pickle.dumps(space.with_baselines(named)))
         assert further.baselines() == before | named
         assert list(further.baselines())[: len(before)] == list(before)
-        assert (
-            further.scored_baselines(settings.scored, Scores.draw(seed)) == named
-        )  # those that it has don't count
+        assert further.scored_baselines(settings.scored, draw(seed)) == named  # those that it has don't count
         assert further.with_baselines({}).baselines() == space.baselines() == before
 
 
@@ -209,7 +199,7 @@ def measured(candidate, fidelity, number=0, loss=0.0):
 
 def test_evolution_starts_from_them_and_sensitivity_departs_from_uniform_ones():
     space = build(target=[0.25, 0.5])
-    space = space.with_baselines(space.scored_baselines(KINDS, Scores.draw(0)))
+    space = space.with_baselines(space.scored_baselines(KINDS, draw(0)))
     assert len(space.baselines()) == 7
     row = CONTROLLERS["evolution"]
     controller = row.build(space, FIDELITIES, 0, row.settings())
@@ -234,7 +224,7 @@ def test_evolution_starts_from_them_and_sensitivity_departs_from_uniform_ones():
 
 def test_others_are_compared_with_the_uniform_one():
     space = build(target=0.25)
-    named = space.with_baselines(space.scored_baselines(KINDS, Scores.draw(0))).baselines()
+    named = space.with_baselines(space.scored_baselines(KINDS, draw(0))).baselines()
     trials = {name: measured(c, FIDELITIES[-1], number) for number, (name, c) in enumerate(named.items())}
     assert references(trials) == {"0.25": "uniform@0.25"}
 

@@ -14,12 +14,12 @@ from secateur.pruners.calibration.gradients import collect_gradients
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.depth.depth import depth_scores
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.structure.store import AllocationScores
 from secateur.search import app
 from secateur.search.app.methods import method_rows
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.architecture.candidate import GONE
+from secateur.spaces.architecture.scores import Scores
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture, scored_baselines
 from secateur.spaces.methods import DEPTH, RULES
 from secateur.spaces.shape import BlockShape, ModelShape
@@ -84,7 +84,7 @@ def space(**settings):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_blocks_that_score_least_are_dropped(scores, tied):
-    given = AllocationScores((), (), (), scores)
+    given = Scores((), (), (), scores)
     made = space(tied=tied)
     gone = {
         kind: {i for i, x in enumerate(made.from_scores(kind, given, 0).blocks) if x == GONE}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.reorder import ImportanceOrdered, Recipe, reorder_block
 from secateur.pruners.weights.level_store import CACHE_BYTES
+from secateur.spaces.architecture.scores import Scores
 from secateur.spaces.methods import CUT_REPAIRS
 
 _INFLUENCE = "influence"
@@ -91,7 +92,7 @@ class StructureStore:
         ]
 
     @property
-    def scores(self) -> AllocationScores:
+    def scores(self) -> Scores:
         """Of the dense model's units and blocks, for allocations."""
         flap: dict[Sublayer, list[tuple[float, ...]]] = {"attention": [], "mlp": []}
         influence = []
@@ -99,7 +100,7 @@ class StructureStore:
             for part in layout.sublayers:
                 flap[part.kind].append(tuple(tensors[_flap_name(part)].tolist()))
             influence.append(float(tensors[_INFLUENCE]))
-        return AllocationScores(tuple(flap["attention"]), tuple(flap["mlp"]), tuple(influence))
+        return Scores(tuple(flap["attention"]), tuple(flap["mlp"]), tuple(influence))
 
     def ordered(self, block: int, kind: Sublayer) -> ImportanceOrdered:
         """The levels of a sub-layer."""
@@ -200,20 +201,3 @@ def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key
             n_weights += n_repairs * sum(counts) * part.unit_width * part.output.out_features
     needed = n_weights * next(anatomy.linears).weight.element_size()
     return needed + gradients_to_write(gradients_path(directory), anatomy, key.recipe.gradients)
-
-
-@dataclass(frozen=True)
-class AllocationScores:
-    """Scores of the dense model on the calibration tokens that compare over all its blocks; higher = keep.
-
-    Args:
-        attention: for each block of each KV group, by number: standardised fluctuation, see `standardised_flap`.
-        mlp: likewise of each channel.
-        influence: of each block, see `shortgpt.block_influence`.
-        blocks: scores of each block, by depth rule.
-    """
-
-    attention: tuple[tuple[float, ...], ...]
-    mlp: tuple[tuple[float, ...], ...]
-    influence: tuple[float, ...]
-    blocks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -85,14 +85,3 @@ class Architecture:
         raise ValueError(
             f"Expected an architecture such as 'architecture:3/1536x5,0/1024', got {text[:80]!r}."
         )
-
-    def config(self, repair: str) -> dict[str, Any]:
-        """Plain configuration; `repair` is the space's only one, if the candidate names none."""
-        blocks = [{"kv_groups": kept.kv_groups, "ffn": kept.ffn} for kept in self.blocks]
-        return {"blocks": blocks, "repair": self.repair or repair}
-
-    def check_repair(self, repairs: Sequence[str]) -> None:
-        """Check that it names one of several repairs, or none if there is only one."""
-        known = tuple(repairs) if len(repairs) > 1 else ("",)
-        if self.repair not in known:
-            raise ValueError(f"Expected `repair` out of {known}, got {self.repair!r}.")

@@ -50,7 +50,7 @@ class FormTargets:
         self.targets = tuple(targets)
         self.droppable = [index for index, block in enumerate(levels) if block.kv_groups[-1] == 0]
         self.dense = Form(len(shape.blocks), _the_block(shape))
-        (self._alike,) = replace(rules, protect=frozenset()).levels(replace(shape, blocks=shape.blocks[:1]))
+        (self.alike,) = replace(rules, protect=frozenset()).levels(replace(shape, blocks=shape.blocks[:1]))
         self._n_total = self._usage(self.blocks(self.dense, ()))
         self.windows = self._find_windows()
 
@@ -64,7 +64,7 @@ class FormTargets:
     def _removed(self) -> dict[Form, float]:
         """Cost removed by each form; a dropped block counts as the mean of the droppable ones."""
         found = {}
-        for kept in (Kept(g, w) for g in self._alike.kv_groups for w in self._alike.ffn):
+        for kept in (Kept(g, w) for g in self.alike.kv_groups for w in self.alike.ffn):
             usages = [USAGES[self._of](self._shape, block, kept) for block in self._shape.blocks]
             mean = sum(usages[i] for i in self.droppable) / (len(self.droppable) or 1)
             for n in range(len(self.droppable) + 1):
@@ -93,7 +93,7 @@ class FormTargets:
 
     def _smallest_step(self) -> float:
         """Smallest mean step: one level of all blocks' groups or channels, or one dense block."""
-        (n_blocks, kept), (groups, ffn) = self.dense, (self._alike.kv_groups, self._alike.ffn)
+        (n_blocks, kept), (groups, ffn) = self.dense, (self.alike.kv_groups, self.alike.ffn)
         steps = [
             self._removed[Form(n_blocks, kept._replace(kv_groups=groups[-1]))] / max(len(groups) - 1, 1),
             self._removed[Form(n_blocks, kept._replace(ffn=ffn[-1]))] / max(len(ffn) - 1, 1),
@@ -109,18 +109,14 @@ class FormTargets:
             for window in self.windows
         )
 
-    @cached_property
-    def uniform(self) -> tuple[tuple[Form, list[int]], ...]:
-        """Form and dropped blocks of each target's uniform candidate.
+    def uniform(self, target: int) -> tuple[Form, list[int]]:
+        """Form and dropped blocks of a target's uniform candidate.
 
         The fewest dropped blocks, spread over the depth, and shares of groups and channels as equal as possible.
 
         Raises:
-            ValueError: if blocks have different costs and no form meets a target.
+            ValueError: if blocks have different costs and no form meets the target.
         """
-        return tuple(self._find_uniform(target) for target in range(len(self.targets)))
-
-    def _find_uniform(self, target: int) -> tuple[Form, list[int]]:
         found = self.find(target, [self.droppable[i] for i in spread_order(len(self.droppable))])
         if found is None:
             raise ValueError(
@@ -162,17 +158,10 @@ class FormTargets:
         return tuple(GONE if index in dropped else form.kept for index in range(self.dense.n_blocks))
 
     @property
-    def alike(self) -> BlockLevels:
-        """Levels of the kept blocks."""
-        return self._alike
-
-    @property
     def levels(self) -> tuple[BlockLevels, ...]:
         """Levels of each block."""
         zeros = [(0,) if index in self.droppable else () for index in range(self.dense.n_blocks)]
-        return tuple(
-            BlockLevels((*self._alike.kv_groups, *zero), (*self._alike.ffn, *zero)) for zero in zeros
-        )
+        return tuple(BlockLevels((*self.alike.kv_groups, *zero), (*self.alike.ffn, *zero)) for zero in zeros)
 
     def distance(self, first: Form, second: Form) -> float:
         """Sum of the differences in the shares of blocks, groups and channels."""

@@ -135,14 +135,8 @@ class Slot:
         )
 
     def option_of(self, kept: Kept) -> int:
-        """Option of these kept units.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        if self.kv_groups:
-            return self.kv_groups.index(kept.kv_groups)
-        return self.ffn.index(kept.ffn)
+        """Option of these kept units; a ValueError if there is none."""
+        return self.kv_groups.index(kept.kv_groups) if self.kv_groups else self.ffn.index(kept.ffn)
 
     @property
     def shares(self) -> tuple[float, ...]:

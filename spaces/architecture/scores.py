@@ -4,43 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
 
 from secateur.spaces.architecture.levels import Slot
 from secateur.spaces.levels import Table, Window
-from secateur.spaces.methods import DEPTH
 from secateur.spaces.mutation_crossover import Levels
 
 
-@runtime_checkable
-class Scores(Protocol):
-    """Scores of the model's units and blocks, comparable over all blocks; the lowest are removed first."""
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the dense model on the calibration tokens, comparable over all its blocks; higher = keep.
 
-    @property
-    def attention(self) -> Sequence[Sequence[float]]:
-        """Scores of KV groups, by block."""
-        ...
+    Args:
+        attention: for each block of each KV group: standardised fluctuation, see `standardised_flap`.
+        mlp: likewise of each channel.
+        influence: of each block, see `shortgpt.block_influence`.
+        blocks: scores of each block, by depth rule.
+    """
 
-    @property
-    def mlp(self) -> Sequence[Sequence[float]]:
-        """Scores of FFN channels, by block."""
-        ...
-
-    @property
-    def blocks(self) -> Mapping[str, Sequence[float]]:
-        """Scores of whole blocks, by depth rule."""
-        ...
+    attention: Sequence[Sequence[float]]
+    mlp: Sequence[Sequence[float]]
+    influence: tuple[float, ...]
+    blocks: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 Move = Mapping[int, int]
-"""Slots with their new levels."""
+"""Slots with their new levels, set at once."""
 
 
 def unit_moves(slots: Sequence[Slot], scores: Scores) -> list[Move]:
     """Single levels in the order of a rising global threshold over all units' scores.
 
     FLAP's allocation (An et al. 2024, arXiv 2312.11983): one threshold for the standardised scores of all groups and
-    channels, as high as their costs allow. Here each number that is kept is rounded to the nearest level.
+    channels, as high as their costs allow. Here each kept number is rounded to the nearest level.
     """
     found = []
     for index, slot in enumerate(slots):
@@ -57,8 +53,8 @@ def unit_moves(slots: Sequence[Slot], scores: Scores) -> list[Move]:
 def block_moves(slots: Sequence[Slot], of_blocks: Sequence[float]) -> list[Move]:
     """Whole blocks by ascending score, then single levels for the remainder.
 
-    As ShortGPT (Men et al. 2024, arXiv 2403.03853) and others that remove whole blocks only: here the block that is
-    next loses what is still missing, about the same share of attention and MLP. Empty if no block can go whole.
+    As ShortGPT (Men et al. 2024, arXiv 2403.03853) and other methods that remove whole blocks only: here the next
+    block loses the missing rest, about the same share of attention and MLP. Empty if no block can be removed whole.
     """
     blocks: dict[int, list[int]] = {}
     for index, slot in enumerate(slots):
@@ -79,11 +75,6 @@ def _is_whole(slots: Sequence[Slot]) -> bool:
     """Whether the block is empty without these slots."""
     kinds = {slot.kind for slot in slots if slot.removable}
     return kinds >= {"attention", "mlp"} or "block" in kinds
-
-
-def moves_of(kind: str, slots: Sequence[Slot], scores: Scores) -> list[Move]:
-    """Moves of a published allocation, in order."""
-    return block_moves(slots, scores.blocks[kind]) if kind in DEPTH else unit_moves(slots, scores)
 
 
 def walk(table: Table, window: Window, moves: Sequence[Move]) -> Levels:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from secateur.spaces.architecture.cost import USAGES, CostName, check_latency, dense_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot, slots_of
@@ -35,12 +34,16 @@ class SlotTargets:
     def __init__(self, shape: ModelShape, rules: LevelRules, targets: Sequence[float], of: CostName) -> None:
         check_ascending("target", targets)
         check_latency(shape, of)
-        self._shape, self._rules, self._of = shape, rules, of
+        self._shape, self._of = shape, of
+        self._units = ", ".join(sorted(rules.units))
         self.targets = tuple(targets)
         self.dense = tuple(map(dense_of, shape.blocks))
         rows = {slot: self._row(slot) for slot in slots_of(rules.levels(shape), rules.units)}
         self.slots = tuple(slot for slot, row in rows.items() if row[-1])  # slots without cost stay dense
         self.table = tuple(rows[slot] for slot in self.slots)
+        self.shares = tuple(
+            np.array(slot.shares) for slot in self.slots
+        )  # of each slot, removed by its options
         if not self.slots:
             raise ValueError(
                 f"Expected `units` that can be removed and count in {of}, got {self._units}. Name others, or protect "
@@ -59,10 +62,6 @@ class SlotTargets:
             before = levels[slot.block]
             levels[slot.block] = BlockLevels(slot.kv_groups or before.kv_groups, slot.ffn or before.ffn)
         return tuple(levels)
-
-    @property
-    def _units(self) -> str:
-        return ", ".join(sorted(self._rules.units))
 
     def _row(self, slot: Slot) -> tuple[int, ...]:
         """Cost removed by each option of the slot."""
@@ -86,23 +85,14 @@ class SlotTargets:
                     f"{self.targets[target - 1]:.10g} and {share:.10g}. Use fewer targets, or a smaller `ffn_step`."
                 )
 
-    @cached_property
-    def shares(self) -> tuple[NDArray[np.float64], ...]:
-        """Fraction of each slot removed by its options."""
-        return tuple(np.array(slot.shares) for slot in self.slots)
-
-    @cached_property
-    def uniform(self) -> tuple[Levels, ...]:
-        """The most uniform levels that meet each target.
+    def uniform(self, target: int) -> Levels:
+        """The most uniform levels that meet the target.
 
         The same share is removed of all slots; rounding errors are carried over to the next slot of the same kind.
 
         Raises:
-            ValueError: if no levels meet a target.
+            ValueError: if no levels meet it.
         """
-        return tuple(self._find_uniform(target) for target in range(len(self.targets)))
-
-    def _find_uniform(self, target: int) -> Levels:
         window = self.windows[target]
         variation = LevelVariation(self.table, [window], ())
         middle = (window.low + window.high) // 2

@@ -10,9 +10,10 @@ import numpy as np
 from secateur.spaces.architecture.candidate import Architecture
 from secateur.spaces.architecture.cost import CostName
 from secateur.spaces.architecture.levels import LevelRules, Slot
-from secateur.spaces.architecture.scores import Scores, moves_of, walk
+from secateur.spaces.architecture.scores import Scores, block_moves, unit_moves, walk
 from secateur.spaces.architecture.slot_targets import SlotTargets
 from secateur.spaces.architecture.structured import StructuredSpace
+from secateur.spaces.methods import DEPTH
 from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import SeparableSpace
@@ -52,7 +53,8 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         self._of_slots = SlotTargets(shape, rules, targets, of)
         super().__init__(shape, repairs, self._of_slots)
         self._slots, self._table = self._of_slots.slots, self._of_slots.table
-        self._variation = LevelVariation(self._table, self._of_slots.windows, self._of_slots.uniform)
+        self._uniform = [self._of_slots.uniform(target) for target in range(len(targets))]
+        self._variation = LevelVariation(self._table, self._of_slots.windows, self._uniform)
         self._groups = _groups(self._slots, together="blocks" in rules.units)
 
     # --- targets ---
@@ -66,11 +68,12 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     def uniform(self, target: int) -> Architecture:
         """The same share removed of all slots, see `SlotTargets.uniform`."""
-        return self._architecture(self._of_slots.uniform[target])
+        return self._architecture(self._uniform[target])
 
     def from_scores(self, kind: str, scores: Scores, target: int) -> Architecture | None:
-        """See `moves_of`; a remaining difference to the target is closed by random moves."""
-        moves = moves_of(kind, self._slots, scores)
+        """See `block_moves` and `unit_moves`; a remaining difference to the target is closed by random moves."""
+        by_block = scores.blocks[kind] if kind in DEPTH else None
+        moves = unit_moves(self._slots, scores) if by_block is None else block_moves(self._slots, by_block)
         levels = walk(self._table, self._of_slots.windows[target], moves)
         found = self._variation.settle(levels, target, np.random.default_rng(0)) if any(levels) else None
         return None if found is None else self._architecture(found)
@@ -79,14 +82,14 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     def sample(self, rng: np.random.Generator, target: int) -> Architecture:
         """As `LevelVariation.sample`, with any repair."""
-        repair = int(rng.integers(len(self._repairs))) if len(self._repairs) > 1 else 0
+        repair = int(rng.integers(len(self.repairs))) if len(self.repairs) > 1 else 0
         levels = self._variation.sample(self._of_slots.shares, self.targets[target], target, rng)
         return self._architecture(levels, repair)
 
     def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
         """Depth moves (a quarter) or level switches; a few mutations change the repair alone."""
         target, levels = self._met_target(candidate), self._levels_of(candidate)
-        repair, n_repairs = self._repair_of(candidate), len(self._repairs)
+        repair, n_repairs = self._repair_of(candidate), len(self.repairs)
         other = self._other_repair(repair, rng)
         if other is not None:
             return self._architecture(levels, other)
@@ -156,10 +159,10 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the slots; ``repair`` is the last one if there are several."""
-        return (*(slot.name for slot in self._slots), *(("repair",) if len(self._repairs) > 1 else ()))
+        return (*(slot.name for slot in self._slots), *(("repair",) if len(self.repairs) > 1 else ()))
 
     def options(self, slot: int) -> Sequence[int]:
-        return range(len(self._repairs) if slot == len(self._slots) else len(self._table[slot]))
+        return range(len(self.repairs) if slot == len(self._slots) else len(self._table[slot]))
 
     def usage(self, slot: int, option: int) -> int:
         return 0 if slot == len(self._slots) else self._table[slot][option]
@@ -179,7 +182,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         return self._architecture(tuple(options[:n]), options[n] if len(options) > n else 0)
 
     def disassemble(self, candidate: Architecture) -> tuple[int, ...]:
-        repair = (self._repair_of(candidate),) if len(self._repairs) > 1 else ()
+        repair = (self._repair_of(candidate),) if len(self.repairs) > 1 else ()
         return (*self._levels_of(candidate), *repair)
 
     # --- helpers ---

@@ -5,30 +5,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from secateur.spaces.architecture.candidate import Architecture
 from secateur.spaces.architecture.cost import cost
-from secateur.spaces.architecture.levels import BlockLevels
+from secateur.spaces.architecture.forms import FormTargets
 from secateur.spaces.architecture.scores import Scores
+from secateur.spaces.architecture.slot_targets import SlotTargets
 from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space import Space
 
 REPAIR_MOVES = 0.1  # share of mutations that change the repair alone, if there are several
-
-
-class Counted(Protocol):
-    """Targets and levels of a model."""
-
-    @property
-    def targets(self) -> tuple[float, ...]:
-        """Shares to remove, ascending."""
-
-    @property
-    def levels(self) -> tuple[BlockLevels, ...]:
-        """Levels of each block."""
 
 
 class StructuredSpace(Space[Architecture]):
@@ -37,23 +26,18 @@ class StructuredSpace(Space[Architecture]):
     Args:
         shape: of the dense model, with its blocks.
         repairs: compensations for removed weights.
-        counted: targets and levels.
+        counted: targets and levels of the model.
     """
 
-    def __init__(self, shape: ModelShape, repairs: Sequence[str], counted: Counted) -> None:
+    def __init__(self, shape: ModelShape, repairs: Sequence[str], counted: FormTargets | SlotTargets) -> None:
         self._shape = shape
-        self._repairs = tuple(repairs)
-        self._counted = counted
+        self.repairs = tuple(repairs)
+        self._targets, self.levels = counted.targets, counted.levels
         self._further: dict[str, Architecture] = {}
 
     @property
-    def levels(self) -> tuple[BlockLevels, ...]:
-        """Levels of each block."""
-        return self._counted.levels
-
-    @property
     def targets(self) -> tuple[float, ...]:
-        return self._counted.targets
+        return self._targets
 
     @property
     @abstractmethod
@@ -67,11 +51,6 @@ class StructuredSpace(Space[Architecture]):
     @abstractmethod
     def from_scores(self, kind: str, scores: Scores, target: int) -> Architecture | None:
         """Architecture of a published allocation; None if it has none that meets the target."""
-
-    @property
-    def repairs(self) -> tuple[str, ...]:
-        """Compensations for removed weights."""
-        return self._repairs
 
     def baselines(self) -> dict[str, Architecture]:
         named = {"dense": self.dense}
@@ -99,29 +78,26 @@ class StructuredSpace(Space[Architecture]):
 
     def cost(self, candidate: Architecture) -> Mapping[str, float]:
         """See `cost.cost`."""
-        return cost(self._shape, candidate.blocks, candidate.repair or self._repairs[0])
+        return cost(self._shape, candidate.blocks, candidate.repair or self.repairs[0])
 
     def config(self, candidate: Architecture) -> Mapping[str, Any]:
         """``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...], "repair": "none"}``."""
-        return candidate.config(self._repairs[0])
+        blocks = [kept._asdict() for kept in candidate.blocks]
+        return {"blocks": blocks, "repair": candidate.repair or self.repairs[0]}
 
     def portable(self, candidate: Architecture, linears: Sequence[Prunable]) -> Mapping[str, Any]:
         """``{"blocks": [{"kv_groups": "2/3", "ffn": "1024/1536"}, ...], "repair": ...}``: kept of all units."""
-        config = self.config(candidate)
-        return {
-            "blocks": [
-                {
-                    "kv_groups": f"{kept['kv_groups']}/{dense.n_kv_groups}",
-                    "ffn": f"{kept['ffn']}/{dense.ffn_width}",
-                }
-                for kept, dense in zip(config["blocks"], self._shape.blocks, strict=True)
-            ],
-            "repair": config["repair"],
-        }
+        blocks = [
+            {"kv_groups": f"{kept.kv_groups}/{dense.n_kv_groups}", "ffn": f"{kept.ffn}/{dense.ffn_width}"}
+            for kept, dense in zip(candidate.blocks, self._shape.blocks, strict=True)
+        ]
+        return {"blocks": blocks, "repair": candidate.repair or self.repairs[0]}
 
     def parse(self, text: str) -> Architecture:
         candidate = Architecture.parse(text)
-        candidate.check_repair(self._repairs)
+        known = self.repairs if len(self.repairs) > 1 else ("",)
+        if candidate.repair not in known:
+            raise ValueError(f"Expected `repair` out of {known}, got {candidate.repair!r}.")
         if len(candidate.blocks) != len(self._shape.blocks):
             raise ValueError(f"Expected {len(self._shape.blocks)} blocks, got {len(candidate.blocks)}.")
         self._check_blocks(candidate)
@@ -134,14 +110,14 @@ class StructuredSpace(Space[Architecture]):
     # --- the repair as a gene ---
 
     def _repair_of(self, candidate: Architecture) -> int:
-        return self._repairs.index(candidate.repair) if candidate.repair else 0
+        return self.repairs.index(candidate.repair) if candidate.repair else 0
 
     def _repair_name(self, repair: int) -> str:
         """Name of the repair in a candidate."""
-        return self._repairs[repair] if len(self._repairs) > 1 else ""
+        return self.repairs[repair] if len(self.repairs) > 1 else ""
 
     def _other_repair(self, repair: int, rng: np.random.Generator) -> int | None:
         """Another repair in a few mutations, else None."""
-        n = len(self._repairs)
+        n = len(self.repairs)
         moves = n > 1 and rng.random() < REPAIR_MOVES
         return (repair + int(rng.integers(1, n))) % n if moves else None

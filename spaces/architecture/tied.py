@@ -48,7 +48,7 @@ class TiedSpace(StructuredSpace):
         self._forms = FormTargets(shape, rules, targets, of)
         super().__init__(shape, repairs, self._forms)
         self._droppable = self._forms.droppable
-        self._uniform = [self._architecture(*uniform) for uniform in self._forms.uniform]
+        self._uniform = [self._architecture(*self._forms.uniform(i)) for i in range(len(targets))]
 
     def target_of(self, candidate: Architecture) -> int | None:
         return self._forms.target_of(candidate.blocks)
@@ -74,7 +74,7 @@ class TiedSpace(StructuredSpace):
 
     def sample(self, rng: np.random.Generator, target: int) -> Architecture:
         """A random form of the target with random dropped blocks."""
-        repair, forms = int(rng.integers(len(self._repairs))), self._forms.forms[target]
+        repair, forms = int(rng.integers(len(self.repairs))), self._forms.forms[target]
         for _ in range(ATTEMPTS):
             found = self._with_dropped(forms[rng.integers(len(forms))], (), repair, rng)
             if self.target_of(found) == target:
@@ -100,7 +100,7 @@ class TiedSpace(StructuredSpace):
                 break
             if self.target_of(found) == target:
                 return found
-        return self._architecture(form, dropped, (repair + 1) % len(self._repairs))
+        return self._architecture(form, dropped, (repair + 1) % len(self.repairs))
 
     def crossover(self, first: Architecture, second: Architecture, rng: np.random.Generator) -> Architecture:
         """The form of one parent; blocks dropped by both are dropped first, then those dropped by either."""
@@ -164,7 +164,7 @@ class TiedSpace(StructuredSpace):
             "kv_groups": len(self._forms.alike.kv_groups) - 1,
             "ffn": len(self._forms.alike.ffn) - 1,
             **{f"block{index}": 1 for index in self._droppable},
-            "repair": len(self._repairs) - 1,
+            "repair": len(self.repairs) - 1,
         }
         return tuple(IntParameter(name, 0, high) for name, high in last.items() if high)
 
