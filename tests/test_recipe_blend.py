@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from secateur.pruners.calibration.gradients import collect_gradients
-from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.recipes.blend import Blend, unit_scores, weight_scores
+from secateur.pruners.recipes.blend import Blend, unit_scores
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.weights.wanda import wanda
 from secateur.spaces.methods import IMPORTANCES
@@ -124,15 +124,15 @@ def test_weights_by_hand_and_wanda(evidence):
     linear, gradients = given.layout.output, given.gradients
     inputs = InputStatistics.empty(linear.in_features, gram=False, device=linear.weight.device)
     inputs.add(torch.randn(50, linear.in_features, generator=torch.Generator().manual_seed(0)))
-    found = weight_scores(linear, Blend(activation=1.0), {}, inputs.norm)
+    found = Blend(activation=1.0).scores(linear, inputs)
     assert torch.equal(found, wanda(linear.weight, inputs, torch.Generator()))
     w, g = linear.weight.double(), gradients["mean"][linear.name].double()
     f = gradients["rms"][linear.name].double().square()
     wanted = (math.cos(0.1 * math.pi) * w * g - math.sin(0.1 * math.pi) * w**2 * f / 2).abs()
     wanted = wanted * w.abs() ** 1.5 * inputs.norm.double() ** 0.5
-    found = weight_scores(linear, Blend("mixed", 0.2, 1.5, 0.5), gradients, inputs.norm).double()
+    found = Blend("mixed", 0.2, 1.5, 0.5).scores(linear, inputs, ModelStatistics(2, gradients)).double()
     assert torch.allclose(found, wanted, rtol=1e-4)
-    assert torch.equal(weight_scores(linear, Blend(), {}, None), w.abs().float())
+    assert torch.equal(Blend().scores(linear, None), w.abs().float())
 
 
 def test_a_blend_is_read_from_a_recipe():

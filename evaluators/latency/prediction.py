@@ -36,4 +36,4 @@ def kept_in(model: str, anatomy: Anatomy, fingerprint: str) -> tuple[Kept, ...] 
 
 def all_of(anatomy: Anatomy) -> tuple[Kept, ...]:
     """What the blocks of the dense model keep: everything."""
-    return tuple(Kept(block.n_kv_heads, block.ffn_width) for block in anatomy.blocks)
+    return tuple(block.whole for block in anatomy.blocks)

@@ -14,7 +14,7 @@ from secateur.pruners.calibration.forward_kinds import n_bytes
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
 from secateur.pruners.calibration.gradients import Gradients, collect_gradients
 from secateur.pruners.calibration.statistics import ROLES, InputStatistics, ModelStatistics, OutputStatistics
-from secateur.pruners.calibration.stream import BlockStatistics, Detail, stream_blocks
+from secateur.pruners.calibration.stream import BlockStatistics, Detail, most, stream_blocks
 from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.stores.block_files import digest_of
@@ -70,8 +70,8 @@ class CalibrationStatistics:
     def prepare(
         self,
         *,
-        inputs: Detail | None = None,
-        outputs: Detail | None = None,
+        inputs: Detail = "nothing",
+        outputs: Detail = "nothing",
         gradients: Collection[Kind] = (),
     ) -> None:
         """Collect what is missing.
@@ -86,8 +86,8 @@ class CalibrationStatistics:
             ValueError: as `collect_gradients` does, e.g. on too little memory, or if a kind can't be estimated.
         """
         kinds = [self._source(kind) for kind in gradients]
-        gram = "gram" in (inputs, outputs)
-        walks = gram or inputs is not None or outputs is not None
+        detail = most(inputs, outputs)
+        gram, walks = detail == "gram", detail != "nothing"
         if not self._missing(kinds) and not (walks and self._walked(gram) is None):
             return
         with self._cache.locked(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,13 @@ from secateur.pruners.models.runner import BlockInputs, BlockRunner
 
 BATCH_TOKENS = 4096
 
-Detail = Literal["moments", "gram"]
+Detail = Literal["nothing", "moments", "gram"]
+"""Detail of statistics of inputs: each includes those before it."""
+
+
+def most(*details: Detail) -> Detail:
+    """The largest of these details, which serves all."""
+    return max(details, key=get_args(Detail).index)
 
 
 class Walk:
@@ -73,8 +79,8 @@ def stream_blocks(
     anatomy: Anatomy,
     tokens: Int[Tensor, "windows length"],
     *,
-    inputs: Detail | Literal["nothing", "both"] = "nothing",
-    outputs: Detail | Literal["nothing"] = "nothing",
+    inputs: Detail | Literal["both"] = "nothing",
+    outputs: Detail = "nothing",
     gram_blocks: Collection[int] = (),
     sequential: bool = False,
 ) -> Iterator[BlockStatistics]:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from secateur.spaces.architecture.candidate import Kept
+
 Sublayer = Literal["attention", "mlp"]
 Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"]
 
@@ -88,6 +90,11 @@ class Block:
     ffn_width: int
     norms: tuple[str, ...]
     window: int | None
+
+    @property
+    def whole(self) -> Kept:
+        """All of its units."""
+        return Kept(self.n_kv_heads, self.ffn_width)
 
     def attended(self, context: int) -> int:
         """Tokens that a token at the end of `context` tokens (itself included) attends to."""

@@ -1,1 +1,1 @@
-"""What a recipe names that is in no other registry."""
+"""Recipes: plans of pruning, made from calibration data, metric, allocation and repair."""

@@ -1,4 +1,4 @@
-"""The blended metric: weight, input, gradient and curvature with exponents between them; of weights, or of units."""
+"""Blended metric of weights and of units: weight, input, gradient and curvature, with exponents."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
+from secateur.pruners.calibration.stream import Detail
 from secateur.pruners.masks import Comparison
 from secateur.pruners.models.anatomy import Linear, Role
 from secateur.pruners.models.layout import Placement, SublayerLayout
@@ -92,34 +94,34 @@ class Blend:
     @property
     def gradients(self) -> tuple[Kind, ...]:
         """Kinds of gradients that must be collected."""
-        return ORDERS[self.order].gradients
+        return ORDERS[self.order][0]
 
     @property
-    def needs(self) -> Literal["nothing", "moments"]:
+    def needs(self) -> Detail:
         """Statistics of inputs that must be collected."""
         return "moments" if self.activation else "nothing"
 
+    @property
+    def compares(self) -> Comparison:
+        """See `Method.compares`."""
+        return self.comparison
 
-def weight_scores(
-    linear: Linear, blend: Blend, gradients: Gradients, norm: Float[Tensor, " in"] | None
-) -> Float[Tensor, "out in"]:
-    """Importance of each weight of a projection, in fp32, higher = keep: the value without its sign.
+    def scores(
+        self, linear: Linear, inputs: InputStatistics | None, whole: ModelStatistics | None = None
+    ) -> Float[Tensor, "out in"]:
+        """Importance of each weight of a projection, in fp32, higher = keep: the value without its sign.
 
-    Args:
-        linear: live and dense.
-        blend: how.
-        gradients: at least `blend.gradients`.
-        norm: root mean square of each input, such as `InputStatistics.norm`; None unless `blend.needs` it.
-    """
-    return _values(linear, blend, gradients, norm).abs()
+        Args:
+            linear: live and dense.
+            inputs: its statistics; None unless `needs` them.
+            whole: with `gradients`; None if there are none.
+        """
+        norm = None if inputs is None else inputs.norm
+        return _values(linear, self, {} if whole is None else whole.gradients, norm).abs()
 
 
 def unit_scores(evidence: Evidence, blend: Blend) -> Float[Tensor, " units"]:
     """Importance of each unit of a sub-layer, in fp64, higher = keep.
-
-    Args:
-        evidence: with `blend.needs` and `blend.gradients`.
-        blend: how.
 
     Raises:
         ValueError: if the weights of all matrices of the sub-layer are 0.
@@ -149,10 +151,8 @@ def _values(
 ) -> Float[Tensor, "out in"]:
     """With signs, in fp32; without the factor of the inputs where there is no norm."""
     weight = linear.weight.float()
-    row = ORDERS[blend.order]
-    values = row.value(
-        weight, {kind: gradients[kind][linear.name].to(weight) for kind in row.gradients}, blend
-    )
+    kinds, value = ORDERS[blend.order]
+    values = value(weight, {kind: gradients[kind][linear.name].to(weight) for kind in kinds}, blend)
     if blend.magnitude:
         values = values * weight.abs() ** blend.magnitude
     if blend.activation and norm is not None:
@@ -184,20 +184,8 @@ def _size(values: Float[Tensor, "units entries others"], blend: Blend) -> Float[
     return size
 
 
+# Of each weight, signed, from the weight and its gradients by kind.
 Value = Callable[[Float[Tensor, "out in"], Mapping[Kind, Float[Tensor, "out in"]], Blend], Tensor]
-
-
-@dataclass(frozen=True)
-class OrderRow:
-    """A row of `ORDERS`.
-
-    Args:
-        gradients: kinds that must be collected first.
-        value: of each weight, signed, from the weight and its gradients by kind.
-    """
-
-    gradients: tuple[Kind, ...]
-    value: Value
 
 
 def _first(weight: Tensor, gradients: Mapping[Kind, Tensor], blend: Blend) -> Float[Tensor, "out in"]:
@@ -210,16 +198,16 @@ def _second(weight: Tensor, gradients: Mapping[Kind, Tensor], blend: Blend) -> F
 
 def _mixed(weight: Tensor, gradients: Mapping[Kind, Tensor], blend: Blend) -> Float[Tensor, "out in"]:
     turn = blend.angle * math.pi / 2
-    return math.cos(turn) * _first(weight, gradients, blend) - math.sin(turn) * _second(
-        weight, gradients, blend
-    )
+    first, second = _first(weight, gradients, blend), _second(weight, gradients, blend)
+    return math.cos(turn) * first - math.sin(turn) * second
 
 
-ORDERS: dict[Order, OrderRow] = {
-    "none": OrderRow((), lambda weight, gradients, blend: torch.ones_like(weight)),
-    "first": OrderRow(("mean",), _first),
-    "second": OrderRow(("rms",), _second),
-    "mixed": OrderRow(("rms", "mean"), _mixed),
+# The kinds of gradients that must be collected first, and the value.
+ORDERS: dict[Order, tuple[tuple[Kind, ...], Value]] = {
+    "none": ((), lambda weight, gradients, blend: torch.ones_like(weight)),
+    "first": (("mean",), _first),
+    "second": (("rms",), _second),
+    "mixed": (("rms", "mean"), _mixed),
 }
 
 REDUCTIONS: dict[Reduce, Callable[[Tensor, Tensor], Tensor]] = {

@@ -1,4 +1,4 @@
-"""Recipes that drop whole blocks: which of them, and what the others take over."""
+"""Recipes that drop whole blocks: choice of the blocks, and merging into the kept ones before them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from secateur.pruners.depth.merge_targets import Fitting, Run, point_block, runs_of
 from secateur.pruners.recipes.context import RecipeContext, Sample
-from secateur.pruners.recipes.costs import cut_costs
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
+from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import DEPTH, DEPTH_REPAIRS
 
 GONE = "gone"
@@ -21,42 +21,29 @@ GONE = "gone"
 
 @dataclass(frozen=True)
 class BlockPlan(PruningPlan):
-    """Blocks that are really gone.
+    """Plan that drops blocks.
 
     Args:
-        context: of the recipe.
-        dropped: which.
-        merged: new parameters of merge targets, by their names within the block.
+        merged: new parameters of the merge targets, by their names within the block.
     """
 
-    context: RecipeContext
-    dropped: frozenset[int]
     merged: Mapping[int, Mapping[str, Tensor]]
 
     def change(self, live: LiveBlock) -> None:
-        if live.block.index in self.dropped:
-            for part in live.layout.sublayers:
-                live.remove(part.kind)
+        index = live.block.index
+        if self.keys[index] == GONE:
+            for sublayer in live.sublayers.values():
+                sublayer.remove()
         else:
-            point_block(live.block, self.merged[live.block.index])
-
-    @property
-    def kept(self) -> Sequence[Kept]:
-        return [Kept(len(units.kv_groups), len(units.channels)) for units in self.units]
+            point_block(live.block, self.merged[index])
 
     @property
     def units(self) -> Sequence[KeptUnits]:
-        gone = KeptUnits((), ())
-        return [
-            gone
-            if block.index in self.dropped
-            else KeptUnits(tuple(range(block.n_kv_heads)), tuple(range(block.ffn_width)))
-            for block in self.context.anatomy.blocks
-        ]
+        return [KeptUnits(tuple(range(kept.kv_groups)), tuple(range(kept.ffn))) for kept in self.kept]
 
 
 def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
-    """What a recipe of unit ``blocks`` comes to. The live model is dense, and stays so.
+    """Plan of a recipe of unit ``blocks``. The live model must be dense; it is not changed.
 
     Raises:
         ValueError: if it can't be carried out: too few calibration windows, or a sparsity that no number of blocks
@@ -64,50 +51,42 @@ def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
     """
     sample = context.sample(config["calibration"])
     dropped = _lowest(context, _scores(context, sample, config["metric"]["name"]), config["sparsity"])
-    runs, repair = runs_of(dropped, len(context.anatomy.blocks)), config["repair"]
+    blocks, repair = context.anatomy.blocks, config["repair"]
     fitting = Fitting(seed=context.seed)
     merged: dict[int, Mapping[str, Tensor]] = {}
-    keys = [DENSE] * len(context.anatomy.blocks)
-    for run in runs if repair != "none" else ():
+    keys = [GONE if block.index in dropped else DENSE for block in blocks]
+    for run in runs_of(dropped, len(blocks)) if repair != "none" else ():
         key = keys[run.target] = key_of(repair, run.dropped, sample.sha256, fitting)
         merged[run.target] = context.made.get(
-            (run.target, key), partial(_repaired, context, sample, run, repair, fitting)
+            (run.target, key), partial(_merged, context, sample, run, repair, fitting)
         )
-    for index in dropped:
-        keys[index] = GONE
-    kept = [
-        Kept(0, 0) if index in dropped else Kept(block.n_kv_groups, block.ffn_width)
-        for index, block in enumerate(context.shape.blocks)
-    ]
-    return BlockPlan(tuple(keys), cut_costs(context.shape, kept), context, frozenset(dropped), merged)
+    kept = tuple(Kept(0, 0) if block.index in dropped else block.whole for block in blocks)
+    return BlockPlan(tuple(keys), cost(context.shape, kept), kept, merged)
 
 
-def _repaired(
+def _merged(
     context: RecipeContext, sample: Sample, run: Run, repair: str, fitting: Fitting
-) -> dict[str, Tensor]:
-    """Parameters of a run's merge target, by their names within the block."""
-    found: dict[str, Tensor] = DEPTH_REPAIRS[repair].function(context.anatomy, [run], sample.tokens, fitting)[
-        run.target
-    ]
-    return found
+) -> Mapping[str, Tensor]:
+    """New parameters of the merge target of a run, by their names within the block."""
+    repaired: Mapping[int, Mapping[str, Tensor]] = DEPTH_REPAIRS[repair].function(
+        context.anatomy, [run], sample.tokens, fitting
+    )
+    return repaired[run.target]
 
 
 def _scores(context: RecipeContext, sample: Sample, name: str) -> tuple[float, ...]:
-    """Of each block, higher = keep."""
-    row = DEPTH[name]
-    whole = sample.statistics.whole
-    influence = sample.statistics.influence if "influence" in row.evidence else ()
-    return context.of_blocks(
-        name,
-        sample,
-        lambda: row.function(
-            context.anatomy, sample.tokens, replace(whole(row.gradients), influence=influence)
-        ),
-    )
+    """Score of each block, higher = keep; computed once for a metric and some windows."""
+    key = (name, sample.sha256)
+    if key not in context.block_scores:
+        row = DEPTH[name]
+        influence = sample.statistics.influence if "influence" in row.evidence else ()
+        whole = replace(sample.statistics.whole(row.gradients), influence=influence)
+        context.block_scores[key] = row.function(context.anatomy, sample.tokens, whole)
+    return context.block_scores[key]
 
 
 def _lowest(context: RecipeContext, scores: Sequence[float], sparsity: float) -> list[int]:
-    """The blocks that score least, as many as come nearest to the sparsity; the first block stays.
+    """The blocks that score least, as many as come nearest to the sparsity; the first block is kept.
 
     Raises:
         ValueError: if none comes near.

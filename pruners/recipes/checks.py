@@ -13,11 +13,11 @@ from secateur.pruners.calibration.collected import gram_bytes
 from secateur.pruners.calibration.forward_kinds import n_bytes
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import check_gradients
+from secateur.pruners.calibration.stream import Detail
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.recipes.allocating import Needs
 from secateur.pruners.recipes.allocation.profile import read_profile
-from secateur.pruners.recipes.scores import importance_of
+from secateur.pruners.recipes.metric import importance_of
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.methods import (
     BLOCK_RECONSTRUCTIONS,
@@ -48,7 +48,7 @@ def check_names(settings: Any) -> None:
 def check_family(space: Any, anatomy: Anatomy) -> None:
     """Refuse methods that the model's family lacks, where a search starts from them or may choose them.
 
-    Of recipes that are only measured first such a one is a measurement with that reason.
+    A published recipe that is only measured first becomes an infeasible measurement with that reason instead.
 
     Raises:
         ValueError: with the first block that does not fit.
@@ -75,7 +75,7 @@ def check_statistics(space: Any, anatomy: Anatomy) -> None:
     for metric in _metrics(space):
         kinds = _kinds(space.unit, metric, forward=space.gradients == ["forward"])
         check_gradients(anatomy, kinds, space.length[-1])
-        needed = max(needed, sum(map(n_bytes, kinds)) * n_weights)  # they are put together
+        needed = max(needed, sum(map(n_bytes, kinds)) * n_weights)  # cached together
     if needed > space.cache_gb * 1e9:
         raise ValueError(
             f"Expected `space.cache_gb` >= {math.ceil(needed / 1e6) / 1e3:g} for the statistics of one choice of "
@@ -101,7 +101,7 @@ def _kinds(unit: Unit, metric: Metric, *, forward: bool) -> tuple[Kind, ...]:
 
 
 def _known(space: Any) -> Iterator[Mapping[str, Any]]:
-    """The recipe that gives what is not searched, and those that are measured first."""
+    """The recipe that a search starts from, and those that are measured first."""
     for name in (space.start_name, *space.known_names):
         yield _whole(name, space.unit)
 
@@ -112,7 +112,7 @@ def _whole(name: str, unit: Unit) -> Mapping[str, Any]:
 
 
 def _metrics(space: Any) -> Iterator[Metric]:
-    """The sections ``metric`` that a search may come to, and those of the recipes that it measures first."""
+    """The sections ``metric`` of all recipes in reach of a search, and of those that it measures first."""
     for form in _known(space):
         yield form["metric"]
     if "metric" in space.search:
@@ -120,7 +120,7 @@ def _metrics(space: Any) -> Iterator[Metric]:
             yield {"name": name, "order": "mixed"} if name == BLEND else {"name": name}
 
 
-def _inputs(space: Any) -> set[Needs]:
+def _inputs(space: Any) -> set[Detail]:
     """The statistics of inputs that metrics and repairs take, likewise."""
     repairs = [form["repair"] for form in _known(space)]
     repairs += space.repair_options if "repair" in space.search else ()
@@ -128,7 +128,7 @@ def _inputs(space: Any) -> set[Needs]:
     return {needs_of(space.unit, metric)[0] for metric in _metrics(space)} | {rows[x].inputs for x in repairs}
 
 
-def needs_of(unit: Unit, metric: Metric) -> tuple[Needs, tuple[Kind, ...]]:
+def needs_of(unit: Unit, metric: Metric) -> tuple[Detail, tuple[Kind, ...]]:
     """Statistics of inputs and kinds of gradients that a recipe's section ``metric`` needs.
 
     Raises:

@@ -1,9 +1,9 @@
-"""What recipes are carried out on: the dense model, the pools of calibration text, and statistics by choice of it."""
+"""Context of recipes: the dense model, pools of calibration text, and statistics on the chosen windows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,20 +19,21 @@ from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout
+from secateur.pruners.models.shape import prunables
 from secateur.pruners.recipes.allocation.layers import Profile
 from secateur.pruners.stores.recent import Recent
-from secateur.spaces.shape import ModelShape, Prunable, split_protected
+from secateur.spaces.shape import ModelShape, split_protected
 
 MADE_BYTES = 1 << 30
-"""Masks and weights that were made lately are kept up to so many bytes."""
+"""Limit of the masks and weights computed last."""
 
 N_SAMPLES = 4
-"""So many choices of calibration windows are held; statistics of others are in the cache."""
+"""Number of choices of calibration windows in memory; statistics of others are in the cache."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Calibration windows that a recipe chooses, and what they say of the dense model.
+    """Calibration windows that a recipe chooses, and statistics of the dense model on them.
 
     Args:
         tokens: the windows.
@@ -47,14 +48,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class RecipeContext:
-    """Made while the model is dense.
+    """The dense model with all that recipes are planned from.
 
     Args:
         anatomy: the live model.
-        model: what tells this model from others, in one text.
+        model: its identity, in one text.
         pools: the text that calibration samples are chosen from, by the names of sources.
         cache: of statistics.
-        shape: what exact costs are counted from, with blocks where structure goes.
+        shape: its sizes, with those of blocks where units are cut.
         seed: of choices, and of whatever methods draw.
         damp: of second moments, as a fraction of their mean diagonal.
         protect: patterns of names of projections that stay dense.
@@ -72,17 +73,16 @@ class RecipeContext:
     profile: Profile = ()
     made: Recent[Mapping[str, Any]] = field(default_factory=lambda: Recent(MADE_BYTES))
     _samples: dict[str, Sample] = field(default_factory=dict)
-    _scores: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+    block_scores: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
 
     @cached_property
     def protected(self) -> frozenset[str]:
         """Full names of the projections that stay dense."""
-        linears = [Prunable(x.name, x.block, x.sublayer, x.n_weights) for x in self.anatomy.linears]
-        return frozenset(linear.name for linear in split_protected(linears, self.protect)[1])
+        return frozenset(x.name for x in split_protected(prunables(self.anatomy), self.protect)[1])
 
     @cached_property
     def layouts(self) -> tuple[BlockLayout, ...]:
-        """Where the units of the model are; the model must be dense when they are asked for first."""
+        """Layouts of the units; the model must be dense at the first use."""
         return find_layouts(self.anatomy)
 
     def sample(self, calibration: Mapping[str, Any]) -> Sample:
@@ -107,17 +107,5 @@ class RecipeContext:
         sha256 = f"{tokens_sha256(tokens)}-{len(tokens)}"  # the same tokens in other windows are another text
         forward = calibration.get("gradients") == "forward"
         identity = f"{self.model} {sha256}"
-        return Sample(
-            tokens,
-            sha256,
-            CalibrationStatistics(self.anatomy, tokens, self.cache, identity, forward=forward),
-        )
-
-    def of_blocks(
-        self, name: str, sample: Sample, make: Callable[[], tuple[float, ...]]
-    ) -> tuple[float, ...]:
-        """Scores of all blocks by a metric on some texts, made once."""
-        key = (name, sample.sha256)
-        if key not in self._scores:
-            self._scores[key] = make()
-        return self._scores[key]
+        statistics = CalibrationStatistics(self.anatomy, tokens, self.cache, identity, forward=forward)
+        return Sample(tokens, sha256, statistics)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.pruners.models.anatomy import Block, Sublayer
+from secateur.pruners.models.anatomy import Block
 from secateur.pruners.models.cutting import LiveSublayer, Piece, set_bias
 from secateur.pruners.models.layout import BlockLayout
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
@@ -18,36 +18,18 @@ DENSE = ""
 
 
 class LiveBlock:
-    """Remembers what the block was when this object was made; that must be the dense one.
-
-    Nothing is copied or written in place: parameters are pointed to other tensors.
+    """A block of the live model, pruned by reference and restored: nothing is copied or written in place.
 
     Args:
-        block: of the live model.
-        layout: where its units are; None where nothing is cut.
+        block: dense when this object is made.
+        layout: of its units; None where nothing is cut.
     """
 
     def __init__(self, block: Block, layout: BlockLayout | None = None) -> None:
         self.block = block
-        self._layout = layout
         self._dense = [(parameter, parameter.data) for parameter in block.module.parameters()]
         self._biases = [(linear.module, linear.module.bias) for linear in block.linears]
-        parts = () if layout is None else layout.sublayers
-        self._sublayers = {part.kind: LiveSublayer(part) for part in parts}
-
-    @property
-    def layout(self) -> BlockLayout:
-        """Where its units are."""
-        assert self._layout is not None, "made with one where units or blocks go"
-        return self._layout
-
-    def cut(self, kind: Sublayer, n_kept: int, pieces: Mapping[str, Piece]) -> None:
-        """Use these weights of a sub-layer, which has so many units (> 0) then."""
-        self._sublayers[kind].cut(n_kept, pieces)
-
-    def remove(self, kind: Sublayer) -> None:
-        """Make a sub-layer a zero."""
-        self._sublayers[kind].remove()
+        self.sublayers = {part.kind: LiveSublayer(part) for part in (layout.sublayers if layout else ())}
 
     def use(self, pieces: Mapping[str, Piece]) -> None:
         """Use these weights, of the dense shapes, and biases, where there are some, by the projection's full name."""
@@ -57,8 +39,8 @@ class LiveBlock:
                 set_bias(linear.module, pieces[linear.name].bias)
 
     def restore(self) -> None:
-        """As it was: the same tensors in the same parameters."""
-        for sublayer in self._sublayers.values():
+        """Make the block dense: the same tensors in the same parameters."""
+        for sublayer in self.sublayers.values():
             sublayer.restore()
         for parameter, data in self._dense:
             parameter.data = data
@@ -73,10 +55,12 @@ class PruningPlan(ABC):
     Args:
         keys: one a block; equal keys, of any plans over the same calibration texts, are equal weights.
         costs: exact counts by their names, as spaces have them.
+        kept: numbers of units that each block keeps.
     """
 
     keys: tuple[str, ...]
     costs: Mapping[str, float]
+    kept: tuple[Kept, ...]
 
     @abstractmethod
     def change(self, live: LiveBlock) -> None:
@@ -84,13 +68,8 @@ class PruningPlan(ABC):
 
     @property
     def sparsity(self) -> Mapping[str, float]:
-        """Share of zeros of each projection by its full name; empty where nothing is left in place."""
+        """Share of zeros of each projection by its full name; empty where units are cut off instead."""
         return {}
-
-    @property
-    @abstractmethod
-    def kept(self) -> Sequence[Kept]:
-        """Numbers of units that each block keeps."""
 
     @property
     def units(self) -> Sequence[KeptUnits]:

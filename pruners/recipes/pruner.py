@@ -1,4 +1,4 @@
-"""Pruning by recipes: planned over the whole dense model, then carried out block by block."""
+"""Pruner of recipes: planned over the whole dense model, then carried out block by block."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ POOLS, PROFILE = "pools.safetensors", "profile.yaml"
 """Files that `RecipePruner.prepare` writes."""
 
 STATISTICS = ".statistics"
-"""The cache of statistics beside them. Hidden, since each node fills its own: it is not staged to others."""
+"""Directory of the cache of statistics. Hidden: each node fills its own, it is not staged to others."""
 
 N_PLANS = 64
-"""So many plans are remembered, those asked for last."""
+"""Number of plans in memory, the last ones used."""
 
 # By the unit of the recipe.
 PLAN: dict[str, Callable[[RecipeContext, Config], PruningPlan]] = {
@@ -58,8 +58,7 @@ PLAN: dict[str, Callable[[RecipeContext, Config], PruningPlan]] = {
 class RecipePruner(Pruner):
     """Pruner of the space ``recipe``: calibration data, metric, allocation and repair together.
 
-    All statistics are those of the dense model: a recipe is planned while the model is dense, and the weights that it
-    gives a block depend on nothing but the recipe.
+    All statistics are those of the dense model, and the pruned weights of a block depend on the recipe alone.
 
     Its settings are those of the space or of a recipe file: `unit`, `dampening`, `protect`, `profile`, `pool_tokens`,
     `choose` and `cache_gb` are used.
@@ -89,7 +88,7 @@ class RecipePruner(Pruner):
         unit: str = settings.unit
         return unit != "weights"
 
-    # --- what recipes are planned on ---
+    # --- the context of plans ---
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         """Write the pools, unless they are there, and the profile."""
@@ -103,7 +102,7 @@ class RecipePruner(Pruner):
         pools = load_pools(directory / POOLS)
         assert pools is not None, "written before workers start"
         cache = StatisticsCache(directory / STATISTICS, round(self.settings.cache_gb * 1e9))
-        self.use(self._new_context(pools, cache, directory / PROFILE))
+        self._use(pools, cache, directory / PROFILE)
 
     def reuse(self, directory: Path) -> None:
         """Use pools that an earlier search wrote."""
@@ -111,28 +110,21 @@ class RecipePruner(Pruner):
 
     @property
     def context(self) -> RecipeContext:
-        """The context that was opened, else a new one without a directory; its statistics go with this object."""
+        """The opened context, else a new one, whose statistics are deleted with this object."""
         if self._context is None:
             scratch = Path(mkdtemp(prefix="secateur-"))
             finalize(self, shutil.rmtree, scratch, ignore_errors=True)
             cache = StatisticsCache(scratch, sys.maxsize)  # for one recipe
-            profile = Path(self.settings.profile or "")
-            self.use(self._new_context(self._pools(self._earlier), cache, profile))
+            self._use(self._pools(self._earlier), cache, Path(self.settings.profile or ""))
         assert self._context is not None
         return self._context
 
-    def _new_context(self, pools: Mapping[str, Pool], cache: StatisticsCache, profile: Path) -> RecipeContext:
-        of = self.settings
-        return RecipeContext(
-            self.anatomy,
-            self._model,
-            pools,
-            cache,
-            self.dense.shape,
-            self.seed,
-            of.damp,
-            tuple(of.protect),
-            () if of.profile is None else read_profile(profile),
+    def _use(self, pools: Mapping[str, Pool], cache: StatisticsCache, profile: Path) -> None:
+        of, shape = self.settings, self.dense.shape
+        lines = () if of.profile is None else read_profile(profile)
+        protect = tuple(of.protect)
+        self.use(
+            RecipeContext(self.anatomy, self._model, pools, cache, shape, self.seed, of.damp, protect, lines)
         )
 
     def use(self, context: RecipeContext) -> None:
@@ -152,7 +144,7 @@ class RecipePruner(Pruner):
         *,
         keep: bool = False,
     ) -> Mapping[str, Pool]:
-        """Those in a directory, if they are of this model and these texts, else new ones, kept there or not."""
+        """Pools in a directory, if they are of this model and these texts, else new ones, saved there or not."""
         of = self.settings
         look = any(choice != "random" for choice in of.choose)
         hashes = {name: source.sha256 for name, source in self.calibration.sources.items()}
@@ -187,23 +179,22 @@ class RecipePruner(Pruner):
         if not config["sparsity"]:
             return None
         name = json.dumps(config, sort_keys=True)
-        plan = self._plans.pop(name, None) or self._new_plan(context, config)
+        plan = self._plans.pop(name, None)
+        if plan is None:
+            self._evict(context)
+            try:
+                plan = PLAN[self.settings.unit](context, config)
+            except LevelStoreError:
+                raise
+            except ValueError as error:
+                raise InfeasibleError(str(error)) from error
         self._plans[name] = plan  # the last one is the one used last
         return plan
 
-    def _new_plan(self, context: RecipeContext, config: Config) -> PruningPlan:
-        self._evict(context)
-        try:
-            return PLAN[self.settings.unit](context, config)
-        except LevelStoreError:
-            raise
-        except ValueError as error:
-            raise InfeasibleError(str(error)) from error
-
     def _evict(self, context: RecipeContext) -> None:
-        """Evict plans of earlier batches: all but the last few, and those whose statistics are held no more.
+        """Evict plans of earlier batches: all but the last few, and those without statistics in memory.
 
-        Mapped files keep their disk.
+        A plan keeps its mapped files on the disk.
         """
         under_way = set(map(id, self._of_keys.values()))
         earlier = [name for name, plan in self._plans.items() if id(plan) not in under_way]
@@ -249,7 +240,7 @@ class RecipePruner(Pruner):
         return form
 
     def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
-        """Prune the live model by the recipe; its weights are the very ones that a search measures.
+        """Prune the live model by the recipe; the weights are those that a search measures.
 
         Raises:
             ValueError: if sequential statistics are asked for, or the recipe can't be carried out.
@@ -267,11 +258,11 @@ class RecipePruner(Pruner):
 
     @classmethod
     def formats(cls, settings: Any) -> tuple[str, ...]:
-        """Zeros in place go into the parent's own form, smaller models into any."""
+        """The parent's own form for zeros in place; any for smaller models."""
         return tuple(FORMATS) if cls.is_smaller(settings) else ("hf",)
 
     def check_format(self, config: Config, tokenizer: PreTrainedTokenizerBase, form: str) -> None:
-        """Raise a ValueError if the recipe can't be carried out, or the format can't carry the model."""
+        """Raise a ValueError if the recipe is infeasible, or the format can't carry the model."""
         kept = self._kept(config)
         if self.is_smaller(self.settings):
             check_structured(self.anatomy, tokenizer, kept, form)
@@ -289,7 +280,7 @@ class RecipePruner(Pruner):
         return {"asked": {}}
 
     def calibration_record(self) -> dict[str, Any]:
-        """The texts that windows are chosen from; the recipe says which, and the seed."""
+        """The texts that windows are chosen from, by the recipe and the seed."""
         sources = self.calibration.sources
         return {
             "sources": {name: source.name for name, source in sources.items()},
@@ -305,7 +296,7 @@ class RecipePruner(Pruner):
         manifest: Manifest,
         check_tokens: Int64[Tensor, "rows length"],
     ) -> ExportReport:
-        """Save zeros as the parent's class has them, unless biases came; smaller models as `export_structured` does."""
+        """Save zeros in the parent's class unless biases were added; smaller models by `export_structured`."""
         plan, kept = self.plan(config), self._kept(config)
         manifest = replace(manifest, asked={} if plan is None else dict(plan.sparsity))
         if not self.is_smaller(self.settings) and not CutModel(self.anatomy, kept).added_biases():
@@ -323,6 +314,4 @@ class RecipePruner(Pruner):
 
     def _kept(self, config: Config) -> Sequence[Kept]:
         plan = self.plan(config)
-        if plan is None:
-            return [Kept(block.n_kv_heads, block.ffn_width) for block in self.anatomy.blocks]
-        return plan.kept
+        return [block.whole for block in self.anatomy.blocks] if plan is None else plan.kept

@@ -1,38 +1,39 @@
-"""Recipes that cut: which KV groups and channels of each block stay, and what is made of them."""
+"""Recipes that cut KV groups and FFN channels: choice of the kept units, their weights and repairs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from secateur.pruners.calibration.stream import Detail, most
 from secateur.pruners.models.anatomy import Sublayer
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
-from secateur.pruners.recipes.allocating import Needs, most, removed, rule_needs
+from secateur.pruners.recipes.allocation.allocate import removed
 from secateur.pruners.recipes.allocation.layers import Layer
 from secateur.pruners.recipes.context import RecipeContext, Sample
-from secateur.pruners.recipes.costs import cut_costs
+from secateur.pruners.recipes.metric import importance_of
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
-from secateur.pruners.recipes.scores import importance_of
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.importance import Importance
 from secateur.pruners.structure.reorder import ImportanceOrdered, in_order
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
-from secateur.spaces.methods import CUT_REPAIRS, STREAM_REPAIRS
+from secateur.spaces.architecture.cost import cost
+from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS
 
 Stays = Mapping[Sublayer, tuple[int, ...]]
-"""Numbers of the units of a block that stay, ascending."""
+"""Numbers of the units that a block keeps, ascending."""
 
 
 @dataclass(frozen=True)
 class UnitPlan(PruningPlan):
-    """Units that are really gone.
+    """Plan that cuts units.
 
     Args:
         context: of the recipe.
@@ -49,17 +50,13 @@ class UnitPlan(PruningPlan):
     outputs: Mapping[str, Tensor]
 
     def change(self, live: LiveBlock) -> None:
-        stays = self.stays[live.block.index]
-        for layout in live.layout.sublayers:
-            kept = stays[layout.kind]
+        index = live.block.index
+        for layout in self.context.layouts[index].sublayers:
+            kept, sublayer = self.stays[index][layout.kind], live.sublayers[layout.kind]
             if not kept:
-                live.remove(layout.kind)
+                sublayer.remove()
             elif len(kept) < layout.n_units:
-                live.cut(layout.kind, len(kept), self._pieces(layout, live.block.index, kept))
-
-    @property
-    def kept(self) -> Sequence[Kept]:
-        return [Kept(len(stays["attention"]), len(stays["mlp"])) for stays in self.stays]
+                sublayer.cut(len(kept), self._pieces(layout, index, kept))
 
     @property
     def units(self) -> Sequence[KeptUnits]:
@@ -72,18 +69,17 @@ class UnitPlan(PruningPlan):
     def _make(self, layout: SublayerLayout, block: int, kept: tuple[int, ...]) -> Mapping[str, Piece]:
         rest = sorted(set(range(layout.n_units)) - set(kept))
         order = torch.tensor([*kept, *rest], device=layout.output.weight.device)
-        needs = CUT_REPAIRS[self.repair].needs
+        name, needs = layout.output.name, CUT_REPAIRS[self.repair].needs
         inputs = None
         if needs != "nothing":
-            inputs = self.sample.statistics.outputs(block, gram=needs == "gram")[layout.output.name]
+            inputs = self.sample.statistics.outputs(block, gram=needs == "gram")[name]
         tensors = in_order(layout, order, inputs, (len(kept),), (self.repair,), self.context.damp)
         pieces = ImportanceOrdered(layout, tensors).pieces(len(kept), self.repair)
-        name = layout.output.name
         return pieces | {name: pieces[name].changed(self.outputs.get(name), None)}
 
 
 def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
-    """What a recipe of unit ``structure`` comes to. The live model is dense, and stays so.
+    """Plan of a recipe of unit ``structure``. The live model must be dense; it is not changed.
 
     Raises:
         ValueError: if it can't be carried out: too few calibration windows, a rule that does not reach the
@@ -92,46 +88,40 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     sample = context.sample(config["calibration"])
     row, stream = importance_of(config["metric"], len(context.layouts)), STREAM_REPAIRS.get(config["repair"])
     repair = "none" if stream else config["repair"]
-    of_rule: Needs = "moments" if "flap" in rule_needs(config) else "nothing"
-    needs = most(row.needs, CUT_REPAIRS[repair].inputs, of_rule)
+    flap = "flap" in RULES[config["allocation"]["rule"]].evidence
+    needs = most(row.needs, CUT_REPAIRS[repair].inputs, "moments" if flap else "nothing")
     sample.statistics.prepare(outputs=needs, gradients=row.gradients)
     evidence = _evidence(context, sample, row, needs)
-    layouts = [one.layout for one in evidence]
     scores = [_scores(row, one) for one in evidence]
     gone = removed(
         config,
-        [_layer(layout, score, context) for layout, score in zip(layouts, scores, strict=True)],
+        [_layer(one.layout, score, context) for one, score in zip(evidence, scores, strict=True)],
         context,
         sample,
-        flap=lambda: [standardised_flap(one).double().cpu().numpy() for one in evidence],
+        flap=lambda: tuple(standardised_flap(one).double().cpu().numpy() for one in evidence),
     )
     parts = [
-        (layout, _lasting(score, layout.n_units - n))
-        for layout, score, n in zip(layouts, scores, gone, strict=True)
+        (one.layout.kind, _highest(score, one.layout.n_units - n))
+        for one, score, n in zip(evidence, scores, gone, strict=True)
     ]
-    stays = tuple(
-        {layout.kind: kept for layout, kept in pair} for pair in zip(parts[::2], parts[1::2], strict=True)
-    )
+    stays: tuple[Stays, ...] = tuple(dict(pair) for pair in zip(parts[::2], parts[1::2], strict=True))
     seen = f"{sample.sha256} {context.damp}"
-    below = [stays[:index] if stream else () for index in range(len(stays))]
     keys = tuple(
-        _key(layout, kept, config["repair"], f"{seen} {under}")
-        for layout, kept, under in zip(context.layouts, stays, below, strict=True)
+        _key(layout, stays[index], config["repair"], f"{seen} {stays[:index] if stream else ()}")
+        for index, layout in enumerate(context.layouts)
     )
-    kept = [Kept(len(block["attention"]), len(block["mlp"])) for block in stays]
+    kept = tuple(Kept(len(block["attention"]), len(block["mlp"])) for block in stays)
     outputs = stream.function(context.anatomy, context.layouts, stays, sample.tokens) if stream else {}
-    return UnitPlan(keys, cut_costs(context.shape, kept, repair), context, sample, repair, stays, outputs)
+    return UnitPlan(keys, cost(context.shape, kept, repair), kept, context, sample, repair, stays, outputs)
 
 
-def _evidence(
-    context: RecipeContext, sample: Sample, row: Importance, needs: Literal["moments", "gram"] | None
-) -> list[Evidence]:
-    """What is known of attention and MLP of each block."""
+def _evidence(context: RecipeContext, sample: Sample, row: Importance, needs: Detail) -> list[Evidence]:
+    """Evidence of attention and MLP of each block."""
     gradients = sample.statistics.gradients(row.gradients)
     found = []
     for layout in context.layouts:
         index = layout.block.index
-        seen = {} if needs is None else sample.statistics.outputs(index, gram=needs == "gram")
+        seen = {} if needs == "nothing" else sample.statistics.outputs(index, gram=needs == "gram")
         found += [
             Evidence(part, seen.get(part.output.name), gradients, context.damp) for part in layout.sublayers
         ]
@@ -146,26 +136,26 @@ def _scores(row: Importance, evidence: Evidence) -> Float[Tensor, " units"]:
 
 
 def _layer(layout: SublayerLayout, score: Float[Tensor, " units"], context: RecipeContext) -> Layer:
-    protected = any(placement.linear.name in context.protected for placement in layout.placements)
+    names = tuple(placement.linear.name for placement in layout.placements)
     return Layer(
         layout.output.block,
         layout.kind,
         size=layout.unit_params,
         n_units=layout.n_units,
         scores=score.double().cpu().numpy(),
-        keep=layout.n_units if protected else 0,
+        keep=0 if context.protected.isdisjoint(names) else layout.n_units,
         rest=layout.fixed_params,
-        linears=tuple(placement.linear.name for placement in layout.placements),
+        linears=names,
     )
 
 
-def _lasting(score: Float[Tensor, " units"], n_kept: int) -> tuple[int, ...]:
+def _highest(score: Float[Tensor, " units"], n_kept: int) -> tuple[int, ...]:
     """The units that score highest, by number; of equal ones those with the larger numbers."""
     return tuple(sorted(score.argsort(stable=True).flip(0)[:n_kept].tolist()))
 
 
 def _key(layout: BlockLayout, stays: Stays, repair: str, seen: str) -> str:
-    """Equal for equal weights: what repairs have seen counts where there is something to repair."""
+    """Equal for equal weights: the data that repairs depend on count where there is something to repair."""
     counts = [(len(stays[part.kind]), part.n_units) for part in layout.sublayers]
     if all(n_kept == n_units for n_kept, n_units in counts):
         return DENSE

@@ -1,4 +1,4 @@
-"""How weights of projections go and what stays is made up: by masks, or all at once."""
+"""Weight pruning of a block: by masks and repairs, or by reconstruction of layers or of the block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,14 +16,13 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
-from secateur.pruners.calibration.stream import stream_states
+from secateur.pruners.calibration.stream import Detail, most, stream_states
 from secateur.pruners.masks import mask
 from secateur.pruners.models.anatomy import Block, Linear
 from secateur.pruners.models.cutting import Piece
-from secateur.pruners.recipes.allocating import most
 from secateur.pruners.recipes.context import RecipeContext, Sample
+from secateur.pruners.recipes.metric import Ranking
 from secateur.pruners.recipes.plan import key_of
-from secateur.pruners.recipes.scores import Ranking
 from secateur.pruners.weights.mask_repairs import Masked
 from secateur.pruners.weights.method import Method
 from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, MASK_REPAIRS, MethodRow
@@ -39,21 +37,21 @@ class WeightPruning(ABC):
 
     Args:
         context: of the recipe.
-        sample: its calibration windows; what `needs` and `gradients` say is collected.
+        sample: its calibration windows, with the statistics of `needs` and `gradients`.
     """
 
     context: RecipeContext
     sample: Sample
 
     @property
-    @abstractmethod
-    def needs(self) -> Literal["nothing", "moments", "gram"]:
+    def needs(self) -> Detail:
         """Statistics of inputs."""
+        return "nothing"
 
     @property
-    @abstractmethod
     def gradients(self) -> tuple[Kind, ...]:
         """Kinds of gradients."""
+        return ()
 
     @abstractmethod
     def key(self, block: Block, counts: Counts) -> str:
@@ -61,7 +59,7 @@ class WeightPruning(ABC):
 
     @abstractmethod
     def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
-        """What the projections that lose something become; `key` is what `key` gave."""
+        """The projections with zeros, pruned, by their full names; `key` is the result of `key`."""
 
     def n_biases(self, counts: Counts) -> int:
         """Entries of biases that the dense model does not have."""
@@ -76,23 +74,23 @@ class WeightPruning(ABC):
         raise ValueError(f"Expected a metric with scores, got one that gives weights at {linear.name}.")
 
     def inputs(self, block: Block) -> Mapping[str, InputStatistics]:
-        """What was seen of each projection's input, as far as it is needed."""
+        """Statistics of each projection's input, as far as they are needed."""
         if self.needs == "nothing":
             return {}
         return self.sample.statistics.inputs(block.index, gram=self.needs == "gram")
 
 
 def spread_step(n_scores: int, n: int, width: int) -> int:
-    """Distance of at most `n` out of so many scores in rows of this width, which meet all columns alike."""
+    """Distance between at most `n` of the scores, so that rows of this width are sampled in all columns alike."""
     step = -(-n_scores // n)
-    while math.gcd(step, width) > 1:  # or the same few columns would be met in each row
+    while math.gcd(step, width) > 1:  # or each row would be sampled in the same few columns
         step += 1
     return step
 
 
 @dataclass(frozen=True)
 class MaskPruning(WeightPruning):
-    """The weights that rank lowest go, then what stays is repaired.
+    """Weights of the lowest scores are zeroed, then the kept ones are repaired.
 
     Args:
         ranking: of the weights.
@@ -103,8 +101,8 @@ class MaskPruning(WeightPruning):
     repair: str
 
     @property
-    def needs(self) -> Literal["nothing", "moments", "gram"]:
-        return most(self.ranking.needs, self._row.inputs) or "nothing"
+    def needs(self) -> Detail:
+        return most(self.ranking.needs, self._row.inputs)
 
     @property
     def gradients(self) -> tuple[Kind, ...]:
@@ -128,7 +126,7 @@ class MaskPruning(WeightPruning):
 
     def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
         masks = self.context.made.get((block.index, key), lambda: self._masks(block, counts))
-        if self._row.gives == "nothing":  # quicker made than kept
+        if self._row.gives == "nothing":  # quicker computed than kept
             return self._repaired(block, masks)
         return self.context.made.get((block.index, key, "repaired"), lambda: self._repaired(block, masks))
 
@@ -178,16 +176,16 @@ class MaskPruning(WeightPruning):
 
 @dataclass(frozen=True)
 class LayerReconstruction(WeightPruning):
-    """A reconstruction gives the weights anew.
+    """Weights by a reconstruction of each projection.
 
     Args:
-        method: that updates weights, or has no ranking.
+        method: that updates weights.
     """
 
     method: Method
 
     @property
-    def needs(self) -> Literal["nothing", "moments", "gram"]:
+    def needs(self) -> Detail:
         return self.method.needs
 
     @property
@@ -199,23 +197,21 @@ class LayerReconstruction(WeightPruning):
         return key_of(self.method.record, self.sample.sha256, zeros)
 
     def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
-        return self.context.made.get((block.index, key), lambda: self._rebuilt(block, counts))
+        return self.context.made.get((block.index, key), lambda: self._reconstructed(block, counts))
 
-    def _rebuilt(self, block: Block, counts: Counts) -> dict[str, Piece]:
-        inputs = self.inputs(block)
-        return {
-            linear.name: Piece(
-                self.method.weights(linear, inputs[linear.name], [counts[linear.name] / linear.n_weights])[0],
-                linear.bias,
-            )
-            for linear in block.linears
-            if counts[linear.name]
-        }
+    def _reconstructed(self, block: Block, counts: Counts) -> dict[str, Piece]:
+        inputs, found = self.inputs(block), {}
+        for linear in block.linears:
+            if counts[linear.name]:
+                sparsities = [counts[linear.name] / linear.n_weights]
+                weight = self.method.weights(linear, inputs[linear.name], sparsities)[0]
+                found[linear.name] = Piece(weight, linear.bias)
+        return found
 
 
 @dataclass(frozen=True)
 class BlockReconstruction(WeightPruning):
-    """The weights of a block depend on its own zeros and on what the dense model gives to it.
+    """Weights by a reconstruction of a block, from its own zeros and the dense model's input to it.
 
     Args:
         name: a row of `BLOCK_RECONSTRUCTIONS`.
@@ -223,26 +219,18 @@ class BlockReconstruction(WeightPruning):
 
     name: str
 
-    @property
-    def needs(self) -> Literal["nothing"]:
-        return "nothing"
-
-    @property
-    def gradients(self) -> tuple[Kind, ...]:
-        return ()
-
     def key(self, block: Block, counts: Counts) -> str:
         BLOCK_RECONSTRUCTIONS[self.name].check(self.context.anatomy, block, self.sample.tokens)
-        assert self._states, "looked at while the model is dense"
+        assert self._states, "collected while the model is dense"
         zeros = [counts[linear.name] for linear in block.linears]
         return key_of(self.name, self.sample.sha256, self.context.damp, zeros)
 
     def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
-        return self.context.made.get((block.index, key), lambda: self._rebuilt(block, counts))
+        return self.context.made.get((block.index, key), lambda: self._reconstructed(block, counts))
 
     @cached_property
     def _states(self) -> Mapping[str, Float[Tensor, "windows length width"]]:
-        """What the dense model gives to each block."""
+        """The dense model's input to each block."""
         anatomy, tokens = self.context.anatomy, self.sample.tokens
         names = [block.name for block in anatomy.blocks]
         return self.context.made.get(
@@ -250,7 +238,7 @@ class BlockReconstruction(WeightPruning):
             lambda: dict(zip(names, stream_states(anatomy, tokens), strict=False)),
         )
 
-    def _rebuilt(self, block: Block, counts: Counts) -> dict[str, Piece]:
+    def _reconstructed(self, block: Block, counts: Counts) -> dict[str, Piece]:
         linears = {linear.name: linear for linear in block.linears}
         weights = BLOCK_RECONSTRUCTIONS[self.name].function(
             self.context.anatomy,

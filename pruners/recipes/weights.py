@@ -1,28 +1,28 @@
-"""Recipes that leave zeros: how many weights of each projection go, and what becomes of a block."""
+"""Recipes that zero weights in place: numbers of zeros of each projection, and the pruned weights of a block."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from secateur.pruners.recipes.allocating import Needs, most, removed, rule_needs
+from secateur.pruners.calibration.stream import most
+from secateur.pruners.recipes.allocation.allocate import removed
 from secateur.pruners.recipes.allocation.layers import Layer
 from secateur.pruners.recipes.allocation.owl import outlier_shares
 from secateur.pruners.recipes.context import RecipeContext, Sample
-from secateur.pruners.recipes.costs import zero_costs
+from secateur.pruners.recipes.metric import ranking_of
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
-from secateur.pruners.recipes.scores import BlendRanking, blend_of, method_of
 from secateur.pruners.recipes.weight_pruning import (
     BlockReconstruction,
     LayerReconstruction,
     MaskPruning,
     WeightPruning,
 )
-from secateur.spaces.architecture.candidate import Kept
-from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS
+from secateur.pruners.weights.method import Method
+from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, RULES
 
 SCORES = 1 << 16
 """So many scores of a projection, evenly spread, stand for all of them where thresholds are set."""
@@ -30,7 +30,7 @@ SCORES = 1 << 16
 
 @dataclass(frozen=True)
 class WeightPlan(PruningPlan):
-    """Zeros in place.
+    """Plan that zeros weights.
 
     Args:
         pruning: makes the weights.
@@ -48,13 +48,9 @@ class WeightPlan(PruningPlan):
         linears = self.pruning.context.anatomy.linears
         return {linear.name: self.counts[linear.name] / linear.n_weights for linear in linears}
 
-    @property
-    def kept(self) -> Sequence[Kept]:
-        return [Kept(block.n_kv_heads, block.ffn_width) for block in self.pruning.context.anatomy.blocks]
-
 
 def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPlan:
-    """What a recipe of unit ``weights`` comes to. The live model is dense, and stays so.
+    """Plan of a recipe of unit ``weights``. The live model must be dense; it is not changed.
 
     Raises:
         ValueError: if it can't be carried out: too few calibration windows, a rule that does not reach the
@@ -62,52 +58,44 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
     """
     sample = context.sample(config["calibration"])
     pruning = _weight_pruning(context, sample, config)
-    needs = rule_needs(config)
-    of_rule: Needs = "moments" if "outliers" in needs else "nothing"
-    sample.statistics.prepare(inputs=most(pruning.needs, of_rule), gradients=pruning.gradients)
-    linears = list(context.anatomy.linears)
+    evidence = RULES[config["allocation"]["rule"]].evidence
+    needs = most(pruning.needs, "moments" if "outliers" in evidence else "nothing")
+    sample.statistics.prepare(inputs=needs, gradients=pruning.gradients)
+    linears, blocks = list(context.anatomy.linears), context.anatomy.blocks
     layers = [
         Layer(
             linear.block,
             linear.sublayer,
             size=1,
             n_units=linear.n_weights,
-            scores=pruning.some_scores(linear, SCORES) if "scores" in needs else np.zeros(0),
+            scores=pruning.some_scores(linear, SCORES) if "scores" in evidence else np.zeros(0),
             keep=linear.n_weights if linear.name in context.protected else 0,
             name=linear.name,
         )
         for linear in linears
     ]
-    gone = removed(
-        config,
-        layers,
-        context,
-        sample,
-        outliers=lambda: outlier_shares(
-            context.anatomy, sample.statistics, float(config["allocation"]["factor"])
-        ),
-    )
+
+    def outliers() -> tuple[float, ...]:
+        return outlier_shares(context.anatomy, sample.statistics, float(config["allocation"]["factor"]))
+
+    gone = removed(config, layers, context, sample, outliers=outliers)
     counts = {linear.name: n for linear, n in zip(linears, gone, strict=True)}
-    blocks = context.anatomy.blocks
-    keys = [
+    keys = tuple(
         pruning.key(block, counts) if any(counts[linear.name] for linear in block.linears) else DENSE
         for block in blocks
-    ]
-    n_weights = sum(linear.n_weights for linear in linears)
-    costs = zero_costs(context.shape, sum(gone), n_weights, pruning.n_biases(counts))
-    return WeightPlan(tuple(keys), costs, pruning, counts)
+    )
+    n_biases = pruning.n_biases(counts)
+    costs = context.shape.with_zeros(sum(gone), sum(linear.n_weights for linear in linears))
+    costs["params"] += n_biases
+    costs["size_bytes"] += n_biases * context.shape.bytes_per_param
+    return WeightPlan(keys, costs, tuple(block.whole for block in blocks), pruning, counts)
 
 
 def _weight_pruning(context: RecipeContext, sample: Sample, config: Mapping[str, Any]) -> WeightPruning:
-    """How weights are made."""
-    blend = blend_of(config["metric"])
-    if blend is not None:
-        return MaskPruning(context, sample, BlendRanking(blend), config["repair"])
-    if config["metric"]["name"] in BLOCK_RECONSTRUCTIONS:
-        return BlockReconstruction(context, sample, config["metric"]["name"])
-    method = method_of(config["metric"], damp=context.damp, seed=context.seed)
-    return (
-        LayerReconstruction(context, sample, method)
-        if method.updates_weights
-        else MaskPruning(context, sample, method, config["repair"])
-    )
+    metric = config["metric"]
+    if metric["name"] in BLOCK_RECONSTRUCTIONS:
+        return BlockReconstruction(context, sample, metric["name"])
+    ranking = ranking_of(metric, damp=context.damp, seed=context.seed)
+    if isinstance(ranking, Method) and ranking.updates_weights:
+        return LayerReconstruction(context, sample, ranking)
+    return MaskPruning(context, sample, ranking, config["repair"])

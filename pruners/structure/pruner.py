@@ -78,9 +78,7 @@ class ArchitecturePruner(Pruner):
 
     def open(self, directory: Path) -> None:
         self._switch = BlockSwitch(self.anatomy, StructureStore(directory, self.anatomy))
-        self._dense = tuple(
-            (Kept(block.n_kv_heads, block.ffn_width), "none") for block in self.anatomy.blocks
-        )
+        self._dense = tuple((block.whole, "none") for block in self.anatomy.blocks)
         self._now: list[Key] = list(self._dense)
 
     def keys(self, config: Config) -> Sequence[Hashable]:

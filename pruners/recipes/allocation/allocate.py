@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from secateur.pruners.recipes.allocation.filling import wanted_weights
 from secateur.pruners.recipes.allocation.layers import Evidence, Layer
+from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.spaces.methods import RULES, Unit
 from secateur.spaces.names import nearest
 
@@ -34,6 +36,36 @@ def check_rule(rule: str, unit: Unit, parameters: Mapping[str, object]) -> None:
         if name not in known:
             raise ValueError(f"Expected parameters of the rule {rule}, got `{name}`.{nearest(name, known)}")
         known[name].check(value, rule)
+
+
+def removed(
+    config: Mapping[str, Any],
+    layers: Sequence[Layer],
+    context: RecipeContext,
+    sample: Sample,
+    **further: Callable[[], tuple[Any, ...]],
+) -> tuple[int, ...]:
+    """Number of units that each layer loses by a recipe.
+
+    Args:
+        config: the recipe.
+        layers: all that share the budget, with scores where the rule needs them.
+        context: of the recipe.
+        sample: its windows.
+        further: functions that compute parts of `Evidence` by name, called for the parts that the rule needs.
+
+    Raises:
+        BudgetError: if the rule can't reach the sparsity.
+    """
+    parameters = dict(config["allocation"])
+    rule = parameters.pop("rule")
+    parts: dict[str, Callable[[], tuple[Any, ...]]] = {
+        "influence": lambda: sample.statistics.influence,
+        "profile": lambda: tuple(context.profile),
+        **further,
+    }
+    evidence = Evidence(**{name: parts[name]() for name in RULES[rule].evidence if name in parts})
+    return allocate(rule, layers, evidence, config["sparsity"], **parameters)
 
 
 def allocate(

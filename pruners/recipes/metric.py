@@ -1,0 +1,54 @@
+"""Metrics of recipes: of the table of methods, formulas, and the blend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+from secateur.pruners.recipes.blend import Blend, unit_scores
+from secateur.pruners.structure.formula_scores import formula_method, formula_scores
+from secateur.pruners.structure.importance import Importance, check_importance
+from secateur.pruners.weights.method import Method
+from secateur.spaces.formulas.metric import formula_of
+from secateur.spaces.methods import IMPORTANCES
+from secateur.spaces.recipe.keys import BLEND
+
+Ranking: TypeAlias = Method | Blend
+"""Metric of weights; a method that updates weights ranks none."""
+
+
+def ranking_of(metric: Mapping[str, Any], *, damp: float, seed: int) -> Ranking:
+    """The metric of weights that a recipe's section ``metric`` describes.
+
+    Raises:
+        ValueError: if there is no such method.
+    """
+    name = metric["name"]
+    if name == BLEND:
+        return Blend.of(metric)
+    return Method(name, metric.get("comparison"), damp=damp, seed=seed, formula=formula_of(name))
+
+
+def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> Importance:
+    """The importance that a recipe's section ``metric`` describes.
+
+    Args:
+        metric: complete, or its name alone.
+        n_blocks: of the model, for formulas with the block's position; what is needed does not depend on it.
+
+    Raises:
+        ValueError: if there is no such importance.
+    """
+    name = metric["name"]
+    if name == BLEND:
+        blend = Blend.of(metric)
+        return Importance(partial(unit_scores, blend=blend), blend.needs, blend.gradients)
+    formula = formula_of(name)
+    if formula is not None:
+        score = partial(formula_scores, formula=formula, n_blocks=n_blocks)
+        method = formula_method(formula)
+        return Importance(score, method.needs, method.gradients)
+    check_importance(name, key="metric")
+    row = IMPORTANCES[name]
+    return Importance(row.function, row.inputs, row.gradients)
