@@ -91,3 +91,10 @@ def test_contributing_names_every_kind():
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     for kind, signature in SIGNATURES.items():
         assert f"| {kind} | `{signature.partition(' -> ')[0]}` | {signature.partition(' -> ')[2]} |" in text
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:spaces|search|pruners|evaluators|docs|examples|scripts)/[\w/.-]*)`", text))
+    assert len(named) > 12
+    assert [path for path in named if not (ROOT / path).exists()] == []
