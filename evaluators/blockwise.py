@@ -1,4 +1,4 @@
-"""The evaluator of this project: block by block, with shared prefixes over candidates."""
+"""Block-wise evaluation of candidates, with shared prefixes computed once."""
 
 from __future__ import annotations
 
@@ -21,56 +21,37 @@ from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.pruner import InfeasibleError, Pruner
 from secateur.pruners.stores.recent import Recent
 from secateur.spaces.measurement import Fidelity, Measurement
-from secateur.spaces.space import Space
 
 MIN_PREFIX_BYTES, MAX_PREFIX_BYTES = 1 << 26, 1 << 30
-"""Outputs of blocks are kept for later batches up to a sixteenth of the model's bytes, within these bounds: every
-worker keeps its own."""
+"""Bounds of a worker's cache of block outputs, which is a sixteenth of the model's bytes."""
 
 MIN_CHANGED_BYTES, MAX_CHANGED_BYTES = 1 << 28, 1 << 30
-"""Likewise changed blocks that are copies, for the next candidate."""
+"""Likewise of changed blocks that are copies, for the next candidate."""
 
 
 class BlockwiseEvaluator(Evaluator):
     """KL to the dense model and cross-entropy of candidates, on nested subsets of fixed windows.
 
-    Blocks that several candidates share, from the embedding on, are computed once for each data batch: within
-    a batch of candidates always, with earlier ones as long as memory for it lasts. A candidate's losses on a data
-    batch are remembered, so that a larger fidelity costs only its further data. Losses accumulate in fp32 and up
-    whatever the model's dtype.
+    Blocks that several candidates share, from the embedding on, are computed once for each data batch: within a batch
+    of candidates always, with earlier ones as far as the cache holds them. A candidate's losses on a data batch are
+    remembered, so that a larger fidelity costs only its further data. Losses accumulate in fp32 and up whatever the
+    model's dtype.
 
     Args:
-        anatomy: the dense model.
-        space: parses candidates, knows their configuration and exact cost.
-        pruner: switches blocks.
+        pruner: open; switches blocks of the dense model by the candidates of its space.
         data: the windows of both parts with the dense model's side of the loss.
-        loss: which loss is reported as ``loss``.
-        seed: which windows were drawn, for the record.
-        worker: this worker's name, for the record.
+        loss: the one that is reported as ``loss``.
     """
 
-    def __init__(
-        self,
-        anatomy: Anatomy,
-        space: Space[Any],
-        pruner: Pruner,
-        data: EvaluationData,
-        *,
-        loss: Literal["kl", "ce"] = "kl",
-        seed: int = 0,
-        worker: str = "local",
-    ) -> None:
-        self._anatomy = anatomy
-        self._space = space
+    def __init__(self, pruner: Pruner, data: EvaluationData, *, loss: Literal["kl", "ce"] = "kl") -> None:
         self._pruner = pruner
+        self._anatomy = pruner.anatomy
         self._data = data
         self._loss = loss
-        self._seed = seed
-        self._worker = worker
-        self._runner = BlockRunner(anatomy)
+        self._runner = BlockRunner(pruner.anatomy)
         # Outputs of blocks by the path to them.
-        self._prefixes = Recent[Tensor](_share(anatomy, MIN_PREFIX_BYTES, MAX_PREFIX_BYTES))
-        self._n_stay = _n_stay(anatomy)
+        self._prefixes = Recent[Tensor](_share(pruner.anatomy, MIN_PREFIX_BYTES, MAX_PREFIX_BYTES))
+        self._n_kept = _n_kept(pruner.anatomy)
         self._sums: dict[tuple[str, Path], LossSums] = {}
 
     @torch.no_grad()
@@ -80,11 +61,11 @@ class BlockwiseEvaluator(Evaluator):
         Raises:
             ValueError: if a text is no candidate of the space, or the evaluator was not made for the fidelity.
         """
-        parsed = [self._space.parse(text) for text in candidates]
+        parsed = [self._pruner.space.parse(text) for text in candidates]
         batches = self._data.of(fidelity)
         started = time.perf_counter()
-        turned = [self._path(candidate) for candidate in parsed]
-        paths = [path for path in turned if not isinstance(path, str)]
+        found = [self._path(candidate) for candidate in parsed]
+        paths = [path for path in found if not isinstance(path, str)]
         known = {path for path in paths if all((batch.name, path) in self._sums for batch in batches)}
         computed = [0] * len(paths)
         try:
@@ -93,28 +74,36 @@ class BlockwiseEvaluator(Evaluator):
         finally:
             self._pruner.restore()  # nothing leaks into the next candidate, nor into the dense side
         seconds = (time.perf_counter() - started) / max(len(candidates), 1)
-        n_blocks = len(self._anatomy.blocks) * len(batches)
-        blocks, measurements = iter(computed), []
-        for candidate, path in zip(parsed, turned, strict=True):
+        n_blocks, blocks, measurements = len(self._anatomy.blocks) * len(batches), iter(computed), []
+        for candidate, path in zip(parsed, found, strict=True):
+            record: dict[str, Any] = {"seed": self._pruner.seed, "seconds": seconds}
             if isinstance(path, str):
-                measurements.append(self._infeasible(candidate, fidelity, path, seconds))
+                measurements.append(Measurement(candidate.text, fidelity, infeasible=path, **record))
                 continue
-            sums = sum((self._sums[batch.name, path] for batch in batches), LossSums())
             n = next(blocks)
-            measurements.append(
-                self._measurement(candidate, fidelity, sums, seconds, (n, n_blocks - n), again=path in known)
-            )
+            # No tokens if another candidate with the same weights was measured.
+            record["n_tokens"] = 0 if path in known else fidelity.n_tokens
+            record |= {"blocks": n, "blocks_saved": n_blocks - n}
+            sums = sum((self._sums[batch.name, path] for batch in batches), LossSums())
+            values, reason = self._values(candidate, sums.means())
+            measurements.append(Measurement(candidate.text, fidelity, values, reason, **record))
         return measurements
 
+    def _values(self, candidate: Any, losses: dict[str, float]) -> tuple[dict[str, float], str | None]:
+        """The values, or the reason for none."""
+        if not all(math.isfinite(value) for value in losses.values()):
+            return {}, "its loss is not finite: the pruned model overflows"
+        return {"loss": losses[self._loss], **losses, **self._pruner.cost(candidate)}, None
+
     def _path(self, candidate: Any) -> Path | str:
-        """The candidate's key of each block, or the reason why it has none."""
+        """Key of each block, or the reason why there is none."""
         try:
-            return tuple(self._pruner.keys(self._space.config(candidate)))
+            return tuple(self._pruner.keys(self._pruner.space.config(candidate)))
         except InfeasibleError as error:
             return str(error)
 
     def _add_batch(self, paths: Sequence[Path], batch: Batch, computed: list[int]) -> None:
-        """Losses of all paths on one data batch into `_sums`; blocks computed are added to their first member."""
+        """Add losses of all paths on one data batch to `_sums`; blocks computed count for their first member."""
         new = [member for member, path in enumerate(paths) if (batch.name, path) not in self._sums]
         if not new:
             return
@@ -125,7 +114,7 @@ class BlockwiseEvaluator(Evaluator):
                 self._pruner.apply(block, path[-1])
                 computed[new[member]] += 1
                 below = self._runner.block(block, hidden, batch.inputs)
-                if self._pruner.copies and block >= self._n_stay:
+                if self._pruner.copies and block >= self._n_kept:
                     self._pruner.release(block)
                 return below
 
@@ -135,54 +124,16 @@ class BlockwiseEvaluator(Evaluator):
             found = loss_sums(self._anatomy, hidden, batch.tokens, batch.teacher)
             self._sums[batch.name, paths[new[members[0]]]] = found
 
-    def _measurement(
-        self,
-        candidate: Any,
-        fidelity: Fidelity,
-        sums: LossSums,
-        seconds: float,
-        blocks: tuple[int, int],
-        *,
-        again: bool,
-    ) -> Measurement:
-        means = sums.means()
-        finite = all(math.isfinite(value) for value in means.values())
-        values = {"loss": means[self._loss], **means, **self._pruner.cost(candidate)}
-        return Measurement(
-            candidate=candidate.text,
-            fidelity=fidelity,
-            values=values if finite else {},
-            infeasible=None if finite else "its loss is not finite: the pruned model overflows",
-            seed=self._seed,
-            n_tokens=0
-            if again
-            else fidelity.n_tokens,  # another candidate with the same weights was measured
-            seconds=seconds,
-            worker=self._worker,
-            blocks=blocks[0],
-            blocks_saved=blocks[1],
-        )
-
-    def _infeasible(self, candidate: Any, fidelity: Fidelity, reason: str, seconds: float) -> Measurement:
-        return Measurement(
-            candidate.text,
-            fidelity,
-            infeasible=reason,
-            seed=self._seed,
-            seconds=seconds,
-            worker=self._worker,
-        )
-
 
 def _share(anatomy: Anatomy, least: int, most: int) -> int:
     n_bytes = sum(parameter.nbytes for parameter in anatomy.model.parameters())
     return min(max(least, n_bytes // 16), most)
 
 
-def _n_stay(anatomy: Anatomy) -> int:
-    """How many copied blocks stay until they are changed again: the first ones.
+def _n_kept(anatomy: Anatomy) -> int:
+    """Number of copied blocks that are kept until they are changed again: the first ones.
 
-    Candidates come to all blocks in turn, so that of those used last none would be there when it is needed.
+    Each candidate uses all blocks in turn, so that a cache of the blocks used last would have none when it is needed.
     """
     sizes = accumulate(sum(x.weight.nbytes for x in block.linears) for block in anatomy.blocks)
     return bisect_right([*sizes], _share(anatomy, MIN_CHANGED_BYTES, MAX_CHANGED_BYTES))

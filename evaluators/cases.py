@@ -1,46 +1,98 @@
-"""One candidate on several models, sparsities and patterns: what is good in general, not by luck."""
+"""Cases: the models, sparsities and patterns that one candidate is measured in, with an evaluator of each."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
+from secateur.evaluators.blockwise import BlockwiseEvaluator
+from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.plan import Plan
+from secateur.evaluators.plan import SessionPlan
+from secateur.evaluators.proxy import ProxyEvaluator
+from secateur.evaluators.tasks.evaluator import TaskEvaluator
+from secateur.evaluators.tasks.task_set import TaskSet
+from secateur.evaluators.trained import TrainedEvaluator
+from secateur.pruners.pruner import Calibration, DenseModel, Pruner, pruner_class
 from secateur.spaces.measurement import Fidelity, Measurement
 
 MAIN = "main"
-"""The case that a plan itself describes."""
+"""Name of the case that a plan itself describes."""
 
 
-def cases_of(plan: Plan) -> dict[str, Plan]:
-    """The plan of each model, sparsity and pattern that candidates are measured at, by name; the plan's own first."""
+@dataclass(frozen=True)
+class Case:
+    """One plan that candidates are measured by on a session's model.
+
+    Args:
+        plan: of the case.
+        space: of its candidates.
+        dense: the live model, with the sizes that costs of the case are counted from.
+        calibration: data; None in workers, which open the prepared store.
+    """
+
+    plan: SessionPlan
+    space: Any
+    dense: DenseModel
+    calibration: Calibration | None = None
+
+    def pruner(self) -> Pruner:
+        """A new pruner of the case."""
+        settings = self.plan.space
+        return pruner_class(settings)(
+            settings, self.dense, space=self.space, seed=self.plan.seed, calibration=self.calibration
+        )
+
+    def evaluator(
+        self,
+        data: EvaluationData,
+        directory: Path,
+        training_windows: Int[Tensor, "windows length"] | None = None,
+        tasks: TaskSet | None = None,
+    ) -> Evaluator:
+        """The evaluator of all fidelities of the case.
+
+        Args:
+            data: windows to measure on.
+            directory: written by `Pruner.prepare`.
+            training_windows: for light training; needed where the plan has it.
+            tasks: over the same live model; needed where the plan has some.
+        """
+        plan, pruner = self.plan, self.pruner()
+        pruner.open(directory)
+        evaluator: Evaluator = BlockwiseEvaluator(pruner, data, loss=plan.loss)
+        if plan.training is not None:
+            assert training_windows is not None
+            evaluator = TrainedEvaluator(
+                evaluator, pruner, data, plan.training, training_windows, loss=plan.loss
+            )
+        if plan.tasks is not None:
+            assert tasks is not None
+            evaluator = TaskEvaluator(evaluator, pruner, tasks, plan.fidelities[-2])
+        return evaluator if plan.proxy is None else ProxyEvaluator(evaluator, pruner)
+
+
+def cases_of(plan: SessionPlan) -> dict[str, SessionPlan]:
+    """The plan of each case by name; the plan's own first."""
     if not plan.space.cases:
         return {MAIN: plan}
-    own = replace(plan, space=plan.space.at(None))
     others = {
         case.name: replace(
             plan, model=case.model or plan.model, space=plan.space.at(case), latency=None, tasks=None
         )
         for case in plan.space.cases
     }
-    return {MAIN: own} | others
-
-
-def loss_name(case: str) -> str:
-    """The name of a case's own loss among the values of a measurement."""
-    return f"loss:{case}"
+    return {MAIN: replace(plan, space=plan.space.at(None))} | others
 
 
 def in_general(cases: Mapping[str, Evaluator], space: Any) -> Evaluator:
-    """The evaluators of all cases as one; of a single case its own.
-
-    Args:
-        cases: by the name of the case.
-        space: of the candidates.
-    """
+    """The evaluators of all cases, by name, as one for the candidates of a space."""
     return next(iter(cases.values())) if len(cases) == 1 else GeneralEvaluator(cases, space.reference.text)
 
 
@@ -54,7 +106,7 @@ class GeneralEvaluator(Evaluator):
     It is 1 for the reference and 0 for the dense model.
 
     The other values are those of the first case; each case's own loss is kept as ``loss:<name of the case>``. Tokens,
-    seconds and blocks are sums. The reference is measured once a worker and fidelity, and not counted.
+    seconds and blocks are sums. The reference is measured once per worker and fidelity, and not counted.
 
     Args:
         cases: evaluators by the name of the case.
@@ -67,7 +119,7 @@ class GeneralEvaluator(Evaluator):
         self._references: dict[tuple[str, Fidelity], float] = {}
 
     def evaluate(self, candidates: Sequence[str], fidelity: Fidelity) -> list[Measurement]:
-        """See `Evaluator.evaluate`; what is infeasible in one case is not measured in those after it.
+        """See `Evaluator.evaluate`; a candidate that is infeasible in one case is not measured in later ones.
 
         Raises:
             ValueError: if the reference has no loss in some case.
@@ -101,7 +153,7 @@ class GeneralEvaluator(Evaluator):
         losses = {name: max(m.values["loss"], 0.0) for name, m in found.items()}  # rounding may go below 0
         ratios = [loss / self._of_reference(name, fidelity) for name, loss in losses.items()]
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if all(ratios) else 0.0
-        return {"loss": mean} | {loss_name(name): loss for name, loss in losses.items()}
+        return {"loss": mean} | {f"loss:{name}": loss for name, loss in losses.items()}
 
     def _of_reference(self, name: str, fidelity: Fidelity) -> float:
         key = (name, fidelity)

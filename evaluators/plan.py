@@ -1,4 +1,4 @@
-"""Plan of an evaluator: plain values that a worker sets itself up by."""
+"""SessionPlan of an evaluator: plain values that a worker sets itself up by."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from secateur.evaluators.latency.store import TableSource
 from secateur.evaluators.tasks.plan import TaskPlan
-from secateur.evaluators.training.recipe import Recipe
+from secateur.evaluators.training.settings import Training
 from secateur.spaces.measurement import Fidelity
 
 
 @dataclass(frozen=True)
-class Plan:
+class SessionPlan:
     """Plain values that a worker sets itself up by.
 
     Args:
@@ -42,7 +42,7 @@ class Plan:
     calibration_tokens: int
     fidelities: tuple[Fidelity, ...]
     seed: int
-    training: Recipe | None = None
+    training: Training | None = None
     latency: TableSource | None = None
     tasks: TaskPlan | None = None
 

@@ -1,4 +1,4 @@
-"""Session: the dense model, its space, its pruner and its data, made once from a plan that can travel."""
+"""Session: the dense model, its space, its pruner and its data, opened once from a plan."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.evaluators.assembly import Case, assemble_all
-from secateur.evaluators.cases import MAIN, cases_of, in_general
+from secateur.evaluators.cases import MAIN, Case, cases_of, in_general
 from secateur.evaluators.data.text import Part as TextPart
 from secateur.evaluators.data.text import Text, load_parts, load_sources
 from secateur.evaluators.data.tokens import Order, windows
 from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.latency.store import find_table, table_sha256
-from secateur.evaluators.plan import Plan
+from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
 from secateur.pruners.calibration.pool import first_tokens
 from secateur.pruners.models.anatomy import Anatomy
@@ -48,10 +47,10 @@ class Session:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SessionPlan,
         say: Callable[[str], None] = lambda line: None,
         *,
-        cases: Mapping[str, Plan] | None = None,
+        cases: Mapping[str, SessionPlan] | None = None,
     ) -> None:
         self.plan = plan
         self._say = say
@@ -87,7 +86,7 @@ class Session:
         self.pruner = main.pruner()
         self.pruner.check_calibration()
 
-    def _case(self, plan: Plan) -> Case:
+    def _case(self, plan: SessionPlan) -> Case:
         settings, pruner = plan.space, pruner_class(plan.space)
         dense = DenseModel.of(
             self.loaded,
@@ -120,7 +119,7 @@ class Session:
         Raises:
             ValueError: as for this one.
         """
-        by_model: dict[str, dict[str, Plan]] = {}
+        by_model: dict[str, dict[str, SessionPlan]] = {}
         for name, case in self._cases.items():
             if case.model != self.plan.model:
                 by_model.setdefault(case.model, {})[name] = case
@@ -204,23 +203,17 @@ class Session:
         """The search and test windows in batches; what is asked for first is prepared with the weights of then."""
         return EvaluationData(self.anatomy, self.windows, self.plan.fidelities)
 
-    def evaluator(self, directory: Path, worker: str = "local") -> Evaluator:
-        """An evaluator over what `build_levels` wrote into the directory."""
-        return in_general(self.evaluators(directory, worker), self.space)
+    def evaluator(self, directory: Path) -> Evaluator:
+        """An evaluator over the directory that `build_levels` wrote."""
+        return in_general(self.evaluators(directory), self.space)
 
-    def evaluators(self, directory: Path, worker: str = "local") -> dict[str, Evaluator]:
-        """The evaluator of each case by its name, over what `build_levels` wrote into the directory."""
+    def evaluators(self, directory: Path) -> dict[str, Evaluator]:
+        """The evaluator of each case by its name, over the directory that `build_levels` wrote."""
+        data, tasks = self.data(), self.task_set
         windows = self.training_windows() if self.plan.training is not None else None
-        found = assemble_all(
-            self.cases,
-            self.data(),
-            directory,
-            training_windows=windows,
-            tasks=self.task_set,
-            worker=worker,
-        )
+        found = {name: case.evaluator(data, directory, windows, tasks) for name, case in self.cases.items()}
         for other in self.others:
-            found |= other.evaluators(other.beside(directory), worker)
+            found |= other.evaluators(other.beside(directory))
         return found
 
 

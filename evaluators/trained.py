@@ -1,4 +1,4 @@
-"""Light training as part of a measurement: the candidate is cut, trained for a moment, measured and thrown away."""
+"""Light training as part of a measurement: a candidate is cut, trained for a moment, measured and thrown away."""
 
 from __future__ import annotations
 
@@ -12,70 +12,59 @@ from typing import Any, Literal
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from secateur.evaluators.data.windows import EvaluationData
+from secateur.evaluators.data.windows import EvaluationData, losses_on
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.prefix_tree import Path
-from secateur.evaluators.training.recipe import Recipe
+from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
-from secateur.evaluators.training.validation import losses_on
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.pruner import InfeasibleError, Pruner
 from secateur.pruners.stores.recent import Recent
 from secateur.spaces.measurement import Fidelity, Measurement
-from secateur.spaces.space import Space
 
 STATE_BYTES = 2 << 30
-"""Weights and optimizers of the candidates trained last are kept up to so many bytes, to go on with them."""
+"""Limit of the kept weights and optimizers of the candidates trained last, to continue from."""
 
 
 class TrainedEvaluator(Evaluator):
-    """Trains a candidate before it measures it, where the fidelity says so.
+    """Trains a candidate before measuring it, at fidelities with training.
 
     DarwinLM (https://arxiv.org/abs/2502.07780) trains in bfloat16 with the removed structure in place, and every
-    survivor from the start again. Here a candidate is a copy of the switched model with fp32 weights of its own, from
-    which what was removed is really gone (and where zeros stay zeros), and a longer training goes on where a shorter
-    one ended. All candidates see the same windows in the same order at a constant rate, so that the result depends on
-    the candidate and the seed alone: a training that was forgotten is repeated bit by bit.
+    survivor from the start again. Here a candidate is a copy of the switched model with fp32 weights of its own,
+    without the removed structure (zeros stay zeros), and a longer training continues a shorter one. All candidates see
+    the same windows in the same order at a constant rate, so that the result depends on the candidate and the seed
+    alone: a training that was forgotten is repeated bit by bit.
 
-    The dense model is measured as it is: it has nothing to recover from.
+    The dense model is measured untrained: it has nothing to recover from.
 
     Args:
-        untrained: answers fidelities without training.
-        anatomy: the dense model; it is also what is distilled from.
-        space, pruner, data: of `untrained`.
-        recipe: how to train, up to its end at most.
+        untrained: measures at fidelities without training.
+        pruner, data: of `untrained`; the pruner's dense model is the teacher.
+        training: settings; a fidelity says how far candidates are trained.
         windows: to train on, none of which is measured on.
-        loss: which loss is reported as ``loss``.
-        seed, worker: for the record.
+        loss: the one that is reported as ``loss``.
     """
 
     def __init__(
         self,
         untrained: Evaluator,
-        anatomy: Anatomy,
-        space: Space[Any],
         pruner: Pruner,
         data: EvaluationData,
-        recipe: Recipe,
+        training: Training,
         windows: Int[Tensor, "windows length"],
         *,
         loss: Literal["kl", "ce"] = "kl",
-        seed: int = 0,
-        worker: str = "local",
     ) -> None:
         self._untrained = untrained
-        self._anatomy = anatomy
-        self._space = space
         self._pruner = pruner
         self._data = data
-        self._recipe = recipe
+        self._training = training
         self._windows = windows
         self._loss = loss
-        self._record: dict[str, Any] = {"seed": seed, "worker": worker}
         self._states = Recent[Mapping[str, Any]](STATE_BYTES)
-        self._seen: dict[int, Tensor] = {}  # the dense model's side of each step
+        self._teacher_states: dict[int, Tensor] = {}
         self._known: dict[tuple[Path, Fidelity], dict[str, float] | str] = {}
-        self._dense = self._path(space.baselines()["dense"])
+        self._dense = self._path(pruner.space.baselines()["dense"])
 
     def evaluate(self, candidates: Sequence[str], fidelity: Fidelity) -> list[Measurement]:
         """See `Evaluator.evaluate`; neither order nor company nor history of candidates changes their losses.
@@ -89,11 +78,12 @@ class TrainedEvaluator(Evaluator):
         return [self._measure(text, fidelity) for text in candidates]
 
     def _measure(self, text: str, fidelity: Fidelity) -> Measurement:
-        started, candidate = time.perf_counter(), self._space.parse(text)
+        started, candidate = time.perf_counter(), self._pruner.space.parse(text)
+        record: dict[str, Any] = {"seed": self._pruner.seed}
         try:
             path = self._path(candidate)
         except InfeasibleError as error:
-            return Measurement(text, fidelity, infeasible=str(error), **self._record)
+            return Measurement(text, fidelity, infeasible=str(error), **record)
         if path == self._dense:
             (measured,) = self._untrained.evaluate([text], replace(fidelity, n_trained=0))
             return replace(measured, fidelity=fidelity)
@@ -101,24 +91,23 @@ class TrainedEvaluator(Evaluator):
         if not again:
             self._known[path, fidelity] = self._trained_losses(path, fidelity)
         losses = self._known[path, fidelity]
-        costs: dict[str, Any] = {
-            "n_tokens": 0 if again else fidelity.total_tokens,
-            "seconds": time.perf_counter() - started,
-        }
+        record["n_tokens"] = 0 if again else fidelity.total_tokens
+        record["seconds"] = time.perf_counter() - started
         if isinstance(losses, str):
-            return Measurement(text, fidelity, infeasible=losses, **costs, **self._record)
+            return Measurement(text, fidelity, infeasible=losses, **record)
         values = {"loss": losses[self._loss], **losses, **self._pruner.cost(candidate)}
-        return Measurement(text, fidelity, values, **costs, **self._record)
+        return Measurement(text, fidelity, values, **record)
 
     def _path(self, candidate: Any) -> Path:
-        return tuple(self._pruner.keys(self._space.config(candidate)))
+        return tuple(self._pruner.keys(self._pruner.space.config(candidate)))
 
     def _trained_losses(self, path: Path, fidelity: Fidelity) -> dict[str, float] | str:
-        """``kl`` and ``ce`` after training, or the reason why there are none."""
+        """``kl`` and ``ce`` after training, or the reason for none."""
         trainee = self._cut(path)
-        trainer = Trainer(trainee, self._recipe, self._windows, self._anatomy, self._seen)
-        n_steps = fidelity.n_trained // (self._recipe.batch * self._windows.shape[1])
-        state = self._states.take(path)  # going on with it changes it
+        teacher = self._pruner.anatomy
+        trainer = Trainer(trainee, self._training, self._windows, teacher, self._teacher_states)
+        n_steps = fidelity.n_trained // (self._training.batch * self._windows.shape[1])
+        state = self._states.take(path)  # training changes it
         if state is not None and state["step"] <= n_steps:
             trainer.load_state_dict(state)
         trainer.train(n_steps - trainer.step)
@@ -133,16 +122,16 @@ class TrainedEvaluator(Evaluator):
         return losses
 
     def _cut(self, path: Path) -> Anatomy:
-        """A model of its own that is what the path says; its weights are shared until it trains."""
+        """A model of its own, pruned; its weights are shared until it trains."""
         try:
             for block, key in enumerate(path):
                 self._pruner.apply(block, key)
-            return own_modules(self._anatomy)
+            return own_modules(self._pruner.anatomy)
         finally:
             self._pruner.restore()
 
 
 def own_modules(anatomy: Anatomy) -> Anatomy:
-    """A copy of a live model whose parameters point to the same weights: either may be pointed elsewhere alone."""
+    """Copy of a live model with the same weights, whose parameters can be pointed elsewhere independently."""
     shared = {id(p): nn.Parameter(p.data, requires_grad=False) for p in anatomy.model.parameters()}
     return copy.deepcopy(anatomy, shared)

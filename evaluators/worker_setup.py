@@ -12,11 +12,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from secateur.evaluators.assembly import Case, assemble_all
-from secateur.evaluators.cases import in_general
+from secateur.evaluators.cases import Case, in_general
 from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.plan import Plan
+from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.pruners.models.discover import dissect
@@ -48,9 +47,9 @@ class WorkerSetup:
         others: for the other models that candidates are measured on.
     """
 
-    plan: Plan
+    plan: SessionPlan
     space: Any
-    cases: Mapping[str, tuple[Plan, Any, ModelShape]]
+    cases: Mapping[str, tuple[SessionPlan, Any, ModelShape]]
     threads: int
     fingerprint: str
     own: tuple[Path, Path, Path]
@@ -93,11 +92,12 @@ class WorkerSetup:
         if plan.tasks is not None:
             there = replace(plan.tasks, directory=windows / TASKS)
             tasks = TaskSet(there, loaded.model, loaded.tokenizer)
-        cases = {
-            name: Case(plan, space, DenseModel(anatomy, self.fingerprint, shape))
+        return {
+            name: Case(plan, space, DenseModel(anatomy, self.fingerprint, shape)).evaluator(
+                data, levels, tokens.get(TRAINING), tasks
+            )
             for name, (plan, space, shape) in self.cases.items()
         }
-        return assemble_all(cases, data, levels, training_windows=tokens.get(TRAINING), tasks=tasks)
 
 
 def worker_setup(
@@ -126,7 +126,7 @@ def worker_setup(
     weight = next(session.anatomy.linears).weight
     device = "spread" if spread else session.plan.device
 
-    def there(plan: Plan) -> Plan:
+    def there(plan: SessionPlan) -> SessionPlan:
         return replace(plan, dtype=str(weight.dtype).removeprefix("torch."), device=device)
 
     return WorkerSetup(

@@ -8,10 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from secateur.evaluators.assembly import assemble
 from secateur.evaluators.session import Session
 from secateur.evaluators.trained import own_modules
-from secateur.evaluators.training.recipe import Recipe
+from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
 from secateur.pruners.export.manifest import MANIFEST
 from secateur.pruners.models.discover import dissect
@@ -152,13 +151,9 @@ def test_known_allocations_are_baselines_once_the_store_is_built(session):
 def test_candidates_train_lightly_and_leave_no_trace(session, levels, candidates, measured, learn):
     if learn == "lora":
         pytest.importorskip("peft")
-    recipe = Recipe(method=learn, tokens=128, batch=1, schedule="constant")
-    evaluator = assemble(
-        replace(session.cases["main"], plan=replace(session.plan, training=recipe)),
-        session.data(),
-        levels,
-        training_windows=session.training_windows(),
-    )
+    training = Training(method=learn, tokens=128, batch=1, schedule="constant")
+    case = replace(session.cases["main"], plan=replace(session.plan, training=training))
+    evaluator = case.evaluator(session.data(), levels, session.training_windows())
     (before,) = evaluator.evaluate([GONE], SMALL)
     first, second = evaluator.evaluate([candidates[1], GONE], TRAINED)
     assert first.values["kl"] != measured[1].values["kl"]
@@ -180,7 +175,7 @@ def test_a_cut_model_of_its_own_trains_at_its_own_size(session, levels):
     params = session.space.cost(candidate)["params"]
     assert n_params(mine) == params < n_params(session.anatomy)
     trainer = Trainer(
-        mine, Recipe(method="full", tokens=256, batch=1), session.training_windows(), session.anatomy
+        mine, Training(method="full", tokens=256, batch=1), session.training_windows(), session.anatomy
     )
     assert trainer.n_learning == params
     before = {name: p.clone() for name, p in mine.model.named_parameters()}

@@ -53,7 +53,7 @@ def make_evaluator(tmp_path, method: str = "sparsegpt", **kwargs: object) -> Blo
     windows = {"search": random_tokens(6, 16, 1), "test": random_tokens(2, 16, 2)}
     data = EvaluationData(anatomy, windows, [SMALL, LARGE, TEST])
     pruner = pruner_of(anatomy, space, tmp_path)
-    evaluator = BlockwiseEvaluator(anatomy, space, pruner, data, **kwargs)
+    evaluator = BlockwiseEvaluator(pruner, data, **kwargs)
     evaluator.anatomy, evaluator.space = anatomy, space  # for the tests
     return evaluator
 

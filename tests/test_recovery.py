@@ -22,11 +22,7 @@ from tests.runs import SEARCH, make_run
 RECIPE = {"method": "full", "lr": 1e-3, "tokens": 4096, "seed": 3}
 
 
-class Model:
-    """A model that was saved."""
-
-    def __init__(self, values):
-        self.values, self.measured = values, {"test:1024, as recovered": {"kl": 0.5, "ce": 3.5}}
+MEASURED = {"test:1024, as recovered": {"kl": 0.5, "ce": 3.5}}
 
 
 def trained(numbers, **changes):
@@ -36,7 +32,7 @@ def trained(numbers, **changes):
 
 def finish(number, state, to):
     to.mkdir()
-    return Model({"loss": 0.5, "kl": 0.5, "ce": 3.5, "trained_tokens": 4096.0})
+    return MEASURED, {"loss": 0.5, "kl": 0.5, "ce": 3.5, "trained_tokens": 4096.0}
 
 
 def stage(study, numbers=(1, 2), recipe=RECIPE):
@@ -139,7 +135,7 @@ def test_a_stage_that_was_killed_before_the_measurement_goes_on(study):
 
     def finish_again(number, state, to):
         assert to.is_dir()
-        return Model({"loss": 0.5})
+        return MEASURED, {"loss": 0.5}
 
     with pytest.raises(KeyboardInterrupt):
         stage(study, [1]).run(trained, killed)

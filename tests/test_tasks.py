@@ -184,6 +184,7 @@ class Bits(Pruner):
     """A pruner over bits: one block a bit."""
 
     def __init__(self) -> None:
+        self.space = SPACE
         self.now = "0" * SPACE.n
 
     def keys(self, config):
@@ -221,7 +222,7 @@ class FakeTasks(TaskSet):
 def test_tasks_are_measured_at_one_fidelity_once_for_equal_weights():
     switcher = Bits()
     tasks = FakeTasks(switcher)
-    evaluator = TaskEvaluator(Losses(SPACE), SPACE, switcher, tasks, LARGE)
+    evaluator = TaskEvaluator(Losses(SPACE), switcher, tasks, LARGE)
     texts = ["0011100000", "0000000000", "1100000000", "0011100000"]  # the third is infeasible
     small, large = evaluator.evaluate(texts, SMALL), evaluator.evaluate(texts, LARGE)
     assert small == ToyEvaluator(SPACE).evaluate(texts, SMALL)
@@ -235,7 +236,7 @@ def test_tasks_are_measured_at_one_fidelity_once_for_equal_weights():
 
 def test_the_model_is_dense_again_after_a_task_fails():
     switcher = Bits()
-    evaluator = TaskEvaluator(Losses(SPACE), SPACE, switcher, FakeTasks(switcher, fails=True), LARGE)
+    evaluator = TaskEvaluator(Losses(SPACE), switcher, FakeTasks(switcher, fails=True), LARGE)
     with pytest.raises(RuntimeError, match="no room"):
         evaluator.evaluate(["0011100000"], LARGE)
     assert switcher.now == "0" * SPACE.n

@@ -10,7 +10,7 @@ from secateur.evaluators import trained
 from secateur.evaluators.blockwise import BlockwiseEvaluator
 from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.trained import TrainedEvaluator, own_modules
-from secateur.evaluators.training.recipe import Recipe
+from secateur.evaluators.training.settings import Training
 from secateur.pruners.masks import count_zeros
 from secateur.pruners.weights.level_store import build_levels
 from secateur.pruners.weights.method import Method
@@ -48,10 +48,9 @@ def make(levels):
             anatomy, {"search": SEARCH, "test": random_tokens(2, 16, 2)}, [UNTRAINED, SHORT, LONG, TEST]
         )
         pruner = pruner_of(anatomy, space, levels)
-        plain = BlockwiseEvaluator(anatomy, space, pruner, data)
+        plain = BlockwiseEvaluator(pruner, data)
         raw = {"method": "full", "tokens": 128, "batch": 1, "lr": 1e-2, "rank": 4, "schedule": "constant"}
-        recipe = Recipe(**{**raw, **changes})
-        made = TrainedEvaluator(plain, anatomy, space, pruner, data, recipe, TRAIN)
+        made = TrainedEvaluator(plain, pruner, data, Training(**{**raw, **changes}), TRAIN)
         made.anatomy, made.space = anatomy, space
         return made
 

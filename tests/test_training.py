@@ -4,13 +4,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from secateur.evaluators.data.windows import EvaluationData
-from secateur.evaluators.training.batches import Batches
+from secateur.evaluators.data.windows import EvaluationData, losses_on, teacher_batches
 from secateur.evaluators.training.losses import ce_loss, head_inputs, kl_loss
-from secateur.evaluators.training.recipe import Recipe
-from secateur.evaluators.training.schedule import cosine
-from secateur.evaluators.training.trainer import Trainer
-from secateur.evaluators.training.validation import Validation
+from secateur.evaluators.training.settings import Training, cosine
+from secateur.evaluators.training.trainer import Trainer, step_windows
 from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.weights.method import Method
@@ -33,12 +30,12 @@ def pruned(sparsity=0.6, seed=0):
     return anatomy
 
 
-def recipe(**changes):
-    return Recipe(**{"method": "full", "tokens": 12 * 32, "batch": 2, "rank": 4, "lr": 1e-2, **changes})
+def training(**changes):
+    return Training(**{"method": "full", "tokens": 12 * 32, "batch": 2, "rank": 4, "lr": 1e-2, **changes})
 
 
 def trained(n_steps, **changes):
-    trainer = Trainer(pruned(), recipe(**changes), TRAIN, small_anatomy())
+    trainer = Trainer(pruned(), training(**changes), TRAIN, small_anatomy())
     trainer.train(n_steps)
     return trainer
 
@@ -49,15 +46,15 @@ def test_training_lowers_the_loss_and_keeps_every_zero(method, loss):
     needs(method)
     anatomy, dense = pruned(), small_anatomy()
     before = {linear.name: linear.weight.clone() for linear in anatomy.linears}
-    validation = Validation(dense, TRAIN)  # what it is trained on: random tokens generalise to nothing
-    start = validation.losses(anatomy)[loss]
-    trainer = Trainer(anatomy, recipe(method=method, loss=loss, tokens=36 * 32), TRAIN, dense)
+    validation = teacher_batches(dense, TRAIN)  # what it is trained on: random tokens generalise to nothing
+    start = losses_on(anatomy, validation)[loss]
+    trainer = Trainer(anatomy, training(method=method, loss=loss, tokens=36 * 32), TRAIN, dense)
     assert trainer.train(1000) is not None
     assert trainer.failure is None
     assert trainer.trained_tokens == 36 * 32
-    live = validation.losses(anatomy)
+    live = losses_on(anatomy, validation)
     trainer.finish()
-    assert validation.losses(anatomy) == live  # what was trained is what is left, exactly
+    assert losses_on(anatomy, validation) == live  # what was trained is what is left, exactly
     assert live[loss] < 0.97 * start
     changed = 0
     for linear in anatomy.linears:
@@ -72,7 +69,7 @@ def test_training_lowers_the_loss_and_keeps_every_zero(method, loss):
 
 def test_zeros_stay_whatever_the_optimizer_does():
     anatomy = pruned()
-    trainer = Trainer(anatomy, recipe(weight_decay=0.5, lr=1.0), TRAIN, small_anatomy())
+    trainer = Trainer(anatomy, training(weight_decay=0.5, lr=1.0), TRAIN, small_anatomy())
     zeros = count_zeros(anatomy)
     for group in trainer._optimizer.param_groups:
         group["eps"] = 0.0  # 0 / 0 for weights without a gradient
@@ -82,11 +79,11 @@ def test_zeros_stay_whatever_the_optimizer_does():
 
 def test_gradients_of_zeros_do_not_count_in_the_norm_that_is_clipped():
     anatomy = pruned(sparsity=1.0)  # only the rest learns, and only its gradients are clipped
-    trainer = Trainer(anatomy, recipe(), TRAIN, small_anatomy())
+    trainer = Trainer(anatomy, training(), TRAIN, small_anatomy())
     trainer._loss(TRAIN[:2]).backward()
-    trainer._zeros.drop_gradients()
+    trainer._drop_gradients()
     assert all((linear.module.weight.grad == 0).all() for linear in anatomy.linears)
-    assert any((parameter.grad != 0).any() for parameter in trainer._learning.values())
+    assert any((parameter.grad != 0).any() for parameter in trainer._trained.values())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -96,7 +93,7 @@ def test_a_run_that_was_stopped_and_continued_equals_an_unbroken_one(method, sto
     unbroken = trained(12, method=method)
     first = trained(stop, method=method)
     torch.save(first.state_dict(), tmp_path / "state")
-    second = Trainer(pruned(), recipe(method=method), TRAIN, small_anatomy())
+    second = Trainer(pruned(), training(method=method), TRAIN, small_anatomy())
     second.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     second.train(1000)
     assert unbroken.step == second.step == 12
@@ -136,7 +133,7 @@ def test_lora_keeps_zeros_of_layers_that_store_their_weight_transposed():
     dense.model.load_state_dict(anatomy.model.state_dict())
     prune(anatomy, asked, Method("magnitude"), TRAIN, sequential=False)
     zeros = count_zeros(anatomy)
-    trainer = Trainer(anatomy, recipe(method="lora"), TRAIN, dense)
+    trainer = Trainer(anatomy, training(method="lora"), TRAIN, dense)
     trainer.train(4)
     live = anatomy.model(input_ids=VALIDATE).logits
     trainer.finish()
@@ -145,7 +142,7 @@ def test_lora_keeps_zeros_of_layers_that_store_their_weight_transposed():
 
 
 def test_a_divergence_is_a_reason_and_leaves_finite_weights():
-    trainer = Trainer(pruned(), recipe(lr=1e30, clip=1e30), TRAIN, small_anatomy())
+    trainer = Trainer(pruned(), training(lr=1e30, clip=1e30), TRAIN, small_anatomy())
     assert trainer.train(1000) is None
     assert "diverged at step" in trainer.failure
     assert trainer.train(1) is None  # nothing more
@@ -157,7 +154,7 @@ def test_the_weights_learn_in_float32_and_the_dense_model_is_left_alone():
     anatomy.model.to(torch.bfloat16)
     dense.model.to(torch.bfloat16)
     before = {name: value.clone() for name, value in dense.model.state_dict().items()}
-    Trainer(anatomy, recipe(), TRAIN, dense).train(2)
+    Trainer(anatomy, training(), TRAIN, dense).train(2)
     assert {parameter.dtype for parameter in anatomy.model.parameters()} == {torch.float32}
     after = dense.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -202,17 +199,17 @@ def test_validation_measures_what_the_evaluator_measures():
     data.of(fidelity)
     for mine, theirs in zip(live.linears, anatomy.linears, strict=True):
         mine.point_to(theirs.weight)
-    assert Validation(dense, VALIDATE).losses(anatomy) == pytest.approx(data.live_losses(fidelity), rel=2e-3)
-    assert Validation(dense, VALIDATE).losses(dense)["kl"] == pytest.approx(0, abs=1e-6)
+    batches = teacher_batches(dense, VALIDATE)
+    assert losses_on(anatomy, batches) == pytest.approx(data.live_losses(fidelity), rel=2e-3)
+    assert losses_on(dense, batches)["kl"] == pytest.approx(0, abs=1e-6)
 
 
 def test_each_epoch_holds_every_window_once_in_an_order_of_its_own():
     windows = torch.arange(5)[:, None]
-    batches = Batches(windows, 2, seed=0)
-    seen = torch.cat([batches[step] for step in range(5)])[:, 0].tolist()
+    seen = torch.cat([step_windows(windows, 2, seed=0, step=step) for step in range(5)])[:, 0].tolist()
     assert sorted(seen[:5]) == sorted(seen[5:]) == [0, 1, 2, 3, 4]
     assert seen[:5] != seen[5:]
-    assert torch.equal(Batches(windows, 2, seed=0)[3], batches[3])
+    assert step_windows(windows, 2, seed=0, step=3)[:, 0].tolist() == seen[6:8]
 
 
 def test_the_rate_rises_and_falls():
@@ -234,14 +231,14 @@ def test_the_rate_rises_and_falls():
 )
 def test_a_recipe_checks_itself(changes, message):
     with pytest.raises(ValueError, match=message):
-        recipe(**changes)
+        training(**changes)
 
 
 def test_tokens_come_in_whole_batches():
     with pytest.raises(ValueError, match=r"whole batches of 2 windows of 16 tokens, got 100\. Use 96"):
-        Trainer(pruned(), recipe(tokens=100), TRAIN, small_anatomy())
+        Trainer(pruned(), training(tokens=100), TRAIN, small_anatomy())
 
 
 def test_distillation_needs_a_teacher():
     with pytest.raises(ValueError, match="`teacher`"):
-        Trainer(pruned(), recipe(), TRAIN)
+        Trainer(pruned(), training(), TRAIN)

@@ -1,9 +1,10 @@
-"""The windows that candidates are measured on, with the dense model's side of the loss computed once."""
+"""Token windows for measurements, with the dense model's side of the loss computed once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from secateur.pruners.models.runner import BlockInputs, BlockRunner
 from secateur.spaces.measurement import Fidelity, Part
 
 BATCH_TOKENS = 2048
-"""Tokens that go through a block at a time."""
+"""Tokens computed by a block at a time."""
 
 CHECK_TOKENS = 256
 """Positions on which a saved model's logits are compared."""
@@ -29,7 +30,7 @@ TEACHER_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows that go through the model together, their way into the blocks, and the dense model on them.
+    """Windows computed together, with the blocks' inputs and the dense model's distribution.
 
     `name` is unique in its `EvaluationData`.
     """
@@ -50,8 +51,8 @@ class EvaluationData:
         anatomy: the dense model.
         windows: token windows of each part, ``windows length``; a fidelity is the first ones.
         fidelities: all that will be asked for.
-        shared: how the names of files begin where the dense side of the loss of this very model is kept, for all
-            processes to map that are given the same; None: each keeps it in its own memory.
+        shared: prefix of files for the dense side of the loss of this very model, mapped by all processes with the
+            same prefix; None: each process keeps it in its own memory.
 
     Raises:
         ValueError: if a fidelity is not of whole windows, or of more than there are.
@@ -81,8 +82,7 @@ class EvaluationData:
     def of(self, fidelity: Fidelity) -> list[Batch]:
         """The batches of a fidelity: the first windows of its part.
 
-        Whatever is asked for the first time is prepared with the weights that the model has then, which must be
-        the dense ones.
+        A batch asked for the first time is prepared with the model's present weights, which must be the dense ones.
 
         Raises:
             ValueError: if the object was not made for this fidelity.
@@ -112,12 +112,12 @@ class EvaluationData:
         return Batch(name, tokens, inputs, teacher)
 
     def _shared_file(self, tokens: Int[Tensor, "batch length"]) -> Path | None:
-        """Its name says what it is of: which model, in which precision, on which tokens."""
+        """File named after the model, its precision and the tokens."""
         if self._shared is None:
             return None
         precision = str(self._anatomy.head.weight.dtype).removeprefix("torch.")
-        of = f"{self._shared.name}-{precision}-{tokens_sha256(tokens)[:16]}"
-        return self._shared.with_name(f"{of}.safetensors")
+        tokens_hash = tokens_sha256(tokens)[:16]
+        return self._shared.with_name(f"{self._shared.name}-{precision}-{tokens_hash}.safetensors")
 
     def _n_windows(self, fidelity: Fidelity) -> int:
         windows = self._windows[fidelity.part]
@@ -130,10 +130,7 @@ class EvaluationData:
         return count
 
     def _all_cuts(self, fidelities: Sequence[Fidelity]) -> dict[Part, list[int]]:
-        """Where batches end, in windows: at every fidelity, and between them at the batch size.
-
-        Fixed beforehand, so that a measurement does not depend on what was measured before it.
-        """
+        """Ends of batches, in windows."""
         cuts: dict[Part, list[int]] = {}
         for part in {fidelity.part for fidelity in fidelities}:
             ends = sorted({self._n_windows(fidelity) for fidelity in fidelities if fidelity.part == part})
@@ -142,13 +139,37 @@ class EvaluationData:
             cuts[part] = sorted({*ends, *chain.from_iterable(between)})
         return cuts
 
-    @torch.no_grad()
     def live_losses(self, fidelity: Fidelity) -> dict[str, float]:
-        """``kl`` and ``ce`` of the model with the weights that it has now, in nats per position.
+        """``kl`` and ``ce`` of the model with its present weights, in nats per position.
 
         The fidelity must have been prepared by `of` while the model was dense.
         """
-        sums = LossSums()
-        for batch in self.of(fidelity):
-            sums += loss_sums(self._anatomy, self._runner.run(batch.inputs), batch.tokens, batch.teacher)
-        return sums.means()
+        return losses_on(self._anatomy, ((batch.tokens, batch.teacher) for batch in self.of(fidelity)))
+
+
+def losses_on(
+    anatomy: Anatomy, batches: Iterable[tuple[Int[Tensor, "batch length"], Teacher]]
+) -> dict[str, float]:
+    """``kl`` and ``ce`` of a live model in nats per position; not finite if the model overflows."""
+    with torch.no_grad():
+        sums = (loss_sums(anatomy, _last_hidden(anatomy, tokens), tokens, it) for tokens, it in batches)
+        return sum(sums, LossSums()).means()
+
+
+def teacher_batches(
+    dense: Anatomy, windows: Int[Tensor, "windows length"]
+) -> list[tuple[Int[Tensor, "batch length"], Teacher]]:
+    """Batches for `losses_on`, with the dense model's hidden states alone.
+
+    Args:
+        dense: the dense model with weights of its own.
+        windows: token ids.
+    """
+    batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
+    return [(tokens, Teacher(dense, partial(_last_hidden, dense, tokens), keep=False)) for tokens in batches]
+
+
+def _last_hidden(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Tensor:
+    """Output of the last block."""
+    runner = BlockRunner(anatomy)
+    return runner.run(runner.start(tokens))

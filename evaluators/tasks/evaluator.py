@@ -5,34 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.prefix_tree import Path
 from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.pruners.pruner import Pruner
 from secateur.spaces.measurement import Fidelity, Measurement
-from secateur.spaces.space import Space
 
 
 class TaskEvaluator(Evaluator):
-    """Adds values ``task:<name>`` to what another evaluator measures, at one fidelity: the largest of the search.
+    """Adds values ``task:<name>`` to the measurements of another evaluator, at one fidelity.
 
-    Whole sequences go through the switched model, so this takes longer than the losses do.
+    The switched model computes whole sequences, so this takes longer than the losses.
 
     Args:
-        losses: measures all the rest, with the same pruner.
-        space: parses candidates.
-        pruner: switches blocks of the live model.
+        losses: measures everything else, with the same pruner.
+        pruner: open; switches blocks of the live model.
         tasks: over the same live model.
-        fidelity: at which tasks are measured.
+        fidelity: the largest of the search.
     """
 
-    def __init__(
-        self, losses: Evaluator, space: Space[Any], pruner: Pruner, tasks: TaskSet, fidelity: Fidelity
-    ) -> None:
+    def __init__(self, losses: Evaluator, pruner: Pruner, tasks: TaskSet, fidelity: Fidelity) -> None:
         self._losses = losses
-        self._space = space
         self._pruner = pruner
         self._tasks = tasks
         self._fidelity = fidelity
@@ -47,7 +41,8 @@ class TaskEvaluator(Evaluator):
         if measured.infeasible is not None:
             return measured
         started = time.perf_counter()
-        path = tuple(self._pruner.keys(self._space.config(self._space.parse(measured.candidate))))
+        space = self._pruner.space
+        path = tuple(self._pruner.keys(space.config(space.parse(measured.candidate))))
         if path not in self._known:
             self._known[path] = self._scores(path)
         seconds = measured.seconds + time.perf_counter() - started

@@ -1,21 +1,19 @@
-"""Training of a pruned model, step by step, to be stopped and continued at any step."""
+"""Training of a pruned model step by step, to be stopped and continued at any step; its zeros stay zeros."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.evaluators.training.batches import Batches
-from secateur.evaluators.training.learners import let_learn
 from secateur.evaluators.training.losses import ce_loss, head_inputs, kl_loss
-from secateur.evaluators.training.recipe import Recipe
-from secateur.evaluators.training.schedule import SCHEDULES
-from secateur.evaluators.training.zeros import Zeros
+from secateur.evaluators.training.settings import SCHEDULES, Method, Training
 from secateur.pruners.models.anatomy import Anatomy
 
 
@@ -23,67 +21,69 @@ class Trainer:
     """Trains the live model; its zeros stay zeros.
 
     Weights and optimizer are in float32 whatever the model's precision; on a GPU a model in half precision computes
-    in bfloat16. A step is a function of recipe, windows and the state before it: on a CPU a run that
-    was stopped and continued gives the weights of an unbroken one, bit by bit.
+    in bfloat16. A step is a function of settings, windows and the state before it: on a CPU a run that was stopped and
+    continued gives the weights of an unbroken one, bit by bit.
 
     Args:
-        anatomy: the pruned model, in evaluation mode (nothing is dropped out); in float32 from now on.
-        recipe: how.
+        anatomy: the pruned model, in evaluation mode (no dropout); in float32 from now on.
+        training: settings.
         windows: token ids to train on.
         teacher: the dense model with weights of its own; needed for the loss ``kl``.
-        seen: what the teacher makes of each step's windows, kept here for other trainings by the same recipe on the
-            same windows; None: computed in each step.
+        teacher_states: `head_inputs` of the teacher by step, shared by trainings with the same settings and windows;
+            None: computed in each step.
 
     Raises:
-        ValueError: if the recipe's tokens are no whole number of batches, or the teacher is missing.
+        ValueError: if the tokens are no whole number of batches, or the teacher is missing.
     """
 
     def __init__(
         self,
         anatomy: Anatomy,
-        recipe: Recipe,
+        training: Training,
         windows: Int[Tensor, "windows length"],
         teacher: Anatomy | None = None,
-        seen: dict[int, Tensor] | None = None,
+        teacher_states: dict[int, Tensor] | None = None,
     ) -> None:
-        if recipe.loss == "kl" and teacher is None:
+        if training.loss == "kl" and teacher is None:
             raise ValueError("Expected the dense model as `teacher` for the loss kl, got none. Give it.")
-        self.recipe = recipe
-        self.n_steps = recipe.n_steps(windows.shape[1])
-        self._rate = SCHEDULES[recipe.schedule]
+        self.n_steps = training.n_steps(windows.shape[1])
         self.step = 0
         self.failure: str | None = None
+        self._training = training
         self._anatomy = anatomy
+        self._windows = windows
         self._teacher = teacher
-        self._seen = seen
+        self._teacher_states = teacher_states
         self._device = anatomy.head.weight.device
         self._halved = anatomy.head.weight.dtype != torch.float32 and self._device.type == "cuda"
-        self._tokens_a_step = recipe.batch * windows.shape[1]
-        for (
-            parameter
-        ) in anatomy.model.parameters():  # copies: pruned weights may be views, or mapped from a file
+        # Copies: pruned weights may be views, or mapped from a file.
+        for parameter in anatomy.model.parameters():
             parameter.data = parameter.data.to(
                 torch.float32, copy=True, memory_format=torch.contiguous_format
             )
-        self._batches = Batches(windows, recipe.batch, recipe.seed)
-        self._learning, self._finish = let_learn(anatomy, recipe)
-        self._zeros = Zeros(anatomy)
+        anatomy.model.requires_grad_(False)
+        self._merge = METHODS[training.method](anatomy, training)
+        named = anatomy.model.named_parameters()  # tied ones once
+        self._trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+        weights: list[Any] = [linear.module.weight for linear in anatomy.linears]
+        # For ``lora`` see `MaskedLora`.
+        self._zeros = [(weight, weight.detach() == 0) for weight in weights if weight.requires_grad]
         self._optimizer = torch.optim.AdamW(
-            self._learning.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+            self._trained.values(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
 
     @property
     def trained_tokens(self) -> int:
-        """So far, repetitions counted."""
-        return self.step * self._tokens_a_step
+        """Tokens so far, repetitions counted."""
+        return self.step * self._training.batch * self._windows.shape[1]
 
     @property
     def n_learning(self) -> int:
-        """How many numbers learn."""
-        return sum(parameter.numel() for parameter in self._learning.values())
+        """Number of trained values."""
+        return sum(parameter.numel() for parameter in self._trained.values())
 
     def train(self, n_steps: int) -> float | None:
-        """Go on for so many steps, or to the end.
+        """Take so many further steps, or those up to the end.
 
         Returns:
             Mean training loss in nats per token; None once training has failed, with the reason in `failure` and
@@ -95,13 +95,15 @@ class Trainer:
         return None if self.failure is not None or not losses else math.fsum(losses) / len(losses)
 
     def _one_step(self) -> float:
+        training = self._training
+        rate = SCHEDULES[training.schedule](self.step, self.n_steps, training.warmup)
         for group in self._optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * self._rate(self.step, self.n_steps, self.recipe.warmup)
+            group["lr"] = training.learning_rate * rate
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(self._batches[self.step])
+        loss = self._loss(step_windows(self._windows, training.batch, training.seed, self.step))
         loss.backward()
-        self._zeros.drop_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self._learning.values(), self.recipe.clip)
+        self._drop_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), training.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
             what = "loss" if not torch.isfinite(loss) else "gradient"
             self.failure = (
@@ -109,51 +111,99 @@ class Trainer:
             )
             return 0.0
         self._optimizer.step()
-        self._zeros.restore()
+        with torch.no_grad():
+            for weight, zero in self._zeros:  # whatever the optimizer did
+                weight.masked_fill_(zero, 0)
         self.step += 1
         return float(loss.detach())
 
+    def _drop_gradients(self) -> None:
+        """Zero the gradients of pruned weights: they count neither in the norm nor in the optimizer's moments."""
+        for weight, zero in self._zeros:
+            if weight.grad is not None:
+                weight.grad.masked_fill_(zero, 0)
+
     def _loss(self, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, ""]:
         with torch.enable_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._halved):
-            if self.recipe.loss == "ce":
+            if self._training.loss == "ce":
                 return ce_loss(self._anatomy, tokens)
             assert self._teacher is not None
-            return kl_loss(self._anatomy, tokens, self._teacher, self._wanted(self._teacher, tokens))
-
-    def _wanted(self, teacher: Anatomy, tokens: Int[Tensor, "batch length"]) -> Tensor | None:
-        """What the teacher makes of this step's windows, where that is kept."""
-        if self._seen is None:
-            return None
-        if self.step not in self._seen:
-            with torch.no_grad():
-                self._seen[self.step] = head_inputs(teacher, tokens)
-        return self._seen[self.step]
+            kept = self._teacher_states
+            if kept is not None and self.step not in kept:
+                with torch.no_grad():
+                    kept[self.step] = head_inputs(self._teacher, tokens)
+            return kl_loss(self._anatomy, tokens, self._teacher, None if kept is None else kept[self.step])
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run is continued from; the step stands for the places in the schedule and in the data."""
+        """State to continue from; the step gives the places in the schedule and in the data."""
         return {
-            "recipe": self.recipe.text,
+            "recipe": self._training.text,
             "step": self.step,
             "failure": self.failure,
-            "parameters": {name: parameter.detach().clone() for name, parameter in self._learning.items()},
+            "parameters": {name: parameter.detach().clone() for name, parameter in self._trained.items()},
             "optimizer": self._optimizer.state_dict(),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from there.
+        """Continue from a state.
 
         Raises:
-            ValueError: if the state is that of another recipe or model.
+            ValueError: if it is of other settings or of another model.
         """
-        if state["recipe"] != self.recipe.text or set(state["parameters"]) != set(self._learning):
+        if state["recipe"] != self._training.text or set(state["parameters"]) != set(self._trained):
             raise ValueError("Expected the state of this training, got one of another recipe or model.")
         for name, value in state["parameters"].items():
-            self._learning[name].copy_(value)
+            self._trained[name].copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self.failure = state["step"], state["failure"]
 
     def finish(self) -> None:
-        """Leave the trained weights in the model, and nothing else; the trainer is of no use afterwards."""
-        self._finish()
+        """Leave nothing but the trained weights in the model; the trainer can't be used afterwards."""
+        self._merge()
         self._anatomy.model.requires_grad_(False)
+
+
+def step_windows(
+    windows: Int[Tensor, "windows length"], batch: int, seed: int, step: int
+) -> Int[Tensor, "batch length"]:
+    """Windows of a step, a function of seed and step alone, so that no state is kept.
+
+    Each epoch is all windows once, in an order of its own; a batch may reach over the end of an epoch.
+
+    Args:
+        windows: token ids.
+        batch: windows a step.
+        seed: of the orders.
+        step: from 0.
+    """
+    n_windows = len(windows)
+    first, last = step * batch, (step + 1) * batch
+    epochs = range(first // n_windows, (last - 1) // n_windows + 1)
+    order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n_windows) for epoch in epochs])
+    start = first - epochs[0] * n_windows
+    return windows[order[start : start + batch].tolist()]
+
+
+def _train_all(anatomy: Anatomy, training: Training) -> Callable[[], object]:
+    anatomy.model.requires_grad_(True)
+    return lambda: None
+
+
+def _train_norms(anatomy: Anatomy, training: Training) -> Callable[[], object]:
+    names = [name for block in anatomy.blocks for name in block.norms]
+    for name in filter(None, [*names, anatomy.final_norm]):
+        anatomy.model.get_submodule(name).requires_grad_(True)
+    return lambda: None
+
+
+def _train_lora(anatomy: Anatomy, training: Training) -> Callable[[], object]:
+    from secateur.evaluators.training.lora import attach_lora  # PEFT is an extra
+
+    return attach_lora(anatomy, training.rank, training.seed).merge_and_unload
+
+
+METHODS: Mapping[Method, Callable[[Anatomy, Training], Callable[[], object]]] = MappingProxyType(
+    {"full": _train_all, "norms": _train_norms, "lora": _train_lora}
+)
+"""Marks the parameters that a method trains, and gives a function that writes them into the model's own weights."""

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from secateur.evaluators.session import Session, set_threads
-from secateur.evaluators.training.recipe import Recipe
+from secateur.evaluators.training.settings import Training
 from secateur.search.app.session import plan
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import load_settings
@@ -51,7 +51,7 @@ def main() -> None:
     search, test = known.fidelities[-2:]
     fidelities = [Fidelity("search", search.n_tokens, n_trained) for n_trained in args.tokens]
     for rate in args.rates:
-        recipe = Recipe(method="full", tokens=max(args.tokens), batch=1, lr=rate, schedule="constant")
+        recipe = Training(method="full", tokens=max(args.tokens), batch=1, lr=rate, schedule="constant")
         session = Session(replace(known, training=recipe, fidelities=(search, *fidelities, test)))
         levels = args.runs / "levels"
         session.build_levels(levels)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from secateur.evaluators.training.recipe import Recipe
+from secateur.evaluators.training.settings import Training
 from secateur.search.controller import Trial
 from secateur.search.results.run import Run, open_run
 from secateur.search.show.values import spread
@@ -66,7 +66,7 @@ class Recovery:
         known = plan(first.settings)
         test = known.fidelities[-1]
         self._fidelity = Fidelity("test", test.n_tokens, n_tokens)
-        recipe = Recipe(method="full", loss="kl", tokens=n_tokens, batch=1, lr=rate, schedule="constant")
+        recipe = Training(method="full", loss="kl", tokens=n_tokens, batch=1, lr=rate, schedule="constant")
         session = Session(
             replace(known, training=recipe, fidelities=(*known.fidelities, self._fidelity)), print
         )

@@ -35,7 +35,7 @@ def recover(
         UsageError: if Ray or PEFT is not installed, the run's model or data have changed, somebody is writing the
             run, or a trial was recovered by another recipe with as many tokens.
     """
-    from secateur.evaluators.recovery import Recovery, RecoveryJob, export_recovered, new_recipe
+    from secateur.evaluators.recovery import Recovery, RecoveryJob, export_recovered, new_training
     from secateur.search.recovery.stage import Stage
     from secateur.search.recovery.tuning import ray_started, train_all
 
@@ -43,7 +43,7 @@ def recover(
     of, session = view.settings, open_session(view.settings, say, view.shape.latency)
     check_content(view, session)
     try:
-        recipe = new_recipe(settings.recipe, session)
+        training = new_training(settings.training, session)
     except ValueError as error:
         raise UsageError(str(error)) from error
     picked = view.as_searched(trials)
@@ -52,7 +52,7 @@ def recover(
         RecoveryJob,
         session.plan,
         sequential=is_sequential(of),
-        recipe=recipe,
+        training=training,
         threads=of.executor.threads,
     )
     jobs = {trial.number: make(candidate=trial.measurement.candidate) for trial in picked}
@@ -60,7 +60,7 @@ def recover(
     del session  # the workers have their own
 
     with Study.open_or_create(directory, view.study.settings, view.study.about) as study:
-        stage = Stage(study, picked, recipe.to_json(), of.evaluator.test_tokens)
+        stage = Stage(study, picked, training.to_json(), of.evaluator.test_tokens)
 
         def train(numbers: Sequence[int]) -> Mapping[int, Any]:
             say("starting Ray")

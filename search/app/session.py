@@ -15,10 +15,10 @@ from secateur.search.settings.training import TrainingSettings
 
 if TYPE_CHECKING:
     from secateur.evaluators.latency.store import TableSource
-    from secateur.evaluators.plan import Plan
+    from secateur.evaluators.plan import SessionPlan
     from secateur.evaluators.session import Session
     from secateur.evaluators.tasks.plan import TaskPlan
-    from secateur.evaluators.training.recipe import Recipe
+    from secateur.evaluators.training.settings import Training
     from secateur.spaces.latency import LatencyTable
 
 Say = Callable[[str], None]
@@ -28,16 +28,16 @@ def silent(line: str) -> None:
     """Say nothing."""
 
 
-def plan(settings: Settings, table: LatencyTable | None = None) -> Plan:
+def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
     """The settings as what a worker needs to know.
 
     Args:
         table: the latency table of a run that is opened again; None: as the settings say.
     """
-    from secateur.evaluators.plan import Plan
+    from secateur.evaluators.plan import SessionPlan
 
     of, data = settings.evaluator, settings.evaluator.data
-    return Plan(
+    return SessionPlan(
         model=settings.model,
         dtype=settings.dtype,
         device=settings.device,
@@ -51,7 +51,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> Plan:
         calibration_tokens=of.calibration_tokens,
         fidelities=(*of.search_fidelities, of.test_fidelity),
         seed=of.seed,
-        training=None if of.training is None else _recipe(of.training, of.seed),
+        training=None if of.training is None else _training(of.training, of.seed),
         latency=_table_source(settings, table),
         tasks=_task_plan(settings),
     )
@@ -79,11 +79,11 @@ def _task_plan(settings: Settings) -> TaskPlan | None:
     return TaskPlan(names, Path(of.directory), of.samples, of.batch, settings.evaluator.seed)
 
 
-def _recipe(of: TrainingSettings, seed: int) -> Recipe:
+def _training(of: TrainingSettings, seed: int) -> Training:
     """The training of candidates, up to the end; a fidelity says how far."""
-    from secateur.evaluators.training.recipe import Recipe
+    from secateur.evaluators.training.settings import Training
 
-    return Recipe(
+    return Training(
         method=of.learn,
         loss=of.loss,
         tokens=of.tokens[-1],

@@ -1,6 +1,6 @@
 """Recovery stage: longer training of picked trials, measured at the fidelity ``recovered`` of the study.
 
-``RUN/recovered/<trial>-<tokens>/`` then holds the model and ``recovery.json`` with its recipe and losses.
+``RUN/recovered/<trial>-<tokens>/`` then holds the model and ``recovery.json`` with its training settings and losses.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from shutil import rmtree
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.files import replace_file
-from secateur.search.recovery.tuning import Trained, forget
+from secateur.search.recovery.tuning import Trained
 from secateur.search.settings.problems import problems
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
@@ -27,16 +28,9 @@ DIRECTORY, RECORD = "recovered", "recovery.json"
 
 
 class RecoverySettings(Section):
-    """Settings of recovery; see `evaluators.training.Recipe`.
+    """Settings of recovery; see `evaluators.training.settings.Training`.
 
     Args:
-        method: trained parameters: ``lora``, ``full`` or ``norms``.
-        loss: ``kl``, distillation from the dense model, or ``ce``.
-        tokens: trained on, of the calibration text, repetitions counted; whole batches.
-        batch: windows a step.
-        lr: largest learning rate; None for the method's own.
-        rank: of ``lora``.
-        seed: order of the windows.
         address: of a Ray cluster; None for one of the command's own.
     """
 
@@ -50,8 +44,8 @@ class RecoverySettings(Section):
     address: str | None = None
 
     @property
-    def recipe(self) -> dict[str, Any]:
-        """The arguments of a `Recipe`."""
+    def training(self) -> dict[str, Any]:
+        """The arguments of a `Training`."""
         return self.model_dump(exclude={"address"})
 
 
@@ -84,18 +78,12 @@ class Recovered:
     note: str = ""
 
 
-class Finished(Protocol):
-    """Saved model with its losses; see `evaluators.recovery.RecoveredModel`."""
+Train = Callable[[Sequence[int]], Mapping[int, Trained]]
+"""Trains the trials with these numbers."""
 
-    @property
-    def measured(self) -> Mapping[str, Mapping[str, float]]:
-        """Losses by text and export."""
-        ...
-
-    @property
-    def values(self) -> Mapping[str, float]:
-        """Values of the measurement."""
-        ...
+Finish = Callable[[int, Path, Path], tuple[Mapping[str, Mapping[str, float]], Mapping[str, float]]]
+"""Measures and saves a model, given the number of its trial, the directory of its last checkpoint and one for the
+model: losses by text and export, and the values of the measurement."""
 
 
 class Stage:
@@ -104,32 +92,29 @@ class Stage:
     Args:
         study: open for writing.
         trials: picked ones, of distinct candidates.
-        recipe: plain values that determine the training.
+        training: plain settings that determine the training.
         n_test_tokens: tokens of the recovered models' test measurement, for the record.
     """
 
     def __init__(
-        self, study: Study, trials: Sequence[Trial], recipe: Mapping[str, Any], n_test_tokens: int
+        self, study: Study, trials: Sequence[Trial], training: Mapping[str, Any], n_test_tokens: int
     ) -> None:
         self._study = study
-        self._recipe = dict(recipe)
+        self._training = dict(training)
         self._n_test_tokens = n_test_tokens
-        self._fidelity = Fidelity("recovered", recipe["tokens"])
+        self._fidelity = Fidelity("recovered", training["tokens"])
         self._picked = {trial.number: trial.measurement.candidate for trial in trials}
-        self._known = {number: self._lookup(number) for number in self._picked}
+        self._known = {
+            number: study.lookup((text, self._fidelity.text)) for number, text in self._picked.items()
+        }
         for number, known in self._known.items():
             if known is not None:
-                self._check_recipe(number)
-
-    @property
-    def missing(self) -> list[int]:
-        """Numbers of the trials still to be recovered."""
-        return [number for number, known in self._known.items() if known is None]
+                self._check_training(number)
 
     @property
     def experiment(self) -> Path:
-        """Directory of the training runs, one for each set of trials and recipe."""
-        about = json.dumps([sorted(self._picked.values()), self._recipe], sort_keys=True)
+        """Directory of the training runs, one for each set of trials and training settings."""
+        about = json.dumps([sorted(self._picked.values()), self._training], sort_keys=True)
         name = f"tune-{hashlib.sha256(about.encode()).hexdigest()[:12]}"
         return (self._study.directory / DIRECTORY / name).absolute()
 
@@ -137,21 +122,14 @@ class Stage:
         """Directory of a trial's recovered model and its record."""
         return self._study.directory / DIRECTORY / f"{number}-{self._fidelity.n_tokens}"
 
-    def run(
-        self,
-        train: Callable[[Sequence[int]], Mapping[int, Trained]],
-        finish: Callable[[int, Path, Path], Finished],
-    ) -> list[Recovered]:
+    def run(self, train: Train, finish: Finish) -> list[Recovered]:
         """Recover the missing trials.
-
-        Args:
-            train: the trials with these numbers.
-            finish: given a number, the directory of its last checkpoint and one for the model: measure and save.
 
         Raises:
             StudyWriteError: if the disk is full. The same call continues, as after any other exception.
         """
-        ended = train(self.missing) if self.missing else {}
+        missing = [number for number, known in self._known.items() if known is None]
+        ended = train(missing) if missing else {}
         results = []
         for number, known in self._known.items():
             if known is not None:
@@ -160,23 +138,21 @@ class Stage:
                 done = self._keep(number, ended[number], finish)
             results.append(done)
         if all(result.measurement is not None for result in results):
-            forget(self.experiment)  # kept after failures, for its logs
+            rmtree(self.experiment, ignore_errors=True)  # kept after failures, for its logs
         return results
 
-    def _keep(
-        self, number: int, trained: Trained, finish: Callable[[int, Path, Path], Finished]
-    ) -> Recovered:
+    def _keep(self, number: int, trained: Trained, finish: Finish) -> Recovered:
         if trained.reason is not None or trained.state is None:
             return Recovered(number, None, None, trained.reason or "failed before its first checkpoint")
         directory = self.directory(number)
         directory.mkdir(parents=True, exist_ok=True)
-        finished = finish(number, trained.state, directory / "model")
+        measured, values = finish(number, trained.state, directory / "model")
         record = {
             "trial": number,
             "candidate": self._picked[number],
             "fidelity": self._fidelity.text,
-            "recipe": self._recipe,
-            "measured": {name: dict(losses) for name, losses in finished.measured.items()},
+            "recipe": self._training,
+            "measured": {name: dict(losses) for name, losses in measured.items()},
             "course": [dict(point) for point in trained.course],
             "seconds": trained.seconds,
         }
@@ -185,8 +161,8 @@ class Stage:
         measurement = Measurement(
             self._picked[number],
             self._fidelity,
-            finished.values,
-            seed=self._recipe["seed"],
+            values,
+            seed=self._training["seed"],
             n_tokens=self._n_test_tokens,
             seconds=trained.seconds,
             worker="recover",
@@ -194,17 +170,14 @@ class Stage:
         self._study.append([measurement])
         return Recovered(number, directory, measurement)
 
-    def _lookup(self, number: int) -> Trial | None:
-        return self._study.lookup((self._picked[number], self._fidelity.text))
-
-    def _check_recipe(self, number: int) -> None:
-        """Refuse another recipe with as many tokens, which would be the same fidelity of the study."""
+    def _check_training(self, number: int) -> None:
+        """Refuse other settings with as many tokens, which would be the same fidelity of the study."""
         path = self.directory(number) / RECORD
         try:
             there = json.loads(path.read_text(encoding="utf-8"))["recipe"]
         except (OSError, ValueError, KeyError, TypeError):
             there = {}
-        changed = [name for name, value in self._recipe.items() if there.get(name) != value]
+        changed = [name for name, value in self._training.items() if there.get(name) != value]
         if changed:
             was = ", ".join(f"{name} {there.get(name, 'unknown')}" for name in changed)
             raise UsageError(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -21,21 +20,17 @@ from secateur.search.executors.cluster.lazy_ray import prepare_ray
 from secateur.search.executors.cluster.settings import RaySettings
 
 MAX_FAILURES = 2
-"""Retries of a run whose worker died, each from the last checkpoint."""
+"""Retries of a run after its worker died, each from the last checkpoint."""
 
 Say = Callable[[str], None]
 
 
-class Session(Protocol):
-    """Training run in a worker; see `evaluators.recovery.Recovery`."""
+Make = Callable[[], Any]
+"""Makes a training run in a worker, see `evaluators.recovery.Recovery`.
 
-    def step(self) -> dict[str, Any]:
-        """Train a part: ``loss``, ``trained_tokens``, ``tokens``, ``done``, ``failure`` and ``course``."""
-        ...
-
-    def save(self, directory: Path) -> None: ...
-
-    def load(self, directory: Path) -> None: ...
+Its `step` trains a part and gives ``loss``, ``trained_tokens``, ``tokens``, ``done``, ``failure`` and ``course``;
+`save` and `load` write and read its state in a directory.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Trained:
     """Result of a training run.
 
     Args:
-        state: directory of the last checkpoint, or None if there is none.
+        state: directory of the last checkpoint; None if there is none.
         trained_tokens: tokens trained on.
         course: reports of the training, in order.
         seconds: of training, over all attempts.
@@ -82,7 +77,7 @@ def ray_started(address: str | None) -> Iterator[None]:
 
 
 def train_all(
-    sessions: Mapping[int, Callable[[], Session]],
+    sessions: Mapping[int, Make],
     directory: Path,
     *,
     competing: bool,
@@ -115,11 +110,6 @@ def train_all(
     return {result.config["trial"]: _trained(result) for result in results}
 
 
-def forget(directory: Path) -> None:
-    """Remove an experiment's directory, once its models are saved elsewhere."""
-    shutil.rmtree(directory, ignore_errors=True)
-
-
 def _new_tuner(trainable: Any, numbers: Sequence[int], directory: Path, *, competing: bool) -> Any:
     tune = _tune()
     # No run is stopped before a third of its slices; max_t only spaces the rungs: a run ends by itself.
@@ -145,7 +135,7 @@ def _new_tuner(trainable: Any, numbers: Sequence[int], directory: Path, *, compe
     )
 
 
-def _trainable(sessions: Mapping[int, Callable[[], Session]]) -> Any:
+def _trainable(sessions: Mapping[int, Make]) -> Any:
     """Trainable class for Tune's workers, which is pickled with the sessions."""
     base: Any = _tune().Trainable
 
@@ -158,7 +148,8 @@ def _trainable(sessions: Mapping[int, Callable[[], Session]]) -> Any:
             return True
 
         def step(self) -> dict[str, Any]:
-            return self._session.step()
+            report: dict[str, Any] = self._session.step()
+            return report
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             self._session.save(Path(checkpoint_dir))

@@ -1,29 +1,54 @@
-"""How a pruned model is trained: plain values that travel and that are kept beside the model."""
+"""Settings of a light training and its learning rates: plain values, sent to workers and kept beside the model."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from secateur.evaluators.training.schedule import Schedule
-
 Method = Literal["full", "norms", "lora"]
 Loss = Literal["kl", "ce"]
+Schedule = Literal["cosine", "constant"]
 
 LEARNING_RATES: Mapping[Method, float] = MappingProxyType({"full": 3e-4, "norms": 3e-3, "lora": 2e-3})
-"""Used where a recipe names none; the fewer parameters learn, the larger."""
+"""Defaults of `Training.lr`; the fewer parameters are trained, the larger."""
+
+
+def cosine(step: int, n_steps: int, warmup: float) -> float:
+    """Learning rate as a fraction of the largest: a linear rise, then a cosine towards 0.
+
+    No step has the rate 0: the rise begins above it, and the cosine would reach it one step after the last.
+
+    Args:
+        step: from 0.
+        n_steps: of the whole run.
+        warmup: fraction of the steps in which it rises.
+    """
+    n_rising = round(warmup * n_steps)
+    if step < n_rising:
+        return (step + 1) / (n_rising + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - n_rising) / (n_steps - n_rising)))
+
+
+def constant(step: int, n_steps: int, warmup: float) -> float:
+    """1 in every step: no step depends on the length of the run, so that any run can be continued."""
+    return 1.0
+
+
+SCHEDULES: Mapping[Schedule, Callable[[int, int, float], float]] = MappingProxyType(
+    {"cosine": cosine, "constant": constant}
+)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Training:
     """A short training run of AdamW.
 
     Args:
-        method: what learns. ``full``: every parameter; ``norms``: gains and biases of the norms; ``lora``: low-rank
+        method: trained parameters. ``full``: all of them; ``norms``: gains and biases of the norms; ``lora``: low-rank
             updates of the projections (https://arxiv.org/abs/2106.09685), see `lora`. Zeros stay zeros in all.
         loss: ``kl``, distillation from the dense model (https://arxiv.org/abs/1503.02531, at temperature 1), or
             ``ce``, the cross-entropy of the next token.
@@ -35,7 +60,7 @@ class Recipe:
         weight_decay: decoupled (https://arxiv.org/abs/1711.05101).
         clip: largest norm of a gradient.
         seed: order of the windows, and the first values of ``lora``.
-        schedule: of the learning rate, see `schedule`.
+        schedule: of the learning rate, a name in `SCHEDULES`.
 
     Raises:
         ValueError: on a value that is out of its range.
@@ -70,7 +95,7 @@ class Recipe:
         return LEARNING_RATES[self.method] if self.lr is None else self.lr
 
     def n_steps(self, window: int) -> int:
-        """Steps of `batch` windows of so many tokens.
+        """Number of steps of `batch` windows of `window` tokens.
 
         Raises:
             ValueError: if `tokens` are no whole number of them.
@@ -86,10 +111,8 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the learning rate that is used; equal ones mean the same training."""
-        plain = asdict(self) | {
-            "lr": self.learning_rate,
-            "rank": self.rank if self.method == "lora" else None,
-        }
+        rank = self.rank if self.method == "lora" else None
+        plain = asdict(self) | {"lr": self.learning_rate, "rank": rank}
         if self.schedule == "cosine":
             del plain["schedule"]  # as in records that were made before there was another one
         return plain
