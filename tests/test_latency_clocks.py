@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from secateur.evaluators.latency import clock as clock_module
-from secateur.evaluators.latency.clock import CpuClock, CudaClock, Reading, clock_of
+from secateur.evaluators.latency.clock import Reading, clock_of, threads, time_on_cpu, time_on_cuda
+from secateur.evaluators.latency.conditions import LatencySetup
 from secateur.evaluators.latency.rounds import MIN_ROUNDS, time_in_turns
-from secateur.evaluators.latency.setup import LatencySetup
-from secateur.evaluators.latency.threads import threads
 from tests.timing import FakeClock, FakeSubject
 
 
 def test_each_subject_is_read_once_a_round_in_an_order_that_changes():
-    subjects = {name: FakeSubject(ms) for name, ms in (("dense", 8.0), ("half", 4.0), ("small", 1.0))}
+    subjects = {name: FakeSubject(ms).ready for name, ms in (("dense", 8.0), ("half", 4.0), ("small", 1.0))}
     clock = FakeClock(3)
     time_in_turns(subjects, clock, rounds=12)
     rounds = [tuple(clock.seen[i : i + 3]) for i in range(6, len(clock.seen), 3)]
@@ -29,7 +28,7 @@ def test_each_subject_is_read_once_a_round_in_an_order_that_changes():
 
 
 def test_a_machine_that_slows_down_does_not_change_ratios():
-    subjects = {"dense": FakeSubject(8.0), "half": FakeSubject(4.0)}
+    subjects = {"dense": FakeSubject(8.0).ready, "half": FakeSubject(4.0).ready}
     timings = time_in_turns(subjects, FakeClock(2, slowdown=1.5), rounds=11)
     assert asdict(timings["half"].ratio) == pytest.approx({"median": 0.5, "low": 0.5, "high": 0.5})
     assert timings["half"].ms.median == pytest.approx(0.5 * timings["dense"].ms.median)
@@ -39,13 +38,13 @@ def test_a_machine_that_slows_down_does_not_change_ratios():
 
 
 def test_processor_time_counts_where_it_is_asked_for():
-    subjects = {"dense": FakeSubject(8.0), "half": FakeSubject(4.0)}
+    subjects = {"dense": FakeSubject(8.0).ready, "half": FakeSubject(4.0).ready}
     assert time_in_turns(subjects, FakeClock(2), of="cpu")["half"].ms.median == 12.0
 
 
 def test_few_rounds_are_refused():
     with pytest.raises(ValueError, match=f"Expected `rounds` >= {MIN_ROUNDS}, got 3"):
-        time_in_turns({"dense": FakeSubject(1.0)}, FakeClock(), rounds=3)
+        time_in_turns({"dense": FakeSubject(1.0).ready}, FakeClock(), rounds=3)
 
 
 # --- clocks ---
@@ -56,7 +55,7 @@ def test_a_cpu_clock_makes_the_call_and_reads_both_times(monkeypatch):
     times = SimpleNamespace(**{name: lambda found=found: next(found) for name, found in ticks.items()})
     monkeypatch.setattr(clock_module, "time", times)
     made = []
-    reading = CpuClock().time(lambda: made.append(0))
+    reading = time_on_cpu(lambda: made.append(0))
     assert len(made) == 1
     assert reading == Reading(wall_ms=2000.0, cpu_ms=500.0)
 
@@ -81,13 +80,13 @@ def test_a_cuda_clock_reads_events_around_the_call(monkeypatch):
 
     fake = SimpleNamespace(Event=Event, device=on, synchronize=lambda: log.append("wait"))
     monkeypatch.setattr(clock_module.torch, "cuda", fake)
-    reading = CudaClock(torch.device("cuda:1")).time(lambda: log.append("call"))
+    reading = time_on_cuda(torch.device("cuda:1"), lambda: log.append("call"))
     assert reading.wall_ms == 6.0
     assert log == ["cuda:1", "wait", "record", "call", "record", "wait"]
 
 
 def test_an_unknown_device_has_no_clock():
-    assert isinstance(clock_of(torch.device("cpu")), CpuClock)
+    assert clock_of(torch.device("cpu")) is time_on_cpu
     with pytest.raises(ValueError, match="Expected a `device` of cpu, cuda, got meta"):
         clock_of(torch.device("meta"))
 

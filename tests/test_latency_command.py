@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from secateur.evaluators.latency.setup import LatencySetup
+from secateur.evaluators.latency.conditions import LatencySetup
 from secateur.evaluators.latency.store import (
     TableSource,
 )

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.evaluators.latency.conditions import LatencySetup
 from secateur.evaluators.latency.forward import Forward
-from secateur.evaluators.latency.setup import LatencySetup
 from secateur.evaluators.latency.stacks import cut_stack, depth, exchanged
 from secateur.evaluators.latency.table import points
 from secateur.pruners.models.find_layout import find_layouts

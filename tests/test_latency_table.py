@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.evaluators.latency import key as key_module
-from secateur.evaluators.latency.key import conditions, key_of
-from secateur.evaluators.latency.models import time_models
-from secateur.evaluators.latency.prediction import all_of, kept_in, predicted_ms
-from secateur.evaluators.latency.setup import LatencySetup
+from secateur.evaluators.latency import conditions as conditions_module
+from secateur.evaluators.latency.conditions import LatencySetup, conditions, key_of
+from secateur.evaluators.latency.models import all_of, kept_in, predicted_ms, time_models
 from secateur.evaluators.latency.store import (
     MeasuredTable,
     TableSource,
@@ -97,9 +95,9 @@ def test_the_key_depends_on_shape_precision_device_and_versions_but_not_on_weigh
     others.append(small_anatomy(n_layers=3))
     others[-1].model.to(torch.bfloat16)
     assert len({base, *(key_of(conditions(other, SETUP)) for other in others)}) == 4
-    monkeypatch.setattr(key_module, "device_name", lambda device: "another")
+    monkeypatch.setattr(conditions_module, "device_name", lambda device: "another")
     elsewhere = key_of(conditions(anatomy, SETUP))
-    monkeypatch.setattr(key_module.metadata, "version", lambda name: "9")
+    monkeypatch.setattr(conditions_module.metadata, "version", lambda name: "9")
     assert len({base, elsewhere, key_of(conditions(anatomy, SETUP))}) == 3
 
 

@@ -8,9 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from secateur.evaluators.latency.clock import Reading
-from secateur.evaluators.latency.key import conditions, key_of
+from secateur.evaluators.latency.conditions import LatencySetup, conditions, key_of
 from secateur.evaluators.latency.rounds import Spread
-from secateur.evaluators.latency.setup import LatencySetup
 from secateur.evaluators.latency.store import MeasuredTable
 from secateur.spaces.latency import PHASES, LatencyTable, Phase
 
@@ -37,7 +36,7 @@ class FakeClock:
         self.slowdown = slowdown
         self.seen: list[float] = []
 
-    def time(self, call):
+    def __call__(self, call):
         nominal = call()
         turn = max(0, len(self.seen) - 2 * self.n_subjects) // self.n_subjects  # after two warm-up rounds
         self.seen.append(nominal)
@@ -47,7 +46,7 @@ class FakeClock:
 class CountingClock:
     """5 ms, and one for each weight that projections multiply with, once a token: what is additive exactly."""
 
-    def time(self, call):
+    def __call__(self, call):
         count = 0
 
         def add(module, args, output):

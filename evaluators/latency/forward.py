@@ -1,4 +1,4 @@
-"""One forward pass of a causal LM as its users run it: a prompt, or one more token."""
+"""One forward pass of a causal LM, to be timed: a prompt, or one more token."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from secateur.evaluators.latency.clock import Call
-from secateur.evaluators.latency.setup import LatencySetup
+from secateur.evaluators.latency.conditions import LatencySetup
 from secateur.spaces.latency import PhaseName
 
 
 class Forward:
-    """Forward passes of a model in one phase, to be timed.
+    """Forward passes of a model in one phase.
 
     Args:
         model: a causal LM of transformers, with which the prompt's keys and values are computed.
@@ -25,7 +25,7 @@ class Forward:
         setup: batch and prompt.
         head: False: without the projection to logits.
         cached: False: no keys and values are kept or read, for blocks without attention.
-        changed: makes the model what it is to be while its calls are prepared and made, and undoes it.
+        changed: changes the model while its calls are prepared and made.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Forward:
 
     @contextmanager
     def ready(self) -> Iterator[Call]:
-        """See `Subject.ready`."""
+        """A `Subject`."""
         with torch.inference_mode(), self._changed():
             cache = self._fresh()
             yield lambda: self._call(self._tokens, cache)

@@ -1,17 +1,20 @@
-"""Whole models timed beside each other: what a table's prediction is checked with."""
+"""Whole models: timed in turns, and predicted from a table by the units that their blocks keep."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import nn
 
-from secateur.evaluators.latency.clock import Clock, clock_of
+from secateur.evaluators.latency.clock import Clock, clock_of, threads
+from secateur.evaluators.latency.conditions import LatencySetup
 from secateur.evaluators.latency.forward import Forward
 from secateur.evaluators.latency.rounds import ROUNDS, Timing, time_in_turns
-from secateur.evaluators.latency.setup import LatencySetup
-from secateur.evaluators.latency.threads import threads
-from secateur.spaces.latency import PHASES, PhaseName
+from secateur.pruners.export.manifest import MANIFEST, Manifest
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.latency import PHASES, LatencyTable, PhaseName
 
 
 def time_models(
@@ -36,10 +39,38 @@ def time_models(
     with threads(setup.n_threads):
         return {
             phase: time_in_turns(
-                {name: Forward(model, phase, setup) for name, model in models.items()},
+                {name: Forward(model, phase, setup).ready for name, model in models.items()},
                 clock,
                 rounds=rounds,
                 of=setup.clock,
             )
             for phase in PHASES
         }
+
+
+def predicted_ms(table: LatencyTable, phase: PhaseName, blocks: Sequence[Kept]) -> float:
+    """Milliseconds of a model with these kept units in its blocks."""
+    times = table.phases[phase]
+    return times.rest_ms + sum(times.attention(kept.kv_groups) + times.mlp(kept.ffn) for kept in blocks)
+
+
+def kept_in(model: str, anatomy: Anatomy, fingerprint: str) -> tuple[Kept, ...] | None:
+    """Kept units of an exported model's blocks; None if they are not known.
+
+    Args:
+        model: an exported directory.
+        anatomy: of the dense model.
+        fingerprint: the dense model's.
+    """
+    try:
+        manifest = Manifest.from_json((Path(model) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError):  # not one of our exports
+        return None
+    if manifest.fingerprint != fingerprint or len(manifest.kept) != len(anatomy.blocks):
+        return None
+    return tuple(Kept(block["kv_groups"], block["ffn"]) for block in manifest.kept)
+
+
+def all_of(anatomy: Anatomy) -> tuple[Kept, ...]:
+    """All units of the dense model's blocks."""
+    return tuple(block.whole for block in anatomy.blocks)

@@ -1,11 +1,10 @@
-"""Several subjects timed in turns, so that what slows the machine down for a while slows all of them."""
+"""Several subjects timed in turns, so that a slower phase of the machine slows all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,16 +12,11 @@ from secateur.evaluators.latency.clock import Call, Clock, Reading
 
 MIN_ROUNDS = 10
 ROUNDS = 20
-"""Unless somebody asks for another number."""
+"""Default number of rounds."""
 
 
-@runtime_checkable
-class Subject(Protocol):
-    """Something that is timed."""
-
-    def ready(self) -> AbstractContextManager[Call]:
-        """A call, to be made once while the context lasts; what it needs is prepared."""
-        ...
+Subject = Callable[[], AbstractContextManager[Call]]
+"""Prepares a call, to be made once while the context lasts."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +29,10 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
         low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
         return cls(median, low, high)
 
     def times(self, factor: float) -> Spread:
-        """All three multiplied."""
         return Spread(self.median * factor, self.low * factor, self.high * factor)
 
 
@@ -85,13 +77,17 @@ def time_in_turns(
     """
     check_rounds(rounds)
     names, rng = list(subjects), np.random.default_rng(seed)
+
+    def read(name: str) -> Reading:
+        with subjects[name]() as call:
+            return clock(call)
+
     for name in 2 * names:
-        _read(subjects[name], clock)  # first calls allocate memory and choose kernels
+        read(name)  # first calls allocate memory and choose kernels
     readings: dict[str, list[Reading]] = {name: [] for name in names}
     for _ in range(rounds):
         for i in rng.permutation(len(names)):
-            name = names[i]
-            readings[name].append(_read(subjects[name], clock))
+            readings[names[i]].append(read(names[i]))
     times = {name: [getattr(reading, f"{of}_ms") for reading in found] for name, found in readings.items()}
     reference = times[names[0]]
     anchor = Spread.of(reference).median
@@ -104,13 +100,8 @@ def time_in_turns(
 
 
 def check_rounds(rounds: int) -> None:
-    """Raise a ValueError if there are too few of them."""
+    """Raise a ValueError for too few rounds."""
     if rounds < MIN_ROUNDS:
         raise ValueError(
             f"Expected `rounds` >= {MIN_ROUNDS}, got {rounds}. Fewer say little on a busy machine."
         )
-
-
-def _read(subject: Subject, clock: Clock) -> Reading:
-    with subject.ready() as call:
-        return clock.time(call)

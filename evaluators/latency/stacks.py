@@ -1,4 +1,4 @@
-"""A model whose stack of blocks is exchanged for a short one of equal, cut blocks, for as long as it is timed."""
+"""Short stacks of equal, cut blocks, exchanged for a model's own blocks while it is timed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from secateur.pruners.models.cutting import LiveSublayer, Piece
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 
 STACK_BYTES = 1 << 30
-"""All stacks of one measurement together are to stay near this size."""
+"""Size that all stacks of one measurement together stay near."""
 
 MOST_BLOCKS = 4
 """Blocks of a stack: several, since each finds its weights in memory, not in a processor's cache."""
 
 
 def depth(anatomy: Anatomy, n_shapes: int) -> int:
-    """How many blocks a stack has, if there is one for each of so many shapes."""
+    """Number of blocks in a stack, with one stack for each of `n_shapes` shapes."""
     block = anatomy.blocks[0].module
     n_bytes = sum(p.numel() * p.element_size() for p in block.parameters())
     return max(1, min(MOST_BLOCKS, len(anatomy.blocks), STACK_BYTES // (n_bytes * max(n_shapes, 1))))
@@ -33,7 +33,7 @@ def cut_stack(layouts: Sequence[BlockLayout], kv_groups: int, ffn: int) -> nn.Mo
 
 @contextmanager
 def exchanged(anatomy: Anatomy, blocks: nn.ModuleList) -> Iterator[None]:
-    """The model runs with these blocks while the context lasts."""
+    """Run the model with these blocks while the context lasts."""
     path = anatomy.blocks[0].name.rpartition(".")[0]
     owner, _, name = path.rpartition(".")
     parent = anatomy.model.get_submodule(owner)
@@ -45,7 +45,7 @@ def exchanged(anatomy: Anatomy, blocks: nn.ModuleList) -> Iterator[None]:
 
 
 def _cut_copy(layout: BlockLayout, kv_groups: int, ffn: int) -> nn.Module:
-    """A copy of the block with tensors of its own; the block is left as it was."""
+    """Copy of a block, cut, with tensors of its own; the block is unchanged."""
     live = [LiveSublayer(sublayer) for sublayer in layout.sublayers]
     try:
         for sublayer, one, n_kept in zip(layout.sublayers, live, (kv_groups, ffn), strict=True):
@@ -60,7 +60,7 @@ def _cut_copy(layout: BlockLayout, kv_groups: int, ffn: int) -> nn.Module:
 
 
 def _first(sublayer: SublayerLayout, n_kept: int) -> dict[str, Piece]:
-    """The first units of each projection; which ones doesn't matter for the time that they take."""
+    """The first units of each projection; their choice does not change the time."""
     pieces = {}
     for placement in sublayer.placements:
         bias: Tensor | None = placement.linear.module.bias  # type: ignore[assignment]

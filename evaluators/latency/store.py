@@ -1,4 +1,4 @@
-"""Latency tables as files: in the user's cache by what they belong to, or wherever a person has put one."""
+"""Latency tables as files: in the user's cache by their conditions, or at a path."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.evaluators.latency.key import conditions, key_of
+from secateur.evaluators.latency.conditions import LatencySetup, conditions, key_of
 from secateur.evaluators.latency.rounds import Spread
-from secateur.evaluators.latency.setup import LatencySetup
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints.cache import cache_root
 from secateur.spaces.latency import LatencyTable, PhaseName
@@ -20,14 +19,14 @@ from secateur.spaces.whole_file import whole_file
 
 @dataclass(frozen=True)
 class MeasuredTable:
-    """A latency table and how it came about.
+    """A latency table with the record of its measurement.
 
     Args:
-        table: predicts.
-        conditions: what it belongs to, see `conditions`.
-        dense: milliseconds of the whole dense model, measured in the same rounds: what the sum over the table is to
-            be compared with.
-        rounds: how many.
+        table: of times.
+        conditions: see `conditions`.
+        dense: milliseconds of the whole dense model, measured in the same rounds, to compare the sum over the table
+            with.
+        rounds: their number.
     """
 
     table: LatencyTable
@@ -61,13 +60,12 @@ class MeasuredTable:
 
 @dataclass(frozen=True)
 class TableSource:
-    """Where a search finds its table.
+    """Source of a search's table.
 
     Args:
         setup: the conditions of a table in the user's cache.
-        path: of a file with a table, such as one that was measured on another machine; it counts in place of the
-            cache.
-        known: a table that is there already, such as a run's own; it counts in place of both.
+        path: of a file with a table, such as one that was measured on another machine; in place of the cache.
+        known: a table, such as the one that a run began with; in place of both.
     """
 
     setup: LatencySetup
@@ -76,7 +74,10 @@ class TableSource:
 
 
 def save_table(measured: MeasuredTable) -> Path:
-    """Keep a table in the user's cache; where it is.
+    """Write a table to the user's cache.
+
+    Returns:
+        Its path.
 
     Raises:
         OSError: if the cache can't be written.
@@ -99,11 +100,11 @@ def load_table(anatomy: Anatomy, setup: LatencySetup) -> MeasuredTable | None:
 
 
 def find_table(anatomy: Anatomy, source: TableSource, model: str) -> LatencyTable:
-    """The table that a search asks for.
+    """The table of a search.
 
     Args:
         anatomy: the dense model.
-        source: where to look.
+        source: of the table.
         model: its name, for errors.
 
     Raises:

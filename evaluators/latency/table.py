@@ -1,4 +1,4 @@
-"""A table of how long the sub-layers of a model take, measured on the device where the model is."""
+"""Measurement of a latency table: times of a model's sub-layers on its device."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 
-from secateur.evaluators.latency.clock import Clock, clock_of
+from secateur.evaluators.latency.clock import Clock, clock_of, threads
+from secateur.evaluators.latency.conditions import LatencySetup, conditions, key_of
 from secateur.evaluators.latency.forward import Forward
-from secateur.evaluators.latency.key import conditions, key_of
 from secateur.evaluators.latency.rounds import ROUNDS, Spread, Timing, time_in_turns
-from secateur.evaluators.latency.setup import LatencySetup
 from secateur.evaluators.latency.stacks import cut_stack, depth, exchanged
 from secateur.evaluators.latency.store import MeasuredTable
-from secateur.evaluators.latency.threads import threads
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.spaces.latency import PHASES, LatencyTable, Phase, PhaseName
 
 MOST_POINTS = 8
-"""Numbers of KV groups and widths that are measured; what lies between them is interpolated."""
+"""Measured numbers of KV groups and of FFN channels; times between them are interpolated."""
 
 DENSE, REST, FRAME = "dense", "rest", "frame"
 Shape = tuple[int, int]  # KV groups and FFN channels of each block of a stack
@@ -39,17 +37,17 @@ def measure_table(
 ) -> MeasuredTable:
     """Time stacks of a few equal blocks for each size of the attention and of the MLP alone, beside the dense model.
 
-    A stack runs inside the model's own forward pass, with its masks, positions and cache, so any family works; what
-    the pass takes without blocks is subtracted. Calling a block takes time even if nothing is left in it, which is
+    A stack runs inside the model's own forward pass, with its masks, positions and cache, so any family works; the
+    time of the pass without blocks is subtracted. Calling a block takes time even if nothing is left in it, which is
     measured too: each sub-layer is given half of that, so that the two add up to the whole block. Times are means
     over the blocks of a stack, made monotone: by least squares a smaller sub-layer takes no longer than a larger one.
 
     Args:
-        anatomy: the dense model, where it is to run.
+        anatomy: the dense model, on the device to measure.
         setup: batch, prompt, threads.
         rounds: of `time_in_turns`.
         clock: None for that of the model's device.
-        say: told in one line what is being done.
+        say: given progress, one line at a time.
 
     Raises:
         ValueError: if the model's blocks differ in shape or can't be cut, its context is shorter than the prompt, or
@@ -90,14 +88,16 @@ def _time(
     """The dense model, the model without blocks, the same without its head, and each stack without the head."""
     empty = partial(exchanged, anatomy, torch.nn.ModuleList())
     subjects = {
-        DENSE: Forward(anatomy.model, phase, setup),
-        REST: Forward(anatomy.model, phase, setup, changed=empty),
-        FRAME: Forward(anatomy.model, phase, setup, head=False, changed=empty),
+        DENSE: Forward(anatomy.model, phase, setup).ready,
+        REST: Forward(anatomy.model, phase, setup, changed=empty).ready,
+        FRAME: Forward(anatomy.model, phase, setup, head=False, changed=empty).ready,
     }
     for shape, stack in stacks.items():
         inside = partial(exchanged, anatomy, stack)
         cached = shape[0] > 0  # else nothing is read from the cache
-        subjects[str(shape)] = Forward(anatomy.model, phase, setup, head=False, cached=cached, changed=inside)
+        subjects[str(shape)] = Forward(
+            anatomy.model, phase, setup, head=False, cached=cached, changed=inside
+        ).ready
     return time_in_turns(subjects, clock, rounds=rounds, of=setup.clock)
 
 

@@ -59,7 +59,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
 
 def _table_source(settings: Settings, table: LatencyTable | None) -> TableSource | None:
     """Where the latency table is, if an objective or the target needs one."""
-    from secateur.evaluators.latency.setup import LatencySetup
+    from secateur.evaluators.latency.conditions import LatencySetup
     from secateur.evaluators.latency.store import TableSource
 
     if not any(name.startswith("latency_") for name in (*settings.optimised, settings.space.counts)):

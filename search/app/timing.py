@@ -11,7 +11,7 @@ from secateur.search.app.session import Say, silent
 from secateur.search.errors import UsageError
 
 if TYPE_CHECKING:
-    from secateur.evaluators.latency.setup import LatencySetup
+    from secateur.evaluators.latency.conditions import LatencySetup
     from secateur.evaluators.latency.store import MeasuredTable
     from secateur.pruners.models.loading import LoadedModel
 
@@ -75,9 +75,8 @@ def compare_latency(
     Raises:
         UsageError: if a model or the conditions are not what they should be.
     """
-    from secateur.evaluators.latency.key import conditions as conditions_of
-    from secateur.evaluators.latency.models import time_models
-    from secateur.evaluators.latency.prediction import all_of, kept_in, predicted_ms
+    from secateur.evaluators.latency.conditions import conditions as conditions_of
+    from secateur.evaluators.latency.models import all_of, kept_in, predicted_ms, time_models
     from secateur.evaluators.latency.store import load_table
     from secateur.pruners.models.discover import dissect
 
@@ -119,8 +118,8 @@ def compare_latency(
 def _open(
     model: str, conditions: Mapping[str, Any], rounds: int, say: Say, loading: Mapping[str, Any]
 ) -> tuple[LatencySetup, LoadedModel]:
+    from secateur.evaluators.latency.conditions import LatencySetup
     from secateur.evaluators.latency.rounds import check_rounds
-    from secateur.evaluators.latency.setup import LatencySetup
     from secateur.pruners.models.loading import load_model
 
     check_rounds(rounds)

@@ -1,22 +1,63 @@
-"""What a latency table belongs to: device, precision, software, model shape and conditions."""
+"""Conditions of a latency: batch and prompt, device, precision, software and model shape."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from secateur.evaluators.latency.setup import LatencySetup
 from secateur.pruners.models.anatomy import Anatomy
 
 
+@dataclass(frozen=True)
+class LatencySetup:
+    """Conditions besides the model and the device.
+
+    Args:
+        batch: sequences at a time.
+        prompt: tokens of each: computed at once in prefill, in the cache in decode.
+        threads: of torch on a CPU; None: all that this process may use.
+        clock: ``wall``, or ``cpu``: processor time over the threads, for a machine that does other work too.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    batch: int = 1
+    prompt: int = 512
+    threads: int | None = None
+    clock: str = "wall"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "prompt", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"Expected `{name}` >= 1, got {value}.")
+        if self.clock not in ("wall", "cpu"):
+            raise ValueError(f"Expected `clock` wall or cpu, got {self.clock!r}.")
+
+    @property
+    def n_threads(self) -> int:
+        """Threads on a CPU."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def options(self) -> str:
+        """Differences from the defaults, as options of the command that measures."""
+        default: dict[str, Any] = asdict(LatencySetup())
+        changed = {name: value for name, value in asdict(self).items() if value != default[name]}
+        return "".join(f" --{name} {value}" for name, value in changed.items())
+
+
 def conditions(anatomy: Anatomy, setup: LatencySetup) -> dict[str, Any]:
-    """Everything that the times in a table depend on, as plain values for people and files.
+    """Conditions of the times in a table, as plain values for people and files.
 
     Raises:
         ValueError: if the model's blocks have several shapes.
@@ -52,21 +93,19 @@ def device_name(device: torch.device) -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-_OF_BLOCKS = ("n_heads", "n_kv_heads", "head_dim", "ffn_width", "window")
-
-
 def _shape(anatomy: Anatomy) -> dict[str, Any]:
-    """Of the model, whatever its weights."""
+    """Shape of a model, independent of its weights."""
     sizes = {(b.n_heads, b.n_kv_heads, b.head_dim, b.ffn_width) for b in anatomy.blocks}
     if len(sizes) > 1:
         raise ValueError(
             f"Expected blocks of one shape for a latency table, got {len(sizes)} shapes in {anatomy.family}. "
             f"Start from the dense model."
         )
+    names = ("n_heads", "n_kv_heads", "head_dim", "ffn_width", "window")
     return {
         "family": anatomy.family,
         "width": anatomy.width,
         "vocabulary": anatomy.vocab_size,
-        "blocks": [{name: getattr(block, name) for name in _OF_BLOCKS} for block in anatomy.blocks],
+        "blocks": [{name: getattr(block, name) for name in names} for block in anatomy.blocks],
         "projections": [linear.role for linear in anatomy.blocks[0].linears],
     }
