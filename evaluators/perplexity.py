@@ -1,4 +1,4 @@
-"""Perplexity of a whole model as any user would measure it: its own forward pass, nothing of the search."""
+"""Perplexity of a whole model by its own forward pass, independent of a search."""
 
 from __future__ import annotations
 
@@ -38,17 +38,24 @@ def cross_entropy(model: nn.Module, tokens: Int[Tensor, "windows length"]) -> fl
 def evaluate_model(
     name: str,
     *,
-    text: str,
-    part: Any,
-    n_tokens: int,
-    window: int,
-    dtype: str,
-    device: str,
-    trust_remote_code: bool,
+    text: str = "docs",
+    part: Any = "test",
+    n_tokens: int = 8192,
+    window: int = 512,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
     tasks: TaskPlan | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float | str | int]:
-    """Load a model and measure it on a text.
+    """Load a model and measure it on a text, in windows without overlap, and in tasks.
+
+    Args:
+        name: see `load_model`, also for dtype, device and trust_remote_code.
+        text: source of text; of ``docs`` the topics of `part`.
+        n_tokens: tokens to measure on, a multiple of `window`.
+        window: tokens that the model sees at once.
+        say: given progress, one line at a time.
 
     Returns:
         ``perplexity``, ``ce`` (nats per token), ``params``, ``zeros`` (share of the prunable weights), and what it

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.evaluating import evaluate, tasks_in
 from secateur.search.app.exporting import export
-from secateur.search.app.in_lines import search_in_lines
 from secateur.search.app.pruning import prune
 from secateur.search.app.recovering import recover
-from secateur.search.app.searching import search
+from secateur.search.app.searching import search, search_in_lines
 from secateur.search.app.session import Say, open_session, plan, silent
 from secateur.search.app.timing import compare_latency, measure_latency
 from secateur.search.controller import Trial

@@ -1,4 +1,4 @@
-"""From a trial to a model on the disk."""
+"""Export of a trial: a pruned model on the disk."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 LEVELS = "levels"
-"""Directory in a run of what candidates are switched by."""
+"""Directory in a run that `Pruner.prepare` writes."""
 
 RECORDED = ("kl", "ce", "latency_", TASK)
-"""What an export's record says of the search: values whose names begin so."""
+"""Prefixes of the searched values that an export's record has."""
 
 
 def export(
@@ -32,16 +32,16 @@ def export(
     form: str | None = None,
     say: Say = silent,
 ) -> ExportSummary:
-    """Prune the model once more, for real, measure it, and save it as a directory that transformers loads.
+    """Prune the model for good, measure it, and save it as a directory that transformers loads.
 
     Args:
         directory: of the run.
         trial: of its study.
         to: new or empty directory, or one that holds this export already.
         calibration: ``sequential`` (statistics of a block from already pruned blocks), ``dense`` (the very
-            weights that the search measured); None as the settings say.
-        form: a name that ``secateur list formats`` shows; None as the settings say, or else the usual one.
-        say: told in one line what is being done.
+            weights that the search measured); None: that of the settings.
+        form: a name that ``secateur list formats`` shows; None: that of the settings, or else the usual one.
+        say: given progress, one line at a time.
 
     Raises:
         UsageError: if the run's model or data have changed, `to` is not empty, or the format can't carry the model.
@@ -81,7 +81,7 @@ def export(
 
 
 def _as_searched(view: Run, candidate: str, fidelities: Sequence[Fidelity]) -> dict[str, dict[str, float]]:
-    """What the study knows about the candidate."""
+    """Values of the candidate in the study, by fidelity."""
     found = {fidelity: view.study.lookup((candidate, fidelity.text)) for fidelity in fidelities}
     return {
         f"{fidelity.text}, as searched": {

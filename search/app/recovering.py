@@ -1,4 +1,4 @@
-"""Train picked models for longer."""
+"""Recovery of picked models: longer training."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.session import Say, check_content, is_sequential, open_session, silent
+from secateur.search.app.session import Say, check_content, is_sequential, open_session, silent, usage_errors
 from secateur.search.controller import Trial
-from secateur.search.errors import UsageError
 from secateur.search.results.run import open_run
 from secateur.search.study.study import Study
 
@@ -28,12 +27,12 @@ def recover(
     Args:
         directory: of the run.
         trials: of its study.
-        settings: how to train.
-        say: told in one line what is being done.
+        settings: of the training.
+        say: given progress, one line at a time.
 
     Raises:
         UsageError: if Ray or PEFT is not installed, the run's model or data have changed, somebody is writing the
-            run, or a trial was recovered by another recipe with as many tokens.
+            run, or a trial was recovered by other settings with as many tokens.
     """
     from secateur.evaluators.recovery import Recovery, RecoveryJob, export_recovered, new_training
     from secateur.search.recovery.stage import Stage
@@ -42,10 +41,8 @@ def recover(
     view = open_run(directory)
     of, session = view.settings, open_session(view.settings, say, view.shape.latency)
     check_content(view, session)
-    try:
+    with usage_errors():
         training = new_training(settings.training, session)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     picked = view.as_searched(trials)
     targets = {session.space.target_of(session.space.parse(t.measurement.candidate)) for t in picked}
     make = partial(

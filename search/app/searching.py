@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.search.app.about import about_of, baselines_of, plugin_versions
 from secateur.search.app.exporting import LEVELS
-from secateur.search.app.plugins import versions
-from secateur.search.app.session import Say, open_session, plan, silent
+from secateur.search.app.session import Say, open_session, plan, silent, usage_errors
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executor import Executor, measure_all
@@ -24,8 +23,9 @@ from secateur.search.mirror.storages import storage_of
 from secateur.search.objectives import TASK
 from secateur.search.results.run import Run
 from secateur.search.results.targets import best_by_target, target_sparsities
-from secateur.search.settings.settings import Settings, identity, resolved
-from secateur.search.study.about import ABOUT, About
+from secateur.search.settings.settings import Settings, resolved
+from secateur.search.show.lines import Lines
+from secateur.search.study.about import ABOUT
 from secateur.search.study.overlap import write_overlap
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from secateur.spaces.latency import LatencyTable
 
 SOME_WORKERS = 4
-"""Where there are as many as the cluster has room for."""
+"""Number of workers for the controller, where the cluster's room decides."""
 
 N_DESCRIBED = 8
-"""So many of the best candidates are described beside the front."""
+"""Number of the best candidates that are described beside the front."""
 
 TEST_JOB = 4
 """Candidates a job on the test text: few, so that workers share the front evenly."""
@@ -59,8 +59,8 @@ def search(
     Args:
         settings: what to search.
         directory: of the run. The same settings continue it, also with another budget or target.
-        observers: look on.
-        say: told in one line what is being done.
+        observers: of the loop.
+        say: given progress, one line at a time.
         on_ready: given the search, whose `stop` ends it cleanly, and its executor, before it starts.
         levels: directory of the level store, for runs that share one; None: in the run's directory.
 
@@ -70,28 +70,20 @@ def search(
         StudyWriteError: if the disk is full; the study can be continued.
     """
     check_storage(settings.storage)
-    of_plugins = versions(settings)
+    of_plugins = plugin_versions(settings)
     for line in left_out():
         say(line)
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
         session = open_session(settings, say, _table_of(directory))
         _check_objectives(settings, session)
-        about = About(
-            identity=identity(settings) | {"content": _content(session)},
-            baselines=_baselines(session),
-            facts={
-                "shape": _plain_shape(session),
-                "versions": _versions() | of_plugins,
-                "sources": _sources(session),
-            },
-        )
+        about = about_of(settings, session, of_plugins)
         _controller(settings, session)  # refuses what does not fit, while nothing is written
         with Study.open_or_create(directory, resolved(settings), about) as study:
             for line in (*settings.renamed_keys, *study.warnings):
                 say(line)
             levels = levels or directory / LEVELS
             _build_levels(session, levels, say)
-            study.name_baselines(_baselines(session))  # some are known by now only
+            study.name_baselines(baselines_of(session))  # some are known by now only
             controller = _controller(settings, session)
             _warn_of_budget(settings, controller, say)
             storage = storage_of(directory, settings.storage)
@@ -123,13 +115,21 @@ def search(
     return outcome
 
 
+def search_in_lines(settings: Settings, directory: Path, *, levels: Path | None = None) -> Outcome:
+    """`search` for scripts, with a printed line for each stage and each round under the directory's name."""
+    lines = Lines(directory.name, settings)
+    return search(
+        settings, directory, observers=[lines], say=lines.say, on_ready=lines.on_ready, levels=levels
+    )
+
+
 def _table_of(directory: Path) -> LatencyTable | None:
-    """The latency table that a run began with: it goes on with it, whatever was measured since."""
+    """The latency table that a run began with, and keeps, whatever was measured since."""
     return Run(Study.open(directory)).shape.latency if (directory / ABOUT).is_file() else None
 
 
 def _warn_of_budget(settings: Settings, controller: Any, say: Say) -> None:
-    """Say that a controller will have no result, while it costs nothing."""
+    """Report a budget too small for a result of the controller, before anything is spent."""
     needed, given = controller.n_measurements, settings.budget.evaluations
     if given is not None and needed > given:
         say(
@@ -138,16 +138,10 @@ def _warn_of_budget(settings: Settings, controller: Any, say: Say) -> None:
         )
 
 
+@usage_errors()
 def _check_objectives(settings: Settings, session: Session) -> None:
-    """See that measurements will hold what is to be optimised.
-
-    Raises:
-        UsageError: if not.
-    """
-    try:
-        tasks = [] if session.task_set is None else [f"{TASK}{name}" for name in session.task_set.names]
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    """Raise a UsageError unless measurements will have the objectives."""
+    tasks = [] if session.task_set is None else [f"{TASK}{name}" for name in session.task_set.names]
     known = ["loss", "kl", "ce", *session.space.cost(session.space.baselines()["dense"]), *tasks]
     for name in settings.optimised:
         if name not in known:
@@ -157,22 +151,8 @@ def _check_objectives(settings: Settings, session: Session) -> None:
             )
 
 
-def _content(session: Session) -> dict[str, str]:
-    """Content hashes that measurements depend on, those of further models included.
-
-    Raises:
-        UsageError: if something in the settings does not fit a further model.
-    """
-    try:
-        return session.facts() | session.facts_of_others()
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
 def _build_levels(session: Session, levels: Path, say: Say) -> None:
-    """Make the level store unless it is there.
+    """Build the level store unless it is there.
 
     Raises:
         UsageError: if the metric is a formula that gives no ranking of a layer's weights.
@@ -187,10 +167,7 @@ def _build_levels(session: Session, levels: Path, say: Say) -> None:
         raise UsageError(f"{error} Choose another `space.metric`, or protect this layer.") from error
 
 
-def _baselines(session: Session) -> dict[str, str]:
-    return {name: candidate.text for name, candidate in session.space.baselines().items()}
-
-
+@usage_errors()
 def _controller(settings: Settings, session: Session) -> Any:
     """The controller of the settings.
 
@@ -201,23 +178,18 @@ def _controller(settings: Settings, session: Session) -> Any:
     more: dict[str, Any] = {"objectives": settings.objectives} if row.multi_objective else {}
     if row.screens:
         more |= {"proxy": session.plan.proxy, "n_workers": _n_workers(settings)}
-    try:
-        return row.build(
-            session.space, session.plan.fidelities[:-1], settings.seed, settings.controller, **more
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    return row.build(session.space, session.plan.fidelities[:-1], settings.seed, settings.controller, **more)
 
 
 def _n_workers(settings: Settings) -> int:
-    """How many workers a controller may count on: 1 where the search must not depend on their number."""
+    """Number of workers for the controller; 1 where the search must not depend on it."""
     of = settings.executor
     return 1 if of.deterministic else of.workers or SOME_WORKERS
 
 
 @dataclass(frozen=True)
 class _InProcess:
-    """A worker in this process, with the session that is there already."""
+    """A worker in this process, with the open session."""
 
     session: Session
     levels: Path
@@ -242,7 +214,7 @@ def _executor(settings: Settings, session: Session, directory: Path, levels: Pat
 
 
 def _asked(settings: Settings, session: Session) -> dict[str, Any]:
-    """What the proposals of a controller depend on, apart from measurements."""
+    """Values that the proposals of a controller depend on, apart from measurements."""
     screening = {}
     if CONTROLLERS[settings.controller.kind].screens:
         proxy = session.plan.proxy
@@ -252,12 +224,12 @@ def _asked(settings: Settings, session: Session) -> dict[str, Any]:
         "seed": settings.seed,
         "objectives": settings.objectives,
         "fidelities": [fidelity.text for fidelity in session.plan.fidelities[:-1]],
-        "baselines": _baselines(session),
+        "baselines": baselines_of(session),
     }
 
 
 def _measure_test(study: Study, executor: Executor, fidelity: Fidelity, say: Say) -> None:
-    """The baselines, the front and the best of each target on the test part: for people, never for a controller."""
+    """Measure baselines, front and the best of each target on the test part: for people, never for a controller."""
     view = Run(study)
     best = best_by_target(
         view.trials(), target_sparsities(view.baselines)
@@ -274,7 +246,7 @@ def _measure_test(study: Study, executor: Executor, fidelity: Fidelity, say: Say
 
 
 def _describe(study: Study, session: Session, levels: Path, say: Say) -> None:
-    """Write facts about the front and the best candidates that readers can't compute without torch."""
+    """Write facts about the front and the best candidates, for readers without torch."""
     if not session.pruner.described:
         return
     say(f"comparing {session.pruner.described}")
@@ -282,22 +254,3 @@ def _describe(study: Study, session: Session, levels: Path, say: Say) -> None:
     best = sorted(view.trials(), key=lambda trial: trial.measurement.values["loss"])[:N_DESCRIBED]
     texts = dict.fromkeys(trial.measurement.candidate for trial in [*best, *view.front()])
     write_overlap(study.directory, session.pruner.describe(levels, list(texts)))
-
-
-def _plain_shape(session: Session) -> Mapping[str, Any]:
-    """Sizes of the model, for readers without torch."""
-    return {"linears": [asdict(linear) for linear in session.prunables], **session.dense.shape.to_json()}
-
-
-def _sources(session: Session) -> dict[str, str]:
-    """Calibration texts by name, with the ranges that they were cut to."""
-    from secateur.evaluators.data.text import calibration_address
-
-    plan = session.plan
-    if not session.sources:
-        return {"calibration": calibration_address(plan.calibration, plan.search, plan.test)}
-    return {name: text.source for name, text in session.sources.items()}
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("torch", "transformers")}

@@ -1,8 +1,9 @@
-"""Session of a search: the model, its space and its data, made from settings."""
+"""Session of a search: the model, its space and its data, opened by settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,22 @@ def silent(line: str) -> None:
     """Say nothing."""
 
 
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn the ValueErrors of the rooms below into errors in settings; also a decorator."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
-    """The settings as what a worker needs to know.
+    """The plan of the settings' session.
 
     Args:
-        table: the latency table of a run that is opened again; None: as the settings say.
+        table: the latency table of a run that is opened again; None: that of the settings.
     """
     from secateur.evaluators.plan import SessionPlan
 
@@ -58,7 +70,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
 
 
 def _table_source(settings: Settings, table: LatencyTable | None) -> TableSource | None:
-    """Where the latency table is, if an objective or the target needs one."""
+    """Source of the latency table, if an objective or the target needs one."""
     from secateur.evaluators.latency.conditions import LatencySetup
     from secateur.evaluators.latency.store import TableSource
 
@@ -69,7 +81,7 @@ def _table_source(settings: Settings, table: LatencyTable | None) -> TableSource
 
 
 def _task_plan(settings: Settings) -> TaskPlan | None:
-    """Which tasks are measured, if any is an objective."""
+    """The tasks that are objectives, if there are any."""
     from secateur.evaluators.tasks.plan import TaskPlan
 
     of, wanted = settings.evaluator.tasks, [name for name in settings.optimised if name.startswith(TASK)]
@@ -80,7 +92,7 @@ def _task_plan(settings: Settings) -> TaskPlan | None:
 
 
 def _training(of: TrainingSettings, seed: int) -> Training:
-    """The training of candidates, up to the end; a fidelity says how far."""
+    """The training of candidates up to its end."""
     from secateur.evaluators.training.settings import Training
 
     return Training(
@@ -100,7 +112,7 @@ def open_session(settings: Settings, say: Say = silent, table: LatencyTable | No
 
     Args:
         settings: of a search.
-        say: told in one line what is being done.
+        say: given progress, one line at a time.
         table: see `plan`.
 
     Raises:
@@ -109,23 +121,19 @@ def open_session(settings: Settings, say: Say = silent, table: LatencyTable | No
     from secateur.evaluators.session import Session, set_threads
 
     set_threads(settings.executor.threads)
-    try:
+    with usage_errors():
         return Session(plan(settings, table), say)
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def is_sequential(settings: Settings, asked: str | None = None) -> bool:
-    """Whether statistics of a block come from already pruned blocks when a model is pruned for good.
+    """True if an export takes statistics of a block from already pruned blocks.
 
     Args:
         settings: of the search.
-        asked: ``sequential`` or ``dense``; None: as the settings say.
+        asked: ``sequential`` or ``dense``; None: that of the settings.
 
     Raises:
-        UsageError: if it is asked for, and the space's methods take statistics of the dense model alone.
+        UsageError: if sequential statistics are asked for, and the space's methods take the dense model's alone.
     """
     usual: str | None = settings.space.export_statistics
     if usual is None and asked == "sequential":
@@ -137,11 +145,7 @@ def is_sequential(settings: Settings, asked: str | None = None) -> bool:
 
 
 def check_content(view: Run, session: Session) -> None:
-    """See that a run's model and texts are those that it was searched with.
-
-    Raises:
-        UsageError: if not.
-    """
+    """Raise a UsageError unless a run's model and texts are those that it was searched with."""
     old, new = view.study.about.identity["content"], session.facts()
     changed = [name for name in new if old.get(name) != new[name]]
     if changed:

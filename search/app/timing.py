@@ -1,4 +1,4 @@
-"""Measure how long models take on this machine."""
+"""Latency of models on this machine: tables for searches, and whole models beside each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.session import Say, silent
+from secateur.search.app.session import Say, silent, usage_errors
 from secateur.search.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from secateur.pruners.models.loading import LoadedModel
 
 
+@usage_errors()
 def measure_latency(
     model: str,
     conditions: Mapping[str, Any],
@@ -30,7 +31,7 @@ def measure_latency(
         model: see `load_model`.
         conditions: batch, prompt, threads and clock; see `LatencySetup`.
         rounds: at least ten.
-        say: told in one line what is being done.
+        say: given progress, one line at a time.
         loading: of `load_model`: dtype, device, trust_remote_code.
 
     Returns:
@@ -43,14 +44,12 @@ def measure_latency(
     from secateur.evaluators.latency.table import measure_table
     from secateur.pruners.models.discover import dissect
 
-    try:
-        setup, loaded = _open(model, conditions, rounds, say, loading)
-        measured = measure_table(dissect(loaded.model), setup, rounds=rounds, say=say)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    setup, loaded = _open(model, conditions, rounds, say, loading)
+    measured = measure_table(dissect(loaded.model), setup, rounds=rounds, say=say)
     return measured, save_table(measured)
 
 
+@usage_errors()
 def compare_latency(
     models: Sequence[str],
     dense: str,
@@ -60,11 +59,11 @@ def compare_latency(
     say: Say = silent,
     **loading: Any,
 ) -> dict[str, Any]:
-    """Time whole models in turns with the dense one, beside what the dense one's table predicts for them.
+    """Time whole models in turns with the dense one, beside predictions from the dense one's table.
 
     Args:
         models: exported directories, or any models; see `load_model`.
-        dense: what they are compared with.
+        dense: the model to compare with.
         conditions, rounds, say, loading: see `measure_latency`.
 
     Returns:
@@ -83,17 +82,13 @@ def compare_latency(
     names = list(dict.fromkeys([dense, *models]))
     if len(names) == 1:
         raise UsageError(f"Expected models to compare with {dense}, got none but itself. Name another.")
-    try:
-        setup, first = _open(dense, conditions, rounds, say, loading)
-        loaded = {dense: first} | {
-            name: _open(name, conditions, rounds, say, loading)[1] for name in names[1:]
-        }
-        anatomy = dissect(first.model)
-        measured = load_table(anatomy, setup)
-        say(f"timing {len(names)} models in turns, {rounds} rounds")
-        timings = time_models({name: one.model for name, one in loaded.items()}, setup, rounds=rounds)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    setup, first = _open(dense, conditions, rounds, say, loading)
+    loaded = {dense: first.model}
+    loaded |= {name: _open(name, conditions, rounds, say, loading)[1].model for name in names[1:]}
+    anatomy = dissect(first.model)
+    measured = load_table(anatomy, setup)
+    say(f"timing {len(names)} models in turns, {rounds} rounds")
+    timings = time_models(loaded, setup, rounds=rounds)
     kept = {dense: all_of(anatomy)} | {name: kept_in(name, anatomy, first.fingerprint) for name in names[1:]}
 
     def row(phase: Any, name: str) -> dict[str, Any]:

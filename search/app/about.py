@@ -1,0 +1,77 @@
+"""Description of a search in its directory: identity with content hashes, baselines, sizes, versions and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from secateur.pruners.export.registry import FORMATS
+from secateur.search.app.session import usage_errors
+from secateur.search.controllers.registry import CONTROLLERS
+from secateur.search.executors.registry import EXECUTORS
+from secateur.search.settings.settings import Settings, identity, resolved
+from secateur.search.study.about import About
+from secateur.spaces.methods import METHODS
+from secateur.spaces.registry import SPACES
+
+if TYPE_CHECKING:
+    from secateur.evaluators.session import Session
+
+
+@usage_errors()
+def about_of(settings: Settings, session: Session, of_plugins: dict[str, str]) -> About:
+    """Description of a search.
+
+    Args:
+        settings: of the search.
+        session: with its model and data.
+        of_plugins: `plugin_versions`.
+
+    Raises:
+        UsageError: if something in the settings does not fit a further model.
+    """
+    from secateur.evaluators.data.text import calibration_address
+
+    plan = session.plan
+    content = session.facts() | session.facts_of_others()
+    shape = {"linears": [asdict(linear) for linear in session.prunables], **session.dense.shape.to_json()}
+    versions = {name: metadata.version(name) for name in ("torch", "transformers")} | of_plugins
+    sources = {name: text.source for name, text in session.sources.items()}
+    if not sources:
+        sources = {"calibration": calibration_address(plan.calibration, plan.search, plan.test)}
+    return About(
+        identity=identity(settings) | {"content": content},
+        baselines=baselines_of(session),
+        facts={"shape": shape, "versions": versions, "sources": sources},
+    )
+
+
+def baselines_of(session: Session) -> dict[str, str]:
+    """Canonical texts of the baselines by name."""
+    return {name: candidate.text for name, candidate in session.space.baselines().items()}
+
+
+def plugin_versions(settings: Settings) -> dict[str, str]:
+    """Versions, by distribution, of the packages with parts that the settings name."""
+    rows = [
+        SPACES[settings.space.kind],
+        CONTROLLERS[settings.controller.kind],
+        EXECUTORS[settings.executor.kind],
+    ]
+    names = set(_texts(resolved(settings)["space"]))
+    rows += [row for row in METHODS.values() if row.name in names]
+    rows += [row for name, row in FORMATS.items() if name in names]
+    return dict(sorted(row.origin.rsplit(" ", 1) for row in rows if row.origin))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value.values()])
+    elif isinstance(value, list):
+        for held in value:
+            yield from _texts(held)
