@@ -12,8 +12,7 @@ from secateur.spaces.allocation.settings import AllocationSettings, build_alloca
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.formulas.settings import FormulaSettings, build_formula
 from secateur.spaces.plugins import Registry, Row
-from secateur.spaces.recipe.build import build_recipe
-from secateur.spaces.recipe.settings import RecipeSettings
+from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
 from secateur.spaces.space import Space
 
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from secateur.spaces.methods import RULES, UPDATES, Unit
 from secateur.spaces.parameters import IntParameter, Requirement
 from secateur.spaces.recipe.form import completed, flattened, nested
-from secateur.spaces.recipe.keys import (
-    MATRICES,
-    N_ATTENTION,
-    N_CLUSTERS,
-    Condition,
-    is_number,
-    leaves,
-)
+from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, N_CLUSTERS, Condition, is_number, leaves
 from secateur.spaces.recipe.known import KNOWN
 
 Subspace = Literal["calibration", "metric", "allocation", "repair"]
@@ -42,11 +35,6 @@ class Choice:
     ordered: bool
     when: tuple[Condition, ...]
 
-    @property
-    def subspace(self) -> str:
-        """The section of the recipe."""
-        return self.path.partition(".")[0]
-
     def position(self, value: Any) -> int | None:
         """Position of a value's option, or of the nearest one of an ordered choice; None if there is none."""
         if not self.ordered and value not in self.options:
@@ -71,29 +59,42 @@ class Tree:
     Args:
         unit: unit of pruning.
         sources: names of calibration sources.
-        options: values by path, and whether they are ordered; a single value is fixed.
-        base: items of a recipe for values that are not searched.
+        start: published recipe for values that are not searched.
+        search: sections that are searched.
+        options: by key, values of each of its items, and whether they are ordered; a single value is fixed.
     """
 
     def __init__(
         self,
         unit: Unit,
         sources: Sequence[str],
+        start: str,
+        search: Collection[str],
         options: Mapping[str, tuple[Sequence[Any], bool]],
-        base: Items,
     ) -> None:
-        self._unit = unit
         self._leaves = leaves(unit)
         self._items = {SOURCES: tuple(sources), CLUSTERS: range(N_CLUSTERS), WEIGHTS: MATRICES}
-        fixed = {path: values[0] for path, (values, _) in options.items() if len(values) == 1}
-        self._base = {**base, **fixed}
-        self._choices = {
-            path: Choice(path, tuple(options[path][0]), options[path][1], leaf.when)
-            for key, leaf in self._leaves.items()
-            for path in self._paths(key)
-            if path in options and path not in fixed
-        }
-        self._choices = {p: c for p, c in self._choices.items() if self._can_apply(c)}
+        defaults = expanded({key: leaf.default for key, leaf in self._leaves.items()}, sources)
+        defaults |= dict.fromkeys(self._paths(SOURCES), 1)
+        base, offered = items_of_known(start), dict[str, Choice]()
+        for key, leaf in self._leaves.items():
+            values, ordered = options[key]
+            section = key.partition(".")[0]
+            for path in self._paths(key):
+                if section == "calibration":
+                    base[path] = nearest(values, defaults[path], ordered=ordered)
+                if section in search and len(values) == 1:
+                    base[path] = values[0]
+                elif section in search:
+                    offered[path] = Choice(path, tuple(values), ordered, leaf.when)
+
+        def can_hold(condition: Condition) -> bool:
+            fixed = [base[condition.path]] if condition.path in base else None
+            values = offered[condition.path].options if condition.path in offered else fixed
+            return values is None or any(map(condition.holds, values))
+
+        self._base = {**defaults, **base}
+        self._choices = {path: c for path, c in offered.items() if all(map(can_hold, c.when))}
         weights = self._paths(WEIGHTS)
         groups = (self._paths(SOURCES), self._paths(CLUSTERS), weights[:N_ATTENTION], weights[N_ATTENTION:])
         self._others = {group[-1]: group[:-1] for group in groups}
@@ -121,20 +122,13 @@ class Tree:
 
     def default(self, choice: Choice) -> Any:
         """Option nearest to the base's value."""
-        wanted = self._base.get(choice.path, default_of(self._unit, choice.path))
-        return nearest(choice.options, wanted, ordered=choice.ordered)
+        return nearest(choice.options, self._base[choice.path], ordered=choice.ordered)
 
     def parameters(self) -> tuple[IntParameter, ...]:
         """Choices as integer parameters, by the positions of options."""
         return tuple(
-            IntParameter(
-                choice.path,
-                0,
-                len(choice.options) - 1,
-                categorical=not choice.ordered,
-                when=self._requirements(choice),
-            )
-            for choice in self.choices
+            IntParameter(c.path, 0, len(c.options) - 1, categorical=not c.ordered, when=self._requirements(c))
+            for c in self.choices
         )
 
     def _requirements(self, choice: Choice) -> tuple[Requirement, ...]:
@@ -147,16 +141,6 @@ class Tree:
                 found.append(Requirement(condition.path, holding))
         return tuple(found)
 
-    def _can_apply(self, choice: Choice) -> bool:
-        """Whether its conditions can hold, by the fixed values and the options of other choices."""
-        for condition in choice.when:
-            if condition.path in self._choices:
-                if not any(condition.holds(x) for x in self._choices[condition.path].options):
-                    return False
-            elif condition.path in self._base and not condition.holds(self._base[condition.path]):
-                return False
-        return True
-
     def _paths(self, key: str) -> list[str]:
         return [f"{key}.{item}" for item in self._items[key]] if key in self._items else [key]
 
@@ -165,7 +149,7 @@ class Tree:
             return items[path]
         if path in self._choices:
             return fill(self._choices[path])
-        return self._base.get(path, default_of(self._unit, path))
+        return self._base[path]
 
     def _allowed(self, path: str, value: Any, before: Items) -> Any:
         """The value, or another one if it contradicts earlier items."""
@@ -179,18 +163,6 @@ class Tree:
             rules = self._choices[path].options if path in self._choices else ()
             return next((rule for rule in rules if "scores" not in RULES[rule].evidence), "uniform")
         return "none" if path == "repair" else value
-
-
-def _key(path: str) -> str:
-    """Key of an item."""
-    key = path.rpartition(".")[0]
-    return key if key in (SOURCES, CLUSTERS, WEIGHTS) else path
-
-
-def default_of(unit: Unit, path: str) -> Any:
-    """Default of an item."""
-    key = _key(path)
-    return expanded({key: leaves(unit)[key].default}, ()).get(path, 0)
 
 
 def items_of(plain: Mapping[str, Any], sources: Sequence[str]) -> Items:
@@ -210,11 +182,11 @@ def expanded(flat: Mapping[str, Any], sources: Sequence[str]) -> Items:
     found: Items = {}
     for key, value in flat.items():
         if key == SOURCES:
-            found |= {f"{key}.{name}": value.get(name, 0) for name in dict.fromkeys([*sources, *value])}
+            value = dict.fromkeys(sources, 0) | value
         elif key == CLUSTERS:
-            found |= {f"{key}.{index}": int(index in value) for index in range(N_CLUSTERS)}
-        elif key == WEIGHTS:
-            found |= {f"{key}.{name}": weight for name, weight in value.items()}
+            value = {index: int(index in value) for index in range(N_CLUSTERS)}
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{item}": held for item, held in value.items()}
         else:
             found[key] = tuple(value) if isinstance(value, list) else value
     return found

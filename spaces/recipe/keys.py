@@ -57,11 +57,15 @@ class Leaf:
         default: of a missing key.
         rule: allowed values.
         when: conditions, all of which must hold for the key to apply.
+        options: values that a search tries where the settings name none.
+        ordered: neighbouring options mean similar recipes.
     """
 
     default: Any
     rule: Rule
     when: tuple[Condition, ...] = ()
+    options: tuple[Any, ...] = ()
+    ordered: bool = False
 
     def applies(self, flat: Flat) -> bool:
         """Whether the key applies, given the keys before it."""
@@ -137,59 +141,64 @@ def signed_metrics() -> tuple[str, ...]:
 @cache
 def leaves(unit: Unit) -> dict[str, Leaf]:
     """Keys of recipes of a unit, each after those of its conditions."""
-    blend = Condition("metric.name", (BLEND,))
-    found = {"metric.name": Leaf(first_metric(unit), _NAME)}
+    metric = {"metric.name": Leaf(first_metric(unit), _NAME)}
     if unit != "blocks":
-        found |= {
-            "metric.order": Leaf("none", _one_of("none", "first", "second", "mixed"), (blend,)),
-            "metric.angle": Leaf(0.5, _between(0, 1), (blend, Condition("metric.order", ("mixed",)))),
-            "metric.magnitude": Leaf(1, _between(0, 2), (blend,)),
-            "metric.activation": Leaf(1, _between(0, 2), (blend,)),
-        }
-    found |= {"weights": _of_weights, "structure": _of_structure, "blocks": dict}[unit]()
-    found |= _of_calibration()
-    if unit != "blocks":
-        found |= _of_allocation(unit)
-    return found | {"repair": Leaf("none", _one_of(*REPAIRS[unit]))}
+        metric |= _of_blend()
+    if unit == "weights":
+        fixed = tuple(name for name, row in metrics_of("weights").items() if row.comparison is None)
+        free = Condition("metric.name", fixed, negated=True)
+        metric["metric.comparison"] = _names("output", "layer", when=(free,))
+    if unit == "structure":
+        metric |= _of_structure()
+    allocation = _of_allocation(unit) if unit != "blocks" else {}
+    repair = Leaf("none", _one_of(*REPAIRS[unit]))
+    return {**metric, **_of_calibration(), **allocation, "repair": repair}
 
 
-def _of_weights() -> dict[str, Leaf]:
-    fixed = tuple(name for name, row in metrics_of("weights").items() if row.comparison is None)
-    free = Condition("metric.name", fixed, negated=True)
-    return {"metric.comparison": Leaf("output", _one_of("output", "layer"), (free,))}
+def _names(*names: Any, when: tuple[Condition, ...] = ()) -> Leaf:
+    """One of some names, by default the first."""
+    return Leaf(names[0], _one_of(*names), when, names)
+
+
+_BLEND = Condition("metric.name", (BLEND,))
+
+
+def _of_blend() -> dict[str, Leaf]:
+    mixed, exponents = Condition("metric.order", ("mixed",)), tuple(i / 4 for i in range(9))
+    angles = tuple(i / 10 for i in range(1, 10))  # 0 and 1 are the orders first and second
+    return {
+        "metric.order": _names("none", "first", "second", "mixed", when=(_BLEND,)),
+        "metric.angle": Leaf(0.5, _between(0, 1), (_BLEND, mixed), angles, ordered=True),
+        "metric.magnitude": Leaf(1, _between(0, 2), (_BLEND,), exponents, ordered=True),
+        "metric.activation": Leaf(1, _between(0, 2), (_BLEND,), exponents, ordered=True),
+    }
 
 
 def _of_structure() -> dict[str, Leaf]:
-    blend = Condition("metric.name", (BLEND,))
+    when = (_BLEND, Condition("metric.reduce", ("output",), negated=True))
+    quarters, ones = tuple(i / 4 for i in range(5)), dict.fromkeys(MATRICES, 1)
     return {
-        "metric.absolute": Leaf("element", _one_of("element", "vector"), (blend,)),
-        "metric.norm": Leaf(1, _one_of(1, 2, "inf"), (blend,)),
-        "metric.reduce": Leaf("sum", _one_of("sum", "mean", "max", "prod", "output"), (blend,)),
-        "metric.weights": Leaf(
-            dict.fromkeys(MATRICES, 1),
-            _WEIGHTS,
-            (blend, Condition("metric.reduce", ("output",), negated=True)),
-        ),
+        "metric.absolute": _names("element", "vector", when=(_BLEND,)),
+        "metric.norm": _names(1, 2, "inf", when=(_BLEND,)),
+        "metric.reduce": _names("sum", "mean", "max", "prod", "output", when=(_BLEND,)),
+        "metric.weights": Leaf(ones, _WEIGHTS, when, quarters, ordered=True),
     }
 
 
 def _of_calibration() -> dict[str, Leaf]:
-    def chosen(by: str) -> tuple[Condition, ...]:
-        return (Condition("calibration.choose", (by,)),)
-
-    signed = (
-        Condition("metric.name", (*signed_metrics(), BLEND)),
-        Condition("metric.order", ("first",)),
+    random, loss, clusters = (
+        (Condition("calibration.choose", (x,)),) for x in ("random", "loss", "clusters")
     )
+    signed = Condition("metric.name", (*signed_metrics(), BLEND)), Condition("metric.order", ("first",))
     return {
         "calibration.sources": Leaf({"calibration": 1}, _SOURCES),
         "calibration.samples": Leaf(32, _whole(1)),
         "calibration.length": Leaf(128, _whole(2)),
-        "calibration.choose": Leaf("random", _one_of("random", "loss", "clusters")),
-        "calibration.subset": Leaf(0, _whole(0), chosen("random")),
-        "calibration.quantiles": Leaf([0, 0.5], _QUANTILES, chosen("loss")),
-        "calibration.clusters": Leaf([0], _CLUSTERS, chosen("clusters")),
-        "calibration.gradients": Leaf("backward", _one_of("backward", "forward"), signed),
+        "calibration.choose": _names("random", "loss", "clusters"),
+        "calibration.subset": Leaf(0, _whole(0), random),
+        "calibration.quantiles": Leaf([0, 0.5], _QUANTILES, loss),
+        "calibration.clusters": Leaf([0], _CLUSTERS, clusters, (0, 1)),
+        "calibration.gradients": _names("backward", "forward", when=signed),
     }
 
 
@@ -197,9 +206,9 @@ def _of_allocation(unit: Unit) -> dict[str, Leaf]:
     rows = {name: row for name, row in RULES.items() if unit in row.units}
     found = {"allocation.rule": Leaf("uniform", _one_of(*rows))}
     for rule, row in rows.items():
-        for parameter in row.parameters:
-            is_name = isinstance(parameter.default, str)
-            may = _one_of(*parameter.options) if is_name else _between(parameter.low, parameter.high)
-            path = f"allocation.{parameter.name}"
-            found[path] = Leaf(parameter.default, may, (Condition("allocation.rule", (rule,)),))
+        for x in row.parameters:
+            is_name = isinstance(x.default, str)
+            may = _one_of(*x.options) if is_name else _between(x.low, x.high)
+            when = (Condition("allocation.rule", (rule,)),)
+            found[f"allocation.{x.name}"] = Leaf(x.default, may, when, x.options, not is_name)
     return found

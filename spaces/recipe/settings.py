@@ -1,17 +1,20 @@
-"""Settings of the space `recipe`."""
+"""Settings of the space `recipe`, and its construction from them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from secateur.spaces.formulas.metric import MetricName
 from secateur.spaces.methods import REPAIRS, RULES, Unit, metrics_of, searched
-from secateur.spaces.recipe.choices import Subspace, items_of_known
-from secateur.spaces.recipe.keys import BLEND, CHUNK, SOURCE_NAME, first_metric, signed_metrics
+from secateur.spaces.recipe.choices import Subspace, Tree, items_of_known
+from secateur.spaces.recipe.keys import BLEND, CHUNK, SOURCE_NAME, first_metric, leaves, signed_metrics
 from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.recipe.space import RecipeSpace
+from secateur.spaces.shape import ModelShape, Prunable, split_protected
 from secateur.spaces.space_settings import SpaceSettings
 from secateur.spaces.targets import Target, targets_of
 
@@ -92,16 +95,8 @@ class RecipeSettings(SpaceSettings):
 
     @model_validator(mode="after")
     def _check(self) -> RecipeSettings:
-        for name in (
-            "samples",
-            "length",
-            "choose",
-            "quantiles",
-            "gradients",
-            "metrics",
-            "allocations",
-            "repairs",
-        ):
+        lists = "samples", "length", "choose", "quantiles", "gradients", "metrics", "allocations", "repairs"
+        for name in lists:
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"Expected `{name}` to list some, each once, got {values}.")
@@ -125,7 +120,6 @@ class RecipeSettings(SpaceSettings):
                 raise ValueError(
                     f"Expected `pool_tokens` for {samples} samples of {length} tokens, got {self.pool_tokens}."
                 )
-
         odd = [length for length in self.length if length % CHUNK]
         by_chunks = [way for way in self.choose if way != "random"]
         if odd and by_chunks:
@@ -181,7 +175,7 @@ class RecipeSettings(SpaceSettings):
     @property
     def texts(self) -> dict[str, str]:
         """Text source by name; ``""``: the evaluator's calibration set."""
-        return self.sources or {"calibration": EVALUATORS}
+        return self.sources or {"calibration": ""}
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -232,3 +226,42 @@ FIRST_KNOWN: dict[Unit, tuple[str, ...]] = {
     "blocks": ("last",),
 }
 """Default of `known`."""
+
+
+def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: ModelShape) -> RecipeSpace:
+    """The space of these settings, for a model with these linears.
+
+    Raises:
+        ValueError: if a pattern in `protect` matches nothing or too much, or the shape has no blocks.
+    """
+    if settings.protect:
+        split_protected(linears, settings.protect)  # raises if a pattern matches nothing, or all match
+    start, names, options = settings.start_name, settings.source_names, _options(settings)
+    return RecipeSpace(
+        settings.unit,
+        settings.targets,
+        Tree(settings.unit, names, start, settings.search, options),
+        settings.texts,
+        start,
+        settings.known_names,
+        sum(linear.n_weights for linear in linears),
+        shape,
+    )
+
+
+def _options(settings: RecipeSettings) -> dict[str, tuple[Sequence[Any], bool]]:
+    """Options of each key, and whether they are ordered."""
+    weights = range(settings.mixture + 1) if len(settings.texts) > 1 else (1,)
+    given: dict[str, tuple[Sequence[Any], bool]] = {
+        "calibration.sources": (weights, True),
+        "calibration.samples": (settings.samples, True),
+        "calibration.length": (settings.length, True),
+        "calibration.choose": (settings.choose, False),
+        "calibration.subset": (range(settings.subsets), False),
+        "calibration.quantiles": (settings.quantiles, False),
+        "calibration.gradients": (settings.gradients, False),
+        "metric.name": (settings.metric_options, False),
+        "allocation.rule": (settings.allocation_options, False),
+        "repair": (settings.repair_options, False),
+    }
+    return {key: given.get(key, (leaf.options, leaf.ordered)) for key, leaf in leaves(settings.unit).items()}

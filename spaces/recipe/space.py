@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -13,13 +13,12 @@ from secateur.spaces.levels import check_ascending, n_zeros
 from secateur.spaces.methods import Unit
 from secateur.spaces.parameters import IntParameter
 from secateur.spaces.recipe.candidate import DENSE, Recipe
-from secateur.spaces.recipe.choices import Choice, Items, Tree, items_of, items_of_known, plain_of
+from secateur.spaces.recipe.choices import Choice, Items, Subspace, Tree, items_of, items_of_known, plain_of
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import Space
 
 ATTEMPTS = 20
 STEP = 0.7  # probability that an ordered choice changes to a neighbouring option, else to any
-SUBSPACES = ("calibration", "metric", "allocation", "repair")
 
 
 class RecipeSpace(Space[Recipe]):
@@ -76,7 +75,6 @@ class RecipeSpace(Space[Recipe]):
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """All choices."""
         return self._tree.choices
 
     def parse(self, text: str) -> Recipe:
@@ -104,21 +102,17 @@ class RecipeSpace(Space[Recipe]):
 
     def known(self, name: str, target: int) -> Recipe:
         """Published recipe with the space's calibration data."""
-        items = self._tree.completed(items_of_known(name), self._tree.default)
-        return self._recipe(items, self._targets[target])
+        return self._completed(items_of_known(name), self._targets[target])
 
     def target_of(self, candidate: Recipe) -> int | None:
-        return None if candidate.is_dense else self._target_indices.get(candidate.sparsity)
-
-    @property
-    def _target_indices(self) -> dict[float, int]:
-        return {float(f"{target:.10g}"): index for index, target in enumerate(self._targets)}
+        indices = {float(f"{target:.10g}"): index for index, target in enumerate(self._targets)}
+        return None if candidate.is_dense else indices.get(candidate.sparsity)
 
     # --- variation ---
 
     def sample(self, rng: np.random.Generator, target: int) -> Recipe:
         """Random recipe: uniform over the options of every applicable choice."""
-        return self._recipe(self._tree.completed({}, lambda choice: _any(choice, rng)), self._targets[target])
+        return self._completed({}, self._targets[target], rng)
 
     def mutate(self, candidate: Recipe, rng: np.random.Generator) -> Recipe:
         """One or two changed choices, ordered ones mostly to a neighbour; newly applicable choices are random."""
@@ -128,7 +122,7 @@ class RecipeSpace(Space[Recipe]):
             n_changes = min(int(rng.integers(1, 3)), len(active))
             picked = [active[i] for i in rng.choice(len(active), n_changes, replace=False)]
             changed = items | {choice.path: _another(choice, items[choice.path], rng) for choice in picked}
-            found = self._with(candidate, changed, rng)
+            found = self._completed(changed, candidate.sparsity, rng)
             if found != candidate:
                 return found
         return self._any_neighbour(candidate, rng)
@@ -138,7 +132,7 @@ class RecipeSpace(Space[Recipe]):
         items = self._items(candidate)
         for choice in self._tree.active(items):
             for option in choice.options:
-                found = self._with(candidate, items | {choice.path: option}, rng)
+                found = self._completed(items | {choice.path: option}, candidate.sparsity, rng)
                 if found != candidate:
                     return found
         return candidate
@@ -146,27 +140,23 @@ class RecipeSpace(Space[Recipe]):
     def crossover(self, first: Recipe, second: Recipe, rng: np.random.Generator) -> Recipe:
         """Uniform crossover: each section from either parent."""
         pair = self._items(first), self._items(second)
-        of = {subspace: pair[rng.integers(2)] for subspace in SUBSPACES}
-        items = {
-            p: v for subspace in SUBSPACES for p, v in of[subspace].items() if p.partition(".")[0] == subspace
-        }
-        return self._recipe(self._tree.completed(items, self._tree.default), first.sparsity)
+        of = [(section, pair[rng.integers(2)]) for section in get_args(Subspace)]
+        items = {p: v for section, held in of for p, v in held.items() if p.partition(".")[0] == section}
+        return self._completed(items, first.sparsity)
 
     def repair(self, candidate: Recipe, target: int, rng: np.random.Generator) -> Recipe:
-        if self.target_of(candidate) == target:
-            return candidate
-        return self._recipe(self._items(candidate), self._targets[target])
-
-    def _with(self, candidate: Recipe, items: Items, rng: np.random.Generator) -> Recipe:
-        return self._recipe(self._tree.completed(items, lambda choice: _any(choice, rng)), candidate.sparsity)
+        met = self.target_of(candidate) == target
+        return candidate if met else self._completed(self._items(candidate), self._targets[target])
 
     def _items(self, candidate: Recipe) -> Items:
         """Items of a recipe; of the dense model those of the start."""
         recipe = self.known(self._known[0], 0) if candidate.is_dense else candidate
         return items_of(recipe.plain, tuple(self.sources))
 
-    def _recipe(self, items: Items, sparsity: float) -> Recipe:
-        return Recipe.of(plain_of(items, self.unit, sparsity))
+    def _completed(self, items: Items, sparsity: float, rng: np.random.Generator | None = None) -> Recipe:
+        """Recipe of items; missing ones are random, or without a generator those of the base."""
+        fill = self._tree.default if rng is None else lambda choice: _any(choice, rng)
+        return Recipe.of(plain_of(self._tree.completed(items, fill), self.unit, sparsity))
 
     # --- meaning of a candidate ---
 
@@ -201,9 +191,7 @@ class RecipeSpace(Space[Recipe]):
 
     def from_parameters(self, values: Mapping[str, int], target: int, rng: np.random.Generator) -> Recipe:
         items = {c.path: c.options[values[c.path]] for c in self.choices if c.path in values}
-        return self._recipe(
-            self._tree.completed(items, lambda choice: _any(choice, rng)), self._targets[target]
-        )
+        return self._completed(items, self._targets[target], rng)
 
 
 def _any(choice: Choice, rng: np.random.Generator) -> Any:
