@@ -39,10 +39,10 @@ def _constant(value: float) -> Facts:
 
 
 def _applied(operator: str, arguments: Sequence[Facts]) -> Facts:
-    positive = _POSITIVE.get(operator, _never)(*arguments)
-    nonnegative = positive or _NONNEGATIVE.get(operator, _never)(*arguments)
-    total = _TOTAL.get(operator, _always)(*arguments) and all(x.total for x in arguments)
-    return Facts(nonnegative, positive, total)
+    row = _RULES.get(operator, _Rule())
+    positive = row.positive(*arguments)
+    nonnegative = positive or row.nonnegative(*arguments)
+    return Facts(nonnegative, positive, row.total(*arguments) and all(x.total for x in arguments))
 
 
 _Fact = Callable[..., bool]
@@ -60,46 +60,41 @@ def _first(x: Facts, *others: Facts) -> bool:
     return x.nonnegative
 
 
+def _first_positive(x: Facts, *others: Facts) -> bool:
+    return x.positive
+
+
 def _both(x: Facts, y: Facts) -> bool:
     return x.nonnegative and y.nonnegative
 
 
-_NONNEGATIVE: dict[str, _Fact] = {
-    "abs": _always,
-    "sqrt": _always,
-    "square": _always,
-    "exp": _always,
-    "minmax": _always,
-    "rank": _always,
-    "tanh": _first,
-    "add": _both,
-    "mul": _both,
-    "div": _both,
-    "pow": _first,
-    "min": _both,
-    "max": lambda x, y: x.nonnegative or y.nonnegative,
-}
+def _both_positive(x: Facts, y: Facts) -> bool:
+    return x.positive and y.positive
 
-_POSITIVE: dict[str, _Fact] = {
-    "abs": lambda x: x.positive,
-    "sqrt": lambda x: x.positive,
-    "square": lambda x: x.positive,
-    "exp": _always,
-    "tanh": lambda x: x.positive,
-    "add": lambda x, y: (x.positive and y.nonnegative) or (x.nonnegative and y.positive),
-    "mul": lambda x, y: x.positive and y.positive,
-    "div": lambda x, y: x.positive and y.positive,
-    "pow": lambda x, y: x.positive,
-    "min": lambda x, y: x.positive and y.positive,
-    "max": lambda x, y: x.positive or y.positive,
-}
 
-_TOTAL: dict[str, _Fact] = {
-    "sqrt": _first,
-    "log": lambda x: x.positive,
-    "div": lambda x, y: y.positive,
-    "pow": lambda x, y: x.positive,
-    "minmax": _never,
-    "zscore": _never,
+@dataclass(frozen=True)
+class _Rule:
+    """Conditions on the arguments under which each fact is known to hold for the operator."""
+
+    nonnegative: _Fact = _never
+    positive: _Fact = _never
+    total: _Fact = _always
+
+
+_RULES: dict[str, _Rule] = {
+    "abs": _Rule(_always, _first_positive),
+    "sqrt": _Rule(_always, _first_positive, total=_first),
+    "square": _Rule(_always, _first_positive),
+    "log": _Rule(total=_first_positive),
+    "exp": _Rule(_always, _always),
+    "tanh": _Rule(_first, _first_positive),
+    "minmax": _Rule(_always, total=_never),
+    "zscore": _Rule(total=_never),
+    "rank": _Rule(_always),
+    "add": _Rule(_both, lambda x, y: (x.positive and y.nonnegative) or (x.nonnegative and y.positive)),
+    "mul": _Rule(_both, _both_positive),
+    "div": _Rule(_both, _both_positive, total=lambda x, y: y.positive),
+    "pow": _Rule(_first, _first_positive, total=_first_positive),
+    "min": _Rule(_both, _both_positive),
+    "max": _Rule(lambda x, y: x.nonnegative or y.nonnegative, lambda x, y: x.positive or y.positive),
 }
-"""Operators with a restricted domain: conditions under which they are known to be defined."""

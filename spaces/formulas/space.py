@@ -17,7 +17,7 @@ from secateur.spaces.formulas.metric import metric_of
 from secateur.spaces.formulas.mutation_crossover import crossover, mutate_hoist, mutate_point, mutate_subtree
 from secateur.spaces.formulas.random_trees import Palette, ramped
 from secateur.spaces.formulas.simplify import simplify
-from secateur.spaces.formulas.tree import Bounds, Terminal, Tree, constants_of, subtrees, with_constants
+from secateur.spaces.formulas.tree import Bounds, Tree, constants_of, terminals_in, with_constants
 from secateur.spaces.levels import n_zeros
 from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space import Space
@@ -86,8 +86,7 @@ class FormulaSpace(Space[Formula]):
             )
 
     def _fits(self, tree: Tree) -> bool:
-        used = {node.name for _, node in subtrees(tree) if isinstance(node, Terminal)}
-        return self._bounds.hold(tree) and used <= set(self._palette.terminals)
+        return self._bounds.hold(tree) and terminals_in(tree) <= set(self._palette.terminals)
 
     shown_as = "formula"
     stand_ins = MappingProxyType({DENSE: frozenset({"nodes"})})
@@ -202,7 +201,7 @@ class FormulaSpace(Space[Formula]):
 
     def _uses_weights(self, tree: Tree) -> bool:
         """Whether a formula uses W or G; others rank all rows alike."""
-        return any(isinstance(node, Terminal) and node.name in {"W", "G"} for _, node in subtrees(tree))
+        return bool(terminals_in(tree) & {"W", "G"})
 
     def cost(self, candidate: Formula) -> Mapping[str, float]:
         dense = candidate.tree is None

@@ -35,7 +35,7 @@ class Recipe:
             ValueError: if the form is invalid.
         """
         whole = completed(plain)
-        sections = [f"recipe: {whole['unit']} {_number(whole['sparsity'])}"]
+        sections = [f"recipe: {whole['unit']} {_text(whole['sparsity'])}"]
         for section, head in _HEADS.items():
             if section in whole:
                 held = whole[section] if head else {"": whole[section]}
@@ -107,20 +107,12 @@ def _read(text: str) -> dict[str, Any] | None:
     return plain
 
 
-# --- values ---
-
-
-def _number(value: float) -> str:
-    """Text of a number, with at most 10 significant digits."""
-    return f"{value:.10g}"
-
-
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{key}:{_text(held)}" for key, held in value.items())
     if isinstance(value, list | tuple):
         return ",".join(_text(held) for held in value)
-    return value if isinstance(value, str) else _number(value)
+    return value if isinstance(value, str) else f"{value:.10g}"
 
 
 def _value(text: str) -> int | float | str:

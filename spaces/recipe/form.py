@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from secateur.spaces.formulas.metric import formula_of, metric_of
 from secateur.spaces.methods import RULES, UNITS, UPDATES
 from secateur.spaces.names import did_you_mean
-from secateur.spaces.recipe.keys import (
-    MATRICES,
-    N_ATTENTION,
-    Condition,
-    Flat,
-    is_number,
-    leaves,
-)
+from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, Condition, Flat, is_number, leaves
+
+_SECTIONS = ("calibration", "metric", "allocation")
+_SHORT = {"metric": "name", "allocation": "rule"}
 
 
 def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +33,8 @@ def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
     known, given = leaves(unit), flattened(plain)
     for path in given:
         if path not in known:
-            raise ValueError(f"Expected known keys of a recipe of {unit}, got `{path}`.{_near(path, known)}")
+            hint = did_you_mean(path, known) or f" Known are {', '.join(known)}."
+            raise ValueError(f"Expected known keys of a recipe of {unit}, got `{path}`.{hint}")
     flat: dict[str, Any] = {}
     for path, leaf in known.items():
         value = given.get(path, leaf.default)
@@ -83,12 +80,11 @@ def check_together(flat: Flat) -> None:
 
 def nested(flat: Flat) -> dict[str, Any]:
     """Nested sections, in the order of the plain form."""
-    found: dict[str, Any] = {}
-    for section in ("calibration", "metric", "allocation"):
-        held = {p.partition(".")[2]: v for p, v in flat.items() if p.startswith(f"{section}.")}
-        if held:
-            found[section] = held
-    return found | {"repair": flat["repair"]}
+    found = {
+        section: {p.partition(".")[2]: v for p, v in flat.items() if p.startswith(f"{section}.")}
+        for section in _SECTIONS
+    }
+    return {section: held for section, held in found.items() if held} | {"repair": flat["repair"]}
 
 
 def flattened(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,10 +102,6 @@ def flattened(plain: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[section] = held
     return found
-
-
-_SECTIONS = ("calibration", "metric", "allocation")
-_SHORT = {"metric": "name", "allocation": "rule"}
 
 
 def _canonical(path: str, value: Any) -> Any:
@@ -138,7 +130,3 @@ def _words(condition: Condition, flat: Flat) -> str:
     return (
         f"`{condition.path}` {'none' if condition.negated else 'one'} of {values}, not {flat[condition.path]}"
     )
-
-
-def _near(path: str, known: Collection[str]) -> str:
-    return did_you_mean(path, known) or f" Known are {', '.join(known)}."
