@@ -10,6 +10,9 @@ from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
 
+RIDGE = 1e-6
+"""In place of a pseudo-inverse: added to the diagonal of a second moment, as a fraction of its mean."""
+
 
 def dampened(second_moment: Float[Tensor, "in in"], damp: float) -> Float[Tensor, "in in"]:
     """The second moment with a fraction of its mean diagonal added to it; of 1 where nothing was ever seen."""
@@ -69,6 +72,18 @@ def _check_finite(moment: Float[Tensor, "in in"], name: str) -> None:
         raise ValueError(
             f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
         )
+
+
+def input_factor(inputs: Float[Tensor, "tokens in"], name: str) -> Float[Tensor, "in in"]:
+    """Cholesky factor of the inputs' second moment, dampened by `RIDGE`, in fp64; errors as of `factor`."""
+    return factor(dampened((inputs.T @ inputs).double() / len(inputs), RIDGE), name)
+
+
+def least_squares(
+    inputs: Float[Tensor, "tokens in"], outputs: Float[Tensor, "tokens out"], lower: Float[Tensor, "in in"]
+) -> Float[Tensor, "out in"]:
+    """Weight that fits the outputs best, in fp64; `lower` is the `input_factor` of the inputs."""
+    return torch.cholesky_solve((inputs.T @ outputs).double() / len(inputs), lower).T
 
 
 def leading_solve(

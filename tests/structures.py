@@ -16,6 +16,7 @@ from secateur.pruners.depth.merge_targets import Fitting, runs_of
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.bonsai import perturbation_scores
+from secateur.pruners.structure.method import StructureMethod
 from secateur.pruners.structure.pruner import BlockSwitch
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept
@@ -68,14 +69,13 @@ def random_tokens(n_windows=6, length=12, seed=3):
 TOKENS = random_tokens()
 
 
-def key(importance="wanda_sp", repairs=REPAIR_NAMES, **changes):
+def key(importance="wanda_sp", repairs=REPAIR_NAMES, damp=0.01, **changes):
     return StructureKey(
         **{
             "model": "m",
             "dtype": "float32",
             "calibration": "c",
-            "importance": importance,
-            "repairs": repairs,
+            "method": StructureMethod(importance, repairs, damp),
             "kv_groups": GROUPS,
             "ffn": CHANNELS,
             **changes,

@@ -11,7 +11,7 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.structure.kprune import reconstructed
 from secateur.pruners.structure.refit import RepairInputs, least_squares
-from secateur.pruners.structure.reorder import ImportanceOrdered, in_order
+from secateur.pruners.structure.reorder import cut_pieces
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, build, logits
 
@@ -30,12 +30,6 @@ def layouts(anatomy):
     return find_layouts(anatomy)
 
 
-def pieces(layout, kept):
-    rest = sorted(set(range(layout.n_units)) - set(kept))
-    order = torch.tensor([*kept, *rest])
-    return ImportanceOrdered(layout, in_order(layout, order, None, (), (), 0.0)).pieces(len(kept), "none")
-
-
 def cut(layouts, stays, weights):
     """The live model cut, with these output projections; what puts it back."""
     live = []
@@ -46,7 +40,7 @@ def cut(layouts, stays, weights):
             if not units:
                 one.remove()
             elif len(units) < part.n_units:
-                one.cut(len(units), pieces(part, units))
+                one.cut(len(units), cut_pieces(part, units))
                 if part.output.name in weights:
                     part.output.point_to(weights[part.output.name])
     return live

@@ -15,8 +15,8 @@ from secateur.pruners.calibration.gradients import collect_gradients
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.stores.block_files import LevelStoreError, is_built
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.importance import importance_order
-from secateur.pruners.structure.reorder import ImportanceOrdered, Recipe, reorder
+from secateur.pruners.structure.method import StructureMethod, importance_order
+from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
 from secateur.pruners.structure.store import StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES
@@ -207,8 +207,8 @@ def test_repairs_lower_the_output_error_and_obs_orders_best(cases):
         for n_kept in CHANNELS:
             errors = {}
             for importance in ("wanda_sp", "flap", "obs"):
-                recipe = Recipe(importance, REPAIR_NAMES, 1e-3)
-                tensors = reorder(part, last.outputs[part.output.name], {}, (n_kept,), recipe)
+                method = StructureMethod(importance, REPAIR_NAMES, 1e-3)
+                tensors = reorder_by(method, part, last.outputs[part.output.name], {}, (n_kept,))
                 for repair in CUT_REPAIRS:
                     errors[importance, repair] = output_error(case, part, tensors, n_kept, repair)
                 plain = errors[importance, "none"]

@@ -16,8 +16,8 @@ from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.importance import importance_order
 from secateur.pruners.structure.llm_bip import contributions
+from secateur.pruners.structure.method import importance_order
 from secateur.pruners.structure.pruner import prune_structure
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES

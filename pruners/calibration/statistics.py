@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar, get_args
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.models.anatomy import Block, Linear, Role
 
-ROLES = ("o", "down")
+ROLES: tuple[Role, ...] = ("o", "down")
 """The output projections of attention and MLP."""
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
@@ -177,6 +178,25 @@ class Collector(Generic[T]):
             self.found[name].add(inputs.reshape(-1, self._length, inputs.shape[-1]))
 
         return add if linear.role in self._kind.roles else None
+
+
+class InputRecorder:
+    """Recorder of the inputs of a block's projections of some roles, in fp32, a row a token."""
+
+    def __init__(self, *roles: Role) -> None:
+        self._roles = roles
+        self._rows: defaultdict[Role, list[Tensor]] = defaultdict(list)
+
+    def hook(self, linear: Linear) -> Hook | None:
+        """See `HookOf`."""
+
+        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._rows[linear.role].append(args[0].flatten(0, -2).float())
+
+        return add if linear.role in self._roles else None
+
+    def of(self, role: Role) -> Float[Tensor, "tokens in"]:
+        return torch.cat(self._rows[role])
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.stream import Detail
 from secateur.pruners.recipes.blend import Blend, unit_scores
+from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.formula_scores import formula_method, formula_scores
-from secateur.pruners.structure.importance import Importance, check_importance
+from secateur.pruners.structure.method import check_importance
 from secateur.pruners.weights.method import Method
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.methods import IMPORTANCES
@@ -16,6 +23,21 @@ from secateur.spaces.recipe.keys import BLEND
 
 Ranking: TypeAlias = Method | Blend
 """Metric of weights; a method that updates weights ranks none."""
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Importance of units: a row of the table of methods, a formula, or a blend.
+
+    Args:
+        function: the score.
+        needs: statistics of inputs that must be collected first.
+        gradients: kinds of gradients that must be collected first.
+    """
+
+    function: Callable[[Evidence], Float[Tensor, " units"]]
+    needs: Detail
+    gradients: tuple[Kind, ...] = ()
 
 
 def ranking_of(metric: Mapping[str, Any], *, damp: float, seed: int) -> Ranking:

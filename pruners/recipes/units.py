@@ -17,12 +17,11 @@ from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.recipes.allocation.allocate import removed
 from secateur.pruners.recipes.allocation.layers import Layer
 from secateur.pruners.recipes.context import RecipeContext, Sample
-from secateur.pruners.recipes.metric import importance_of
+from secateur.pruners.recipes.metric import Importance, importance_of
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
-from secateur.pruners.structure.importance import Importance
-from secateur.pruners.structure.reorder import ImportanceOrdered, in_order
+from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS
@@ -67,14 +66,11 @@ class UnitPlan(PruningPlan):
         return self.context.made.get(key, lambda: self._make(layout, block, kept))
 
     def _make(self, layout: SublayerLayout, block: int, kept: tuple[int, ...]) -> Mapping[str, Piece]:
-        rest = sorted(set(range(layout.n_units)) - set(kept))
-        order = torch.tensor([*kept, *rest], device=layout.output.weight.device)
         name, needs = layout.output.name, CUT_REPAIRS[self.repair].needs
         inputs = None
         if needs != "nothing":
             inputs = self.sample.statistics.outputs(block, gram=needs == "gram")[name]
-        tensors = in_order(layout, order, inputs, (len(kept),), (self.repair,), self.context.damp)
-        pieces = ImportanceOrdered(layout, tensors).pieces(len(kept), self.repair)
+        pieces = cut_pieces(layout, kept, inputs, self.repair, self.context.damp)
         return pieces | {name: pieces[name].changed(self.outputs.get(name), None)}
 
 

@@ -65,6 +65,3 @@ class Evidence:
     def weight_sums(self, value: Callable[[Linear], Float[Tensor, "out in"]]) -> Float[Tensor, " units"]:
         """Sum of a value for each weight over all weights of the unit."""
         return self.unit_sums(lambda placement: value(placement.linear).sum(1 - placement.axis))
-
-
-Score = Callable[[Evidence], Float[Tensor, " units"]]

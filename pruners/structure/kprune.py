@@ -1,4 +1,4 @@
-"""K-prune's reconstruction: each cut sub-layer compensates for its own loss and that of all below it."""
+"""K-prune: reconstruction of each cut sub-layer against the dense model's stream."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateur.pruners.calibration.statistics import Hook
+from secateur.pruners.calibration.statistics import ROLES, InputRecorder
 from secateur.pruners.calibration.stream import Walk
-from secateur.pruners.linalg import dampened, factor
+from secateur.pruners.linalg import input_factor, least_squares
 from secateur.pruners.models.anatomy import Anatomy, Linear, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
-from secateur.pruners.structure.reorder import ImportanceOrdered, in_order
-
-RIDGE = 1e-6
-"""For the numbers alone: added to the diagonal of a second moment, as a fraction of its mean."""
+from secateur.pruners.structure.reorder import cut_pieces
 
 Stays = Mapping[Sublayer, tuple[int, ...]]
 """Numbers of the kept units of a block."""
@@ -43,7 +40,7 @@ def reconstructed(
     Args:
         anatomy: the dense model, of a family that adds the outputs of its projections to the stream as they are.
         layouts: of its blocks.
-        stays: for each block the units that stay, in the order in which the new columns shall stand.
+        stays: kept units of each block, in the order of the new columns.
         tokens: calibration windows.
 
     Returns:
@@ -74,7 +71,7 @@ def check_stream(anatomy: Anatomy, layouts: Sequence[BlockLayout]) -> None:
 
 def _wanted(dense: Walk, layout: BlockLayout) -> dict[Sublayer, Float[Tensor, "tokens width"]]:
     """The dense stream behind each sub-layer of a block; afterwards the walk is behind the block."""
-    seen = _Recorder()
+    seen = InputRecorder(*ROLES)
     outputs = dense.through(layout.block, [seen.hook])
     before, behind = _rows(dense.hidden), _rows(outputs)
     attention = before + _given(layout.attention, seen)
@@ -104,54 +101,32 @@ def _fit_block(
             one.remove()
             continue
         if n_kept < part.n_units:
-            one.cut(n_kept, _ordered(part, kept[part.kind]).pieces(n_kept, "none"))
-        seen = _Recorder()
+            one.cut(n_kept, cut_pieces(part, kept[part.kind]))
+        seen = InputRecorder(*ROLES)
         pruned.through(layout.block, [seen.hook])
         if n_kept < part.n_units:
-            found[part.output.name] = _fitted(part.output, seen.of(part.output), wanted[part.kind] - stream)
+            found[part.output.name] = _fitted(
+                part.output, seen.of(part.output.role), wanted[part.kind] - stream
+            )
             part.output.point_to(found[part.output.name])
         stream = stream + _given(part, seen)
     return found
-
-
-def _ordered(layout: SublayerLayout, kept: Sequence[int]) -> ImportanceOrdered:
-    rest = sorted(set(range(layout.n_units)) - set(kept))
-    order = torch.tensor([*kept, *rest], device=layout.output.weight.device)
-    return ImportanceOrdered(layout, in_order(layout, order, None, (), (), 0.0))
-
-
-class _Recorder:
-    """Recorder of the inputs of output projections, in fp32, a row a token."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, list[Tensor]] = {}
-
-    def hook(self, linear: Linear) -> Hook | None:
-        rows = self._found.setdefault(linear.name, [])
-
-        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            rows.append(args[0].flatten(0, -2).float())
-
-        return add if linear.role in ("o", "down") else None
-
-    def of(self, linear: Linear) -> Float[Tensor, "tokens in"]:
-        return torch.cat(self._found[linear.name])
 
 
 def _rows(stream: Sequence[Float[Tensor, "batch length width"]]) -> Float[Tensor, "tokens width"]:
     return torch.cat([states.flatten(0, 1) for states in stream]).float()
 
 
-def _given(layout: SublayerLayout, seen: _Recorder) -> Float[Tensor, "tokens width"]:
+def _given(layout: SublayerLayout, seen: InputRecorder) -> Float[Tensor, "tokens width"]:
     """Output of the output projection, as it is now, on the recorded inputs."""
-    given = seen.of(layout.output) @ layout.output.weight.float().T
+    given = seen.of(layout.output.role) @ layout.output.weight.float().T
     return given if layout.output.bias is None else given + layout.output.bias.float()
 
 
 def _fitted(
     output: Linear, inputs: Float[Tensor, "tokens in"], wanted: Float[Tensor, "tokens width"]
 ) -> Float[Tensor, "width in"]:
-    """Least squares; the bias stays."""
+    """Weight of the least squares; the bias is unchanged."""
     n_tokens, n_columns = inputs.shape
     if n_tokens < n_columns:
         raise ValueError(
@@ -159,6 +134,4 @@ def _fitted(
             f"{n_columns} at {output.name}. Use more tokens, or the repair refit."
         )
     target = wanted if output.bias is None else wanted - output.bias.float()
-    moment = dampened((inputs.T @ inputs).double() / n_tokens, RIDGE)
-    cross = (inputs.T @ target).double() / n_tokens
-    return torch.cholesky_solve(cross, factor(moment, output.name)).T.to(output.weight.dtype)
+    return least_squares(inputs, target, input_factor(inputs, output.name)).to(output.weight.dtype)

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int, Int64
@@ -29,7 +29,8 @@ from secateur.pruners.models.layout import SublayerLayout, check_block, check_ke
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
-from secateur.pruners.structure.reorder import ImportanceOrdered, Recipe, reorder
+from secateur.pruners.structure.method import StructureMethod
+from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
 from secateur.spaces.methods import DEPTH
@@ -50,7 +51,7 @@ class ArchitecturePruner(Pruner):
 
     @classmethod
     def check_settings(cls, settings: Any) -> None:
-        Recipe(settings.importance, settings.repairs, settings.damp)  # refuses an unknown importance
+        _method_of(settings)  # refuses an unknown importance
 
     @classmethod
     def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
@@ -67,11 +68,9 @@ class ArchitecturePruner(Pruner):
             model=self.dense.fingerprint,
             dtype=self.dense.dtype,
             calibration=self.calibration.sha256,
-            importance=of.importance,
-            repairs=of.repairs,
+            method=_method_of(of),
             kv_groups=_union(block.kv_groups for block in levels) if repaired else (),
             ffn=_union(block.ffn for block in levels) if repaired else (),
-            damp=of.damp,
         )
         if not is_built(directory, key):
             build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
@@ -178,6 +177,10 @@ class ArchitecturePruner(Pruner):
         )
 
 
+def _method_of(settings: Any) -> StructureMethod:
+    return StructureMethod(settings.importance, settings.repairs, settings.damp)
+
+
 def _share(kept: str, n_units: int, multiple: int) -> int:
     """The nearest number of units to a share such as ``2/3``, a multiple, 0 for none and all for all."""
     share = Fraction(kept)
@@ -273,7 +276,7 @@ def prune_structure(
         blocks: what each block keeps.
         importance: name of an importance of structure.
         repair: name of a repair of output projections.
-        damp: see `reorder.Recipe`.
+        damp: see `StructureMethod`.
         tokens: calibration windows.
         sequential: statistics of a block come from already pruned blocks; otherwise from the dense model, as in a
             store. Gradients are the dense model's either way.
@@ -285,25 +288,26 @@ def prune_structure(
     Raises:
         ValueError: on an unknown name, blocks that don't fit, or a model that can't be cut (see `find_layouts`).
     """
-    recipe = Recipe(importance, (repair,), damp)
+    method = StructureMethod(importance, (repair,), damp)
     check_kept(anatomy, blocks)
     layouts = find_layouts(anatomy)
-    whole = model_statistics(anatomy, tokens, gradients=recipe.gradients)
+    whole = model_statistics(anatomy, tokens, gradients=method.gradients)
     units = []
-    detail: Literal["nothing", "moments", "gram"] = "gram" if "gram" in recipe.needs else "moments"
-    if not recipe.needs_inputs:
-        detail = "nothing"
-    parts = stream_blocks(anatomy, tokens, outputs=detail, sequential=sequential)
+    parts = stream_blocks(anatomy, tokens, outputs=method.needs, sequential=sequential)
     for part, layout, kept in zip(parts, layouts, blocks, strict=True):
-        groups = _cut_for_good(layout.attention, kept.kv_groups, part, whole, recipe)
-        channels = _cut_for_good(layout.mlp, kept.ffn, part, whole, recipe)
+        groups = _cut_for_good(layout.attention, kept.kv_groups, part, whole, method)
+        channels = _cut_for_good(layout.mlp, kept.ffn, part, whole, method)
         units.append(KeptUnits(groups, channels))
         on_block(layout.block.index)
     return tuple(units)
 
 
 def _cut_for_good(
-    layout: SublayerLayout, n_kept: int, part: BlockStatistics, whole: ModelStatistics, recipe: Recipe
+    layout: SublayerLayout,
+    n_kept: int,
+    part: BlockStatistics,
+    whole: ModelStatistics,
+    method: StructureMethod,
 ) -> tuple[int, ...]:
     """Cut a sub-layer, and free the memory of what was cut off; the numbers of the units that are kept."""
     if n_kept == layout.n_units:
@@ -314,8 +318,8 @@ def _cut_for_good(
         live.remove()
     else:
         inputs = part.outputs.get(layout.output.name)
-        ordered = ImportanceOrdered(layout, reorder(layout, inputs, whole.gradients, (n_kept,), recipe))
-        (repair,) = recipe.repairs
+        ordered = ImportanceOrdered(layout, reorder_by(method, layout, inputs, whole.gradients, (n_kept,)))
+        (repair,) = method.repairs
         live.cut(n_kept, ordered.pieces(n_kept, repair))
         chosen = ordered.order[:n_kept]
     for module in layout.modules:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from secateur.pruners.linalg import dampened, leading_solve
 from secateur.pruners.weights.admm import Fit
-
-Needs = Literal["nothing", "moments", "gram"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,8 @@ class RepairInputs:
     name: str
 
 
-Repair = Callable[[RepairInputs, Sequence[int]], list[Tensor]]
-
-
 def nothing(inputs: RepairInputs, counts: Sequence[int]) -> list[Tensor]:
-    """No repair: the first columns are what they were."""
+    """No repair: the kept columns are unchanged."""
     return []
 
 

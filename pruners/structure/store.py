@@ -1,10 +1,12 @@
-"""The structure store: reordered weights of every block, memory-mapped, built once; a level is a view of them."""
+"""Structure store: reordered weights of every block, memory-mapped, built once; a level is a view of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import UserDict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -19,7 +21,8 @@ from secateur.pruners.stores.block_files import Key, build_store, load_block
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
-from secateur.pruners.structure.reorder import ImportanceOrdered, Recipe, reorder_block
+from secateur.pruners.structure.method import StructureMethod
+from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
 from secateur.pruners.weights.level_store import CACHE_BYTES
 from secateur.spaces.architecture.scores import Scores
 from secateur.spaces.methods import CUT_REPAIRS
@@ -29,46 +32,37 @@ _INFLUENCE = "influence"
 
 @dataclass(frozen=True)
 class StructureKey(Key):
-    """What a structure store depends on; a store is used again only under an equal key.
+    """Identity of a structure store, which is used again only under an equal key.
 
     Args:
         model: fingerprint of the model.
         dtype: of the weights, e.g. ``float32``.
         calibration: hash of the calibration token ids.
-        importance: a row of `importance.IMPORTANCES`.
-        repairs: rows of `refit.REPAIRS` that candidates may ask for.
-        kv_groups: levels of attentions that are repaired: how many groups stay. Without a repair every number is a
-            level.
-        ffn: likewise for MLPs: how many channels stay.
-        damp: see `reorder.Recipe`.
-
-    Raises:
-        ValueError: as `reorder.Recipe` does.
+        method: with the repairs that candidates may ask for.
+        kv_groups: levels of attentions that are repaired, as numbers of kept groups. Without a repair every number is
+            a level.
+        ffn: likewise of MLPs, as numbers of kept channels.
     """
 
     model: str
     dtype: str
     calibration: str
-    importance: str
-    repairs: tuple[str, ...]
+    method: StructureMethod
     kv_groups: tuple[int, ...]
     ffn: tuple[int, ...]
-    damp: float = 0.01
-
-    def __post_init__(self) -> None:
-        Recipe(self.importance, self.repairs, self.damp)  # checks them
 
     @property
-    def recipe(self) -> Recipe:
-        """How levels are made."""
-        return Recipe(self.importance, self.repairs, self.damp)
+    def record(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        fields = {name: value for name, value in super().record.items() if name != "method"}
+        return fields | asdict(self.method)
 
 
 class StructureStore:
-    """The levels of every sub-layer of a model, from mapped files, one a block: workers on a node share a copy.
+    """Levels of every sub-layer of a model, from mapped files, one a block: workers on a node share a copy.
 
-    On another device than the files' tensors are copied there when they are used, and those used last are kept: as
-    many bytes as the model's projections have, and 1 GiB for repaired levels.
+    Tensors are copied to the model's device when they are used, if it is another than that of the files; those used
+    last are kept: as many bytes as the model's projections have, and 1 GiB for repaired levels.
 
     Args:
         directory: of a built store.
@@ -93,7 +87,7 @@ class StructureStore:
 
     @property
     def scores(self) -> Scores:
-        """Of the dense model's units and blocks, for allocations."""
+        """Scores of the dense model's units and blocks, for allocations."""
         flap: dict[Sublayer, list[tuple[float, ...]]] = {"attention": [], "mlp": []}
         influence = []
         for layout, tensors in zip(self.layouts, self._tensors, strict=True):
@@ -107,25 +101,18 @@ class StructureStore:
         return self._blocks[block][kind]
 
 
-class _OnDevice(Mapping[str, Tensor]):
-    """A block's tensors, on a device; where that is not their own, copies."""
+class _OnDevice(UserDict[str, Tensor]):
+    """Tensors of a block on a device; copies where that is not their own."""
 
     def __init__(self, tensors: dict[str, Tensor], device: torch.device, copies: Recent[Tensor]) -> None:
-        self._tensors = tensors
-        self._device = device
-        self._copies = copies
+        super().__init__(tensors)
+        self._device, self._copies = device, copies
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
+        tensor = self.data[name]
         if tensor.device == self._device:
             return tensor
         return self._copies.get((id(self), name), lambda: tensor.to(self._device))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 @torch.no_grad()
@@ -154,18 +141,18 @@ def build_structure(
         ValueError: if the model can't be cut (see `find_layouts`), or inputs are not finite.
     """
     layouts = find_layouts(anatomy)
-    counts = {"attention": key.kv_groups, "mlp": key.ffn}
+    method, counts = key.method, {"attention": key.kv_groups, "mlp": key.ffn}
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
-        identity, gradients = f"{key.model} {key.calibration}", key.recipe.gradients if missing else ()
+        identity, gradients = f"{key.model} {key.calibration}", method.gradients if missing else ()
         whole = whole_model(gradients_path(directory), anatomy, tokens, identity, gradients=gradients)
-        parts = stream_blocks(anatomy, tokens, outputs="gram" if "gram" in key.recipe.needs else "moments")
+        parts = stream_blocks(anatomy, tokens, outputs="gram" if method.needs == "gram" else "moments")
         for part, layout in zip(parts, layouts, strict=True):
-            if part.block.index in missing:
-                tensors = reorder_block(layout, part.outputs, whole.gradients, counts, key.recipe)
-                yield tensors | _scores(layout, part)
-            else:
-                yield {}
+            tensors: dict[str, Tensor] = {}
+            for sub in layout.sublayers if part.block.index in missing else ():
+                inputs = part.outputs[sub.output.name]
+                tensors |= reorder_by(method, sub, inputs, whole.gradients, counts[sub.kind])
+            yield tensors | _scores(layout, part)
 
     build_store(
         directory,
@@ -179,7 +166,7 @@ def build_structure(
 
 
 def _scores(layout: BlockLayout, part: BlockStatistics) -> dict[str, Tensor]:
-    """What `StructureStore.scores` reads, under these names."""
+    """Tensors that `StructureStore.scores` reads."""
     found = {_INFLUENCE: torch.tensor(part.influence, dtype=torch.float64)}
     for sublayer in layout.sublayers:
         evidence = Evidence(sublayer, part.outputs[sublayer.output.name], {}, damp=0.0)
@@ -192,12 +179,12 @@ def _flap_name(layout: SublayerLayout) -> str:
 
 
 def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key: StructureKey) -> int:
-    """At most so many will be written."""
+    """Upper bound of the bytes to write."""
     n_weights = 0
-    n_repairs = sum(CUT_REPAIRS[name].gives in ("weight", "both") for name in key.repairs)
+    n_repairs = sum(CUT_REPAIRS[name].gives in ("weight", "both") for name in key.method.repairs)
     for layout in todo:
         n_weights += sum(linear.n_weights + linear.out_features for linear in layout.block.linears)
         for part, counts in ((layout.attention, key.kv_groups), (layout.mlp, key.ffn)):
             n_weights += n_repairs * sum(counts) * part.unit_width * part.output.out_features
     needed = n_weights * next(anatomy.linears).weight.element_size()
-    return needed + gradients_to_write(gradients_path(directory), anatomy, key.recipe.gradients)
+    return needed + gradients_to_write(gradients_path(directory), anatomy, key.method.gradients)

@@ -1,4 +1,4 @@
-"""SparseLLM: gate, up and down are pruned together, by alternating over the activations between them."""
+"""SparseLLM: gate, up and down pruned together, by alternation over the activations between them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from secateur.pruners.calibration.statistics import Collector, Hook, InputStatistics
+from secateur.pruners.calibration.statistics import Collector, InputRecorder, InputStatistics
 from secateur.pruners.calibration.stream import Walk
-from secateur.pruners.linalg import dampened, factor
+from secateur.pruners.linalg import input_factor, least_squares
 from secateur.pruners.masks import check_sparsity
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear
 from secateur.pruners.models.memory import check_memory
 from secateur.pruners.weights.method import Layer
 from secateur.pruners.weights.sparsegpt import sparsegpt
 
-N_STEPS = 8
-"""Alternations, the released number for Llama."""
-
-N_GATE_STEPS = 2
-"""Steps on the gate's outputs in each of them, likewise."""
-
-RIDGE = 1e-6
-"""In place of a pseudo-inverse: added to the diagonal of a second moment, as a fraction of its mean."""
+N_STEPS = 8  # alternations, the released number for Llama
+N_GATE_STEPS = 2  # steps on the gate's outputs in each of them, likewise
 
 Activation = Callable[[Tensor], Tensor]
 Weights = dict[str, Float[Tensor, "out in"]]
@@ -41,9 +35,8 @@ def sparsellm(
     sparsity: Mapping[str, float],
     *,
     damp: float = 0.01,
-    block_size: int = 128,
 ) -> Weights:
-    """Pruned and updated weights of a block; the block itself is left as it is.
+    """Pruned and updated weights of a block; the block itself is unchanged.
 
     Bai et al. 2024 (arXiv 2402.17946). With X and Y the MLP's dense inputs and outputs, and auxiliary variables s, z
     and p for the outputs of gate and up and the input of down, an MLP minimises
@@ -58,11 +51,10 @@ def sparsellm(
         anatomy: the model, of a family whose MLPs are gated, in three projections.
         block: dense; the others need not be.
         tokens: calibration windows.
-        states: what the dense model gives to the block for them, see `stream.stream_states`.
+        states: the dense model's hidden states before the block, see `stream.stream_states`.
         sparsity: in [0, 1], by the projection's full name; one without an entry is not pruned, though fitted anew
             beside one of the same MLP that is.
         damp: of SparseGPT.
-        block_size: of SparseGPT.
 
     Returns:
         Weights of the block's projections, those that stay dense left out.
@@ -73,7 +65,7 @@ def sparsellm(
     """
     check_sparsity(anatomy, sparsity)
     check_gated(anatomy, block, tokens)
-    walk, seen = Walk(anatomy, tokens), _Recorder()
+    walk, seen = Walk(anatomy, tokens), InputRecorder("gate", "down")
     inputs = Collector(InputStatistics, tokens.shape[1], gram=True)
     walk.hidden = list(states.split([len(batch) for batch in walk.hidden]))
     walk.through(block, [inputs.hook, seen.hook])
@@ -81,9 +73,9 @@ def sparsellm(
     for linear in block.linears:
         if linear.sublayer == "attention" and sparsity.get(linear.name):
             statistics = inputs.of(block)[linear.name]
-            found[linear.name] = _pruned(linear, linear.weight, statistics, sparsity, damp, block_size)
+            found[linear.name] = _pruned(linear, linear.weight, statistics, sparsity, damp)
     if any(sparsity.get(linear.name) for linear in block.linears if linear.sublayer == "mlp"):
-        found |= _mlp(_gated(anatomy, block, seen), sparsity, damp, block_size)
+        found |= _mlp(_gated(anatomy, block, seen), sparsity, damp)
     return found
 
 
@@ -101,24 +93,6 @@ def check_gated(anatomy: Anatomy, block: Block, tokens: Int[Tensor, "windows len
         f"SparseLLM on {tokens.numel():,} calibration tokens",
         "Use fewer tokens, or the metric sparsegpt.",
     )
-
-
-class _Recorder:
-    """Recorder of the inputs of gate and down, in fp32, a row a token."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[Tensor]] = {}
-
-    def hook(self, linear: Linear) -> Hook | None:
-        rows = self._rows.setdefault(linear.role, [])
-
-        def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            rows.append(args[0].flatten(0, -2).float())
-
-        return add if linear.role in ("gate", "down") else None
-
-    def of(self, role: str) -> Float[Tensor, "tokens features"]:
-        return torch.cat(self._rows[role])
 
 
 @dataclass(frozen=True)
@@ -140,7 +114,7 @@ class GatedMLP:
     products: Float[Tensor, "tokens ffn"]
 
 
-def _gated(anatomy: Anatomy, block: Block, seen: _Recorder) -> GatedMLP:
+def _gated(anatomy: Anatomy, block: Block, seen: InputRecorder) -> GatedMLP:
     linears = {linear.role: linear for linear in block.linears}
     x, p = seen.of("gate"), seen.of("down")
     s, z = (_outputs(linears[role], linears[role].weight.float(), x[:16]) for role in ("gate", "up"))
@@ -155,23 +129,23 @@ def _gated(anatomy: Anatomy, block: Block, seen: _Recorder) -> GatedMLP:
     )
 
 
-def _mlp(mlp: GatedMLP, sparsity: Mapping[str, float], damp: float, block_size: int) -> Weights:
+def _mlp(mlp: GatedMLP, sparsity: Mapping[str, float], damp: float) -> Weights:
     """The alternation over weights and auxiliary variables; its last pruned weights."""
     x, y = mlp.inputs, mlp.products @ mlp.down.weight.float().T
     of_x, of_p = _statistics(x), _statistics(mlp.products)
-    lower = _factor(x, mlp.gate)
+    lower = input_factor(x, mlp.gate.name)
     weights = [linear.weight.float() for linear in (mlp.gate, mlp.up, mlp.down)]
     s, z, p = _outputs(mlp.gate, weights[0], x), _outputs(mlp.up, weights[1], x), mlp.products
     for step in range(N_STEPS):
         if step:
             weights = [
-                _fitted(x, s - _bias(mlp.gate), lower),
-                _fitted(x, z - _bias(mlp.up), lower),
-                _fitted(p, y, _factor(p, mlp.down)),
+                least_squares(x, s - _bias(mlp.gate), lower).float(),
+                least_squares(x, z - _bias(mlp.up), lower).float(),
+                least_squares(p, y, input_factor(p, mlp.down.name)).float(),
             ]
-        gate = _pruned(mlp.gate, weights[0], of_x, sparsity, damp, block_size)
-        up = _pruned(mlp.up, weights[1], of_x, sparsity, damp, block_size)
-        down = _pruned(mlp.down, weights[2], of_p, sparsity, damp, block_size)
+        gate = _pruned(mlp.gate, weights[0], of_x, sparsity, damp)
+        up = _pruned(mlp.up, weights[1], of_x, sparsity, damp)
+        down = _pruned(mlp.down, weights[2], of_p, sparsity, damp)
         p = best_products(y, down, mlp.act(s) * z)
         z = best_outputs(_outputs(mlp.up, up, x), mlp.act(s), p)
         s = nearer_gates(_outputs(mlp.gate, gate, x), s, z, p, mlp.act)
@@ -226,23 +200,9 @@ def _pruned(
     inputs: InputStatistics,
     sparsity: Mapping[str, float],
     damp: float,
-    block_size: int,
 ) -> Float[Tensor, "out in"]:
-    layer = Layer(weight, inputs, damp=damp, block_size=block_size, name=linear.name)
+    layer = Layer(weight, inputs, damp=damp, name=linear.name)
     return sparsegpt(layer, [sparsity.get(linear.name, 0.0)])[0]
-
-
-def _factor(inputs: Float[Tensor, "tokens in"], linear: Linear) -> Float[Tensor, "in in"]:
-    """Cholesky factor of the second moment."""
-    return factor(dampened((inputs.T @ inputs).double() / len(inputs), RIDGE), linear.name)
-
-
-def _fitted(
-    inputs: Float[Tensor, "tokens in"], outputs: Float[Tensor, "tokens out"], lower: Float[Tensor, "in in"]
-) -> Float[Tensor, "out in"]:
-    """Least squares; `lower` is the factor of the inputs' second moment."""
-    moment = (inputs.T @ outputs).double() / len(inputs)
-    return torch.cholesky_solve(moment, lower).T.float()
 
 
 def _statistics(rows: Float[Tensor, "tokens in"]) -> InputStatistics:
