@@ -235,15 +235,53 @@ def secateur(site: Path | str, *commands: list[str]) -> list[tuple[int, str, str
 
 LISTED = ("methods", "metrics", "spaces", "controllers", "executors", "formats")
 
+RECIPES = [
+    ("weights", "extra_metric", "extra_rule", "extra_repair"),
+    ("weights", "extra_reconstruction", "extra_rule", "none"),
+    ("structure", "extra_importance", "extra_rule", "extra_repair"),
+    ("blocks", "extra_depth", None, "extra_repair"),
+]
+
+CHANGES = {
+    "space.kind": "extra_space",
+    "space.metric": "extra_metric",
+    "controller.kind": "extra_controller",
+    "executor.kind": "extra_executor",
+    "budget.evaluations": 6,
+    "evaluator.window": 64,
+    "evaluator.calibration_tokens": 512,
+    "evaluator.test_tokens": 128,
+    "evaluator.fidelities": "[128]",
+}
+
 
 @pytest.fixture(scope="module")
-def lists(site):
-    return dict(zip(LISTED, secateur(site, *(["list", what, "--json"] for what in LISTED)), strict=True))
+def run(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs") / "run"
+
+
+@pytest.fixture(scope="module")
+def ended(site, run) -> dict[str, tuple[int, str, str]]:
+    """How commands end beside the package, by their names; all in one process."""
+    commands = {what: ["list", what, "--json"] for what in LISTED}
+    for number, (unit, metric, rule, repair) in enumerate(RECIPES):
+        recipe = {"unit": unit, "sparsity": 0.2, "metric": metric, "repair": repair}
+        recipe["calibration"] = {"samples": 4, "length": 32}
+        if rule is not None:
+            recipe["allocation"] = {"rule": rule, "steepness": 0.5}
+        file = run.with_name(f"{number}.yaml")
+        file.write_text(json.dumps({"recipe": recipe, "sources": {"calibration": "docs"}}))
+        commands[metric] = ["prune", "tiny", "--recipe", str(file), "--to", str(file.with_suffix(""))]
+    options = [part for key, value in CHANGES.items() for part in ("-o", f"{key}={value}")]
+    commands["search"] = ["search", *options, "--run", str(run)]
+    commands["status"] = ["status", str(run)]
+    commands["unknown"] = ["search", "-o", "space.metric=no_row", "--run", str(run.with_name("other"))]
+    return dict(zip(commands, secateur(site, *commands.values()), strict=True))
 
 
 @pytest.mark.parametrize("what", LISTED)
-def test_each_is_listed_with_its_origin(lists, what):
-    code, out, _ = lists[what]
+def test_each_is_listed_with_its_origin(ended, what):
+    code, out, _ = ended[what]
     assert code == 0
     rows = {row["name"]: row["origin"] for row in json.loads(out)}
     extra = {name for name, origin in rows.items() if origin == "extra-parts 0.3"}
@@ -256,8 +294,8 @@ def test_each_is_listed_with_its_origin(lists, what):
     assert "" in rows.values()
 
 
-def test_what_is_broken_is_named_in_a_line_and_breaks_nothing(lists):
-    lines = lists["controllers"][2].splitlines()
+def test_what_is_broken_is_named_in_a_line_and_breaks_nothing(ended):
+    lines = ended["controllers"][2].splitlines()
     said = {line.partition("'")[2].partition("'")[0]: line for line in lines}
     assert {*said} == {*BROKEN["secateur.methods"], *BROKEN["secateur.controllers"]}
     assert all("[at extra-parts 0.3]" in line for line in lines)
@@ -270,26 +308,10 @@ def test_what_is_broken_is_named_in_a_line_and_breaks_nothing(lists):
     assert "to be a ControllerRow or to return one, got ExecutorRow" in said["wrong_class"]
 
 
-RECIPES = [
-    ("weights", "extra_metric", "extra_rule", "extra_repair"),
-    ("weights", "extra_reconstruction", "extra_rule", "none"),
-    ("structure", "extra_importance", "extra_rule", "extra_repair"),
-    ("blocks", "extra_depth", None, "extra_repair"),
-]
-
-
-def test_each_method_prunes_as_a_part_of_a_recipe(site, tmp_path):
-    commands = []
-    for number, (unit, metric, rule, repair) in enumerate(RECIPES):
-        recipe = {"unit": unit, "sparsity": 0.2, "metric": metric, "repair": repair}
-        recipe["calibration"] = {"samples": 4, "length": 32}
-        if rule is not None:
-            recipe["allocation"] = {"rule": rule, "steepness": 0.5}
-        file = tmp_path / f"{number}.yaml"
-        file.write_text(json.dumps({"recipe": recipe, "sources": {"calibration": "docs"}}))
-        commands.append(["prune", "tiny", "--recipe", str(file), "--to", str(tmp_path / str(number))])
-    for code, _, err in secateur(site, *commands):
-        assert code == 0, err
+@pytest.mark.parametrize("metric", [metric for _, metric, _, _ in RECIPES])
+def test_each_method_prunes_as_a_part_of_a_recipe(ended, metric):
+    code, _, err = ended[metric]
+    assert code == 0, err
 
 
 def test_settings_accept_each_and_defaults_stay_ours(site):
@@ -306,29 +328,14 @@ def test_settings_accept_each_and_defaults_stay_ours(site):
     beside(site, "-c", dedent(code))
 
 
-def test_a_search_uses_them_and_its_record_names_the_package(site, tmp_path):
-    changes = {
-        "space.kind": "extra_space",
-        "space.metric": "extra_metric",
-        "controller.kind": "extra_controller",
-        "executor.kind": "extra_executor",
-        "budget.evaluations": 6,
-        "evaluator.window": 64,
-        "evaluator.calibration_tokens": 512,
-        "evaluator.test_tokens": 128,
-        "evaluator.fidelities": "[128]",
-    }
-    options = [part for key, value in changes.items() for part in ("-o", f"{key}={value}")]
-    run = str(tmp_path / "run")
-    for code, _, err in secateur(site, ["search", *options, "--run", run], ["status", run]):
-        assert code == 0, err
-    versions = Study.open(tmp_path / "run").about.facts["versions"]
-    assert versions["extra-parts"] == "0.3"
+def test_a_search_uses_them_and_its_record_names_the_package(ended, run):
+    for command in ("search", "status"):
+        assert ended[command][0] == 0, ended[command][2]
+    assert Study.open(run).about.facts["versions"]["extra-parts"] == "0.3"
 
 
-def test_a_name_that_is_unknown_because_its_package_is_broken(site, tmp_path):
-    options = ["-o", "space.metric=no_row", "--run", str(tmp_path / "run")]
-    ((code, _, err),) = secateur(site, ["search", *options])
+def test_a_name_that_is_unknown_because_its_package_is_broken(ended):
+    code, _, err = ended["unknown"]
     assert code == 2
     assert "Expected a known `metric`, got 'no_row'" in err
     assert "Left out 'no_row' of secateur.methods [at extra-parts 0.3]" in err
