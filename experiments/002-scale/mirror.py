@@ -17,8 +17,9 @@ from pathlib import Path
 import optuna
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
+from secateur.search.controllers.optuna.samplers import quiet_optuna
 from secateur.search.mirror.optuna_copy import BATCH
-from secateur.search.mirror.storages import quiet_optuna, storage_of
+from secateur.search.mirror.storages import storage_of
 
 LEVELS = tuple(round(0.05 * i, 2) for i in range(20))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.spaces.measurement import Fidelity, Measurement
@@ -18,45 +19,31 @@ SearchProcedure = Generator[list[Proposal], Losses, None]
 """A search as a generator: yields a batch of proposals and receives their losses, until it has finished."""
 
 
-class Batches:
-    """Runs search procedures for a controller: proposes their batches in parts, collects results in any order.
+class ProcedureController(Controller):
+    """Controller that runs search procedures: proposes their batches in parts, accepts results in any order.
 
     Several procedures may be open at a time: while one waits for results, another proposes. Only open batches are
     kept, so that the time of `ask` does not grow with the number of trials.
 
     Args:
         objective: name of the value to minimise.
-        procedures: open from the beginning.
     """
 
-    def __init__(self, objective: str, *procedures: SearchProcedure) -> None:
+    def __init__(self, objective: str) -> None:
         self._objective = objective
         self._waiting: dict[Key, list[_Batch]] = {}
         self._ready: deque[_Batch] = deque()  # with proposals left, or complete
-        self.n_open = 0  # unfinished procedures
-        for procedure in procedures:
-            self.open(procedure)
-
-    def open(self, procedure: SearchProcedure) -> None:
-        """Add a procedure, after the open ones."""
-        self._ready.append(_Batch(procedure))
-        self.n_open += 1
+        self._n_open = 0  # unfinished procedures
+        self._exhausted = False  # no further procedure before the next result
 
     def ask(self, n: int) -> list[Proposal]:
-        """At most `n` proposals, of the procedures in order; none if all wait for results or have finished."""
-        proposals: list[Proposal] = []
-        while self._ready and len(proposals) < n:
-            batch = self._ready[0]
-            if batch.complete:
-                self._advance(batch)
-                continue
-            proposals += [batch.queue.popleft() for _ in range(min(n - len(proposals), len(batch.queue)))]
-            if not batch.queue:
-                self._ready.popleft()
+        proposals = self._next_proposals(n)
+        while not proposals and not self._exhausted:
+            self._exhausted = not self._begin()
+            proposals = self._next_proposals(n)
         return proposals
 
-    def tell(self, trials: Iterable[Trial]) -> None:
-        """Record the results of open batches."""
+    def tell(self, trials: Sequence[Trial]) -> None:
         for trial in trials:
             key = trial.measurement.key
             for batch in self._waiting.pop(key, ()):
@@ -64,58 +51,60 @@ class Batches:
                 batch.losses[key] = loss_of(trial.measurement, self._objective)
                 if not batch.missing and batch not in self._ready:
                     self._ready.append(batch)
+        self._exhausted = False
+
+    def _begin(self) -> bool:
+        """Open a procedure while the open ones wait for results; False if there is none at present."""
+        return False
+
+    def _open(self, procedure: SearchProcedure) -> None:
+        """Add a procedure, after the open ones."""
+        self._ready.append(_Batch(procedure))
+        self._n_open += 1
+
+    def _next_proposals(self, n: int) -> list[Proposal]:
+        """At most `n` proposals, of the procedures in order; none if all wait for results or have finished."""
+        proposals: list[Proposal] = []
+        while self._ready and len(proposals) < n:
+            batch = self._ready[0]
+            if not batch.missing:
+                self._advance(batch)
+                continue
+            proposals += [batch.queue.popleft() for _ in range(min(n - len(proposals), len(batch.queue)))]
+            if not batch.queue:
+                self._ready.popleft()
+        return proposals
 
     def _advance(self, batch: _Batch) -> None:
         """Continue with the procedure's next batch, or close the procedure."""
-        if not batch.go_on():
+        try:
+            batch.advance()
+        except StopIteration:
             self._ready.remove(batch)
-            self.n_open -= 1
+            self._n_open -= 1
         for key in batch.missing:
             self._waiting.setdefault(key, []).append(batch)
 
 
-class ProcedureController(Controller):
-    """Controller of one search procedure."""
-
-    def __init__(self, objective: str, procedure: SearchProcedure) -> None:
-        self._batches = Batches(objective, procedure)
-
-    def ask(self, n: int) -> list[Proposal]:
-        return self._batches.ask(n)
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        self._batches.tell(trials)
-
-
+@dataclass(eq=False)
 class _Batch:
     """Present batch of one procedure."""
 
-    def __init__(self, procedure: SearchProcedure) -> None:
-        self._procedure = procedure
-        self._started = False
-        self._proposals: list[Proposal] = []
-        self.queue: deque[Proposal] = deque()
-        self.losses: dict[Key, float] = {}
-        self.missing: set[Key] = set()
+    procedure: SearchProcedure
+    keys: list[Key] | None = None  # None before the first batch
+    queue: deque[Proposal] = field(default_factory=deque)
+    losses: dict[Key, float] = field(default_factory=dict)
+    missing: set[Key] = field(default_factory=set)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all results have arrived."""
-        return not self.missing
-
-    def go_on(self) -> bool:
-        """Advance to the next batch of the procedure; False if there is none."""
-        losses = [self.losses[proposal.key] for proposal in self._proposals]
-        try:
-            self._proposals = self._procedure.send(losses) if self._started else next(self._procedure)
-        except StopIteration:
-            return False
-        self._started = True
-        self.losses = {}
-        unique = {proposal.key: proposal for proposal in self._proposals}
-        self.missing = set(unique)
-        self.queue = deque(unique.values())
-        return True
+    def advance(self) -> None:
+        """Advance to the procedure's next batch; StopIteration if there is none."""
+        if self.keys is None:
+            proposals = next(self.procedure)
+        else:
+            proposals = self.procedure.send([self.losses[key] for key in self.keys])
+        unique = {proposal.key: proposal for proposal in proposals}
+        self.keys, self.losses = [proposal.key for proposal in proposals], {}
+        self.missing, self.queue = set(unique), deque(unique.values())
 
 
 def loss_of(measurement: Measurement, objective: str) -> float:

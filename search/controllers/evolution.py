@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, SearchProcedure, check_fidelities
+from secateur.search.controller import Proposal
+from secateur.search.controllers.batches import ProcedureController, SearchProcedure, check_fidelities
 from secateur.search.controllers.greedy import GreedyProcedure, GreedySettings
 from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings
 from secateur.search.controllers.separable import check_separable
 from secateur.search.controllers.successive_halving import Ranked, n_survivors, ranked, successive_halving
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
-from secateur.spaces.space import SeparableSpace, Space
+from secateur.spaces.space import Space
 
 ATTEMPTS = 50  # mutations in a row for one new candidate
 
@@ -63,7 +63,7 @@ class EvolutionSettings(Section):
         return self.crossover if self.crossover is not None else 0.3 if self.parents > 1 else 0.0
 
 
-class Evolution(Controller):
+class Evolution(ProcedureController):
     """Elitist (mu + lambda) evolution for each target in turn.
 
     A generation: new candidates from the elites by mutation and crossover; successive halving over the fidelities;
@@ -75,13 +75,6 @@ class Evolution(Controller):
     If all open generations wait for results, `ask` begins another one from the present elites: generations overlap as
     far as there are idle workers, and are sequential with one worker.
 
-    Args:
-        space: what is searched.
-        fidelities: ascending, of the part ``search``.
-        seed: of all random choices; generation g has its own random generator, seeded by (seed, g).
-        settings: see `EvolutionSettings`.
-        objective: name of the value to minimise.
-
     Raises:
         ValueError: if the fidelities are out of order or don't fit `survivors`.
     """
@@ -90,10 +83,11 @@ class Evolution(Controller):
         self,
         space: Space[Any],
         fidelities: Sequence[Fidelity],
-        seed: int,
+        seed: int,  # generation g has its own random generator, seeded by (seed, g)
         settings: EvolutionSettings,
         objective: str = "loss",
     ) -> None:
+        super().__init__(objective)
         self._space = space
         self._fidelities = check_fidelities(fidelities)
         self._seed = seed
@@ -105,18 +99,7 @@ class Evolution(Controller):
         self._seen = {candidate.text for candidate in space.baselines().values()}
         self._generation = 0
         self._n_without_new = 0  # generations in a row without a new candidate
-        self._exhausted = False  # no new candidate from the present elites
-        self._batches = Batches(objective, self._start())
-
-    def ask(self, n: int) -> list[Proposal]:
-        proposals = self._batches.ask(n)
-        while not proposals and not self._exhausted and self._begin_generation():
-            proposals = self._batches.ask(n)
-        return proposals
-
-    def tell(self, trials: Sequence[Trial]) -> None:
-        self._batches.tell(trials)
-        self._exhausted = False
+        self._open(self._start())
 
     @property
     def n_measurements(self) -> int:
@@ -130,9 +113,8 @@ class Evolution(Controller):
 
     def _start(self) -> SearchProcedure:
         """Measure the first elites."""
-        starts = [
-            (b, c) for name, c in self._space.baselines().items() if (b := self._target(name, c)) is not None
-        ]
+        uniform = [c for name, c in self._space.baselines().items() if name != "dense"]
+        starts = [(b, c) for c in uniform if (b := self._space.target_of(c)) is not None]
         if self._solver is not None:
             yield from self._solver.run()
             solutions = self._solver.solutions.items()
@@ -143,26 +125,22 @@ class Evolution(Controller):
             self._seen.add(candidate.text)
             self._keep(target, [(loss, candidate)])
 
-    def _begin_generation(self) -> bool:
-        """Open the next generation with a new candidate; False if there is none, at present or at all."""
+    def _begin(self) -> bool:
+        """Open the next generation with a new candidate."""
         n_targets = len(self._elites)
         while self._starts is not None and self._n_without_new < n_targets:
             target = self._generation % n_targets
             rng = np.random.default_rng((self._seed, self._generation))
             random = self._settings.start == "random" and self._generation < n_targets
             offspring = self._offspring(target, rng, random=random)
-            if not offspring and self._batches.n_open:  # other elites may have new ones
-                self._exhausted = True
+            if not offspring and self._n_open:  # other elites may have new ones
                 return False
             self._generation += 1
             self._n_without_new = 0 if offspring else self._n_without_new + 1
             if offspring:
-                self._batches.open(self._compete(target, offspring))
+                self._open(self._compete(target, offspring))
                 return True
         return False
-
-    def _target(self, name: str, candidate: Any) -> int | None:
-        return None if name == "dense" else self._space.target_of(candidate)
 
     def _compete(self, target: int, candidates: list[Any]) -> SearchProcedure:
         """Successive halving; candidates measured at the largest fidelity compete with the elites."""
@@ -180,7 +158,7 @@ class Evolution(Controller):
         """Distinct new candidates of the target; fewer, or none, if no more are found."""
         found = []
         for _ in range(self._settings.offspring):
-            child = self._sample(target, rng) if random else self._vary(target, rng)
+            child = self._space.sample(rng, target) if random else self._vary(target, rng)
             for _ in range(ATTEMPTS):
                 if child.text not in self._seen:
                     self._seen.add(child.text)
@@ -191,17 +169,14 @@ class Evolution(Controller):
                 break
         return found
 
-    def _sample(self, target: int, rng: np.random.Generator) -> Any:
-        return self._space.sample(rng, target)
-
     def _vary(self, target: int, rng: np.random.Generator) -> Any:
         """Mutation or crossover of a random parent; a random candidate where there is none."""
         settings = self._settings
         elites = [candidate for _, candidate in self._elites[target]]
-        if not elites and self._batches.n_open:  # the first ones are being measured
+        if not elites and self._n_open:  # the first ones are being measured
             elites = [candidate for b, candidate in self._starts or () if b == target]
         if not elites:
-            return self._sample(target, rng)
+            return self._space.sample(rng, target)
         parent = elites[rng.integers(len(elites))]
         if rng.random() < settings.crossover_probability and len(elites) > 1:
             others = [candidate for candidate in elites if candidate is not parent]
@@ -219,23 +194,13 @@ class Evolution(Controller):
         return self._space.repair(elites[rng.integers(len(elites))], target, rng)
 
 
-Solver = SensitivityProcedure | GreedyProcedure
-
-# Procedures for the first elites, by `start`.
-_SOLVERS: dict[str, Callable[[SeparableSpace[Any], Sequence[Fidelity], int, EvolutionSettings], Solver]] = {
-    "sensitivity": lambda space, fidelities, seed, of: SensitivityProcedure(
-        space, fidelities, of.sensitivity
-    ),
-    "greedy": lambda space, fidelities, seed, of: GreedyProcedure(space, fidelities, seed, of.greedy),
-}
-
-
 def _solver(
     space: Space[Any], fidelities: Sequence[Fidelity], seed: int, settings: EvolutionSettings
-) -> Solver | None:
+) -> SensitivityProcedure | GreedyProcedure | None:
     """Procedure that finds the first elites, if it takes measurements of its own."""
-    if settings.start not in _SOLVERS:
+    if settings.start in {"uniform", "random"}:
         return None
-    return _SOLVERS[settings.start](
-        check_separable(space, f"start: {settings.start}"), fidelities, seed, settings
-    )
+    separable = check_separable(space, f"start: {settings.start}")
+    if settings.start == "sensitivity":
+        return SensitivityProcedure(separable, fidelities, settings.sensitivity)
+    return GreedyProcedure(separable, fidelities, seed, settings.greedy)

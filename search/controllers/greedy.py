@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,24 +20,8 @@ from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import SeparableSpace, Space
 
-Moves = Literal["block", "sublayer", "level"]
 Positions = tuple[int, ...]
 """Position of each slot's option."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Kind of removal: all slots of a block `together` or one slot, `whole` or by one level."""
-
-    together: bool
-    whole: bool
-
-
-_STEPS: dict[Moves, _Step] = {
-    "block": _Step(together=True, whole=True),
-    "sublayer": _Step(together=False, whole=True),
-    "level": _Step(together=False, whole=False),
-}
 
 
 class GreedySettings(Section):
@@ -51,7 +34,7 @@ class GreedySettings(Section):
     """
 
     kind: Literal["greedy"] = "greedy"
-    moves: Moves = "sublayer"
+    moves: Literal["block", "sublayer", "level"] = "sublayer"
     n_tokens: int | None = None
 
 
@@ -74,8 +57,11 @@ class GreedyProcedure:
         self._space = space
         self._fidelity = fidelity_of(fidelities, settings.n_tokens)
         self._seed = seed
-        self._step = _STEPS[settings.moves]
-        self._groups = self._find_groups()
+        self._whole = settings.moves != "level"  # slots, or one level
+        self._groups: dict[int, list[int]] = {}  # slots removed together in one step
+        for slot in range(len(space.slots)):
+            key = space.block_of(slot) if settings.moves == "block" else slot
+            self._groups.setdefault(key, []).append(slot)
         self._positions: Positions = (0,) * len(space.slots)
         self.solutions: dict[int, list[Any]] = {}  # target -> candidates, for targets reached so far
 
@@ -101,22 +87,15 @@ class GreedyProcedure:
         solution = self._space.repair(self._assembled(self._positions), target, rng)
         self.solutions[target] = with_free_slots(self._space, solution)
 
-    def _find_groups(self) -> list[list[int]]:
-        """Slots removed together in one step."""
-        groups: dict[int, list[int]] = {}
-        for slot in range(len(self._space.slots)):
-            groups.setdefault(self._space.block_of(slot) if self._step.together else slot, []).append(slot)
-        return list(groups.values())
-
     def _removals(self, target: int) -> list[Positions]:
         """Results of one more step that do not exceed the target."""
         before, (_, high) = self._usage(self._positions), self._space.usage_bounds(target)
         found = []
-        for group in self._groups:
+        for group in self._groups.values():
             after = list(self._positions)
             for slot in group:
                 last = len(self._space.options(slot)) - 1
-                after[slot] = last if self._step.whole else min(after[slot] + 1, last)
+                after[slot] = last if self._whole else min(after[slot] + 1, last)
             if before < self._usage(after) <= high:
                 found.append(tuple(after))
         return found
@@ -144,13 +123,6 @@ class Greedy(ProcedureController):
     When to use it: few slots or small targets. The number of measurements grows with slots times steps, and an early
     removal is never undone; `evolution` can improve on its solutions.
 
-    Args:
-        space: separable.
-        fidelities: ascending, of the part ``search``.
-        seed: of repairs; the steps are deterministic.
-        settings: see `GreedySettings`.
-        objective: name of the value to minimise.
-
     Raises:
         ValueError: if the space is not separable, or `n_tokens` names no fidelity.
     """
@@ -159,20 +131,20 @@ class Greedy(ProcedureController):
         self,
         space: Space[Any],
         fidelities: Sequence[Fidelity],
-        seed: int,
+        seed: int,  # of repairs
         settings: GreedySettings,
         objective: str = "loss",
     ) -> None:
+        super().__init__(objective)
         self._largest = check_fidelities(fidelities)[-1]
-        self._n_targets = len(space.targets)
         self._greedy = GreedyProcedure(check_separable(space, "greedy"), fidelities, seed, settings)
-        super().__init__(objective, self._procedure())
+        self._open(self._procedure(len(space.targets)))
 
     @property
     def n_measurements(self) -> int:
         return self._greedy.n_measurements + 1
 
-    def _procedure(self) -> SearchProcedure:
-        for target in range(self._n_targets):
+    def _procedure(self, n_targets: int) -> SearchProcedure:
+        for target in range(n_targets):
             yield from self._greedy.reach(target)
             yield [Proposal(candidate, self._largest) for candidate in self._greedy.solutions[target]]

@@ -30,12 +30,7 @@ class Random(Controller):
     """
 
     def __init__(
-        self,
-        space: Space[Any],
-        fidelities: Sequence[Fidelity],
-        seed: int,
-        settings: RandomSettings,  # no settings
-        objective: str = "loss",  # unused
+        self, space: Space[Any], fidelities: Sequence[Fidelity], seed: int, settings: RandomSettings
     ) -> None:
         self._space = space
         self._largest = check_fidelities(fidelities)[-1]
@@ -45,15 +40,13 @@ class Random(Controller):
 
     def ask(self, n: int) -> list[Proposal]:
         proposals: list[Proposal] = []
-        n_failed = 0
+        n_failed = 0  # turns in a row
         while len(proposals) < n and n_failed < len(self._space.targets):
             candidate = self._draw(self._turn)
             self._turn += 1
-            if candidate is None:
-                n_failed += 1
-            else:
+            n_failed = n_failed + 1 if candidate is None else 0
+            if candidate is not None:
                 proposals.append(Proposal(candidate, self._largest))
-                n_failed = 0
         return proposals
 
     def tell(self, trials: Sequence[Trial]) -> None:

@@ -28,8 +28,9 @@ class ControllerRow(Row):
 
     Args:
         settings: model of the section ``controller`` of the settings.
-        build: the controller, from (space, fidelities, seed, settings), and by the keyword `objectives` the
-            names of the search's objectives if it takes several.
+        build: the controller, from the space, the fidelities (ascending, of the part ``search``), the seed of all
+            random choices and the settings; by the keyword `objectives` the names of the search's objectives if it
+            takes several. Raises a ValueError if they do not fit.
         summary: one line for ``secateur list controllers``.
         source: address of the paper that it comes from; empty if there is none.
         multi_objective: whether it supports several objectives; other controllers minimise ``loss``.
@@ -39,7 +40,7 @@ class ControllerRow(Row):
     settings: type[BaseModel]
     build: Callable[..., Controller]
     summary: str
-    source: str
+    source: str = ""
     multi_objective: bool = False
     screens: bool = False
 
@@ -49,47 +50,39 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
     ControllerRow,
     {
         "uniform": ControllerRow(
-            settings=UniformSettings,
-            build=Uniform,
-            summary="the dense model and the uniform candidates alone",
-            source="",
+            UniformSettings, Uniform, "the dense model and the uniform candidates alone"
         ),
-        "random": ControllerRow(
-            settings=RandomSettings,
-            build=Random,
-            summary="random candidates, the targets in turn",
-            source="",
-        ),
+        "random": ControllerRow(RandomSettings, Random, "random candidates, the targets in turn"),
         "evolution": ControllerRow(
-            settings=EvolutionSettings,
-            build=Evolution,
-            summary="elites for each target, mutation and crossover, successive halving over fidelities",
-            source="https://arxiv.org/abs/2410.14649",
+            EvolutionSettings,
+            Evolution,
+            "elites for each target, mutation and crossover, successive halving over fidelities",
+            "https://arxiv.org/abs/2410.14649",
         ),
         "genetic": ControllerRow(
-            settings=GeneticSettings,
-            build=Genetic,
-            summary="genetic programming over formulas, with proxy screening, selection by loss and size, and islands",
-            source="https://arxiv.org/abs/2406.02924",
+            GeneticSettings,
+            Genetic,
+            "genetic programming over formulas, with proxy screening, selection by loss and size, and islands",
+            "https://arxiv.org/abs/2406.02924",
             screens=True,
         ),
         "sensitivity": ControllerRow(
-            settings=SensitivitySettings,
-            build=Sensitivity,
-            summary="sensitivity of each slot alone, then the best combination by a knapsack",
-            source="https://arxiv.org/abs/2202.04290",
+            SensitivitySettings,
+            Sensitivity,
+            "sensitivity of each slot alone, then the best combination by a knapsack",
+            "https://arxiv.org/abs/2202.04290",
         ),
         "greedy": ControllerRow(
-            settings=GreedySettings,
-            build=Greedy,
-            summary="greedy removal of blocks, sub-layers or levels, the smallest loss first",
-            source="https://arxiv.org/abs/2406.10594",
+            GreedySettings,
+            Greedy,
+            "greedy removal of blocks, sub-layers or levels, the smallest loss first",
+            "https://arxiv.org/abs/2406.10594",
         ),
         "optuna": ControllerRow(
-            settings=OptunaSettings,
-            build=Optuna,
-            summary="a sampler of Optuna: tpe, nsga2, nsga3, gp, cmaes, random, or a dotted name",
-            source="https://arxiv.org/abs/1907.10902",
+            OptunaSettings,
+            Optuna,
+            "a sampler of Optuna: tpe, nsga2, nsga3, gp, cmaes, random, or a dotted name",
+            "https://arxiv.org/abs/1907.10902",
             multi_objective=True,
         ),
     },

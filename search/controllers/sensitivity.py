@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -12,7 +12,6 @@ from pydantic import Field
 
 from secateur.search.controller import Proposal
 from secateur.search.controllers.batches import (
-    Losses,
     ProcedureController,
     SearchProcedure,
     check_fidelities,
@@ -78,7 +77,7 @@ class SensitivityProcedure:
         """Number of measurements, references included."""
         return sum(1 + len(alone) for alone in self._alone.values())
 
-    def run(self) -> Generator[list[Proposal], Losses, None]:
+    def run(self) -> SearchProcedure:
         """Measure and fill `solutions`; none for a target whose reference is infeasible."""
         for reference, targets in self._references.items():
             alone = self._alone[reference]
@@ -87,20 +86,16 @@ class SensitivityProcedure:
             losses = yield [Proposal(candidate, self._fidelity) for candidate in candidates]
             if math.isfinite(losses[0]):
                 curves = self._curves(reference, dict(zip(alone, losses[1:], strict=True)), losses[0])
-                found = {target: solve(self._space, curves, target) for target in targets}
-                self.solutions |= {
-                    target: with_free_slots(self._space, candidate)
-                    for target, candidate in found.items()
-                    if candidate is not None
-                }
+                for target in targets:
+                    if (candidate := solve(self._space, curves, target)) is not None:
+                        self.solutions[target] = with_free_slots(self._space, candidate)
 
     def _find_references(self) -> dict[tuple[int, ...], list[int]]:
         """Options of each reference, with its targets."""
-        names = {"dense": ["dense"] * len(self._space.targets)}
-        baselines = self._space.baselines()
-        names["uniform"] = list(baselines)[1 : 1 + len(self._space.targets)]
+        baselines, n_targets = self._space.baselines(), len(self._space.targets)
+        uniform = list(baselines)[1 : 1 + n_targets]
         references: dict[tuple[int, ...], list[int]] = {}
-        for target, name in enumerate(names[self._settings.around]):
+        for target, name in enumerate(["dense"] * n_targets if self._settings.around == "dense" else uniform):
             options = self._space.disassemble(baselines[name])
             references.setdefault(options, []).append(target)
         return references
@@ -111,16 +106,14 @@ class SensitivityProcedure:
         for slot, shares in enumerate(self._shares):
             if not shares[-1]:
                 continue  # removes nothing, see `with_free_slots`
-            levels = self._settings.levels
-            near = (
-                range(len(shares))
-                if levels is None
-                else sorted({int(np.abs(shares - x).argmin()) for x in levels})
-            )
+            if self._settings.levels is None:
+                near = list(range(len(shares)))
+            else:
+                near = sorted({int(np.abs(shares - x).argmin()) for x in self._settings.levels})
             chosen = [index for index in near if index != self._index(slot, reference[slot])]
             if not chosen:
                 raise ValueError(
-                    f"Expected `levels` to name an option besides the reference's, got {levels} "
+                    f"Expected `levels` to name an option besides the reference's, got {self._settings.levels} "
                     f"at {self._space.slots[slot]}. Its options are {shares.tolist()}."
                 )
             found += [(slot, index) for index in chosen]
@@ -170,9 +163,10 @@ class Sensitivity(ProcedureController):
         settings: SensitivitySettings,
         objective: str = "loss",
     ) -> None:
+        super().__init__(objective)
         self._largest = check_fidelities(fidelities)[-1]
         self._sensitivity = SensitivityProcedure(check_separable(space, "sensitivity"), fidelities, settings)
-        super().__init__(objective, self._procedure())
+        self._open(self._procedure())
 
     @property
     def n_measurements(self) -> int:

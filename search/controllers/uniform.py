@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from secateur.search.controller import Proposal
-from secateur.search.controllers.batches import ProcedureController, SearchProcedure, check_fidelities
+from secateur.search.controller import Controller, Proposal, Trial
+from secateur.search.controllers.batches import check_fidelities
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import Space
@@ -18,27 +18,26 @@ class UniformSettings(Section):
     kind: Literal["uniform"] = "uniform"
 
 
-class Uniform(ProcedureController):
-    """Proposes the baselines at the largest fidelity, and finishes.
+class Uniform(Controller):
+    """Proposes the dense model and the uniform candidates at the largest fidelity, and finishes.
 
-    The reference of every search: the dense model and the uniform candidates.
+    The reference of every search.
     """
 
     def __init__(
-        self,
-        space: Space[Any],
-        fidelities: Sequence[Fidelity],
-        seed: int,  # unused
-        settings: UniformSettings,
-        objective: str = "loss",
+        self, space: Space[Any], fidelities: Sequence[Fidelity], seed: int, settings: UniformSettings
     ) -> None:
-        self._space = space
-        self._largest = check_fidelities(fidelities)[-1]
-        super().__init__(objective, self._procedure())
+        largest = check_fidelities(fidelities)[-1]
+        self._left = [Proposal(candidate, largest) for candidate in space.baselines().values()]
+        self._n = len(self._left)
+
+    def ask(self, n: int) -> list[Proposal]:
+        proposals, self._left = self._left[:n], self._left[n:]
+        return proposals
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """No effect: results are not used."""
 
     @property
     def n_measurements(self) -> int:
-        return len(self._space.baselines())
-
-    def _procedure(self) -> SearchProcedure:
-        yield [Proposal(candidate, self._largest) for candidate in self._space.baselines().values()]
+        return self._n

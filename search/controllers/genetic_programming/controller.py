@@ -9,8 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import Batches, Losses, SearchProcedure, check_fidelities
+from secateur.search.controller import Proposal, Trial
+from secateur.search.controllers.batches import (
+    Losses,
+    ProcedureController,
+    SearchProcedure,
+    check_fidelities,
+)
 from secateur.search.controllers.genetic_programming.cma_es import ConstantsTuner
 from secateur.search.controllers.genetic_programming.mutation_crossover import NewFormulas
 from secateur.search.controllers.genetic_programming.population import Individual, Population, at
@@ -28,7 +33,7 @@ MAX_UNMEASURED = 50
 budget."""
 
 
-class Genetic(Controller):
+class Genetic(ProcedureController):
     """Genetic programming: expression trees, proxy screening, successive halving, selection by loss and size.
 
     A generation of an island: new formulas by crossover and mutation of its population (random ones at first, by
@@ -49,7 +54,7 @@ class Genetic(Controller):
     Args:
         space: of formulas.
         fidelities: ascending, of the part ``search``.
-        seed: of all random choices; generation g of island i has its own random generator, seeded by (seed, i, g).
+        seed: generation g of island i has its own random generator, seeded by (seed, i, g).
         settings: see `GeneticSettings`.
         objective: name of the value to minimise.
         proxy: a fidelity of the part ``proxy`` whose value of the same name ranks formulas similarly to the objective;
@@ -71,6 +76,7 @@ class Genetic(Controller):
         proxy: Fidelity | None = None,
         n_workers: int = 1,
     ) -> None:
+        super().__init__(objective)
         if not isinstance(space, FormulaSpace):
             raise ValueError(
                 "Expected a space of formulas for the controller `genetic`, got another one. "
@@ -90,23 +96,14 @@ class Genetic(Controller):
         self._counts = dict.fromkeys(("alike", "infeasible", "screened", "measured", "tuned", "migrated"), 0)
         self._turn = 0
         self._n_unmeasured = 0
-        self._exhausted = False  # no new formula from the present populations
-        self._batches = Batches(objective)
         if settings.seeds:
-            self._batches.open(self._measure_seeds())
-
-    def ask(self, n: int) -> list[Proposal]:
-        proposals = self._batches.ask(n)
-        while not proposals and not self._exhausted and self._begin_generation():
-            proposals = self._batches.ask(n)
-        return proposals
+            self._open(self._measure_seeds())
 
     def tell(self, trials: Sequence[Trial]) -> None:
         told = [trial.measurement.fidelity for trial in trials]
         self._counts["screened"] += 0 if self._proxy is None else told.count(self._proxy)
         self._counts["measured"] += told.count(self._fidelities[0])
-        self._batches.tell(trials)
-        self._exhausted = False
+        super().tell(trials)
 
     @property
     def notes(self) -> Mapping[str, float]:
@@ -129,8 +126,8 @@ class Genetic(Controller):
 
     # --- generations ---
 
-    def _begin_generation(self) -> bool:
-        """Open the next generation with a new formula; False if there is none, at present or at all."""
+    def _begin(self) -> bool:
+        """Open the next generation with a new formula."""
         for _ in self._islands:
             if self._n_unmeasured >= MAX_UNMEASURED:
                 break
@@ -141,13 +138,12 @@ class Genetic(Controller):
             formulas = self._new_formulas(island, generation, n, rng)
             if formulas:
                 self._turn += 1
-                self._batches.open(self._generation(island, formulas, n, rng))
+                self._open(self._generation(island, formulas, n, rng))
                 self._open_tuning(i, generation)
                 return True
-            if self._batches.n_open:  # pending results may lead to new ones
+            if self._n_open:  # pending results may lead to new ones
                 break
             self._turn += 1
-        self._exhausted = True
         return False
 
     def _new_formulas(
@@ -214,7 +210,7 @@ class Genetic(Controller):
         settings = self._settings.constants
         if settings is not None and generation % settings.every == settings.every - 1:
             rng = np.random.default_rng((self._seed, i, generation, 1))
-            self._batches.open(self._tune(self._islands[i], settings, rng))
+            self._open(self._tune(self._islands[i], settings, rng))
 
     def _tune(
         self, island: Population, settings: ConstantsSettings, rng: np.random.Generator

@@ -92,13 +92,6 @@ class Optuna(Controller):
     with a known optimum evolution came nearer than any sampler, with 6 slots and with 21
     (experiments/002-scale/samplers.py).
 
-    Args:
-        space: what is searched.
-        fidelities: ascending, of the part ``search``.
-        seed: of all random choices.
-        settings: see `OptunaSettings`.
-        objectives: of the search, names in `OBJECTIVES`.
-
     Raises:
         ValueError: if the fidelities are out of order, the sampler is unknown or does not take the options, or
             `warm_start` has no candidates of this space.
@@ -128,8 +121,7 @@ class Optuna(Controller):
             study = SampledStudy(space, group, names, settings.sampler, settings.options, study_seed)
             turns = [group[turn % len(group)] for turn in range(settings.start)]
             random = [(target, space.sample(rng, target)) for target in turns]
-            starts = {c.text: (b, c) for b, c in [*known, *random] if b in group}
-            for target, candidate in starts.values():
+            for target, candidate in {c.text: (b, c) for b, c in [*known, *random] if b in group}.values():
                 study.start_with(candidate, target)
             self._studies.append(study)
         if self._row.comfort and self._studies[0].n_parameters > self._row.comfort[0]:
@@ -160,8 +152,8 @@ class Optuna(Controller):
 
     def tell(self, trials: Sequence[Trial]) -> None:
         for trial in trials:
-            study, asked = self._waiting.pop(trial.measurement.key, (None, None))
-            if study is not None and asked is not None:
+            if (waiting := self._waiting.pop(trial.measurement.key, None)) is not None:
+                study, asked = waiting
                 study.tell(asked, trial)
 
     @property

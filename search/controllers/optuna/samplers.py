@@ -83,6 +83,14 @@ SAMPLERS: dict[str, SamplerRow] = {
 }
 
 
+def quiet_optuna() -> Any:
+    """Optuna without its log of every trial; it takes a second to import."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
 def row_of(name: str) -> SamplerRow:
     """Row of a known sampler; for a dotted name one with the least assumptions."""
     return SAMPLERS.get(name) or SamplerRow(name)
@@ -130,7 +138,7 @@ def build_sampler(
     if row.conditional is not None and any(p.when for p in parameters):
         given |= row.conditional
     else:
-        found = _with_search_space(found, _unconditional(row, parameters))
+        found = _with_search_space(found, row, parameters)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -141,19 +149,12 @@ def build_sampler(
         ) from error
 
 
-def _unconditional(row: SamplerRow, parameters: Sequence[IntParameter]) -> dict[str, Any]:
-    """Distributions of the parameters that a sampler proposes in every trial, with at least two values each."""
-    always = {p.name: p for p in parameters if not p.when and (row.categorical or not p.categorical)}
-    found = {name: distribution_of(p) for name, p in always.items()}
-    return {name: distribution for name, distribution in found.items() if not distribution.single()}
-
-
-def _with_search_space(sampler: type, search_space: Mapping[str, Any]) -> type:
-    """Subclass with a fixed search space."""
+def _with_search_space(sampler: type, row: SamplerRow, parameters: Sequence[IntParameter]) -> type:
+    """Subclass that proposes the unconditional parameters with at least two values jointly in every trial."""
+    always = [p for p in parameters if not p.when and (row.categorical or not p.categorical)]
+    space = {p.name: d for p in always if not (d := distribution_of(p)).single()}
     return type(
-        sampler.__name__,
-        (sampler,),
-        {"infer_relative_search_space": lambda self, study, trial: dict(search_space)},
+        sampler.__name__, (sampler,), {"infer_relative_search_space": lambda self, study, trial: dict(space)}
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.search.controller import Trial
 from secateur.search.controllers.optuna.ordered import OrderedParameters
-from secateur.search.controllers.optuna.samplers import build_sampler, distribution_of, row_of
+from secateur.search.controllers.optuna.samplers import build_sampler, distribution_of, quiet_optuna, row_of
 from secateur.search.objectives import oriented
 from secateur.spaces.parameters import IntParameter
 from secateur.spaces.space import Space
@@ -53,9 +53,8 @@ class SampledStudy:
         options: Mapping[str, Any],
         seed: int,
     ) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna = quiet_optuna()
+        self._states = self._optuna.trial.TrialState
         self._space = space
         self._targets = tuple(targets)
         self._objectives = tuple(objectives)
@@ -68,8 +67,8 @@ class SampledStudy:
             self._ordered = OrderedParameters(sampler, options, seed, self._parameters)
             sampler, options = row_of(sampler).after, {}
         self._constrained = row_of(sampler).constrained
-        self._storage = optuna.storages.InMemoryStorage()
-        self._study = optuna.create_study(
+        self._storage = self._optuna.storages.InMemoryStorage()
+        self._study = self._optuna.create_study(
             storage=self._storage,
             sampler=build_sampler(sampler, options, seed, self._parameters),
             directions=["minimize"] * len(objectives),
@@ -88,8 +87,6 @@ class SampledStudy:
 
     def ask(self, is_new: Callable[[Any], bool]) -> tuple[optuna.Trial, Any] | None:
         """A trial and its new candidate, or None if no new one was found."""
-        import optuna
-
         ordered = None if self._ordered is None or self._begins else self._ordered
         trial = self._study.ask()
         suggested = self._suggested(trial)
@@ -103,7 +100,7 @@ class SampledStudy:
             last, candidate = candidate, self._space.mutate(candidate, rng)
             if candidate.text == last.text:  # no neighbours
                 break
-        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._study.tell(trial, state=self._states.FAIL)
         return None
 
     def tell(self, asked: optuna.Trial, measured: Trial) -> None:
@@ -115,14 +112,12 @@ class SampledStudy:
         Raises:
             ValueError: if the measurement lacks an objective.
         """
-        import optuna
-
         if measured.measurement.infeasible is None:
             values = list(oriented(measured, self._objectives, rounded=True))
             self._worst = [max(pair) for pair in zip(values, self._worst or values, strict=True)]
             self._study.tell(asked, values)
         elif self._worst is None:
-            self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            self._study.tell(asked, state=self._states.FAIL)
         else:
             if self._constrained:
                 asked.set_constraint(INFEASIBLE, 1.0)
@@ -131,10 +126,7 @@ class SampledStudy:
     @property
     def _begins(self) -> bool:
         """Whether the next trial is one of the enqueued ones, which are measured unchanged."""
-        import optuna
-
-        waiting = (optuna.trial.TrialState.WAITING,)
-        return bool(self._study.get_trials(deepcopy=False, states=waiting))
+        return bool(self._study.get_trials(deepcopy=False, states=(self._states.WAITING,)))
 
     def _suggested(self, trial: optuna.Trial) -> dict[str, int]:
         """The sampler's values of the applicable parameters."""
@@ -164,17 +156,15 @@ class SampledStudy:
 
     def _replaced(self, trial: optuna.Trial, values: Mapping[str, int]) -> optuna.Trial:
         """A new trial with these parameters; the old one fails, since parameters can't be removed from it."""
-        import optuna
-
-        self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self._study.tell(trial, state=self._states.FAIL)
         self._study.add_trial(
-            optuna.trial.create_trial(
-                state=optuna.trial.TrialState.RUNNING,
+            self._optuna.trial.create_trial(
+                state=self._states.RUNNING,
                 params=dict(values),
                 distributions={name: self._distributions[name] for name in values},
             )
         )
         number = self._storage.get_n_trials(self._id) - 1
-        return optuna.Trial(
-            self._study, self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-        )
+        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        replaced: optuna.Trial = self._optuna.Trial(self._study, trial_id)
+        return replaced
