@@ -41,11 +41,7 @@ class GreedySettings(Section):
 class GreedyProcedure:
     """Greedy removal; `greedy` runs it alone, `evolution` may start with it.
 
-    Args:
-        space: separable.
-        fidelities: ascending, of the part ``search``.
-        seed: of the space's repairs; the steps are deterministic.
-        settings: see `GreedySettings`.
+    The seed is of the space's repairs; the steps are deterministic.
 
     Raises:
         ValueError: if `n_tokens` names no fidelity.

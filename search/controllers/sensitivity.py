@@ -49,11 +49,6 @@ class SensitivityProcedure:
     for each slot alone. `complete` makes each slot's differences monotone and interpolates options that were not
     measured; `solve` then finds the best candidate of each target.
 
-    Args:
-        space: separable.
-        fidelities: ascending, of the part ``search``.
-        settings: see `SensitivitySettings`.
-
     Raises:
         ValueError: if `n_tokens` names no fidelity, or `levels` select no option of some slot.
     """

@@ -78,15 +78,9 @@ def with_free_slots(space: SeparableSpace[Any], candidate: Any) -> list[Any]:
 
 
 def solve(space: SeparableSpace[Any], losses: Sequence[Array], target: int) -> Any | None:
-    """Candidate of a target with the smallest sum of losses.
+    """Candidate of a target with the smallest sum of losses; None if no allowed options meet the target.
 
-    Args:
-        space: separable.
-        losses: loss of each slot and option; infinite for forbidden options.
-        target: index of the target.
-
-    Returns:
-        The candidate, or None if no allowed options meet the target.
+    Losses are by slot and option; infinite for forbidden options.
     """
     options = [list(space.options(slot)) for slot in range(len(losses))]
     usages = [[space.usage(slot, option) for option in row] for slot, row in enumerate(options)]

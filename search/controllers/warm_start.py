@@ -16,11 +16,7 @@ def front_of(directory: Path, space: Space[Any]) -> list[tuple[int, Any]]:
     """Front of a run without its baselines, as candidates of a space with the targets they meet.
 
     A candidate that meets no target is repaired to the nearest one. The front of an unfinished run may still grow:
-    start from a finished one, so that the search can be continued by replay.
-
-    Args:
-        directory: of the run.
-        space: of the new search; other spaces' candidates are skipped.
+    start from a finished one, so that the search can be continued by replay. Other spaces' candidates are skipped.
 
     Returns:
         (index of the target, candidate), in the order of the front, without duplicates.

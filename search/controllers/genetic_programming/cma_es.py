@@ -16,16 +16,10 @@ ATTEMPTS = 20  # points drawn for one new formula
 
 
 class ConstantsTuner:
-    """CMA-ES over the logarithms of a formula's constants; their signs are fixed.
+    """CMA-ES over the logarithms of a formula's constants, of which there must be one; their signs are fixed.
 
     Hansen, "The CMA evolution strategy: a tutorial" (https://arxiv.org/abs/1604.00772), by the package `cmaes`.
     Constants are rounded to three digits, so that formulas are readable.
-
-    Args:
-        space: of the formula.
-        formula: with at least one constant.
-        settings: population size and initial spread.
-        rng: source of the seed.
     """
 
     def __init__(

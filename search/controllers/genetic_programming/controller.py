@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,9 @@ MOST_ISLANDS = 4
 MAX_UNMEASURED = 50
 """Generations in a row without a measurement on data after which the search ends: measurements by the proxy use up no
 budget."""
+
+Measuring = Generator[list[Proposal], Losses, list[Individual]]
+"""Part of a search procedure that returns the individuals it has measured."""
 
 
 class Genetic(ProcedureController):
@@ -139,7 +142,10 @@ class Genetic(ProcedureController):
             if formulas:
                 self._turn += 1
                 self._open(self._generation(island, formulas, n, rng))
-                self._open_tuning(i, generation)
+                tuning = self._settings.constants
+                if tuning is not None and generation % tuning.every == tuning.every - 1:
+                    rng = np.random.default_rng((self._seed, i, generation, 1))
+                    self._open(self._tune(island, tuning, rng))
                 return True
             if self._n_open:  # pending results may lead to new ones
                 break
@@ -169,15 +175,12 @@ class Genetic(ProcedureController):
     def _measure_seeds(self) -> SearchProcedure:
         """Measure the published formulas at all fidelities, and add them to every island."""
         space = self._space
-        seeds = [self._individual(c) for c in space.baselines().values() if space.target_of(c) is not None]
-        for seed in seeds:
-            self._new.is_new(seed.formula)
-        if self._proxy is not None:
-            found = yield self._proposals(seeds, self._proxy)
-            seeds = self._screened(seeds, found)
-        for level, fidelity in enumerate(self._fidelities):
-            found = yield self._proposals(seeds, fidelity)
-            seeds = self._measured(seeds, found, level)
+        formulas = [c for c in space.baselines().values() if space.target_of(c) is not None]
+        for formula in formulas:
+            self._new.is_new(formula)
+        seeds = yield from self._screen(formulas)
+        for level in range(len(self._fidelities)):
+            seeds = yield from self._measure(seeds, level)
         for island in self._islands:
             island.put(seeds)
 
@@ -185,32 +188,22 @@ class Genetic(ProcedureController):
         self, island: Population, formulas: Sequence[Formula], n: int, rng: np.random.Generator
     ) -> SearchProcedure:
         """Screen new formulas and measure `n` of them."""
-        going = [self._individual(formula) for formula in formulas]
+        going = yield from self._screen(formulas)
         if self._proxy is not None:
-            found = yield self._proposals(going, self._proxy)
-            ranked = island.best(self._screened(going, found), lambda x: x.proxy)
-            going = self._screening.choose(ranked, n, rng)
+            going = self._screening.choose(island.best(going, lambda x: x.proxy), n, rng)
         self._n_unmeasured = 0 if going else self._n_unmeasured + 1
         yield from self._promote(island, going, 0)
 
     def _promote(self, island: Population, going: list[Individual], level: int) -> SearchProcedure:
         """Successive halving from this fidelity on; all measured formulas compete for the population."""
-        for fidelity in self._fidelities[level:]:
-            if level > 0:
+        for each in range(level, len(self._fidelities)):
+            if each > 0:
                 n = max(1, round(self._settings.promoted * len(going)))
-                going = island.best(going, at(level - 1))[:n]
-            found = yield self._proposals(going, fidelity)
-            going = self._measured(going, found, level)
+                going = island.best(going, at(each - 1))[:n]
+            going = yield from self._measure(going, each)
             if not going:
                 return
             island.put(going)
-            level += 1
-
-    def _open_tuning(self, i: int, generation: int) -> None:
-        settings = self._settings.constants
-        if settings is not None and generation % settings.every == settings.every - 1:
-            rng = np.random.default_rng((self._seed, i, generation, 1))
-            self._open(self._tune(self._islands[i], settings, rng))
 
     def _tune(
         self, island: Population, settings: ConstantsSettings, rng: np.random.Generator
@@ -224,7 +217,7 @@ class Genetic(ProcedureController):
                 step = [self._individual(formula) for formula in tuner.ask(self._new.is_new)]
                 if not step:
                     break
-                found = yield self._proposals(step, self._fidelities[0])
+                found = yield [Proposal(x.formula, self._fidelities[0]) for x in step]
                 tuner.tell(found)
                 self._counts["tuned"] += len(found)
                 best = min([best, *(x.measured(y) for x, y in zip(step, found, strict=True))], key=at(0))
@@ -238,15 +231,17 @@ class Genetic(ProcedureController):
     def _individual(self, formula: Formula) -> Individual:
         return Individual(formula, int(self._space.cost(formula)["nodes"]))
 
-    def _proposals(self, individuals: Sequence[Individual], fidelity: Fidelity) -> list[Proposal]:
-        return [Proposal(x.formula, fidelity) for x in individuals]
-
-    def _screened(self, individuals: Sequence[Individual], found: Losses) -> list[Individual]:
-        """Individuals with distinct values of the proxy."""
+    def _screen(self, formulas: Sequence[Formula]) -> Measuring:
+        """The formulas as individuals, with distinct values of the proxy if there is one."""
+        individuals = [self._individual(formula) for formula in formulas]
+        if self._proxy is None:
+            return individuals
+        found = yield [Proposal(formula, self._proxy) for formula in formulas]
         return [replace(x, proxy=loss) for x, loss in self._distinct(individuals, found)]
 
-    def _measured(self, individuals: Sequence[Individual], found: Losses, level: int) -> list[Individual]:
+    def _measure(self, individuals: Sequence[Individual], level: int) -> Measuring:
         """Feasible individuals with their losses at a fidelity."""
+        found = yield [Proposal(x.formula, self._fidelities[level]) for x in individuals]
         if level == 0 and self._proxy is None:
             pairs = self._distinct(individuals, found)
         else:

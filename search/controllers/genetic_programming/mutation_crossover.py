@@ -27,12 +27,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 class NewFormulas:
-    """Makes formulas not proposed before, and counts them.
-
-    Args:
-        space: of the formulas.
-        settings: with the shares of the operations.
-    """
+    """Makes formulas not proposed before, and counts them."""
 
     def __init__(self, space: FormulaSpace, settings: GeneticSettings) -> None:
         self._space = space

@@ -48,10 +48,6 @@ class Population:
 
     Survivors are ranked by the front of (loss at the smallest fidelity, nodes), then by that loss; elites, the best at
     the largest fidelity, always survive.
-
-    Args:
-        settings: sizes and parsimony.
-        n_fidelities: of the search.
     """
 
     def __init__(self, settings: GeneticSettings, n_fidelities: int) -> None:

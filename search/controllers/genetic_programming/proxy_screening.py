@@ -24,9 +24,6 @@ class Screening:
 
     The correlation is of the better half by loss: nearly any proxy recognises bad formulas, which become rare during a
     search, and may still rank good ones by properties unrelated to the loss.
-
-    Args:
-        settings: oversampling, trust and share of random choices.
     """
 
     def __init__(self, settings: GeneticSettings) -> None:

@@ -22,16 +22,8 @@ class OrderedParameters:
     the present one: each proposal makes a sampler with these trials and parameters alone. Other parameters, such as
     the metric, count as noise.
 
-    Stateless: a proposal depends only on the study's trials, the seed and the trial's number.
-
-    Args:
-        sampler: see `build_sampler`; it proposes nothing while it has too few trials.
-        options: see `build_sampler`.
-        seed: of the samplers, together with the trial's number.
-        parameters: all parameters, conditional ones included.
-
-    Raises:
-        ValueError: if the sampler is unknown or does not take the options.
+    Stateless: a proposal depends only on the study's trials, the seed and the trial's number. The arguments are those
+    of `build_sampler`; the sampler proposes nothing while it has too few trials.
     """
 
     def __init__(

@@ -36,12 +36,8 @@ class SampledStudy:
         space: of the search.
         targets: indices of targets; several are a parameter of their own.
         objectives: names in `OBJECTIVES`; all are minimised, after `oriented`.
-        sampler: see `build_sampler`.
-        options: see `build_sampler`.
+        sampler, options: see `build_sampler`.
         seed: of the sampler and of the repairs, the latter together with the trial's number.
-
-    Raises:
-        ValueError: if the sampler is unknown or does not take the options.
     """
 
     def __init__(
