@@ -9,7 +9,7 @@ import pytest
 from secateur.search.budget import Budget
 from secateur.search.controller import Controller, Proposal
 from secateur.search.loop.ledger import MAX_KNOWN_IN_A_ROW
-from secateur.search.loop.loop import Search
+from secateur.search.loop.loop import Observer, Search
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity
 from tests.toy import LARGE, SMALL, SPACE, ToyEvaluator, child, search
@@ -185,7 +185,7 @@ def test_an_evaluator_that_answers_something_else_is_named(tmp_path):
 
 
 def test_observers_see_every_trial_of_the_run_once(tmp_path):
-    class Watcher:
+    class Watcher(Observer):
         def __init__(self):
             self.seen, self.events = [], []
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from secateur.search.loop.loop import Observer, Outcome, Search
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt(Observer):
@@ -34,12 +32,11 @@ class Interrupt(Observer):
         self._search = search
 
     def __enter__(self) -> Interrupt:
-        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        signals = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._on_signal) for number in signals}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -51,8 +48,6 @@ class Interrupt(Observer):
         self._say(
             f"Stopping after the running batch; again to stop at once. Then continue with: {self._again}"
         )
-
-    # --- as an observer of a search ---
 
     def on_end(self, outcome: Outcome) -> None:
         self._search = None

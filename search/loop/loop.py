@@ -31,7 +31,10 @@ class Outcome:
 
 
 class Observer:
-    """Read-only observer of a search, such as a progress display. Called in the driver, in order; by default idle."""
+    """Read-only observer of a search, such as a progress display. Called in the driver, in order.
+
+    A subclass defines the methods that it needs.
+    """
 
     def on_start(self, n_known: int, budget: Budget) -> None:
         """Start of a search, with `n_known` measurements in the study."""

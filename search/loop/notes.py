@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from secateur.search.budget import Spent
@@ -16,51 +16,33 @@ from secateur.spaces.whole_file import whole_file
 NAME = "notes.json"
 SECONDS_BETWEEN_WRITES = 5.0
 
-Notes = Mapping[str, float]
-
 
 class NotesKeeper(Observer):
     """Observer that writes a controller's notes into the run every few seconds and at the end.
 
     They are for display only: a resumed search doesn't read them, and a full disk is ignored.
-
-    Args:
-        directory: of the run.
-        kind: of the controller.
-        controller: source of the notes.
-        clock: seconds, monotonic.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        kind: str,
-        controller: Controller,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, directory: Path, kind: str, controller: Controller) -> None:
         self._path = directory / NAME
         self._kind = kind
         self._controller = controller
-        self._clock = clock
-        self._due = clock()
+        self._due = time.monotonic()
 
     def on_trials(self, trials: Sequence[Trial], spent: Spent) -> None:
-        if self._clock() >= self._due:
+        if time.monotonic() >= self._due:
             self._write()
-            self._due = self._clock() + SECONDS_BETWEEN_WRITES
+            self._due = time.monotonic() + SECONDS_BETWEEN_WRITES
 
     def on_end(self, outcome: Outcome) -> None:
         self._write()
 
     def _write(self) -> None:
         notes = dict(self._controller.notes)
-        if not notes:
-            return
-        with (
-            contextlib.suppress(OSError),
-            whole_file(self._path) as new,
-        ):  # a full disk is reported by the study
-            new.write_text(json.dumps({"controller": self._kind, "notes": notes}) + "\n", encoding="utf-8")
+        text = json.dumps({"controller": self._kind, "notes": notes}) + "\n"
+        if notes:
+            with contextlib.suppress(OSError), whole_file(self._path) as new:  # the study reports a full disk
+                new.write_text(text, encoding="utf-8")
 
 
 def read_notes(directory: Path, kind: str) -> dict[str, float]:
@@ -72,13 +54,9 @@ def read_notes(directory: Path, kind: str) -> dict[str, float]:
         return {}
 
 
-def notes_line(notes: Notes) -> str:
+def notes_line(notes: Mapping[str, float]) -> str:
     """One line for display: counts with their names, then names with their values."""
-    counts, values = list[str](), list[str]()
-    for key, value in notes.items():
-        name = key.replace("_", " ")
-        if isinstance(value, int):
-            counts.append(f"{value:,} {name}")
-        else:
-            values.append(f"{name} {value:g}")
+    named = [(key.replace("_", " "), value) for key, value in notes.items()]
+    counts = [f"{value:,} {name}" for name, value in named if isinstance(value, int)]
+    values = [f"{name} {value:g}" for name, value in named if not isinstance(value, int)]
     return ", ".join([*counts, *values])

@@ -16,12 +16,8 @@ from secateur.search.study.study import Study
 class Resume:
     """Replay of a log of asks, which gives the controller the state that it had when the search ended.
 
-    During the replay trials later than the current ask are hidden, as they were when it was made.
-
-    Args:
-        study: with the trials so far.
-        controller: new, in its initial state.
-        ledger: of the search.
+    During the replay trials later than the current ask are hidden, as they were when it was made. The controller is in
+    its initial state.
     """
 
     def __init__(self, study: Study, controller: Controller, ledger: Ledger) -> None:
@@ -37,14 +33,7 @@ class Resume:
         begin: Callable[[list[Proposal]], None],
         deliver: Callable[[Sequence[Trial]], None],
     ) -> None:
-        """Repeat the asks of a log.
-
-        Args:
-            log: of the search.
-            baselines: proposed before the first ask.
-            begin: starts the measurement of proposals.
-            deliver: tells the controller about trials.
-        """
+        """Repeat the asks of a log; `begin` starts measurements, `deliver` tells the controller about trials."""
         self._n_visible = log.first
         begin(baselines)
         for ask in log.asks:
