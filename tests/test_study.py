@@ -18,7 +18,6 @@ from secateur.search.errors import UsageError
 from secateur.search.files import StudyWriteError
 from secateur.search.study import journal
 from secateur.search.study.about import About
-from secateur.search.study.journal import JournalWriter, read_journal
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Measurement
 from tests.toy import ABOUT, LARGE, SMALL, child, measurement, start
@@ -190,31 +189,30 @@ def test_flushes_are_shared_by_what_comes_within_half_a_second(tmp_path, monkeyp
     flush = os.fsync
     monkeypatch.setattr(journal.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(journal.os, "fsync", lambda fd: (flushed.append(clock[0]), flush(fd)))
-    path = tmp_path / "measurements.jsonl"
-    writer = JournalWriter(path, 0)
-    flushed.clear()  # that of the directory
+    study = start(tmp_path)
+    flushed.clear()  # those of the directory and of the description
     for index in range(8):
-        writer.append([measurement(index)], index)
-        assert len(read_journal(path).measurements) == index + 1, "readers see all at once"
+        study.append([measurement(index)])
+        assert len(Study.open(tmp_path).trials) == index + 1, "readers see all at once"
         clock[0] += 0.2
     assert flushed == pytest.approx([10.0, 10.6, 11.2])
-    writer.close()
-    writer.close()
+    study.close()
+    study.close()
     assert len(flushed) == 4, "what waits is flushed at the end"
 
 
 def test_a_flush_at_the_end_that_finds_no_room_is_named(tmp_path, monkeypatch):
-    writer = JournalWriter(tmp_path / "measurements.jsonl", 0)
+    study = start(tmp_path)
     for index in range(2):
-        writer.append([measurement(index)], index)
+        study.append([measurement(index)])
 
     def full(fd):
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(journal.os, "fsync", full)
     with pytest.raises(StudyWriteError, match="all but those of the last"):
-        writer.close()
-    writer.close()
+        study.close()
+    study.close()
 
 
 def test_a_study_that_finds_no_room_at_the_end_lets_the_next_driver_in(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,18 +59,8 @@ class AskLog:
         if begin is None or begin.about != about or seen > n_trials:
             begin, asks = _Begin(n_trials, about), []
             self._write(begin)
-        self._begin = begin
-        self._asks = asks
-
-    @property
-    def first(self) -> int:
-        """Number of trials before the controller's first ask."""
-        return self._begin.first
-
-    @property
-    def asks(self) -> Sequence[Ask]:
-        """Calls so far."""
-        return self._asks
+        self.first = begin.first  # number of trials before the controller's first ask
+        self.asks = asks  # calls so far
 
     def add(self, ask: Ask) -> None:
         """Append a call.
@@ -79,7 +69,7 @@ class AskLog:
             StudyWriteError: if there is no room.
         """
         self._write(ask)
-        self._asks.append(ask)
+        self.asks.append(ask)
 
     def close(self) -> None:
         """May be called twice."""

@@ -153,40 +153,6 @@ class Appender:
             os.close(fd)
 
 
-class JournalWriter:
-    """Append-only file of measurements.
-
-    Args:
-        path: the file; made if it is missing.
-        n_bytes: length of its whole lines; anything after them is cut off.
-    """
-
-    def __init__(self, path: Path, n_bytes: int) -> None:
-        self._file = Appender(path, n_bytes, flush_s=FLUSH_S)
-
-    def append(self, measurements: Sequence[Measurement], n_safe: int) -> list[Measurement]:
-        """Write a batch, flushed to the disk with those soon after it, or leave the file as it was.
-
-        Args:
-            measurements: what to write, at least one.
-            n_safe: measurements in the file so far, for the error.
-
-        Returns:
-            The measurements as they will be read back.
-
-        Raises:
-            StudyWriteError: if there is no room.
-            OSError: if writing fails otherwise.
-        """
-        lines = [json.dumps(m.to_json(), ensure_ascii=False, allow_nan=False) for m in measurements]
-        self._file.append(lines, f"{n_safe} measurements are safe")
-        return [Measurement.from_json(json.loads(line)) for line in lines]
-
-    def close(self) -> None:
-        """May be called twice."""
-        self._file.close()
-
-
 def _sync_directory(directory: Path) -> None:
     """Flush new names in the directory to the disk."""
     fd = os.open(directory, os.O_RDONLY)

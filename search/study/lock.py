@@ -16,7 +16,8 @@ from secateur.search.errors import UsageError
 def writer_of(directory: Path) -> str | None:
     """Driver that writes the run, as its lock file names it; None for a process of this machine that has ended."""
     try:
-        host, pid = _holder(directory / RunLock.NAME)
+        holder = json.loads((directory / RunLock.NAME).read_text(encoding="utf-8"))
+        host, pid = str(holder["host"]), int(holder["pid"])
         if host == socket.gethostname():
             os.kill(pid, 0)  # sends nothing; fails if there is no such process
     except PermissionError:  # it is there, and another user's
@@ -31,9 +32,6 @@ class RunLock:
 
     The kernel releases the lock of a dead process; a file left behind locks nothing.
 
-    Args:
-        directory: the run, existing.
-
     Raises:
         UsageError: with host and process of the driver that holds it.
     """
@@ -46,22 +44,11 @@ class RunLock:
         try:
             self._lock.acquire()
         except Timeout:
+            writer = writer_of(directory) or "another process"  # has not yet written its name
             raise UsageError(
-                f"Expected {directory} to be free, got one that {self._writer()} is writing. Wait for it, or stop it."
+                f"Expected {directory} to be free, got one that {writer} is writing. Wait for it, or stop it."
             ) from None
         self._path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
-
-    def _writer(self) -> str:
-        try:
-            host, pid = _holder(self._path)
-            return f"process {pid} on {host}"
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # it has the lock and has not yet written who it is
-            return "another process"
 
     def close(self) -> None:
         """Release the lock. May be called twice."""
@@ -69,8 +56,3 @@ class RunLock:
             with contextlib.suppress(OSError):  # the directory may be gone
                 os.truncate(self._path, 0)
             self._lock.release()
-
-
-def _holder(path: Path) -> tuple[str, int]:
-    holder = json.loads(path.read_text(encoding="utf-8"))
-    return str(holder["host"]), int(holder["pid"])

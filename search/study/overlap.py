@@ -31,12 +31,7 @@ class Overlap:
 
 
 def write_overlap(directory: Path, content: Mapping[str, Any]) -> None:
-    """Write the file; an error is ignored, as a run is complete without it.
-
-    Args:
-        directory: of the run.
-        content: the fields of an `Overlap`.
-    """
+    """Write the fields of an `Overlap`; an error is ignored, as a run is complete without it."""
     with contextlib.suppress(OSError), whole_file(directory / NAME) as new:
         new.write_text(json.dumps(asdict(Overlap(**content)), indent=1) + "\n", encoding="utf-8")
 
@@ -44,7 +39,6 @@ def write_overlap(directory: Path, content: Mapping[str, Any]) -> None:
 def read_overlap(directory: Path) -> Overlap | None:
     """Content of the file, or None."""
     try:
-        content = json.loads((directory / NAME).read_text(encoding="utf-8"))
-        return Overlap(**content)
+        return Overlap(**json.loads((directory / NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from secateur.search.budget import Spent
@@ -16,7 +15,7 @@ from secateur.search.errors import UsageError
 from secateur.search.files import dump_yaml, read_yaml, replace_file
 from secateur.search.study.about import ABOUT, About, about_text, check_directory, read_about
 from secateur.search.study.asks import AskLog
-from secateur.search.study.journal import JournalWriter, read_journal
+from secateur.search.study.journal import FLUSH_S, Appender, read_journal
 from secateur.search.study.lock import RunLock
 from secateur.spaces.measurement import Measurement, Part
 
@@ -43,7 +42,7 @@ class Study:
         self._trials: list[Trial] = []
         self._by_key: dict[tuple[str, str], Trial] = {}
         self._n_bytes = 0  # of the measurements that were read
-        self._writer: JournalWriter | None = None
+        self._writer: Appender | None = None
         self._lock: RunLock | None = None
         self._asks: AskLog | None = None
 
@@ -91,7 +90,7 @@ class Study:
             replace_file(directory / ABOUT, about_text(about))
             replace_file(directory / SETTINGS, dump_yaml(dict(settings)))
             study = cls(directory, dict(settings), about)
-            study._writer = JournalWriter(directory / MEASUREMENTS, content.n_bytes)
+            study._writer = Appender(directory / MEASUREMENTS, content.n_bytes, flush_s=FLUSH_S)
         except BaseException:
             lock.close()
             raise
@@ -105,11 +104,7 @@ class Study:
         return study
 
     def name_baselines(self, baselines: Mapping[str, str]) -> None:
-        """Add the baselines to the description, once all are known.
-
-        Args:
-            baselines: canonical texts by name.
-        """
+        """Add the baselines (canonical texts by name) to the description, once all are known."""
         self.about = replace(self.about, baselines=dict(baselines))
         replace_file(self.directory / ABOUT, about_text(self.about))
 
@@ -143,7 +138,9 @@ class Study:
         twice = [key for i, key in enumerate(keys) if key in self._by_key or key in keys[:i]]
         if twice:
             raise ValueError(f"Expected measurements that are new to the study, got {twice[0]} again.")
-        return self._remember(self._writer.append(measurements, n_safe=len(self._trials)))
+        lines = [json.dumps(m.to_json(), ensure_ascii=False, allow_nan=False) for m in measurements]
+        self._writer.append(lines, f"{len(self._trials)} measurements are safe")
+        return self._remember(Measurement.from_json(json.loads(line)) for line in lines)  # as read back
 
     def asks(self, about: Mapping[str, Any]) -> AskLog:
         """Log of asks of the controller that the plain values describe.
@@ -159,10 +156,7 @@ class Study:
         return self._asks
 
     def refresh(self) -> list[Trial]:
-        """Read the measurements that a driver has added since; for a study that is open for reading.
-
-        Returns:
-            The new trials.
+        """Read the measurements that a driver has added since, into a study that is open for reading.
 
         Raises:
             UsageError: if the file is damaged.
@@ -195,7 +189,5 @@ class Study:
     def __enter__(self) -> Study:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
