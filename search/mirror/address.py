@@ -76,10 +76,7 @@ def reason_of(error: BaseException, address: str) -> str:
 
 
 def check_storage(address: str | None) -> None:
-    """Check, without changing anything, that the database answers, before a search starts.
-
-    Args:
-        address: of a database; None for none.
+    """Check, without changing anything, that the database (None: none) answers, before a search starts.
 
     Raises:
         UsageError: if the address is not valid, its kind is unknown, its driver is missing, or nothing answers in time.

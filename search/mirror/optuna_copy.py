@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.controller import Trial
-from secateur.search.controllers.optuna.samplers import distribution_of
-from secateur.search.mirror.storages import Storage, quiet_optuna
+from secateur.search.controllers.optuna.samplers import distribution_of, quiet_optuna
+from secateur.search.mirror.storages import Storage
 from secateur.search.objectives import objective
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity
@@ -25,13 +25,6 @@ class OptunaCopy:
 
     Parameters are those of the space; candidate, trial number, fidelity and reason are user attributes. A copy that
     is damaged, or of other objectives or another study, is replaced.
-
-    Args:
-        study: source of the copy.
-        space: of its candidates.
-        objectives: names in `OBJECTIVES`.
-        fidelity: of the trials that are copied.
-        storage: of the copy.
     """
 
     def __init__(
@@ -63,10 +56,7 @@ class OptunaCopy:
         return len(self._ours(self._study.trials[self._n_seen :]))
 
     def catch_up(self, enough: Callable[[], bool] = lambda: False) -> None:
-        """Add the study's new trials to the copy, a batch at a time; batches that were added stay.
-
-        Args:
-            enough: called before each batch; True to leave out the rest.
+        """Add the study's new trials to the copy, a batch at a time, until `enough`; batches that were added stay.
 
         Raises:
             Exception: whatever the storage raises; call `close` before the next try, which looks anew.

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.search.controllers.optuna.samplers import quiet_optuna
 from secateur.search.mirror.address import engine_options, engine_url, masked, reason_of
 
 if TYPE_CHECKING:  # takes a second to import
@@ -27,17 +28,13 @@ JOURNAL, NAME = "optuna.log", "optuna.name"
 
 
 class Storage(ABC):
-    """Storage of one Optuna study for a run. Methods may raise what the storage raises.
-
-    Args:
-        text: path or address, for people.
-    """
+    """Storage of one Optuna study for a run. Methods may raise what the storage raises."""
 
     damage: tuple[type[Exception], ...] = ()
     """Exceptions of `load` and `known` for a study that can't be continued."""
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.text = text  # path or address, for people
         self._study_id = -1  # of the study that was loaded or created
         self._texts: dict[str, tuple[Any, str]] = {}
 
@@ -45,7 +42,6 @@ class Storage(ABC):
     def open(self) -> Any:
         """The storage as Optuna takes it."""
 
-    @abstractmethod
     def repair(self) -> None:
         """Remove what a killed writer left behind; only while no other writer is at work."""
 
@@ -69,13 +65,12 @@ class Storage(ABC):
     def add(self, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
         """Append a batch to the study that was loaded or created, which holds `n_known` trials."""
 
-    @abstractmethod
     def close(self) -> None:
         """Close files and connections; `load` opens them again."""
 
-    @abstractmethod
     def reason(self, error: Exception) -> str:
         """Text of an error, for people."""
+        return str(error) or type(error).__name__
 
     def load(self) -> optuna.Study | None:
         """The run's study; None if there is none."""
@@ -111,12 +106,7 @@ class Storage(ABC):
 
 
 def storage_of(directory: Path, address: str | None) -> Storage:
-    """Storage of a run's mirror.
-
-    Args:
-        directory: of the run.
-        address: the setting `storage`; None for the journal.
-    """
+    """Storage of a run's mirror, by the setting `storage`: a database, or None for the journal."""
     return Journal(directory) if address is None else Database(directory, address)
 
 
@@ -132,15 +122,13 @@ class Journal(Storage):
         self._path = (directory / JOURNAL).absolute()
         super().__init__(str(self._path))
 
-    def open(self) -> optuna.storages.JournalStorage:
-        from optuna.storages.journal import JournalStorage
+    def open(self) -> Any:
+        return quiet_optuna().storages.JournalStorage(self._backend())
 
-        return JournalStorage(self._backend())
-
-    def _backend(self) -> optuna.storages.journal.JournalFileBackend:
-        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-
-        return JournalFileBackend(self.text, lock_obj=JournalFileSymlinkLock(self.text, grace_period=3))
+    def _backend(self) -> Any:
+        journal = quiet_optuna().storages.journal
+        lock = journal.JournalFileSymlinkLock(self.text, grace_period=3)
+        return journal.JournalFileBackend(self.text, lock_obj=lock)
 
     def repair(self) -> None:
         """Remove the lock of a writer that is gone, and half a line, to which Optuna would append."""
@@ -187,22 +175,12 @@ class Journal(Storage):
             "intermediate_values": trial.intermediate_values,
         }
 
-    def close(self) -> None:
-        """Nothing to close: the file is open only while it is read or written."""
-
-    def reason(self, error: Exception) -> str:
-        return str(error) or type(error).__name__
-
 
 class Database(Storage):
     """Database with Optuna's tables. The run's study is named after its directory and a few random digits.
 
     The run keeps the name in ``optuna.name``. Nothing is ever deleted: a study that can't be continued stays, and the
     run gets another.
-
-    Args:
-        directory: of the run.
-        address: see `address.engine_url`.
     """
 
     TABLES = ("studies", "trials", "trial_values", "trial_params", "trial_user_attributes")
@@ -227,9 +205,6 @@ class Database(Storage):
             tables.reflect(storage.engine, only=self.TABLES)
             self._tables = tables.tables
         return self._storage
-
-    def repair(self) -> None:
-        """Nothing to repair: transactions are whole."""
 
     def name(self) -> str | None:
         with contextlib.suppress(FileNotFoundError):
@@ -278,16 +253,13 @@ class Database(Storage):
             rows = [self._trial_row(number, trial) for number, trial in enumerate(trials, start=n_known)]
             connection.execute(insert(table), rows)
             new = select(table.c.trial_id).where(ours, table.c.number >= n_known).order_by(table.c.number)
-            ids = connection.scalars(new).all()
+            pairs = list(zip(connection.scalars(new), trials, strict=True))
             for name, rows_of in (
                 ("trial_values", _value_rows),
                 ("trial_params", self._param_rows),
                 ("trial_user_attributes", _attribute_rows),
             ):
-                rows = [
-                    {"trial_id": i, **row} for i, t in zip(ids, trials, strict=True) for row in rows_of(t)
-                ]
-                if rows:
+                if rows := [{"trial_id": i, **row} for i, trial in pairs for row in rows_of(trial)]:
                     connection.execute(insert(self._tables[name]), rows)
 
     def _trial_row(self, number: int, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
@@ -309,14 +281,6 @@ class Database(Storage):
 
     def reason(self, error: Exception) -> str:
         return reason_of(error, self._address)
-
-
-def quiet_optuna() -> Any:
-    """Optuna without its log of every trial; it takes a second to import."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
 
 
 def _value_rows(trial: optuna.trial.FrozenTrial) -> Iterator[dict[str, Any]]:
