@@ -14,9 +14,8 @@ from secateur.search.executor import ExecutorError, Job
 from secateur.search.executors.cluster import watchdog, worker_pool
 from secateur.search.executors.cluster.connection import connect, reached
 from secateur.search.executors.cluster.executor import RayExecutor
-from secateur.search.executors.cluster.file_server import FileServer
 from secateur.search.executors.cluster.settings import RaySettings
-from secateur.search.executors.cluster.staging import StagingError, describe, local_copy
+from secateur.search.executors.cluster.staging import FileServer, StagingError, describe, local_copy
 from tests.toy import SMALL, SPACE, OneMax, Ready, ToyEvaluator
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -195,8 +194,7 @@ def moved(tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("secateur.search.executors.cluster.staging._get", lambda value: value)
     monkeypatch.setattr("secateur.search.executors.cluster.staging._in_place", lambda folder: False)
-    for module in ("staging", "file_server"):
-        monkeypatch.setattr(f"secateur.search.executors.cluster.{module}.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("secateur.search.executors.cluster.staging.CHUNK_BYTES", 1000)
     source = tmp_path / "source"
     (source / "in").mkdir(parents=True)
     (source / "large").write_bytes(os.urandom(3500))

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from secateur.search.executors.cluster import process_memory, worker
-from secateur.search.executors.cluster.process_memory import give_back_memory, keep_memory
-from secateur.search.executors.cluster.worker import TRIM_SECONDS, Worker
+from secateur.search.executors.cluster import worker
+from secateur.search.executors.cluster.worker import TRIM_SECONDS, Worker, give_back_memory, keep_memory
 from secateur.spaces.measurement import Fidelity, Measurement
 
 FIDELITY = Fidelity("search", 8)
@@ -43,13 +42,13 @@ def test_freed_memory_is_given_back_now_and_then(monkeypatch):
 
 def test_memory_is_given_back_by_the_c_library(monkeypatch):
     asked = []
-    monkeypatch.setattr(process_memory.ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=asked.append))
+    monkeypatch.setattr(worker.ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=asked.append))
     give_back_memory()
     assert asked == [0], "all that can be"
 
 
 def test_a_c_library_that_can_not_is_no_error(monkeypatch):
-    monkeypatch.setattr(process_memory.ctypes, "CDLL", lambda name: SimpleNamespace())
+    monkeypatch.setattr(worker.ctypes, "CDLL", lambda name: SimpleNamespace())
     keep_memory()
     give_back_memory()
 
@@ -59,7 +58,7 @@ def faults(prepare: str) -> int:
     code = f"""
 import resource
 import numpy as np
-from secateur.search.executors.cluster.process_memory import keep_memory
+from secateur.search.executors.cluster.worker import keep_memory
 {prepare}
 def use():
     return [np.ones(2**17) for _ in range(32)]  # 1 MiB each

@@ -32,11 +32,8 @@ class LocalSettings(Section):
 class LocalExecutor(Executor):
     """Evaluates in the driver's process, one job at a time.
 
-    `wait` raises an exception of the evaluator unchanged; the job is then no longer pending.
-
-    Args:
-        settings: see `LocalSettings`.
-        setup: called once, at the first job.
+    `wait` raises an exception of the evaluator unchanged; the job is then no longer pending. The setup is called once,
+    at the first job.
     """
 
     def __init__(self, settings: LocalSettings, setup: Setup) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
@@ -28,9 +29,7 @@ def missing_code(directory: Path) -> list[str]:
     Raises:
         UsageError: if a node lacks a library that the code needs.
     """
-    ray = load_ray()
-
-    look = code_here()
+    ray, look = load_ray(), code_here()
     _, here = look()
     others = {
         node["NodeID"]: node.get("NodeManagerHostname", node["NodeManagerAddress"])
@@ -48,10 +47,7 @@ def missing_code(directory: Path) -> list[str]:
         return []
     package = directory / "secateur"
     for room in ROOMS:
-        spec = importlib.util.find_spec(f"secateur.{room}")
-        assert spec is not None
-        assert spec.submodule_search_locations is not None
-        _copy(Path(next(iter(spec.submodule_search_locations))), package / room)
+        _copy(Path(importlib.import_module(f"secateur.{room}").__path__[0]), package / room)
     return [str(package), *copied_plugins(directory)]
 
 

@@ -24,6 +24,7 @@ OBJECT_STORE_BYTES = 256 << 20
 """Size for a local Ray: candidates and measurements are small, weights are memory-mapped files."""
 
 PROBE_S = 5.0
+QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 
 _started: set[str] = set()
 """Addresses of the Ray instances started by this process."""
@@ -68,11 +69,7 @@ def connect(settings: RaySettings) -> Connection:
 
 @contextlib.contextmanager
 def reached(settings: RaySettings, payload: Any) -> Iterator[None]:
-    """Connection to Ray for the length of a context.
-
-    Args:
-        settings: of the executor.
-        payload: objects that workers will be sent.
+    """Connection to Ray for the length of a context; `payload` are the objects that workers will be sent.
 
     Raises:
         UsageError: as `connect`, or if the payload can't be pickled.
@@ -106,16 +103,16 @@ def disconnect(connection: Connection) -> None:
         load_ray().shutdown()
 
 
-def _quiet() -> dict[str, Any]:
-    return {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-
-
 def _start(settings: RaySettings) -> None:
     n_cpus = os.cpu_count() or 1
     wanted = math.ceil((settings.workers or 0) * settings.cpus_per_worker)
     ray = load_ray()
     ray.init(
-        address="local", num_cpus=max(n_cpus, wanted), object_store_memory=OBJECT_STORE_BYTES, **_quiet()
+        address="local",
+        num_cpus=max(n_cpus, wanted),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        **QUIET,
     )
     _started.add(ray.get_runtime_context().gcs_address)
 
@@ -137,10 +134,8 @@ def _join_with_code(address: str) -> None:
 def _join(address: str, **options: Any) -> None:
     if address != "auto":
         _probe(address)
-    quiet = _quiet()
-    quiet.pop("include_dashboard")
     try:
-        load_ray().init(address=address, **quiet, **options)
+        load_ray().init(address=address, **QUIET, **options)
     except ConnectionError as error:
         raise UsageError(
             f"Expected a Ray cluster at `executor.address` {address}, got none ({_first_line(error)}). "

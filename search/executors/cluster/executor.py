@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secateur.search.executor import Executor, Job, Setup, WorkerStatus
 from secateur.search.executors.cluster.connection import Connection, check_pickles, connect, disconnect
-from secateur.search.executors.cluster.file_server import FileServer
 from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
-from secateur.search.executors.cluster.staging import Folder, describe
+from secateur.search.executors.cluster.staging import FileServer, describe
 from secateur.search.executors.cluster.watchdog import REMEDY, ClusterLostError, Watchdog, places
-from secateur.search.executors.cluster.worker_pool import IN_FLIGHT, Call, Done, Ended, Raised, WorkerPool
+from secateur.search.executors.cluster.worker_pool import IN_FLIGHT, Call, Result, WorkerPool
 from secateur.spaces.measurement import Measurement
 
 CALL_S = 0.1
@@ -26,24 +23,12 @@ POLL_S = 1.0
 MAX_JOB = 512
 
 
-@dataclass
-class _Open:
-    """A job with the measurements received so far."""
-
-    job: Job
-    found: dict[str, Measurement]
-
-
 class RayExecutor(Executor):
     """Executor with workers as Ray actors.
 
     Each worker has two calls in flight. A worker that dies, hangs or runs out of memory is replaced; the candidates of
     its running call are retried one by one, so that a candidate that crashes workers affects no others, and count as
-    infeasible after `attempts` failures.
-
-    Args:
-        settings: see `RaySettings`.
-        setup: of a worker; pickled.
+    infeasible after `attempts` failures. The setup is pickled.
 
     Raises:
         UsageError: if the cluster lacks resources or has other versions, or the setup can't be pickled.
@@ -59,9 +44,8 @@ class RayExecutor(Executor):
         except BaseException:
             disconnect(self._connection)
             raise
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, tuple[Job, dict[str, Measurement]]] = {}  # with those received so far
         self._complete: list[int] = []  # numbers of finished jobs to return
-        self._waiting: deque[Call] = deque()
         self._seconds: float | None = None  # a candidate, moving average
         self._closed = False
 
@@ -90,9 +74,9 @@ class RayExecutor(Executor):
     def submit(self, job: Job) -> None:
         if not self.n_free:
             raise RuntimeError(f"Expected a free place for job {job.number}, got none. Call `wait` first.")
-        self._open[job.number] = _Open(job, {})
-        self._waiting.append(Call(job.number, job.candidates, job.fidelity))
-        self._pool.give(self._waiting)
+        self._open[job.number] = job, {}
+        self._pool.waiting.append(Call(job.number, job.candidates, job.fidelity))
+        self._pool.assign()
 
     def wait(self) -> list[tuple[Job, list[Measurement]]]:
         if not self._open:
@@ -105,9 +89,9 @@ class RayExecutor(Executor):
                 raise ClusterLostError(
                     f"Expected the Ray cluster to keep running, but {self._watchdog.lost}. {REMEDY}"
                 )
-            ended = self._pool.collect(POLL_S, self._waiting.appendleft)
-            errors = [error for one in ended if (error := self._take(one)) is not None]
-            self._pool.give(self._waiting)
+            ended = self._pool.collect(POLL_S)
+            errors = [error for one in ended if (error := self._take(*one)) is not None]
+            self._pool.assign()
             if errors:
                 raise errors[0]
 
@@ -115,7 +99,7 @@ class RayExecutor(Executor):
         """The finished jobs, removed from the pending ones."""
         jobs = [self._open.pop(number) for number in self._complete]
         self._complete.clear()
-        return [(one.job, [one.found[text] for text in one.job.candidates]) for one in jobs]
+        return [(job, [found[text] for text in job.candidates]) for job, found in jobs]
 
     def close(self) -> None:
         if self._closed:
@@ -123,46 +107,43 @@ class RayExecutor(Executor):
         self._closed = True
         self._open.clear()
         self._complete.clear()
-        self._waiting.clear()
+        self._pool.waiting.clear()
         if self._watchdog.lost is not None:  # Ray's calls may hang; the watchdog then ends the process
             return
         self._watchdog.close()
         self._pool.close()
         if self._file_server is not None:
-            ray = load_ray()
-
-            ray.kill(self._file_server, no_restart=True)
+            load_ray().kill(self._file_server, no_restart=True)
         disconnect(self._connection)
 
-    def _take(self, ended: Ended) -> BaseException | None:
+    def _take(self, call: Call, result: Result) -> BaseException | None:
         """Record the end of a call. Returns the evaluator's exception, if any; the job is dropped then."""
-        call = ended.call
-        one = self._open.get(call.job)
-        if one is None:  # dropped
+        if call.job not in self._open:  # dropped
             return None
-        if isinstance(ended, Raised):
+        if isinstance(result, BaseException):
             del self._open[call.job]
-            return ended.error
-        if isinstance(ended, Done):
-            self._note_speed(ended.measurements)
-            self._add(one, ended.measurements)
+            return result
+        if isinstance(result, list):
+            self._note_speed(result)
+            self._add(call.job, result)
             return None
         attempts, failures = self._settings.attempts, call.failures + 1
         together = len(call.candidates) > 1  # the cause is unknown: each is retried alone
         for text in reversed(call.candidates):
             if together or failures < attempts:
                 alone = Call(call.job, (text,), call.fidelity, min(failures, attempts - 1))
-                self._waiting.appendleft(alone)
+                self._pool.waiting.appendleft(alone)
             else:
                 times = f", {failures} times" if failures > 1 else ""
-                reason = f"its worker {ended.reason}{times}"
-                self._add(one, [Measurement(text, call.fidelity, infeasible=reason, worker="")])
+                reason = f"its worker {result}{times}"
+                self._add(call.job, [Measurement(text, call.fidelity, infeasible=reason, worker="")])
         return None
 
-    def _add(self, one: _Open, measurements: list[Measurement]) -> None:
-        one.found |= {m.candidate: m for m in measurements}
-        if len(one.found) == len(one.job.candidates):
-            self._complete.append(one.job.number)
+    def _add(self, number: int, measurements: list[Measurement]) -> None:
+        job, found = self._open[number]
+        found |= {m.candidate: m for m in measurements}
+        if len(found) == len(job.candidates):
+            self._complete.append(number)
 
     def _note_speed(self, measured: list[Measurement]) -> None:
         times = [m.seconds for m in measured if m.seconds > 0]
@@ -176,8 +157,7 @@ def _start_pool(settings: RaySettings, connection: Connection, setup: Setup) -> 
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray = load_ray()
-
-    folders: list[Folder] = [describe(Path(directory)) for directory in setup.directories]
+    folders = [describe(Path(directory)) for directory in setup.directories]
     file_server = None
     if connection.joined and folders:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -106,7 +106,6 @@ class Watchdog:
 def places() -> dict[str, Place]:
     """Addresses of the cluster's head and of this node's raylet."""
     ray = load_ray()
-
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     own = ray.get_runtime_context().get_node_id()
     found = {HEAD: (host, int(port))}

@@ -1,22 +1,32 @@
-"""Ray actor of a worker: one setup, then measurements."""
+"""Ray actor of a worker: one setup, then measurements; memory settings of its process."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from secateur.search.executor import Evaluates, Setup
-from secateur.search.executors.cluster.process_memory import give_back_memory, keep_memory
 from secateur.search.executors.cluster.staging import Folder, local_copy
 from secateur.spaces.measurement import Fidelity, Measurement
 
 TRIM_SECONDS = 5.0
 """Shortest time between two trims of freed memory: the system has to map trimmed pages again."""
+
+KEPT_BYTES = 2**27
+"""Freed memory kept at the end of the heap. By default the C library returns it at once, and the system maps and clears
+the same pages again for each candidate."""
+
+MAPPED_BYTES = 2**25
+"""Smallest allocation with a mapping of its own, which is returned to the system when freed."""
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's constants
 
 
 class OutOfMemoryError(RuntimeError):
@@ -64,3 +74,17 @@ class Worker:
             give_back_memory()
             self._trimmed = time.monotonic()
         return [replace(measurement, worker=self._name) for measurement in measured]
+
+
+def keep_memory() -> None:
+    """Keep freed memory for the next candidate; no effect with C libraries other than glibc."""
+    with suppress(AttributeError, OSError, TypeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, MAPPED_BYTES)
+        library.mallopt(_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system: the workers of a node share it."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,10 @@ class Call:
     failures: int = 0
 
 
+Result = list[Measurement] | str | BaseException
+"""Result of a call: its measurements, the reason why its worker was lost, or the evaluator's exception."""
+
+
 @dataclass(eq=False)
 class _PooledWorker:
     """The driver's record of one worker."""
@@ -71,43 +75,8 @@ class _PooledWorker:
         return len(self.calls) < (1 if suspect else IN_FLIGHT)
 
 
-@dataclass(frozen=True)
-class Done:
-    """A finished call with its measurements."""
-
-    call: Call
-    measurements: list[Measurement]
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A call whose worker was lost while it ran, and the reason."""
-
-    call: Call
-    reason: str
-
-
-@dataclass(frozen=True)
-class Raised:
-    """A call in which the evaluator raised an exception."""
-
-    call: Call
-    error: BaseException
-
-
-Ended = Done | Lost | Raised
-
-
 class WorkerPool:
-    """A fixed number of workers; a lost worker is replaced at once.
-
-    Args:
-        settings: of the executor.
-        n_workers: number of workers.
-        setup: of a worker.
-        folders: directories a worker reads.
-        file_server: see `Worker`.
-    """
+    """A fixed number of workers; a lost worker is replaced at once."""
 
     def __init__(
         self,
@@ -117,9 +86,7 @@ class WorkerPool:
         folders: Sequence[Folder],
         file_server: Any,
     ) -> None:
-        ray = load_ray()
-
-        self._ray = ray
+        self._ray = ray = load_ray()
         self._settings = settings
         self._arguments = (ray.put(setup), list(folders), file_server)
         self._actor = ray.remote(
@@ -132,6 +99,7 @@ class WorkerPool:
         self._n_failed_starts = 0  # workers in a row lost during setup
         self._troubles: deque[str] = deque(maxlen=N_TROUBLES)
         self._last_ready = time.monotonic()
+        self.waiting: deque[Call] = deque()  # calls without a worker
         self._workers = [self._start() for _ in range(n_workers)]
 
     @property
@@ -141,13 +109,13 @@ class WorkerPool:
         busy = sum(1 for worker in ready if worker.calls)
         return WorkerStatus(len(ready), busy, self._n_lost, tuple(self._troubles))
 
-    def give(self, waiting: deque[Call]) -> None:
-        """Assign calls, in order, to the least loaded worker; ties go to the one that knows the candidates."""
-        while waiting:
-            able = [m for m in self._workers if m.takes(waiting[0])]
+    def assign(self) -> None:
+        """Assign waiting calls, in order, to the least loaded worker; ties go to the one that knows the candidates."""
+        while self.waiting:
+            able = [m for m in self._workers if m.takes(self.waiting[0])]
             if not able:
                 return
-            call = waiting.popleft()
+            call = self.waiting.popleft()
             texts = set(call.candidates)
             worker = min(able, key=lambda m: (len(m.calls), -len(texts & m.known)))
             if not worker.calls:
@@ -156,12 +124,10 @@ class WorkerPool:
             worker.calls.append((reference, call))
             worker.known |= texts
 
-    def collect(self, timeout_s: float, put_back: Callable[[Call], None]) -> list[Ended]:
+    def collect(self, timeout_s: float) -> list[tuple[Call, Result]]:
         """Calls that ended, after waiting at most `timeout_s` seconds for the first.
 
-        Args:
-            timeout_s: in seconds.
-            put_back: receives the calls a lost worker had not begun.
+        Calls that a lost worker had not begun wait again, before the others.
 
         Raises:
             ExecutorError: if workers can't be started.
@@ -172,10 +138,8 @@ class WorkerPool:
         ready, _ = self._ray.wait(references, timeout=timeout_s)
         if ready:
             ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
-        ended: list[Ended] = []
-        for reference in ready:
-            ended += self._result(by_reference[reference], reference, put_back)
-        ended += self._end_hung(put_back)
+        ended = [call for reference in ready for call in self._result(by_reference[reference], reference)]
+        ended += self._end_hung()
         self._check_alive()
         return ended
 
@@ -189,38 +153,37 @@ class WorkerPool:
         actor = self._actor.remote(*self._arguments)
         return _PooledWorker(actor, actor.set_up.remote(), time.monotonic())
 
-    def _result(self, worker: _PooledWorker, reference: Any, put_back: Callable[[Call], None]) -> list[Ended]:
-        """Result of a worker's current call or setup."""
+    def _result(self, worker: _PooledWorker, reference: Any) -> list[tuple[Call, Result]]:
+        """The worker's current call with its result; none at the end of its setup."""
         exceptions = self._ray.exceptions
         try:
             result = self._ray.get(reference)
         except (exceptions.RayActorError, exceptions.NodeDiedError, exceptions.ObjectLostError) as error:
-            return self._lose(worker, _cause(error), put_back)
+            return self._lose(worker, _cause(error))
         except OutOfMemoryError as error:
-            return self._lose(worker, f"ran out of memory ({_unwrapped(error)})", put_back)
+            return self._lose(worker, f"ran out of memory ({_unwrapped(error)})")
         except exceptions.RayTaskError as error:
             if worker.name is None:  # setup failed: so would the next worker's
                 raise _unwrapped(error) from error
             worker.since = time.monotonic()
-            return [Raised(worker.calls.popleft()[1], _unwrapped(error))]
+            return [(worker.calls.popleft()[1], _unwrapped(error))]
         self._last_ready = worker.since = time.monotonic()
         if worker.name is None:
             worker.name = result
             self._n_failed_starts = 0
             return []
-        _, call = worker.calls.popleft()
-        return [Done(call, result)]
+        return [(worker.calls.popleft()[1], result)]
 
-    def _end_hung(self, put_back: Callable[[Call], None]) -> list[Ended]:
+    def _end_hung(self) -> list[tuple[Call, Result]]:
         limit = self._settings.timeout_s
-        ended: list[Ended] = []
+        ended: list[tuple[Call, Result]] = []
         for worker in list(self._workers):
             if limit is not None and worker.calls and time.monotonic() - worker.since > limit:
-                ended += self._lose(worker, f"took longer than {limit:g} s", put_back)
+                ended += self._lose(worker, f"took longer than {limit:g} s")
         return ended
 
-    def _lose(self, worker: _PooledWorker, reason: str, put_back: Callable[[Call], None]) -> list[Ended]:
-        """Replace a worker; the call it ran is lost, queued calls go back."""
+    def _lose(self, worker: _PooledWorker, reason: str) -> list[tuple[Call, Result]]:
+        """Replace a worker; the call it ran is lost, queued calls wait again."""
         self._ray.kill(worker.actor, no_restart=True)
         self._n_lost += 1
         if worker.name is None:
@@ -232,20 +195,16 @@ class WorkerPool:
                 )
         self._troubles.append(f"worker {worker.name or '(starting)'} {reason}")
         calls = [call for _, call in worker.calls]
-        for call in reversed(calls[1:]):
-            put_back(call)
+        self.waiting.extendleft(reversed(calls[1:]))
         self._workers[self._workers.index(worker)] = self._start()
-        return [Lost(call, reason) for call in calls[:1]]
+        return [(call, reason) for call in calls[:1]]
 
     def _check_alive(self) -> None:
         if any(worker.name is not None for worker in self._workers):
             self._last_ready = time.monotonic()
         elif time.monotonic() - self._last_ready > START_S:
-            have = {
-                name: round(n, 2)
-                for name, n in self._ray.available_resources().items()
-                if name in {"CPU", "GPU"}
-            }
+            free = self._ray.available_resources().items()
+            have = {name: round(n, 2) for name, n in free if name in {"CPU", "GPU"}}
             raise ExecutorError(
                 f"Expected a worker to be ready within {START_S:g} s, got none; each takes "
                 f"{self._settings.cpus_per_worker:g} CPUs and {self._settings.gpus_per_worker:g} GPUs, free are {have}."
