@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +13,7 @@ from torch import Tensor
 
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.spaces.levels import n_zeros
-
-Comparison = Literal["output", "layer"]
+from secateur.spaces.methods import Comparison
 
 MAX_LEVELS = 255
 """Ranks are stored in one byte; 255 is kept for "never pruned"."""

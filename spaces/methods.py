@@ -17,6 +17,9 @@ Stage = Literal["metric", "reconstruction", "importance", "repair", "allocation"
 Unit = Literal["weights", "structure", "blocks"]
 UNITS: tuple[Unit, ...] = get_args(Unit)
 Scope = Literal["block", "model"]
+Detail = Literal["nothing", "moments", "gram"]
+"""Statistics of inputs: each detail includes those before it."""
+
 Needs = Literal["nothing", "data", "moments", "gram"]
 Gradients = Literal["rms", "mean", "sums", "logits", "forward", "perturbed"]
 Evidence = Literal["scores", "influence", "flap", "outliers", "profile"]
@@ -114,7 +117,7 @@ class MethodRow(Row):
         )
 
     @property
-    def inputs(self) -> Literal["nothing", "moments", "gram"]:
+    def inputs(self) -> Detail:
         """Statistics of inputs that the caller collects; methods of whole blocks and models collect their own."""
         return "nothing" if self.needs == "data" or self.scope else self.needs
 

@@ -14,10 +14,11 @@ from secateur.pruners.calibration.forward_kinds import n_bytes
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
 from secateur.pruners.calibration.gradients import Gradients, collect_gradients
 from secateur.pruners.calibration.statistics import ROLES, InputStatistics, ModelStatistics, OutputStatistics
-from secateur.pruners.calibration.stream import BlockStatistics, Detail, most, stream_blocks
+from secateur.pruners.calibration.stream import BlockStatistics, most, stream_blocks
 from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.stores.block_files import digest_of
+from secateur.spaces.methods import Detail
 
 Pieces: TypeAlias = Sequence[dict[str, Tensor]]
 """Of each block, tensors by name."""

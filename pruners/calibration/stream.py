@@ -15,11 +15,9 @@ from secateur.pruners.calibration.statistics import Collector, HookOf, InputStat
 from secateur.pruners.depth.shortgpt import block_influence
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
+from secateur.spaces.methods import Detail
 
 BATCH_TOKENS = 4096
-
-Detail = Literal["nothing", "moments", "gram"]
-"""Detail of statistics of inputs: each includes those before it."""
 
 
 def most(*details: Detail) -> Detail:

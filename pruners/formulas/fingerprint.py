@@ -12,8 +12,9 @@ from torch import Tensor
 
 from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.pruners.formulas.probe import Probe
-from secateur.pruners.masks import Comparison, prune_ranks
+from secateur.pruners.masks import prune_ranks
 from secateur.spaces.formulas.tree import Tree
+from secateur.spaces.methods import Comparison
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
-from secateur.pruners.calibration.stream import Detail
-from secateur.pruners.masks import Comparison
 from secateur.pruners.models.anatomy import Linear, Role
 from secateur.pruners.models.layout import Placement, SublayerLayout
 from secateur.pruners.structure.evidence import Evidence
+from secateur.spaces.methods import Comparison, Detail
 
 Order = Literal["none", "first", "second", "mixed"]
 Absolute = Literal["element", "vector"]

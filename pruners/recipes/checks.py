@@ -13,7 +13,6 @@ from secateur.pruners.calibration.collected import gram_bytes
 from secateur.pruners.calibration.forward_kinds import n_bytes
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import check_gradients
-from secateur.pruners.calibration.stream import Detail
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.allocation.profile import read_profile
@@ -23,6 +22,7 @@ from secateur.spaces.methods import (
     BLOCK_RECONSTRUCTIONS,
     REPAIRS,
     STREAM_REPAIRS,
+    Detail,
     Unit,
     metrics_of,
 )

@@ -11,14 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
-from secateur.pruners.calibration.stream import Detail
 from secateur.pruners.recipes.blend import Blend, unit_scores
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.formula_scores import formula_method, formula_scores
 from secateur.pruners.structure.method import check_importance
 from secateur.pruners.weights.method import Method
 from secateur.spaces.formulas.metric import formula_of
-from secateur.spaces.methods import IMPORTANCES
+from secateur.spaces.methods import IMPORTANCES, Detail
 from secateur.spaces.recipe.keys import BLEND
 
 Ranking: TypeAlias = Method | Blend

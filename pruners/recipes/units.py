@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.calibration.stream import Detail, most
+from secateur.pruners.calibration.stream import most
 from secateur.pruners.models.anatomy import Sublayer
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
@@ -24,7 +24,7 @@ from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
-from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS
+from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, Detail
 
 Stays = Mapping[Sublayer, tuple[int, ...]]
 """Numbers of the units that a block keeps, ascending."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
-from secateur.pruners.calibration.stream import Detail, most, stream_states
+from secateur.pruners.calibration.stream import most, stream_states
 from secateur.pruners.masks import mask
 from secateur.pruners.models.anatomy import Block, Linear
 from secateur.pruners.models.cutting import Piece
@@ -25,7 +25,7 @@ from secateur.pruners.recipes.metric import Ranking
 from secateur.pruners.recipes.plan import key_of
 from secateur.pruners.weights.mask_repairs import Masked
 from secateur.pruners.weights.method import Method
-from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, MASK_REPAIRS, MethodRow
+from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, MASK_REPAIRS, Detail, MethodRow
 
 Counts = Mapping[str, int]
 """Zeros of each projection by its full name."""

@@ -10,9 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
-from secateur.pruners.calibration.stream import Detail
 from secateur.pruners.structure.evidence import Evidence
-from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES
+from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES, Detail
 from secateur.spaces.names import nearest
 
 

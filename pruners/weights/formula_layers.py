@@ -11,10 +11,11 @@ from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.pruners.formulas.fingerprint import fingerprint
 from secateur.pruners.formulas.probe import Probe, probe_of
 from secateur.pruners.formulas.terminals import Terminals
-from secateur.pruners.masks import Comparison, mask
+from secateur.pruners.masks import mask
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.weights.formula_store import TerminalStore
 from secateur.spaces.formulas.tree import Tree
+from secateur.spaces.methods import Comparison
 
 PROBES_A_MODEL = 4
 LEVELS = (0.3, 0.7)

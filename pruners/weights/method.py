@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -15,10 +15,10 @@ from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.evaluate import scores
 from secateur.pruners.formulas.terminals import needs, terminals_of
-from secateur.pruners.masks import Comparison, prune_ranks
+from secateur.pruners.masks import prune_ranks
 from secateur.pruners.models.anatomy import Linear
 from secateur.spaces.formulas.tree import Tree, plain, terminals_in
-from secateur.spaces.methods import METRICS, RECONSTRUCTIONS, MethodRow
+from secateur.spaces.methods import METRICS, RECONSTRUCTIONS, Comparison, Detail, MethodRow
 from secateur.spaces.names import nearest
 
 
@@ -99,7 +99,7 @@ class Method:
         return self.formula is None and self.name in RECONSTRUCTIONS
 
     @property
-    def needs(self) -> Literal["nothing", "moments", "gram"]:
+    def needs(self) -> Detail:
         """Input statistics that it needs."""
         if self.formula is not None:
             return needs(self.formula).inputs

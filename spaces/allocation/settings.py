@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.formulas.metric import MetricName
+from secateur.spaces.methods import Comparison
 from secateur.spaces.shape import Granularity, ModelShape, Prunable, group, split_protected
 from secateur.spaces.space_settings import SpaceSettings
 from secateur.spaces.targets import Target, targets_of
@@ -47,7 +48,7 @@ class AllocationSettings(SpaceSettings):
     max_sparsity: float = Field(default=0.95, gt=0, le=1)
     group_size: int | None = Field(default=None, ge=2)
     protect: list[str] = Field(default=[])
-    comparison: Literal["output", "layer"] | None = None
+    comparison: Comparison | None = None
     statistics: Literal["dense", "sequential"] = "sequential"
     damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     block_size: int = Field(default=128, ge=1)

@@ -12,6 +12,7 @@ from secateur.spaces.formulas.operators import OPERATORS
 from secateur.spaces.formulas.random_trees import Palette
 from secateur.spaces.formulas.space import FormulaSpace
 from secateur.spaces.formulas.tree import Bounds
+from secateur.spaces.methods import Comparison
 from secateur.spaces.section import Section
 from secateur.spaces.shape import ModelShape, Prunable, split_protected
 from secateur.spaces.space_settings import SpaceSettings
@@ -44,7 +45,7 @@ class CaseSettings(Section):
     model: str | None = Field(default=None, min_length=1)
     target: float | None = Field(default=None, gt=0, lt=1)
     group_size: int | None = Field(default=None, gt=1)
-    comparison: Literal["output", "layer"] | None = None
+    comparison: Comparison | None = None
 
     @property
     def name(self) -> str:
@@ -95,7 +96,7 @@ class FormulaSettings(SpaceSettings):
     known: tuple[str, ...] = ("wanda", "magnitude", "pruner-zero", "gblm")
     group_size: int | None = Field(default=None, ge=2)
     protect: list[str] = Field(default=[])
-    comparison: Literal["output", "layer"] = "output"
+    comparison: Comparison = "output"
     statistics: Literal["sequential", "dense"] = "sequential"
     damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     proxy: ProxySettings | None = ProxySettings()
