@@ -13,9 +13,13 @@ from secateur.evaluators.worker_setup import worker_setup
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import mask
 from secateur.pruners.stores.block_files import LevelStoreError
-from secateur.pruners.weights.formula_proxy import FormulaProxy, grams_of
+from secateur.pruners.weights.formula_proxy import (
+    FormulaProxy,
+    grams_of,
+    relative_output_error,
+    squared_output,
+)
 from secateur.pruners.weights.formula_store import Grams, TerminalStore, build_terminals, is_built
-from secateur.pruners.weights.output_error import relative_output_error, squared_output
 from secateur.search.app.session import plan
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.formulas.metric import formula_of
@@ -161,7 +165,7 @@ def test_some_rows_foretell_what_all_rows_give(session, comparison, group_size):
 def test_where_rows_of_a_layer_compete_the_chosen_ones_lose_what_the_whole_layer_takes_from_them(session):
     linear = next(session.anatomy.linears)
     proxy = proxy_of(session, rows=8, comparison="layer")
-    sample = next(x for x in proxy._all() if x.name == linear.name)
+    sample = next(x for x in proxy.samples if x.name == linear.name)
     kept = proxy._layers.mask(formula_of("formula: abs(W)"), sample.terminals, 0.5, linear.name)
     assert kept.shape == linear.weight.shape
     assert torch.equal(sample.weight, linear.weight[sample.rows].float())

@@ -1,9 +1,8 @@
-"""Probe layers: a few small ones on which formulas are told apart before anything is measured."""
+"""Probe layers: a few small ones on which formulas are compared before anything is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -12,28 +11,13 @@ from torch import Tensor
 from secateur.pruners.formulas.terminals import Terminals
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A layer with some of its rows.
+def probe_of(terminals: Mapping[str, Float[Tensor, "_ _"]], rows: int = 16) -> Terminals:
+    """Probe of a layer: the terminals of some rows, evenly spread over the layer, in fp64.
 
-    Args:
-        shape: ``(rows, in)``.
-        terminals: all that formulas may use, in fp64: rounding then ties fewer weights than in fp32, so that
-            ``log(x)`` ranks like ``x``.
+    Rounding then ties fewer weights than in fp32, so that ``log(x)`` ranks like ``x``. R, C and the like stay those of
+    the whole layer; minmax, zscore and rank see the chosen rows alone.
     """
-
-    shape: tuple[int, int]
-    terminals: Terminals
-
-
-def probe_of(terminals: Mapping[str, Float[Tensor, "_ _"]], rows: int = 16) -> Probe:
-    """A probe from a layer's terminals, by rows evenly spread over the layer.
-
-    R, C and the like stay those of the whole layer; minmax, zscore and rank will see the chosen rows alone.
-    """
-    some = some_rows(terminals, rows)
-    n_out, n_in = some["W"].shape
-    return Probe((n_out, n_in), {name: x.double().cpu() for name, x in some.items()})
+    return {name: x.double().cpu() for name, x in some_rows(terminals, rows).items()}
 
 
 def chosen_rows(n_out: int, rows: int) -> Int[Tensor, " chosen"]:
@@ -42,25 +26,25 @@ def chosen_rows(n_out: int, rows: int) -> Int[Tensor, " chosen"]:
 
 
 def some_rows(terminals: Mapping[str, Float[Tensor, "_ _"]], rows: int) -> Terminals:
-    """The terminals of so many rows, evenly spread over the layer; what belongs to no row is left as it is."""
-    n_out = terminals["W"].shape[0]
+    """Terminals of so many rows, evenly spread over the layer; those that belong to no row are unchanged."""
+    n_out = len(terminals["W"])
     chosen = chosen_rows(n_out, rows)
     return {name: x[chosen.to(x.device)] if x.shape[0] == n_out > 1 else x for name, x in terminals.items()}
 
 
 def gaussian_probes(
     seed: int = 0, shapes: Sequence[tuple[int, int]] = ((16, 96), (16, 192), (16, 128))
-) -> tuple[Probe, ...]:
-    """Layers with Gaussian weights and gradients, and inputs and rows of uneven size: where no model is at hand."""
+) -> tuple[Terminals, ...]:
+    """Probes without a model: Gaussian weights and gradients, inputs and rows of uneven size."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    def one(index: int, n_out: int, n_in: int) -> Probe:
+    def one(index: int, n_out: int, n_in: int) -> Terminals:
         inputs, rows = normal(1, n_in).exp(), (normal(n_out, 1) / 2).exp()
         weight = 0.05 * normal(n_out, n_in) * rows / inputs.sqrt()
-        terminals = {
+        return {
             "W": weight,
             "G": 1e-3 * (normal(n_out, n_in) * inputs * (normal(n_out, 1) / 2).exp()).abs(),
             "X": inputs,
@@ -69,6 +53,5 @@ def gaussian_probes(
             "C": weight.abs().sum(0, keepdim=True),
             "P": torch.full((1, 1), index / max(len(shapes) - 1, 1), dtype=torch.float64),
         }
-        return Probe((n_out, n_in), terminals)
 
     return tuple(one(i, *shape) for i, shape in enumerate(shapes))

@@ -1,4 +1,4 @@
-"""How much of what a formula prunes published metrics prune, too."""
+"""Overlap of the masks of formulas with those of published metrics."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from secateur.pruners.weights.formula_proxy import spread
 from secateur.spaces.formulas.metric import formula_of
 
 BLOCKS = 8
-"""So many, evenly spread over the model, are compared."""
+"""Number of compared blocks, evenly spread over the model."""
 
 Masks = Mapping[str, Tensor]
 
 
 @torch.no_grad()
 def overlaps(layers: FormulaLayers, space: Any, candidates: Sequence[str]) -> dict[str, Any]:
-    """For each formula and each published one the share of the pruned weights that both prune.
+    """Share of the pruned weights that a formula and a published one have in common, for each pair.
 
-    All prune equally many, so it is symmetric; by chance it would be the sparsity. It is the mean over the projections
-    of some blocks. Formulas that are undefined there are left out.
+    All prune equally many, so it is symmetric; by chance it would be the sparsity. Mean over the projections of some
+    blocks; formulas that are undefined there are left out.
 
     Args:
         layers: of the dense model.
@@ -53,18 +53,16 @@ def overlaps(layers: FormulaLayers, space: Any, candidates: Sequence[str]) -> di
 
 
 def _masks(layers: FormulaLayers, block: int, config: Mapping[str, Any]) -> Masks:
-    """Nothing where the formula is undefined."""
-    program = formula_of(config["metric"])
-    if program is None:  # the dense model
-        return {}
+    """Masks of a block; none of the dense model, or where the formula is undefined."""
+    formula = formula_of(config["metric"])
     try:
-        return layers.masks(block, program, config["sparsity"])
+        return layers.masks(block, formula, config["sparsity"]) if formula is not None else {}
     except FormulaError:
         return {}
 
 
 def _shares(masks: Masks, others: Masks) -> list[float]:
-    """Of each projection that both prune."""
+    """Common share of each projection that both prune."""
     return [
         float((~kept & ~others[name]).sum() / (~kept).sum())
         for name, kept in masks.items()

@@ -1,21 +1,20 @@
-"""How much a formula's masks change the outputs of some layers: from stored second moments, no forward pass."""
+"""Error of some layers' outputs under a formula's masks, from stored second moments: no forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from secateur.pruners.formulas.probe import chosen_rows, some_rows
 from secateur.pruners.formulas.terminals import Terminals
 from secateur.pruners.weights.formula_layers import FormulaLayers
 from secateur.pruners.weights.formula_store import Grams
-from secateur.pruners.weights.output_error import relative_output_error, squared_output
-from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.settings import FormulaSettings
 from secateur.spaces.formulas.tree import Tree
 
@@ -26,9 +25,9 @@ class _Sample:
 
     Args:
         name: of the projection.
-        terminals: what formulas are scored on: those rows', or the whole projection's where its rows compete.
-        rows: which of these the error is computed on.
-        weight: of them.
+        terminals: of these rows, or of the whole projection where its rows compete.
+        rows: among those of the terminals.
+        weight: of the rows.
         gram: see `squared_output`.
         whole: `squared_output` of the weight.
     """
@@ -57,64 +56,59 @@ class FormulaProxy:
     """
 
     def __init__(self, layers: FormulaLayers, grams: Grams, rows: int) -> None:
-        self._layers = layers
-        self._grams = grams
-        self._rows = rows
-        self._samples: list[_Sample] | None = None
+        self._layers, self._grams, self._rows = layers, grams, rows
         self._losses: dict[str, float] = {}  # by fingerprint
 
     @torch.no_grad()
     def loss(self, config: Mapping[str, Any]) -> float:
-        """The error of a configuration's masks; formulas with equal masks of the probes have one.
+        """Error of the masks of a configuration; formulas with equal fingerprints share it.
 
         Raises:
             FormulaError: if the formula gives no ranking of some layer.
         """
-        metric, sparsity = config["metric"], config["sparsity"]
-        if not metric:
+        if not config["metric"]:
             return 0.0
-        program = formula_of(metric)
-        assert program is not None, "a candidate is a formula"
-        digest = self._layers.fingerprint(program, max(sparsity.values()))
+        formula, digest = self._layers.marked(config)
         if digest not in self._losses:
-            self._losses[digest] = self.error(program, sparsity)
+            self._losses[digest] = self.error(formula, config["sparsity"])
         return self._losses[digest]
 
-    def error(self, program: Tree, sparsity: Mapping[str, float]) -> float:
+    def error(self, formula: Tree, sparsity: Mapping[str, float]) -> float:
         """The mean relative output error, computed anew.
 
         Raises:
             FormulaError: if the formula gives no ranking of some layer.
         """
-        errors = [self._error(program, sample, sparsity[sample.name]) for sample in self._all()]
+        errors = [self._error(formula, sample, sparsity[sample.name]) for sample in self.samples]
         return sum(errors) / len(errors)
 
-    def _error(self, program: Tree, sample: _Sample, sparsity: float) -> float:
+    def _error(self, formula: Tree, sample: _Sample, sparsity: float) -> float:
         if sparsity <= 0:
             return 0.0
-        kept = self._layers.mask(program, sample.terminals, sparsity, sample.name)
+        kept = self._layers.mask(formula, sample.terminals, sparsity, sample.name)
         return relative_output_error(sample.weight, kept[sample.rows], sample.gram, sample.whole)
 
-    def _all(self) -> list[_Sample]:
-        if self._samples is None:
-            self._samples = list(self._drawn())
-        return self._samples
-
-    def _drawn(self) -> Iterator[_Sample]:
+    @cached_property
+    def samples(self) -> list[_Sample]:
+        """Rows that errors are computed on."""
         layers, grams = self._layers, self._layers.store.grams(self._grams)
+        found = []
         rows_compete = layers.comparison == "layer" and layers.group_size is None
         for block in self._grams.blocks:
             for linear in layers.anatomy.blocks[block].linears:
-                found = layers.terminals(linear)
-                rows = chosen_rows(found["W"].shape[0], self._rows)
-                weight, gram = found["W"][rows], grams[linear.name].to(found["W"].device)
-                terminals = found if rows_compete else some_rows(found, self._rows)
-                within = rows if rows_compete else torch.arange(len(rows))
-                yield _Sample(linear.name, terminals, within, weight, gram, squared_output(weight, gram))
+                terminals = layers.terminals(linear)
+                rows = chosen_rows(len(terminals["W"]), self._rows)
+                weight, gram = terminals["W"][rows], grams[linear.name].to(terminals["W"].device)
+                if not rows_compete:
+                    terminals, rows = some_rows(terminals, self._rows), torch.arange(len(rows))
+                found.append(
+                    _Sample(linear.name, terminals, rows, weight, gram, squared_output(weight, gram))
+                )
+        return found
 
 
 def grams_of(settings: FormulaSettings, n_blocks: int) -> Grams | None:
-    """The second moments that the proxy of the settings needs: of blocks that are evenly spread."""
+    """Second moments that the proxy of the settings needs, of evenly spread blocks."""
     if settings.proxy is None:
         return None
     return Grams(spread(n_blocks, settings.proxy.blocks), settings.proxy.gram)
@@ -123,3 +117,34 @@ def grams_of(settings: FormulaSettings, n_blocks: int) -> Grams | None:
 def spread(n_blocks: int, n: int) -> tuple[int, ...]:
     """Indices of `n` blocks, or of all that there are, evenly spread."""
     return tuple(torch.linspace(0, n_blocks - 1, min(n, n_blocks)).round().long().tolist())
+
+
+def squared_output(weight: Float[Tensor, "rows in"], gram: Float[Tensor, "..."]) -> float:
+    """``tr(W G W^T)``: the mean over tokens of the squared norm of the rows' outputs.
+
+    Args:
+        weight: rows of a layer, or their pruned part.
+        gram: mean over tokens of ``x x^T``, ``in in``; or its diagonal, ``in``, as if inputs were uncorrelated.
+    """
+    seen = weight @ gram if gram.ndim == 2 else weight * gram
+    return float(torch.dot(seen.reshape(-1), weight.reshape(-1)))
+
+
+def relative_output_error(
+    weight: Float[Tensor, "rows in"],
+    kept: Bool[Tensor, "rows in"],
+    gram: Float[Tensor, "..."],
+    whole: float,
+) -> float:
+    """``sqrt(tr((W - W*M) G (W - W*M)^T) / tr(W G W^T))``, the norm of the output's error over that of the output.
+
+    The layer-wise error that SparseGPT reconstructs against (arXiv 2301.00774, eq. 1), relative.
+
+    Args:
+        weight: rows of a layer.
+        kept: their mask.
+        gram: see `squared_output`.
+        whole: `squared_output` of the weight; a layer whose output is zero has no error.
+    """
+    missing = squared_output(weight.masked_fill(kept, 0), gram)
+    return (max(missing, 0.0) / whole) ** 0.5 if whole > 0 else 0.0

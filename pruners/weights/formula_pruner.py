@@ -1,4 +1,4 @@
-"""Unstructured pruning by a formula: scored once over the whole model, then switched block by block by its masks."""
+"""Unstructured pruning by a formula: scored once over the whole model, switched block by block by its masks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from secateur.spaces.formulas.tree import Tree
 from secateur.spaces.shape import split_protected
 
 MASK_BYTES = 1 << 30
-"""Masks of formulas are kept up to so many bytes, those used last."""
+"""Size of the cache of masks."""
 
 
 class FormulaPruner(Pruner):
@@ -63,22 +63,19 @@ class FormulaPruner(Pruner):
         of = self.settings
         store = formula_store.TerminalStore(directory, self.anatomy, self.space.terminals)
         self.layers = FormulaLayers(self.anatomy, store, comparison=of.comparison, group_size=of.group_size)
-        self._keys: dict[str, tuple[str, ...]] = {}  # of each block, by fingerprint
+        self._keys: dict[str, Sequence[str]] = {}  # of each block, by fingerprint
         self._masks = Recent[dict[str, Tensor]](MASK_BYTES)
-        self._sources: dict[tuple[int, str], tuple[Tree, dict[str, float]]] = {}
+        self._sources: dict[tuple[int, str], tuple[Tree, Mapping[str, float]]] = {}
         self._now = [""] * len(self.anatomy.blocks)
 
     def keys(self, config: Config) -> Sequence[Hashable]:
         """A hash of each block's masks."""
-        metric, sparsity = config["metric"], config["sparsity"]
-        if not metric:
+        if not config["metric"]:
             return [""] * len(self.anatomy.blocks)
-        program = formula_of(metric)
-        assert program is not None, "a candidate is a formula"
         try:
-            digest = self.layers.fingerprint(program, max(sparsity.values()))
+            formula, digest = self.layers.marked(config)
             if digest not in self._keys:
-                self._keys[digest] = tuple(self._scored(program, sparsity))
+                self._keys[digest] = self._scored(formula, config["sparsity"])
         except FormulaError as error:
             raise InfeasibleError(str(error)) from None
         return self._keys[digest]
@@ -88,7 +85,7 @@ class FormulaPruner(Pruner):
         assert isinstance(key, str)
         if self._now[block] == key:
             return
-        masks = self._masks.get((block, key), lambda: self._made_again(block, key)) if key else {}
+        masks = self._masks.get((block, key), lambda: self._recomputed(block, key)) if key else {}
         for linear in self.anatomy.blocks[block].linears:
             dense = self.layers.dense[linear.name]
             linear.point_to(dense * masks[linear.name] if linear.name in masks else dense)
@@ -101,22 +98,21 @@ class FormulaPruner(Pruner):
         for block in range(len(self._now)):
             self.release(block)
 
-    def _scored(self, program: Tree, sparsity: Mapping[str, float]) -> Sequence[str]:
-        """The key of each block; its masks are kept as long as there is room."""
+    def _scored(self, formula: Tree, sparsity: Mapping[str, float]) -> Sequence[str]:
+        """Keys of the blocks; their masks are kept as long as there is room."""
         keys = []
         for block in self.anatomy.blocks:
-            wanted = {x.name: sparsity.get(x.name, 0.0) for x in block.linears}
-            masks = self.layers.masks(block.index, program, wanted)
+            masks = self.layers.masks(block.index, formula, sparsity)
             digest = hashlib.sha256()
             for kept in masks.values():
                 digest.update(np.packbits(kept.cpu().numpy()).data)
             key = digest.hexdigest()[:32]
-            self._sources[block.index, key] = program, wanted
+            self._sources[block.index, key] = formula, sparsity
             self._masks.put((block.index, key), masks)
             keys.append(key)
         return keys
 
-    def _made_again(self, block: int, key: str) -> dict[str, Tensor]:
+    def _recomputed(self, block: int, key: str) -> dict[str, Tensor]:
         return self.layers.masks(block, *self._sources[block, key])
 
     @cached_property
@@ -126,11 +122,7 @@ class FormulaPruner(Pruner):
         return FormulaProxy(self.layers, grams, self.settings.proxy.rows)
 
     def proxy_loss(self, config: Config) -> float:
-        """Relative output error of the masks, see `FormulaProxy`; formulas with equal masks of the probes have one.
-
-        Raises:
-            InfeasibleError: if the formula gives no ranking of some layer, with the reason.
-        """
+        """Relative output error of the masks, see `FormulaProxy`."""
         try:
             return self.proxy.loss(config)
         except FormulaError as error:

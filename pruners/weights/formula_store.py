@@ -27,10 +27,10 @@ _OWNERS = "owners"
 
 @dataclass(frozen=True)
 class Grams:
-    """Second moments that are kept.
+    """Stored second moments.
 
     Args:
-        blocks: indices of the blocks.
+        blocks: indices of their blocks.
         kind: whole matrices, or their diagonals.
     """
 
@@ -40,12 +40,12 @@ class Grams:
 
 @dataclass(frozen=True)
 class TerminalKey(Key):
-    """What a store of terminals depends on.
+    """Identity of a store of terminals.
 
     Args:
         identity: of the model and the calibration tokens.
         names: of the terminals.
-        grams: that are kept.
+        grams: stored beside them.
     """
 
     identity: str
@@ -59,7 +59,7 @@ class TerminalKey(Key):
 
 
 class TerminalStore:
-    """The quantities of each projection; G is mapped from its file, X and H are small, the others come from W.
+    """Terminals of each projection; G is mapped from its file, X and H are small, the others come from W.
 
     Args:
         directory: of a built store.
@@ -81,13 +81,13 @@ class TerminalStore:
         gradients = load_tensors(directory / GRADIENTS, self.identity) if "G" in names else None
         self._whole = ModelStatistics(len(anatomy.blocks), {"rms": gradients or {}})
 
-    def terminals(self, linear: Linear) -> Terminals:
-        """All terminals of the store, of one projection with its dense weight."""
-        stored, device = self._tensors[linear.block], linear.weight.device
+    def terminals(self, linear: Linear, weight: Float[Tensor, "out in"]) -> Terminals:
+        """All terminals of the store, of one projection with this weight."""
+        stored, device = self._tensors[linear.block], weight.device
         keys = {name: f"{linear.name}|{name}" for name in self._names}
         found = {name: stored[key].to(device) for name, key in keys.items() if key in stored}
         rest = [name for name in self._names if name not in found]
-        return found | dict(terminals_of(linear, rest, None, self._whole))
+        return found | dict(terminals_of(linear, rest, None, self._whole, weight=weight))
 
     def grams(self, grams: Grams) -> Mapping[str, Float[Tensor, "..."]]:
         """Second moments by the projection's full name, ``in in``, or ``in`` if diagonal; one for a shared input.
@@ -109,14 +109,12 @@ class TerminalStore:
 
 
 def is_built(directory: Path, names: Collection[str], identity: str, grams: Grams | None = None) -> bool:
-    """True if the directory holds these quantities under this identity."""
+    """True if the directory holds these terminals and second moments under this identity."""
     known = finished_key(directory)
     if known is None or known["identity"] != identity or not set(names) <= set(known["names"]):
         return False
-    kept = known["grams"]
-    if grams is not None and (
-        kept is None or kept["kind"] != grams.kind or not set(grams.blocks) <= set(kept["blocks"])
-    ):
+    kept = known["grams"] or {"kind": None}
+    if grams is not None and (kept["kind"] != grams.kind or not {*grams.blocks} <= {*kept["blocks"]}):
         return False
     return "G" not in names or load_tensors(directory / GRADIENTS, identity) is not None
 
@@ -132,7 +130,7 @@ def build_terminals(
     grams: Grams | None = None,
     on_block: Callable[[int], None] = lambda index: None,
 ) -> None:
-    """Collect what the terminals need, block by block on the dense model; gradients in one pass of their own.
+    """Build the store block by block on the dense model; gradients in one pass of their own.
 
     See `build_store`.
 
@@ -143,19 +141,22 @@ def build_terminals(
         names: of the terminals.
         identity: of the model and the calibration tokens.
         damp: see `terminals_of`.
-        grams: what to keep for output errors.
+        grams: second moments to store for output errors.
         on_block: told the index of each block that is done.
 
     Raises:
         LevelStoreError: if the disk is full.
     """
-    per_input = [name for name in names if TERMINALS[name].source in ("moments", "gram")]
+    sources = {name: TERMINALS[name].source for name in names}
+    per_input = [name for name, source in sources.items() if source in ("moments", "gram")]
     kinds: tuple[Kind, ...] = ("rms",) if "G" in names else ()
     kept = grams.blocks if grams is not None else ()
+    full: Collection[int] = kept if grams is not None and grams.kind == "full" else ()
+    if "gram" in sources.values():
+        full = range(len(anatomy.blocks))
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
         whole_model(directory / GRADIENTS, anatomy, tokens, identity, gradients=kinds)
-        full = _with_gram(anatomy, names, grams)
         inputs: Literal["nothing", "moments"] = "moments" if per_input or grams is not None else "nothing"
         for part in stream_blocks(anatomy, tokens, inputs=inputs, gram_blocks=full):
             tensors = _inputs(part, per_input, damp)
@@ -172,13 +173,6 @@ def build_terminals(
     build_store(
         directory, key, len(anatomy.blocks), n_bytes, make, otherwise="use fewer terminals", on_block=on_block
     )
-
-
-def _with_gram(anatomy: Anatomy, names: Collection[str], grams: Grams | None) -> Collection[int]:
-    """The blocks whose full second moments are needed."""
-    if any(TERMINALS[name].source == "gram" for name in names):
-        return range(len(anatomy.blocks))
-    return grams.blocks if grams is not None and grams.kind == "full" else ()
 
 
 def _inputs(part: BlockStatistics, names: Collection[str], damp: float) -> dict[str, Tensor]:

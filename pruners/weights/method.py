@@ -102,14 +102,14 @@ class Method:
     def needs(self) -> Detail:
         """Input statistics that it needs."""
         if self.formula is not None:
-            return needs(self.formula).inputs
+            return needs(self.formula)[0]
         return self._row.inputs
 
     @property
     def gradients(self) -> tuple[Kind, ...]:
         """The kinds of gradients of the dense model that it needs."""
         if self.formula is not None:
-            return ("rms",) if needs(self.formula).gradients else ()
+            return needs(self.formula)[1]
         return self._row.gradients
 
     @property
