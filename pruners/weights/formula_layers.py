@@ -12,11 +12,12 @@ from secateur.pruners.formulas.evaluate import scores
 from secateur.pruners.formulas.fingerprint import fingerprint
 from secateur.pruners.formulas.probe import probe_of
 from secateur.pruners.formulas.terminals import Terminals
-from secateur.pruners.masks import Comparison, mask
+from secateur.pruners.masks import mask
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.weights.formula_store import TerminalStore
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.tree import Tree
+from secateur.spaces.methods import Comparison
 
 PROBES_A_MODEL = 4
 LEVELS = (0.3, 0.7)
