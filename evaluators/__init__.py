@@ -1,1 +1,1 @@
-"""How good a candidate is: fidelities, losses, cost and latency, light training, tasks."""
+"""Measurement of candidates: data, fidelities, losses, cost and latency, light training, tasks."""

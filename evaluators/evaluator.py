@@ -1,4 +1,4 @@
-"""The extension point `Evaluator`: how good a candidate is."""
+"""The extension point `Evaluator`: measurements of candidates."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ class ExportSummary:
     Args:
         directory: of the model.
         already: True if the same export was there before.
-        measured: ``kl`` and ``ce`` in nats per token by what they were measured on.
-        checks: names of checks with their results.
-        label: what to expect of it.
+        measured: ``kl`` and ``ce`` in nats per token by fidelity and model.
+        checks: results by name.
+        label: expected gain in size and speed, in words.
     """
 
     directory: Path
@@ -46,7 +46,7 @@ def new_manifest(
     form: str | None = None,
     **method: Any,
 ) -> Manifest:
-    """The manifest of an export, as far as it is known before anything is done.
+    """The manifest of an export, as far as it is known before the work.
 
     Args:
         pruner: of the dense model.
@@ -54,14 +54,20 @@ def new_manifest(
         candidate: canonical text.
         config: its plain configuration.
         sequential: statistics, see `Pruner.prune`.
-        seeds: for the record, by what they are for.
+        seeds: for the record, by their use.
         form: a name that ``secateur list formats`` shows; None: the one that the space was restricted to, or else its
             kind's usual one.
-        method: what was done besides pruning.
+        method: further steps besides pruning, for the record.
 
     Raises:
         ValueError: if the space has no such format.
     """
+    name: str = pruner.settings.export_format if form is None else form
+    formats = pruner.formats(pruner.settings)
+    if name not in (ANY, *formats):
+        raise ValueError(
+            f"Expected a format out of {', '.join(formats)}, got {name!r}. See `secateur list formats`."
+        )
     statistics = "sequential" if sequential else "dense"
     return Manifest(
         parent=loaded.name,
@@ -72,26 +78,9 @@ def new_manifest(
         seeds=seeds,
         measured={},
         label=UNSTRUCTURED,
-        format=format_of(pruner, form),
+        format=formats[0] if name == ANY else name,
         **pruner.asked(config),
     )
-
-
-def format_of(pruner: Pruner, form: str | None) -> str:
-    """The name of the format that is asked for, or of the usual one.
-
-    Raises:
-        ValueError: if models of the pruner have no such format.
-    """
-    name: str = pruner.settings.export_format if form is None else form
-    formats = pruner.formats(pruner.settings)
-    if name == ANY:
-        return formats[0]
-    if name not in formats:
-        raise ValueError(
-            f"Expected a format out of {', '.join(formats)}, got {name!r}. See `secateur list formats`."
-        )
-    return name
 
 
 def export(
@@ -118,8 +107,8 @@ def export(
         sequential: see `Pruner.prune`.
         data: to measure on.
         fidelities: to measure at.
-        searched: what was measured before, for the record.
-        say: told in one line what is being done.
+        searched: earlier measurements, for the record.
+        say: given progress, one line at a time.
 
     Raises:
         ValueError: if `to` is not empty, or the format can't carry the model.

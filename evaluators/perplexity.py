@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from secateur.evaluators.data.text import Text, load_text
 from secateur.evaluators.data.tokens import windows
-from secateur.evaluators.tasks.plan import TaskPlan
-from secateur.evaluators.tasks.task_set import TaskSet
+from secateur.evaluators.tasks.task_set import TaskPlan, TaskSet
 from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model

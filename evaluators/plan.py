@@ -1,4 +1,4 @@
-"""SessionPlan of an evaluator: plain values that a worker sets itself up by."""
+"""Plan of a session: plain values that determine model, space, data and evaluator, in the driver and in workers."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from secateur.evaluators.latency.store import TableSource
-from secateur.evaluators.tasks.plan import TaskPlan
+from secateur.evaluators.tasks.task_set import TaskPlan
 from secateur.evaluators.training.settings import Training
 from secateur.spaces.measurement import Fidelity
 
 
 @dataclass(frozen=True)
 class SessionPlan:
-    """Plain values that a worker sets itself up by.
+    """Plain values that determine a session.
 
     Args:
         model, dtype, device, trust_remote_code: see `load_model`.
         space: settings of the space.
-        loss: which loss is minimised.
+        loss: the one that is minimised.
         calibration, search, test: sources of text.
         window: tokens a window.
         calibration_tokens: size of the calibration set.
-        fidelities: all that may be asked for: the search's, ascending, then the test's.
-        seed: which windows are drawn, the noise of the random metric, and the order of light training.
-        training: how candidates are trained lightly, as long as a fidelity says; None: not at all.
-        latency: where the latency table is; None: no latencies are predicted.
-        tasks: in which tasks candidates are measured at the largest fidelity of the search; None: in none.
+        fidelities: the search's, ascending, then the test's.
+        seed: of the windows, the noise of the random metric, and the order of light training.
+        training: light training of candidates, for as many tokens as a fidelity has; None: no training.
+        latency: source of the latency table; None: no latencies.
+        tasks: to measure candidates in, at the largest fidelity of the search; None: no tasks.
     """
 
     model: str
@@ -48,7 +48,7 @@ class SessionPlan:
 
     @property
     def proxy(self) -> Fidelity | None:
-        """The fidelity of losses foretold without a forward pass, where the space has them."""
+        """Fidelity of losses without a forward pass, if the space has a proxy."""
         return Fidelity("proxy", self.calibration_tokens) if self.space.has_proxy else None
 
     @property

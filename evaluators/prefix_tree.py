@@ -1,4 +1,4 @@
-"""Shared prefixes: candidates that agree on the first blocks have those blocks computed once."""
+"""Prefix tree of candidates: the first blocks that several have in common are computed once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _walk(
     state: State,
     step: Callable[[Path, int, State], State],
 ) -> Iterator[tuple[tuple[int, ...], State]]:
-    # Runs without branches are walked in this frame: its older states are let go at once.
+    # Runs without branches are walked in this frame: its older states are freed at once.
     while len(prefix) < len(paths[members[0]]):
         groups: dict[Hashable, list[int]] = {}
         for member in members:

@@ -37,8 +37,8 @@ class Session:
     """The dense model, its space, its pruner and its data.
 
     Args:
-        plan: to set up.
-        say: told in one line what is being done.
+        plan: of the session.
+        say: given progress, one line at a time.
         cases: plans that candidates are measured by, see `cases_of`; None: those of the plan.
 
     Raises:
@@ -76,9 +76,6 @@ class Session:
         self.cases: dict[str, Case] = {
             name: main if name == MAIN or case is plan else self._case(case) for name, case in plans.items()
         }
-        self.levels: Path | None = None
-        """Where `build_levels` wrote what candidates are switched by, if it did."""
-        self.calibration = main.calibration
         self.windows: Mapping[Part, Int[Tensor, "windows length"]] = {
             "search": self._cut("search", plan.fidelities[-2].n_tokens),
             "test": self._cut("test", plan.fidelities[-1].n_tokens),
@@ -114,7 +111,7 @@ class Session:
 
     @cached_property
     def others(self) -> tuple[Session, ...]:
-        """The sessions of the other models that candidates are measured on.
+        """Sessions of the cases' other models.
 
         Raises:
             ValueError: as for this one.
@@ -126,12 +123,12 @@ class Session:
         return tuple(Session(next(iter(x.values())), self._say, cases=x) for x in by_model.values())
 
     def beside(self, directory: Path) -> Path:
-        """Directory of one of the other sessions: beside that of the first."""
+        """Directory of this session, as one of the other models, beside that of the first."""
         return directory.with_name(f"{directory.name}-{self.loaded.fingerprint[:12]}")
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
-        """The table that latencies are predicted from, if the plan asks for them."""
+        """The latency table, if the plan asks for latencies."""
         source = self.plan.latency
         return None if source is None else find_table(self.anatomy, source, self.plan.model)
 
@@ -152,16 +149,12 @@ class Session:
         )
 
     def training_windows(self) -> Int[Tensor, "windows length"]:
-        """All windows of the calibration part, in the order of the seed: the training data."""
+        """Training data: all windows of the calibration part, in the order of the seed."""
         text = self._texts["calibration"]
         return windows(self.loaded.tokenizer, text, self.plan.window, None, "random", self.plan.seed)
 
     def config(self, candidate: str) -> Config:
-        """The plain configuration of a candidate's canonical text.
-
-        Raises:
-            ValueError: if the text is no candidate.
-        """
+        """Plain configuration of a candidate's canonical text; a ValueError if it is none."""
         config: Config = self.space.config(self.space.parse(candidate))
         return config
 
@@ -187,11 +180,10 @@ class Session:
         return {f"{x.plan.model}: {name}": x.facts()[name] for x in self.others for name in own}
 
     def build_levels(self, directory: Path, on_block: Callable[[int], None] = lambda index: None) -> None:
-        """Prepare what candidates are switched by, such as the level store, unless it is there.
+        """Write the data shared by all candidates, such as the level store, unless it is there.
 
-        The space has further baselines afterwards, if its kind has some that need it.
+        The space has further baselines afterwards, if some need that data.
         """
-        self.levels = directory
         self.pruner.prepare(directory, on_block)
         further = self.pruner.baselines(directory)
         if further:
@@ -200,7 +192,7 @@ class Session:
             other.build_levels(other.beside(directory), on_block)
 
     def data(self) -> EvaluationData:
-        """The search and test windows in batches; what is asked for first is prepared with the weights of then."""
+        """The search and test windows in batches, see `EvaluationData.of`."""
         return EvaluationData(self.anatomy, self.windows, self.plan.fidelities)
 
     def evaluator(self, directory: Path) -> Evaluator:
@@ -218,6 +210,6 @@ class Session:
 
 
 def set_threads(threads: int | None) -> None:
-    """Threads that torch computes with; None leaves its choice."""
+    """Set the number of torch's threads; None: its default."""
     if threads is not None:
         torch.set_num_threads(threads)

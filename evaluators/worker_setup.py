@@ -1,4 +1,4 @@
-"""Set-up of a worker in another process: directories to read, and a plain value that travels."""
+"""Setup of workers in other processes: a plain value that is sent, and the directories that it reads."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from secateur.spaces.shape import ModelShape
 
 WINDOWS = "windows.safetensors"
 TRAINING = "training"
-"""Beside the parts that are measured on: the windows of light training."""
+"""Name of the windows of light training, beside the measured parts."""
 
 TASKS = "tasks"
-"""Beside the windows: a copy of the task files."""
+"""Directory of a copy of the task files, beside the windows."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class WorkerSetup:
     Args:
         plan: of the session.
         space: of the session.
-        cases: plans that candidates are measured by on this model, each with its space and sizes of the model, by name.
-        threads: that the worker computes with.
+        cases: plans of this model's cases by name, each with its space and the sizes of the model.
+        threads: of torch.
         fingerprint: of the model.
-        own: a model whose weights are mapped as they are, so that the workers of a node share one copy; the token
-            windows; the level store.
-        others: for the other models that candidates are measured on.
+        own: directories of a model whose weights are mapped as they are stored, so that the workers of a node share one
+            copy; of the token windows; of the level store.
+        others: setups for the cases' other models.
     """
 
     plan: SessionPlan
@@ -57,14 +57,14 @@ class WorkerSetup:
 
     @property
     def directories(self) -> tuple[Path, ...]:
-        """What a worker reads: three directories a model."""
+        """Directories that a worker reads: three a model."""
         return (*self.own, *chain.from_iterable(other.own for other in self.others))
 
     def __call__(self, directories: Sequence[Path]) -> Evaluator:
         """The evaluator.
 
         Args:
-            directories: those of the setup, as they are called on this node.
+            directories: paths of those of the setup on this node.
         """
         set_threads(self.threads)
         found: dict[str, Evaluator] = {}
@@ -103,13 +103,13 @@ class WorkerSetup:
 def worker_setup(
     session: Session, directory: Path, levels: Path, *, threads: int, spread: bool
 ) -> WorkerSetup:
-    """Write what workers read, and how to set them up.
+    """Write the directory that workers read, and give their setup.
 
     Args:
         session: the driver's.
         directory: for the windows; made if it is missing.
         levels: the level store.
-        threads: that a worker computes with.
+        threads: of torch in a worker.
         spread: put one model on all devices that a worker sees.
 
     Raises:

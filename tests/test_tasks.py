@@ -14,8 +14,7 @@ import torch
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.perplexity import evaluate_model
 from secateur.evaluators.tasks.evaluator import TaskEvaluator
-from secateur.evaluators.tasks.plan import TaskPlan
-from secateur.evaluators.tasks.task_set import TaskResult, TaskSet, tasks_sha256
+from secateur.evaluators.tasks.task_set import TaskPlan, TaskResult, TaskSet, tasks_sha256
 from secateur.evaluators.worker_setup import TASKS, worker_setup
 from secateur.pruners.models.loading import LoadedModel, load_model
 from secateur.pruners.pruner import Pruner

@@ -45,10 +45,10 @@ def test_docs_parts_share_no_paragraph_and_have_about_their_shares():
         assert len(paragraphs) > 100
         assert not seen & paragraphs
         seen |= paragraphs
-    total = sum(text.n_chars for text in parts.values())
+    total = sum(len(text.text) for text in parts.values())
     assert total > 300_000
     for part, text in parts.items():
-        assert text.n_chars / total == pytest.approx(SHARES[part], abs=0.05)
+        assert len(text.text) / total == pytest.approx(SHARES[part], abs=0.05)
 
 
 def test_docs_keep_every_paragraph_once():
@@ -72,13 +72,13 @@ def test_one_file_for_all_parts_is_cut_at_line_ends(lines):
     assert "".join(parts[part].text for part in ("calibration", "search", "test")) == LINES
     assert all(text.text.endswith("\n") for text in parts.values())
     for part, text in parts.items():
-        assert text.n_chars / len(LINES) == pytest.approx(SHARES[part], abs=0.01)
+        assert len(text.text) / len(LINES) == pytest.approx(SHARES[part], abs=0.01)
 
 
 def test_one_file_for_two_parts_is_cut_for_the_two(lines):
     parts = load_parts("docs", str(lines), str(lines))
     assert parts["search"].text + parts["test"].text == LINES
-    assert parts["search"].n_chars / len(LINES) == pytest.approx(4 / 7, abs=0.01)
+    assert len(parts["search"].text) / len(LINES) == pytest.approx(4 / 7, abs=0.01)
 
 
 @settings(max_examples=25, deadline=None)

@@ -2,7 +2,7 @@
 
 About 380,000 characters. Its topics repeat each other: "specialnames" holds all of "customization" and
 "compound" all of "try". So a paragraph is kept in one topic only, the shortest that has it; otherwise much of
-a test part would stand word for word in the calibration part. The text depends on the version of Python (a
+a test part would be a copy of the calibration part. The text depends on the version of Python (a
 text's hash tells), not on the platform.
 """
 
@@ -16,9 +16,7 @@ from typing import TypeVar
 
 Key = TypeVar("Key", bound=str)
 
-_REPEATED = (
-    40  # characters from which a paragraph counts; shorter ones are headings and lines such as "Example:"
-)
+_REPEATED = 40  # least characters of a paragraph that counts; shorter ones are headings and "Example:"
 
 
 @cache

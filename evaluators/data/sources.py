@@ -1,4 +1,4 @@
-"""Where text comes from: the `data` settings parsed, and a reader for each kind of file.
+"""Sources of text: the `data` settings parsed, and a reader for each kind of file.
 
 =================================  ==========================================================================
 ``docs``                           the Python language reference that CPython carries; see `docs`
@@ -8,7 +8,7 @@
 ``corpus/``                        a directory of text, JSONL and Parquet files, in the order of their paths
 ``hub:owner/name:cfg:split:f``     a data set of the hub (needs datasets); config, split (``train``) and
                                    field (``text``) may be left out or empty
-``SOURCE[0.2:0.5]``                of any of these but ``docs``, what lies between these fractions of it
+``SOURCE[0.2:0.5]``                of any of these but ``docs``, the characters between these fractions
 =================================  ==========================================================================
 
 Documents of one source are joined by an empty line.
@@ -34,7 +34,7 @@ Span = tuple[float, float]  # from, to: fractions of a text's characters
 
 
 class TextError(ValueError):
-    """A text that is missing, empty, too short, unreadable or shared by parts; one line, made to be shown."""
+    """A text that is missing, empty, too short, unreadable or shared by parts; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Source:
     """A parsed `data` setting.
 
     Args:
-        base: what is read, in one spelling: equal bases are the same text.
-        span: the fractions of its characters between which the text lies; None: not said.
-        origins: the files or data sets it reads; sources with a common one may hold the same text.
+        base: normalised name without the range: equal bases are the same text.
+        span: range, in fractions of the characters; None: not given.
+        origins: the files or data sets that are read; sources with a common one may hold the same text.
         read: reads all of it.
     """
 
@@ -59,7 +59,7 @@ def parse(name: str, key: str) -> Source:
 
     Args:
         name: the setting's value.
-        key: the setting, e.g. ``data.test``; errors name it.
+        key: the setting, e.g. ``data.test``, for errors.
 
     Raises:
         TextError: if the setting or what it names is wrong.

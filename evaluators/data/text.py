@@ -1,6 +1,6 @@
-"""Text for calibration, search and test: where it comes from, and three parts of it that never overlap.
+"""Texts for calibration, search and test, which never overlap.
 
-A source, or one range of it, that several parts name alike is cut for them into contiguous pieces by `SHARES`.
+A source, or one range of it, that several parts have in common is cut for them into contiguous pieces by `SHARES`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from typing import Literal
 from secateur.evaluators.data import docs
 from secateur.evaluators.data.sources import DOCS, Source, Span, TextError, parse
 
-__all__ = ["SHARES", "Part", "Text", "TextError", "load_parts", "load_sources", "load_text"]
-
 Part = Literal["calibration", "search", "test"]
 SHARES: Mapping[Part, float] = MappingProxyType({"calibration": 0.3, "search": 0.4, "test": 0.3})
 MEASURED: tuple[Part, ...] = ("search", "test")
-"""Parts that candidates are measured on: nothing else may be made from their texts."""
+"""Parts for measurements: no other text may overlap with theirs."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +28,13 @@ class Text:
 
     Args:
         part: ``calibration``, ``search`` or ``test``.
-        source: where it comes from, as in the settings.
+        source: as in the settings.
         text: the text, not empty.
     """
 
     part: Part
     source: str
     text: str
-
-    @property
-    def n_chars(self) -> int:
-        return len(self.text)
 
     @property
     def sha256(self) -> str:
@@ -124,12 +118,12 @@ def load_text(source: str, part: Part) -> str:
 
 @dataclass(frozen=True)
 class _Piece:
-    """What a setting names, and where in it the text lies.
+    """Range of a source.
 
     Args:
-        key: of the setting; errors name it.
+        key: of the setting, for errors.
         name: its value.
-        source: what that says.
+        source: parsed from it.
         span: the fractions of its characters; None: all of it, or of ``docs`` the part's topics.
     """
 
@@ -140,7 +134,7 @@ class _Piece:
 
     @property
     def address(self) -> str:
-        """The name with the range, also where it was cut for several parts."""
+        """The name with the range, also if the source was cut for several parts."""
         if self.span is None or self.span == self.source.span:
             return self.name
         whole = self.name if self.source.span is None else self.name[: self.name.rindex("[")]
@@ -148,7 +142,7 @@ class _Piece:
 
 
 def _pieces(calibration: str, search: str, test: str) -> dict[Part, _Piece]:
-    """Of each part; contiguous ones for parts that name the same source and the same range, or none."""
+    """The range of each part; contiguous ones for parts with the same source and the same range, or none."""
     names: dict[Part, str] = {"calibration": calibration, "search": search, "test": test}
     sources = {part: parse(name, f"data.{part}") for part, name in names.items()}
     spans = {part: source.span for part, source in sources.items()}

@@ -1,4 +1,4 @@
-"""From text to windows of token ids: what calibration, search and test run on."""
+"""Windows of token ids, cut from a text, for calibration, search and test."""
 
 from __future__ import annotations
 

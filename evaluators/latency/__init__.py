@@ -1,1 +1,1 @@
-"""How long models take on a device: tables for sub-layers of every size, and whole models beside each other."""
+"""Latency of models on a device: tables of sub-layers by size, and whole models in turns."""

@@ -1,10 +1,12 @@
-"""Tasks that are loaded once, and then measured on a model again and again."""
+"""Tasks of lm-eval, loaded once and measured on one model again and again."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +15,27 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from secateur.evaluators.tasks.plan import TaskPlan
-from secateur.evaluators.tasks.quiet import quiet
-
 MISSING = "Expected lm-eval for tasks, got an installation without it. Install it with: pip install 'secateur[tasks]'"
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """Tasks and samples, as plain values.
+
+    Args:
+        names: of the tasks, as their files say.
+        directory: of the task files (YAML as lm-eval reads them), with their data beside them.
+        samples: of each task, the same ones for every model; None for all.
+        batch: sequences computed together.
+        seed: of the samples; those of a smaller number are among those of a larger one.
+    """
+
+    names: tuple[str, ...]
+    directory: Path
+    samples: int | None = None
+    batch: int = 8
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,8 +43,8 @@ class TaskResult:
     """A model in one task.
 
     Args:
-        metrics: all of the task's, by name, the one that counts first.
-        samples: how many were measured.
+        metrics: all of the task's by name, the objective first.
+        samples: their number.
     """
 
     metrics: dict[str, float]
@@ -41,16 +59,16 @@ class TaskResult:
 class TaskSet:
     """Tasks of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness) over one live model.
 
-    Only the given directory is looked at, not lm-eval's own tasks, and nothing is downloaded. Paths in task files are
-    taken from that directory on.
+    Only the given directory has tasks, not lm-eval's own, and nothing is downloaded. Paths in task files are relative
+    to that directory.
 
     Args:
-        plan: which tasks.
-        model: a causal LM of transformers; measured with the weights that it has then.
+        plan: of the tasks.
+        model: a causal LM of transformers; measured with its present weights.
         tokenizer: its tokenizer.
 
     Attributes:
-        samples: numbers of the samples that are measured, by the tasks' names.
+        samples: numbers of the measured samples, by task.
 
     Raises:
         ValueError: if lm-eval is not installed, there is no such task, or its first metric is not one that is
@@ -65,21 +83,21 @@ class TaskSet:
         }
         from lm_eval.models.huggingface import HFLM
 
-        with quiet():
+        with _quiet():
             self._lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=plan.batch)
         for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(self._lm, kind, partial(getattr(self._lm, kind), disable_tqdm=True))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the tasks."""
+        """Names of the tasks."""
         return tuple(self._loaded["tasks"])
 
     def measure(self) -> dict[str, TaskResult]:
-        """The model as it is now in each task, by the tasks' names."""
+        """Results of the live model, by task."""
         from lm_eval.evaluator import evaluate
 
-        with quiet():
+        with _quiet():
             found: Any = evaluate(
                 lm=self._lm,
                 task_dict=self._loaded,
@@ -94,7 +112,7 @@ class TaskSet:
 
 
 def tasks_sha256(plan: TaskPlan) -> str:
-    """Hash of what the scores in the tasks depend on: their files, and which samples of them.
+    """Hash of the task files and the choice of samples, on which scores depend.
 
     Raises:
         ValueError: if there is no such directory.
@@ -113,7 +131,7 @@ def _directory(plan: TaskPlan) -> Path:
 
 
 def _load(plan: TaskPlan) -> Any:
-    """The tasks, with their data; refuses what can't be an objective."""
+    """The tasks with their data; each must have a score that is better when higher."""
     for name in OFFLINE:  # read when the libraries are imported
         os.environ.setdefault(name, "1")
     try:
@@ -121,7 +139,7 @@ def _load(plan: TaskPlan) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(MISSING) from error
     directory = _directory(plan).resolve()
-    with quiet(), contextlib.chdir(directory):  # from where a task file names its data
+    with _quiet(), contextlib.chdir(directory):  # from where a task file names its data
         manager = TaskManager(include_path=str(directory), include_defaults=False)
         known = manager.all_subtasks
         for name in plan.names:
@@ -160,3 +178,27 @@ def _metrics(task: Any, results: dict[str, Any]) -> dict[str, float]:
         if key is not None:
             found[metric] = float(results[key])
     return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence lm-eval's log, up to errors, and its progress bars, which would disturb ours."""
+    import datasets
+    from lm_eval.api import task as building  # the one of its bars that no argument turns off
+
+    logger, bar, shown = (
+        logging.getLogger("lm_eval"),
+        building.tqdm,
+        not datasets.are_progress_bars_disabled(),
+    )
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    building.tqdm = partial(bar, disable=True)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        building.tqdm = bar
+        if shown:
+            datasets.enable_progress_bars()

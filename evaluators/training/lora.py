@@ -1,7 +1,7 @@
-"""Low-rank updates through PEFT that leave zeros alone.
+"""Low-rank updates through PEFT that keep zeros.
 
 Plain LoRA computes ``W x + B (A x)``: merged, ``W + B A`` has no zeros left. Here the update is masked by the pruned
-weight's own zeros, in the forward pass as in the merge, so that what is trained is what is saved: the sparse
+weight's own zeros, in the forward pass as in the merge, so that the trained weight is the saved one: the sparse
 ``W + mask * (B A)``. The product is formed in each forward pass: rank / positions of the layer's own cost.
 """
 
@@ -38,7 +38,7 @@ class MaskedLora(PeftLinear):
 
 
 def attach_lora(anatomy: Anatomy, rank: int, seed: int) -> LoraModel:
-    """Put updates, at first 0, on all projections of the live model, and let nothing else learn.
+    """Add updates, at first 0, to all projections of the live model, as its only trained parameters.
 
     Args:
         rank: of the updates, scaled by 2.
@@ -51,7 +51,7 @@ def attach_lora(anatomy: Anatomy, rank: int, seed: int) -> LoraModel:
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=0.0,
-        target_modules=[x.name for x in anatomy.linears if x.n_weights],  # the others were removed whole
+        target_modules=[x.name for x in anatomy.linears if x.n_weights],  # the others were removed
         fan_in_fan_out=any(linear.transposed for linear in anatomy.linears),
     )
     config._register_custom_module({nn.Linear: MaskedLora, Conv1D: MaskedLora})  # PEFT's documented hook

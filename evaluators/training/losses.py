@@ -1,4 +1,4 @@
-"""Losses to train on, in chunks of positions: no more logits are held than those of one chunk.
+"""Differentiable losses in chunks of positions: only the logits of one chunk are in memory.
 
 For the backward pass a chunk's logits are computed again, as in gradient checkpointing
 (https://arxiv.org/abs/1604.06174). `evaluators.losses` measures; these have gradients.
@@ -20,7 +20,7 @@ CHUNK_TOKENS = 512
 
 
 def head_inputs(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
-    """What the model's own forward pass gives to its head; with gradients where they are enabled."""
+    """Hidden states before the head, by the model's own forward pass; with gradients where they are enabled."""
     base = anatomy.model.base_model
     states: Tensor = base(input_ids=tokens.to(anatomy.head.weight.device), use_cache=False)[0]  # type: ignore[operator]
     return states

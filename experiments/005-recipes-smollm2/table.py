@@ -69,7 +69,7 @@ class Tasks:
         from dataclasses import replace
 
         from secateur.evaluators.session import Session, set_threads
-        from secateur.evaluators.tasks.plan import TaskPlan
+        from secateur.evaluators.tasks.task_set import TaskPlan
         from secateur.search.app.session import plan
 
         set_threads(1)

@@ -66,7 +66,7 @@ def run(directory: str | Path, *, say: Say = silent, **settings: Any) -> Searche
 
     Args:
         directory: of the run; made if it is missing.
-        say: told in one line what is being done.
+        say: given progress, one line at a time.
         settings: as in a settings file, e.g. ``model="tiny", space={"target": 0.5}``.
 
     Raises:

@@ -10,7 +10,7 @@ from secateur.search.app.session import usage_errors
 from secateur.search.errors import UsageError
 
 if TYPE_CHECKING:
-    from secateur.evaluators.tasks.plan import TaskPlan
+    from secateur.evaluators.tasks.task_set import TaskPlan
 
 
 @usage_errors()
@@ -36,7 +36,7 @@ def tasks_in(names: Sequence[str], directory: Path | None, samples: int | None) 
     Raises:
         UsageError: if there are tasks without a directory, or the number of samples is out of range.
     """
-    from secateur.evaluators.tasks.plan import TaskPlan
+    from secateur.evaluators.tasks.task_set import TaskPlan
 
     if samples is not None and samples < 1:
         raise UsageError(f"Expected `--samples` >= 1, got {samples}.")

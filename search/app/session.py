@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from secateur.evaluators.latency.store import TableSource
     from secateur.evaluators.plan import SessionPlan
     from secateur.evaluators.session import Session
-    from secateur.evaluators.tasks.plan import TaskPlan
+    from secateur.evaluators.tasks.task_set import TaskPlan
     from secateur.evaluators.training.settings import Training
     from secateur.spaces.latency import LatencyTable
 
@@ -82,7 +82,7 @@ def _table_source(settings: Settings, table: LatencyTable | None) -> TableSource
 
 def _task_plan(settings: Settings) -> TaskPlan | None:
     """The tasks that are objectives, if there are any."""
-    from secateur.evaluators.tasks.plan import TaskPlan
+    from secateur.evaluators.tasks.task_set import TaskPlan
 
     of, wanted = settings.evaluator.tasks, [name for name in settings.optimised if name.startswith(TASK)]
     if of is None or not wanted:
