@@ -20,7 +20,7 @@ class Evaluator(ABC):
 
         Args:
             candidates: canonical texts of the space's candidates.
-            fidelity: how much data, and of which part.
+            fidelity: amount of data, and its part.
 
         Returns:
             One measurement a candidate, in order.

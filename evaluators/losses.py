@@ -1,4 +1,4 @@
-"""Losses over a vocabulary in chunks: KL to the dense model and cross-entropy, accumulated in fp32 and up."""
+"""Losses in chunks of positions: KL to the dense model and cross-entropy, accumulated in fp32 and up."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from secateur.pruners.models.anatomy import Anatomy
 
 CHUNK_TOKENS = 128
-"""Positions whose logits are held at a time."""
+"""Positions whose logits are in memory at a time."""
 
 _SCALE = 2.0**15
-"""Dense probabilities are stored in fp16 times this: normal down to 1.9e-9, nothing of weight is lost."""
+"""Scale of the dense probabilities stored in fp16: they are normal numbers down to 1.9e-9."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Teacher:
 
     Args:
         anatomy: the model with its dense weights.
-        hidden: computes the output of the last block, where it is needed.
-        keep: whether the probabilities may be kept.
-        file: where they are kept, mapped: processes that name the same file share one copy, made by the first of
-            them. None: in memory. A disk that is full or a model on a GPU keeps them in memory, too.
+        hidden: computes the output of the last block, if it is needed.
+        keep: keep the probabilities.
+        file: mapped file of the probabilities: processes with the same file share one copy, written by the first. None:
+            in memory, as on a full disk or for a model on a GPU.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Teacher:
         at = slice(chunk * CHUNK_TOKENS, (chunk + 1) * CHUNK_TOKENS)
         if self._stored is None:
             assert self._states is not None
-            weights = _logits(self._anatomy, self._states[at]).softmax(-1)
+            weights = self._anatomy.logits(self._states[at]).float().softmax(-1)
             negative_entropy = _negative_entropy(weights)
         else:
             weights = self._stored["probabilities"][at].float()
@@ -114,13 +114,13 @@ def _probabilities(anatomy: Anatomy, states: Float[Tensor, "tokens width"]) -> d
     entropy = torch.empty(n_tokens, dtype=torch.float64, device=device)
     for start in range(0, n_tokens, CHUNK_TOKENS):
         at = slice(start, start + CHUNK_TOKENS)
-        probabilities[at] = _logits(anatomy, states[at]).softmax(-1) * _SCALE
+        probabilities[at] = anatomy.logits(states[at]).float().softmax(-1) * _SCALE
         entropy[at] = _negative_entropy(probabilities[at].float())
     return {"probabilities": probabilities, "negative_entropy": entropy}
 
 
 def _saved(tensors: dict[str, Tensor], path: Path) -> bool:
-    """Whole, or not at all: another process may write the same file at this moment."""
+    """Write the file atomically, while another process may write the same one; False if the disk is full."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         save_file(tensors, temporary)
@@ -137,10 +137,6 @@ def _negative_entropy(weights: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "
     mass = exact.sum(-1)
     total: Tensor = torch.special.xlogy(exact, exact).sum(-1)
     return total / mass - mass.log()
-
-
-def _logits(anatomy: Anatomy, states: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocab"]:
-    return anatomy.logits(states).float()
 
 
 def loss_sums(
@@ -166,7 +162,7 @@ def loss_sums(
     ce = torch.zeros_like(kl)
     for chunk, part in enumerate(states.split(CHUNK_TOKENS)):
         at = slice(chunk * CHUNK_TOKENS, chunk * CHUNK_TOKENS + part.shape[0])
-        log_probs = _logits(anatomy, part).log_softmax(-1)
+        log_probs = anatomy.logits(part).float().log_softmax(-1)
         picked = log_probs.gather(1, targets[at, None])[:, 0]
         ce -= (picked * counted[at]).double().sum()
         kl += teacher.kl(chunk, log_probs).double().sum()

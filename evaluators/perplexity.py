@@ -57,12 +57,12 @@ def evaluate_model(
         say: given progress, one line at a time.
 
     Returns:
-        ``perplexity``, ``ce`` (nats per token), ``params``, ``zeros`` (share of the prunable weights), and what it
-        was measured on: ``text``, ``tokens``, ``window``, ``sha256`` of the token ids. For each task its metrics, such
-        as ``piqa acc``, and its ``samples``.
+        ``perplexity``, ``ce`` (nats per token), ``params``, ``zeros`` (share of the prunable weights), and the data:
+        ``text``, ``tokens``, ``window``, ``sha256`` of the token ids. For each task its metrics, such as ``piqa acc``,
+        and its ``samples``.
 
     Raises:
-        ValueError: if the model, the text or a task is not what it should be.
+        ValueError: if the model, the text or a task is wrong.
     """
     content = Text(part, text, load_text(text, part))
     say(f"loading {name}")

@@ -27,26 +27,20 @@ def walk(
     Yields:
         For each distinct path its members (indices into `paths`) and its final state.
     """
-    yield from _walk(paths, tuple(range(len(paths))), (), root, step)
 
+    def below(members: list[int], prefix: Path, state: State) -> Iterator[tuple[tuple[int, ...], State]]:
+        # Runs without branches are walked in this frame: its older states are freed at once.
+        while len(prefix) < len(paths[members[0]]):
+            groups: dict[Hashable, list[int]] = {}
+            for member in members:
+                groups.setdefault(paths[member][len(prefix)], []).append(member)
+            if len(groups) > 1:
+                for key, group in groups.items():
+                    longer = (*prefix, key)
+                    yield from below(group, longer, step(longer, group[0], state))
+                return
+            prefix = (*prefix, next(iter(groups)))
+            state = step(prefix, members[0], state)
+        yield tuple(members), state
 
-def _walk(
-    paths: Sequence[Sequence[Hashable]],
-    members: tuple[int, ...],
-    prefix: Path,
-    state: State,
-    step: Callable[[Path, int, State], State],
-) -> Iterator[tuple[tuple[int, ...], State]]:
-    # Runs without branches are walked in this frame: its older states are freed at once.
-    while len(prefix) < len(paths[members[0]]):
-        groups: dict[Hashable, list[int]] = {}
-        for member in members:
-            groups.setdefault(paths[member][len(prefix)], []).append(member)
-        if len(groups) > 1:
-            for key, group in groups.items():
-                below = (*prefix, key)
-                yield from _walk(paths, tuple(group), below, step(below, group[0], state), step)
-            return
-        prefix = (*prefix, next(iter(groups)))
-        state = step(prefix, members[0], state)
-    yield members, state
+    yield from below(list(range(len(paths))), (), root)

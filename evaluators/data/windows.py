@@ -45,7 +45,7 @@ class EvaluationData:
     """Nested subsets of fixed windows, in batches.
 
     Batches end at every fidelity, and between them at the batch size: fixed beforehand, so that a measurement
-    does not depend on what was measured before it.
+    does not depend on earlier ones.
 
     Args:
         anatomy: the dense model.

@@ -69,7 +69,7 @@ def time_in_turns(
         subjects: by name; called twice before the first round, to warm up.
         clock: of the device.
         rounds: at least `MIN_ROUNDS`.
-        of: ``wall`` or ``cpu``: which time counts.
+        of: the time that counts, ``wall`` or ``cpu``.
         seed: of the orders.
 
     Raises:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from secateur.pruners.models.anatomy import Anatomy
 
 CHUNK_TOKENS = 512
-"""Positions whose logits are held at a time."""
+"""Positions whose logits are in memory at a time."""
 
 
 def head_inputs(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
@@ -67,7 +67,7 @@ def ce_loss(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tens
 
 
 def _in_chunks(of_chunk: Callable[[Tensor, Tensor], Tensor], states: Tensor, beside: Tensor) -> Tensor:
-    """The sum of a function over chunks of positions."""
+    """Sum of a function over chunks of positions."""
     total = torch.zeros((), device=states.device)
     for part, other in zip(states.split(CHUNK_TOKENS), beside.split(CHUNK_TOKENS), strict=True):
         total = total + checkpoint(of_chunk, part, other, use_reentrant=False, preserve_rng_state=False)

@@ -18,7 +18,7 @@ def evaluate(model: str, **measured: Any) -> dict[str, float | str | int]:
     """Perplexity of a model, its share of zero weights, and its scores in tasks; see `evaluate_model`.
 
     Raises:
-        UsageError: if the model, the text or a task is not what it should be.
+        UsageError: if the model, the text or a task is wrong.
     """
     from secateur.evaluators.perplexity import evaluate_model
 

@@ -17,7 +17,7 @@ SETTING = {
     "allocation": "allocations",
     "depth": "baselines",
 }
-"""Of the section ``space``, by stage; the spaces of recipes and architectures name some by other keys too."""
+"""Key of the section ``space`` by stage; the spaces of recipes and architectures have other keys too."""
 
 EVIDENCE = {
     "scores": "the metric's scores",
@@ -30,35 +30,21 @@ STATISTICS = {"nothing": [], "data": ["data"], "moments": ["data"], "gram": ["da
 
 
 def method_rows() -> list[Row]:
-    """A row a method: its name, the setting that names it, the unit that it works on, what it needs, its paper."""
-    return list(_rows())
+    """A row a method: its name, the setting that names it, its unit, its needs and its paper."""
+    methods = [*dict.fromkeys(METHODS.values())]
+    rows = [_row(row) for row in methods]
+    n_before = [row.stage for row in methods].index("depth")
+    baseline = {**_row(RULES["flap"]), "setting": "space.baselines"}  # of architectures
+    return [*rows[:n_before], baseline, *rows[n_before:]]
 
 
-def _rows() -> Iterator[Row]:
-    yielded = False
-    for row in dict.fromkeys(METHODS.values()):
-        if row.stage == "depth" and not yielded:
-            yielded = True
-            yield _row(RULES["flap"], "baselines")  # architectures have it as a baseline
-        yield _row(row, _setting(row))
-
-
-def _setting(row: MethodRow) -> str:
-    if row.scope == "block":
-        return "metrics"
-    return (
-        "repair"
-        if row.stage == "repair" and row.unit == "structure" and not row.scope
-        else SETTING[row.stage]
-    )
-
-
-def _row(row: MethodRow, setting: str) -> Row:
-    of_repair = row.stage == "repair" and row.unit == "structure"
+def _row(row: MethodRow) -> Row:
+    of_structure = row.stage == "repair" and row.unit == "structure"
+    setting = "repair" if of_structure and not row.scope else SETTING[row.stage]
     return {
         "name": row.name,
-        "setting": f"space.{setting}",
-        "unit": "output projection" if of_repair else ", ".join(UNIT[unit] for unit in row.units),
+        "setting": "space.metrics" if row.scope == "block" else f"space.{setting}",
+        "unit": "output projection" if of_structure else ", ".join(UNIT[unit] for unit in row.units),
         "needs": ", ".join(dict.fromkeys(_needs(row))) or "nothing",
         "origin": row.origin,
         "summary": row.summary,
@@ -67,7 +53,7 @@ def _row(row: MethodRow, setting: str) -> Row:
 
 
 def _needs(row: MethodRow) -> Iterator[str]:
-    """In words; gradients with the memory that they take beside one window's work."""
+    """Needs in words; gradients with their memory beside that of one window."""
     from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
 
     yield from STATISTICS[row.needs]

@@ -57,7 +57,7 @@ def search(
     """Search until the budget is used up, then measure the front on the test text.
 
     Args:
-        settings: what to search.
+        settings: of the search.
         directory: of the run. The same settings continue it, also with another budget or target.
         observers: of the loop.
         say: given progress, one line at a time.

@@ -38,7 +38,7 @@ def measure_latency(
         The table, and the file that it is kept in.
 
     Raises:
-        UsageError: if the model or the conditions are not what they should be.
+        UsageError: if the model or the conditions are wrong.
     """
     from secateur.evaluators.latency.store import save_table
     from secateur.evaluators.latency.table import measure_table
@@ -72,7 +72,7 @@ def compare_latency(
         of the dense model and the other one is an export of it.
 
     Raises:
-        UsageError: if a model or the conditions are not what they should be.
+        UsageError: if a model or the conditions are wrong.
     """
     from secateur.evaluators.latency.conditions import conditions as conditions_of
     from secateur.evaluators.latency.models import all_of, kept_in, predicted_ms, time_models
