@@ -22,8 +22,8 @@ from secateur.search.study.about import About
 from secateur.search.study.study import Study
 from secateur.spaces.allocation.space import Allocation, AllocationSpace
 from secateur.spaces.measurement import Fidelity, Measurement
-from secateur.spaces.parameters import IntParameter
 from secateur.spaces.shape import ModelShape, Unit
+from secateur.spaces.space import IntParameter
 
 SHAPE = ModelShape(n_params=10_000, bytes_per_param=2, macs_per_token=10_000, kv_bytes_per_token=10)
 FIDELITIES = (Fidelity("search", 64), Fidelity("search", 256))

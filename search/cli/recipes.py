@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from secateur.search.cli.choice import Bounds, choose, with_bounds
 from secateur.search.cli.option_groups import (
     LOADING,
     MEASURING,
+    Bounds,
     ExportFormat,
     Json,
     ModelName,
@@ -18,6 +18,8 @@ from secateur.search.cli.option_groups import (
     Options,
     RunDir,
     TrialNumber,
+    choose,
+    with_bounds,
     with_group,
 )
 from secateur.search.cli.results import show_export

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.search.cli.choice import Bounds, choose, with_bounds
-from secateur.search.cli.option_groups import ExportFormat, Json, NewDir, RunDir, TrialNumber
+from secateur.search.cli.option_groups import (
+    Bounds,
+    ExportFormat,
+    Json,
+    NewDir,
+    RunDir,
+    TrialNumber,
+    choose,
+    with_bounds,
+)
 from secateur.search.errors import UsageError
 from secateur.search.show.console import FAILED, open_display, show, show_facts, show_json
 from secateur.search.show.values import one_line, perplexity, shown

@@ -13,8 +13,7 @@ from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.formulas.metric import MetricName
 from secateur.spaces.methods import Comparison
 from secateur.spaces.shape import Granularity, ModelShape, Prunable, group, split_protected
-from secateur.spaces.space_settings import SpaceSettings
-from secateur.spaces.targets import Target, targets_of
+from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
 
 
 class AllocationSettings(SpaceSettings):

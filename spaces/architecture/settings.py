@@ -17,8 +17,7 @@ from secateur.spaces.methods import CUT_REPAIRS, DEPTH
 from secateur.spaces.plugins import points
 from secateur.spaces.section import one_of
 from secateur.spaces.shape import ModelShape, Prunable
-from secateur.spaces.space_settings import SpaceSettings
-from secateur.spaces.targets import Target, targets_of
+from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
 
 UNITS: frozenset[Removable] = frozenset({"groups", "channels", "attention", "mlp"})
 TIED_UNITS: frozenset[Removable] = frozenset({"groups", "channels", "blocks"})

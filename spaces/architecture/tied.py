@@ -15,8 +15,8 @@ from secateur.spaces.architecture.scores import Scores
 from secateur.spaces.architecture.structured import StructuredSpace
 from secateur.spaces.methods import DEPTH
 from secateur.spaces.mutation_crossover import ATTEMPTS
-from secateur.spaces.parameters import IntParameter
 from secateur.spaces.shape import ModelShape
+from secateur.spaces.space import IntParameter
 
 NEIGHBOURS = 4  # nearest forms within one mutation
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from secateur.spaces.methods import RULES, UPDATES, Unit
-from secateur.spaces.parameters import IntParameter, Requirement
 from secateur.spaces.recipe.form import completed, flattened, nested
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, N_CLUSTERS, Condition, is_number, leaves
 from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.space import IntParameter, Requirement
 
 Subspace = Literal["calibration", "metric", "allocation", "repair"]
 Items = dict[str, Any]

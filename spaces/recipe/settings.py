@@ -15,8 +15,7 @@ from secateur.spaces.recipe.keys import BLEND, CHUNK, SOURCE_NAME, first_metric,
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.space import RecipeSpace
 from secateur.spaces.shape import ModelShape, Prunable, split_protected
-from secateur.spaces.space_settings import SpaceSettings
-from secateur.spaces.targets import Target, targets_of
+from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
 
 EVALUATORS = ""
 """The text source of a space that names none: the evaluator's calibration set."""

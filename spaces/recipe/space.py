@@ -11,11 +11,10 @@ from secateur.spaces.architecture.candidate import GONE
 from secateur.spaces.architecture.cost import cost, dense_of
 from secateur.spaces.levels import check_ascending, n_zeros
 from secateur.spaces.methods import Unit
-from secateur.spaces.parameters import IntParameter
 from secateur.spaces.recipe.candidate import DENSE, Recipe
 from secateur.spaces.recipe.choices import Choice, Items, Subspace, Tree, items_of, items_of_known, plain_of
 from secateur.spaces.shape import ModelShape
-from secateur.spaces.space import Space
+from secateur.spaces.space import IntParameter, Space
 
 ATTEMPTS = 20
 STEP = 0.7  # probability that an ordered choice changes to a neighbouring option, else to any

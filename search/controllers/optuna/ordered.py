@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secateur.search.controllers.optuna.samplers import build_sampler, distribution_of
-from secateur.spaces.parameters import IntParameter
+from secateur.spaces.space import IntParameter
 
 if TYPE_CHECKING:  # takes a second to import
     import optuna

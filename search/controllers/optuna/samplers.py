@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from secateur.spaces.names import nearest
-from secateur.spaces.parameters import IntParameter
+from secateur.spaces.space import IntParameter
 
 if TYPE_CHECKING:  # takes a second to import
     from optuna.distributions import BaseDistribution

@@ -11,8 +11,7 @@ from secateur.search.controller import Trial
 from secateur.search.controllers.optuna.ordered import OrderedParameters
 from secateur.search.controllers.optuna.samplers import build_sampler, distribution_of, quiet_optuna, row_of
 from secateur.search.objectives import oriented
-from secateur.spaces.parameters import IntParameter
-from secateur.spaces.space import Space
+from secateur.spaces.space import IntParameter, Space
 
 if TYPE_CHECKING:  # takes a second to import
     import optuna
