@@ -19,7 +19,7 @@ import secateur.search.app as rooms
 from secateur.search.budget import Spent
 from secateur.search.cli import COMMANDS, _app
 from secateur.search.cli.doctor import examine
-from secateur.search.cli.lists import LISTED
+from secateur.search.cli.lists import LISTS
 from secateur.search.executor import WorkerStatus
 from secateur.search.loop.interrupt import Interrupt
 from secateur.search.loop.loop import Outcome
@@ -108,7 +108,7 @@ def test_status_and_report_as_json(secateur, made):
     assert all(Path(file).is_file() for file in files)
 
 
-@pytest.mark.parametrize("what", LISTED)
+@pytest.mark.parametrize("what", LISTS)
 def test_everything_can_be_listed(secateur, what):
     status, out, _ = secateur("list", what, "--json")
     rows = json.loads(out)

@@ -16,7 +16,7 @@ from secateur.pruners.calibration.gradient_kinds import KINDS
 from secateur.pruners.formulas.terminals import needs
 from secateur.pruners.recipes.allocation.threshold import NORMALISATIONS
 from secateur.search.app.methods import method_rows
-from secateur.search.show.listing import markdown
+from secateur.search.cli.lists import as_markdown
 from secateur.spaces.methods import METHODS, RULES, SIGNATURES, TABLE, Gradients, MethodRow
 from secateur.spaces.plugins import resolve
 
@@ -84,7 +84,7 @@ def test_the_table_loads_no_torch():
 def test_the_page_of_methods_is_the_list():
     """Written by ``secateur list methods --markdown``, below its heading."""
     page = (ROOT / "docs" / "methods.md").read_text("utf-8")
-    assert page[page.index("| name") :].splitlines() == markdown(method_rows())
+    assert page[page.index("| name") :].splitlines() == as_markdown(method_rows())
 
 
 def test_contributing_names_every_kind():

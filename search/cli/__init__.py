@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from secateur.search.cli.lists import doctor, list_
+from secateur.search.cli.doctor import doctor
+from secateur.search.cli.lists import list_
 from secateur.search.cli.models import evaluate, latency
 from secateur.search.cli.recipes import prune, recipe
 from secateur.search.cli.results import export, front, order, pick, recover, report

@@ -1,4 +1,4 @@
-"""Checks of the machine: packages, extras, writable directories, disk space, the embedded model."""
+"""Command ``doctor``: checks of packages, extras, writable directories, disk space, the embedded model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+import typer
+
+from secateur.search.cli.option_groups import Json
+from secateur.search.show.console import FAILED, show_facts, show_json
 
 # Extra: its modules, and their purpose.
 EXTRAS = {
@@ -41,12 +46,27 @@ class Check:
     ok: bool | None = True
 
 
+def doctor(json: Json = False) -> None:
+    """Check this machine: packages, extras, disk, the embedded model."""
+    from secateur.pruners.models.checkpoints.cache import cache_root
+    from secateur.pruners.models.loading import find_checkpoint
+
+    checks = examine(cache_root(), _torch_facts, lambda: find_checkpoint("tiny").location)
+    if json:
+        show_json([asdict(check) for check in checks])
+    else:
+        marks = {True: "ok", None: "-", False: "BAD"}
+        show_facts({check.name: f"{marks[check.ok]:4} {check.found}" for check in checks})
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(FAILED)
+
+
 def examine(cache: Path, torch_facts: Callable[[], str], find_tiny: Callable[[], str]) -> list[Check]:
     """Run all checks.
 
     Args:
         cache: directory of converted models.
-        torch_facts: returns the threads and devices that torch sees; called, since this file does not import torch.
+        torch_facts: returns the threads and devices that torch sees.
         find_tiny: returns the location of the embedded model; raises ValueError or OSError if it is damaged.
     """
     checks = [Check("python", f"{platform.python_version()} on {platform.platform()}")]
@@ -102,3 +122,10 @@ def _room(name: str, directory: Path) -> Check:
 
 def _existing(directory: Path) -> Path:
     return next(path for path in [directory, *directory.absolute().parents] if path.is_dir())
+
+
+def _torch_facts() -> str:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{torch.get_num_threads()} threads, CUDA: {', '.join(gpus) or 'none'}"

@@ -1,106 +1,121 @@
-"""Commands ``list`` and ``doctor``: names for settings, and checks of this machine."""
+"""Command ``list``: names for settings and commands."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from secateur.search.cli.option_groups import Json
 from secateur.search.errors import UsageError
-from secateur.search.show.console import FAILED, complain, show, show_facts, show_json
+from secateur.search.show.console import complain, show, show_json
 from secateur.spaces.names import nearest
-from secateur.spaces.plugins import left_out
+from secateur.spaces.plugins import left_out, resolve
 
-LISTED = (
-    "spaces",
-    "controllers",
-    "evaluators",
-    "methods",
-    "metrics",
-    "recipes",
-    "families",
-    "formats",
-    "executors",
-)
+Rows = list[dict[str, str]]
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help=f"One of: {', '.join(LISTED)}.")],
+    what: Annotated[str, typer.Argument(help=f"One of: {', '.join(LISTS)}.")],
     json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a table in Markdown.")] = False,
 ) -> None:
     """List the names that settings and commands accept."""
-    from secateur.search.show import listing
-
-    if what not in LISTED:
-        raise UsageError(f"Expected something to list, got {what!r}.{nearest(what, LISTED)}")
-    ours = {"methods": _methods, "metrics": _metrics, "families": _families, "formats": _formats}
-    rows = {**listing.LISTS, **ours}[what]()
+    if what not in LISTS:
+        raise UsageError(f"Expected something to list, got {what!r}.{nearest(what, LISTS)}")
+    rows = LISTS[what]()
     if json:
         show_json(rows)
     else:
-        for line in listing.markdown(rows) if markdown else listing.lines(rows):
+        for line in as_markdown(rows) if markdown else as_lines(rows):
             show(line)
     for line in left_out():
         complain(line, "warning")
 
 
-def doctor(json: Json = False) -> None:
-    """Check this machine: packages, extras, disk, the embedded model."""
-    from secateur.pruners.models.checkpoints.cache import cache_root
-    from secateur.pruners.models.loading import find_checkpoint
-    from secateur.search.cli.doctor import examine
-
-    checks = examine(cache_root(), _torch_facts, lambda: find_checkpoint("tiny").location)
-    if json:
-        show_json([asdict(check) for check in checks])
-    else:
-        marks = {True: "ok", None: "-", False: "BAD"}
-        show_facts({check.name: f"{marks[check.ok]:4} {check.found}" for check in checks})
-    if any(check.ok is False for check in checks):
-        raise typer.Exit(FAILED)
+def as_lines(rows: Rows) -> list[str]:
+    """The rows as text, in columns; the last two, summary and source, are not padded."""
+    *padded, summary, source = rows[0]
+    widths = {key: max(len(row[key]) for row in rows) for key in padded}
+    parts = ([*(row[key].ljust(widths[key]) for key in padded), row[summary], row[source]] for row in rows)
+    return ["  ".join(part for part in line if part).rstrip() for line in parts]
 
 
-def _methods() -> list[dict[str, str]]:
+def as_markdown(rows: Rows) -> list[str]:
+    """The rows as a table in Markdown, without empty columns."""
+    keys = [key for key in rows[0] if any(row[key] for row in rows)]
+    cells = [keys, ["---"] * len(keys), *([row[key].replace("|", "\\|") for key in keys] for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in cells]
+
+
+def _row(name: str, summary: str, source: str = "", origin: str = "") -> dict[str, str]:
+    """One line of a list.
+
+    Args:
+        name: in settings.
+        summary: one line.
+        source: a paper's address.
+        origin: the package that adds it; empty: this one.
+    """
+    return {"name": name, "origin": origin, "summary": summary, "source": source}
+
+
+def _registered(path: str) -> Rows:
+    """The rows of the registry at a path, imported now."""
+    return [_row(name, x.summary, x.source, x.origin) for name, x in resolve(path).items()]
+
+
+def _evaluators() -> Rows:
+    return [
+        _row("kl", "KL divergence to the dense model, nats per token; block by block, prefixes shared"),
+        _row("ce", "cross-entropy of the next token, nats per token; likewise"),
+    ]
+
+
+def _methods() -> Rows:
     from secateur.search.app.methods import method_rows
 
     return method_rows()
 
 
-def _metrics() -> list[dict[str, str]]:
-    from secateur.search.show.listing import row
+def _metrics() -> Rows:
     from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
     from secateur.spaces.methods import METRICS, RECONSTRUCTIONS
 
-    known = [
-        row(x.name, x.summary, x.paper, x.origin) for x in [*METRICS.values(), *RECONSTRUCTIONS.values()]
-    ]
+    rows = [*METRICS.values(), *RECONSTRUCTIONS.values()]
     signs = [operator.infix or name for name, operator in OPERATORS.items()]
-    formulas = row(
-        "formula: ...", f"such as abs(W) * X; of {' '.join(TERMINALS)}, numbers, {' '.join(signs)}"
-    )
-    return [*known, formulas]
+    formulas = f"such as abs(W) * X; of {' '.join(TERMINALS)}, numbers, {' '.join(signs)}"
+    return [*(_row(x.name, x.summary, x.paper, x.origin) for x in rows), _row("formula: ...", formulas)]
 
 
-def _formats() -> list[dict[str, str]]:
-    from secateur.pruners.export.registry import FORMATS
-    from secateur.search.show.listing import row
+def _recipes() -> Rows:
+    from secateur.spaces.recipe.known import KNOWN
 
-    carries = {name: ", ".join(x.families) if x.families else "all families" for name, x in FORMATS.items()}
-    return [row(name, f"{x.summary} ({carries[name]})", x.source, x.origin) for name, x in FORMATS.items()]
+    return [{"name": n, "unit": x.unit, "summary": x.summary, "source": x.paper} for n, x in KNOWN.items()]
 
 
-def _families() -> list[dict[str, str]]:
+def _families() -> Rows:
     from secateur.pruners.models.discover import FAMILIES
-    from secateur.search.show.listing import row
 
-    return [row(name, "tested; others that are built alike work too") for name in FAMILIES]
+    return [_row(name, "tested; others that are built alike work too") for name in FAMILIES]
 
 
-def _torch_facts() -> str:
-    import torch
+def _formats() -> Rows:
+    from secateur.pruners.export.registry import FORMATS
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return f"{torch.get_num_threads()} threads, CUDA: {', '.join(gpus) or 'none'}"
+    families = {name: ", ".join(x.families) if x.families else "all families" for name, x in FORMATS.items()}
+    return [_row(name, f"{x.summary} ({families[name]})", x.source, x.origin) for name, x in FORMATS.items()]
+
+
+LISTS: dict[str, Callable[[], Rows]] = {
+    "spaces": lambda: _registered("secateur.spaces.registry:SPACES"),
+    "controllers": lambda: _registered("secateur.search.controllers.registry:CONTROLLERS"),
+    "evaluators": _evaluators,
+    "methods": _methods,
+    "metrics": _metrics,
+    "recipes": _recipes,
+    "families": _families,
+    "formats": _formats,
+    "executors": lambda: _registered("secateur.search.executors.registry:EXECUTORS"),
+}
