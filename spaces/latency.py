@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -79,16 +79,7 @@ class LatencyTable:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for a file."""
-        phases = {
-            name: {
-                "rest_ms": phase.rest_ms,
-                "attention_ms": list(phase.attention_ms),
-                "ffn": list(map(list, phase.ffn)),
-            }
-            for name, phase in self.phases.items()
-        }
-        return {"key": self.key, "phases": phases}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> LatencyTable:

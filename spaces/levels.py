@@ -132,14 +132,12 @@ class Balance:
         return self._total + row[level + 1] - row[level] <= self._window.high
 
     def move(self, unit: int, direction: int) -> None:
-        """Move the unit by one level."""
         level = self.levels[unit]
         self._total += self._table[unit][level + direction] - self._table[unit][level]
         self.levels[unit] = level + direction
         self._moved[unit] = direction
 
     def put(self, unit: int, level: int) -> None:
-        """Move the unit to this level."""
         before = self.levels[unit]
         self._total += self._table[unit][level] - self._table[unit][before]
         self.levels[unit] = level

@@ -31,7 +31,6 @@ class LevelVariation:
         self._uniform = tuple(uniform)
 
     def total(self, levels: Sequence[int]) -> int:
-        """Total usage of all units."""
         return total_usage(self._table, levels)
 
     def target_of(self, levels: Sequence[int]) -> int | None:

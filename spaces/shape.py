@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
@@ -95,12 +95,7 @@ class ModelShape:
     held_groups: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, for a file."""
-        plain = {
-            "blocks": [asdict(block) for block in self.blocks],
-            "latency": None if self.latency is None else self.latency.to_json(),
-        }
-        return {f.name: getattr(self, f.name) for f in fields(self)} | plain
+        return asdict(self)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ModelShape:

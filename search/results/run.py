@@ -36,7 +36,6 @@ class Run:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """Names of the front's objectives."""
         return self.settings.objectives
 
     @property
@@ -61,7 +60,6 @@ class Run:
 
     @property
     def linears(self) -> list[Prunable]:
-        """Prunable linears of the dense model."""
         return [Prunable(**linear) for linear in self.study.about.facts["shape"]["linears"]]
 
     @cached_property

@@ -45,12 +45,10 @@ class TrainingSettings(Section):
 
     @property
     def rate(self) -> float:
-        """Learning rate."""
         return RATES[self.learn] if self.learning_rate is None else self.learning_rate
 
     @property
     def text(self) -> str:
-        """Summary for display."""
         tokens = ", ".join(f"{n:,}" for n in self.tokens)
         return (
             f"{self.learn}, loss {self.loss}, {tokens} tokens of the calibration text; thrown away afterwards"

@@ -141,7 +141,6 @@ class _Bar(ProgressBar):
         yield self._below
 
     def say(self, stage: str) -> None:
-        """Name the stage."""
         self.update(self._stage, description=stage)
 
     def show(self, share: float | None, below: RenderableType) -> None:

@@ -28,7 +28,6 @@ class Allocation:
 
     @cached_property
     def text(self) -> str:
-        """Canonical text; `parse` is its inverse."""
         runs = [(level, len(list(group))) for level, group in groupby(self.levels)]
         return "allocation:" + ",".join(f"{level}x{n}" if n > 1 else f"{level}" for level, n in runs)
 
@@ -128,7 +127,6 @@ class AllocationSpace(SeparableSpace[Allocation]):
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """Sparsity of each level."""
         return self._levels
 
     def parse(self, text: str) -> Allocation:
@@ -146,18 +144,15 @@ class AllocationSpace(SeparableSpace[Allocation]):
     # --- variation ---
 
     def sample(self, rng: np.random.Generator, target: int) -> Allocation:
-        """As `LevelVariation.sample`."""
         shares = [np.asarray(self._levels)] * len(self._units)
         return Allocation(self._variation.sample(shares, self._targets[target], target, rng))
 
     def mutate(self, candidate: Allocation, rng: np.random.Generator) -> Allocation:
-        """As `LevelVariation.mutate`."""
         return self._same_or(
             candidate, self._variation.mutate(candidate.levels, self._met_target(candidate), rng)
         )
 
     def crossover(self, first: Allocation, second: Allocation, rng: np.random.Generator) -> Allocation:
-        """As `LevelVariation.mix`."""
         return Allocation(self._variation.mix(first.levels, second.levels, self._met_target(first), rng))
 
     def repair(self, candidate: Allocation, target: int, rng: np.random.Generator) -> Allocation:

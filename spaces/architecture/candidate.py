@@ -62,7 +62,6 @@ class Architecture:
 
     @cached_property
     def text(self) -> str:
-        """Canonical text; `parse` is its inverse."""
         runs = [(kept, len(list(group))) for kept, group in groupby(self.blocks)]
         body = ",".join(f"{g}/{w}" + (f"x{n}" if n > 1 else "") for (g, w), n in runs)
         return f"architecture:{body}" + (f";repair={self.repair}" if self.repair else "")

@@ -103,7 +103,6 @@ class FormTargets:
 
     @cached_property
     def forms(self) -> tuple[list[Form], ...]:
-        """Forms that meet each target."""
         return tuple(
             [form for form, removed in self._removed.items() if window.low <= removed <= window.high]
             for window in self.windows
@@ -154,12 +153,10 @@ class FormTargets:
         return next((i for i, window in enumerate(self.windows) if removed in window), None)
 
     def blocks(self, form: Form, dropped: Collection[int]) -> tuple[Kept, ...]:
-        """Kept units of each block."""
         return tuple(GONE if index in dropped else form.kept for index in range(self.dense.n_blocks))
 
     @property
     def levels(self) -> tuple[BlockLevels, ...]:
-        """Levels of each block."""
         zeros = [(0,) if index in self.droppable else () for index in range(self.dense.n_blocks)]
         return tuple(BlockLevels((*self.alike.kv_groups, *zero), (*self.alike.ffn, *zero)) for zero in zeros)
 

@@ -141,7 +141,6 @@ class ArchitectureSettings(SpaceSettings):
 
     @property
     def repairs(self) -> tuple[str, ...]:
-        """Repairs for candidates to choose from."""
         return tuple(self.repair) if isinstance(self.repair, list) else (self.repair,)
 
     @property
@@ -162,7 +161,6 @@ class ArchitectureSettings(SpaceSettings):
 
     @property
     def rules(self) -> LevelRules:
-        """Rules for the numbers of kept units."""
         smallest = SMALLEST_MLP.get(self.target_format, 0)
         default = TIED_UNITS if self.all_alike else UNITS
         return LevelRules(

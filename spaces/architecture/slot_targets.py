@@ -56,7 +56,6 @@ class SlotTargets:
 
     @cached_property
     def levels(self) -> tuple[BlockLevels, ...]:
-        """Levels of each block."""
         levels = [BlockLevels((dense.kv_groups,), (dense.ffn,)) for dense in self.dense]
         for slot in self.slots:
             before = levels[slot.block]

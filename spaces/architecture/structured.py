@@ -77,7 +77,6 @@ class StructuredSpace(Space[Architecture]):
         return other
 
     def cost(self, candidate: Architecture) -> Mapping[str, float]:
-        """See `cost.cost`."""
         return cost(self._shape, candidate.blocks, candidate.repair or self.repairs[0])
 
     def config(self, candidate: Architecture) -> Mapping[str, Any]:

@@ -124,7 +124,6 @@ class FormulaSettings(SpaceSettings):
 
     @property
     def palette(self) -> Palette:
-        """Terminals, operators and constants of random formulas."""
         return Palette(
             self.terminals, tuple(OPERATORS) if self.operators is None else self.operators, self.constants
         )
@@ -148,7 +147,6 @@ class FormulaSettings(SpaceSettings):
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """The one target."""
         return (self.target,)
 
 

@@ -97,7 +97,6 @@ class FormulaSpace(Space[Formula]):
 
     @property
     def terminals(self) -> tuple[str, ...]:
-        """Terminals of the formulas."""
         return self._palette.terminals
 
     @property

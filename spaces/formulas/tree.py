@@ -100,7 +100,6 @@ class Bounds:
                 raise ValueError(f"Expected `{name}` within 1 and {limit}, got {getattr(self, name)}.")
 
     def hold(self, tree: Tree) -> bool:
-        """True if the tree is within the bounds."""
         return tree.depth <= self.depth and tree.size <= self.size
 
 

@@ -63,7 +63,6 @@ class Recipe:
 
     @property
     def is_dense(self) -> bool:
-        """Whether it is the dense model."""
         return self.text == DENSE
 
     @property
@@ -80,7 +79,6 @@ class Recipe:
 
     @cached_property
     def sparsity(self) -> float:
-        """Removed share."""
         return 0.0 if self.is_dense else float(self.plain["sparsity"])
 
 

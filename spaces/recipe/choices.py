@@ -101,11 +101,9 @@ class Tree:
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """All choices."""
         return tuple(self._choices.values())
 
     def active(self, items: Items) -> list[Choice]:
-        """Applicable choices."""
         return [choice for path, choice in self._choices.items() if path in items]
 
     def completed(self, items: Mapping[str, Any], fill: Fill) -> Items:
@@ -121,7 +119,6 @@ class Tree:
         return found
 
     def default(self, choice: Choice) -> Any:
-        """Option nearest to the base's value."""
         return nearest(choice.options, self._base[choice.path], ordered=choice.ordered)
 
     def parameters(self) -> tuple[IntParameter, ...]:

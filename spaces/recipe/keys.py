@@ -32,7 +32,6 @@ class Condition:
     negated: bool = False
 
     def holds(self, value: Any) -> bool:
-        """Whether the condition holds for this value."""
         return (value in self.values) != self.negated
 
 

@@ -178,7 +178,6 @@ class RecipeSettings(SpaceSettings):
 
     @property
     def source_names(self) -> tuple[str, ...]:
-        """Names of the sources, sorted."""
         return tuple(sorted(self.texts))
 
     @property
@@ -195,7 +194,6 @@ class RecipeSettings(SpaceSettings):
 
     @property
     def metric_options(self) -> tuple[str, ...]:
-        """Options for the metric."""
         if self.metrics is not None:
             return tuple(self.metrics)
         of_start = items_of_known(self.start_name)["metric.name"]
@@ -204,7 +202,6 @@ class RecipeSettings(SpaceSettings):
 
     @property
     def allocation_options(self) -> tuple[str, ...]:
-        """Options for the allocation rule."""
         if self.allocations is not None:
             return tuple(self.allocations)
         ours = {name: row for name, row in RULES.items() if not row.origin and "profile" not in row.evidence}
@@ -212,7 +209,6 @@ class RecipeSettings(SpaceSettings):
 
     @property
     def repair_options(self) -> tuple[str, ...]:
-        """Options for the repair."""
         if self.repairs is not None:
             return tuple(self.repairs)
         of_start = items_of_known(self.start_name)["repair"]

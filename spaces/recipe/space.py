@@ -179,7 +179,6 @@ class RecipeSpace(Space[Recipe]):
     # --- parameters ---
 
     def parameters(self) -> tuple[IntParameter, ...]:
-        """Position of each choice's option."""
         return self._tree.parameters()
 
     def to_parameters(self, candidate: Recipe) -> dict[str, int]:
