@@ -121,13 +121,9 @@ class Executor(ABC):
 def measure_all(
     executor: Executor, candidates: Sequence[str], fidelity: Fidelity, size: int
 ) -> Iterator[list[Measurement]]:
-    """Measurements of candidates at one fidelity, outside a search, in the order of their arrival.
+    """Measurements of distinct candidates, outside a search, in the order of their arrival; `size` candidates a job.
 
-    Args:
-        executor: without pending jobs.
-        candidates: distinct texts.
-        fidelity: of the measurements.
-        size: candidates a job.
+    The executor has no pending jobs.
     """
     parts = [tuple(candidates[i : i + size]) for i in range(0, len(candidates), size)]
     jobs = deque(Job(number, part, fidelity) for number, part in enumerate(parts))

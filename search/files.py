@@ -38,7 +38,6 @@ def parse_yaml(text: str, origin: str) -> Any:
     """Plain value of a YAML text.
 
     Args:
-        text: YAML.
         origin: where the text comes from, for errors.
 
     Raises:

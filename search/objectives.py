@@ -20,7 +20,6 @@ class Objective:
     Args:
         label: for tables and axes.
         unit: of the value; empty where it has none.
-        direction: better direction.
         digits: significant digits in which two values must differ to count as different on a front; None: all.
             Candidates of one target differ by a few weights, which is no trade-off.
     """

@@ -49,8 +49,6 @@ class LevelVariation:
         Args:
             shares: fraction of each unit removed by its levels.
             sparsity: fraction removed by the target.
-            target: its index.
-            rng: of all choices.
         """
         n_units = len(self._table)
         for _ in range(ATTEMPTS):
@@ -109,14 +107,7 @@ class LevelVariation:
     def jump(
         self, levels: Levels, target: int, jumps: Mapping[int, int], rng: np.random.Generator
     ) -> Levels | None:
-        """The levels with new levels for some units, compensated by the others; None if that fails.
-
-        Args:
-            levels: to start from.
-            target: index of the target to meet.
-            jumps: unit -> its new level.
-            rng: of the choice of compensating units.
-        """
+        """The levels with new levels for some units, by index, compensated by the others; None if that fails."""
         balance = Balance(self._table, levels, self._windows[target])
         for unit, level in jumps.items():
             balance.put(unit, level)

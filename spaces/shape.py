@@ -112,10 +112,6 @@ class ModelShape:
         """Costs of the model with zeros among its prunable weights.
 
         Zeros are stored, and multiplied by, like other weights.
-
-        Args:
-            n_zeros: how many.
-            n_weights: how many weights are prunable.
         """
         return {
             "sparsity": n_zeros / n_weights,

@@ -36,7 +36,6 @@ class Check:
     """Result of one check.
 
     Args:
-        name: of the check.
         found: state that was found.
         ok: False if a search would fail; None for mere information.
     """
@@ -65,7 +64,6 @@ def examine(cache: Path, torch_facts: Callable[[], str], find_tiny: Callable[[],
     """Run all checks.
 
     Args:
-        cache: directory of converted models.
         torch_facts: returns the threads and devices that torch sees.
         find_tiny: returns the location of the embedded model; raises ValueError or OSError if it is damaged.
     """

@@ -50,14 +50,7 @@ def as_markdown(rows: Rows) -> list[str]:
 
 
 def _row(name: str, summary: str, source: str = "", origin: str = "") -> dict[str, str]:
-    """One line of a list.
-
-    Args:
-        name: in settings.
-        summary: one line.
-        source: a paper's address.
-        origin: the package that adds it; empty: this one.
-    """
+    """One line of a list; `source` is a paper's address, `origin` the package that adds the row, if another."""
     return {"name": name, "origin": origin, "summary": summary, "source": source}
 
 

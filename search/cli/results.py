@@ -118,12 +118,7 @@ def export(
 
 
 def show_export(summary: ExportSummary, what: str) -> None:
-    """Print the directory, the measurements and the checks of an exported model.
-
-    Args:
-        summary: of the export.
-        what: name of the model, e.g. ``trial 7``.
-    """
+    """Print the directory, the measurements and the checks of an exported model, named e.g. ``trial 7``."""
     show(f"{what} {'was exported before' if summary.already else 'exported'}: {summary.directory}")
     show_facts({where: one_line(values) for where, values in summary.measured.items()})
     show_facts({name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in summary.checks.items()})

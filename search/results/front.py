@@ -14,12 +14,7 @@ from secateur.spaces.measurement import Fidelity
 
 
 def comparable(trials: Iterable[Trial], fidelity: Fidelity | None = None) -> list[Trial]:
-    """Feasible trials at one fidelity, in order of their numbers.
-
-    Args:
-        trials: of one study.
-        fidelity: None for the largest search fidelity among the trials.
-    """
+    """Feasible trials at one fidelity, by default the largest search fidelity among them, in order of numbers."""
     trials = sorted(trials, key=lambda trial: trial.number)
     if fidelity is None:
         found = (t.measurement.fidelity for t in trials)
@@ -33,7 +28,6 @@ def non_dominated(
     """Non-dominated trials: no other one equals or beats them in every objective, in the digits that count there.
 
     Args:
-        trials: of one study.
         objectives: names in `OBJECTIVES`, each with its direction; at least one.
         fidelity: what to compare at; None for the largest search fidelity among the trials.
 
@@ -67,8 +61,6 @@ def hypervolume_series(
     baselines don't differ is left out.
 
     Args:
-        trials: of one study.
-        objectives: names in `OBJECTIVES`.
         baselines: canonical texts of the baselines.
         fidelity: as for `non_dominated`.
 

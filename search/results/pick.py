@@ -150,8 +150,6 @@ def pick(
     A bound on sparsity is met to within `SPARSITY_TOLERANCE`.
 
     Args:
-        trials: of one study.
-        bounds: all of them must be met.
         dense: canonical text of the dense model, for relative bounds.
         fidelity: None for the largest search fidelity among the trials.
 

@@ -51,12 +51,7 @@ def best_by_target(trials: Iterable[Trial], known: Mapping[str, float]) -> dict[
 def loss_series(
     trials: Iterable[Trial], fidelity: Fidelity, known: Mapping[str, float]
 ) -> dict[str, list[tuple[int, float]]]:
-    """Series of the lowest loss of each target.
-
-    Args:
-        trials: of one study, in order.
-        fidelity: of the losses.
-        known: see `target_sparsities`.
+    """Series of the lowest loss at a fidelity of each target, see `target_sparsities`; trials are in order.
 
     Returns:
         (tokens evaluated for the search so far, lowest loss so far), one an improvement, by target.

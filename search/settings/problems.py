@@ -15,13 +15,7 @@ from secateur.spaces.names import nearest
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: Sequence[str] = ()) -> list[str]:
-    """One line for each key at fault, in the model's order.
-
-    Args:
-        error: raised by the model.
-        model: the model.
-        prefix: path of the model in the settings.
-    """
+    """One line for each key at fault of a model at a path (`prefix`) of the settings, in the model's order."""
     by_path: dict[str, list[tuple[ErrorDetails, _Place]]] = {}
     for detail in error.errors(include_url=False):
         place = _locate(model, detail["loc"], prefix)

@@ -22,11 +22,7 @@ LEAST_SPAN = 0.08
 def plot_front(path: Path, run: Run) -> None:
     """Plot of the first objective against the second, or against sparsity: all trials, front, baselines.
 
-    Trials without such a cost are left out.
-
-    Args:
-        path: of the PNG.
-        run: with at least one feasible trial.
+    Trials without such a cost are left out; at least one is feasible.
     """
     y, x = run.objectives[0], run.objectives[1] if len(run.objectives) > 1 else "sparsity"
     names = {trial.number: name for name, trial in run.baselines.items()}

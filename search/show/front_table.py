@@ -196,10 +196,7 @@ def _values_json(m: Measurement | None) -> dict[str, float | None] | None:
 def show_front(run: Run, json: bool, more: Mapping[str, Any] | None = None) -> None:
     """Print the front, and draw it into the run's directory if that can be written.
 
-    Args:
-        run: the run.
-        json: print a JSON document in place of a table.
-        more: further keys of the document.
+    With `json`, a document in place of a table, with the further keys of `more`.
 
     Raises:
         UsageError: if no trial can be compared.

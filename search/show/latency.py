@@ -9,12 +9,7 @@ from secateur.search.show.console import show
 
 
 def show_table(measured: Mapping[str, Any], path: str) -> None:
-    """Print a latency table: the dense model, then each size of a sub-layer.
-
-    Args:
-        measured: content of the table's file.
-        path: of that file.
-    """
+    """Print a latency table, the content of a file: the dense model, then each size of a sub-layer."""
     show(conditions_line(measured["conditions"], measured["rounds"]))
     phases, dense = measured["table"]["phases"], measured["dense_ms"]
     n_blocks = len(measured["conditions"]["shape"]["blocks"])

@@ -27,8 +27,6 @@ class Lines(Observer):
 
     Args:
         name: of the search, before each line.
-        settings: of the search.
-        write: takes each line.
         clock: seconds of work of this process.
     """
 

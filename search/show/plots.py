@@ -67,14 +67,7 @@ def plot_course(
     hypervolume: Sequence[tuple[int, float]],
     n_tokens: int,
 ) -> None:
-    """Plot of the best loss of each target over tokens, and of the hypervolume over trials.
-
-    Args:
-        path: of the PNG.
-        losses: see `loss_series`.
-        hypervolume: see `hypervolume_series`.
-        n_tokens: total of the search.
-    """
+    """Plot of the best losses over tokens (see `loss_series`), and of the hypervolume (see `hypervolume_series`)."""
     import matplotlib as mpl
 
     with figure_at(path, 11, 4.4) as figure:
@@ -112,10 +105,8 @@ def plot_allocation(
     """Heat map of the share removed of each linear, projections by blocks, below the means of the blocks.
 
     Args:
-        path: of the PNG.
         sparsity: in [0, 1], by full name.
         linears: plain `Prunable` values of all linears, in order; means are weighted by number of weights.
-        title: of the picture.
     """
     grid, rows = _grid(sparsity, linears, "sparsity")
     sizes, _ = _grid(sparsity, linears, "n_weights")
@@ -143,12 +134,7 @@ def plot_allocation(
 
 
 def plot_typeset(path: Path, rows: Sequence[tuple[str, str]]) -> None:
-    """Typeset candidates, one a row.
-
-    Args:
-        path: of the PNG.
-        rows: a label and math-mode LaTeX each.
-    """
+    """Typeset candidates, one a row: a label and math-mode LaTeX each."""
     with figure_at(path, 11.0, 0.6 + 0.55 * len(rows)) as figure:
         axes = figure.subplots()
         axes.set_axis_off()

@@ -22,7 +22,6 @@ class Progress:
     """Counts, front, hypervolume, best losses and pace; an update costs as much as its new trials.
 
     Args:
-        settings: of the search.
         baselines: canonical texts of the baselines by name.
         clock: seconds, monotonic.
     """

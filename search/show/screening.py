@@ -66,12 +66,7 @@ def screened(run: Run) -> Screened:
 
 
 def plot_screening(path: Path, found: Screened) -> None:
-    """Plot of the loss against the proxy, and of their running rank correlation.
-
-    Args:
-        path: of the PNG.
-        found: at least one candidate.
-    """
+    """Plot of the loss against the proxy, and of their running rank correlation, for at least one candidate."""
     with figure_at(path, 11, 4.4) as figure:
         left, right = figure.subplots(1, 2)
         left.scatter(found.proxies, found.losses, s=22, color=BLUE, alpha=0.6, linewidths=0)

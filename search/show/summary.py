@@ -32,12 +32,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
 def summary(run: Run, progress: Progress | None = None) -> dict[str, Any]:
-    """Plain values for programs.
-
-    Args:
-        run: the run.
-        progress: fold over its trials, if there is one already.
-    """
+    """Plain values for programs; `progress` is the fold over the run's trials, if there is one already."""
     if progress is None:
         progress = Progress(run.settings, run.study.about.baselines)
         progress.add(run.study.trials)
@@ -53,11 +48,7 @@ def summary(run: Run, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def status_lines(facts: Facts) -> dict[str, str]:
-    """Lines for people, by name.
-
-    Args:
-        facts: of `Progress`, with those of its pace and of the run where there are any.
-    """
+    """Lines for people, by name, from the facts of `Progress`, of its pace and of the run where there are any."""
     spent = facts["spent"]
     lines = {}
     if "run" in facts:

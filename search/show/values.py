@@ -37,12 +37,7 @@ def scaled(value: float, unit: str = "") -> str:
 
 
 def spread(values: Sequence[float], form: str = ".4g") -> str:
-    """Text of median and range, e.g. ``2.5 (2 to 3)``; of a single value; a dash for none.
-
-    Args:
-        values: in any order.
-        form: of each number, as in `format`.
-    """
+    """Text of median and range, e.g. ``2.5 (2 to 3)``, in a format of `format`; of a single value; a dash for none."""
     if not values:
         return "–"
     text = f"{statistics.median(values):{form}}"

@@ -67,7 +67,6 @@ def watch(directory: Path, show_facts: Callable[[Facts], None], every: float) ->
     """Show a run until no process writes it any more. A KeyboardInterrupt is passed on.
 
     Args:
-        directory: of the run.
         show_facts: called at once and after each pause, the last time with all measurements.
         every: seconds of a pause.
 

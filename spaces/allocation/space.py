@@ -63,7 +63,6 @@ class AllocationSpace(SeparableSpace[Allocation]):
         protected: prunable linears kept dense.
         levels: sparsities, ascending, the first 0.
         targets: global sparsities, ascending.
-        shape: of the dense model.
 
     Raises:
         ValueError: if levels or targets are out of order or range, or a target can't be met.

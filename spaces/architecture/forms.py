@@ -132,7 +132,6 @@ class FormTargets:
         Shares of groups and channels are as equal as possible.
 
         Args:
-            target: its index.
             order: droppable blocks, the first ones are dropped first.
             shallow: drop the most blocks instead of the fewest.
         """

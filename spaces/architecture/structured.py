@@ -26,7 +26,6 @@ class StructuredSpace(Space[Architecture]):
     Args:
         shape: of the dense model, with its blocks.
         repairs: compensations for removed weights.
-        counted: targets and levels of the model.
     """
 
     def __init__(self, shape: ModelShape, repairs: Sequence[str], counted: FormTargets | SlotTargets) -> None:

@@ -55,11 +55,6 @@ class FormulaTextError(ValueError):
 def parse(text: str, bounds: Bounds = WIDEST, terminals: Collection[str] = tuple(TERMINALS)) -> Tree:
     """Tree of a text, not simplified.
 
-    Args:
-        text: of the formula.
-        bounds: of depth and size.
-        terminals: their names.
-
     Raises:
         FormulaTextError: if the text is not a formula within the bounds.
     """

@@ -60,12 +60,10 @@ def random_tree(
     """A random formula.
 
     Args:
-        rng: of all random choices.
         depth: largest depth, 1 to `DEEPEST_START`; exact if `full` and `size` allow it.
         size: largest number of nodes; after repeated larger draws a shallower tree is drawn.
         full: all leaves at the bottom; else branches end at any depth, with the probability of a terminal among all
             terminals and operators.
-        palette: terminals, operators and constants.
     """
     for shallower in range(depth, 0, -1):
         for _ in range(_TRIES):

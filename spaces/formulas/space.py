@@ -50,9 +50,6 @@ class FormulaSpace(Space[Formula]):
         free: linears to prune.
         protected: linears kept dense.
         target: sparsity of each free linear.
-        shape: of the dense model.
-        bounds: of formulas.
-        palette: terminals, operators and constants.
         known: see `known_tree`; those within the bounds are baselines, the first one is the reference.
 
     Raises:

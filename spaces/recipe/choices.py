@@ -57,7 +57,6 @@ class Tree:
     """Choices of a space, in topological order of their conditions.
 
     Args:
-        unit: unit of pruning.
         sources: names of calibration sources.
         start: published recipe for values that are not searched.
         search: sections that are searched.

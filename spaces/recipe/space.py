@@ -31,14 +31,10 @@ class RecipeSpace(Space[Recipe]):
     sparsity are interpolated between the dense model and one without blocks, and the evaluator reports exact ones.
 
     Args:
-        unit: unit of pruning.
         targets: shares to remove, ascending.
-        tree: of the choices.
         sources: calibration text by name; "": the evaluator's calibration set.
         start: published recipe that is the reference, and gives the values that are not searched.
         known: further published recipes, measured first.
-        n_weights: number of prunable weights.
-        shape: of the dense model.
 
     Raises:
         ValueError: if targets are out of order, or the shape has no blocks to cut.
