@@ -30,7 +30,7 @@ class LocalSettings(Section):
 
 
 class LocalExecutor(Executor):
-    """Evaluates in the driver's process, one job at a time.
+    """Executor in the driver's process, one job at a time.
 
     `wait` raises an exception of the evaluator unchanged; the job is then no longer pending. The setup is called once,
     at the first job.

@@ -48,17 +48,12 @@ EXECUTORS: Registry[ExecutorRow] = Registry(
     ExecutorRow,
     {
         "local": ExecutorRow(
-            settings=LocalSettings,
-            build=LocalExecutor,
-            reached=lambda settings, payload: nullcontext(),
-            summary="in this process, one job at a time",
+            LocalSettings,
+            LocalExecutor,
+            lambda settings, payload: nullcontext(),
+            "in this process, one job at a time",
             in_process=True,
         ),
-        "ray": ExecutorRow(
-            settings=RaySettings,
-            build=RayExecutor,
-            reached=reached,
-            summary="Ray actors on this machine or on a cluster",
-        ),
+        "ray": ExecutorRow(RaySettings, RayExecutor, reached, "Ray actors on this machine or on a cluster"),
     },
 )

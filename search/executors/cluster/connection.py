@@ -137,9 +137,16 @@ def _join(address: str, **options: Any) -> None:
     try:
         load_ray().init(address=address, **QUIET, **options)
     except ConnectionError as error:
+        if address == "auto":
+            advice = "Start one with `ray start --head`, or leave the address out."
+        else:  # something listens there
+            mode = os.environ.get("RAY_AUTH_MODE", "unset")
+            advice = (
+                f"Set RAY_AUTH_MODE (here: {mode}) as it is at the head; if that is `token`, ~/.ray/auth_token must be "
+                f"the same in both places."
+            )
         raise UsageError(
-            f"Expected a Ray cluster at `executor.address` {address}, got none ({_first_line(error)}). "
-            f"{_advice(address)}"
+            f"Expected a Ray cluster at `executor.address` {address}, got none ({_first_line(error)}). {advice}"
         ) from None
     except RuntimeError as error:
         if "ersion mismatch" not in str(error):
@@ -148,17 +155,6 @@ def _join(address: str, **options: Any) -> None:
             f"Expected the versions of Ray and Python that the cluster at {address} runs, got others: "
             f"{' '.join(str(error).split())} Install the same ones here and there."
         ) from None
-
-
-def _advice(address: str) -> str:
-    """Remedy where Ray found no cluster."""
-    if address == "auto":
-        return "Start one with `ray start --head`, or leave the address out."
-    mode = os.environ.get("RAY_AUTH_MODE", "unset")
-    return (  # something listens there
-        f"Set RAY_AUTH_MODE (here: {mode}) as it is at the head; if that is `token`, ~/.ray/auth_token must be the "
-        f"same in both places."
-    )
 
 
 def _probe(address: str) -> None:

@@ -45,7 +45,6 @@ class RayExecutor(Executor):
             disconnect(self._connection)
             raise
         self._open: dict[int, tuple[Job, dict[str, Measurement]]] = {}  # with those received so far
-        self._complete: list[int] = []  # numbers of finished jobs to return
         self._seconds: float | None = None  # a candidate, moving average
         self._closed = False
 
@@ -82,8 +81,10 @@ class RayExecutor(Executor):
         if not self._open:
             raise RuntimeError("Expected a pending job to wait for, got none. Call `submit` first.")
         while True:
-            if self._complete:
-                return self._hand_back()
+            complete = [n for n, (job, found) in self._open.items() if len(found) == len(job.candidates)]
+            if complete:
+                jobs = [self._open.pop(number) for number in complete]
+                return [(job, [found[text] for text in job.candidates]) for job, found in jobs]
             if self._watchdog.lost is not None:
                 self._watchdog.noted = True
                 raise ClusterLostError(
@@ -95,18 +96,11 @@ class RayExecutor(Executor):
             if errors:
                 raise errors[0]
 
-    def _hand_back(self) -> list[tuple[Job, list[Measurement]]]:
-        """The finished jobs, removed from the pending ones."""
-        jobs = [self._open.pop(number) for number in self._complete]
-        self._complete.clear()
-        return [(job, [found[text] for text in job.candidates]) for job, found in jobs]
-
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         self._open.clear()
-        self._complete.clear()
         self._pool.waiting.clear()
         if self._watchdog.lost is not None:  # Ray's calls may hang; the watchdog then ends the process
             return
@@ -120,12 +114,13 @@ class RayExecutor(Executor):
         """Record the end of a call. Returns the evaluator's exception, if any; the job is dropped then."""
         if call.job not in self._open:  # dropped
             return None
+        _, found = self._open[call.job]
         if isinstance(result, BaseException):
             del self._open[call.job]
             return result
         if isinstance(result, list):
             self._note_speed(result)
-            self._add(call.job, result)
+            found |= {m.candidate: m for m in result}
             return None
         attempts, failures = self._settings.attempts, call.failures + 1
         together = len(call.candidates) > 1  # the cause is unknown: each is retried alone
@@ -136,14 +131,8 @@ class RayExecutor(Executor):
             else:
                 times = f", {failures} times" if failures > 1 else ""
                 reason = f"its worker {result}{times}"
-                self._add(call.job, [Measurement(text, call.fidelity, infeasible=reason, worker="")])
+                found[text] = Measurement(text, call.fidelity, infeasible=reason, worker="")
         return None
-
-    def _add(self, number: int, measurements: list[Measurement]) -> None:
-        job, found = self._open[number]
-        found |= {m.candidate: m for m in measurements}
-        if len(found) == len(job.candidates):
-            self._complete.append(number)
 
     def _note_speed(self, measured: list[Measurement]) -> None:
         times = [m.seconds for m in measured if m.seconds > 0]

@@ -53,10 +53,6 @@ class Folder:
         """Hash of the files, by what `File` holds."""
         return hashlib.sha256(repr(self.files).encode()).hexdigest()[:16]
 
-    @property
-    def n_bytes(self) -> int:
-        return sum(file.size for file in self.files)
-
 
 def describe(directory: Path) -> Folder:
     """Folder of a directory, without hidden files and directories."""
@@ -108,10 +104,10 @@ def _in_place(folder: Folder) -> bool:
 
 
 def _copy(folder: Folder, target: Path, file_server: Any) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if free < folder.n_bytes:
+    needed, free = sum(file.size for file in folder.files), shutil.disk_usage(target.parent).free
+    if free < needed:
         raise StagingError(
-            f"Expected {folder.n_bytes / 1e6:,.0f} MB free in {target.parent}, got {free / 1e6:,.0f} MB. Free some, "
+            f"Expected {needed / 1e6:,.0f} MB free in {target.parent}, got {free / 1e6:,.0f} MB. Free some, "
             f"or set SECATEUR_CACHE on this node to a larger disk."
         )
     for file in folder.files:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from secateur.search.executor import ExecutorError
 from secateur.search.executors.cluster.lazy_ray import load_ray
@@ -57,7 +58,7 @@ class Watchdog:
         self.noted = False  # the main thread reports it
         self._places = places
         self._say = say
-        self._patience = patience_s
+        self._patience = dict.fromkeys(places, patience_s) | {OWN: min(patience_s, OWN_PATIENCE_S)}
         self._grace = grace_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -74,7 +75,7 @@ class Watchdog:
         while not self._ended.wait(self.PERIOD_S):
             now = time.monotonic()
             heard |= dict.fromkeys(self._listening(), now)
-            if any(now - last > self._patience_with(name) for name, last in heard.items()):
+            if any(now - last > self._patience[name] for name, last in heard.items()):
                 self.lost = self._describe([name for name, last in heard.items() if last < now])
                 break
         if self.lost is None:
@@ -85,22 +86,15 @@ class Watchdog:
         if not self._ended.wait(self._grace):
             os._exit(1)
 
-    def _patience_with(self, name: str) -> float:
-        return min(self._patience, OWN_PATIENCE_S) if name == OWN else self._patience
-
     def _describe(self, silent: Sequence[str]) -> str:
         which = " and ".join(f"{name} at {':'.join(map(str, self._places[name]))}" for name in silent)
         return f"{which} {'does' if len(silent) == 1 else 'do'} not answer any more"
 
-    def _listening(self) -> Sequence[str]:
-        found = []
+    def _listening(self) -> Iterator[str]:
         for name, place in self._places.items():
-            try:
+            with contextlib.suppress(OSError):
                 socket.create_connection(place, timeout=self.PERIOD_S).close()
-            except OSError:
-                continue
-            found.append(name)
-        return found
+                yield name
 
 
 def places() -> dict[str, Place]:
