@@ -99,7 +99,11 @@ class Appender:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         if os.fstat(self._fd).st_size > n_bytes:
             os.ftruncate(self._fd, n_bytes)
-        _sync_directory(path.parent)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the new name
+        finally:
+            os.close(directory)
 
     def append(self, lines: Sequence[str], safe: str) -> None:
         """Write a batch, or leave the file as it was.
@@ -117,7 +121,8 @@ class Appender:
             self._write(data)
             self._waits = self._flush_s is not None
             if self._flush_s is not None and time.monotonic() - self._flushed_at >= self._flush_s:
-                self._flush()
+                os.fsync(self._fd)
+                self._flushed_at, self._waits = time.monotonic(), False
         except OSError as error:
             os.ftruncate(self._fd, self._n_bytes)
             raise no_room(error, self._path, safe) from error
@@ -128,10 +133,6 @@ class Appender:
         while data:  # a nearly full disk takes a part
             n = os.pwrite(self._fd, data, position)
             data, position = data[n:], position + n
-
-    def _flush(self) -> None:
-        os.fsync(self._fd)
-        self._flushed_at, self._waits = time.monotonic(), False
 
     def close(self) -> None:
         """May be called twice.
@@ -151,12 +152,3 @@ class Appender:
             ) from error
         finally:
             os.close(fd)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Flush new names in the directory to the disk."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -130,8 +130,7 @@ class Study:
             ValueError: if something was measured before.
             StudyWriteError: if the disk is full; none of the batch is kept then.
         """
-        if self._writer is None:
-            raise RuntimeError("Expected a study that is open for writing. Use `Study.open_or_create`.")
+        writer = self._open_writer()
         if not measurements:
             return []
         keys = [m.key for m in measurements]
@@ -139,7 +138,7 @@ class Study:
         if twice:
             raise ValueError(f"Expected measurements that are new to the study, got {twice[0]} again.")
         lines = [json.dumps(m.to_json(), ensure_ascii=False, allow_nan=False) for m in measurements]
-        self._writer.append(lines, f"{len(self._trials)} measurements are safe")
+        writer.append(lines, f"{len(self._trials)} measurements are safe")
         return self._remember(Measurement.from_json(json.loads(line)) for line in lines)  # as read back
 
     def asks(self, about: Mapping[str, Any]) -> AskLog:
@@ -148,12 +147,16 @@ class Study:
         Raises:
             RuntimeError: if the study was opened for reading, or is closed.
         """
-        if self._writer is None:
-            raise RuntimeError("Expected a study that is open for writing. Use `Study.open_or_create`.")
+        self._open_writer()
         if self._asks is not None:
             self._asks.close()
         self._asks = AskLog(self.directory / AskLog.NAME, about, len(self._trials))
         return self._asks
+
+    def _open_writer(self) -> Appender:
+        if self._writer is None:
+            raise RuntimeError("Expected a study that is open for writing. Use `Study.open_or_create`.")
+        return self._writer
 
     def refresh(self) -> list[Trial]:
         """Read the measurements that a driver has added since, into a study that is open for reading.
