@@ -1,4 +1,4 @@
-"""The controller `greedy`: removes the part with the smallest loss at each step."""
+"""The controller `greedy`: removal of the part with the smallest loss at each step."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,10 @@ class ControllerSearcher(Searcher or object):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         """Replay the asks and results of a file."""
-        self._repeat(json.loads(Path(checkpoint_path).read_text(encoding="utf-8")))
+        self.__setstate__(json.loads(Path(checkpoint_path).read_text(encoding="utf-8")))
 
-    def _repeat(self, events: Sequence[Sequence[Any]]) -> None:
+    def __setstate__(self, events: Sequence[Sequence[Any]]) -> None:
+        """Replay asks and results."""
         self._begin()
         for what, trial_id, *outcome in events:
             if what == "ask":
@@ -148,17 +150,5 @@ class ControllerSearcher(Searcher or object):  # type: ignore[misc]
                 self._tell(trial_id, outcome[0])
 
     def __reduce__(self) -> Any:
-        return _again, (self._make, self._space, self._fidelity, self._names, self._events)
-
-
-def _again(
-    make: Callable[[], Controller],
-    space: Space[Any],
-    fidelity: Fidelity,
-    values: Sequence[str],
-    events: Sequence[Sequence[Any]],
-) -> ControllerSearcher:
-    """Searcher after unpickling."""
-    searcher = ControllerSearcher(make, space, fidelity, values=values)
-    searcher._repeat(events)
-    return searcher
+        make = partial(ControllerSearcher, values=self._names)
+        return make, (self._make, self._space, self._fidelity), self._events

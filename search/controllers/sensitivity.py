@@ -1,4 +1,4 @@
-"""The controller `sensitivity`: measures every slot alone and solves for the best combination."""
+"""The controller `sensitivity`: every slot measured alone, then the best combination."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class SensitivityProcedure:
 
 
 class Sensitivity(ProcedureController):
-    """Measures every slot alone, proposes the best combination for each target, and finishes.
+    """Sensitivity of every slot alone, then the best combination for each target.
 
     An additive model as in SPDY (arXiv 2202.04290), but with measured losses of the whole model in place of layer
     errors, and a MILP where dynamic programming does not apply. Cheap for many targets: measurements around the dense

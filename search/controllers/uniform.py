@@ -19,10 +19,7 @@ class UniformSettings(Section):
 
 
 class Uniform(Controller):
-    """Proposes the dense model and the uniform candidates at the largest fidelity, and finishes.
-
-    The reference of every search.
-    """
+    """The dense model and the uniform candidates at the largest fidelity: the reference of every search."""
 
     def __init__(
         self, space: Space[Any], fidelities: Sequence[Fidelity], seed: int, settings: UniformSettings

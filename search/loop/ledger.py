@@ -16,7 +16,7 @@ MAX_KNOWN_IN_A_ROW = 1000
 
 
 class Ledger:
-    """Counts the proposals and results of one run of a search against its budget."""
+    """Counts of the proposals and results of one run of a search, against its budget."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget

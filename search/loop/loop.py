@@ -55,7 +55,7 @@ class _Round:
 
 
 class Search:
-    """Runs a controller until the budget is used up.
+    """Run of a controller until the budget is used up.
 
     **Deterministic**, without a log of asks: a round is the answer to one ``ask(batch)``. It begins when no
     measurement is pending, and is told as a whole, in the order of its proposals. Measurements are stored in the order

@@ -41,13 +41,18 @@ def serve_dashboard(run: Run, host: str, port: int, say: Callable[[str], None]) 
     Raises:
         UsageError: if optuna-dashboard is missing, the mirror can't be read, or the port is not free.
     """
-    make_app = _dashboard()
+    try:
+        from optuna_dashboard import wsgi
+    except ImportError:
+        raise UsageError(
+            "Expected optuna-dashboard to be installed, got none. Install it: pip install 'secateur[dashboard]'."
+        ) from None
     check_storage(run.settings.storage)
     storage = storage_of(run.study.directory, run.settings.storage)
     try:
         name, opened = _mirrored(run, storage), storage.open()
         try:
-            server = make_server(host, port, make_app(opened), server_class=_Server, handler_class=_Silent)
+            server = make_server(host, port, wsgi(opened), server_class=_Server, handler_class=_Silent)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise UsageError(
@@ -58,17 +63,6 @@ def serve_dashboard(run: Run, host: str, port: int, say: Callable[[str], None]) 
             server.serve_forever()
     finally:
         storage.close()
-
-
-def _dashboard() -> Callable[[Any], Any]:
-    try:
-        import optuna_dashboard
-    except ImportError:
-        raise UsageError(
-            "Expected optuna-dashboard to be installed, got none. Install it: pip install 'secateur[dashboard]'."
-        ) from None
-    make_app: Callable[[Any], Any] = optuna_dashboard.wsgi
-    return make_app
 
 
 def _mirrored(run: Run, storage: Storage) -> str:

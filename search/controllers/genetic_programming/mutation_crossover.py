@@ -27,7 +27,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 class NewFormulas:
-    """Makes formulas not proposed before, and counts them."""
+    """Source of formulas not proposed before, with counts."""
 
     def __init__(self, space: FormulaSpace, settings: GeneticSettings) -> None:
         self._space = space

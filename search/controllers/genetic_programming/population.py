@@ -70,9 +70,8 @@ class Population:
         self._members |= {x.formula.text: x for x in newcomers}
         kept = {x.formula.text for x in self.elites}
         ranked = self._ranked(self._members.values(), at(0))
-        first = [x for x in ranked if x.formula.text in kept]
-        others = [x for x in ranked if x.formula.text not in kept]
-        survivors = {x.formula.text for x in [*first, *others][: self._settings.population]}
+        elites_first = sorted(ranked, key=lambda x: x.formula.text not in kept)
+        survivors = {x.formula.text for x in elites_first[: self._settings.population]}
         self._members = {x.formula.text: x for x in ranked if x.formula.text in survivors}
 
     def best(self, newcomers: Sequence[Individual], value: Value) -> list[Individual]:

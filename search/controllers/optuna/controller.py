@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.controllers.batches import check_fidelities
@@ -41,16 +41,11 @@ class OptunaSettings(Section):
     """
 
     kind: Literal["optuna"] = "optuna"
-    sampler: str = "tpe"
+    sampler: Annotated[str, AfterValidator(check_name)] = "tpe"
     objectives: tuple[str, ...] | None = None
     options: dict[str, Any] = Field(default={})
     start: int = Field(default=16, ge=0)
     warm_start: Path | None = None
-
-    @field_validator("sampler")
-    @classmethod
-    def _check_sampler(cls, name: str) -> str:
-        return check_name(name)
 
     @field_validator("objectives")
     @classmethod
@@ -73,7 +68,7 @@ class OptunaSettings(Section):
 
 
 class Optuna(Controller):
-    """Asks a sampler of Optuna for parameters, and repairs them to candidates that meet a target.
+    """Sampler of Optuna over the space's parameters, repaired to candidates that meet a target.
 
     With one objective each target has its own study and sampler, in turn, since a milder target would win every
     comparison. With several objectives there is one study, with the target as a parameter. All measurements are at

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # takes a second to import
 
 
 class OrderedParameters:
-    """Replaces the ordered values proposed by another sampler, jointly.
+    """Joint replacement of the ordered values that another sampler proposed.
 
     A Gaussian process can't be fitted on a conditional space. It can on the trials that hold all ordered parameters of
     the present one: each proposal makes a sampler with these trials and parameters alone. Other parameters, such as
