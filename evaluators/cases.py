@@ -19,7 +19,8 @@ from secateur.evaluators.proxy import ProxyEvaluator
 from secateur.evaluators.tasks.evaluator import TaskEvaluator
 from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.evaluators.trained import TrainedEvaluator
-from secateur.pruners.pruner import Calibration, DenseModel, Pruner, pruner_class
+from secateur.pruners.calibration.tokens import Calibration
+from secateur.pruners.pruner import DenseModel, Pruner, pruner_class
 from secateur.spaces.measurement import Fidelity, Measurement
 
 MAIN = "main"

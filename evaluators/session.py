@@ -22,11 +22,12 @@ from secateur.evaluators.latency.store import find_table, table_sha256
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
 from secateur.pruners.calibration.pool import first_tokens
+from secateur.pruners.calibration.tokens import Calibration, Source
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import LoadedModel, load_model
 from secateur.pruners.models.shape import prunables
-from secateur.pruners.pruner import Calibration, Config, DenseModel, Source, pruner_class
+from secateur.pruners.pruner import Config, DenseModel, pruner_class
 from secateur.spaces.latency import LatencyTable
 from secateur.spaces.measurement import Part
 from secateur.spaces.registry import SPACES

@@ -28,7 +28,7 @@ def factor(moment: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in in"]:
     Raises:
         ValueError: if there is none, or it is not finite.
     """
-    _check_finite(moment, name)
+    check_finite(moment, name)
     return lower_factor(moment, name)
 
 
@@ -55,7 +55,7 @@ def inverse_factor(inputs: InputStatistics, damp: float, name: str) -> Float[Ten
     """
     assert inputs.gram is not None
     moment = inputs.gram / max(inputs.n_tokens, 1)
-    _check_finite(moment, name)
+    check_finite(moment, name)
     for attempt in range(6):
         lower, failed = torch.linalg.cholesky_ex(dampened(moment, damp * 10**attempt))
         if failed:
@@ -67,7 +67,8 @@ def inverse_factor(inputs: InputStatistics, damp: float, name: str) -> Float[Ten
     raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `damp`.")
 
 
-def _check_finite(moment: Float[Tensor, "in in"], name: str) -> None:
+def check_finite(moment: Float[Tensor, "in in"], name: str) -> None:
+    """Raise a ValueError unless a second moment is finite."""
     if not torch.isfinite(moment).all():
         raise ValueError(
             f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."

@@ -1,4 +1,4 @@
-"""Masks and ranks from scores, with exactly as many zeros as `n_zeros` says; zeros counted in a model."""
+"""Masks and ranks from scores, with exactly as many zeros as `n_zeros` says."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def prune_ranks(
 ) -> UInt8[Tensor, "out in"]:
     """First level at which each weight is pruned: one byte serves all levels.
 
-    The mask (True = keep) at level `l` is ``ranks > l``, see `mask_at`. Level `l` has exactly
+    The mask (True = keep) at level `l` is ``ranks > l``. Level `l` has exactly
     ``n_zeros(levels[l], out * in)`` zeros. With `comparison` ``output`` they are spread over the rows as
     evenly as whole numbers allow (the first rows take one more), with ``layer`` over the whole matrix.
     With `group_size` each run of so many inputs loses ``n_zeros(level, group_size)`` of its weights, and
@@ -64,11 +64,6 @@ def prune_ranks(
     return ranks.reshape(score.shape)
 
 
-def mask_at(ranks: UInt8[Tensor, "out in"], level: int) -> Bool[Tensor, "out in"]:
-    """The mask (True = keep) of a level, by its index."""
-    return ranks > level
-
-
 def mask(
     score: Float[Tensor, "out in"],
     sparsity: float,
@@ -79,7 +74,7 @@ def mask(
 ) -> Bool[Tensor, "out in"]:
     """The mask (True = keep) at one sparsity; see `prune_ranks` for the rules.
 
-    The same as ``mask_at(prune_ranks(score, (0.0, sparsity)), 1)``, by selection in place of sorting.
+    The same as ``prune_ranks(score, (0.0, sparsity)) > 1``, by selection in place of sorting.
     """
     _check(score, (0.0, sparsity), name)
     groups = as_groups(score, comparison, group_size, name)
@@ -160,11 +155,6 @@ def _first_level_above(counts: Int[Tensor, "groups levels"], size: int) -> UInt8
     first = torch.searchsorted(counts.contiguous(), positions, right=True)
     first[first == counts.shape[1]] = KEPT
     return first.to(torch.uint8)
-
-
-def count_zeros(anatomy: Anatomy) -> dict[str, int]:
-    """Zero weights of each projection, counted."""
-    return {linear.name: int((linear.weight == 0).sum()) for linear in anatomy.linears}
 
 
 def check_sparsity(anatomy: Anatomy, sparsity: Mapping[str, float]) -> None:

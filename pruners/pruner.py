@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxtyping import Int, Int64
+from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from secateur.pruners.calibration.tokens import tokens_sha256
+from secateur.pruners.calibration.tokens import Calibration
 from secateur.pruners.export.export import ExportReport, export_model
 from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.models.anatomy import Anatomy
@@ -28,20 +27,20 @@ Config = Mapping[str, Any]
 """Plain configuration of a candidate, see `Space.config`."""
 
 OnBlock = Callable[[int], None]
-"""Told the index of each block that is done."""
+"""Callback with the index of each finished block."""
 
 
 def no_report(index: int) -> None:
-    """Tell nobody."""
+    """No callback."""
 
 
 class InfeasibleError(ValueError):
-    """A candidate that has no weights; its text is the reason."""
+    """Candidate without weights; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class DenseModel:
-    """The live, dense model that candidates are pruned from.
+    """Live, dense model that candidates are pruned from.
 
     Args:
         anatomy: of the live model.
@@ -64,13 +63,13 @@ class DenseModel:
         latency: LatencyTable | None = None,
         kv_groups: tuple[int, ...] | None = None,
     ) -> DenseModel:
-        """A loaded model with its sizes: bytes as it is stored.
+        """Dense model of a loaded one, with its sizes: bytes as it is stored.
 
         Args:
             loaded: the model.
             anatomy: of it.
             context: tokens that a token attends to, when multiply-accumulates are counted.
-            blocks: count the parts of each block, too, for candidates that are smaller.
+            blocks: count the parts of each block, too, for smaller candidates.
             latency: times of these parts, if targets or objectives need them.
             kv_groups: see `Pruner.kv_groups_of`.
 
@@ -85,41 +84,6 @@ class DenseModel:
     def dtype(self) -> str:
         """Name of the dtype of its projections, e.g. ``float32``."""
         return str(next(self.anatomy.linears).weight.dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A text that calibration windows are chosen from.
-
-    Args:
-        tokens: ids of its first tokens.
-        sha256: of the text.
-        name: where the text comes from, with the range that is used.
-    """
-
-    tokens: Int64[Tensor, " tokens"]
-    sha256: str
-    name: str
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Calibration data.
-
-    Args:
-        tokens: the windows that statistics are collected on.
-        text: source of the text that they are cut from.
-        sources: further texts by name, for spaces whose candidates choose their windows.
-    """
-
-    tokens: Int[Tensor, "windows length"]
-    text: str
-    sources: Mapping[str, Source] = field(default_factory=dict)
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of the token ids."""
-        return tokens_sha256(self.tokens)
 
 
 class Pruner(ABC):
@@ -139,13 +103,10 @@ class Pruner(ABC):
     """
 
     copies: ClassVar[bool] = True
-    """Whether changed blocks take memory beside the dense ones, which `release` gives back."""
-
-    smaller: ClassVar[bool] = False
-    """Whether candidates are really smaller; of a kind with both, `is_smaller` decides."""
+    """True if changed blocks take memory beside the dense ones, which `release` frees."""
 
     described: ClassVar[str] = ""
-    """What `describe` compares, in a word for progress; "": nothing."""
+    """Subject of `describe` in a word, for progress; "": none."""
 
     def __init__(
         self,
@@ -184,8 +145,8 @@ class Pruner(ABC):
 
     @classmethod
     def is_smaller(cls, settings: Any) -> bool:
-        """Whether candidates are really smaller, so that costs are counted from the sizes of blocks."""
-        return cls.smaller
+        """True if candidates are really smaller: costs are then counted from the sizes of blocks."""
+        return False
 
     @classmethod
     def kv_groups_of(cls, settings: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
@@ -196,7 +157,7 @@ class Pruner(ABC):
 
     @abstractmethod
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
-        """Write what all candidates share into a directory, unless it is there; cut short, it is continued.
+        """Write the store that all candidates share into a directory, unless it is there; continue an unfinished one.
 
         Raises:
             LevelStoreError: if there is no room on the disk.
@@ -204,7 +165,7 @@ class Pruner(ABC):
 
     @abstractmethod
     def open(self, directory: Path) -> None:
-        """Switch by what `prepare` wrote, in this process or in another; the model is dense."""
+        """Open the store that `prepare` wrote, in this process or in another; the model is dense."""
 
     @abstractmethod
     def keys(self, config: Config) -> Sequence[Hashable]:
@@ -216,7 +177,7 @@ class Pruner(ABC):
 
     @abstractmethod
     def apply(self, block: int, key: Hashable) -> None:
-        """Give the live block the weights of a key, by reference."""
+        """Point the live block to the weights of a key."""
 
     def release(self, block: int) -> None:
         """Make one block dense again after it was computed; its memory may serve others."""
@@ -226,7 +187,7 @@ class Pruner(ABC):
         """Make the whole model dense again, with the same tensors."""
 
     def cost(self, candidate: Any) -> Mapping[str, float]:
-        """Exact counts of a candidate by name: its space's, unless they depend on what is found in the weights.
+        """Exact counts of a candidate by name: its space's, unless they depend on the weights.
 
         Raises:
             InfeasibleError: if the candidate has no weights.
@@ -235,11 +196,11 @@ class Pruner(ABC):
         return counts
 
     def baselines(self, directory: Path) -> Mapping[str, Any]:
-        """Further baselines by name, of scores that `prepare` wrote."""
+        """Further baselines by name, from scores in the store."""
         return {}
 
     def proxy_loss(self, config: Config) -> float:
-        """Loss foretold without a forward pass, over what was opened: finite, less is better, 0 for the dense model.
+        """Predicted loss without a forward pass, from the open store: finite, less is better, 0 for the dense model.
 
         Raises:
             InfeasibleError: if the candidate has no weights.
@@ -247,7 +208,7 @@ class Pruner(ABC):
         raise NotImplementedError(f"The settings of {type(self).__name__} have no proxy.")
 
     def describe(self, directory: Path, candidates: Sequence[str]) -> dict[str, Any]:
-        """Facts about finished candidates beside their values, as plain values, over what `prepare` wrote."""
+        """Facts about finished candidates beside their values, as plain values, from the store."""
         return {}
 
     # --- for good ---
@@ -277,7 +238,7 @@ class Pruner(ABC):
         )
 
     def reuse(self, directory: Path) -> None:
-        """Use what an earlier search prepared in a directory where it still fits, instead of computing it again."""
+        """Use the store of an earlier search where it still fits, instead of recomputing it."""
 
     @classmethod
     def formats(cls, settings: Any) -> tuple[str, ...]:
@@ -320,10 +281,6 @@ class Pruner(ABC):
 
 
 def pruner_class(settings: Any) -> type[Pruner]:
-    """The class that prunes by candidates of a space.
-
-    Args:
-        settings: of the space.
-    """
+    """Class that prunes by candidates of the space of these settings."""
     found: type[Pruner] = resolve(SPACES[settings.kind].pruner)
     return found

@@ -41,3 +41,8 @@ def random_tokens(n_windows: int, length: int, seed: int = 0, vocab_size: int = 
 def rms_gradients(anatomy, tokens, **others):
     """Root mean square of the gradients over the windows, by the projection's full name."""
     return collect_gradients(anatomy, tokens, ("rms",), **others)["rms"]
+
+
+def count_zeros(anatomy: Anatomy) -> dict[str, int]:
+    """Zero weights of each projection, counted."""
+    return {linear.name: int((linear.weight == 0).sum()) for linear in anatomy.linears}

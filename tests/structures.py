@@ -17,7 +17,6 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.bonsai import perturbation_scores
 from secateur.pruners.structure.method import StructureMethod
-from secateur.pruners.structure.pruner import BlockSwitch
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.methods import CUT_REPAIRS, DEPTH_REPAIRS
@@ -110,11 +109,11 @@ def close(one, other):
 
 @dataclass(frozen=True)
 class Case:
-    """A model, dense between tests, with its store and a surgeon."""
+    """A model, dense between tests, with its store, which cuts it."""
 
     anatomy: Anatomy
     store: StructureStore
-    surgeon: BlockSwitch
+    surgeon: StructureStore
     dense: torch.Tensor
     directory: Path
 
@@ -127,4 +126,4 @@ def make_case(name, directory):
     anatomy = dissect(build(CONFIGS[name]))
     build_structure(directory, anatomy, TOKENS, key())
     store = StructureStore(directory, anatomy)
-    return Case(anatomy, store, BlockSwitch(anatomy, store), logits(anatomy.model), directory)
+    return Case(anatomy, store, store, logits(anatomy.model), directory)

@@ -12,7 +12,6 @@ from secateur.pruners.calibration.gradients import gradients_path, model_statist
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.pruners.formulas.terminals import needs, terminals_of
-from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.stores.tensor_file import load_tensors
@@ -28,7 +27,7 @@ from secateur.spaces.formulas.known import KNOWN
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.operators import TERMINALS
 from secateur.spaces.formulas.tree import Apply, Terminal
-from tests.models import random_tokens, rms_gradients, small_anatomy
+from tests.models import count_zeros, random_tokens, rms_gradients, small_anatomy
 
 LEVELS = (0.0, 0.25, 0.5, 0.75)
 TOKENS = random_tokens(4, 16)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.pruners.masks import MAX_LEVELS, lowest, mask, mask_at, prune_ranks
+from secateur.pruners.masks import MAX_LEVELS, lowest, mask, prune_ranks
 from secateur.spaces.levels import n_zeros
 
 SPARSITIES = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1))
@@ -50,16 +50,16 @@ def test_levels_are_nested_and_equal_to_single_masks(above, comparison):
     score = scores(5, 11, 3)
     ranks = prune_ranks(score, levels, comparison=comparison)
     for index, level in enumerate(levels):
-        keep = mask_at(ranks, index)
+        keep = ranks > index
         assert torch.equal(keep, mask(score, level, comparison=comparison))
         if index:
-            assert not (keep & ~mask_at(ranks, index - 1)).any()
+            assert not (keep & ~(ranks > index - 1)).any()
 
 
 def test_as_many_levels_as_a_byte_holds():
     levels = [index / (MAX_LEVELS - 1) for index in range(MAX_LEVELS)]
     ranks = prune_ranks(scores(4, 200, 4), levels, comparison="layer")
-    assert [int((~mask_at(ranks, i)).sum()) for i in range(MAX_LEVELS)] == [n_zeros(x, 800) for x in levels]
+    assert [int((ranks <= i).sum()) for i in range(MAX_LEVELS)] == [n_zeros(x, 800) for x in levels]
 
 
 @given(st.integers(0, 20), st.integers(1, 10**7))
@@ -103,5 +103,5 @@ def test_a_mask_by_selection_is_the_one_by_sorting_ties_included(
     generator = torch.Generator().manual_seed(seed)
     score = torch.randint(n_values, (rows, 4 * groups), generator=generator).float()
     kind = {"comparison": comparison, "group_size": 4 if grouped else None}
-    expected = mask_at(prune_ranks(score, (0.0, sparsity), **kind), 1)
+    expected = prune_ranks(score, (0.0, sparsity), **kind) > 1
     assert torch.equal(mask(score, sparsity, **kind), expected)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
-from secateur.pruners.masks import count_zeros, lowest, mask
+from secateur.pruners.masks import lowest, mask
 from secateur.pruners.weights.magnitude import magnitude
 from secateur.pruners.weights.method import Layer, Method
 from secateur.pruners.weights.pruner import prune
@@ -16,7 +16,7 @@ from secateur.pruners.weights.sparsegpt import sparsegpt
 from secateur.pruners.weights.wanda import wanda
 from secateur.spaces.levels import n_zeros
 from secateur.spaces.methods import METRICS, RECONSTRUCTIONS
-from tests.models import random_tokens, small_anatomy
+from tests.models import count_zeros, random_tokens, small_anatomy
 
 NAMES = [*METRICS, *RECONSTRUCTIONS]
 GENERATOR = torch.Generator()

@@ -15,7 +15,6 @@ import torch
 from secateur.pruners.calibration import collected as calibration_statistics
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.pool import build_pools
-from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import model_shape
 from secateur.pruners.pruner import DenseModel, InfeasibleError
@@ -27,7 +26,7 @@ from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import prune
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
-from tests.models import random_tokens, small_llama
+from tests.models import count_zeros, random_tokens, small_llama
 from tests.structures import take_few_passes
 
 CALIBRATION = {"sources": {"calibration": 1}, "samples": 4, "length": 32}

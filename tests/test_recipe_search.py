@@ -14,7 +14,6 @@ from secateur.evaluators.session import Session
 from secateur.evaluators.worker_setup import worker_setup
 from secateur.pruners.calibration.collected import gram_bytes
 from secateur.pruners.export.manifest import MANIFEST
-from secateur.pruners.masks import count_zeros
 from secateur.pruners.models import memory
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.recipes.checks import check_family
@@ -27,6 +26,7 @@ from secateur.search.show.front_table import as_table, front_rows
 from secateur.search.show.report import write_report
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.settings import RecipeSettings
+from tests.models import count_zeros
 from tests.structures import CONFIGS, build
 
 EVALUATOR = {"window": 64, "calibration_tokens": 512, "fidelities": [128, 256], "test_tokens": 256}

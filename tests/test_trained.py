@@ -11,7 +11,6 @@ from secateur.evaluators.blockwise import BlockwiseEvaluator
 from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.trained import TrainedEvaluator, own_modules
 from secateur.evaluators.training.settings import Training
-from secateur.pruners.masks import count_zeros
 from secateur.pruners.weights.level_store import build_levels
 from secateur.pruners.weights.method import Method
 from secateur.search import app
@@ -21,7 +20,7 @@ from secateur.search.errors import UsageError
 from secateur.search.loop.ledger import Ledger
 from secateur.search.settings.settings import identity, resolved, settings_from
 from secateur.spaces.measurement import Fidelity, Measurement
-from tests.models import random_tokens, small_anatomy
+from tests.models import count_zeros, random_tokens, small_anatomy
 from tests.test_app import lines
 from tests.test_evaluators import make_key, make_space, pruner_of
 from tests.toy import SPACE

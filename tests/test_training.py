@@ -8,12 +8,11 @@ from secateur.evaluators.data.windows import EvaluationData, losses_on, teacher_
 from secateur.evaluators.training.losses import ce_loss, head_inputs, kl_loss
 from secateur.evaluators.training.settings import Training, cosine
 from secateur.evaluators.training.trainer import Trainer, step_windows
-from secateur.pruners.masks import count_zeros
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import prune
 from secateur.spaces.measurement import Fidelity
-from tests.models import random_tokens, small_anatomy
+from tests.models import count_zeros, random_tokens, small_anatomy
 
 TRAIN, VALIDATE = random_tokens(12, 16, seed=1), random_tokens(6, 16, seed=2)
 METHODS = ("full", "norms", "lora")

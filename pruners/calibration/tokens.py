@@ -1,11 +1,14 @@
-"""Token ids of a text, and their hash."""
+"""Calibration data: token ids of texts, and their hash."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -25,3 +28,38 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int64[Tensor, " t
         return_token_type_ids=False,
     )["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Text that calibration windows are chosen from.
+
+    Args:
+        tokens: ids of its first tokens.
+        sha256: of the text.
+        name: where the text comes from, with the range that is used.
+    """
+
+    tokens: Int64[Tensor, " tokens"]
+    sha256: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration data.
+
+    Args:
+        tokens: the windows that statistics are collected on.
+        text: source of the text that they are cut from.
+        sources: further texts by name, for spaces whose candidates choose their windows.
+    """
+
+    tokens: Int[Tensor, "windows length"]
+    text: str
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the token ids."""
+        return tokens_sha256(self.tokens)

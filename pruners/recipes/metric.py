@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.recipes.blend import Blend, unit_scores
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.formula_scores import formula_method, formula_scores
 from secateur.pruners.structure.method import check_importance
 from secateur.pruners.weights.method import Method
 from secateur.spaces.formulas.metric import formula_of
+from secateur.spaces.formulas.tree import Tree
 from secateur.spaces.methods import IMPORTANCES, Detail
 from secateur.spaces.recipe.keys import BLEND
 
@@ -73,3 +74,28 @@ def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> Importance:
     check_importance(name, key="metric")
     row = IMPORTANCES[name]
     return Importance(row.function, row.inputs, row.gradients)
+
+
+def formula_scores(evidence: Evidence, formula: Tree, n_blocks: int) -> Float[Tensor, " units"]:
+    """Mean of a formula's values over a column of the output projection, and over a unit's columns.
+
+    Wanda for structures by FLAP's authors (arXiv 2312.11983), with any formula: ``abs(W) * X`` is `wanda_sp`.
+
+    Args:
+        evidence: with the inputs and gradients that `formula_method` of the formula needs.
+        formula: its tree.
+        n_blocks: of the model, for the block's position in it.
+
+    Raises:
+        FormulaError: if the formula gives no ranking of the output projection's weights.
+    """
+    seen = evidence.inputs
+    inputs = None if seen is None else InputStatistics(seen.n_tokens, seen.sum_squares.float(), seen.gram)
+    whole = ModelStatistics(n_blocks, evidence.gradients)
+    weights = formula_method(formula, evidence.damp).scores(evidence.layout.output, inputs, whole)
+    return evidence.by_unit(weights.mean(0)).mean(1)
+
+
+def formula_method(formula: Tree, damp: float = 0.01) -> Method:
+    """The formula as a metric of weights."""
+    return Method("formula", damp=damp, formula=formula)

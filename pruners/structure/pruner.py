@@ -25,7 +25,7 @@ from secateur.pruners.export.structured import check_structured, export_structur
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import SublayerLayout, check_block, check_kept
+from secateur.pruners.models.layout import SublayerLayout, check_kept
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
@@ -36,15 +36,11 @@ from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
 from secateur.spaces.methods import DEPTH
 from secateur.spaces.shape import by_depth
 
-Key = tuple[Kept, str]
-"""What a block keeps, and its repair."""
-
 
 class ArchitecturePruner(Pruner):
-    """Pruner of the space ``architecture``: how many KV groups and FFN channels each block keeps."""
+    """Pruner of the space ``architecture``: numbers of KV groups and FFN channels that each block keeps."""
 
     copies: ClassVar[bool] = False
-    smaller: ClassVar[bool] = True
 
     units: Sequence[KeptUnits] = ()
     """Units of each block that `prune` kept."""
@@ -52,6 +48,10 @@ class ArchitecturePruner(Pruner):
     @classmethod
     def check_settings(cls, settings: Any) -> None:
         _method_of(settings)  # refuses an unknown importance
+
+    @classmethod
+    def is_smaller(cls, settings: Any) -> bool:
+        return True
 
     @classmethod
     def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
@@ -76,12 +76,12 @@ class ArchitecturePruner(Pruner):
             build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
 
     def open(self, directory: Path) -> None:
-        self._switch = BlockSwitch(self.anatomy, StructureStore(directory, self.anatomy))
+        self._store = StructureStore(directory, self.anatomy)
         self._dense = tuple((block.whole, "none") for block in self.anatomy.blocks)
-        self._now: list[Key] = list(self._dense)
+        self._now: list[Hashable] = list(self._dense)
 
     def keys(self, config: Config) -> Sequence[Hashable]:
-        """Pairs of what a block keeps and its repair; where nothing is left to repair, ``none``."""
+        """Pairs of kept units and repair, one a block; ``none`` where nothing is left to repair."""
         repair = config["repair"]
         return [
             (kept, repair if _repairable(block, kept) else "none")
@@ -89,15 +89,14 @@ class ArchitecturePruner(Pruner):
         ]
 
     def apply(self, block: int, key: Hashable) -> None:
-        """Cut the block, if it is not what the key says."""
+        """Cut the block, unless it has this key."""
         if self._now[block] != key:
             assert isinstance(key, tuple)
-            kept, repair = key
-            self._switch.cut(block, kept, repair)
+            self._store.cut(block, *key)
             self._now[block] = key
 
     def restore(self) -> None:
-        self._switch.restore()
+        self._store.restore()
         self._now = list(self._dense)
 
     def baselines(self, directory: Path) -> Mapping[str, Any]:
@@ -134,9 +133,8 @@ class ArchitecturePruner(Pruner):
         multiples of the settings' `multiple_of`.
         """
         blocks = []
-        for block, row in zip(
-            self.anatomy.blocks, by_depth(form["blocks"], len(self.anatomy.blocks)), strict=True
-        ):
+        rows = by_depth(form["blocks"], len(self.anatomy.blocks))
+        for block, row in zip(self.anatomy.blocks, rows, strict=True):
             groups = _share(row["kv_groups"], block.n_kv_heads, 1)
             ffn = _share(row["ffn"], block.ffn_width, self.settings.multiple_of)
             blocks.append({"kv_groups": max(groups, int(block.index == 0)), "ffn": ffn})
@@ -182,7 +180,7 @@ def _method_of(settings: Any) -> StructureMethod:
 
 
 def _share(kept: str, n_units: int, multiple: int) -> int:
-    """The nearest number of units to a share such as ``2/3``, a multiple, 0 for none and all for all."""
+    """Number of units nearest to a share such as ``2/3``: a multiple; none for 0, all for 1."""
     share = Fraction(kept)
     if share in (0, 1):
         return int(share * n_units)
@@ -194,64 +192,8 @@ def _union(levels: Iterable[Sequence[int]]) -> tuple[int, ...]:
 
 
 def _repairable(block: Block, kept: Kept) -> bool:
-    """Whether a sub-layer lost a part: one that is whole, or gone, has nothing to make up for."""
+    """True if a sub-layer lost a part: one that is whole or removed needs no repair."""
     return 0 < kept.kv_groups < block.n_kv_heads or 0 < kept.ffn < block.ffn_width
-
-
-class BlockSwitch:
-    """Blocks of a live model switched between levels of a store; between calls the model runs as any other.
-
-    Weights are pointed to, not copied: to views of the store's files, except where projections are fused
-    contiguously (Phi3, GPT-2), whose parts are joined. Levels are not written to. A sub-layer of which all units
-    are kept is the dense one itself. One that is removed whole gives zeros, its norms do nothing, and in a cache of
-    keys and values it takes one number a token.
-
-    Args:
-        anatomy: the dense model.
-        store: built for it.
-    """
-
-    def __init__(self, anatomy: Anatomy, store: StructureStore) -> None:
-        self._blocks = anatomy.blocks
-        self._live = [
-            {
-                part.kind: (LiveSublayer(part), store.ordered(layout.block.index, part.kind))
-                for part in layout.sublayers
-            }
-            for layout in store.layouts
-        ]
-
-    def cut(self, block: int, kept: Kept, repair: str = "none") -> None:
-        """Cut a block to what is kept of the dense one.
-
-        Args:
-            block: its index.
-            kept: how many units are kept. Block 0 keeps a KV group.
-            repair: one that the store was built for; at its levels.
-
-        Raises:
-            ValueError: if the block can't be cut so, or the store lacks the repair at this level.
-        """
-        check_block(self._blocks[block], kept)
-        attention, mlp = self._live[block]["attention"], self._live[block]["mlp"]
-        _cut(*attention, kept.kv_groups, repair)
-        _cut(*mlp, kept.ffn, repair)
-
-    def restore(self) -> None:
-        """Make the whole model dense again: the same tensors in the same parameters."""
-        for block in self._live:
-            for live, _ in block.values():
-                live.restore()
-
-
-def _cut(live: LiveSublayer, ordered: ImportanceOrdered, n_kept: int, repair: str) -> None:
-    """Cut one sub-layer to its most important units."""
-    if n_kept == ordered.layout.n_units:
-        live.restore()
-    elif n_kept == 0:
-        live.remove()
-    else:
-        live.cut(n_kept, ordered.pieces(n_kept, repair))
 
 
 @torch.no_grad()
@@ -273,7 +215,7 @@ def prune_structure(
 
     Args:
         anatomy: the dense model. Its description of heads and widths stays that of the dense model.
-        blocks: what each block keeps.
+        blocks: numbers of kept units of each block.
         importance: name of an importance of structure.
         repair: name of a repair of output projections.
         damp: see `StructureMethod`.
@@ -283,7 +225,7 @@ def prune_structure(
         on_block: told the index of each block that is done.
 
     Returns:
-        For each block the units that are kept, by their numbers in the dense model.
+        Kept units of each block, by their numbers in the dense model.
 
     Raises:
         ValueError: on an unknown name, blocks that don't fit, or a model that can't be cut (see `find_layouts`).
@@ -309,7 +251,7 @@ def _cut_for_good(
     whole: ModelStatistics,
     method: StructureMethod,
 ) -> tuple[int, ...]:
-    """Cut a sub-layer, and free the memory of what was cut off; the numbers of the units that are kept."""
+    """Cut a sub-layer, free the memory of the removed part, and return the numbers of the kept units."""
     if n_kept == layout.n_units:
         return tuple(range(n_kept))
     live = LiveSublayer(layout)

@@ -15,8 +15,9 @@ from torch import Tensor
 from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, whole_model
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
+from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import BlockLayout, SublayerLayout
+from secateur.pruners.models.layout import BlockLayout, SublayerLayout, check_block
 from secateur.pruners.stores.block_files import Key, build_store, load_block
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.evidence import Evidence
@@ -24,6 +25,7 @@ from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.method import StructureMethod
 from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
 from secateur.pruners.weights.level_store import CACHE_BYTES
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.scores import Scores
 from secateur.spaces.methods import CUT_REPAIRS
 
@@ -59,14 +61,19 @@ class StructureKey(Key):
 
 
 class StructureStore:
-    """Levels of every sub-layer of a model, from mapped files, one a block: workers on a node share a copy.
+    """Levels of every sub-layer of a live model, from mapped files, one a block: workers on a node share a copy.
+
+    Weights are pointed to, not copied: to views of the files, except where projections are fused contiguously (Phi3,
+    GPT-2), whose parts are joined. Levels are not written to. A sub-layer of which all units are kept is the dense one
+    itself. One that is removed whole gives zeros, its norms do nothing, and in a cache of keys and values it takes one
+    number a token.
 
     Tensors are copied to the model's device when they are used, if it is another than that of the files; those used
     last are kept: as many bytes as the model's projections have, and 1 GiB for repaired levels.
 
     Args:
         directory: of a built store.
-        anatomy: the dense model that it was built for.
+        anatomy: the live model that it was built for, dense now.
         layouts: as `find_layouts` finds them; None: found here.
     """
 
@@ -85,6 +92,8 @@ class StructureStore:
             for layout, tensors in zip(self.layouts, self._tensors, strict=True)
         ]
 
+        self._live = [[LiveSublayer(part) for part in layout.sublayers] for layout in self.layouts]
+
     @property
     def scores(self) -> Scores:
         """Scores of the dense model's units and blocks, for allocations."""
@@ -99,6 +108,33 @@ class StructureStore:
     def ordered(self, block: int, kind: Sublayer) -> ImportanceOrdered:
         """The levels of a sub-layer."""
         return self._blocks[block][kind]
+
+    def cut(self, block: int, kept: Kept, repair: str = "none") -> None:
+        """Cut a block to the most important units of the dense one.
+
+        Args:
+            block: its index.
+            kept: numbers of kept units. Block 0 keeps a KV group.
+            repair: one that the store was built for; at its levels.
+
+        Raises:
+            ValueError: if the block can't be cut so, or the store lacks the repair at this level.
+        """
+        layout = self.layouts[block]
+        check_block(layout.block, kept)
+        for part, live, n_kept in zip(layout.sublayers, self._live[block], kept, strict=True):
+            if n_kept == part.n_units:
+                live.restore()
+            elif n_kept == 0:
+                live.remove()
+            else:
+                live.cut(n_kept, self.ordered(block, part.kind).pieces(n_kept, repair))
+
+    def restore(self) -> None:
+        """Make the whole model dense again: the same tensors in the same parameters."""
+        for block in self._live:
+            for live in block:
+                live.restore()
 
 
 class _OnDevice(UserDict[str, Tensor]):

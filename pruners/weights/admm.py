@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from secateur.pruners.linalg import check_finite
 from secateur.pruners.weights.method import Layer
 from secateur.pruners.weights.wanda import wanda_mask
 
@@ -56,10 +57,7 @@ class Fit:
         damp: float,
         name: str = "the weight",
     ) -> None:
-        if not torch.isfinite(second_moment).all():
-            raise ValueError(
-                f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
-            )
+        check_finite(second_moment, name)
         norm = second_moment.diagonal().sqrt()
         self._scale = torch.where(norm > 0, norm, 1.0)
         moment = second_moment / self._scale / self._scale[:, None]

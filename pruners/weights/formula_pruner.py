@@ -12,16 +12,15 @@ import numpy as np
 from torch import Tensor
 
 from secateur.pruners.formulas.evaluate import FormulaError
-from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.shape import prunables
-from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report
+from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, no_report
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights import formula_store
 from secateur.pruners.weights.formula_layers import FormulaLayers
 from secateur.pruners.weights.formula_overlap import overlaps
 from secateur.pruners.weights.formula_proxy import FormulaProxy, grams_of
 from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.pruner import check_groups, prune
+from secateur.pruners.weights.pruner import WeightPruner
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.tree import Tree
 from secateur.spaces.shape import split_protected
@@ -30,7 +29,7 @@ MASK_BYTES = 1 << 30
 """Size of the cache of masks."""
 
 
-class FormulaPruner(Pruner):
+class FormulaPruner(WeightPruner):
     """Pruner of the space ``formula``: all projections at one sparsity, by an expression as the metric.
 
     A formula whose masks of a few probed rows equal those of an earlier one counts as that one: nothing is scored or
@@ -38,10 +37,6 @@ class FormulaPruner(Pruner):
     """
 
     described: ClassVar[str] = "masks"
-
-    @classmethod
-    def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
-        check_groups(settings.group_size, anatomy)
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         names, damp = self.space.terminals, self.settings.damp
@@ -133,10 +128,6 @@ class FormulaPruner(Pruner):
         self.open(directory)
         return overlaps(self.layers, self.space, candidates)
 
-    def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
-        tokens, method = self.calibration.tokens, self._method(config)
-        prune(self.anatomy, config["sparsity"], method, tokens, sequential=sequential, on_block=on_block)
-
     def fitted(self, form: Mapping[str, Any]) -> Config:
         """The formula at the sparsity of the settings, for all linears that they do not protect."""
         free, _ = split_protected(prunables(self.anatomy), self.settings.protect)
@@ -144,7 +135,7 @@ class FormulaPruner(Pruner):
         sparsity |= dict.fromkeys((linear.name for linear in free), self.settings.target)
         return {"metric": form["metric"], "sparsity": sparsity}
 
-    def _method(self, config: Config) -> Method:
+    def method(self, config: Config) -> Method:
         of, metric = self.settings, config["metric"]
         return Method(
             name=metric or "magnitude",
@@ -153,9 +144,3 @@ class FormulaPruner(Pruner):
             damp=of.damp,
             formula=formula_of(metric) if metric else None,
         )
-
-    def record(self, config: Config) -> dict[str, Any]:
-        return self._method(config).record
-
-    def asked(self, config: Config) -> dict[str, Any]:
-        return {"asked": config["sparsity"]}

@@ -1,4 +1,4 @@
-"""The level store: what is needed to switch each projection to each level, memory-mapped, built once."""
+"""Level store: ranks or weights of each projection at each level, memory-mapped, built once."""
 
 from __future__ import annotations
 
@@ -15,25 +15,23 @@ from secateur.pruners.calibration.gradients import gradients_path, gradients_to_
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Linear
-from secateur.pruners.stores.block_files import Key, LevelStoreError, build_store, load_block
+from secateur.pruners.stores.block_files import Key, build_store, load_block
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
 
-__all__ = ["LevelStore", "LevelStoreError", "StoreKey", "build_levels"]
-
 CACHE_BYTES = 1 << 30
-"""Weights copied to a GPU are kept up to so many bytes, those used last."""
+"""Size of the cache of weights copied to a GPU."""
 
 
 @dataclass(frozen=True)
 class StoreKey(Key):
-    """What a level store depends on; a store is used again only under an equal key.
+    """Identity of a level store, which is used again only under an equal key.
 
     Args:
         model: fingerprint of the model.
         dtype: of the weights, e.g. ``float32``.
         calibration: hash of the calibration token ids.
-        method: how levels are made.
+        method: of pruning.
         levels: sparsities, ascending from 0.0.
     """
 
@@ -52,7 +50,7 @@ class StoreKey(Key):
 class LevelStore:
     """Weights of a projection at a level, by reference where the level is stored, else made from ranks.
 
-    A metric's store has one byte a weight for all levels (the first level at which the weight goes). A
+    A metric's store has one byte a weight for all levels (the first level at which the weight is pruned). A
     reconstruction's has the weights of each level strictly between 0 and 1, in the model's dtype. Files are
     mapped, one a block: several processes on a node share one copy.
 
@@ -99,7 +97,7 @@ class LevelStore:
             self._spare.setdefault(weight.shape, []).append(weight)
 
     def _masked(self, dense: Tensor, kept: Tensor) -> Tensor:
-        """In memory that was taken back, if there is some: fresh memory costs nearly as much as the product."""
+        """Product in memory that was taken back, if there is some: fresh memory costs nearly as much as the product."""
         spare = self._spare.get(dense.shape)
         return torch.mul(dense, kept, out=spare.pop()) if spare else dense * kept
 

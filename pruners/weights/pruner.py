@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.calibration.gradients import model_statistics
-from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import check_sparsity
-from secateur.pruners.models.anatomy import Anatomy, Block, Linear
+from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
@@ -23,20 +23,42 @@ from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.shape import by_depth, role_of
 
 
-class AllocationPruner(Pruner):
+class WeightPruner(Pruner):
+    """Pruner of single weights by a method, at a sparsity for each projection."""
+
+    @classmethod
+    def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
+        size = settings.group_size
+        for linear in anatomy.linears:
+            if size is not None and linear.in_features % size:
+                raise ValueError(
+                    f"Expected `space.group_size` to divide the number of inputs, got {size} for "
+                    f"{linear.in_features} inputs at {linear.name}. Choose another, or protect this layer."
+                )
+
+    @abstractmethod
+    def method(self, config: Config) -> Method:
+        """Metric or reconstruction of a candidate, with its parameters."""
+
+    def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
+        tokens, method = self.calibration.tokens, self.method(config)
+        prune(self.anatomy, config["sparsity"], method, tokens, sequential=sequential, on_block=on_block)
+
+    def record(self, config: Config) -> dict[str, Any]:
+        return self.method(config).record
+
+    def asked(self, config: Config) -> dict[str, Any]:
+        return {"asked": config["sparsity"]}
+
+
+class AllocationPruner(WeightPruner):
     """Pruner of the space ``allocation``: each projection at a level of sparsity."""
 
     @classmethod
     def check_settings(cls, settings: Any) -> None:
         method_of(settings, seed=0)
 
-    @classmethod
-    def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
-        check_groups(settings.group_size, anatomy)
-
-    @property
-    def method(self) -> Method:
-        """Metric or reconstruction, with its parameters."""
+    def method(self, config: Config) -> Method:
         return method_of(self.settings, seed=self.seed)
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
@@ -44,7 +66,7 @@ class AllocationPruner(Pruner):
             model=self.dense.fingerprint,
             dtype=self.dense.dtype,
             calibration=self.calibration.sha256,
-            method=self.method,
+            method=method_of(self.settings, seed=self.seed),
             levels=self.space.levels,
         )
         if not is_built(directory, key):
@@ -84,10 +106,6 @@ class AllocationPruner(Pruner):
         for block, key in enumerate(self._dense):
             self.apply(block, key)
 
-    def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
-        tokens = self.calibration.tokens
-        prune(self.anatomy, config["sparsity"], self.method, tokens, sequential=sequential, on_block=on_block)
-
     def fitted(self, form: Mapping[str, Any]) -> Config:
         """Sparsities of the block at the same relative depth, by role; of an unknown role the sub-layer's mean."""
         rows = by_depth(form["blocks"], len(self.anatomy.blocks))
@@ -111,12 +129,6 @@ class AllocationPruner(Pruner):
         size = self.settings.group_size
         return sparsity if size is None else round(sparsity * size) / size
 
-    def record(self, config: Config) -> dict[str, Any]:
-        return self.method.record
-
-    def asked(self, config: Config) -> dict[str, Any]:
-        return {"asked": config["sparsity"]}
-
 
 def method_of(settings: Any, *, seed: int) -> Method:
     """The method that settings of the space ``allocation`` name.
@@ -133,16 +145,6 @@ def method_of(settings: Any, *, seed: int) -> Method:
         seed=seed,
         formula=formula_of(settings.metric),
     )
-
-
-def check_groups(group_size: int | None, anatomy: Anatomy) -> None:
-    """Raise a ValueError unless groups of this size divide the inputs of every projection."""
-    for linear in anatomy.linears:
-        if group_size is not None and linear.in_features % group_size:
-            raise ValueError(
-                f"Expected `space.group_size` to divide the number of inputs, got {group_size} for "
-                f"{linear.in_features} inputs at {linear.name}. Choose another, or protect this layer."
-            )
 
 
 @torch.no_grad()
@@ -173,18 +175,9 @@ def prune(
     check_sparsity(anatomy, sparsity)
     whole = model_statistics(anatomy, tokens, gradients=method.gradients)
     for part in stream_blocks(anatomy, tokens, inputs=method.needs, sequential=sequential):
-        _prune_block(part.block, part.inputs, sparsity, method, whole)
+        for linear in part.block.linears:
+            wanted = sparsity.get(linear.name, 0.0)
+            if wanted > 0:
+                inputs = part.inputs.get(linear.name)
+                linear.point_to(method.weights(linear, inputs, [wanted], whole)[0])
         on_block(part.block.index)
-
-
-def _prune_block(
-    block: Block,
-    inputs: Mapping[str, InputStatistics],
-    sparsity: Mapping[str, float],
-    method: Method,
-    whole: ModelStatistics,
-) -> None:
-    for linear in block.linears:
-        wanted = sparsity.get(linear.name, 0.0)
-        if wanted > 0:
-            linear.point_to(method.weights(linear, inputs.get(linear.name), [wanted], whole)[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +12,7 @@ from secateur.pruners.calibration.statistics import Collector, InputRecorder, In
 from secateur.pruners.calibration.stream import Walk
 from secateur.pruners.linalg import input_factor, least_squares
 from secateur.pruners.masks import check_sparsity
-from secateur.pruners.models.anatomy import Anatomy, Block, Linear
+from secateur.pruners.models.anatomy import Anatomy, Block, Linear, Role
 from secateur.pruners.models.memory import check_memory
 from secateur.pruners.weights.method import Layer
 from secateur.pruners.weights.sparsegpt import sparsegpt
@@ -57,7 +56,7 @@ def sparsellm(
         damp: of SparseGPT.
 
     Returns:
-        Weights of the block's projections, those that stay dense left out.
+        Weights of the block's projections, without dense ones.
 
     Raises:
         ValueError: on a name that the model does not have, a sparsity out of range, as `check_gated` does, or inputs
@@ -75,7 +74,9 @@ def sparsellm(
             statistics = inputs.of(block)[linear.name]
             found[linear.name] = _pruned(linear, linear.weight, statistics, sparsity, damp)
     if any(sparsity.get(linear.name) for linear in block.linears if linear.sublayer == "mlp"):
-        found |= _mlp(_gated(anatomy, block, seen), sparsity, damp)
+        linears = {linear.role: linear for linear in block.linears}
+        x, p = seen.of("gate"), seen.of("down")
+        found |= _mlp(linears, _activation(anatomy, linears, x, p), x, p, sparsity, damp)
     return found
 
 
@@ -95,62 +96,52 @@ def check_gated(anatomy: Anatomy, block: Block, tokens: Int[Tensor, "windows len
     )
 
 
-@dataclass(frozen=True)
-class GatedMLP:
-    """A gated MLP and its inputs.
-
-    Args:
-        gate, up, down: its projections.
-        act: from the gate's outputs to what up's are multiplied with.
-        inputs: of the MLP.
-        products: inputs of the down projection.
-    """
-
-    gate: Linear
-    up: Linear
-    down: Linear
-    act: Activation
-    inputs: Float[Tensor, "tokens width"]
-    products: Float[Tensor, "tokens ffn"]
-
-
-def _gated(anatomy: Anatomy, block: Block, seen: InputRecorder) -> GatedMLP:
-    linears = {linear.role: linear for linear in block.linears}
-    x, p = seen.of("gate"), seen.of("down")
+def _activation(
+    anatomy: Anatomy,
+    linears: Mapping[Role, Linear],
+    x: Float[Tensor, "tokens width"],
+    p: Float[Tensor, "tokens ffn"],
+) -> Activation:
+    """Module of a gated MLP from the gate's outputs to the factors of up's, found by the inputs p of down."""
     s, z = (_outputs(linears[role], linears[role].weight.float(), x[:16]) for role in ("gate", "up"))
     owner = anatomy.model.get_submodule(linears["gate"].name.rpartition(".")[0])
     for module in owner.children():
         plain = not [*module.parameters()] and not isinstance(module, nn.Dropout)
         if plain and torch.allclose(module(s) * z, p[:16], rtol=0.05, atol=0.01 * float(p[:16].abs().max())):
-            return GatedMLP(linears["gate"], linears["up"], linears["down"], module, x, p)
+            return module
     raise ValueError(
-        f"Expected the activation of a gated MLP among the modules of {block.name}, got none that gives the inputs of "
-        "its down projection. Use the metric sparsegpt."
+        f"Expected the activation of a gated MLP among the modules of {anatomy.blocks[linears['gate'].block].name}, "
+        "got none that gives the inputs of its down projection. Use the metric sparsegpt."
     )
 
 
-def _mlp(mlp: GatedMLP, sparsity: Mapping[str, float], damp: float) -> Weights:
-    """The alternation over weights and auxiliary variables; its last pruned weights."""
-    x, y = mlp.inputs, mlp.products @ mlp.down.weight.float().T
-    of_x, of_p = _statistics(x), _statistics(mlp.products)
-    lower = input_factor(x, mlp.gate.name)
-    weights = [linear.weight.float() for linear in (mlp.gate, mlp.up, mlp.down)]
-    s, z, p = _outputs(mlp.gate, weights[0], x), _outputs(mlp.up, weights[1], x), mlp.products
+def _mlp(
+    linears: Mapping[Role, Linear],
+    act: Activation,
+    x: Float[Tensor, "tokens width"],
+    p: Float[Tensor, "tokens ffn"],
+    sparsity: Mapping[str, float],
+    damp: float,
+) -> Weights:
+    """Last pruned weights of the alternation over weights and auxiliary variables, which begins at dense x and p."""
+    gate, up, down = (linears[role] for role in ("gate", "up", "down"))
+    y = p @ down.weight.float().T
+    of_x, of_p, lower = _statistics(x), _statistics(p), input_factor(x, gate.name)
+    w_gate, w_up, w_down = (linear.weight.float() for linear in (gate, up, down))
+    s, z = _outputs(gate, w_gate, x), _outputs(up, w_up, x)
     for step in range(N_STEPS):
         if step:
-            weights = [
-                least_squares(x, s - _bias(mlp.gate), lower).float(),
-                least_squares(x, z - _bias(mlp.up), lower).float(),
-                least_squares(p, y, input_factor(p, mlp.down.name)).float(),
-            ]
-        gate = _pruned(mlp.gate, weights[0], of_x, sparsity, damp)
-        up = _pruned(mlp.up, weights[1], of_x, sparsity, damp)
-        down = _pruned(mlp.down, weights[2], of_p, sparsity, damp)
-        p = best_products(y, down, mlp.act(s) * z)
-        z = best_outputs(_outputs(mlp.up, up, x), mlp.act(s), p)
-        s = nearer_gates(_outputs(mlp.gate, gate, x), s, z, p, mlp.act)
+            w_gate = least_squares(x, s - _bias(gate), lower).float()
+            w_up = least_squares(x, z - _bias(up), lower).float()
+            w_down = least_squares(p, y, input_factor(p, down.name)).float()
+        w_gate = _pruned(gate, w_gate, of_x, sparsity, damp)
+        w_up = _pruned(up, w_up, of_x, sparsity, damp)
+        w_down = _pruned(down, w_down, of_p, sparsity, damp)
+        p = best_products(y, w_down, act(s) * z)
+        z = best_outputs(_outputs(up, w_up, x), act(s), p)
+        s = nearer_gates(_outputs(gate, w_gate, x), s, z, p, act)
         of_p = _statistics(p)
-    found = {mlp.gate: gate, mlp.up: up, mlp.down: down}
+    found = {gate: w_gate, up: w_up, down: w_down}
     return {linear.name: weight.to(linear.weight.dtype) for linear, weight in found.items()}
 
 

@@ -69,9 +69,10 @@ def _prune(
     from secateur.evaluators.data.windows import EvaluationData
     from secateur.evaluators.exporting import export, new_manifest
     from secateur.pruners.calibration.pool import first_tokens
+    from secateur.pruners.calibration.tokens import Calibration, Source
     from secateur.pruners.models.discover import dissect
     from secateur.pruners.models.loading import load_model
-    from secateur.pruners.pruner import Calibration, DenseModel, Source, pruner_class
+    from secateur.pruners.pruner import DenseModel, pruner_class
 
     file.check()  # before a model is loaded
     parts = load_parts(file.calibration_text, text, text)
