@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from secateur.search.controller import Proposal
-from secateur.search.controllers.batches import ProcedureController, SearchProcedure, check_fidelities
 from secateur.search.controllers.greedy import GreedyProcedure, GreedySettings
+from secateur.search.controllers.procedure import ProcedureController, SearchProcedure, check_fidelities
 from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings
 from secateur.search.controllers.separable import check_separable
 from secateur.search.controllers.successive_halving import Ranked, n_survivors, ranked, successive_halving

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from secateur.search.controller import Proposal
-from secateur.search.controllers.batches import (
+from secateur.search.controllers.procedure import (
     ProcedureController,
     SearchProcedure,
     check_fidelities,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import check_fidelities
+from secateur.search.controllers.procedure import check_fidelities
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import Space

@@ -11,13 +11,13 @@ import numpy as np
 from pydantic import Field
 
 from secateur.search.controller import Proposal
-from secateur.search.controllers.batches import (
+from secateur.search.controllers.knapsack import Array
+from secateur.search.controllers.procedure import (
     ProcedureController,
     SearchProcedure,
     check_fidelities,
     fidelity_of,
 )
-from secateur.search.controllers.knapsack import Array
 from secateur.search.controllers.separable import check_separable, complete, solve, with_free_slots
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section

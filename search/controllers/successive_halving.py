@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 from secateur.search.controller import Proposal
-from secateur.search.controllers.batches import Losses
+from secateur.search.controllers.procedure import Losses
 from secateur.spaces.measurement import Fidelity
 
 Ranked = list[tuple[float, Any]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import check_fidelities
+from secateur.search.controllers.procedure import check_fidelities
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import Space

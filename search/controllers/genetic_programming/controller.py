@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from secateur.search.controller import Proposal, Trial
-from secateur.search.controllers.batches import (
-    Losses,
-    ProcedureController,
-    SearchProcedure,
-    check_fidelities,
-)
 from secateur.search.controllers.genetic_programming.cma_es import ConstantsTuner
 from secateur.search.controllers.genetic_programming.mutation_crossover import NewFormulas
 from secateur.search.controllers.genetic_programming.population import Individual, Population, at
 from secateur.search.controllers.genetic_programming.proxy_screening import Screening
 from secateur.search.controllers.genetic_programming.settings import ConstantsSettings, GeneticSettings
+from secateur.search.controllers.procedure import (
+    Losses,
+    ProcedureController,
+    SearchProcedure,
+    check_fidelities,
+)
 from secateur.spaces.formulas.space import Formula, FormulaSpace
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space

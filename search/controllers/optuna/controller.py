@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.search.controllers.batches import check_fidelities
 from secateur.search.controllers.optuna.samplers import SAMPLERS, check_name, row_of
 from secateur.search.controllers.optuna.study import SampledStudy
+from secateur.search.controllers.procedure import check_fidelities
 from secateur.search.controllers.warm_start import front_of
 from secateur.search.objectives import objective
 from secateur.spaces.measurement import Fidelity

@@ -1,4 +1,4 @@
-"""Search procedures: controllers written as generators that propose a batch and wait for its losses."""
+"""Base of controllers written as search procedures: generators that propose a batch and wait for its losses."""
 
 from __future__ import annotations
 
