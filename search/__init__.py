@@ -1,1 +1,1 @@
-"""Who proposes, who runs, what is remembered: controllers, executors, study, front."""
+"""Search: controllers, executors, the study and its front."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UsageError(ValueError):
     """Error in settings, arguments or files, which the user can correct. The command ends with status 2.

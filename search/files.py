@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 from collections.abc import Hashable
@@ -12,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from secateur.search.errors import UsageError
+from secateur.search.errors import DISK_FULL, UsageError
 from secateur.spaces.whole_file import whole_file
 
 
@@ -76,16 +75,13 @@ def dump_yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 class StudyWriteError(UsageError):
     """Full disk: the measurements that were written are safe, and the study can be continued."""
 
 
 def no_room(error: OSError, path: Path, safe: str) -> OSError | StudyWriteError:
     """Error to raise for a failed write: a `StudyWriteError` where the disk is full, else the error itself."""
-    if error.errno not in _NO_ROOM:
+    if error.errno not in DISK_FULL:
         return error
     reason = os.strerror(error.errno or 0).lower()
     return StudyWriteError(

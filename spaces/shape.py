@@ -170,21 +170,13 @@ class Unit:
             )
 
 
-def unit_name(linear: Prunable, granularity: Granularity) -> str:
-    """Name of the unit that the linear belongs to, e.g. ``block3.mlp``."""
-    names = {
-        "linear": linear.name,
-        "sublayer": f"block{linear.block}.{linear.sublayer}",
-        "block": f"block{linear.block}",
-    }
-    return names[granularity]
-
-
 def group(linears: Sequence[Prunable], granularity: Granularity) -> tuple[Unit, ...]:
     """Units of the linears, in the order of their first members."""
     members: dict[str, list[Prunable]] = {}
     for linear in linears:
-        members.setdefault(unit_name(linear, granularity), []).append(linear)
+        block = f"block{linear.block}"
+        names = {"linear": linear.name, "sublayer": f"{block}.{linear.sublayer}", "block": block}
+        members.setdefault(names[granularity], []).append(linear)
     return tuple(
         Unit(name, tuple(m.n_weights for m in group), group[0].block, tuple(m.name for m in group))
         for name, group in members.items()

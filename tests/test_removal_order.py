@@ -12,7 +12,7 @@ from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.search.controller import Trial
 from secateur.search.controllers.greedy import Greedy, GreedySettings
 from secateur.search.errors import UsageError
-from secateur.search.results.removal_order import SubLayer, order_of, removal_order
+from secateur.search.results.removal_order import order_of, removal_order
 from secateur.search.results.run import Run
 from secateur.search.settings.settings import resolved, settings_from
 from secateur.search.study.about import About
@@ -65,7 +65,7 @@ def loss(candidate) -> float:
 
 
 def test_the_least_further_with_the_lowest_loss_comes_next():
-    a, b, c = SubLayer(1, "attention"), SubLayer(1, "mlp"), SubLayer(2, "mlp")
+    a, b, c = (1, "attention"), (1, "mlp"), (2, "mlp")
     losses = [
         ((a,), 0.3),
         ((b,), 0.2),

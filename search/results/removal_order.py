@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from secateur.search.errors import UsageError
 from secateur.search.results.run import Run
@@ -13,12 +13,8 @@ from secateur.spaces.shape import BlockShape
 PARTS = {"attention": "kv_groups", "mlp": "ffn"}
 
 
-class SubLayer(NamedTuple):
-    """Attention or MLP of a block."""
-
-    block: int
-    kind: str
-
+SubLayer = tuple[int, str]
+"""Block and kind, ``attention`` or ``mlp``."""
 
 Removed = frozenset[SubLayer]
 
@@ -75,13 +71,13 @@ def _removed(config: Mapping[str, Any], shapes: Sequence[BlockShape]) -> Removed
         whole = {"attention": shape.n_kv_groups, "mlp": shape.ffn_width}
         for kind, name in PARTS.items():
             if kept[name] == 0:
-                lacks.add(SubLayer(index, kind))
+                lacks.add((index, kind))
             elif kept[name] != whole[kind]:
                 return None
     return frozenset(lacks)
 
 
 def _lines(step: Removed) -> list[dict[str, int | str]]:
-    both = Counter(part.block for part in step)
-    lines = {(p.block, "" if both[p.block] == len(PARTS) else p.kind) for p in step}
+    both = Counter(block for block, _ in step)
+    lines = {(block, "" if both[block] == len(PARTS) else kind) for block, kind in step}
     return [{"block": block, **({"kind": kind} if kind else {})} for block, kind in sorted(lines)]

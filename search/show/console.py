@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from secateur.search.errors import UsageError
+from secateur.search.errors import DISK_FULL, UsageError
 from secateur.search.mirror.address import masked
 from secateur.spaces.plugins import left_out
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from secateur.search.show.display import Display
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Base class of typer's own errors: click's or a copy of it, depending on typer's version.
 _TyperError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -87,7 +85,7 @@ def _is_wrong_use(error: Exception) -> bool:
 
 def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             return True
         error = error.__cause__
     return False

@@ -77,7 +77,7 @@ class Display(Observer):
             self._bar.say(line)
 
     def note(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _plain(self, line: str, kind: str) -> None:

@@ -100,7 +100,7 @@ def plot_course(
 
 
 def plot_allocation(
-    path: Path, sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], title: str
+    path: Path, sparsity: Mapping[str, float], linears: Sequence[Mapping[str, Any]], title: str
 ) -> None:
     """Heat map of the share removed of each linear, projections by blocks, below the means of the blocks.
 
@@ -108,8 +108,8 @@ def plot_allocation(
         sparsity: in [0, 1], by full name.
         linears: plain `Prunable` values of all linears, in order; means are weighted by number of weights.
     """
-    grid, rows = _grid(sparsity, linears, "sparsity")
-    sizes, _ = _grid(sparsity, linears, "n_weights")
+    grid, rows = _grid(sparsity, linears)
+    sizes, _ = _grid({linear["name"]: linear["n_weights"] for linear in linears}, linears)
     means = np.nansum(grid * sizes, axis=0) / np.nansum(sizes, axis=0)
     n_blocks = grid.shape[1]
     low, high = np.floor(np.nanmin(grid) * 10) / 10, np.ceil(np.nanmax(grid) * 10) / 10
@@ -161,22 +161,15 @@ def _mathtext(latex: str) -> str:
     return f"${latex}$"
 
 
-def _grid(
-    sparsity: Mapping[str, float], linears: Sequence[Mapping[str, object]], what: str
-) -> tuple[Array, list[str]]:
+def _grid(values: Mapping[str, float], linears: Sequence[Mapping[str, Any]]) -> tuple[Array, list[str]]:
     """Grid of a value of each linear, ``projections blocks``, NaN for a missing projection; and the rows' names."""
-    blocks = sorted({int(str(linear["block"])) for linear in linears})
-    rows = list(dict.fromkeys(_role(linear) for linear in linears))
+    # The name of a row is that of a linear within its block, i.e. after the block's number.
+    names = [x["name"].partition(f".{x['block']}.")[2] or x["name"] for x in linears]
+    blocks, rows = sorted({x["block"] for x in linears}), list(dict.fromkeys(names))
     grid = np.full((len(rows), len(blocks)), np.nan)
-    for linear in linears:
-        value = sparsity.get(str(linear["name"]), 0.0) if what == "sparsity" else linear[what]
-        grid[rows.index(_role(linear)), blocks.index(int(str(linear["block"])))] = float(str(value))
+    for linear, name in zip(linears, names, strict=True):
+        grid[rows.index(name), blocks.index(linear["block"])] = values.get(linear["name"], 0.0)
     return grid, rows
-
-
-def _role(linear: Mapping[str, object]) -> str:
-    """Name of a linear within its block, i.e. after the block's number."""
-    return str(linear["name"]).partition(f".{linear['block']}.")[2] or str(linear["name"])
 
 
 def _annotate(axes: Axes, grid: Array, middle: float) -> None:
