@@ -26,8 +26,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from secateur.pruners.export.export import export_structured
 from secateur.pruners.export.manifest import UNSTRUCTURED, Manifest
-from secateur.pruners.export.structured import export_structured
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.structure.pruner import prune_structure
 from secateur.spaces.architecture.candidate import Kept

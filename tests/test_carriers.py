@@ -5,7 +5,7 @@ import json
 import pytest
 
 from secateur.pruners.export.capability import check_capability, stock_kv_groups
-from secateur.pruners.export.structured import check_structured
+from secateur.pruners.export.export import check_structured
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import block_shapes
 from secateur.spaces.architecture.candidate import Kept

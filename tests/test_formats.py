@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from secateur.pruners.export import export_check, heterogeneous, hf, reload
+from secateur.pruners.export.export import check_structured, export_structured, ranges
 from secateur.pruners.export.export_check import ExportError
 from secateur.pruners.export.manifest import MANIFEST, Manifest, same_export
 from secateur.pruners.export.registry import FORMATS, check_format
-from secateur.pruners.export.structured import check_structured, export_structured, ranges
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.pruners.models.discover import FAMILIES, dissect
 from secateur.pruners.models.shape import block_shapes

@@ -1,4 +1,4 @@
-"""A live model with parts cut away, as what a saved one is made from: its weights, and what its blocks keep."""
+"""A live model with parts cut away, in the form in which it is saved: weights, names and numbers of kept units."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from secateur.pruners.export.export_check import Comparison
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
-from secateur.pruners.models.layout import check_kept, place
+from secateur.pruners.models.layout import Form, Placement, check_kept, place
 from secateur.spaces.architecture.candidate import Kept
+
+BLOCKWISE = ("layer_types", "no_rope_layers", "mlp_layer_types")
+"""Lists in configs with a place for each block."""
 
 
 @dataclass(frozen=True)
 class CutModel:
-    """A causal LM in memory whose weights are cut, or will be, and whose config is still the dense one.
+    """A causal LM in memory whose weights are cut, or will be, and whose config is the dense one.
 
     Args:
         anatomy: found before the cut: `Block.n_heads` and the like are the dense numbers, the modules the live ones.
@@ -46,18 +52,30 @@ class CutModel:
         """The blocks that keep anything, by their places in the dense model."""
         return tuple(index for index, kept in enumerate(self.kept) if kept.kv_groups or kept.ffn)
 
-    def n_heads(self, index: int) -> int:
-        """Query heads that a block keeps."""
-        block = self.anatomy.blocks[index]
-        return self.kept[index].kv_groups * (block.n_heads // block.n_kv_heads)
+    @property
+    def shapes(self) -> set[Kept]:
+        """Different shapes of the blocks that keep anything."""
+        return {self.kept[index] for index in self.stays}
 
     def shape(self, index: int) -> dict[str, int]:
         """Heads and channels that a block keeps, by their names in configs."""
+        block, kept = self.anatomy.blocks[index], self.kept[index]
         return {
-            "num_attention_heads": self.n_heads(index),
-            "num_key_value_heads": self.kept[index].kv_groups,
-            "intermediate_size": self.kept[index].ffn,
+            "num_attention_heads": kept.kv_groups * (block.n_heads // block.n_kv_heads),
+            "num_key_value_heads": kept.kv_groups,
+            "intermediate_size": kept.ffn,
         }
+
+    def base_config(self) -> dict[str, Any]:
+        """The dense config's content for a model of the blocks that stay, their shapes still the dense ones."""
+        content: dict[str, Any] = self.config.to_dict()
+        for name in BLOCKWISE:
+            values = content.get(name)
+            if isinstance(values, list) and len(values) == self.config.num_hidden_layers:
+                content[name] = [values[index] for index in self.stays]
+        depth = self.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        content[depth] = len(self.stays)
+        return content
 
     def saved_name(self, index: int) -> str:
         """Path in the saved model of a block that stays: blocks that went leave no gap."""
@@ -79,7 +97,7 @@ class CutModel:
         return found
 
     def _values(self) -> dict[str, Tensor]:
-        """Parameters and saved buffers under their live names, without the empty ones."""
+        """Parameters and saved buffers under their live names, without empty ones."""
         model = self.anatomy.model
         saved = set(model.state_dict())
         named = [*model.named_parameters(), *model.named_buffers()]
@@ -91,16 +109,22 @@ class CutModel:
 
     def _planned_shapes(self, dense: Mapping[str, Tensor]) -> Iterator[tuple[str, list[int]]]:
         """Shapes of the projections' weights and biases, by name, once they are cut from these."""
+        for placement, n_kept, _ in self.placements():
+            linear = placement.linear
+            for name, axis in (("weight", placement.axis ^ linear.transposed), ("bias", 0)):
+                full = f"{linear.name}.{name}"
+                if full in dense and (name == "weight" or placement.axis == 0):
+                    shape = list(dense[full].shape)
+                    shape[axis] = sum(placement.parts) * n_kept
+                    yield full, shape
+
+    def placements(self, form: Form = "contiguous") -> Iterator[tuple[Placement, int, int]]:
+        """Places of the units in each projection, with the numbers of kept and of all units."""
         for block, kept in zip(self.anatomy.blocks, self.kept, strict=True):
-            kinds: dict[Sublayer, int] = {"attention": kept.kv_groups, "mlp": kept.ffn}
-            for placement in (x for kind in kinds for x in place(block, kind, "contiguous")):
-                linear, n_kept = placement.linear, kinds[placement.linear.sublayer]
-                for name, axis in (("weight", placement.axis ^ linear.transposed), ("bias", 0)):
-                    full = f"{linear.name}.{name}"
-                    if full in dense and (name == "weight" or placement.axis == 0):
-                        shape = list(dense[full].shape)
-                        shape[axis] = sum(placement.parts) * n_kept
-                        yield full, shape
+            for placement in place(block, "attention", form):
+                yield placement, kept.kv_groups, block.n_kv_heads
+            for placement in place(block, "mlp", form):
+                yield placement, kept.ffn, block.ffn_width
 
     def added_biases(self) -> list[str]:
         """Output projections, by their path in the saved model, that have a bias which the dense model hasn't."""
@@ -119,6 +143,40 @@ class CutModel:
         """A model of the live one's class without memory for its weights."""
         with torch.device("meta"):
             return type(self.anatomy.model)(config)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A structured model to save.
+
+    Args:
+        cut: the live model.
+        tokenizer: its tokenizer.
+        parent: name of the dense model.
+        dtype: of the saved weights.
+        tokens: to compare logits on.
+    """
+
+    cut: CutModel
+    tokenizer: PreTrainedTokenizerBase
+    parent: str
+    dtype: torch.dtype
+    tokens: Int64[Tensor, "rows length"]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model that was written and checked.
+
+    Args:
+        comparison: with the model in memory.
+        n_params: as stored.
+        smaller: False if it has the parent's shapes.
+    """
+
+    comparison: Comparison
+    n_params: int
+    smaller: bool = True
 
 
 def sublayer_path(block: Block, sublayer: Sublayer) -> str:

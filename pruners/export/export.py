@@ -1,4 +1,4 @@
-"""A pruned model as a directory that stock transformers loads, checked by loading it.
+"""Export of a pruned model, checked by loading it: with zeros in place, or really smaller.
 
 The model is written beside its destination, loaded again in a fresh process and compared with the model in memory,
 and only then moved into place: a directory under its final name is whole and was seen to work.
@@ -6,23 +6,26 @@ and only then moved into place: a directory under its final name is whole and wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from secateur.pruners.export.card import card
+from secateur.pruners.export.cut import CutModel, Job, Saved, stored
 from secateur.pruners.export.export_check import TOLERANCES, Comparison, ExportError, check_saved, dtype_name
-from secateur.pruners.export.manifest import Manifest, same_export
-from secateur.pruners.export.saving import check_dtypes, new_directory, versions, weight_bytes, write_record
+from secateur.pruners.export.manifest import MANIFEST, Manifest
+from secateur.pruners.export.registry import FORMATS
+from secateur.pruners.export.saving import check_dtypes, new_directory, versions, weight_bytes
+from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints.quiet import quiet
-
-__all__ = ["ExportError", "ExportReport", "Manifest", "export_model", "same_export"]
+from secateur.spaces.architecture.candidate import Kept, KeptUnits
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class ExportReport:
     """A finished export, with the result of its check.
 
     Args:
-        directory: where the model is.
+        directory: of the model.
         manifest: as written, with dtype, counts, versions and checks filled in.
         comparison: of the saved model with the one in memory.
     """
@@ -53,6 +56,9 @@ class ExportReport:
     def n_weights(self) -> int:
         """Number of weights of these linears."""
         return sum(self.manifest.weights.values())
+
+
+# Zeros in place -------------------------------------------------------------------------------------------
 
 
 def export_model(
@@ -90,25 +96,13 @@ def export_model(
         with _stored_as(model, dtype) as lossy, quiet():
             model.save_pretrained(made)
             tokenizer.save_pretrained(made)
-            zeros, weights = count_asked(model, manifest.asked)
+            zeros, weights = _count_asked(model, manifest.asked)
         tolerance = max(TOLERANCES[model.dtype], TOLERANCES[dtype] if lossy else 0.0)
         comparison = check_saved(
             made, scratch, model, tokenizer, zeros=zeros, tokens=check_tokens, tolerance=tolerance
         )
-        manifest = replace(
-            manifest,
-            dtype=dtype_name(dtype),
-            zeros=zeros,
-            weights=weights,
-            size_bytes=weight_bytes(made),
-            versions=versions(),
-            checks=comparison.to_json(),
-        )
-        write_record(made, manifest)
+        manifest = _write_record(made, manifest, dtype, comparison, zeros=zeros, weights=weights)
     return ExportReport(directory, manifest, comparison)
-
-
-# Before ---------------------------------------------------------------------------------------------------
 
 
 def _check_names(model: PreTrainedModel, manifest: Manifest) -> None:
@@ -120,35 +114,119 @@ def _check_names(model: PreTrainedModel, manifest: Manifest) -> None:
             )
 
 
-# Writing --------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _stored_as(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[bool]:
-    """Within it, each parameter is contiguous, owns its storage and has this dtype; then it is as before.
+    """Context in which each parameter is as `stored` gives it; yields whether the dtype changed any value.
 
     Pruned weights may be transposed, or views on a part of a memory-mapped file or on each other's storage,
-    which would be taken for tied weights. Yields whether the dtype changed the value of any weight.
+    which would be taken for tied weights.
     """
-    before = [(parameter, parameter.data) for parameter in model.parameters()]  # tied ones come once
-    seen: set[int] = set()
-    lossy = False
+    parameters = dict(model.named_parameters())  # tied ones come once
+    before = {name: parameter.data for name, parameter in parameters.items()}
+    tensors, lossy = stored(before, dtype)
     try:
-        for parameter, data in before:
-            stored = data.to(dtype).contiguous()
-            lossy |= stored.dtype != data.dtype and not torch.equal(stored.to(data.dtype), data)
-            storage = stored.untyped_storage()
-            if storage.nbytes() != stored.numel() * stored.itemsize or storage.data_ptr() in seen:
-                stored = stored.clone()
-            seen.add(stored.untyped_storage().data_ptr())
-            parameter.data = stored
+        for name, parameter in parameters.items():
+            parameter.data = tensors[name]
         yield lossy
     finally:
-        for parameter, data in before:
-            parameter.data = data
+        for name, parameter in parameters.items():
+            parameter.data = before[name]
 
 
-def count_asked(model: PreTrainedModel, asked: Mapping[str, float]) -> tuple[dict[str, int], dict[str, int]]:
+# Really smaller -------------------------------------------------------------------------------------------
+
+
+def check_structured(
+    anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, kept: Sequence[Kept], form: str
+) -> None:
+    """Raise a ValueError if the format can't carry the model once it is cut; it is dense, and is not changed.
+
+    Args:
+        form: a name in `FORMATS`.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"Expected a format ({', '.join(FORMATS)}), got {form!r}.")
+    FORMATS[form].check(CutModel(anatomy, kept, planned=True), tokenizer)
+
+
+def export_structured(
+    anatomy: Anatomy,
+    tokenizer: PreTrainedTokenizerBase,
+    kept: Sequence[Kept],
+    manifest: Manifest,
+    to: Path,
+    *,
+    check_tokens: Int64[Tensor, "rows length"],
+    dtype: torch.dtype | None = None,
+    units: Sequence[KeptUnits] = (),
+) -> ExportReport:
+    """Save a live model that is cut, or has zeros and new biases, and check the saved one against it.
+
+    Args:
+        anatomy: of the model, found before the cut; it is unchanged afterwards.
+        kept: of each block.
+        manifest: with everything that the export does not fill in itself; its `format` is a name in `FORMATS`.
+        to: must not exist or be empty.
+        check_tokens: ids to compare logits on; a few hundred tokens are plenty.
+        dtype: of the saved weights; None: as in memory.
+        units: which of the parent's these are, for the record.
+
+    Raises:
+        ValueError: if the directory is not empty, or the format can't carry the model.
+        ExportError: if the model could not be written, or what was loaded differs. Nothing is left behind.
+    """
+    model: Any = anatomy.model
+    to, dtype = Path(to).expanduser().absolute(), dtype or model.dtype
+    check_dtypes(model.dtype, dtype)
+    if manifest.format not in FORMATS:
+        raise ValueError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {manifest.format!r}.")
+    cut = CutModel(anatomy, kept)
+    n_parent = sum(parameter.numel() for parameter in cut.skeleton(cut.config).parameters())
+    with new_directory(to, n_parent * dtype.itemsize) as (made, scratch):
+        zeros, weights = _count_asked(model, manifest.asked)
+        job = Job(cut, tokenizer, manifest.parent, dtype, check_tokens)
+        saved = FORMATS[manifest.format].save(job, made, scratch)
+        manifest = _write_record(
+            made,
+            manifest,
+            dtype,
+            saved.comparison,
+            label=manifest.label if zeros else _label(saved, n_parent),
+            kept=[] if zeros else [{"kv_groups": block.kv_groups, "ffn": block.ffn} for block in kept],
+            zeros=zeros,
+            weights=weights,
+            indices={
+                block.name: {"kv_groups": ranges(x.kv_groups), "ffn": ranges(x.channels)}
+                for block, x in zip(anatomy.blocks, units, strict=False)
+            },
+            shapes={cut.saved_name(index): cut.shape(index) for index in cut.stays},
+            parameters={"parent": n_parent, "saved": saved.n_params},
+        )
+    return ExportReport(to, manifest, saved.comparison)
+
+
+def _label(saved: Saved, n_parent: int) -> str:
+    if not saved.smaller:
+        return "structured, padded with zeros to the parent's shapes: no size or speed gain"
+    share = saved.n_params / n_parent
+    return f"structured: {share:.1%} of the parent's parameters; the rest is neither stored nor computed"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers in their order, runs of neighbours as ``first-last``: ``0-3,7,5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
+
+
+# Both -----------------------------------------------------------------------------------------------------
+
+
+def _count_asked(model: PreTrainedModel, asked: Mapping[str, float]) -> tuple[dict[str, int], dict[str, int]]:
     """Zeros and weights of each linear, as they are saved.
 
     Raises:
@@ -165,3 +243,20 @@ def count_asked(model: PreTrainedModel, asked: Mapping[str, float]) -> tuple[dic
                 "Prune the model before exporting it."
             )
     return zeros, weights
+
+
+def _write_record(
+    made: Path, manifest: Manifest, dtype: torch.dtype, comparison: Comparison, **found: Any
+) -> Manifest:
+    """Fill in the manifest, and write the model card and, last of all files, the manifest."""
+    manifest = replace(
+        manifest,
+        dtype=dtype_name(dtype),
+        size_bytes=weight_bytes(made),
+        versions=versions(),
+        checks=comparison.to_json(),
+        **found,
+    )
+    (made / "README.md").write_text(card(manifest), encoding="utf-8")
+    (made / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest

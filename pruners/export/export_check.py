@@ -1,4 +1,4 @@
-"""Whether a saved model, loaded by stock transformers in a fresh process, is the model in memory."""
+"""Comparison of a saved model, loaded by stock transformers in a fresh process, with the model in memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -108,21 +108,14 @@ def check_saved(
         raise ExportError(
             "Expected the saved tokenizer to give the same tokens as the one in memory, got others."
         )
-    memory = logits_of(model, tokens)
-    if memory.shape != loaded.shape:
-        raise ExportError(f"Expected logits of shape {tuple(memory.shape)}, got {tuple(loaded.shape)}.")
-    comparison = Comparison(
-        loaded_as=answer["architecture"],
-        tokens_compared=tokens.numel(),
-        logit_error=float((memory - loaded).abs().max() / memory.abs().max().clamp_min(1e-30)),
-        logit_tolerance=tolerance,
-        argmax_agreement=float((memory.argmax(-1) == loaded.argmax(-1)).float().mean()),
-        greedy_tokens=tuple(answer["generated"]),
-        greedy_gap=answer["generation_gap"],
+    return compare(
+        answer["architecture"],
+        logits_of(model, tokens),
+        loaded,
+        lambda: (answer["generated"], answer["generation_gap"]),
+        tolerance,
         trust_remote_code=trust_remote_code,
     )
-    check_tolerances(comparison)
-    return comparison
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -130,9 +123,36 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def check_tolerances(comparison: Comparison) -> None:
-    """Raise an ExportError if logits or generated tokens differ by more than rounding explains."""
-    tolerance = comparison.logit_tolerance
+def compare(
+    loaded_as: str,
+    memory: Float[Tensor, "rows length vocabulary"],
+    loaded: Float[Tensor, "rows length vocabulary"],
+    greedy: Callable[[], tuple[Sequence[int], float]],
+    tolerance: float,
+    *,
+    trust_remote_code: bool = False,
+) -> Comparison:
+    """The comparison of logits in memory with those of the loaded model.
+
+    Args:
+        greedy: gives the tokens and the gap, see `Comparison`.
+
+    Raises:
+        ExportError: if logits or generated tokens differ by more than rounding explains.
+    """
+    if memory.shape != loaded.shape:
+        raise ExportError(f"Expected logits of shape {tuple(memory.shape)}, got {tuple(loaded.shape)}.")
+    generated, gap = greedy()
+    comparison = Comparison(
+        loaded_as=loaded_as,
+        tokens_compared=memory.shape[:2].numel(),
+        logit_error=float((memory - loaded).abs().max() / memory.abs().max().clamp_min(1e-30)),
+        logit_tolerance=tolerance,
+        argmax_agreement=float((memory.argmax(-1) == loaded.argmax(-1)).float().mean()),
+        greedy_tokens=tuple(generated),
+        greedy_gap=gap,
+        trust_remote_code=trust_remote_code,
+    )
     if not comparison.logit_error <= tolerance:  # NaN fails
         raise ExportError(
             f"Expected logits within {tolerance:g} of the model in memory (relative to the largest), "
@@ -143,13 +163,11 @@ def check_tolerances(comparison: Comparison) -> None:
             "Expected the same generated tokens with the cache as without, got one whose logit is "
             f"{comparison.greedy_gap:.3g} below the best (relative to the largest)."
         )
+    return comparison
 
 
 def _load(
-    saved: Path,
-    scratch: Path,
-    request: Mapping[str, Any],
-    tokens: Int64[Tensor, "rows length"],
+    saved: Path, scratch: Path, request: Mapping[str, Any], tokens: Int64[Tensor, "rows length"]
 ) -> tuple[dict[str, Any], Float[Tensor, "rows length vocabulary"]]:
     """Findings of the fresh process, and its logits."""
     (scratch / "request.json").write_text(json.dumps(request), encoding="utf-8")

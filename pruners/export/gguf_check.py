@@ -1,4 +1,4 @@
-"""Computes logits from nothing but a GGUF file, as llama.cpp's `llama` and `deci` do: slow, and easy to follow."""
+"""Logits computed from nothing but a GGUF file, as by llama.cpp's `llama` and `deci`: slow, and easy to follow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.pruners.export.export_check import Comparison, ExportError, check_tolerances, logits_of
+from secateur.pruners.export.export_check import Comparison, compare, logits_of
 
 N_PROMPT, N_GENERATED = 8, 8
 
@@ -25,22 +25,10 @@ def check_gguf(
         ExportError: if they differ.
     """
     read = GgufModel(path)
-    memory = logits_of(model, tokens)
     found = torch.stack([read.logits(row) for row in tokens.cpu()])
-    if memory.shape != found.shape:
-        raise ExportError(f"Expected logits of shape {tuple(memory.shape)}, got {tuple(found.shape)}.")
-    greedy, gap = _generate(read, model, tokens[0, :N_PROMPT].cpu())
-    comparison = Comparison(
-        loaded_as=f"GGUF file of arch {read.arch}, read back",
-        tokens_compared=tokens.numel(),
-        logit_error=float((memory - found).abs().max() / memory.abs().max().clamp_min(1e-30)),
-        logit_tolerance=tolerance,
-        argmax_agreement=float((memory.argmax(-1) == found.argmax(-1)).float().mean()),
-        greedy_tokens=tuple(greedy),
-        greedy_gap=gap,
-    )
-    check_tolerances(comparison)
-    return comparison
+    prompt = tokens[0, :N_PROMPT].cpu()
+    name = f"GGUF file of arch {read.arch}, read back"
+    return compare(name, logits_of(model, tokens), found, lambda: _generate(read, model, prompt), tolerance)
 
 
 def _generate(

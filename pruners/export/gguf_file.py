@@ -1,4 +1,4 @@
-"""Writes a structured model as a GGUF file for stock llama.cpp, and checks it by computing from the file.
+"""Structured model as a GGUF file for stock llama.cpp, checked by computing from the file.
 
 Llama.cpp builds tensors from per-layer sizes for few architectures. `deci` is one: Llama blocks with any number of
 heads and channels, and without attention. A block without MLP gets channels of zeros, as `deci` would forget
@@ -17,11 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from secateur.pruners.export.cut import CutModel, stored
+from secateur.pruners.export.cut import CutModel, Job, Saved, stored
 from secateur.pruners.export.export_check import TOLERANCES
 from secateur.pruners.export.gguf_check import check_gguf
 from secateur.pruners.export.gguf_vocabulary import check_tokenizer, write_vocabulary
-from secateur.pruners.export.job import Job, Saved
 
 FAMILIES = ("llama", "mistral")
 FILE = "model.gguf"
@@ -53,17 +52,13 @@ def save_gguf(job: Job, made: Path, scratch: Path) -> Saved:
     """
     check_config(job.cut, job.tokenizer)
     tensors, lossy = stored(dict(_tensors(job.cut)), job.dtype)
-    arch = "llama" if _is_uniform(job.cut) else "deci"
+    uniform = len(job.cut.shapes) == 1 and 0 not in next(iter(job.cut.shapes))
+    arch = "llama" if uniform else "deci"
     _write(made / FILE, arch, job, scratch, tensors)
     model: Any = job.cut.anatomy.model
     tolerance = max(TOLERANCES[model.dtype], TOLERANCES[job.dtype] if lossy else 0.0)
     comparison = check_gguf(made / FILE, model, job.tokens, tolerance)
     return Saved(comparison, sum(tensor.numel() for tensor in tensors.values()))
-
-
-def _is_uniform(cut: CutModel) -> bool:
-    shapes = {(cut.kept[index].kv_groups, cut.kept[index].ffn) for index in cut.stays}
-    return len(shapes) == 1 and 0 not in next(iter(shapes))
 
 
 def check_config(cut: CutModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -167,7 +162,6 @@ def _add_shapes(writer: Any, cut: CutModel, arch: str) -> None:
     heads = [shape["num_attention_heads"] for shape in shapes]
     kv_heads = [shape["num_key_value_heads"] for shape in shapes]
     widths = [shape["intermediate_size"] or N_ZERO_CHANNELS for shape in shapes]
-    one = arch == "llama"
-    writer.add_head_count(heads[0] if one else heads)
-    writer.add_head_count_kv(kv_heads[0] if one else kv_heads)
-    writer.add_feed_forward_length(widths[0] if one else widths)
+    adders = (writer.add_head_count, writer.add_head_count_kv, writer.add_feed_forward_length)
+    for add, numbers in zip(adders, (heads, kv_heads, widths), strict=True):
+        add(numbers[0] if arch == "llama" else numbers)

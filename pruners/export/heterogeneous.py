@@ -1,4 +1,4 @@
-"""The form for blocks of different shapes: `per_layer_config`, and one file of code around the stock class.
+"""Config and code for blocks of different shapes: `per_layer_config`, and one file around the stock class.
 
 Transformers' config has the schema (https://github.com/huggingface/transformers/pull/45333); its models do not
 build from it, and a stock `model_type` would load such a config without an error, with random layers. So the
@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel, sublayer_path
-from secateur.pruners.export.directory import base_config
 from secateur.pruners.models.anatomy import Sublayer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2")
@@ -33,12 +32,16 @@ def heterogeneous_model(
     stock, stock_config = type(cut.anatomy.model).__name__, type(cut.config).__name__
     module = f"modeling_secateur_{cut.anatomy.family}"
     config, model = f"Secateur{stock_config}", f"Secateur{stock}"
-    content = base_config(cut.config, cut.stays) | {
+    content = cut.base_config() | {
         "model_type": f"secateur_{cut.anatomy.family}",
         "architectures": [model],
         "auto_map": {"AutoConfig": f"{module}.{config}", "AutoModelForCausalLM": f"{module}.{model}"},
         "head_dim": cut.anatomy.blocks[0].head_dim,
-        "per_layer_config": _per_layer(cut),
+        # Keys are padded to sort as numbers.
+        "per_layer_config": {
+            str(place).zfill(len(str(len(cut.stays) - 1))): _layer(cut, index)
+            for place, index in enumerate(cut.stays)
+        },
         "added_biases": cut.added_biases(),
     }
     template = resources.files("secateur.pruners") / "data" / "modeling.py.template"
@@ -55,13 +58,8 @@ def heterogeneous_model(
     return content, cut.weights(), {f"{module}.py": code}
 
 
-def _per_layer(cut: CutModel) -> dict[str, dict[str, Any]]:
-    """Fields that differ from block to block, in the schema's flat names; keys are padded to sort as numbers."""
-    digits = len(str(len(cut.stays) - 1))
-    return {str(place).zfill(digits): _layer(cut, index) for place, index in enumerate(cut.stays)}
-
-
 def _layer(cut: CutModel, index: int) -> dict[str, Any]:
+    """Fields that differ from block to block, in the schema's flat names."""
     shape, kept = cut.shape(index), cut.kept[index]
     if not kept.kv_groups:  # a place in static caches, should the cache count its tokens here
         return {"skip": ["attention"], "num_key_value_heads": 1, "intermediate_size": kept.ffn}

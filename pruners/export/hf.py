@@ -1,21 +1,22 @@
-"""Saves a structured model as a directory that transformers loads, and checks it."""
+"""Structured model as a directory that transformers loads, checked by loading it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.export import heterogeneous
-from secateur.pruners.export.cut import CutModel, stored
-from secateur.pruners.export.directory import Form, write_form
+from secateur.pruners.export.cut import CutModel, Job, Saved, stored
 from secateur.pruners.export.export_check import TOLERANCES, check_saved, dtype_name
-from secateur.pruners.export.job import Job, Saved
 from secateur.pruners.export.padded import padded_model
 from secateur.pruners.export.stock import NotStockError, stock_model
+from secateur.pruners.models.checkpoints.quiet import quiet
 
 Made = tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]
 """Content of the config, weights, and code files by name."""
@@ -75,7 +76,14 @@ def save_hf(make: Callable[[CutModel, str], Made], job: Job, made: Path, scratch
     content, weights, code = make(job.cut, job.parent)
     tensors, lossy = stored(weights, job.dtype)
     model: Any = job.cut.anatomy.model
-    write_form(Form(content | {"dtype": dtype_name(job.dtype)}, tensors, code), model, job.tokenizer, made)
+    config = json.dumps(content | {"dtype": dtype_name(job.dtype)}, indent=2) + "\n"
+    for name, text in {"config.json": config, **code}.items():
+        (made / name).write_text(text, encoding="utf-8")
+    with quiet():
+        save_torch_state_dict(tensors, made)
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.save_pretrained(made)
+        job.tokenizer.save_pretrained(made)
     comparison = check_saved(
         made,
         scratch,

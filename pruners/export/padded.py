@@ -1,4 +1,4 @@
-"""Dense shapes with zeros where something was removed, for those who must have the parent's class and config."""
+"""Dense shapes with zeros in place of removed units, for the parent's class and config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.stock import fit
-from secateur.pruners.models.layout import Form, Placement, place
+from secateur.pruners.models.layout import Placement
 
 # Fused projections that join q, k and v head by head; the others join all q, all k, all v.
 _INTERLEAVED = ("query_key_value",)
@@ -27,15 +27,9 @@ def padded_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     live = dict(cut.anatomy.model.named_parameters())
     weights = {name: parameter.detach() for name, parameter in live.items() if parameter.numel()}
-    for block, kept in zip(cut.anatomy.blocks, cut.kept, strict=True):
-        for kind, n_kept, n_units in (
-            ("attention", kept.kv_groups, block.n_kv_heads),
-            ("mlp", kept.ffn, block.ffn_width),
-        ):
-            fused = any(linear.name.endswith(_INTERLEAVED) for linear in block.linears)
-            form: Form = "interleaved" if fused else "contiguous"
-            for placement in place(block, kind, form):  # type: ignore[arg-type]  # a literal in a tuple
-                _pad_linear(weights, placement, n_kept, n_units)
+    fused = any(linear.name.endswith(_INTERLEAVED) for linear in cut.anatomy.linears)
+    for placement, n_kept, n_units in cut.placements("interleaved" if fused else "contiguous"):
+        _pad_linear(weights, placement, n_kept, n_units)
     for name, parameter in cut.skeleton(cut.config).named_parameters():
         weights.setdefault(name, torch.zeros(parameter.shape, dtype=cut.anatomy.head.weight.dtype))
     return fit(cut, cut.config.to_dict(), weights)

@@ -1,4 +1,4 @@
-"""The forms in which a structured model is saved, and which families each can carry.
+"""Export formats of structured models, with the families that each can carry.
 
 A new one is a new file and a row here, or an entry point of the group ``secateur.formats``.
 """
@@ -13,9 +13,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.export import gguf_file, heterogeneous
-from secateur.pruners.export.cut import CutModel
+from secateur.pruners.export.cut import CutModel, Job, Saved
 from secateur.pruners.export.hf import any_form, check_hf, padded_form, save_hf, stock_form
-from secateur.pruners.export.job import Job, Saved
 from secateur.spaces.plugins import Registry, Row
 
 ANY = "any"
@@ -24,7 +23,7 @@ ANY = "any"
 
 @dataclass(frozen=True)
 class FormatRow(Row):
-    """One form.
+    """An export format.
 
     Args:
         summary: for people, one line.

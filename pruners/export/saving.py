@@ -1,11 +1,11 @@
-"""A directory for a saved model that is whole or not there, and what every save needs to know beforehand."""
+"""Directory of a saved model, whole or not there, with checks before it is written."""
 
 from __future__ import annotations
 
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from secateur.pruners.export.card import card
 from secateur.pruners.export.export_check import TOLERANCES, ExportError, dtype_name
-from secateur.pruners.export.manifest import MANIFEST, Manifest
 
 SPARE_BYTES = 32 * 2**20
 """Needed beside the weights: tokenizer, config, logits of the check."""
@@ -80,15 +78,9 @@ def _check_space(n_bytes: int, where: Path) -> None:
         )
 
 
-def write_record(directory: Path, manifest: Manifest) -> None:
-    """Put the model card and then the manifest into a saved model's directory: with it, the directory is whole."""
-    (directory / "README.md").write_text(card(manifest), encoding="utf-8")
-    (directory / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def weight_bytes(directory: Path, patterns: Sequence[str] = ("*.safetensors", "*.gguf")) -> int:
+def weight_bytes(directory: Path) -> int:
     """Size of the weight files of a saved model."""
-    return sum(file.stat().st_size for pattern in patterns for file in directory.glob(pattern))
+    return sum(x.stat().st_size for x in directory.iterdir() if x.suffix in {".safetensors", ".gguf"})
 
 
 def versions() -> dict[str, str]:

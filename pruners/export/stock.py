@@ -9,7 +9,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel
-from secateur.pruners.export.directory import base_config
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.spaces.architecture.candidate import Kept
 
@@ -31,10 +30,9 @@ def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         NotStockError: if it hasn't.
     """
-    shapes = {(cut.kept[index].kv_groups, cut.kept[index].ffn) for index in cut.stays}
-    if len(shapes) > 1 or 0 in next(iter(shapes)):
+    if len(cut.shapes) > 1 or 0 in next(iter(cut.shapes)):
         raise NotStockError("the blocks that stay don't have one shape")
-    content = base_config(cut.config, cut.stays)
+    content = cut.base_config()
     block, kept = cut.anatomy.blocks[0], cut.kept[0]
     if kept.kv_groups != block.n_kv_heads:
         content |= cut.shape(0) | {"head_dim": block.head_dim}

@@ -21,10 +21,9 @@ from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.choose import choose
 from secateur.pruners.calibration.pool import Pool, build_pools, load_pools, pool_identity, save_pools
 from secateur.pruners.export.cut import CutModel
-from secateur.pruners.export.export import ExportReport
+from secateur.pruners.export.export import ExportReport, check_structured, export_structured
 from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.export.registry import FORMATS
-from secateur.pruners.export.structured import check_structured, export_structured
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report

@@ -18,10 +18,9 @@ from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.depth.depth import depth_scores
 from secateur.pruners.export.capability import check_capability, stock_kv_groups
-from secateur.pruners.export.export import ExportReport
+from secateur.pruners.export.export import ExportReport, check_structured, export_structured
 from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.export.registry import FORMATS
-from secateur.pruners.export.structured import check_structured, export_structured
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
