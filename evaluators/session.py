@@ -21,8 +21,7 @@ from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.latency.store import find_table, table_sha256
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
-from secateur.pruners.calibration.pool import first_tokens
-from secateur.pruners.calibration.tokens import Calibration, Source
+from secateur.pruners.calibration.tokens import Calibration, Source, tokenize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import LoadedModel, load_model
@@ -105,7 +104,7 @@ class Session:
             self._cut("calibration", of.calibration_tokens),
             of.calibration,
             {
-                name: Source(first_tokens(tokenizer, text.text, n_tokens), text.sha256, text.source)
+                name: Source(tokenize(tokenizer, text.text, n_tokens), text.sha256, text.source)
                 for name, text in self.sources.items()
             },
         )

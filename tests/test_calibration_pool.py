@@ -17,11 +17,11 @@ from secateur.pruners.calibration.choose import CLUSTERS, choose
 from secateur.pruners.calibration.pool import (
     Pool,
     build_pools,
-    first_tokens,
     load_pools,
     pool_identity,
     save_pools,
 )
+from secateur.pruners.calibration.tokens import tokenize
 from secateur.spaces.recipe.keys import CHUNK
 from tests.cut_models import small_tokenizer
 from tests.models import random_tokens, small_anatomy
@@ -121,9 +121,9 @@ def test_pools_are_kept_in_a_file_under_what_they_depend_on(tmp_path, pools):
 
 def test_a_pool_is_the_beginning_of_its_text():
     tokenizer, text = small_tokenizer(), "some words of the text"
-    every = first_tokens(tokenizer, text, 1000)
+    every = tokenize(tokenizer, text, 1000)
     assert every.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert torch.equal(first_tokens(tokenizer, text, 5), every[:5])
+    assert torch.equal(tokenize(tokenizer, text, 5), every[:5])
 
 
 # --- which windows ---

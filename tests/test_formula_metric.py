@@ -13,8 +13,7 @@ from secateur.pruners.calibration.statistics import InputStatistics, ModelStatis
 from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.pruners.formulas.terminals import needs, terminals_of
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.stores.block_files import is_built
-from secateur.pruners.stores.tensor_file import load_tensors
+from secateur.pruners.stores.block_files import is_built, load_tensors
 from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import method_of, prune

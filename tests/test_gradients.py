@@ -13,7 +13,7 @@ from secateur.pruners.calibration.gradients import (
     model_statistics,
 )
 from secateur.pruners.models import memory
-from secateur.pruners.stores.tensor_file import load_tensors
+from secateur.pruners.stores.block_files import load_tensors
 from tests.models import random_tokens, rms_gradients, small_anatomy
 
 TOKENS = random_tokens(3, 10)

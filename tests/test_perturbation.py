@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from secateur.pruners.calibration.losses import mean_loss
+from secateur.pruners.calibration.stream import mean_loss
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.runner import BlockRunner

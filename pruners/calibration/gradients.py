@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
@@ -17,9 +16,8 @@ from secateur.pruners.calibration.gradient_kinds import KINDS, Kind, Value, empt
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.memory import check_memory
-from secateur.pruners.models.precision import fp32_bytes, in_fp32
-from secateur.pruners.stores.block_files import LevelStoreError
-from secateur.pruners.stores.tensor_file import load_tensors, save_tensors
+from secateur.pruners.models.runner import fp32_bytes, in_fp32
+from secateur.pruners.stores.block_files import load_tensors, save_tensors
 
 Gradients: TypeAlias = dict[str, Tensor]
 """By the projection's full name."""
@@ -79,13 +77,7 @@ def check_gradients(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> N
 
 
 def gradient_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> int:
-    """About what `collect_gradients` takes beyond the model, in bytes: what is asked for, and one window's work.
-
-    Args:
-        anatomy: the model.
-        kinds: what is asked for.
-        length: tokens of a window.
-    """
+    """About the memory of `collect_gradients` beyond the model, in bytes: the results, and the work of one window."""
     forward = [FORWARD_KINDS[kind].work_bytes(anatomy, length) for kind in kinds if kind in FORWARD_KINDS]
     backward = [kind for kind in kinds if kind in KINDS]
     return sum(forward) + (_backward_bytes(anatomy, backward, length) if backward else 0)
@@ -109,7 +101,7 @@ def _pass(
     found: Mapping[Kind, Gradients],
     on_window: Callable[[int], None],
 ) -> None:
-    """Add up, over the windows, the kinds that are made from gradients of one value."""
+    """Add up, over the windows, the kinds of gradients of one value."""
     with ExitStack() as stack:
         stack.enter_context(in_fp32(anatomy.model))
         for linear in anatomy.linears:
@@ -122,7 +114,7 @@ def _pass(
 
 
 def _finish(kind: Kind, by_name: Gradients, n_windows: int) -> None:
-    """Sums become means, or root mean squares, in place."""
+    """Turn sums into means, or root mean squares, in place."""
     for name, total in by_name.items():
         if not torch.isfinite(total).all():
             raise ValueError(
@@ -135,7 +127,7 @@ def _finish(kind: Kind, by_name: Gradients, n_windows: int) -> None:
 
 @contextmanager
 def _adding(linear: Linear, totals: Mapping[Kind, Tensor]) -> Iterator[None]:
-    """While it lasts, what is wanted of the weight's gradient is added as soon as it is there, and let go."""
+    """Context in which the weight's gradients are added to the totals and freed as soon as they are computed."""
     weight: nn.Parameter = linear.module.weight  # type: ignore[assignment]
 
     def add(parameter: Tensor) -> None:
@@ -171,12 +163,11 @@ def model_statistics(
         anatomy: the dense model.
         tokens: calibration windows.
         gradients: kinds of them to collect.
-        path: file that keeps gradients (see `kind_path`), and is read if it holds those of this identity; None to
-            keep none.
-        identity: what the gradients depend on, in one text.
+        path: file of cached gradients (see `kind_path`), read if its identity is this one; None: no cache.
+        identity: of the model and the tokens, in one text.
 
     Raises:
-        OSError, SafetensorError: if the file can't be written.
+        LevelStoreError: if the file can't be written.
         ValueError: as `collect_gradients` does.
     """
     known = {kind: load_tensors(kind_path(path, kind), identity) if path else None for kind in gradients}
@@ -194,31 +185,8 @@ def kind_path(path: Path, kind: Kind) -> Path:
     return path if kind == "rms" else path.with_stem(f"{path.stem}-{kind}")
 
 
-def whole_model(
-    path: Path, anatomy: Anatomy, tokens: Tensor, identity: str, *, gradients: Collection[Kind]
-) -> ModelStatistics:
-    """Statistics of the dense model as a whole; gradients are kept, for other methods.
-
-    Args:
-        path: of their file, see `kind_path`.
-        anatomy: the dense model.
-        tokens: calibration windows.
-        identity: of the model and the tokens, in one text.
-        gradients: kinds of them to collect.
-
-    Raises:
-        LevelStoreError: if there is no room on the disk.
-    """
-    try:
-        return model_statistics(anatomy, tokens, gradients=gradients, path=path, identity=identity)
-    except (SafetensorError, OSError) as error:
-        raise LevelStoreError(
-            f"Expected to write {path}, got: {error}. Free some room on the disk and run the same command."
-        ) from error
-
-
 def gradients_to_write(path: Path, anatomy: Anatomy, kinds: Collection[Kind]) -> int:
-    """Bytes of those kinds that are not kept yet."""
+    """Bytes of the kinds that are not cached yet."""
     per_weight = sum(n_bytes(kind) for kind in kinds if not kind_path(path, kind).exists())
     return per_weight * sum(linear.n_weights for linear in anatomy.linears)
 

@@ -12,12 +12,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, Int64
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from secateur.pruners.calibration.tokens import tokenize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
-from secateur.pruners.stores.tensor_file import load_tensors, save_tensors
+from secateur.pruners.stores.block_files import load_tensors, save_tensors
 from secateur.spaces.recipe.keys import CHUNK
 
 _BATCH_CHUNKS = 32
@@ -28,8 +26,7 @@ _BATCH_CHUNKS = 32
 class Pool:
     """Tokens of one source.
 
-    What is known of a chunk is so without what stands before it: the losses of its first tokens are high, alike for
-    all chunks.
+    Chunks are read without the text before them: the losses of their first tokens are high, alike for all chunks.
 
     Args:
         tokens: ids of consecutive tokens of the text.
@@ -40,11 +37,6 @@ class Pool:
     tokens: Int64[Tensor, " tokens"]
     nll: Float32[Tensor, " chunks"] | None = None
     states: Float32[Tensor, "chunks width"] | None = None
-
-
-def first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, n_tokens: int) -> Int64[Tensor, " tokens"]:
-    """The first token ids of a text, or all of them if there are fewer."""
-    return tokenize(tokenizer, text)[:n_tokens]
 
 
 def build_pools(
@@ -109,11 +101,7 @@ def pool_identity(model: str, texts: Mapping[str, str], n_tokens: int, *, look: 
 
 
 def save_pools(path: Path, pools: Mapping[str, Pool], identity: str) -> None:
-    """Write them into one safetensors file, whole or not at all.
-
-    Raises:
-        OSError, SafetensorError: if it can't be written.
-    """
+    """Write the pools into one file, see `save_tensors`."""
     tensors = {
         f"{field}.{name}": tensor
         for name, pool in pools.items()

@@ -1,4 +1,4 @@
-"""Walk of the calibration tokens through a model, block by block, with statistics of what its projections read."""
+"""Walk of the calibration tokens through a model, block by block: statistics, hidden states, the loss."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -26,7 +27,7 @@ def most(*details: Detail) -> Detail:
 
 
 class Walk:
-    """The calibration tokens on their way through the model: before each block, the hidden states that it gets.
+    """Walk of calibration tokens through a model: hidden states before each block.
 
     Args:
         anatomy: the model.
@@ -55,7 +56,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """A block with statistics of its projections, by their full names, as far as they were asked for.
+    """A block with the requested statistics of its projections, by their full names.
 
     Args:
         block: the block.
@@ -82,10 +83,10 @@ def stream_blocks(
     gram_blocks: Collection[int] = (),
     sequential: bool = False,
 ) -> Iterator[BlockStatistics]:
-    """Yield each block with its statistics; the consumer may prune the block before it asks for the next.
+    """Yield each block with its statistics; the consumer may prune the block before the next one.
 
-    Memory beyond the model: the hidden states of the calibration tokens and one block's statistics. Where no
-    statistics are asked for no block is run.
+    Memory beyond the model: the hidden states of the calibration tokens and one block's statistics. Without
+    statistics no block is run.
 
     Args:
         anatomy: the model.
@@ -94,9 +95,9 @@ def stream_blocks(
             both: moments that do not depend on the Gram matrices beside them, in `grams`.
         outputs: statistics of output projections.
         gram_blocks: blocks whose `inputs` get full second moments where moments are asked for.
-        sequential: compute a block's output after the consumer had it, with its pruned weights, so that later
-            statistics come from already pruned blocks. Otherwise one pass serves statistics and output, and
-            all statistics are those of the model as it was, whatever the consumer does to the block.
+        sequential: compute a block's output with the weights that the consumer gave it, so that later statistics come
+            from already pruned blocks. Otherwise one pass serves statistics and output, and all statistics are those
+            of the model as it was.
     """
     if inputs == outputs == "nothing":
         yield from map(BlockStatistics, anatomy.blocks)
@@ -124,12 +125,20 @@ def stream_blocks(
 def stream_states(
     anatomy: Anatomy, tokens: Int[Tensor, "windows length"]
 ) -> Iterator[Float[Tensor, "windows length width"]]:
-    """The input of the first block, then the output of each block, with the weights that it has when it is its turn.
-
-    Memory beyond the model: the states at one border, twice.
-    """
+    """Yield the input of the first block, then the output of each block, with its weights at that time."""
     walk = Walk(anatomy, tokens)
     yield torch.cat(walk.hidden)
     for block in anatomy.blocks:
         walk.hidden = walk.through(block)
         yield torch.cat(walk.hidden)
+
+
+def mean_loss(
+    anatomy: Anatomy, hidden: Float[Tensor, "windows length width"], tokens: Int[Tensor, "windows length"]
+) -> float:
+    """Mean cross-entropy of the next token, in nats, of the last block's output; logits of one window at a time."""
+    windows = [
+        F.cross_entropy(anatomy.logits(anatomy.tail(x[None]))[0, :-1].float(), ids[1:])
+        for x, ids in zip(hidden, tokens.to(hidden.device), strict=True)
+    ]
+    return float(torch.stack(windows).double().mean())

@@ -18,8 +18,10 @@ def tokens_sha256(ids: Int64[Tensor, "..."]) -> str:
     return hashlib.sha256(ids.cpu().contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int64[Tensor, " tokens"]:
-    """The token ids of a text without special tokens; no warning that it is longer than the model's context."""
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, text: str, n_first: int | None = None
+) -> Int64[Tensor, " tokens"]:
+    """The first token ids of a text, or all, without special tokens, and without a warning if they are many."""
     ids: list[int] = tokenizer(
         text,
         add_special_tokens=False,
@@ -27,7 +29,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int64[Tensor, " t
         return_attention_mask=False,
         return_token_type_ids=False,
     )["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)
+    return torch.tensor(ids[:n_first], dtype=torch.int64)
 
 
 @dataclass(frozen=True)

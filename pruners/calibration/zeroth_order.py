@@ -10,11 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.calibration.losses import mean_loss
-from secateur.pruners.calibration.stream import BATCH_TOKENS
+from secateur.pruners.calibration.stream import BATCH_TOKENS, mean_loss
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear
-from secateur.pruners.models.precision import fp32_bytes, in_fp32
-from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.models.runner import BlockRunner, fp32_bytes, in_fp32
 
 N_DRAWS = 32
 EPSILON = 1e-3

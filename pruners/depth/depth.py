@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.pruners.calibration.gradients import gradients_path, whole_model
+from secateur.pruners.calibration.gradients import gradients_path, model_statistics
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.spaces.methods import DEPTH
 
@@ -42,7 +42,9 @@ def depth_scores(
     for name in names:
         if name not in known:
             row = DEPTH[name]
-            whole = whole_model(gradients_path(directory), anatomy, tokens, identity, gradients=row.gradients)
+            whole = model_statistics(
+                anatomy, tokens, gradients=row.gradients, path=gradients_path(directory), identity=identity
+            )
             known[name] = row.function(anatomy, tokens, replace(whole, influence=influence))
             path.write_text(json.dumps({"identity": identity, "scores": known}), encoding="utf-8")
     return {name: known[name] for name in names}

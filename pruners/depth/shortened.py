@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.pruners.calibration.losses import mean_loss
 from secateur.pruners.calibration.statistics import ModelStatistics
+from secateur.pruners.calibration.stream import mean_loss
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
 

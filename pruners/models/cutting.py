@@ -1,4 +1,4 @@
-"""A live sub-layer cut to its first units, or switched off, by reference; and put back."""
+"""Live sub-layer, cut to its first units or removed by reference, and restored."""
 
 from __future__ import annotations
 
@@ -41,13 +41,7 @@ class Piece:
 
 
 class LiveSublayer:
-    """One sub-layer of a live model.
-
-    It remembers what the sub-layer was when this object was made; that must be the dense one.
-
-    Args:
-        layout: of the sub-layer.
-    """
+    """One sub-layer of a live model, dense when this object is made."""
 
     def __init__(self, layout: SublayerLayout) -> None:
         self._layout = layout
@@ -133,14 +127,14 @@ def _attributes(layout: SublayerLayout, n_groups: int) -> dict[str, Any]:
 
 
 def _tell_size(linear: Linear) -> None:
-    """Let the module say the size of its weight; a Conv1D reads it when it runs."""
+    """Update the module's record of its weight's size, which a Conv1D reads when it runs."""
     outputs, inputs = ("nf", "nx") if linear.transposed else ("out_features", "in_features")
     setattr(linear.module, outputs, linear.weight.shape[0])
     setattr(linear.module, inputs, linear.weight.shape[1])
 
 
 def set_bias(module: nn.Module, bias: Tensor | None) -> None:
-    """Point to it; where there was none, a parameter is made."""
+    """Point the module's bias to this tensor; a new parameter where it had none."""
     if bias is None:
         return
     parameter, weight = module._parameters["bias"], module._parameters["weight"]

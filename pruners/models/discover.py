@@ -1,4 +1,4 @@
-"""Finds the anatomy of a causal LM by structure: no table of model classes."""
+"""Search for the anatomy of a causal LM by structure, without a table of model classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.pruners.models.anatomy import Anatomy, Block, Linear
+from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.projections import find_linears
 from secateur.pruners.models.tail import find_tail
 
@@ -18,8 +18,8 @@ def dissect(model: nn.Module) -> Anatomy:
     """The blocks of a causal LM, the projections in them, and what comes before and after.
 
     The blocks are the one list of `config.num_hidden_layers` alike modules; the projections are told by their
-    names and checked by their shapes; what follows the last block is seen by running two tokens through the
-    model. The model is left as it was.
+    names and checked by their shapes; the modules after the last block are found by running two tokens through the
+    model. The model is not changed.
 
     Args:
         model: a causal LM of transformers, on the device where it is to run.
@@ -62,18 +62,11 @@ def _dissect(model: nn.Module) -> Anatomy:
 
 def _find_container(model: nn.Module, n_blocks: int | None) -> tuple[str, nn.ModuleList]:
     """The outermost list of `n_blocks` modules of one class, with its path."""
-    lists = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == n_blocks
-        and len({type(item) for item in module}) == 1
-    }
-    outer = {
-        name: module
-        for name, module in lists.items()
-        if not any(name.startswith(f"{other}.") for other in lists)
-    }
+    outer: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():  # outer ones first
+        is_stack = isinstance(module, nn.ModuleList) and len(module) == n_blocks
+        if is_stack and len(set(map(type, module))) == 1 and not any(name.startswith(f"{x}.") for x in outer):
+            outer[name] = module
     if len(outer) != 1:
         raise ValueError(
             f"Expected one list of {n_blocks} alike blocks (config.num_hidden_layers), "
@@ -124,7 +117,12 @@ def _block(module: nn.Module, name: str, index: int, config: Any) -> Block:
         "down": (config.hidden_size, ffn_width),
     }
     for linear in linears:
-        _check_shape(linear, wanted[linear.role])
+        out_features, in_features = wanted[linear.role]
+        if tuple(linear.weight.shape) != (out_features, in_features):
+            raise ValueError(
+                f"Expected the {linear.role} projection to be {out_features} x {in_features} (out x in, from the "
+                f"config's heads and widths), got {linear.out_features} x {linear.in_features} [at {linear.name}]."
+            )
     norms = tuple(f"{name}.{path}" for path, child in module.named_modules() if _is_norm(child))
     return Block(index, name, module, linears, n_heads, n_kv_heads, head_dim, ffn_width, norms, window)
 
@@ -134,14 +132,6 @@ def _window(config: Any, index: int) -> int | None:
     kinds = getattr(config, "layer_types", None)
     sliding = kinds is None or kinds[index] == "sliding_attention"
     return getattr(config, "sliding_window", None) if sliding else None
-
-
-def _check_shape(linear: Linear, wanted: tuple[int, int]) -> None:
-    if tuple(linear.weight.shape) != wanted:
-        raise ValueError(
-            f"Expected the {linear.role} projection to be {wanted[0]} x {wanted[1]} (out x in, from the config's "
-            f"heads and widths), got {linear.out_features} x {linear.in_features} [at {linear.name}]."
-        )
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -20,21 +19,20 @@ N_TOKENS = 4
 OUTPUTS: dict[Sublayer, str] = {"attention": "o", "mlp": "down"}
 
 
-@dataclass
-class _Seen:
-    """One run of a block: first input and output of each module in it, by the module."""
+class _Seen(NamedTuple):
+    """First input and output of each module of a block in one run, by the module."""
 
-    inputs: dict[nn.Module, Any] = field(default_factory=dict)
-    outputs: dict[nn.Module, Any] = field(default_factory=dict)
+    inputs: dict[nn.Module, Any]
+    outputs: dict[nn.Module, Any]
 
 
 @torch.no_grad()
 def find_layouts(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
     """Layouts of the KV groups and channels in every block of a dense model.
 
-    Nothing is taken from tables of families. Norms are told by whom they feed; the form of fused projections,
-    and that nothing else depends on the number of heads or their places, by cutting the first block's first unit
-    with the others turned round: the inputs of the output projection must follow. The model is left as it was.
+    No table of families is used. Norms are told by the modules that they feed; the form of fused projections, and
+    that nothing else depends on the number of heads or their places, by cutting the first block's first unit, with
+    the order of the others reversed: the inputs of the output projection must follow. The model is not changed.
 
     Raises:
         ValueError: if a sub-layer can't be cut, e.g. as a norm runs over all heads.
@@ -77,7 +75,7 @@ def _form(runner: BlockRunner, block: Block, kind: Sublayer, inputs: BlockInputs
 def _same_without_first(
     runner: BlockRunner, block: Block, layout: SublayerLayout, inputs: BlockInputs, dense: _Seen
 ) -> bool:
-    """Whether the units from the last to the second, in this order, compute what they did in the dense block."""
+    """Whether the units from the last to the second, in this order, compute the same as in the dense block."""
     backwards = torch.arange(layout.n_units - 1, -1, -1, device=runner.device)
     live = LiveSublayer(layout)
     try:
@@ -150,15 +148,8 @@ def _name(block: Block, kind: Sublayer) -> str:
 
 
 def _run(runner: BlockRunner, block: Block, inputs: BlockInputs) -> _Seen:
-    seen = _Seen()
-    with _watching(block.module, seen):
-        runner.block(block.index, inputs.hidden, inputs)
-    return seen
-
-
-@contextmanager
-def _watching(block: nn.Module, seen: _Seen) -> Iterator[None]:
-    """Hooks that note the first tensor which each module gets, and what it returns."""
+    """One run of a block, with hooks on its modules."""
+    seen = _Seen({}, {})
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.inputs[module] = args[0] if args else next(iter(kwargs.values()), None)
@@ -167,7 +158,8 @@ def _watching(block: nn.Module, seen: _Seen) -> Iterator[None]:
         seen.outputs[module] = output
 
     with ExitStack() as hooks:
-        for module in block.modules():
+        for module in block.module.modules():
             hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(module.register_forward_hook(after).remove)
-        yield
+        runner.block(block.index, inputs.hidden, inputs)
+    return seen

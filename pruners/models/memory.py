@@ -1,4 +1,4 @@
-"""Whether a device has the memory that a step needs: seen before the step starts."""
+"""Check of a device's free memory before a step that needs it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(n_bytes: int, device: torch.device, what: str, otherwise: str) -> None:
-    """Raise unless the device has so much left; where that can't be known, nothing is checked.
+    """Raise a ValueError unless so much is free, if that can be known.
 
     Args:
-        n_bytes: that will be taken.
-        device: where.
-        what: takes it.
-        otherwise: what else to do.
-
-    Raises:
-        ValueError: if there is less.
+        n_bytes: needed.
+        device: that has them.
+        what: that needs them, for the message.
+        otherwise: advice, for the message.
     """
     left = available_bytes(device)
     if left is not None and left < n_bytes:

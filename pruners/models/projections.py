@@ -1,4 +1,4 @@
-"""The projections of a block: every weight matrix in it, each with its role told by its name."""
+"""Projections of a block: every weight matrix in it, with the role that its name tells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drive a causal LM block by block, with the arguments that the model itself would give to each block."""
+"""Runs of a causal LM block by block, with the model's own arguments of each block; and in fp32."""
 
 from __future__ import annotations
 
@@ -96,3 +96,25 @@ def _replaced_forward(modules: list[nn.Module], forward: Any) -> Iterator[None]:
     finally:
         for module in modules:
             del module.forward
+
+
+LOWER = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def in_fp32(model: nn.Module) -> Iterator[None]:
+    """Context in which parameters and buffers of lower precision are in fp32."""
+    lower = [x for x in (*model.parameters(), *model.buffers()) if x.dtype in LOWER]
+    stored = [x.data for x in lower]
+    try:
+        for x in lower:
+            x.data = x.data.float()
+        yield
+    finally:
+        for x, data in zip(lower, stored, strict=True):
+            x.data = data
+
+
+def fp32_bytes(model: nn.Module) -> int:
+    """Memory of `in_fp32` beyond the model."""
+    return sum(x.numel() for x in model.parameters() if x.dtype in LOWER) * 4

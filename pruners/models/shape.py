@@ -1,4 +1,4 @@
-"""Sizes of a live model as the plain numbers that spaces and exact costs are made from."""
+"""Sizes of a live model as plain numbers, for spaces and exact costs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model_shape(
     latency: LatencyTable | None = None,
     held_groups: tuple[int, ...] | None = None,
 ) -> ModelShape:
-    """The size of a model as it stands; zeros count as weights, a tied weight once as parameters.
+    """The sizes of a model; zeros count as weights, a tied weight once as parameters.
 
     Multiply-accumulates are those of linear layers, and in attention of the scores and the weighted sum of values;
     not of norms, softmax, activations, rotary embeddings.
@@ -61,14 +61,7 @@ def fixed_macs(anatomy: Anatomy) -> int:
 
 
 def block_shapes(anatomy: Anatomy, context: int, stored_bytes: int) -> tuple[BlockShape, ...]:
-    """The shapes of all blocks.
-
-    Args:
-        anatomy, context, stored_bytes: see `model_shape`.
-
-    Raises:
-        ValueError: if the model can't be cut, see `find_layouts`.
-    """
+    """The shapes of all blocks, see `model_shape`."""
     return tuple(_block_shape(layout, context, stored_bytes) for layout in find_layouts(anatomy))
 
 

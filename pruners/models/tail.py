@@ -1,4 +1,4 @@
-"""Steps of a causal LM after its last block, found by running it once on a few tokens."""
+"""Steps of a causal LM after its last block, found by one run on a few tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ N_TOKENS = 2
 
 @dataclass
 class _Record:
-    """One run: the last block's output, the modules that ran between it and the head, the logits."""
+    """One run: the last block's output, and the modules between it and the head."""
 
     hidden: Tensor | None = None
     after: list[nn.Module] = field(default_factory=list)
@@ -45,8 +45,11 @@ def find_tail(
     logits = partial(_logits, head, cap)
     if record.hidden is None or not record.head_ran:
         raise ValueError("Expected the model to run its last block and then its head, but it did not.")
-    with torch.no_grad():
-        got = _attempt(logits, tail, record.hidden)
+    try:
+        with torch.no_grad():
+            got = logits(tail(record.hidden))
+    except (RuntimeError, TypeError):  # the modules don't fit together
+        got = None
     # The same kernels ran on the same numbers: only rounding may differ.
     tolerance = 16 * torch.finfo(wanted.dtype).eps * float(wanted.abs().max())
     if got is None or got.shape != wanted.shape or not torch.allclose(got, wanted, rtol=0.0, atol=tolerance):
@@ -58,27 +61,17 @@ def find_tail(
     return tail, logits
 
 
-def _attempt(logits: Callable[[Tensor], Tensor], tail: nn.Sequential, hidden: Tensor) -> Tensor | None:
-    """The composed logits, or None if the modules don't fit together."""
-    try:
-        return logits(tail(hidden))
-    except (RuntimeError, TypeError):
-        return None
-
-
 def _logits(
     head: nn.Linear, cap: float | None, hidden: Float[Tensor, "... embedding"]
 ) -> Float[Tensor, "... vocabulary"]:
     """Logits from the head's input, soft-capped as in Gemma 2 (https://arxiv.org/abs/2408.00118, section 2)."""
     logits: Tensor = head(hidden)
-    if cap is None:
-        return logits
-    return torch.tanh(logits / cap) * cap
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 @contextmanager
 def _recording(model: nn.Module, container: nn.ModuleList, head: nn.Linear) -> Iterator[_Record]:
-    """Hooks that fill a record, in evaluation mode and without gradients; all is put back afterwards."""
+    """Context with hooks that fill a record, in evaluation mode and without gradients."""
     record = _Record()
 
     def at_last_block(module: nn.Module, args: Any, output: Any) -> None:

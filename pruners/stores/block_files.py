@@ -1,4 +1,4 @@
-"""Stores of tensors in files, one a block, with an index of the key that they were built under."""
+"""Stores of tensors in files, one a block, with an index of their key; and single files under an identity."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -90,15 +90,13 @@ def build_store(
     _write_index(directory, key, finished=False)
     for index, tensors in enumerate(make(missing)):
         if index in missing:
-            save_block(
-                {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, directory, index
-            )
+            save_block(tensors, directory, index)
         on_block(index)
     _write_index(directory, key, finished=True)
 
 
 def _write_index(directory: Path, key: Key, *, finished: bool) -> None:
-    """Write down what the directory's blocks are made under."""
+    """Write the key of the directory's blocks."""
     index = {"digest": key.digest, "finished": finished, "key": key.record}
     with whole_file(directory / INDEX) as new:
         new.write_text(json.dumps(index, indent=1), encoding="utf-8")
@@ -130,15 +128,25 @@ def check_room(directory: Path, n_bytes: int, otherwise: str, what: str = "the l
 
 
 def save_block(tensors: Mapping[str, Tensor], directory: Path, block: int) -> None:
-    """Write the tensors of a block, whole or not at all.
+    """Write the tensors of a block, see `save_tensors`."""
+    save_tensors(_block_path(directory, block), tensors)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], identity: str | None = None) -> None:
+    """Write named tensors into one file, whole or not at all.
+
+    Args:
+        path: of the file.
+        tensors: on any device.
+        identity: all that they depend on, in one text.
 
     Raises:
         LevelStoreError: if it can't be written.
     """
-    path = _block_path(directory, block)
+    contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     try:
         with whole_file(path) as new:
-            save_file(dict(tensors), new)
+            save_file(contiguous, new, metadata=None if identity is None else {"identity": identity})
     except (SafetensorError, OSError) as error:
         raise LevelStoreError(
             f"Expected to write {path}, got: {error}. Free some room on the disk and run the same command."
@@ -158,6 +166,17 @@ def load_block(directory: Path, block: int) -> dict[str, Tensor]:
         raise LevelStoreError(
             f"Expected a block of the level store, got {path} ({error}). Delete its directory: it is built again."
         ) from error
+
+
+def load_tensors(path: Path, identity: str | None) -> dict[str, Tensor] | None:
+    """Tensors saved under this identity, or under any if it is None, mapped; None if there are none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            if identity is not None and (file.metadata() or {}).get("identity") != identity:
+                return None
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
 
 
 def _read_index(directory: Path) -> dict[str, Any]:

@@ -12,15 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from secateur.pruners.calibration.losses import mean_loss
-from secateur.pruners.calibration.stream import stream_blocks
+from secateur.pruners.calibration.stream import mean_loss, stream_blocks
 from secateur.pruners.calibration.zeroth_order import forward_bytes
 from secateur.pruners.masks import lowest
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import SublayerLayout
-from secateur.pruners.models.precision import fp32_bytes, in_fp32
-from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.models.runner import BlockRunner, fp32_bytes, in_fp32
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.wanda_sp import wanda_sp
 from secateur.spaces.levels import n_zeros

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, whole_model
+from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, model_statistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer
@@ -181,7 +181,9 @@ def build_structure(
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
         identity, gradients = f"{key.model} {key.calibration}", method.gradients if missing else ()
-        whole = whole_model(gradients_path(directory), anatomy, tokens, identity, gradients=gradients)
+        whole = model_statistics(
+            anatomy, tokens, gradients=gradients, path=gradients_path(directory), identity=identity
+        )
         parts = stream_blocks(anatomy, tokens, outputs="gram" if method.needs == "gram" else "moments")
         for part, layout in zip(parts, layouts, strict=True):
             tensors: dict[str, Tensor] = {}

@@ -12,13 +12,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
-from secateur.pruners.calibration.gradients import gradients_to_write, whole_model
+from secateur.pruners.calibration.gradients import gradients_to_write, model_statistics
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.formulas.terminals import Terminals, terminals_of
 from secateur.pruners.models.anatomy import Anatomy, Linear
-from secateur.pruners.stores.block_files import Key, LevelStoreError, build_store, finished_key, load_block
-from secateur.pruners.stores.tensor_file import load_tensors
+from secateur.pruners.stores.block_files import (
+    Key,
+    LevelStoreError,
+    build_store,
+    finished_key,
+    load_block,
+    load_tensors,
+)
 from secateur.spaces.formulas.operators import TERMINALS
 
 GRADIENTS = "gradients.safetensors"
@@ -156,7 +162,7 @@ def build_terminals(
         full = range(len(anatomy.blocks))
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
-        whole_model(directory / GRADIENTS, anatomy, tokens, identity, gradients=kinds)
+        model_statistics(anatomy, tokens, gradients=kinds, path=directory / GRADIENTS, identity=identity)
         inputs: Literal["nothing", "moments"] = "moments" if per_input or grams is not None else "nothing"
         for part in stream_blocks(anatomy, tokens, inputs=inputs, gram_blocks=full):
             tensors = _inputs(part, per_input, damp)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, whole_model
+from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, model_statistics
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Linear
@@ -129,8 +129,8 @@ def build_levels(
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
         identity = f"{key.model} {key.calibration}"
-        whole = whole_model(
-            gradients_path(directory), anatomy, tokens, identity, gradients=key.method.gradients
+        whole = model_statistics(
+            anatomy, tokens, gradients=key.method.gradients, path=gradients_path(directory), identity=identity
         )
         for part in stream_blocks(anatomy, tokens, inputs=key.method.needs):
             linears = part.block.linears if part.block.index in missing else ()

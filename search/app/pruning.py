@@ -68,8 +68,7 @@ def _prune(
     from secateur.evaluators.data.tokens import windows
     from secateur.evaluators.data.windows import EvaluationData
     from secateur.evaluators.exporting import export, new_manifest
-    from secateur.pruners.calibration.pool import first_tokens
-    from secateur.pruners.calibration.tokens import Calibration, Source
+    from secateur.pruners.calibration.tokens import Calibration, Source, tokenize
     from secateur.pruners.models.discover import dissect
     from secateur.pruners.models.loading import load_model
     from secateur.pruners.pruner import DenseModel, pruner_class
@@ -95,7 +94,7 @@ def _prune(
             calibrated,
             file.calibration_text,
             {
-                name: Source(first_tokens(tokenizer, source.text, n_first), source.sha256, source.source)
+                name: Source(tokenize(tokenizer, source.text, n_first), source.sha256, source.source)
                 for name, source in sources.items()
             },
         ),

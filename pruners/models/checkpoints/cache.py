@@ -1,4 +1,4 @@
-"""Directories that are made once and kept in the user's cache: made whole or not at all, checked when used."""
+"""Directories in the user's cache: built once, whole or not at all, and checked when used."""
 
 from __future__ import annotations
 

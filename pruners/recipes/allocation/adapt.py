@@ -24,9 +24,6 @@ def adapt(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, rate:
     each step, on what is left; here it is the dense model's throughout. The last step goes as far as it must.
 
     Args:
-        layers: that share the budget.
-        evidence: with influence.
-        sparsity: share to remove.
         rate: the paper's A.
     """
     influence = np.array(evidence.influence)
@@ -39,8 +36,6 @@ def adapt_shares(relative: Floats, layers: Sequence[Layer], sparsity: float, rat
 
     Args:
         relative: of each block its influence, in [-1, 1], mean 0.
-        layers: that share the budget.
-        sparsity: share to remove.
         rate: how much influence counts.
 
     Raises:

@@ -25,9 +25,6 @@ def cfsp(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, a: flo
     many tokens there are, times as many. [INFER] The angle is that of the mean cosine, not the mean of the angles.
 
     Args:
-        layers: that share the budget.
-        evidence: with influence.
-        sparsity: share to remove.
         a: how much the influence counts; 0: uniform.
         sublayers: ``mlp`` as published: attentions stay whole; or ``both``.
     """

@@ -25,9 +25,6 @@ def nirvana(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, gam
     the attentions lose the rest.
 
     Args:
-        layers: sub-layers, with scores.
-        evidence: not used.
-        sparsity: share to remove.
         gamma: 3.36 for Llama-3.1-8B, 3.0 for Llama-3.2-3B.
     """
     layers = [replace(layer, keep=max(layer.keep, 1)) for layer in layers]

@@ -27,9 +27,7 @@ def owl(
     range of D onto one as wide as 2 spread and then shifts it to the mean, so that single layers can leave it.
 
     Args:
-        layers: that share the budget.
         evidence: with outliers, counted with `factor`.
-        sparsity: share to remove.
         spread: the paper's lambda.
         factor: the paper's M; what was counted with it is all that counts here.
     """

@@ -90,11 +90,6 @@ def shares_of_file(layers: Sequence[Layer], evidence: Evidence, sparsity: float)
     The lines that say most about a layer count: its linears' before its sub-layer's before its block's; of several
     their mean.
 
-    Args:
-        layers: that share the budget.
-        evidence: with a profile.
-        sparsity: share to remove.
-
     Raises:
         ValueError: if a line is about nothing in the model, a layer that may go has no line, or a line no sparsity.
     """
@@ -129,7 +124,6 @@ def prefix(layers: Sequence[Layer], evidence: Evidence, sparsity: float) -> Ints
     Args:
         layers: sub-layers; of the next one the units that score least go.
         evidence: with a profile, whose order alone counts.
-        sparsity: share to remove.
 
     Raises:
         ValueError: if a line is about nothing in the model.

@@ -45,9 +45,6 @@ def one_threshold(
     that a head costs.
 
     Args:
-        layers: with scores.
-        evidence: not used.
-        sparsity: share to remove.
         normalise: of the layer's scores, one of `NORMALISATIONS`.
         cost: exponent of a unit's size next to the smallest unit's: 1 protects large units, -1 compares by weight.
             Negative scores are divided by the power.
@@ -68,7 +65,6 @@ def threshold(layers: Sequence[Layer], rows: Sequence[Floats], wanted: int) -> I
     """Numbers of removed units where the lowest scores go first.
 
     Args:
-        layers: that share the budget.
         rows: of each layer the scores of its units, or of a sample of them.
         wanted: weights to remove.
 

@@ -18,9 +18,6 @@ def uniform(
     LLM-Pruner leaves the first 4 and the last 2 of 32 blocks alone (Ma et al. 2023, arXiv 2305.11627).
 
     Args:
-        layers: that share the budget.
-        evidence: not used.
-        sparsity: share to remove.
         skip_first: share of the blocks that stay whole at the start.
         skip_last: likewise at the end.
     """
