@@ -19,31 +19,24 @@ class ForwardKind:
     """A row of the registry.
 
     Args:
-        collect: from the dense model and calibration windows to what is found, by the projection's full name.
-        work_bytes: what that takes beyond the model, for windows of so many tokens.
-        n_bytes: a weight, where it is kept.
-        summary: one line for people.
+        collect: from the dense model and calibration windows to tensors by the projection's full name.
+        work_bytes: memory for that beyond the model, for windows of so many tokens.
+        n_bytes: a weight, where it is cached.
     """
 
     collect: Callable[[Anatomy, Int[Tensor, "windows length"]], dict[str, Float[Tensor, "..."]]]
     work_bytes: Callable[[Anatomy, int], int]
     n_bytes: int
-    summary: str
 
 
 FORWARD_KINDS: dict[Kind, ForwardKind] = {
-    "forward": ForwardKind(
-        estimate_gradients, estimate_bytes, 4, "an estimate of the mean over the windows, signed"
-    ),
-    "perturbed": ForwardKind(
-        perturbation_scores,
-        perturbation_bytes,
-        0,
-        "effect of leaving out a unit, by regression over random masks; at output projections",
-    ),
+    # An estimate of the mean over the windows, signed.
+    "forward": ForwardKind(estimate_gradients, estimate_bytes, 4),
+    # Effect of leaving out a unit, by regression over random masks; at output projections.
+    "perturbed": ForwardKind(perturbation_scores, perturbation_bytes, 0),
 }
 
 
 def n_bytes(kind: Kind) -> int:
-    """Bytes a weight of what is kept of a kind, in either registry."""
+    """Bytes a weight of a cached kind, in either registry."""
     return (KINDS[kind] if kind in KINDS else FORWARD_KINDS[kind]).n_bytes

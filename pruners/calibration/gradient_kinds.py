@@ -35,48 +35,40 @@ class GradientKind:
     """A row of the registry.
 
     Args:
-        value: what is differentiated, of a window's logits and tokens; kinds of one value share a pass.
-        of_window: what is added up, of a projection and its ``out in`` gradient on one window.
-        root: the sum is one of squares: its mean's square root is wanted, else the mean.
-        n_bytes: a weight, while it is collected and where it is kept.
-        summary: one line for people.
+        value: differentiated function of a window's logits and tokens; kinds of one value share a pass.
+        of_window: summand of a window, from a projection and its ``out in`` gradient.
+        root: take the square root of the mean.
+        n_bytes: a weight, while it is collected and where it is cached.
     """
 
     value: Value
     of_window: Callable[[Linear, Float[Tensor, "out in"]], Float[Tensor, "..."]]
     root: bool
     n_bytes: int
-    summary: str
 
 
 def effects(linear: Linear, gradient: Float[Tensor, "out in"]) -> Float[Tensor, " units_axis"]:
-    """Sum of ``w g`` over each row, or over each column of output projections: along what units are made of."""
+    """Sum of ``w g`` over each row, or over each column of output projections."""
     return (linear.weight.float() * gradient).sum(0 if linear.role in ("o", "down") else 1)
 
 
 KINDS: dict[Kind, GradientKind] = {
-    # Its square is the diagonal of the empirical Fisher matrix, a sample a window. Pruner-Zero (arXiv 2406.02924) and
-    # GBLM (arXiv 2311.04902) take the same sum of squares over calibration samples; theirs is larger by a constant,
-    # the square root of the number of samples times 100, and is kept in fp16, where small gradients vanish.
-    "rms": GradientKind(
-        cross_entropy, lambda linear, g: g.square(), True, 4, "root mean square over the windows, unsigned"
-    ),
-    "mean": GradientKind(cross_entropy, lambda linear, g: g, False, 4, "mean over the windows, signed"),
-    "sums": GradientKind(
-        cross_entropy,
-        lambda linear, g: effects(linear, g).square(),
-        True,
-        0,
-        "root mean square over the windows of the sum of w g over a row (a column of output projections)",
-    ),
-    "logits": GradientKind(
-        peak_logits, lambda linear, g: g, False, 4, "of the logits' peaks in place of the loss; mean, signed"
-    ),
+    # Root mean square over the windows, unsigned. Its square is the diagonal of the empirical Fisher matrix, a sample a
+    # window. Pruner-Zero (arXiv 2406.02924) and GBLM (arXiv 2311.04902) take the same sum of squares over calibration
+    # samples; theirs is larger by a constant, the square root of the number of samples times 100, and is kept in fp16,
+    # where small gradients vanish.
+    "rms": GradientKind(cross_entropy, lambda linear, g: g.square(), True, 4),
+    # Mean over the windows, signed.
+    "mean": GradientKind(cross_entropy, lambda linear, g: g, False, 4),
+    # Root mean square over the windows of the sum of w g over a row (a column of output projections).
+    "sums": GradientKind(cross_entropy, lambda linear, g: effects(linear, g).square(), True, 0),
+    # Mean of the gradients of the logits' peaks in place of the loss, signed.
+    "logits": GradientKind(peak_logits, lambda linear, g: g, False, 4),
 }
 
 
 def empty_like(kind: Kind, linear: Linear) -> Float[Tensor, "..."]:
-    """Nothing added up yet, in fp32, on the projection's device."""
+    """Zeros for the sums of a projection, in fp32, on its device."""
     return torch.zeros_like(
         KINDS[kind].of_window(linear, torch.zeros_like(linear.weight, dtype=torch.float32))
     )

@@ -46,7 +46,6 @@ STATISTICS = ".statistics"
 N_PLANS = 64
 """Number of plans in memory, the last ones used."""
 
-# By the unit of the recipe.
 PLAN: dict[str, Callable[[RecipeContext, Config], PruningPlan]] = {
     "weights": plan_weights,
     "structure": plan_units,
@@ -76,7 +75,7 @@ class RecipePruner(Pruner):
         check_statistics(settings, anatomy)
 
     def check_calibration(self) -> None:
-        pools = build_pools(self.anatomy, self._tokens(), look=False)
+        pools = build_pools(self.anatomy, self._tokens, look=False)
         for recipe in self.space.baselines().values():
             calibration = self.space.config(recipe)["calibration"]
             if calibration["choose"] == "random":
@@ -87,13 +86,13 @@ class RecipePruner(Pruner):
         unit: str = settings.unit
         return unit != "weights"
 
-    # --- the context of plans ---
-
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         """Write the pools, unless they are there, and the profile."""
         directory.mkdir(parents=True, exist_ok=True)
         n_blocks = len(self.anatomy.blocks)
-        self._pools(directory, lambda share: on_block(round(share * n_blocks) - 1), keep=True)
+        if load_pools(directory / POOLS, self._identity) is None:
+            pools = self._new_pools(lambda share: on_block(round(share * n_blocks) - 1))
+            save_pools(directory / POOLS, pools, self._identity)
         if self.settings.profile is not None:
             shutil.copyfile(self.settings.profile, directory / PROFILE)
 
@@ -114,7 +113,8 @@ class RecipePruner(Pruner):
             scratch = Path(mkdtemp(prefix="secateur-"))
             finalize(self, shutil.rmtree, scratch, ignore_errors=True)
             cache = StatisticsCache(scratch, sys.maxsize)  # for one recipe
-            self._use(self._pools(self._earlier), cache, Path(self.settings.profile or ""))
+            earlier = None if self._earlier is None else load_pools(self._earlier / POOLS, self._identity)
+            self._use(earlier or self._new_pools(), cache, Path(self.settings.profile or ""))
         assert self._context is not None
         return self._context
 
@@ -136,34 +136,27 @@ class RecipePruner(Pruner):
         self._plans: dict[str, PruningPlan] = {}
         self._of_keys: dict[tuple[int, Hashable], PruningPlan] = {}
 
-    def _pools(
-        self,
-        directory: Path | None,
-        on_share: Callable[[float], None] = lambda share: None,
-        *,
-        keep: bool = False,
-    ) -> Mapping[str, Pool]:
-        """Pools in a directory, if they are of this model and these texts, else new ones, saved there or not."""
-        of = self.settings
-        look = any(choice != "random" for choice in of.choose)
-        hashes = {name: source.sha256 for name, source in self.calibration.sources.items()}
-        identity = pool_identity(self._model, hashes, of.pool_tokens, look=look)
-        pools = None if directory is None else load_pools(directory / POOLS, identity)
-        if pools is None:
-            pools = build_pools(self.anatomy, self._tokens(), look=look, on_share=on_share)
-            if directory is not None and keep:
-                save_pools(directory / POOLS, pools, identity)
-        return pools
+    def _new_pools(self, on_share: Callable[[float], None] = lambda share: None) -> dict[str, Pool]:
+        return build_pools(self.anatomy, self._tokens, look=self._look, on_share=on_share)
 
+    @property
     def _tokens(self) -> dict[str, Int64[Tensor, " tokens"]]:
         return {name: source.tokens for name, source in self.calibration.sources.items()}
+
+    @property
+    def _look(self) -> bool:
+        """Whether windows are chosen by losses or states of the dense model."""
+        return any(choice != "random" for choice in self.settings.choose)
+
+    @property
+    def _identity(self) -> str:
+        hashes = {name: source.sha256 for name, source in self.calibration.sources.items()}
+        return pool_identity(self._model, hashes, self.settings.pool_tokens, look=self._look)
 
     @property
     def _model(self) -> str:
         """Identity of the model and its precision."""
         return f"{self.dense.fingerprint} torch.{self.dense.dtype}"
-
-    # --- plans ---
 
     def plan(self, config: Config) -> PruningPlan | None:
         """The plan of a recipe, made once; None for the dense model.
@@ -201,10 +194,7 @@ class RecipePruner(Pruner):
             if place >= N_PLANS or not context.holds(json.loads(name)["calibration"]):
                 del self._plans[name]
 
-    # --- in a search ---
-
     def keys(self, config: Config) -> Sequence[Hashable]:
-        """See `PruningPlan.keys`."""
         plan = self.plan(config)
         if plan is None:
             return [DENSE] * len(self._live)
@@ -212,7 +202,6 @@ class RecipePruner(Pruner):
         return plan.keys
 
     def cost(self, candidate: Any) -> Mapping[str, float]:
-        """Exact counts of the plan; of the dense model those of its space."""
         plan = self.plan(self.space.config(candidate))
         return super().cost(candidate) if plan is None else plan.costs
 
@@ -231,8 +220,6 @@ class RecipePruner(Pruner):
         for block in range(len(self._live)):
             self.release(block)
         self._of_keys.clear()
-
-    # --- for good ---
 
     def fitted(self, form: Config) -> Config:
         """The recipe itself, which names nothing of a model but what it protects."""
@@ -257,17 +244,14 @@ class RecipePruner(Pruner):
 
     @classmethod
     def formats(cls, settings: Any) -> tuple[str, ...]:
-        """The parent's own form for zeros in place; any for smaller models."""
         return tuple(FORMATS) if cls.is_smaller(settings) else ("hf",)
 
     def check_format(self, config: Config, tokenizer: PreTrainedTokenizerBase, form: str) -> None:
-        """Raise a ValueError if the recipe is infeasible, or the format can't carry the model."""
         kept = self._kept(config)
         if self.is_smaller(self.settings):
             check_structured(self.anatomy, tokenizer, kept, form)
 
     def record(self, config: Config) -> dict[str, Any]:
-        """The plain form, and settings that it depends on."""
         of = self.settings
         more = {"protect": list(of.protect), "profile": of.profile}
         return {"recipe": dict(config), "damp": of.damp} | {
