@@ -1,4 +1,4 @@
-"""Linear algebra of second moments: dampening, Cholesky factors, and that of the inverse."""
+"""Linear algebra of second moments: dampening, Cholesky factors, least squares."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RIDGE = 1e-6
 
 
 def dampened(second_moment: Float[Tensor, "in in"], damp: float) -> Float[Tensor, "in in"]:
-    """The second moment with a fraction of its mean diagonal added to it; of 1 where nothing was ever seen."""
+    """Second moment with a fraction of its mean diagonal added to the diagonal; of 1 where all inputs were zero."""
     mean = second_moment.diagonal().mean()
     moment = second_moment.clone()
     moment.diagonal().add_(damp * torch.where(mean > 0, mean, 1.0))

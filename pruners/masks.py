@@ -16,7 +16,7 @@ from secateur.spaces.levels import n_zeros
 from secateur.spaces.methods import Comparison
 
 MAX_LEVELS = 255
-"""Ranks are stored in one byte; 255 is kept for "never pruned"."""
+"""Ranks are stored in one byte; 255 means "never pruned"."""
 
 KEPT = 255
 
@@ -35,7 +35,7 @@ def prune_ranks(
     ``n_zeros(levels[l], out * in)`` zeros. With `comparison` ``output`` they are spread over the rows as
     evenly as whole numbers allow (the first rows take one more), with ``layer`` over the whole matrix.
     With `group_size` each run of so many inputs loses ``n_zeros(level, group_size)`` of its weights, and
-    `comparison` has no say. Ties go by position: the weight with the smaller index is pruned first.
+    `comparison` does not matter. Ties are broken by position: the weight with the smaller index is pruned first.
 
     Args:
         score: importance, higher = keep; any real dtype.
@@ -50,10 +50,7 @@ def prune_ranks(
     _check(score, levels, name)
     groups = as_groups(score, comparison, group_size, name)
     n_groups, size = groups.shape
-    if group_size is None:
-        totals = torch.tensor([n_zeros(level, score.numel()) for level in levels])
-    else:
-        totals = torch.tensor([n_zeros(level, group_size) * n_groups for level in levels])
+    totals = torch.tensor([_n_pruned(level, groups, group_size) for level in levels])
     # Row r of R takes the r-th share of C: floor((C + R - 1 - r) / R). Monotone in C, so levels are nested.
     offset = n_groups - 1 - torch.arange(n_groups)
     counts = (totals[None, :] + offset[:, None]) // n_groups
@@ -72,22 +69,27 @@ def mask(
     group_size: int | None = None,
     name: str = "the weight",
 ) -> Bool[Tensor, "out in"]:
-    """The mask (True = keep) at one sparsity; see `prune_ranks` for the rules.
+    """Mask (True = keep) at one sparsity; see `prune_ranks` for the rules.
 
-    The same as ``prune_ranks(score, (0.0, sparsity)) > 1``, by selection in place of sorting.
+    Equal to ``prune_ranks(score, (0.0, sparsity)) > 1``, by selection in place of sorting.
     """
     _check(score, (0.0, sparsity), name)
     groups = as_groups(score, comparison, group_size, name)
-    n_groups = groups.shape[0]
-    total = (
-        n_zeros(sparsity, score.numel()) if group_size is None else n_zeros(sparsity, group_size) * n_groups
-    )
-    fewer, n_more = divmod(total, n_groups)  # the first rows take one more
+    n_groups = len(groups)
+    fewer, n_more = divmod(_n_pruned(sparsity, groups, group_size), n_groups)  # the first rows take one more
     kept = torch.ones_like(groups, dtype=torch.bool)
     for rows, count in ((slice(0, n_more), fewer + 1), (slice(n_more, n_groups), fewer)):
         if count and groups[rows].shape[0]:
             kept[rows] = ~_first_lowest(groups[rows], count)
     return kept.reshape(score.shape)
+
+
+def _n_pruned(sparsity: float, groups: Float[Tensor, "groups size"], group_size: int | None) -> int:
+    return (
+        n_zeros(sparsity, groups.numel())
+        if group_size is None
+        else n_zeros(sparsity, group_size) * len(groups)
+    )
 
 
 def _first_lowest(score: Float[Tensor, "rows n"], count: int) -> Bool[Tensor, "rows n"]:
@@ -134,7 +136,7 @@ def _check(score: Tensor, levels: Sequence[float], name: str) -> None:
 def as_groups(
     score: Float[Tensor, "out in"], comparison: Comparison, group_size: int | None, name: str
 ) -> Float[Tensor, "groups size"]:
-    """The scores with a row for each comparison group.
+    """Scores with a row for each comparison group.
 
     Raises:
         ValueError: if `group_size` does not divide the number of inputs.
@@ -158,7 +160,7 @@ def _first_level_above(counts: Int[Tensor, "groups levels"], size: int) -> UInt8
 
 
 def check_sparsity(anatomy: Anatomy, sparsity: Mapping[str, float]) -> None:
-    """Raise a ValueError unless these are projections of the model, each with a share."""
+    """Raise a ValueError unless these are projections of the model, each with a sparsity in [0, 1]."""
     known = {linear.name for linear in anatomy.linears}
     for name, value in sparsity.items():
         if name not in known:

@@ -1,4 +1,4 @@
-"""The extension point `Pruner`: from the candidates of a space to the weights of a model."""
+"""The extension point `Pruner`: weights of a model by the candidates of a space."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ class Pruner(ABC):
         return ("hf",)
 
     def check_format(self, config: Config, tokenizer: PreTrainedTokenizerBase, form: str) -> None:
-        """Raise a ValueError if a format can't carry the pruned model; the live one is dense, and stays so."""
+        """Raise a ValueError if a format can't carry the pruned model; the live one is dense, and is not changed."""
 
     @abstractmethod
     def record(self, config: Config) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def by_acceptance(
 ) -> tuple[float, ...]:
     """Blocks in the order in which their merge into the block before was accepted (LaCo, algorithm 1).
 
-    From the last block down each is merged tentatively, along with those merged before, and stays merged if the
+    From the last block down each is merged tentatively, along with those merged before; the merge is accepted if the
     mean cosine of the model's last hidden states, normed, with those of the dense one exceeds a threshold.
     Sentences are the first 32 tokens of five windows, each one vector. To give one order for all budgets the
     threshold falls from pass to pass (`THRESHOLDS`), and one block is merged at a time, where the paper fixes the

@@ -1,4 +1,4 @@
-"""Order of blocks by position: the last ones are dropped first."""
+"""Removal of blocks by position, from the last one down."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from secateur.pruners.models.anatomy import Anatomy
 def position(
     anatomy: Anatomy, tokens: Int[Tensor, "windows length"], whole: ModelStatistics
 ) -> tuple[float, ...]:
-    """The last blocks are dropped first (Reassessing Layer Pruning, arXiv 2411.15558, reverse order)."""
+    """Reverse position of each block (Reassessing Layer Pruning, arXiv 2411.15558, reverse order)."""
     return tuple(float(-block.index) for block in anatomy.blocks)

@@ -1,4 +1,4 @@
-"""Runs of dropped blocks, and the kept block before each, their merge target."""
+"""Runs of dropped blocks, with the kept block before each as merge target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateur.pruners.models.anatomy import Anatomy, Block
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive blocks that are dropped.
+    """Consecutive dropped blocks.
 
     Args:
         target: the block right before them, kept.
@@ -27,7 +27,7 @@ class Run:
 
     @property
     def end(self) -> int:
-        """The block right behind them."""
+        """Index of the block right behind them."""
         return self.dropped[-1] + 1
 
 
@@ -40,7 +40,7 @@ def runs_of(dropped: Sequence[int], n_blocks: int) -> tuple[Run, ...]:
     if len(set(dropped)) < len(dropped) or not all(0 < index < n_blocks for index in dropped):
         raise ValueError(
             f"Expected `dropped` to be different blocks from 1 to {n_blocks - 1}, got {list(dropped)}. "
-            "Block 0 always stays."
+            "Block 0 is always kept."
         )
     runs: list[Run] = []
     for index in sorted(dropped):

@@ -45,7 +45,7 @@ def fused(anatomy: Anatomy, run: Run, similarities: tuple[float, ...]) -> dict[s
 def by_similarity(
     anatomy: Anatomy, tokens: Int[Tensor, "windows length"], whole: ModelStatistics
 ) -> tuple[float, ...]:
-    """One minus the similarity to the block before: the most similar are dropped first; block 0 never is."""
+    """One minus the similarity to the block before, so that the most similar are dropped first; block 0 never is."""
     return (math.inf, *(1 - s for s in neighbour_similarities(anatomy, tokens)[1:]))
 
 
@@ -98,7 +98,7 @@ def _bins(coordinates: Float[Tensor, "samples dimensions"]) -> Int[Tensor, "samp
 
 
 def n_bins_for(n_samples: int) -> int:
-    """Bins of a coordinate."""
+    """Number of bins of a coordinate."""
     return max(2, math.isqrt(n_samples // 4))
 
 

@@ -48,7 +48,7 @@ def taylor_plus(
 ) -> tuple[float, ...]:
     """Sum of ``|w g|`` over the block's projections, g of the mean loss: Shortened LLaMA's Taylor+.
 
-    The first four and the last two blocks go last of all: the "+" (arXiv 2402.02834). Norms, which the paper
+    The first four and the last two blocks are removed last: the "+" (arXiv 2402.02834). Norms, which the paper
     counts too, are left out: of thousands of weights to each of theirs.
     """
     scores = []

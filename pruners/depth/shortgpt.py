@@ -1,4 +1,4 @@
-"""ShortGPT: blocks of least influence, which turn their input least, are dropped first."""
+"""ShortGPT: removal of blocks by influence, the angle between their input and output."""
 
 from __future__ import annotations
 

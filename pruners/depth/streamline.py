@@ -129,10 +129,10 @@ def by_window(
     """Blocks in the order of windows whose output turns their input least.
 
     LLM-Streamline's choice (arXiv 2403.19135): of all windows of n + 1 blocks that with the highest mean cosine
-    between input and output; of it the first block stays, as the replacement. There each n has its own window. To
-    give one order for all budgets, the window is that of the paper where a quarter of the blocks goes; smaller ones
-    lie within it and larger ones around it, each the better of the two that are one block less, or more. Block 0
-    never goes. On the first 2,048 calibration tokens.
+    between input and output, whose first block becomes the replacement. There each n has its own window. To
+    give one order for all budgets, the window is that of the paper where a quarter of the blocks is removed; smaller
+    ones lie within it and larger ones around it, each the better of the two that are one block less, or more. Block 0
+    is kept. On the first 2,048 calibration tokens.
     """
     few = tokens[: math.ceil(N_TOKENS / tokens.shape[1])]
     return scores_from(nested_order(_cosines(list(stream_states(anatomy, few)))), len(anatomy.blocks))

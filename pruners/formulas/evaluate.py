@@ -1,4 +1,4 @@
-"""Scores of a formula on a layer: defined for every weight, or an error that says why not."""
+"""Scores of a formula on a layer, defined for every weight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 class FormulaError(ValueError):
-    """The formula gives no ranking of a layer's weights; one line that says why."""
+    """Formula without a ranking of a layer's weights; the reason in one line."""
 
 
 def scores(
@@ -31,10 +31,10 @@ def scores(
     group_size: int | None = None,
     name: str = "the layer",
 ) -> Float[Tensor, "out in"]:
-    """The score of each weight, higher = keep.
+    """Score of each weight, higher = keep.
 
-    Values broadcast from the matrices of the terminals: what an input has goes to each row, what an output has
-    to each column. Every step must be finite. The dtype is that of the terminals.
+    Values broadcast from the matrices of the terminals: those of an input to each row, those of an output to each
+    column. Every step must be finite. The dtype is that of the terminals.
 
     Args:
         tree: the formula.
@@ -83,7 +83,7 @@ def _value(tree: Tree, terminals: Terminals) -> Float[Tensor, "_ _"]:
 
 
 def _finite(what: str, arguments: Sequence[Tensor], value: Tensor) -> Tensor:
-    """The value, if it is one everywhere; NaN comes through, and compares as False."""
+    """The value, checked to be finite everywhere; comparisons with NaN are False."""
     least, greatest = value.aminmax()
     if least >= -LARGEST and greatest <= LARGEST:
         return value

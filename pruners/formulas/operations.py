@@ -1,4 +1,4 @@
-"""Operators of formulas on tensors. Undefined values come out as NaN or infinity; `evaluate` refuses them."""
+"""Operators of formulas on tensors. Undefined values are NaN or infinity, which `evaluate` refuses."""
 
 from __future__ import annotations
 

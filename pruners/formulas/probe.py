@@ -14,7 +14,7 @@ from secateur.pruners.formulas.terminals import Terminals
 def probe_of(terminals: Mapping[str, Float[Tensor, "_ _"]], rows: int = 16) -> Terminals:
     """Probe of a layer: the terminals of some rows, evenly spread over the layer, in fp64.
 
-    Rounding then ties fewer weights than in fp32, so that ``log(x)`` ranks like ``x``. R, C and the like stay those of
+    Rounding then ties fewer weights than in fp32, so that ``log(x)`` ranks like ``x``. R, C and the like are those of
     the whole layer; minmax, zscore and rank see the chosen rows alone.
     """
     return {name: x.double().cpu() for name, x in some_rows(terminals, rows).items()}

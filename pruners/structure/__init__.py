@@ -1,1 +1,1 @@
-"""What a block is smaller without: KV groups with their query heads, FFN channels, whole sub-layers."""
+"""Structured pruning of KV groups with their query heads, FFN channels and whole sub-layers."""

@@ -63,8 +63,8 @@ def perturbation_scores(
     all others, in the order of their prior.
 
     Differences from the paper. One round, where Bonsai cuts 5 % at a time and measures the cut model anew: so it is
-    the prior where more than half of a sub-layer goes. Attentions and MLPs are masked in turn, with a regression each,
-    as the effect of one group drowns those of channels. The regression, see `ridge`, is in closed form, of the
+    the prior where more than half of a sub-layer is removed. Attentions and MLPs are masked in turn, with a regression
+    each, as the effect of one group drowns those of channels. The regression, see `ridge`, is in closed form, of the
     loss in place of perplexity, and draws to the prior in place of zero: 128 masks in all, on the first 512
     calibration tokens, are few for thousands of units, where Bonsai takes 200 a round on 32 windows.
 
@@ -173,7 +173,7 @@ def _leave_out(sublayer: _Sublayer, gone: Bool[Tensor, " loose"]) -> RemovableHa
 def ridge(
     signs: Float[Tensor, "pairs units"], differences: Float[Tensor, " pairs"], prior: Float[Tensor, " units"]
 ) -> Float[Tensor, " units"]:
-    """The effect of each unit, from the differences of the losses without one half and without the other.
+    """Effect of each unit, from the differences of the losses without one half and without the other.
 
     A linear loss differs by the sum of ``sign * effect``; the mean of a pair says nothing. Effects are the prior times
     the factor that fits best, not below 0, and a ridge regression of the rest. Its penalty, relative to the

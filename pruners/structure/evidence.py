@@ -1,4 +1,4 @@
-"""Inputs of the importances of units."""
+"""Evidence that importances of units are computed from."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Evidence:
 
     @property
     def seen(self) -> OutputStatistics:
-        """The statistics, asserted."""
+        """The statistics; never None."""
         assert self.inputs is not None, "the caller collects what the importance needs"
         return self.inputs
 

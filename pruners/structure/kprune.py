@@ -16,7 +16,7 @@ from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.structure.reorder import cut_pieces
 
-Stays = Mapping[Sublayer, tuple[int, ...]]
+KeptNumbers = Mapping[Sublayer, tuple[int, ...]]
 """Numbers of the kept units of a block."""
 
 
@@ -24,7 +24,7 @@ Stays = Mapping[Sublayer, tuple[int, ...]]
 def reconstructed(
     anatomy: Anatomy,
     layouts: Sequence[BlockLayout],
-    stays: Sequence[Stays],
+    stays: Sequence[KeptNumbers],
     tokens: Int[Tensor, "windows length"],
 ) -> dict[str, Float[Tensor, "out _"]]:
     """New weights of the output projections of all sub-layers that are cut; the live model is left dense.
@@ -35,7 +35,7 @@ def reconstructed(
     sub-layers compensate for the errors of earlier ones, unlike `refit.least_squares`. Undampened but for rounding.
 
     Differences from the paper: decoders in place of encoders; what is cut is given, not chosen on the way; sub-layers
-    that stay whole are not fitted anew.
+    that are kept whole are not fitted anew.
 
     Args:
         anatomy: the dense model, of a family that adds the outputs of its projections to the stream as they are.
@@ -89,7 +89,7 @@ def _fit_block(
     pruned: Walk,
     layout: BlockLayout,
     live: Sequence[LiveSublayer],
-    kept: Stays,
+    kept: KeptNumbers,
     wanted: Mapping[Sublayer, Float[Tensor, "tokens width"]],
 ) -> dict[str, Tensor]:
     """Cut the live block, and fit its output projections one after the other."""

@@ -49,7 +49,7 @@ def second_order(evidence: Evidence) -> Float[Tensor, " units"]:
 def mixed_order(evidence: Evidence) -> Float[Tensor, " units"]:
     """Sum of ``|w g - w^2 F / 2|`` over all weights of the unit: LLM-Pruner's mixed order, element-wise.
 
-    The sign is that of the paper's equation 5, a loss's change when w goes. The released code's attention branch
+    The sign is that of the paper's equation 5, a loss's change when w is removed. The released code's attention branch
     does not run on it; here attentions and MLPs are treated alike.
     """
     return evidence.weight_sums(lambda x: (first(evidence, x) - second(evidence, x) / 2).abs())

@@ -13,7 +13,7 @@ from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.refit import RepairInputs
 
 _LAZY = 128
-"""Columns whose removal is carried over to the whole matrices in one product."""
+"""Columns whose removal is applied to the whole matrices in one product."""
 
 
 def obs_order(
@@ -27,14 +27,14 @@ def obs_order(
     """The units in the order of greedy removal.
 
     ZipLM (Kurtic et al. 2023, arXiv 2302.04089, algorithm 1; DarwinLM, arXiv 2502.07780, uses it): with the
-    Hessian ``H = E[x x^T]`` the removal of unit S, with the best update of all weights that stay, costs
-    ``tr(W_S (H^-1_SS)^-1 W_S^T)``. The cheapest unit goes, the update is made, and so on; so the order is nested
+    Hessian ``H = E[x x^T]`` the removal of unit S, with the best update of all kept weights, costs
+    ``tr(W_S (H^-1_SS)^-1 W_S^T)``. The cheapest unit is removed, the update is made, and so on; so the order is nested
     and one pass serves all levels. The updated weights are not needed for it, only their Gram matrix: after the
     pass `refit.obs_update` gives the weights of any level in closed form.
 
     Differences from the paper: one unit at a time, never several at once; matrices in fp64; removals are carried
-    over in batches, which changes no number but rounding. A unit is one channel, or the columns of all query
-    heads of a KV group. Ties: the smaller index goes first.
+    over in batches, which changes rounding alone. A unit is one channel, or the columns of all query
+    heads of a KV group. Ties: the smaller index first.
 
     Args:
         weight: of the output projection.
@@ -111,7 +111,7 @@ class _Lazy:
         return number
 
     def flush(self) -> None:
-        """Carry pending removals over, and drop the removed units."""
+        """Apply pending removals, and drop the removed units."""
         left = ~self._gone
         rows = left.repeat_interleave(self._width).nonzero().flatten()
         u, r = self._u[rows, : self.n_pending], self._r[rows, : self.n_pending]
@@ -163,8 +163,8 @@ def obs_update(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor
 
     ``W' = W_K + W_R H_RK H_KK^-1`` with ``H = G + damp`` (ZipLM, arXiv 2302.04089, eq. 3; the sum of its steps
     one unit at a time is the same; so is Numerical Pruning's compensation, arXiv 2412.12441). Unlike in
-    `least_squares` the dampening draws the weights to their dense values: what is uncorrelated with all that goes
-    stays as it was.
+    `least_squares` the dampening draws the weights to their dense values: weights of inputs
+    that are uncorrelated with all removed ones are unchanged.
     """
     assert inputs.second_moment is not None
     moment = dampened(inputs.second_moment, inputs.damp)

@@ -213,7 +213,7 @@ def prune_structure(
     calibration tokens, and one block's statistics and tensors.
 
     Args:
-        anatomy: the dense model. Its description of heads and widths stays that of the dense model.
+        anatomy: the dense model. Its description of heads and widths is not changed.
         blocks: numbers of kept units of each block.
         importance: name of an importance of structure.
         repair: name of a repair of output projections.

@@ -74,24 +74,16 @@ class StructureStore:
     Args:
         directory: of a built store.
         anatomy: the live model that it was built for, dense now.
-        layouts: as `find_layouts` finds them; None: found here.
     """
 
-    def __init__(
-        self, directory: Path, anatomy: Anatomy, layouts: Sequence[BlockLayout] | None = None
-    ) -> None:
-        self.layouts = tuple(layouts or find_layouts(anatomy))
+    def __init__(self, directory: Path, anatomy: Anatomy) -> None:
+        self.layouts = find_layouts(anatomy)
         device = anatomy.embedding.weight.device
         n_bytes = sum(linear.n_weights * linear.weight.element_size() for linear in anatomy.linears)
         copies = Recent[Tensor](n_bytes + CACHE_BYTES)
         self._tensors = [
             _OnDevice(load_block(directory, layout.block.index), device, copies) for layout in self.layouts
         ]
-        self._blocks = [
-            {part.kind: ImportanceOrdered(part, tensors) for part in layout.sublayers}
-            for layout, tensors in zip(self.layouts, self._tensors, strict=True)
-        ]
-
         self._live = [[LiveSublayer(part) for part in layout.sublayers] for layout in self.layouts]
 
     @property
@@ -106,8 +98,8 @@ class StructureStore:
         return Scores(tuple(flap["attention"]), tuple(flap["mlp"]), tuple(influence))
 
     def ordered(self, block: int, kind: Sublayer) -> ImportanceOrdered:
-        """The levels of a sub-layer."""
-        return self._blocks[block][kind]
+        """Levels of a sub-layer."""
+        return ImportanceOrdered(getattr(self.layouts[block], kind), self._tensors[block])
 
     def cut(self, block: int, kept: Kept, repair: str = "none") -> None:
         """Cut a block to the most important units of the dense one.
@@ -190,7 +182,7 @@ def build_structure(
             for sub in layout.sublayers if part.block.index in missing else ():
                 inputs = part.outputs[sub.output.name]
                 tensors |= reorder_by(method, sub, inputs, whole.gradients, counts[sub.kind])
-            yield tensors | _scores(layout, part)
+            yield tensors | _scores(layout, part) if tensors else {}
 
     build_store(
         directory,

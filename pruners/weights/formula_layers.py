@@ -72,7 +72,7 @@ class FormulaLayers:
         Args:
             block: its index.
             formula: the metric.
-            sparsity: by the projection's full name; a projection without an entry stays dense.
+            sparsity: by the projection's full name; a projection without an entry is not pruned.
 
         Raises:
             FormulaError: if the formula gives no ranking of a projection.

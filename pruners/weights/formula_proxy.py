@@ -41,11 +41,11 @@ class _Sample:
 
 
 class FormulaProxy:
-    """The relative output error of a formula's masks, mean over projections.
+    """Relative output error of a formula's masks, mean over projections.
 
     ``sqrt(tr((W - W*M) G (W - W*M)^T) / tr(W G W^T))`` of each projection, on evenly spread blocks and rows. Of the
     closed forms tried it orders formulas most like the true loss does; by construction it favours formulas like
-    Wanda's, which minimises its diagonal form weight by weight, so the last word is for data.
+    Wanda's, which minimises its diagonal form weight by weight, so candidates are finally measured on data.
 
     In minmax, zscore and rank a formula sees the chosen rows alone. Where the rows of a layer compete, all are scored.
 
@@ -74,7 +74,7 @@ class FormulaProxy:
         return self._losses[digest]
 
     def error(self, formula: Tree, sparsity: Mapping[str, float]) -> float:
-        """The mean relative output error, computed anew.
+        """Mean relative output error, recomputed.
 
         Raises:
             FormulaError: if the formula gives no ranking of some layer.
@@ -115,7 +115,7 @@ def grams_of(settings: FormulaSettings, n_blocks: int) -> Grams | None:
 
 
 def spread(n_blocks: int, n: int) -> tuple[int, ...]:
-    """Indices of `n` blocks, or of all that there are, evenly spread."""
+    """Indices of `n` evenly spread blocks, or of all if there are fewer."""
     return tuple(torch.linspace(0, n_blocks - 1, min(n, n_blocks)).round().long().tolist())
 
 

@@ -64,7 +64,7 @@ class FormulaPruner(WeightPruner):
         self._now = [""] * len(self.anatomy.blocks)
 
     def keys(self, config: Config) -> Sequence[Hashable]:
-        """A hash of each block's masks."""
+        """Hashes of the masks, one a block."""
         if not config["metric"]:
             return [""] * len(self.anatomy.blocks)
         try:

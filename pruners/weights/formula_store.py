@@ -204,5 +204,5 @@ def _grams(part: BlockStatistics, grams: Grams) -> dict[str, Tensor]:
 
 
 def identity_of(*parts: str) -> str:
-    """One text for all that a store depends on."""
+    """Hash of all that a store depends on."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

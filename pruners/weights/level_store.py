@@ -48,7 +48,7 @@ class StoreKey(Key):
 
 
 class LevelStore:
-    """Weights of a projection at a level, by reference where the level is stored, else made from ranks.
+    """Weights of a projection at a level, by reference where the level is stored, else computed from ranks.
 
     A metric's store has one byte a weight for all levels (the first level at which the weight is pruned). A
     reconstruction's has the weights of each level strictly between 0 and 1, in the model's dtype. Files are
@@ -89,7 +89,7 @@ class LevelStore:
         return self._recent.get((name, level), lambda: stored[self._stored.index(level)].to(dense.device))
 
     def take_back(self, linear: Linear, level: int) -> None:
-        """Point a projection at this level to its dense weight again; memory of a product then serves the next one."""
+        """Point a projection at this level to its dense weight again; the memory of a product serves the next one."""
         name, weight = linear.name, linear.weight
         linear.point_to(self._dense[name])
         stored = self._tensors[name]

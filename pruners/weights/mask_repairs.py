@@ -13,7 +13,7 @@ from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.weights.admm import Fit
 
 LAZY = 32
-"""Columns after which what they change is carried over to all that follow, in one product."""
+"""Columns after which their changes are applied to all later columns, in one product."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Masked:
 
     @property
     def seen(self) -> InputStatistics:
-        """The statistics, asserted."""
+        """The statistics; never None."""
         assert self.inputs is not None, "the caller collects what the repair needs"
         return self.inputs
 
@@ -55,7 +55,7 @@ class Repaired:
 
 
 def nothing(masked: Masked) -> Repaired:
-    """No repair: the kept weights are as they were."""
+    """No repair: the kept weights are unchanged."""
     return Repaired(masked.weight * masked.kept)
 
 
@@ -107,7 +107,7 @@ def alternating(masked: Masked) -> Repaired:
 
 
 def _no_worse(masked: Masked, fitted: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-    """The fitted rows, where their output's squared error over the calibration tokens is below that of no repair."""
+    """Fitted rows, where their output's squared error over the calibration tokens is below that of no repair."""
     weight = masked.weight
     repaired, plain = fitted.to(weight.dtype), weight * masked.kept
     better = output_errors(weight, repaired, masked.seen) < output_errors(weight, plain, masked.seen)

@@ -1,4 +1,4 @@
-"""Pruning methods by name: a metric that ranks weights, or a reconstruction that gives them anew."""
+"""Methods of weight pruning: a metric that ranks weights, or a reconstruction that updates them."""
 
 from __future__ import annotations
 
@@ -95,19 +95,19 @@ class Method:
 
     @property
     def updates_weights(self) -> bool:
-        """True if a level is weights, not a part of a ranking."""
+        """True of reconstructions: a level is weights, not a part of a ranking."""
         return self.formula is None and self.name in RECONSTRUCTIONS
 
     @property
     def needs(self) -> Detail:
-        """Input statistics that it needs."""
+        """Required statistics of inputs."""
         if self.formula is not None:
             return needs(self.formula)[0]
         return self._row.inputs
 
     @property
     def gradients(self) -> tuple[Kind, ...]:
-        """The kinds of gradients of the dense model that it needs."""
+        """Required kinds of gradients of the dense model."""
         if self.formula is not None:
             return needs(self.formula)[1]
         return self._row.gradients
@@ -179,7 +179,7 @@ class Method:
         sparsities: Sequence[float],
         whole: ModelStatistics | None = None,
     ) -> Float[Tensor, "levels out in"]:
-        """The pruned weight at each sparsity."""
+        """Pruned weight at each sparsity."""
         if self.updates_weights:
             assert inputs is not None
             settings = self.compares, self.group_size, self.damp, self.block_size

@@ -131,7 +131,7 @@ class AllocationPruner(WeightPruner):
 
 
 def method_of(settings: Any, *, seed: int) -> Method:
-    """The method that settings of the space ``allocation`` name.
+    """Method of the settings of the space ``allocation``.
 
     Raises:
         ValueError: if there is no such method, or it can't prune in groups.
@@ -161,7 +161,7 @@ def prune(
 
     Args:
         anatomy: the model; its weights are replaced by new tensors, never written in place.
-        sparsity: by the projection's full name; a projection without an entry stays dense.
+        sparsity: by the projection's full name; a projection without an entry is not pruned.
         method: metric or reconstruction.
         tokens: calibration windows.
         sequential: statistics of a block come from already pruned blocks (as in the released Wanda and

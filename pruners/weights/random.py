@@ -1,4 +1,4 @@
-"""Uniform noise in the place of a score: the baseline below which no metric may fall."""
+"""Random scores: the baseline below which no metric may fall."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _LAZY = 16
 def sparsegpt(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
     """The weight at each sparsity, pruned and updated by blocked optimal brain surgery.
 
-    Frantar and Alistarh 2023 (arXiv 2301.00774, algorithm 1). All sparsities go through the columns together:
+    Frantar and Alistarh 2023 (arXiv 2301.00774, algorithm 1). All sparsities are pruned together:
     they share the inverse and one loop. Differences from the paper: a block loses its share of the zeros
     exactly (cumulative rounding, so that the whole layer has ``n_zeros(sparsity, out * in)``), and inputs that
     are always zero are no special case: dampening keeps the matrix invertible. A row is free to lose more than
@@ -61,7 +61,7 @@ def _prune_block(
     group_size: int | None,
     start: int,
 ) -> Float[Tensor, "block levels out"]:
-    """Prune the columns in place; the errors to be spread over the columns that follow."""
+    """Prune the columns in place, and return the errors to be spread over later columns."""
     size = columns.shape[0]
     errors = torch.empty_like(columns)
     scale = upper.diagonal()
@@ -79,7 +79,7 @@ def _prune_block(
             errors[j] = removed / scale[j]
             column -= removed
             if j + 1 < end:
-                # Only within the run; the mask was chosen before, so entries that will go may still change.
+                # Only within the run; the mask was chosen before, so entries to be pruned may still change.
                 columns[j + 1 : end] -= upper[j, j + 1 : end, None, None] * errors[j]
         if end < size:
             rest = columns[end:].reshape(size - end, -1)

@@ -40,7 +40,7 @@ def sparsellm(
     Bai et al. 2024 (arXiv 2402.17946). With X and Y the MLP's dense inputs and outputs, and auxiliary variables s, z
     and p for the outputs of gate and up and the input of down, an MLP minimises
     ``||Y - W_d p||^2 + ||p - act(s) z||^2 + ||s - W_g X||^2 + ||z - W_u X||^2`` by turns: each W is the fit by least
-    squares, pruned by SparseGPT; then p and z are set to their optima in closed form, and s goes two steps downhill.
+    squares, pruned by SparseGPT; then p and z are set to their optima in closed form, and s takes two steps downhill.
     The terms weigh the same, as in the released code. Attention is pruned by SparseGPT alone.
 
     Differences: all statistics are the dense model's, in fp32. A step on s is Gauss-Newton's: the released steps, of
