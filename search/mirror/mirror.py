@@ -6,7 +6,6 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Trial
@@ -56,9 +55,7 @@ class Mirror(Observer):
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         if kind is not None:
             self._abandoned.set()
         self._ending.set()
@@ -94,7 +91,7 @@ class Mirror(Observer):
 
     def _follow(self) -> None:
         """Copy new trials until the search has ended."""
-        pause = 0.0
+        pause, name = 0.0, f"the mirror {self._copy.storage.text}"
         while not self._abandoned.is_set():
             self._work.wait()
             self._ending.wait(pause)
@@ -103,29 +100,23 @@ class Mirror(Observer):
             try:
                 self._copy.catch_up(self._abandoned.is_set)
             except Exception as error:  # noqa: BLE001  # drivers raise what they like; no mirror ends a search
-                pause = min(2 * pause, LONGEST_PAUSE_S) if self._trouble else self._first_pause
-                self._lag(error)
+                self._close()  # the next try reads anew which trials have arrived
+                reason = self._copy.storage.reason(error)
+                if self._trouble:
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
+                else:
+                    pause = self._first_pause
+                    self._unsaid.append(f"{name} lags: {reason}; the search goes on, and it will catch up")
+                self._trouble = reason
                 self._work.set()
             else:
-                self._caught_up()
                 pause = GATHER_S
+                if self._trouble and not self._abandoned.is_set():
+                    self._unsaid.append(f"{name} has caught up")
+                    self._trouble = ""
             if last:
                 break
         self._close()
-
-    def _lag(self, error: Exception) -> None:
-        self._close()  # the next try reads anew which trials have arrived
-        reason = self._copy.storage.reason(error)
-        if not self._trouble:
-            self._unsaid.append(
-                f"the mirror {self._copy.storage.text} lags: {reason}; the search goes on, and it will catch up"
-            )
-        self._trouble = reason
-
-    def _caught_up(self) -> None:
-        if self._trouble and not self._abandoned.is_set():
-            self._unsaid.append(f"the mirror {self._copy.storage.text} has caught up")
-            self._trouble = ""
 
     def _close(self) -> None:
         with contextlib.suppress(Exception):  # of a connection that is dead already

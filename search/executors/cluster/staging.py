@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,18 +115,14 @@ def _copy(folder: Folder, target: Path, file_server: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         with path.open("wb") as out:
-            for chunk in _chunks(folder, file, file_server):
+            for offset in range(0, file.size, CHUNK_BYTES):
+                chunk = _get(file_server.read.remote(folder.path, file.name, offset))
                 digest.update(chunk)
                 out.write(chunk)
         expected = _get(file_server.digest.remote(folder.path, file.name))
         if digest.hexdigest() != expected:
             raise StagingError(f"Expected {path} with SHA-256 {expected}, got {digest.hexdigest()}.")
     (target / _DONE).touch()
-
-
-def _chunks(folder: Folder, file: File, file_server: Any) -> Iterator[bytes]:
-    for offset in range(0, file.size, CHUNK_BYTES):
-        yield _get(file_server.read.remote(folder.path, file.name, offset))
 
 
 def _get(reference: Any) -> Any:
