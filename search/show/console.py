@@ -54,7 +54,7 @@ def _failed(error: Exception) -> int:
     if isinstance(error, _TyperError):
         complain(f"{error.format_message()} See `secateur --help`, or `--help` of the command.")  # type: ignore[attr-defined]
         return WRONG_USE
-    if _is_ours(error):
+    if _is_wrong_use(error) or type(error).__module__.startswith("secateur."):  # written for users
         complain(str(error))
         for line in left_out():  # the reason that a name is unknown
             complain(line, "warning")
@@ -64,11 +64,6 @@ def _failed(error: Exception) -> int:
     else:
         complain(f"{type(error).__name__}: {error}. This is a bug. {_keep_traceback(error)}")
     return WRONG_USE if _is_wrong_use(error) or _is_disk_full(error) else FAILED
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether the message is written for users."""
-    return _is_wrong_use(error) or type(error).__module__.startswith("secateur.")
 
 
 def _is_wrong_use(error: Exception) -> bool:

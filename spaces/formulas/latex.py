@@ -28,9 +28,9 @@ def _constant(value: float) -> _Typeset:
 
 
 def _applied(operator: str, arguments: Sequence[_Typeset]) -> _Typeset:
-    row = OPERATORS[operator].latex
+    row = OPERATORS[operator]
     pieces = [
         piece if binds >= needed else rf"\left( {piece} \right)"
         for (piece, binds), needed in zip(arguments, row.needs, strict=True)
     ]
-    return row.template.format(*pieces), row.binds
+    return row.latex.format(*pieces), row.binds

@@ -1,4 +1,4 @@
-"""Terminals and operators of formulas, with their domains in words. `pruners.formulas` computes them.
+"""Terminals and operators of formulas. `pruners.formulas` computes them.
 
 Operators are not protected: a formula with an undefined operator is infeasible, with the reason. Differences from
 Pruner-Zero (arXiv 2406.02924): ``log`` adds nothing to its argument, ``exp`` is not capped, ``/`` is element-wise, W
@@ -10,9 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Shape = Literal["weight", "input", "output", "layer"]
-"""One value for each weight, input channel (column), output (row), or layer; broadcast to the weights."""
-
 Source = Literal["weights", "moments", "gram", "gradients"]
 
 ATOM = 9
@@ -21,52 +18,34 @@ ATOM = 9
 
 @dataclass(frozen=True)
 class Quantity:
-    """A terminal.
+    """A terminal, broadcast to the weights.
 
     Args:
-        summary: one line.
-        shape: of its values.
         latex: its symbol.
         nonnegative: True if its values are >= 0.
         source: statistics it is computed from: weights, moments or Gram matrices of inputs, or gradients.
     """
 
-    summary: str
-    shape: Shape
     latex: str
-    nonnegative: bool
+    nonnegative: bool = True
     source: Source = "weights"
 
 
-# fmt: off
 TERMINALS: dict[str, Quantity] = {
-    "W": Quantity("the weight", "weight", "W", False),
-    "G": Quantity("gradient of the loss: root mean square over the calibration windows",
-                  "weight", "G", True, "gradients"),
-    "X": Quantity("norm of each input: root mean square over the calibration tokens",
-                  "input", r"\lVert X \rVert_2", True, "moments"),
-    "H": Quantity("diagonal of the inverse of the dampened second moment of the inputs",
-                  "input", r"\operatorname{diag}(H^{-1})", True, "gram"),
-    "R": Quantity("sum of |W| over its row", "output", r"\lVert W_{i,:} \rVert_1", True),
-    "C": Quantity("sum of |W| over its column", "input", r"\lVert W_{:,j} \rVert_1", True),
-    "P": Quantity("position of the block: 0 the first, 1 the last", "layer", "p", True),
+    # The weight.
+    "W": Quantity("W", nonnegative=False),
+    # Gradient of the loss, of each weight: root mean square over the calibration windows.
+    "G": Quantity("G", source="gradients"),
+    # Norm of each input channel: root mean square over the calibration tokens.
+    "X": Quantity(r"\lVert X \rVert_2", source="moments"),
+    # Diagonal of the inverse of the dampened second moment of the inputs, one value a channel.
+    "H": Quantity(r"\operatorname{diag}(H^{-1})", source="gram"),
+    # Sum of |W| over its row, and over its column.
+    "R": Quantity(r"\lVert W_{i,:} \rVert_1"),
+    "C": Quantity(r"\lVert W_{:,j} \rVert_1"),
+    # Position of the block: 0 the first, 1 the last.
+    "P": Quantity("p"),
 }
-# fmt: on
-
-
-@dataclass(frozen=True)
-class Latex:
-    """LaTeX form of an operator.
-
-    Args:
-        template: with a placeholder for each argument.
-        needs: least precedence of each argument without parentheses.
-        binds: precedence of the result.
-    """
-
-    template: str
-    needs: tuple[int, ...]
-    binds: int = ATOM
 
 
 @dataclass(frozen=True)
@@ -74,51 +53,49 @@ class Operator:
     """A function of one or two arguments.
 
     Args:
-        arity: number of arguments.
-        domain: in words.
-        latex: its LaTeX form.
-        infix: sign between two arguments; "" for a call.
+        latex: template with a placeholder for each argument.
+        needs: least precedence of each argument without parentheses in LaTeX.
+        binds: precedence of the result in LaTeX.
+        infix: sign between two arguments in the text; "" for a call.
         precedence: of the infix form, higher binds tighter.
         commutative: True if the order of arguments has no effect.
-        summary: explanation, if the name is not enough.
     """
 
-    arity: int
-    domain: str
-    latex: Latex
+    latex: str
+    needs: tuple[int, ...]
+    binds: int = ATOM
     infix: str = ""
     precedence: int = ATOM
     commutative: bool = False
-    summary: str = ""
+
+    @property
+    def arity(self) -> int:
+        """Number of arguments."""
+        return len(self.needs)
 
 
-_ALL = "all numbers"
-_MATRIX = "matrices that are not constant"
-
-# fmt: off
+# With the domain of those that are not defined everywhere.
 OPERATORS: dict[str, Operator] = {
-    "abs": Operator(1, _ALL, Latex(r"\lvert {0} \rvert", (0,))),
-    "neg": Operator(1, _ALL, Latex("-{0}", (2,), 1), summary="also written -x"),
-    "sqrt": Operator(1, "x >= 0", Latex(r"\sqrt{{{0}}}", (0,))),
-    "square": Operator(1, _ALL, Latex("{0}^{{2}}", (ATOM,), 3)),
-    "log": Operator(1, "x > 0", Latex(r"\ln\left( {0} \right)", (0,))),
-    "exp": Operator(1, "numbers whose exponential is finite", Latex("e^{{{0}}}", (0,), 3)),
-    "tanh": Operator(1, _ALL, Latex(r"\tanh\left( {0} \right)", (0,))),
-    "minmax": Operator(1, _MATRIX, Latex(r"\operatorname{{minmax}}\left( {0} \right)", (0,)),
-                       summary="to [0, 1], over the whole matrix"),
-    "zscore": Operator(1, _MATRIX, Latex(r"\operatorname{{zscore}}\left( {0} \right)", (0,)),
-                       summary="to mean 0 and standard deviation 1, over the whole matrix"),
-    "rank": Operator(1, _ALL, Latex(r"\operatorname{{rank}}\left( {0} \right)", (0,)),
-                     summary="fraction of the whole matrix that is smaller, equals counted half"),
-    "add": Operator(2, _ALL, Latex("{0} + {1}", (1, 2), 1), "+", 1, commutative=True),
-    "sub": Operator(2, _ALL, Latex("{0} - {1}", (1, 2), 1), "-", 1),
-    "mul": Operator(2, _ALL, Latex(r"{0} \cdot {1}", (2, 3), 2), "*", 2, commutative=True),
-    "div": Operator(2, "y != 0", Latex(r"\frac{{{0}}}{{{1}}}", (0, 0)), "/", 2),
-    "pow": Operator(2, "x > 0, or x = 0 and y >= 0, or x < 0 and y whole", Latex("{0}^{{{1}}}", (ATOM, 0), 3)),
-    "min": Operator(2, _ALL, Latex(r"\min\left( {0}, {1} \right)", (0, 0)), commutative=True),
-    "max": Operator(2, _ALL, Latex(r"\max\left( {0}, {1} \right)", (0, 0)), commutative=True),
+    "abs": Operator(r"\lvert {0} \rvert", (0,)),
+    "neg": Operator("-{0}", (2,), 1),  # also written -x
+    "sqrt": Operator(r"\sqrt{{{0}}}", (0,)),  # x >= 0
+    "square": Operator("{0}^{{2}}", (ATOM,), 3),
+    "log": Operator(r"\ln\left( {0} \right)", (0,)),  # x > 0
+    "exp": Operator("e^{{{0}}}", (0,), 3),  # numbers whose exponential is finite
+    "tanh": Operator(r"\tanh\left( {0} \right)", (0,)),
+    # To [0, 1], and to mean 0 and standard deviation 1, over the whole matrix, which is not constant.
+    "minmax": Operator(r"\operatorname{{minmax}}\left( {0} \right)", (0,)),
+    "zscore": Operator(r"\operatorname{{zscore}}\left( {0} \right)", (0,)),
+    # Fraction of the whole matrix that is smaller, equals counted half.
+    "rank": Operator(r"\operatorname{{rank}}\left( {0} \right)", (0,)),
+    "add": Operator("{0} + {1}", (1, 2), 1, "+", 1, commutative=True),
+    "sub": Operator("{0} - {1}", (1, 2), 1, "-", 1),
+    "mul": Operator(r"{0} \cdot {1}", (2, 3), 2, "*", 2, commutative=True),
+    "div": Operator(r"\frac{{{0}}}{{{1}}}", (0, 0), infix="/", precedence=2),  # y != 0
+    "pow": Operator("{0}^{{{1}}}", (ATOM, 0), 3),  # x > 0, or x = 0 and y >= 0, or x < 0 and y whole
+    "min": Operator(r"\min\left( {0}, {1} \right)", (0, 0), commutative=True),
+    "max": Operator(r"\max\left( {0}, {1} \right)", (0, 0), commutative=True),
 }
-# fmt: on
 
 INFIX: dict[str, str] = {row.infix: name for name, row in OPERATORS.items() if row.infix}
 """Operators by infix sign."""
