@@ -132,10 +132,7 @@ class Balance:
         return self._total + row[level + 1] - row[level] <= self._window.high
 
     def move(self, unit: int, direction: int) -> None:
-        level = self.levels[unit]
-        self._total += self._table[unit][level + direction] - self._table[unit][level]
-        self.levels[unit] = level + direction
-        self._moved[unit] = direction
+        self.put(unit, self.levels[unit] + direction)
 
     def put(self, unit: int, level: int) -> None:
         before = self.levels[unit]
