@@ -30,7 +30,7 @@ def kl_loss(
     anatomy: Anatomy,
     tokens: Int[Tensor, "batch length"],
     teacher: Anatomy,
-    wanted: Float[Tensor, "batch length width"] | None = None,
+    teacher_states: Float[Tensor, "batch length width"] | None = None,
 ) -> Float[Tensor, ""]:
     """KL(teacher || student) in nats per position, over all positions; the teacher gets no gradient.
 
@@ -38,20 +38,20 @@ def kl_loss(
         anatomy: the student.
         tokens: to compare on.
         teacher: with weights of its own.
-        wanted: the teacher's `head_inputs` on these tokens; None: computed here.
+        teacher_states: the teacher's `head_inputs` on these tokens; None: computed here.
     """
-    if wanted is None:
+    if teacher_states is None:
         with torch.no_grad():
-            wanted = head_inputs(teacher, tokens)
+            teacher_states = head_inputs(teacher, tokens)
 
-    def of_chunk(states: Tensor, wanted: Tensor) -> Tensor:
+    def of_chunk(states: Tensor, teacher_states: Tensor) -> Tensor:
         with torch.no_grad():
-            target = teacher.logits(wanted).float().log_softmax(-1)
+            target = teacher.logits(teacher_states).float().log_softmax(-1)
         log_probs = anatomy.logits(states).float().log_softmax(-1)
         return (target.exp() * (target - log_probs)).sum()
 
     states = head_inputs(anatomy, tokens).flatten(0, 1)
-    return _in_chunks(of_chunk, states, wanted.flatten(0, 1)) / states.shape[0]
+    return _in_chunks(of_chunk, states, teacher_states.flatten(0, 1)) / states.shape[0]
 
 
 def ce_loss(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, ""]:
