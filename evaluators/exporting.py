@@ -123,9 +123,7 @@ def export(
         data.of(fidelity)  # the dense side, while the model is dense
     n_blocks = len(pruner.anatomy.blocks)
     pruner.prune(
-        config,
-        sequential=sequential,
-        on_block=lambda index: say(f"pruning block {index + 1}/{n_blocks}"),
+        config, sequential=sequential, on_block=lambda index: say(f"pruning block {index + 1}/{n_blocks}")
     )
     say("measuring the pruned model")
     exported = {f"{fidelity.text}, as exported": data.live_losses(fidelity) for fidelity in fidelities}

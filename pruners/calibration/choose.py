@@ -30,7 +30,7 @@ class _Windows:
     Args:
         pool: of the source.
         length: tokens of a window.
-        seed: of the source; what is drawn for it depends on this alone.
+        seed: of all random choices of the source.
     """
 
     pool: Pool
@@ -55,7 +55,7 @@ class _Windows:
 
 
 Eligible = Callable[[_Windows, Mapping[str, Any]], np.ndarray]
-"""Which windows may be drawn, ascending indices."""
+"""Ascending indices of the windows that may be drawn."""
 
 
 def _all(windows: _Windows, calibration: Mapping[str, Any]) -> np.ndarray:
@@ -96,31 +96,14 @@ def _start(states: np.ndarray, n_clusters: int, rng: np.random.Generator) -> np.
     return states[chosen]
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A rule of choice.
-
-    Args:
-        eligible: which may be drawn.
-        by_chunks: by what the model says of chunks.
-        said: what is asked of them, for errors.
-    """
-
-    eligible: Eligible
-    by_chunks: bool
-    said: Callable[[Mapping[str, Any]], str]
-
-
-_CHOICES: dict[str, _Choice] = {
-    "random": _Choice(_all, False, lambda calibration: ""),
-    "loss": _Choice(
+# Of each choice the windows that may be drawn, and a description for errors.
+_CHOICES: dict[str, tuple[Eligible, Callable[[Mapping[str, Any]], str]]] = {
+    "random": (_all, lambda calibration: ""),
+    "loss": (
         _between_quantiles,
-        True,
         lambda calibration: " between the quantiles {} and {} of the loss".format(*calibration["quantiles"]),
     ),
-    "clusters": _Choice(
-        _in_clusters, True, lambda calibration: f" in the clusters {list(calibration['clusters'])}"
-    ),
+    "clusters": (_in_clusters, lambda calibration: f" in the clusters {list(calibration['clusters'])}"),
 }
 
 
@@ -141,8 +124,8 @@ def choose(
         ValueError: if there are too few windows, the length does not fit, or a source is unknown.
     """
     samples, length = calibration["samples"], calibration["length"]
-    choice = _CHOICES[calibration["choose"]]
-    if choice.by_chunks and length % CHUNK:
+    eligible, described = _CHOICES[calibration["choose"]]
+    if eligible is not _all and length % CHUNK:
         raise ValueError(
             f"Expected `calibration.length` to be a multiple of {CHUNK} with `choose: {calibration['choose']}`, "
             f"got {length}. Take {max(1, round(length / CHUNK)) * CHUNK}, or `choose: random`."
@@ -155,11 +138,11 @@ def choose(
                 f"Expected the sources of `calibration` among {sorted(pools)}, got {name!r}. Name it in `sources`."
             )
         windows = _Windows(pools[name], length, (seed, zlib.crc32(name.encode())))
-        found = _draw(windows, choice, calibration)
+        found = _draw(windows, eligible, calibration)
         if len(found) < turns.count(name):
             raise ValueError(
                 f"Expected at least {turns.count(name)} windows of {length} tokens of source {name!r}"
-                f"{choice.said(calibration)}, got {len(found)}. Take fewer or shorter samples, a wider choice, a "
+                f"{described(calibration)}, got {len(found)}. Take fewer or shorter samples, a wider choice, a "
                 "longer text, or a larger `pool_tokens`."
             )
         drawn[name] = iter(found)
@@ -167,14 +150,14 @@ def choose(
 
 
 def _draw(
-    windows: _Windows, choice: _Choice, calibration: Mapping[str, Any]
+    windows: _Windows, eligible: Eligible, calibration: Mapping[str, Any]
 ) -> Int64[Tensor, "windows length"]:
     """All windows that may be drawn, in one random order of the source: choices that overlap keep it."""
     if not windows.n:
         return windows.tokens
     rng = np.random.default_rng([*windows.seed, calibration.get("subset", 0)])
     order = rng.permutation(windows.n)
-    return windows.tokens[torch.from_numpy(order[np.isin(order, choice.eligible(windows, calibration))])]
+    return windows.tokens[torch.from_numpy(order[np.isin(order, eligible(windows, calibration))])]
 
 
 def _turns(shares: Mapping[str, int], samples: int) -> list[str]:

@@ -69,11 +69,7 @@ class CalibrationStatistics:
         self._parts: dict[str, Pieces] = {}
 
     def prepare(
-        self,
-        *,
-        inputs: Detail = "nothing",
-        outputs: Detail = "nothing",
-        gradients: Collection[Kind] = (),
+        self, *, inputs: Detail = "nothing", outputs: Detail = "nothing", gradients: Collection[Kind] = ()
     ) -> None:
         """Collect what is missing.
 

@@ -16,15 +16,7 @@ PARENT_CLASS = ("hf-stock", "hf-padded")
 
 
 def check_capability(space: Any, anatomy: Anatomy) -> None:
-    """Raise a ValueError unless an export can carry every candidate.
-
-    Args:
-        space: settings of a space of architectures.
-        anatomy: the dense model.
-
-    Raises:
-        ValueError: if not; the settings that work are named.
-    """
+    """Raise a ValueError, which names the settings that work, unless an export can carry every architecture."""
     check_format(anatomy.family, space.target_format)
     free = not space.all_alike and space.rules.units != {"blocks"}
     if free and space.target_format == ANY and not _takes_shapes(anatomy):
@@ -44,12 +36,7 @@ def check_capability(space: Any, anatomy: Anatomy) -> None:
 
 
 def stock_kv_groups(space: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
-    """Numbers of KV groups that blocks which are all alike may keep; None: any.
-
-    Args:
-        space: settings of a space whose candidates are really smaller.
-        anatomy: the dense model.
-    """
+    """Numbers of KV groups that blocks which are all alike may keep; None: any."""
     if not getattr(space, "all_alike", False):
         return None
     stock = space.target_format == "hf-stock" or (space.target_format == ANY and not _takes_shapes(anatomy))

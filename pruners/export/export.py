@@ -42,21 +42,6 @@ class ExportReport:
     manifest: Manifest
     comparison: Comparison
 
-    @property
-    def size_bytes(self) -> int:
-        """Size of the weight files."""
-        return self.manifest.size_bytes
-
-    @property
-    def n_zeros(self) -> int:
-        """Counted in the saved weights of the linears that the manifest names."""
-        return sum(self.manifest.zeros.values())
-
-    @property
-    def n_weights(self) -> int:
-        """Number of weights of these linears."""
-        return sum(self.manifest.weights.values())
-
 
 # Zeros in place -------------------------------------------------------------------------------------------
 

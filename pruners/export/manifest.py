@@ -22,9 +22,8 @@ _IDENTITY = (
     "calibration",
     "seeds",
 )
-
 _DECIDED = ("asked", "kept")
-"""Where a method decides them itself they are known once it is done."""
+"""Compared only where they are known before pruning."""
 
 
 @dataclass(frozen=True)

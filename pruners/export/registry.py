@@ -75,12 +75,7 @@ FORMATS: Registry[FormatRow] = Registry(
 
 
 def check_format(family: str, name: str) -> None:
-    """Raise a ValueError unless there is such a format and it can carry the family.
-
-    Args:
-        family: the config's `model_type`.
-        name: in `FORMATS`, or `ANY`.
-    """
+    """Raise a ValueError unless `name` is `ANY`, or a format that can carry the family."""
     if name != ANY and name not in FORMATS:
         raise ValueError(f"Expected a format ({', '.join(FORMATS)} or {ANY}), got {name!r}.")
     families = None if name == ANY else FORMATS[name].families

@@ -27,10 +27,7 @@ def main(directory: Path, check: Path) -> None:
     tokens = load_file(check / "request.safetensors")["tokens"]
     trust: bool = request["trust_remote_code"]
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=getattr(torch, request["dtype"]),
-        output_loading_info=True,
-        trust_remote_code=trust,
+        directory, dtype=getattr(torch, request["dtype"]), output_loading_info=True, trust_remote_code=trust
     )
     model, loading = loaded
     model.eval()

@@ -51,7 +51,12 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
     check_destination(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(n_bytes, directory.parent)
+        needed, free = n_bytes + SPARE_BYTES, shutil.disk_usage(directory.parent).free
+        if free < needed:  # a disk that fills up while writing names no numbers
+            raise ExportError(
+                f"Expected {needed / 1e6:.0f} MB of free space in {directory.parent}, got {free / 1e6:.0f} MB. Free "
+                "some space or choose another directory, and export again."
+            )
         # The suffix of a process that was killed is random, so the next one is not in its way.
         with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
             made = Path(scratch, "model")
@@ -65,17 +70,6 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
             f"Expected to write the model to {directory}, got: {' '.join(str(error).split())}. Free some space or "
             "choose another directory, and export again."
         ) from error
-
-
-def _check_space(n_bytes: int, where: Path) -> None:
-    """Fail before writing, with numbers: a disk that fills up while writing says neither."""
-    needed = n_bytes + SPARE_BYTES
-    free = shutil.disk_usage(where).free
-    if free < needed:
-        raise ExportError(
-            f"Expected {needed / 1e6:.0f} MB of free space in {where}, got {free / 1e6:.0f} MB. Free some space "
-            "or choose another directory, and export again."
-        )
 
 
 def weight_bytes(directory: Path) -> int:

@@ -18,14 +18,7 @@ from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.metric import importance_of
 from secateur.spaces.formulas.metric import formula_of
-from secateur.spaces.methods import (
-    BLOCK_RECONSTRUCTIONS,
-    REPAIRS,
-    STREAM_REPAIRS,
-    Detail,
-    Unit,
-    metrics_of,
-)
+from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, REPAIRS, STREAM_REPAIRS, Detail, Unit, metrics_of
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.keys import BLEND

@@ -43,11 +43,7 @@ def latest_commit(repo: str) -> str | None:
     from huggingface_hub import HfApi
 
     # HTTPError is that of the hub's HTTP library: httpx, or httpx2 since version 2.
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
-        HFValidationError,
-        HTTPError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError  # type: ignore[attr-defined]
 
     try:
         return HfApi().model_info(repo, timeout=TIMEOUT_S).sha

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from secateur.pruners.recipes.allocation.filling import (
-    relative_to_largest,
-    to_budget,
-)
+from secateur.pruners.recipes.allocation.filling import relative_to_largest, to_budget
 from secateur.pruners.recipes.allocation.layers import BudgetError, Evidence, Floats, Ints, Layer
 
 STEP, LIMIT, MOST_STEPS = 0.02, 0.99, 1000

@@ -74,15 +74,15 @@ def allocate(
     """Number of units that each layer loses, at this share of all weights.
 
     The total is nearest to it, to within half of the smallest unit that may still be removed: a KV group, which is as
-    large as many channels, is kept where it would lead beyond, and channels are removed instead. Of sub-layers the
-    first block's attention keeps a group: caches read their length from it.
+    large as many channels, is kept where it would exceed the budget, and channels are removed instead. The first
+    block's attention keeps a group: caches read their length from it.
 
     Args:
         rule: a name of `RULES`.
         layers: all that share the budget, protected ones too.
         evidence: inputs of the rule beside the layers' scores.
         sparsity: share of the weights to remove, in [0, 1].
-        parameters: the rule's own; those that are missing have their defaults.
+        parameters: of the rule; others have their defaults.
 
     Returns:
         As many numbers as there are layers, in their order.
@@ -96,18 +96,15 @@ def allocate(
     if not 0 <= sparsity <= 1:
         raise ValueError(f"Expected `sparsity` within [0, 1], got {sparsity:g}. It is a share.")
     if not is_weights:
-        layers = [_with_cache(layer) for layer in layers]
+        layers = [
+            replace(x, keep=max(x.keep, 1)) if (x.block, x.kind) == (0, "attention") else x for x in layers
+        ]
     _check_needs(RULES[rule].evidence, layers, evidence, rule)
     if not wanted_weights(layers, sparsity):
         return (0,) * len(layers)
     numbers = {name: float(x) if isinstance(x, int) else x for name, x in parameters.items()}  # 1, of 1.0
     gone = RULES[rule].function(layers, evidence, sparsity, **defaults(rule) | numbers)
     return tuple(gone.tolist())
-
-
-def _with_cache(layer: Layer) -> Layer:
-    is_first = layer.block == 0 and layer.kind == "attention"
-    return replace(layer, keep=max(layer.keep, 1)) if is_first else layer
 
 
 def _check_needs(needs: Sequence[str], layers: Sequence[Layer], evidence: Evidence, rule: str) -> None:

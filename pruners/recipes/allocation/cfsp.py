@@ -8,11 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from secateur.pruners.recipes.allocation.filling import (
-    check_reach,
-    to_budget,
-    wanted_weights,
-)
+from secateur.pruners.recipes.allocation.filling import check_reach, to_budget, wanted_weights
 from secateur.pruners.recipes.allocation.layers import Evidence, Floats, Ints, Layer
 
 

@@ -14,11 +14,7 @@ Ints = NDArray[np.int64]
 
 
 class BudgetError(ValueError):
-    """The sparsity is out of a rule's reach: the reason that a candidate is infeasible."""
-
-
-def _no_scores() -> Floats:
-    return np.zeros(0)
+    """A sparsity out of a rule's reach, which makes a candidate infeasible."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +24,12 @@ class Layer:
     Args:
         block: index of its block.
         kind: the sub-layer that it is, or that the linear belongs to.
-        size: weights that go with one unit; 1 where the units are single weights.
-        n_units: how many units it has.
-        scores: float64 (n_units,), what scores least goes first; of a linear's weights a sample, of any length, that
-            stands for all of them. Any order. Empty where the rule needs none.
-        keep: units that must stay; all of them where the layer is protected.
-        rest: weights that go with the last unit alone: norms and the bias of the output projection.
+        size: weights of one unit; 1 where the units are single weights.
+        n_units: number of units.
+        scores: float64 (n_units,), the lowest are removed first; of a linear's weights a sample of any length. Any
+            order. Empty where the rule needs none.
+        keep: units that must be kept; all of them where the layer is protected.
+        rest: weights that are removed with the last unit alone: norms and the bias of the output projection.
         name: of the linear, in full; "" for a sub-layer.
         linears: full names of a sub-layer's projections, by which files may speak of it.
 
@@ -45,7 +41,7 @@ class Layer:
     kind: Kind
     size: int
     n_units: int
-    scores: Floats = field(default_factory=_no_scores)
+    scores: Floats = field(default_factory=lambda: np.zeros(0))
     keep: int = 0
     rest: int = 0
     name: str = ""
@@ -105,7 +101,7 @@ class Evidence:
     """Inputs of rules beyond the layers' scores; parts that the rule does not need may be missing.
 
     Args:
-        influence: of each block: one minus the mean cosine between what goes in and what comes out.
+        influence: of each block: one minus the mean cosine between its input and output.
         flap: of each layer its units' standardised fluctuation, (n_units,) in any order.
         outliers: of each layer the share of its scores above `factor` times their mean. As published all of a block
             is counted together, and each of its linears has the block's share.

@@ -7,11 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from secateur.pruners.recipes.allocation.filling import (
-    meet,
-    pace,
-    wanted_weights,
-)
+from secateur.pruners.recipes.allocation.filling import meet, pace, wanted_weights
 from secateur.pruners.recipes.allocation.layers import Evidence, Ints, Layer
 from secateur.pruners.recipes.allocation.threshold import threshold
 

@@ -9,10 +9,7 @@ import torch
 
 from secateur.pruners.calibration.collected import CalibrationStatistics
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.recipes.allocation.filling import (
-    relative_to_largest,
-    to_budget,
-)
+from secateur.pruners.recipes.allocation.filling import relative_to_largest, to_budget
 from secateur.pruners.recipes.allocation.layers import Evidence, Ints, Layer
 
 

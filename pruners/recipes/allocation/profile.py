@@ -45,7 +45,11 @@ def read_profile(path: Path) -> Profile:
 def _load(path: Path) -> Any:
     """Content of the file; a mapping to shares as lines."""
     try:
-        raw = _parse(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError:  # JSON is YAML, but for 1e-05, which is a word to YAML
+            raw = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(
@@ -53,13 +57,6 @@ def _load(path: Path) -> Any:
         ) from error
     shares = raw.get(PICKED, raw) if isinstance(raw, dict) else None
     return [{"linear": key, "sparsity": x} for key, x in shares.items()] if isinstance(shares, dict) else raw
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:  # to YAML, which JSON is otherwise, 1e-05 is a word
-        return yaml.safe_load(text)
 
 
 def _entry(line: Any, where: str) -> Entry:
@@ -94,7 +91,7 @@ def shares_of_file(layers: Sequence[Layer], evidence: Evidence, sparsity: float)
         ValueError: if a line is about nothing in the model, a layer that may go has no line, or a line no sparsity.
     """
     found: list[list[float]] = [[] for _ in layers]
-    for precision in range(N_PRECISIONS):
+    for precision in range(3):
         lines = [entry for entry in evidence.profile if _precision(entry) == precision]
         for index, shares in _shares(lines, layers).items():
             found[index] = shares
@@ -138,9 +135,6 @@ def prefix(layers: Sequence[Layer], evidence: Evidence, sparsity: float) -> Ints
     named = [bool(np.isfinite(row).all()) for row in times]
     check_reach([layer for layer, is_named in zip(layers, named, strict=True) if is_named], wanted, layers)
     return in_order(layers, [row[np.isfinite(row)] for row in times], wanted)
-
-
-N_PRECISIONS = 3
 
 
 def _precision(entry: Entry) -> int:

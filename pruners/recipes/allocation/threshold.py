@@ -7,12 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.pruners.recipes.allocation.filling import (
-    check_reach,
-    in_order,
-    settle,
-    wanted_weights,
-)
+from secateur.pruners.recipes.allocation.filling import check_reach, in_order, settle, wanted_weights
 from secateur.pruners.recipes.allocation.layers import Evidence, Floats, Ints, Layer
 
 # How the scores of a layer become comparable with those of others at a sparsity. No divisor is negative: no order

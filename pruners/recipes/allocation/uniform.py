@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from secateur.pruners.recipes.allocation.filling import (
-    to_budget,
-)
+from secateur.pruners.recipes.allocation.filling import to_budget
 from secateur.pruners.recipes.allocation.layers import Evidence, Ints, Layer
 
 
