@@ -1,4 +1,4 @@
-"""Statistics on disk, by what they depend on: bounded in size, shared by the processes of a node."""
+"""Cache of statistics on disk, bounded in size, shared by the processes of a node."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from torch import Tensor
 from secateur.pruners.stores.block_files import LevelStoreError, check_room, load_block, save_block
 
 _N_LOCKS = 64
-"""Files that are locked, each for many keys: a file for each key would have to stay for ever."""
+"""Lock files, each for many keys: one for each key could never be deleted."""
 
 _LOCK, _FRESH, _GONE = ".lock-", ".fresh-", ".gone-"
 
 
 class StatisticsCache:
-    """Entries of named tensors in files, one a piece; those used longest ago go when there are too many.
+    """Entries of named tensors in files, one a piece; those used longest ago are evicted.
 
-    An entry is there whole or not at all, whenever its writer is killed. Tensors are mapped: the processes of a node
-    share one copy, and what is in use stays usable after its entry has gone. The limit holds after each `put`; what
-    other processes write at that moment comes on top. An entry's key is ``GROUP.PART``; groups are what is locked.
+    An entry is whole or missing, whenever its writer is killed. Tensors are mapped: the processes of a node share one
+    copy, which stays usable after its entry was evicted. The limit holds after each `put`, but for what other
+    processes write at that moment. An entry's key is ``GROUP.PART``; locks are of groups.
 
     Args:
         directory: made when it is needed.
-        limit_bytes: of all entries together; the one used last stays whatever its size.
+        limit_bytes: of all entries together; the one used last is kept whatever its size.
     """
 
     def __init__(self, directory: Path, limit_bytes: int) -> None:
@@ -38,16 +38,13 @@ class StatisticsCache:
         self.limit_bytes = limit_bytes
 
     def locked(self, group: str) -> FileLock:
-        """Lock that keeps other processes from making entries of the group; look for one again once it is held.
-
-        The operating system releases the lock of a process that ends.
-        """
+        """Lock of a group's entries; look for an entry again once it is held. It ends with its process."""
         self.directory.mkdir(parents=True, exist_ok=True)
         number = int(hashlib.sha256(group.encode()).hexdigest(), 16) % _N_LOCKS
         return FileLock(self.directory / f"{_LOCK}{number:02d}", fallback_to_soft=False)
 
     def get(self, key: str) -> list[dict[str, Tensor]] | None:
-        """The pieces of an entry, mapped; None if it is not there. It now counts as the one used last."""
+        """The pieces of an entry, mapped, now the one used last; None if it is missing."""
         place = self.directory / key
         try:
             os.utime(place)
@@ -56,11 +53,7 @@ class StatisticsCache:
             return None
 
     def make_room(self, n_bytes: int, what: str) -> None:
-        """Fail before work is done whose result could not be kept.
-
-        Args:
-            n_bytes: that will be put.
-            what: it is.
+        """Evict entries for so many bytes of a new one, before it is computed.
 
         Raises:
             LevelStoreError: if it is more than the limit, or than the disk can take.
@@ -75,14 +68,7 @@ class StatisticsCache:
         check_room(self.directory, n_bytes, "lower the limit of the cache", what)
 
     def put(self, key: str, pieces: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """Write an entry piece by piece, in place of what was there, while its group is locked.
-
-        Args:
-            key: ``GROUP.PART``, a file name.
-            pieces: contiguous tensors on the CPU that share no memory.
-
-        Returns:
-            The pieces, mapped.
+        """Write an entry piece by piece, over an older one, while its group is locked; the pieces, mapped.
 
         Raises:
             LevelStoreError: if it can't be written; then nothing is left of it.
@@ -102,7 +88,7 @@ class StatisticsCache:
         return written
 
     def _shrink(self, limit_bytes: int) -> None:
-        """Delete what killed processes left, and entries until the rest has at most so many bytes."""
+        """Delete the rests of killed processes, and entries until the others have at most so many bytes."""
         entries = []
         for place in self.directory.iterdir():
             if place.name.startswith(_GONE):
@@ -121,14 +107,14 @@ class StatisticsCache:
             total -= n_bytes
 
     def _delete(self, place: Path) -> None:
-        """Take it away in one step, so that nobody sees half of it, then delete it."""
+        """Rename the entry in one step, so that nobody sees half of it, then delete it."""
         gone = Path(tempfile.mkdtemp(prefix=_GONE, dir=self.directory))
         with suppress(FileNotFoundError):
             place.rename(gone / place.name)
         shutil.rmtree(gone, ignore_errors=True)
 
     def _sweep(self, fresh: Path) -> None:
-        """Delete what is half written, unless its writer lives."""
+        """Delete a half-written entry, unless its writer lives."""
         group = fresh.name.removeprefix(_FRESH).partition(".")[0]
         with suppress(Timeout), self.locked(group).acquire(blocking=False):
             shutil.rmtree(fresh, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Statistics of the dense model on one choice of calibration windows, collected once and kept in a cache."""
+"""Statistics of the dense model on one choice of calibration windows, collected once and cached."""
 
 from __future__ import annotations
 
@@ -25,23 +25,20 @@ Pieces: TypeAlias = Sequence[dict[str, Tensor]]
 _OWNERS, _INFLUENCE = "owners", "influence"
 _OF_OUTPUTS = ("total", "total_abs", "sum_squares", "window_squares")
 VERSION = 1
-"""Of how statistics are made: a cache outlives an upgrade, and what an older collector left must not be found."""
+"""Version of the collectors: a cache outlives an upgrade, and entries of an older one must not be found."""
 
 
 class CalibrationStatistics:
-    """Statistics of the dense model on calibration windows, from a cache where they are there.
+    """Statistics of the dense model on calibration windows, from a cache, or collected at first use.
 
-    What is asked for and not there is collected then; `prepare` does so in as few passes as possible: one walk over
-    the blocks for moments, Gram matrices and influences, and one pass for all gradients of one value. A result does
-    not depend on what else was collected, nor on whether it came from the cache. Whenever something is collected the
-    live model must be the dense one.
+    `prepare` collects them in as few passes as possible: one walk over the blocks for moments, Gram matrices and
+    influences, and one pass for all gradients of one value. A result depends neither on other statistics nor on
+    whether it came from the cache. The live model must be dense whenever something is collected.
 
     Tensors are mapped from files: not to be written to.
 
     Args:
-        anatomy: the dense model.
-        tokens: calibration windows.
-        cache: keeps what is collected; the content of the windows is part of the key.
+        cache: of statistics; the content of the windows is part of the key.
         identity: of the model and its precision, in one text.
         forward: signed gradients (`mean`) are estimated by forward passes; other kinds are refused.
     """
@@ -59,24 +56,14 @@ class CalibrationStatistics:
         self._tokens = tokens
         self._cache = cache
         self._forward = forward
-        record = {
-            "made": VERSION,
-            "model": identity,
-            "tokens": tokens_sha256(tokens),
-            "shape": list(tokens.shape),
-        }
-        self._group = digest_of(record)[:32]
+        record = {"made": VERSION, "model": identity, "tokens": tokens_sha256(tokens)}
+        self._group = digest_of(record | {"shape": list(tokens.shape)})[:32]
         self._parts: dict[str, Pieces] = {}
 
     def prepare(
         self, *, inputs: Detail = "nothing", outputs: Detail = "nothing", gradients: Collection[Kind] = ()
     ) -> None:
-        """Collect what is missing.
-
-        Args:
-            inputs: of all projections: moments of their inputs, or Gram matrices, too.
-            outputs: likewise of output projections.
-            gradients: kinds of them.
+        """Collect missing statistics of inputs of all projections and of output projections, and kinds of gradients.
 
         Raises:
             LevelStoreError: if there is no room for it, in the cache or on its disk; before it is collected.
@@ -194,8 +181,8 @@ def walk_dense(
 ) -> Iterator[dict[str, Tensor]]:
     """Statistics of each block as named tensors on the CPU that share no memory.
 
-    Of what several projections read there is one copy, under the name of the first, its owner. What is no Gram
-    matrix does not depend on whether these are collected.
+    An input that several projections read has one copy, under the name of the first, its owner. Moments do not
+    depend on whether Gram matrices are collected.
     """
     for part in stream_blocks(anatomy, tokens, inputs="both" if gram else "moments", outputs="moments"):
         yield {name: tensor.contiguous().cpu() for name, tensor in _pack(part).items()}
@@ -217,7 +204,7 @@ def _pack(part: BlockStatistics) -> dict[str, Tensor]:
 
 
 def gram_bytes(anatomy: Anatomy) -> int:
-    """Size of all Gram matrices: those of what a sub-layer reads, and of what its output projection reads."""
+    """Size of all Gram matrices: of the input of each sub-layer, and of its output projection."""
     sizes = {(x.block, x.sublayer, x.role in ROLES): x.in_features for x in anatomy.linears}
     return sum(4 * size**2 for size in sizes.values())
 

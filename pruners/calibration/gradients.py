@@ -38,7 +38,7 @@ def collect_gradients(
     `gradient_bytes`; it is checked first.
 
     Args:
-        anatomy: the dense model; left as it was.
+        anatomy: the dense model; not changed.
         tokens: calibration windows of at least two tokens.
         kinds: rows of `KINDS` or of `FORWARD_KINDS`.
         on_window: told the index of each window that is done, in each backward pass.
@@ -160,8 +160,6 @@ def model_statistics(
     """Statistics of the dense model as a whole.
 
     Args:
-        anatomy: the dense model.
-        tokens: calibration windows.
         gradients: kinds of them to collect.
         path: file of cached gradients (see `kind_path`), read if its identity is this one; None: no cache.
         identity: of the model and the tokens, in one text.

@@ -49,8 +49,6 @@ def build_pools(
     """The pool of each source.
 
     Args:
-        anatomy: the dense model.
-        tokens: by the source's name.
         look: have the model look at them, one forward pass over all: what choices by loss and by clusters need.
         on_share: told after each batch of chunks which share of all tokens has been looked at.
     """
@@ -115,7 +113,6 @@ def load_pools(path: Path, identity: str | None = None) -> dict[str, Pool] | Non
     """Saved pools, mapped; None if there are none, or only under another identity.
 
     Args:
-        path: of the file.
         identity: that it must have been written under; None: any.
     """
     tensors = load_tensors(path, identity)

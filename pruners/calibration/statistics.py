@@ -140,7 +140,6 @@ class Collector(Generic[T]):
 
     Args:
         kind: `InputStatistics`, of all projections; `OutputStatistics`, of output projections alone.
-        length: tokens of a window.
         gram: collect Gram matrices.
     """
 

@@ -27,12 +27,7 @@ def most(*details: Detail) -> Detail:
 
 
 class Walk:
-    """Walk of calibration tokens through a model: hidden states before each block.
-
-    Args:
-        anatomy: the model.
-        tokens: calibration windows.
-    """
+    """Walk of calibration tokens through a model: hidden states before each block."""
 
     def __init__(self, anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> None:
         self._runner = BlockRunner(anatomy)
@@ -89,8 +84,6 @@ def stream_blocks(
     statistics no block is run.
 
     Args:
-        anatomy: the model.
-        tokens: calibration windows.
         inputs: statistics of all projections' inputs: moments, or full second moments whose diagonal they then are;
             both: moments that do not depend on the Gram matrices beside them, in `grams`.
         outputs: statistics of output projections.

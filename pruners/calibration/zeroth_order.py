@@ -1,4 +1,4 @@
-"""Gradients of the dense model's loss from forward passes alone: in the memory of inference, for all projections."""
+"""Gradients of the dense model's loss from forward passes alone, in the memory of inference."""
 
 from __future__ import annotations
 
@@ -42,11 +42,10 @@ def estimate_gradients(
     dtype.
 
     Args:
-        anatomy: the dense model; left as it was.
+        anatomy: the dense model; not changed.
         tokens: calibration windows of at least two tokens.
         n_draws: how many z, > 0.
         epsilon: how far weights are moved, > 0.
-        seed: of the noise.
 
     Returns:
         For each projection by its full name, in fp32 on its device.
@@ -67,19 +66,14 @@ def estimate_gradients(
 
 
 def estimate_bytes(anatomy: Anatomy, length: int) -> int:
-    """About what `estimate_gradients` takes beyond the model, in bytes: the estimates, and the work of a forward pass.
-
-    Args:
-        anatomy: the model.
-        length: tokens of a window.
-    """
+    """About the memory of `estimate_gradients` beyond the model, in bytes: the estimates, and a forward pass."""
     kept = 4 * sum(linear.n_weights for linear in anatomy.linears)
     moved = 8 * max(sum(linear.n_weights for linear in block.linears) for block in anatomy.blocks)
     return kept + moved + fp32_bytes(anatomy.model) + forward_bytes(anatomy, length)
 
 
 def forward_bytes(anatomy: Anatomy, length: int) -> int:
-    """About what forward passes through single blocks take, and the logits of a window."""
+    """About the memory of forward passes through single blocks, and of the logits of a window, in bytes."""
     widest = max(linear.out_features for linear in anatomy.linears)
     heads = max(block.n_heads for block in anatomy.blocks)
     batch = max(BATCH_TOKENS, length)
@@ -99,7 +93,7 @@ def _noise(seed: int, draw: int) -> Noise:
 
 
 def _slope(anatomy: Anatomy, windows: Int[Tensor, "windows length"], epsilon: float, noise: Noise) -> float:
-    """Along the noise: both sides go through the blocks together, so that only one block is ever moved."""
+    """Slope of the loss along the noise; both sides run block by block, so that only one block is ever moved."""
     runner = BlockRunner(anatomy)
     windows = windows.to(runner.device)
     parts = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
@@ -125,7 +119,7 @@ def _slope(anatomy: Anatomy, windows: Int[Tensor, "windows length"], epsilon: fl
 
 @contextmanager
 def _moved(block: Block, directions: dict[str, Tensor], distance: float) -> Iterator[None]:
-    """While it lasts, the block's projections use weights so far along a direction."""
+    """Context in which the block's weights are moved so far along a direction."""
     dense = [(linear, linear.weight) for linear in block.linears]
     try:
         for linear, weight in dense:

@@ -79,7 +79,6 @@ def check_saved(
         saved: the directory of the saved model.
         scratch: a directory for what the processes tell each other.
         zeros: expected in the weight of each linear.
-        tokens: to compare logits on.
         tolerance: of the logits, relative to the largest.
         trust_remote_code: run the code in the directory to load it.
 

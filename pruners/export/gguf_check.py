@@ -46,11 +46,7 @@ def _generate(
 
 
 class GgufModel:
-    """A Llama-like model in a GGUF file, as its metadata describe it; tensors are read when they are used.
-
-    Args:
-        path: of the file.
-    """
+    """A Llama-like model in a GGUF file, as its metadata describe it; tensors are read when they are used."""
 
     def __init__(self, path: Path) -> None:
         import gguf

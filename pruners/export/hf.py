@@ -9,7 +9,6 @@ from typing import Any
 
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.export import heterogeneous
 from secateur.pruners.export.cut import CutModel, Job, Saved, stored
@@ -57,13 +56,6 @@ def padded_form(cut: CutModel, parent: str) -> Made:
             f"Expected a model that fits the parent's class, got one that doesn't: {error}. Use the format hf, or a "
             "repair without biases."
         ) from error
-
-
-def check_hf(
-    make: Callable[[CutModel, str], Made], cut: CutModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Raise a ValueError if a planned model has no such form."""
-    make(cut, "")
 
 
 def save_hf(make: Callable[[CutModel, str], Made], job: Job, made: Path, scratch: Path) -> Saved:

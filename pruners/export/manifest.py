@@ -22,8 +22,6 @@ _IDENTITY = (
     "calibration",
     "seeds",
 )
-_DECIDED = ("asked", "kept")
-"""Compared only where they are known before pruning."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,7 @@ def same_export(directory: Path, manifest: Manifest, dtype: str = "") -> bool:
     except (OSError, ValueError, TypeError):
         return False
     wanted = Manifest.from_json(manifest.to_json())  # both as JSON gives them
-    compared = [name for name in _IDENTITY if name not in _DECIDED or getattr(wanted, name)]
+    # These two are not known before pruning by some methods.
+    compared = [name for name in _IDENTITY if name not in ("asked", "kept") or getattr(wanted, name)]
     same = all(getattr(there, name) == getattr(wanted, name) for name in compared)
     return same and dtype in {"", there.dtype}

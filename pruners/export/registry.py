@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.export import gguf_file, heterogeneous
 from secateur.pruners.export.cut import CutModel, Job, Saved
-from secateur.pruners.export.hf import any_form, check_hf, padded_form, save_hf, stock_form
+from secateur.pruners.export.hf import any_form, padded_form, save_hf, stock_form
 from secateur.spaces.plugins import Registry, Row
 
 ANY = "any"
@@ -35,7 +35,7 @@ class FormatRow(Row):
 
     summary: str
     families: tuple[str, ...] | None
-    check: Callable[[CutModel, PreTrainedTokenizerBase], None]
+    check: Callable[[CutModel, PreTrainedTokenizerBase], object]
     save: Callable[[Job, Path, Path], Saved]
     source: str = ""
 
@@ -47,14 +47,14 @@ FORMATS: Registry[FormatRow] = Registry(
         "hf": FormatRow(
             "safetensors: stock class and config if the blocks have one shape, else with one file of code",
             heterogeneous.FAMILIES,
-            partial(check_hf, any_form),
+            lambda cut, tokenizer: any_form(cut, ""),
             partial(save_hf, any_form),
             "https://github.com/huggingface/transformers/pull/45333",
         ),
         "hf-stock": FormatRow(
             "safetensors with a stock class and config: blocks of one shape, or whole blocks dropped",
             None,
-            partial(check_hf, stock_form),
+            lambda cut, tokenizer: stock_form(cut, ""),
             partial(save_hf, stock_form),
         ),
         "hf-padded": FormatRow(

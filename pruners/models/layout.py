@@ -1,4 +1,4 @@
-"""Layout of the units of a sub-layer in its projections: plain descriptions around the live modules."""
+"""Layout of the units of a sub-layer in its live projections."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class SublayerLayout:
-    """An attention or an MLP as a row of alike units.
+    """Layout of an attention or an MLP in alike units.
 
     Args:
         name: for errors, e.g. ``the attention of model.layers.3``.
@@ -97,23 +97,20 @@ class SublayerLayout:
 
     @property
     def modules(self) -> Iterator[nn.Module]:
-        """All modules whose parameters go when the sub-layer goes."""
+        """All modules that are removed with the sub-layer."""
         yield from (placement.linear.module for placement in self.placements)
         yield from self.norms
 
     @property
     def unit_params(self) -> int:
-        """Parameters that go with one unit."""
-        total = 0
-        for placement in self.placements:
-            bias = placement.linear.bias
-            total += placement.linear.n_weights
-            total += bias.numel() if bias is not None and placement.axis == 0 else 0
-        return total // self.n_units
+        """Parameters of one unit."""
+        biases = [x.linear.bias for x in self.placements if x.axis == 0]
+        total = sum(x.linear.n_weights for x in self.placements)
+        return (total + sum(bias.numel() for bias in biases if bias is not None)) // self.n_units
 
     @property
     def fixed_params(self) -> int:
-        """Parameters that stay until the last unit goes: norms, and the output projection's bias."""
+        """Parameters that are removed with the last unit: norms, and the output projection's bias."""
         total = sum(p.numel() for module in self.modules for p in module.parameters(recurse=False))
         return total - self.n_units * self.unit_params
 
@@ -149,26 +146,14 @@ def place(block: Block, kind: Sublayer, form: Form) -> tuple[Placement, ...]:
 
 def _parts(block: Block, role: Role, form: Form) -> tuple[int, ...]:
     head, queries = block.head_dim, block.head_dim * (block.n_heads // block.n_kv_heads)
-    parts: dict[Role, Sequence[int]] = {
-        "q": (queries,),
-        "k": (head,),
-        "v": (head,),
-        "qkv": (queries, head, head),
-        "o": (queries,),
-        "gate": (1,),
-        "up": (1,),
-        "gate_up": (1, 1),
-        "down": (1,),
-    }
-    found = parts[role]
-    return tuple(found) if form == "contiguous" else (sum(found),)
+    parts: dict[Role, tuple[int, ...]] = {"q": (queries,), "o": (queries,), "k": (head,), "v": (head,)}
+    parts |= {"qkv": (queries, head, head), "gate_up": (1, 1)}
+    found = parts.get(role, (1,))  # of a channel
+    return found if form == "contiguous" else (sum(found),)
 
 
 def check_kept(anatomy: Anatomy, blocks: Sequence[Kept]) -> None:
-    """Raise a ValueError unless the model can be cut to this.
-
-    The first block keeps its attention: caches of keys and values tell their length by it.
-    """
+    """Raise a ValueError unless the model can be cut to this; the first block's attention has the caches' length."""
     if len(blocks) != len(anatomy.blocks):
         raise ValueError(
             f"Expected `blocks` for the {len(anatomy.blocks)} blocks of the model, got {len(blocks)}."

@@ -51,8 +51,6 @@ def find_linears(
     mixture, a router, a convolution) is an error.
 
     Args:
-        block: the live module.
-        name: its full path in the model.
         index: its place in the stack.
         skipped: sub-layers that the block is without.
 

@@ -31,7 +31,6 @@ def model_shape(
     not of norms, softmax, activations, rotary embeddings.
 
     Args:
-        anatomy: the model.
         context: tokens that a token attends to, itself included, when multiply-accumulates are counted.
         stored_bytes: of one number, as stored; the KV cache is held in it too.
         blocks: count the parts of blocks, too.

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -88,7 +87,7 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     needs = most(row.needs, CUT_REPAIRS[repair].inputs, "moments" if flap else "nothing")
     sample.statistics.prepare(outputs=needs, gradients=row.gradients)
     evidence = _evidence(context, sample, row, needs)
-    scores = [_scores(row, one) for one in evidence]
+    scores = [row.function(one) for one in evidence]
     gone = removed(
         config,
         [_layer(one.layout, score, context) for one, score in zip(evidence, scores, strict=True)],
@@ -122,13 +121,6 @@ def _evidence(context: RecipeContext, sample: Sample, row: Importance, needs: De
             Evidence(part, seen.get(part.output.name), gradients, context.damp) for part in layout.sublayers
         ]
     return found
-
-
-def _scores(row: Importance, evidence: Evidence) -> Float[Tensor, " units"]:
-    score = row.function(evidence)
-    if not torch.isfinite(score).all():
-        raise ValueError(f"Expected finite scores, got NaN or infinity at {evidence.layout.name}.")
-    return score
 
 
 def _layer(layout: SublayerLayout, score: Float[Tensor, " units"], context: RecipeContext) -> Layer:

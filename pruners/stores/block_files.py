@@ -72,12 +72,10 @@ def build_store(
 
     Args:
         directory: made if it is not there.
-        key: what the store depends on.
         n_blocks: of the model.
-        room: at most so many bytes are written for these blocks, by their indices.
-        make: for the blocks that are missing, by their indices: the tensors of every block in order; of one that
-            isn't missing they are not looked at.
-        otherwise: what else to do than to free some room on the disk.
+        room: upper bound of the bytes of blocks, by their indices.
+        make: from the indices of missing blocks to the tensors of every block in order; those of others are not used.
+        otherwise: advice beside freeing some room on the disk, for the message.
         on_block: told the index of each block that is done.
 
     Raises:
@@ -108,16 +106,11 @@ def _block_path(directory: Path, block: int) -> Path:
 
 
 def check_room(directory: Path, n_bytes: int, otherwise: str, what: str = "the level store") -> None:
-    """Fail early: writing to a mapped file on a full disk would end the process with a signal.
+    """Raise a LevelStoreError if there is less room: a mapped file on a full disk would end the process by a signal.
 
     Args:
-        directory: of the store.
-        n_bytes: that will be written.
-        otherwise: what else to do than to free some room.
-        what: will be written.
-
-    Raises:
-        LevelStoreError: if there is less room.
+        otherwise: advice beside freeing some room, for the message.
+        what: that will be written, for the message.
     """
     needed, free = n_bytes + SPARE_BYTES, shutil.disk_usage(directory).free
     if free < needed:
@@ -136,7 +129,6 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], identity: str | None
     """Write named tensors into one file, whole or not at all.
 
     Args:
-        path: of the file.
         tensors: on any device.
         identity: all that they depend on, in one text.
 

@@ -45,13 +45,10 @@ def removed(
     sample: Sample,
     **further: Callable[[], tuple[Any, ...]],
 ) -> tuple[int, ...]:
-    """Number of units that each layer loses by a recipe.
+    """Number of units that each layer loses by a recipe; see `allocate`.
 
     Args:
         config: the recipe.
-        layers: all that share the budget, with scores where the rule needs them.
-        context: of the recipe.
-        sample: its windows.
         further: functions that compute parts of `Evidence` by name, called for the parts that the rule needs.
 
     Raises:

@@ -25,8 +25,6 @@ def check_reach(able: Sequence[Layer], wanted: int, layers: Sequence[Layer]) -> 
 
     Args:
         able: the layers that the rule may take from.
-        wanted: weights to remove.
-        layers: all that share the budget.
 
     Raises:
         BudgetError: if it is less.
@@ -61,9 +59,7 @@ def in_order(layers: Sequence[Layer], times: Times, wanted: int, start: Ints | N
     unit is first which is first at an even pace: equal scores give equal shares.
 
     Args:
-        layers: that share the budget.
         times: of the units behind `start`, in the order in which their layer loses them; no more than are free.
-        wanted: weights to remove.
         start: units of each layer that are gone from the beginning; None: none.
 
     Returns:
@@ -132,9 +128,7 @@ def settle(layers: Sequence[Layer], shares: Floats, wanted: int) -> Ints:
     """Whole units nearest to the shares that meet the budget together.
 
     Args:
-        layers: that share the budget.
         shares: of each layer, as far as rounding goes what is wanted.
-        wanted: weights to remove.
     """
     sizes = [layer.size for layer in layers]
     reach = 2 + -(-max(sizes) // min(sizes))  # units that others may have to make up for

@@ -40,7 +40,6 @@ def outlier_shares(anatomy: Anatomy, statistics: CalibrationStatistics, factor: 
     the score; all projections of a block are counted together, as in the released code.
 
     Args:
-        anatomy: the dense model.
         statistics: of it, with moments of inputs.
         factor: M.
     """

@@ -61,7 +61,6 @@ def threshold(layers: Sequence[Layer], rows: Sequence[Floats], wanted: int) -> I
 
     Args:
         rows: of each layer the scores of its units, or of a sample of them.
-        wanted: weights to remove.
 
     Raises:
         BudgetError: if less may go.
