@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.formulas.evaluate import FormulaError, scores
-from secateur.pruners.formulas.fingerprint import fingerprint
-from secateur.pruners.formulas.probe import gaussian_probes, probe_of
+from secateur.pruners.formulas.fingerprint import fingerprint, gaussian_probes, probe_of
 from secateur.pruners.formulas.terminals import terminals_of
 from secateur.spaces.formulas.grammar import parse
 from secateur.spaces.formulas.operators import TERMINALS

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from secateur.pruners.formulas.evaluate import FormulaError
-from secateur.pruners.formulas.fingerprint import fingerprint
-from secateur.pruners.formulas.probe import gaussian_probes
+from secateur.pruners.formulas.fingerprint import fingerprint, gaussian_probes
 from secateur.pruners.formulas.terminals import Terminals
 from secateur.spaces.formulas.grammar import parse, print_formula
 from secateur.spaces.formulas.known import KNOWN

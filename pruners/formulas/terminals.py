@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
@@ -87,3 +87,15 @@ def _given(statistics, name: str, linear: Linear):  # type: ignore[no-untyped-de
             f"Expected the {TERMINALS[name].source} pass to provide the terminal {name}, got nothing at {linear.name}."
         )
     return statistics
+
+
+def spread(total: int, n: int) -> Int[Tensor, " chosen"]:
+    """Indices of `n` out of so many, evenly spread, or of all if there are fewer."""
+    return torch.linspace(0, total - 1, min(n, total)).round().long()
+
+
+def some_rows(terminals: Mapping[str, Float[Tensor, "_ _"]], rows: int) -> Terminals:
+    """Terminals of so many rows, evenly spread over the layer; those that belong to no row are unchanged."""
+    n_out = len(terminals["W"])
+    chosen = spread(n_out, rows)
+    return {name: x[chosen.to(x.device)] if x.shape[0] == n_out > 1 else x for name, x in terminals.items()}

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.pruners.formulas.evaluate import scores
-from secateur.pruners.formulas.fingerprint import fingerprint
-from secateur.pruners.formulas.probe import probe_of
+from secateur.pruners.formulas.fingerprint import fingerprint, probe_of
 from secateur.pruners.formulas.terminals import Terminals
 from secateur.pruners.masks import mask
 from secateur.pruners.models.anatomy import Anatomy, Linear

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from secateur.pruners.formulas.evaluate import FormulaError
+from secateur.pruners.formulas.terminals import spread
 from secateur.pruners.weights.formula_layers import FormulaLayers
-from secateur.pruners.weights.formula_proxy import spread
 from secateur.spaces.formulas.metric import formula_of
 
 BLOCKS = 8
@@ -37,7 +37,7 @@ def overlaps(layers: FormulaLayers, space: Any, candidates: Sequence[str]) -> di
     known = {name: formula.text for name, formula in space.known.items()}
     texts = dict.fromkeys([*known.values(), *candidates])
     configs = {text: space.config(space.parse(text)) for text in texts}
-    blocks = spread(len(layers.anatomy.blocks), BLOCKS)
+    blocks = spread(len(layers.anatomy.blocks), BLOCKS).tolist()
     shares: dict[str, dict[str, list[float]]] = {}
     for block in blocks:
         masks = {text: _masks(layers, block, config) for text, config in configs.items()}
@@ -49,7 +49,7 @@ def overlaps(layers: FormulaLayers, space: Any, candidates: Sequence[str]) -> di
         text: {name: sum(found) / len(found) for name, found in by_name.items() if found}
         for text, by_name in shares.items()
     }
-    return {"blocks": list(blocks), "known": known, "overlap": {text: m for text, m in means.items() if m}}
+    return {"blocks": blocks, "known": known, "overlap": {text: m for text, m in means.items() if m}}
 
 
 def _masks(layers: FormulaLayers, block: int, config: Mapping[str, Any]) -> Masks:

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from secateur.pruners.formulas.probe import chosen_rows, some_rows
-from secateur.pruners.formulas.terminals import Terminals
+from secateur.pruners.formulas.terminals import Terminals, some_rows, spread
 from secateur.pruners.weights.formula_layers import FormulaLayers
 from secateur.pruners.weights.formula_store import Grams
 from secateur.spaces.formulas.settings import FormulaSettings
@@ -97,7 +96,7 @@ class FormulaProxy:
         for block in self._grams.blocks:
             for linear in layers.anatomy.blocks[block].linears:
                 terminals = layers.terminals(linear)
-                rows = chosen_rows(len(terminals["W"]), self._rows)
+                rows = spread(len(terminals["W"]), self._rows)
                 weight, gram = terminals["W"][rows], grams[linear.name].to(terminals["W"].device)
                 if not rows_compete:
                     terminals, rows = some_rows(terminals, self._rows), torch.arange(len(rows))
@@ -111,12 +110,7 @@ def grams_of(settings: FormulaSettings, n_blocks: int) -> Grams | None:
     """Second moments that the proxy of the settings needs, of evenly spread blocks."""
     if settings.proxy is None:
         return None
-    return Grams(spread(n_blocks, settings.proxy.blocks), settings.proxy.gram)
-
-
-def spread(n_blocks: int, n: int) -> tuple[int, ...]:
-    """Indices of `n` evenly spread blocks, or of all if there are fewer."""
-    return tuple(torch.linspace(0, n_blocks - 1, min(n, n_blocks)).round().long().tolist())
+    return Grams(tuple(spread(n_blocks, settings.proxy.blocks).tolist()), settings.proxy.gram)
 
 
 def squared_output(weight: Float[Tensor, "rows in"], gram: Float[Tensor, "..."]) -> float:
