@@ -158,7 +158,7 @@ class CalibrationStatistics:
     def _of_walk(self, gram: bool) -> Pieces:
         self.prepare(inputs="gram" if gram else "moments")
         pieces = self._walked(gram)
-        assert pieces is not None, "what is prepared stays at hand"
+        assert pieces is not None, "prepared just now"
         return pieces
 
     def _walk(self, gram: bool) -> None:

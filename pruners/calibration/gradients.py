@@ -34,7 +34,7 @@ def collect_gradients(
     """Gradients of the calibration windows, of several kinds: one pass for all kinds of one value.
 
     The computation is in fp32 whatever the model's dtype, window by window, so the result does not depend on
-    batches. Kinds that need no backward pass are collected by what `FORWARD_KINDS` says. Memory: see
+    batches. Kinds without a backward pass are collected by `FORWARD_KINDS`. Memory: see
     `gradient_bytes`; it is checked first.
 
     Args:
@@ -90,7 +90,7 @@ def _backward_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> i
     activations = length * sum(linear.out_features for linear in linears) * 4
     scores = sum(block.n_heads for block in anatomy.blocks) * length**2 * 4
     logits = 3 * length * anatomy.vocab_size * 4  # they, their softmax and their gradient
-    largest = max(linear.n_weights for linear in linears) * 8  # its gradient, and what is added
+    largest = max(linear.n_weights for linear in linears) * 8  # its gradient, and the summand
     return kept + halves + activations + scores + logits + largest
 
 

@@ -19,7 +19,7 @@ from secateur.pruners.stores.block_files import load_tensors, save_tensors
 from secateur.spaces.recipe.keys import CHUNK
 
 _BATCH_CHUNKS = 32
-"""Chunks that go through the model together; their logits are held at a time."""
+"""Chunks in one forward pass, with their logits in memory."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Pool:
     Args:
         tokens: ids of consecutive tokens of the text.
         nll: of each whole chunk, the dense model's mean loss of its next tokens, in nats; None if not looked at.
-        states: of each whole chunk, the mean over its tokens of what the head reads; None if not looked at.
+        states: of each whole chunk, the mean over its tokens of the head's input; None if not looked at.
     """
 
     tokens: Int64[Tensor, " tokens"]
@@ -49,8 +49,8 @@ def build_pools(
     """The pool of each source.
 
     Args:
-        look: have the model look at them, one forward pass over all: what choices by loss and by clusters need.
-        on_share: told after each batch of chunks which share of all tokens has been looked at.
+        look: run the model over them once, for choices by loss and by clusters.
+        on_share: told the share of all tokens that is done, after each batch of chunks.
     """
     if not look:
         return {name: Pool(ids) for name, ids in tokens.items()}

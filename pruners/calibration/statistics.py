@@ -43,7 +43,7 @@ class InputStatistics:
 
     @classmethod
     def empty(cls, n_features: int, *, gram: bool, device: torch.device) -> InputStatistics:
-        """Nothing seen yet."""
+        """Statistics of no tokens."""
         matrix = torch.zeros(n_features, n_features, device=device) if gram else None
         squares, total = torch.zeros(2, n_features, device=device)
         return cls(0, squares, matrix, total)
@@ -89,7 +89,7 @@ class OutputStatistics:
 
     @classmethod
     def empty(cls, n_features: int, *, gram: bool, device: torch.device) -> OutputStatistics:
-        """Nothing seen yet."""
+        """Statistics of no tokens."""
         matrix = torch.zeros(n_features, n_features, device=device) if gram else None
         total, total_abs, squares, windows = torch.zeros(4, n_features, dtype=torch.float64, device=device)
         return cls(0, total, total_abs, squares, windows, matrix)
@@ -128,7 +128,7 @@ class OutputStatistics:
     @property
     def second_moment(self) -> Float[Tensor, "in in"]:
         """The Gram matrix a token, in fp64."""
-        assert self.gram is not None, "the caller collects what the registries say that is needed"
+        assert self.gram is not None, "collected where the table of methods says so"
         return self.gram.double() / max(self.n_tokens, 1)
 
 
@@ -136,7 +136,7 @@ T = TypeVar("T", InputStatistics, OutputStatistics)
 
 
 class Collector(Generic[T]):
-    """Accumulator of what projections read; a tensor that several of them read in turn is added once, for all.
+    """Accumulator of inputs of projections; a tensor that several of them read in turn is added once, for all.
 
     Args:
         kind: `InputStatistics`, of all projections; `OutputStatistics`, of output projections alone.

@@ -12,7 +12,7 @@ from secateur.spaces.methods import CUT_REPAIRS
 HETEROGENEOUS = "hf"
 """Carries blocks of different shapes, in some families."""
 PARENT_CLASS = ("hf-stock", "hf-padded")
-"""Carry what the parent's class has a place for."""
+"""Carry shapes and biases of the parent's class."""
 
 
 def check_capability(space: Any, anatomy: Anatomy) -> None:

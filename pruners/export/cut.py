@@ -48,14 +48,14 @@ class CutModel:
         return self.anatomy.model.config
 
     @cached_property
-    def stays(self) -> tuple[int, ...]:
-        """The blocks that keep anything, by their places in the dense model."""
+    def kept_blocks(self) -> tuple[int, ...]:
+        """Blocks with kept units, by their places in the dense model."""
         return tuple(index for index, kept in enumerate(self.kept) if kept.kv_groups or kept.ffn)
 
     @property
     def shapes(self) -> set[Kept]:
-        """Different shapes of the blocks that keep anything."""
-        return {self.kept[index] for index in self.stays}
+        """Different shapes of the kept blocks."""
+        return {self.kept[index] for index in self.kept_blocks}
 
     def shape(self, index: int) -> dict[str, int]:
         """Heads and channels that a block keeps, by their names in configs."""
@@ -67,25 +67,25 @@ class CutModel:
         }
 
     def base_config(self) -> dict[str, Any]:
-        """The dense config's content for a model of the blocks that stay, their shapes still the dense ones."""
+        """The dense config's content for a model of the kept blocks, with their dense shapes."""
         content: dict[str, Any] = self.config.to_dict()
         for name in BLOCKWISE:
             values = content.get(name)
             if isinstance(values, list) and len(values) == self.config.num_hidden_layers:
-                content[name] = [values[index] for index in self.stays]
+                content[name] = [values[index] for index in self.kept_blocks]
         depth = self.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-        content[depth] = len(self.stays)
+        content[depth] = len(self.kept_blocks)
         return content
 
     def saved_name(self, index: int) -> str:
-        """Path in the saved model of a block that stays: blocks that went leave no gap."""
+        """Path of a kept block in the saved model, where blocks are numbered without gaps."""
         stem = self.anatomy.blocks[index].name.rpartition(".")[0]
-        return f"{stem}.{self.stays.index(index)}"
+        return f"{stem}.{self.kept_blocks.index(index)}"
 
     def weights(self) -> dict[str, Tensor]:
         """The live tensors under their names in a saved model, by reference; a tied weight once."""
         moved = {
-            f"{block.name}.": f"{self.saved_name(block.index)}." if block.index in self.stays else None
+            f"{block.name}.": f"{self.saved_name(block.index)}." if block.index in self.kept_blocks else None
             for block in self.anatomy.blocks
         }
         found = {}
@@ -132,7 +132,7 @@ class CutModel:
         return [
             f"{self.saved_name(block.index)}{linear.name.removeprefix(block.name)}"
             for block in self.anatomy.blocks
-            if block.index in self.stays
+            if block.index in self.kept_blocks
             for linear in block.linears
             if f"{linear.name}.bias" not in wanted
             and isinstance(bias := linear.module.bias, Tensor)

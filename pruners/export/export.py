@@ -184,7 +184,7 @@ def export_structured(
                 block.name: {"kv_groups": ranges(x.kv_groups), "ffn": ranges(x.channels)}
                 for block, x in zip(anatomy.blocks, units, strict=False)
             },
-            shapes={cut.saved_name(index): cut.shape(index) for index in cut.stays},
+            shapes={cut.saved_name(index): cut.shape(index) for index in cut.kept_blocks},
             parameters={"parent": n_parent, "saved": saved.n_params},
         )
     return ExportReport(to, manifest, saved.comparison)

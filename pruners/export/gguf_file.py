@@ -26,7 +26,7 @@ FAMILIES = ("llama", "mistral")
 FILE = "model.gguf"
 N_ZERO_CHANNELS = 32  # the smallest width that quantisation in blocks of 32 takes
 
-# By the path within a block. The rest of a name, weight or bias, stays.
+# By the path within a block, without `weight` or `bias`.
 _NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -93,7 +93,7 @@ def _tensors(cut: CutModel) -> Iterator[tuple[str, Tensor]]:
         target = _NAMES[within]
         head_dim = cut.anatomy.blocks[0].head_dim
         yield f"blk.{block}.{target}.{kind}", _turned(value, head_dim) if target in _ROTATED else value
-    for place, index in enumerate(cut.stays):
+    for place, index in enumerate(cut.kept_blocks):
         if not cut.kept[index].ffn:
             yield from _zero_mlp(place, cut.anatomy.width, next(iter(weights.values())))
     factors = _frequency_factors(cut)
@@ -115,7 +115,7 @@ def _zero_mlp(place: int, width: int, like: Tensor) -> Iterator[tuple[str, Tenso
 
 
 def _frequency_factors(cut: CutModel) -> Float[Tensor, " pairs"] | None:
-    """By what the live model's rotary frequencies are lower than plain ones; None if they are plain."""
+    """Quotients of plain rotary frequencies and the live model's; None if they are equal."""
     buffers = dict(cut.anatomy.model.named_buffers())
     frequencies = next(x for name, x in buffers.items() if name.endswith(".inv_freq")).double().cpu()
     exponents = torch.arange(len(frequencies), dtype=torch.float64) / len(frequencies)
@@ -133,7 +133,7 @@ def _write(path: Path, arch: str, job: Job, scratch: Path, tensors: dict[str, Te
     writer.add_name(job.parent)
     writer.add_context_length(min(window for window in windows if window))
     writer.add_embedding_length(cut.anatomy.width)
-    writer.add_block_count(len(cut.stays))
+    writer.add_block_count(len(cut.kept_blocks))
     _add_shapes(writer, cut, arch)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
@@ -158,7 +158,7 @@ def _write(path: Path, arch: str, job: Job, scratch: Path, tensors: dict[str, Te
 
 def _add_shapes(writer: Any, cut: CutModel, arch: str) -> None:
     """Heads and widths: one number each for `llama`, a list with a place for each block for `deci`."""
-    shapes = [cut.shape(index) for index in cut.stays]
+    shapes = [cut.shape(index) for index in cut.kept_blocks]
     heads = [shape["num_attention_heads"] for shape in shapes]
     kv_heads = [shape["num_key_value_heads"] for shape in shapes]
     widths = [shape["intermediate_size"] or N_ZERO_CHANNELS for shape in shapes]

@@ -94,7 +94,7 @@ def _read(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def _pre_tokenizer(read: Mapping[str, Any]) -> tuple[str, ...]:
-    """The steps of a pre-tokenizer, each with what matters of it."""
+    """The steps of a pre-tokenizer, each with the parts that differ."""
     pre_tokenizer = read["pre_tokenizer"]
     if pre_tokenizer is None:
         return ()

@@ -39,8 +39,8 @@ def heterogeneous_model(
         "head_dim": cut.anatomy.blocks[0].head_dim,
         # Keys are padded to sort as numbers.
         "per_layer_config": {
-            str(place).zfill(len(str(len(cut.stays) - 1))): _layer(cut, index)
-            for place, index in enumerate(cut.stays)
+            str(place).zfill(len(str(len(cut.kept_blocks) - 1))): _layer(cut, index)
+            for place, index in enumerate(cut.kept_blocks)
         },
         "added_biases": cut.added_biases(),
     }
@@ -77,14 +77,14 @@ def _parts(cut: CutModel) -> str:
 
 def _norms(cut: CutModel, kind: Sublayer) -> list[str]:
     for block, kept in zip(cut.anatomy.blocks, cut.kept, strict=True):
-        gone, stays = (kept.kv_groups, kept.ffn) if kind == "attention" else (kept.ffn, kept.kv_groups)
-        if gone == 0 and stays:
-            own = f"{block.name}.{sublayer_path(block, kind)}."
+        own, other = (kept.kv_groups, kept.ffn) if kind == "attention" else (kept.ffn, kept.kv_groups)
+        if own == 0 and other:
+            path = f"{block.name}.{sublayer_path(block, kind)}."
             modules = dict(cut.anatomy.model.named_modules())
             empty = [
                 name
                 for name in block.norms
-                if not name.startswith(own) and not any(p.numel() for p in modules[name].parameters())
+                if not name.startswith(path) and not any(p.numel() for p in modules[name].parameters())
             ]
             return [name.removeprefix(f"{block.name}.") for name in empty]
     return []

@@ -35,9 +35,9 @@ class Manifest:
         candidate: the canonical text of the candidate, or "" if there is none.
         asked: the sparsity asked of each linear, a fraction of zeros in [0, 1], by module path.
         calibration: source, number of tokens and hash of the calibration set.
-        seeds: by what they are for.
-        measured: objectives by what they were measured on, e.g. ``{"test:32768": {"loss": 0.87}}``.
-        label: what to expect of it, e.g. `UNSTRUCTURED`.
+        seeds: by their use.
+        measured: objectives by data, e.g. ``{"test:32768": {"loss": 0.87}}``.
+        label: expected gain in size and speed, in words, e.g. `UNSTRUCTURED`.
         revision: the parent's revision, if it has one.
         format: of the directory, a name in `FORMATS`; ``hf`` loads with stock transformers.
         kept: for a structured model, what each block of the parent keeps: ``kv_groups`` (a KV head with its query
@@ -51,7 +51,7 @@ class Manifest:
         parameters: of the ``parent`` and as ``saved``, a tied weight counted once.
         size_bytes: of the weight files.
         versions: of secateur, torch, transformers and Python.
-        checks: what the export was checked for, and with what result.
+        checks: results of the checks by name.
     """
 
     parent: str

@@ -1,6 +1,6 @@
-"""Loads an exported model with stock transformers and writes down what came out. A script, run in a fresh process.
+"""Script for a fresh process: loads an exported model with stock transformers and records its outputs.
 
-It imports nothing of this project: what it finds is what anyone finds who loads the directory.
+It imports nothing of this project, so that its results are those of anybody who loads the directory.
 
     python -P reload.py MODEL CHECK
 

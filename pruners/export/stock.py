@@ -24,8 +24,8 @@ class NotStockError(ValueError):
 def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A stock config's content and the weights for it, if the family has a config of this shape.
 
-    Tried by building the stock model without memory and comparing its shapes with the weights: what a family's
-    validator refuses, and what its class computes from other numbers than the config's, does not pass.
+    Tried by building the stock model without memory and comparing its shapes with the weights, so that the family's
+    validators and all sizes that its class computes count.
 
     Raises:
         NotStockError: if it hasn't.

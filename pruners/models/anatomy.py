@@ -1,4 +1,4 @@
-"""Parts of a causal LM, as found by structure: plain descriptions around the live modules."""
+"""Parts of a causal LM, as found by structure, around the live modules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Linear:
     Args:
         name: its full path in the model, e.g. ``model.layers.3.self_attn.q_proj``.
         module: the live module, an ``nn.Linear`` or a Conv1D (weight stored transposed).
-        role: what it does; ``qkv`` and ``gate_up`` are fused projections.
+        role: its function in the block; ``qkv`` and ``gate_up`` are fused projections.
         sublayer: ``attention`` or ``mlp``.
         block: index of its block.
         transposed: True if the module stores its weight as ``in out`` (GPT-2's Conv1D).
@@ -112,7 +112,7 @@ class Anatomy:
         blocks: the blocks in order.
         embedding: the token embedding.
         tail: from the last block's output ``batch length width`` to the input of the head (final norm and
-            what else the family has there, e.g. OPT's output projection).
+            other modules of the family, e.g. OPT's output projection).
         head: the output projection, an ``nn.Linear`` (it may share the embedding's weight).
         logits: from the input of the head to the logits as the model itself gives them (head and, in some
             families, scaling and soft-capping).

@@ -117,7 +117,7 @@ def _attributes(layout: SublayerLayout, n_groups: int) -> dict[str, Any]:
     }
     found: dict[str, Any] = {name: value for name, value in counts.items() if hasattr(layout.owner, name)}
     config = getattr(layout.owner, "config", None)
-    if config is not None:  # Phi3 counts its query heads there; the model's own config stays as it is
+    if config is not None:  # Phi3 counts its query heads there; the model's own config is not changed
         config = copy.copy(config)
         for name in ("num_attention_heads", "num_key_value_heads"):
             if hasattr(config, name):

@@ -15,7 +15,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "opt", "gpt2
 
 
 def dissect(model: nn.Module) -> Anatomy:
-    """The blocks of a causal LM, the projections in them, and what comes before and after.
+    """The blocks of a causal LM, the projections in them, and the modules before and after.
 
     The blocks are the one list of `config.num_hidden_layers` alike modules; the projections are told by their
     names and checked by their shapes; the modules after the last block are found by running two tokens through the

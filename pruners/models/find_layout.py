@@ -60,7 +60,7 @@ def find_layouts(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
 
 
 def _form(runner: BlockRunner, block: Block, kind: Sublayer, inputs: BlockInputs, dense: _Seen) -> Form:
-    """The first form under which a cut block computes what the dense one does."""
+    """The first form under which a cut block computes the values of the dense one."""
     for form in FORMS:
         layout = _sublayer(block, kind, form, dense)
         if layout.n_units == 1 or _same_without_first(runner, block, layout, inputs, dense):

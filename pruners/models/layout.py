@@ -16,7 +16,7 @@ from secateur.spaces.architecture.candidate import Kept
 
 Form = Literal["contiguous", "interleaved"]
 FORMS: tuple[Form, ...] = ("contiguous", "interleaved")
-"""How fused projections join theirs: all q, all k, all v (GPT-2, Phi3) or q, k, v of each head (GPT-NeoX)."""
+"""Order in fused projections: all q, all k, all v (GPT-2, Phi3) or q, k, v of each head (GPT-NeoX)."""
 
 
 @dataclass(frozen=True)

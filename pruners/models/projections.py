@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.pruners.models.anatomy import Linear, Role, Sublayer
 
-# Last part of a projection's path -> what it does. Where families give one name to different things, the
+# Last part of a projection's path -> its role. Where families give one name to different things, the
 # part before it belongs to the key. A wrong guess doesn't pass unseen: shapes are checked against the config.
 NAMES: dict[str, tuple[Sublayer, Role]] = {
     "q_proj": ("attention", "q"),

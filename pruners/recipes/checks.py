@@ -58,7 +58,7 @@ def check_family(space: Any, anatomy: Anatomy) -> None:
 
 
 def check_statistics(space: Any, anatomy: Anatomy) -> None:
-    """Refuse what this machine has no memory for, and a cache that does not hold one choice of calibration data.
+    """Refuse methods beyond this machine's memory, and a cache too small for one choice of calibration data.
 
     Raises:
         ValueError: with how much memory, or how large a cache, it takes.

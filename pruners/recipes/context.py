@@ -56,9 +56,9 @@ class RecipeContext:
         pools: the text that calibration samples are chosen from, by the names of sources.
         cache: of statistics.
         shape: its sizes, with those of blocks where units are cut.
-        seed: of choices, and of whatever methods draw.
+        seed: of choices of windows, and of random methods.
         damp: of second moments, as a fraction of their mean diagonal.
-        protect: patterns of names of projections that stay dense.
+        protect: patterns of names of projections that are kept dense.
         profile: for rules that follow one.
     """
 
@@ -77,7 +77,7 @@ class RecipeContext:
 
     @cached_property
     def protected(self) -> frozenset[str]:
-        """Full names of the projections that stay dense."""
+        """Full names of the projections that are kept dense."""
         return frozenset(x.name for x in split_protected(prunables(self.anatomy), self.protect)[1])
 
     @cached_property

@@ -57,7 +57,7 @@ def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> Importance:
 
     Args:
         metric: complete, or its name alone.
-        n_blocks: of the model, for formulas with the block's position; what is needed does not depend on it.
+        n_blocks: of the model, for formulas with the block's position; `needs` does not depend on it.
 
     Raises:
         ValueError: if there is no such importance.

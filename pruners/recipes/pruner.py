@@ -222,7 +222,7 @@ class RecipePruner(Pruner):
         self._of_keys.clear()
 
     def fitted(self, form: Config) -> Config:
-        """The recipe itself, which names nothing of a model but what it protects."""
+        """The recipe itself: it names no part of a model but protected projections."""
         return form
 
     def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.stream import most
-from secateur.pruners.models.anatomy import Sublayer
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.recipes.allocation.allocate import removed
@@ -20,13 +19,11 @@ from secateur.pruners.recipes.metric import Importance, importance_of
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
+from secateur.pruners.structure.kprune import KeptNumbers
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, Detail
-
-Stays = Mapping[Sublayer, tuple[int, ...]]
-"""Numbers of the units that a block keeps, ascending."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +34,20 @@ class UnitPlan(PruningPlan):
         context: of the recipe.
         sample: its calibration windows.
         repair: a row of `CUT_REPAIRS`.
-        stays: of each block.
+        numbers: of the kept units of each block, ascending.
         outputs: weights that follow the pruned stream, of output projections by their full names.
     """
 
     context: RecipeContext
     sample: Sample
     repair: str
-    stays: tuple[Stays, ...]
+    numbers: tuple[KeptNumbers, ...]
     outputs: Mapping[str, Tensor]
 
     def change(self, live: LiveBlock) -> None:
         index = live.block.index
         for layout in self.context.layouts[index].sublayers:
-            kept, sublayer = self.stays[index][layout.kind], live.sublayers[layout.kind]
+            kept, sublayer = self.numbers[index][layout.kind], live.sublayers[layout.kind]
             if not kept:
                 sublayer.remove()
             elif len(kept) < layout.n_units:
@@ -58,7 +55,7 @@ class UnitPlan(PruningPlan):
 
     @property
     def units(self) -> Sequence[KeptUnits]:
-        return [KeptUnits(stays["attention"], stays["mlp"]) for stays in self.stays]
+        return [KeptUnits(block["attention"], block["mlp"]) for block in self.numbers]
 
     def _pieces(self, layout: SublayerLayout, block: int, kept: tuple[int, ...]) -> Mapping[str, Piece]:
         key = (self.keys[block], layout.name)
@@ -99,15 +96,15 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
         (one.layout.kind, _highest(score, one.layout.n_units - n))
         for one, score, n in zip(evidence, scores, gone, strict=True)
     ]
-    stays: tuple[Stays, ...] = tuple(dict(pair) for pair in zip(parts[::2], parts[1::2], strict=True))
+    numbers: tuple[KeptNumbers, ...] = tuple(map(dict, zip(parts[::2], parts[1::2], strict=True)))
     seen = f"{sample.sha256} {context.damp}"
     keys = tuple(
-        _key(layout, stays[index], config["repair"], f"{seen} {stays[:index] if stream else ()}")
+        _key(layout, numbers[index], config["repair"], f"{seen} {numbers[:index] if stream else ()}")
         for index, layout in enumerate(context.layouts)
     )
-    kept = tuple(Kept(len(block["attention"]), len(block["mlp"])) for block in stays)
-    outputs = stream.function(context.anatomy, context.layouts, stays, sample.tokens) if stream else {}
-    return UnitPlan(keys, cost(context.shape, kept, repair), kept, context, sample, repair, stays, outputs)
+    kept = tuple(Kept(len(block["attention"]), len(block["mlp"])) for block in numbers)
+    outputs = stream.function(context.anatomy, context.layouts, numbers, sample.tokens) if stream else {}
+    return UnitPlan(keys, cost(context.shape, kept, repair), kept, context, sample, repair, numbers, outputs)
 
 
 def _evidence(context: RecipeContext, sample: Sample, row: Importance, needs: Detail) -> list[Evidence]:
@@ -142,10 +139,10 @@ def _highest(score: Float[Tensor, " units"], n_kept: int) -> tuple[int, ...]:
     return tuple(sorted(score.argsort(stable=True).flip(0)[:n_kept].tolist()))
 
 
-def _key(layout: BlockLayout, stays: Stays, repair: str, seen: str) -> str:
+def _key(layout: BlockLayout, numbers: KeptNumbers, repair: str, seen: str) -> str:
     """Equal for equal weights: the data that repairs depend on count where there is something to repair."""
-    counts = [(len(stays[part.kind]), part.n_units) for part in layout.sublayers]
+    counts = [(len(numbers[part.kind]), part.n_units) for part in layout.sublayers]
     if all(n_kept == n_units for n_kept, n_units in counts):
         return DENSE
     repaired = repair != "none" and any(0 < n_kept < n_units for n_kept, n_units in counts)
-    return key_of(dict(stays), *((repair, seen) if repaired else ()))
+    return key_of(dict(numbers), *((repair, seen) if repaired else ()))

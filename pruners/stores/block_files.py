@@ -21,7 +21,7 @@ SPARE_BYTES = 1 << 20
 
 
 class LevelStoreError(ValueError):
-    """The store can't be written or read; one line that says what to do."""
+    """A store that can't be written or read; one line with advice."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def build_store(
 ) -> None:
     """Build a store, one file a block, each written whole or not at all.
 
-    A build that was cut short goes on with the blocks that are missing; blocks of another key are overwritten.
+    An interrupted build is continued with the missing blocks; blocks of another key are overwritten.
 
     Args:
         directory: made if it is not there.

@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """Keeps the values used last: tensors, nested mappings of them, or whatever tells its `nbytes`.
+    """Cache of the values used last: tensors, nested mappings of them, or objects with `nbytes`.
 
     Args:
-        limit_bytes: of all that is kept; the one used last is kept whatever its size.
+        limit_bytes: of all values; the one used last is kept whatever its size.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -22,16 +22,16 @@ class Recent(Generic[T]):
         self._n_bytes = 0
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value under this key, made if it is not there."""
+        """The value under this key, made if it is missing."""
         if key not in self._kept:
-            made = make()  # which may use what is kept
+            made = make()  # which may use the cache
             self.put(key, made)
             return made
         self._kept.move_to_end(key)
         return self._kept[key]
 
     def put(self, key: Hashable, value: T) -> None:
-        """Keep a value, in the place of the one under this key if there is one."""
+        """Keep a value under this key, in place of an older one."""
         self.take(key)
         self._kept[key] = value
         self._n_bytes += n_bytes(value)
@@ -39,7 +39,7 @@ class Recent(Generic[T]):
             self._n_bytes -= n_bytes(self._kept.popitem(last=False)[1])
 
     def take(self, key: Hashable) -> T | None:
-        """The value, which is then nobody's but the caller's; None if it is not there."""
+        """Remove the value and return it; None if it is missing."""
         value = self._kept.pop(key, None)
         self._n_bytes -= n_bytes(value)
         return value

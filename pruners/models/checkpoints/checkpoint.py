@@ -18,7 +18,7 @@ class Checkpoint:
     Args:
         location: a directory, or a hub id if `revision` is given.
         source: where they come from, for people.
-        identify: what `fingerprint` is; it may read all of the files.
+        identify: computes `fingerprint`; it may read all of the files.
         revision: commit on the hub.
     """
 

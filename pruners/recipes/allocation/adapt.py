@@ -10,15 +10,15 @@ from secateur.pruners.recipes.allocation.filling import relative_to_largest, to_
 from secateur.pruners.recipes.allocation.layers import BudgetError, Evidence, Floats, Ints, Layer
 
 STEP, LIMIT, MOST_STEPS = 0.02, 0.99, 1000
-"""Of Adapt-Pruner: what a step adds to every share, the largest share; and how many steps are worth a try."""
+"""Of Adapt-Pruner: the growth of every share in a step, and the largest share; and a limit of the steps."""
 
 
 def adapt(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, rate: float) -> Ints:
-    """Shares that grow in steps, faster where a block turns its input less than the mean.
+    """Shares that grow in steps, faster where a block changes its input's direction less than the mean.
 
     Adapt-Pruner (arXiv 2502.03460): S <- clip(S + 0.02 - A I, 0, 0.99), with I the blocks'
-    influence minus its mean, over its largest absolute value; until enough is gone. There I is measured again after
-    each step, on what is left; here it is the dense model's throughout. The last step goes as far as it must.
+    influence minus its mean, over its largest absolute value; until enough is removed. There I is measured again on
+    the pruned model after each step; here it is the dense model's throughout. The last step is cut to the budget.
 
     Args:
         rate: the paper's A.
@@ -33,7 +33,7 @@ def adapt_shares(relative: Floats, layers: Sequence[Layer], sparsity: float, rat
 
     Args:
         relative: of each block its influence, in [-1, 1], mean 0.
-        rate: how much influence counts.
+        rate: factor of the influence.
 
     Raises:
         BudgetError: if the shares stop growing before.

@@ -86,7 +86,7 @@ def allocate(
 
     Raises:
         BudgetError: if the rule can't remove as much.
-        ValueError: if the rule and what it is given don't fit together.
+        ValueError: on an unknown rule or parameter, or missing evidence.
     """
     is_weights = bool(layers) and all(layer.size == 1 for layer in layers)
     check_rule(rule, "weights" if is_weights else "structure", parameters)

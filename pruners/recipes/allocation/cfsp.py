@@ -21,8 +21,8 @@ def cfsp(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, a: flo
     many tokens there are, times as many. [INFER] The angle is that of the mean cosine, not the mean of the angles.
 
     Args:
-        a: how much the influence counts; 0: uniform.
-        sublayers: ``mlp`` as published: attentions stay whole; or ``both``.
+        a: factor of the influence; 0: uniform.
+        sublayers: ``mlp`` as published, with all attentions kept, or ``both``.
     """
     if sublayers == "mlp":
         layers = [replace(x, keep=x.n_units) if x.kind == "attention" else x for x in layers]
@@ -42,9 +42,9 @@ def cfsp_keeps(angles: Floats, weights: Floats, sparsity: float, a: float) -> Fl
 
     Args:
         angles: mean angle over pi, of each layer's block.
-        weights: what each layer counts for in means.
+        weights: of the layers, in means.
         sparsity: share of these weights to remove.
-        a: how much angles count.
+        a: factor of the angles.
     """
     centred = angles - np.average(angles, weights=weights)
     t = 1 / (1 + np.exp(-a * PRESUMED_TOKENS * centred / 1e4))

@@ -12,7 +12,7 @@ from secateur.pruners.recipes.allocation.layers import BudgetError, Floats, Ints
 from secateur.spaces.levels import n_zeros, spread_order
 
 Times = Sequence[NDArray[np.floating[Any]]]
-"""Of each layer when its units go, ascending."""
+"""Of each layer the times at which its units are removed, ascending."""
 
 
 def wanted_weights(layers: Sequence[Layer], sparsity: float) -> int:
@@ -41,8 +41,8 @@ def check_reach(able: Sequence[Layer], wanted: int, layers: Sequence[Layer]) -> 
 def offsets(layers: Sequence[Layer]) -> Floats:
     """A number in (0, 1) for each layer; those of one kind are spread evenly over the depth.
 
-    A share of 0.2 of 3 groups is 0.6 groups: rounded alike everywhere it would be 0 or 1 in all blocks. With these
-    instead of one half as the point from which on it is rounded up, 6 blocks out of 10 lose a group.
+    A share of 0.2 of 3 groups is 0.6 groups: rounded alike everywhere it would be 0 or 1 in all blocks. With these as
+    thresholds of rounding up, in place of one half, 6 blocks out of 10 lose a group.
     """
     found = np.zeros(len(layers))
     for kind in ("attention", "mlp"):
@@ -53,17 +53,17 @@ def offsets(layers: Sequence[Layer]) -> Floats:
 
 
 def in_order(layers: Sequence[Layer], times: Times, wanted: int, start: Ints | None = None) -> Ints:
-    """Remove units one after the other, but for those that would lead beyond the budget.
+    """Remove units in order, except for those that would exceed the budget.
 
-    In the end one more goes, one of the smallest that are left, if that is nearer to the budget. Of equal times that
-    unit is first which is first at an even pace: equal scores give equal shares.
+    At the end one of the smallest that are left is removed, if that is nearer to the budget. Units of equal times are
+    removed at an even pace in all layers: equal scores give equal shares.
 
     Args:
-        times: of the units behind `start`, in the order in which their layer loses them; no more than are free.
-        start: units of each layer that are gone from the beginning; None: none.
+        times: of the units behind `start`, in their order of removal; no more than are free.
+        start: units of each layer that are removed before; None: none.
 
     Returns:
-        Units that go of each layer.
+        Removed units of each layer.
     """
     gone = np.zeros(len(layers), np.int64) if start is None else start.copy()
     left = wanted - _removed(layers, gone)
@@ -107,7 +107,7 @@ def meet(layers: Sequence[Layer], shares: Floats, wanted: int) -> Floats:
     """The shares times one factor, each limited to the removable share of its layer, that remove the wanted weights.
 
     Raises:
-        BudgetError: if no factor leads there, for shares of 0, or as good as 0, stay 0.
+        BudgetError: if there is no such factor, as shares below 1e-9 remain 0.
     """
     shares = np.where(shares < 1e-9, 0.0, shares)
     limits = np.array([layer.n_free / layer.n_units for layer in layers])
@@ -128,7 +128,7 @@ def settle(layers: Sequence[Layer], shares: Floats, wanted: int) -> Ints:
     """Whole units nearest to the shares that meet the budget together.
 
     Args:
-        shares: of each layer, as far as rounding goes what is wanted.
+        shares: of each layer; they meet the budget but for rounding.
     """
     sizes = [layer.size for layer in layers]
     reach = 2 + -(-max(sizes) // min(sizes))  # units that others may have to make up for

@@ -34,7 +34,7 @@ class Layer:
         linears: full names of a sub-layer's projections, by which files may speak of it.
 
     Raises:
-        ValueError: if there is no unit, more must stay than there are, or a score is not finite.
+        ValueError: if there is no unit, more must be kept than there are, or a score is not finite.
     """
 
     block: int
@@ -84,7 +84,7 @@ class Entry(NamedTuple):
         block: index of the block; None where `linear` says it.
         kind: the sub-layer; None: both.
         linear: full name; None: all of the sub-layer.
-        sparsity: share that goes, in [0, 1]; None where only the order of the lines counts.
+        sparsity: removed share, in [0, 1]; None where only the order of the lines counts.
     """
 
     block: int | None

@@ -28,7 +28,7 @@ def nirvana(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, gam
     ratio = np.array([1.0 if layer.kind == "attention" else gamma for layer in layers])
     shares = meet(layers, ratio, wanted)
     gone, left = np.zeros(len(layers), np.int64), float(wanted)
-    for kind in ("attention", "mlp"):  # the many small channels make up for what groups are too large for
+    for kind in ("attention", "mlp"):  # the many small channels round off the few large groups
         pool = [index for index, layer in enumerate(layers) if layer.kind == kind]
         if pool:
             members = [layers[index] for index in pool]

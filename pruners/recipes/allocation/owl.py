@@ -1,4 +1,4 @@
-"""OWL: layers with many outliers among their scores lose less."""
+"""OWL's allocation: lower shares for layers with many outliers among their scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateur.pruners.recipes.allocation.layers import Evidence, Ints, Layer
 def owl(
     layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, spread: float, factor: float
 ) -> Ints:
-    """Linears with many outliers among their scores lose less.
+    """Lower shares for linears with many outliers among their scores.
 
     OWL (Yin et al. 2024, arXiv 2310.05175): the layerwise outlier distribution D is the share of scores that are
     above `factor` times their mean; the sparsity falls with D, stays within [s - spread, s + spread], and its mean
@@ -26,7 +26,7 @@ def owl(
     Args:
         evidence: with outliers, counted with `factor`.
         spread: the paper's lambda.
-        factor: the paper's M; what was counted with it is all that counts here.
+        factor: the paper's M, already used in `outliers`.
     """
     outliers = np.array(evidence.outliers)
     centred = outliers - np.average(outliers, weights=[layer.n_weights for layer in layers])

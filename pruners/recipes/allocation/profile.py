@@ -83,7 +83,7 @@ def _said(entry: Entry) -> str:
 def shares_of_file(layers: Sequence[Layer], evidence: Evidence, sparsity: float) -> Ints:
     """The shares that a file gives, all scaled by one factor where they miss the budget.
 
-    For what EvoPress (Sieberling et al. 2025, arXiv 2410.14649) or DarwinLM (Tang et al. 2025, arXiv 2502.07780) find.
+    For results of EvoPress (Sieberling et al. 2025, arXiv 2410.14649) or DarwinLM (Tang et al. 2025, arXiv 2502.07780).
     The lines that say most about a layer count: its linears' before its sub-layer's before its block's; of several
     their mean.
 
@@ -115,8 +115,8 @@ def _shares(lines: Sequence[Entry], layers: Sequence[Layer]) -> dict[int, list[f
 def prefix(layers: Sequence[Layer], evidence: Evidence, sparsity: float) -> Ints:
     """Whole sub-layers in the order of a file, as many as the budget allows; the next one in part.
 
-    For what BlockPruner (Zhong et al. 2025, arXiv 2406.10594) and FinerCut (Zhang et al. 2024, arXiv 2405.18218) find
-    one after the other: one file serves all budgets. In part, because they stop where a sub-layer ends.
+    For results of BlockPruner (Zhong et al. 2025, arXiv 2406.10594) and FinerCut (Zhang et al. 2024, arXiv 2405.18218): one
+    order serves all budgets. In part, because whole sub-layers would miss the budget.
 
     Args:
         layers: sub-layers; of the next one the units that score least go.

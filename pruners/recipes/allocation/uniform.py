@@ -16,7 +16,7 @@ def uniform(
     LLM-Pruner leaves the first 4 and the last 2 of 32 blocks alone (Ma et al. 2023, arXiv 2305.11627).
 
     Args:
-        skip_first: share of the blocks that stay whole at the start.
+        skip_first: share of the blocks at the start that are not pruned.
         skip_last: likewise at the end.
     """
     n_blocks = max(layer.block for layer in layers) + 1
