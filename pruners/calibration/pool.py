@@ -54,34 +54,29 @@ def build_pools(
     """
     if not look:
         return {name: Pool(ids) for name, ids in tokens.items()}
-    n_all = sum(_n_whole(ids) for ids in tokens.values())
+    n_all = sum(len(ids) // CHUNK for ids in tokens.values())
     n_done = 0
 
-    def on_tokens(n: int) -> None:
+    def on_chunks(n: int) -> None:
         nonlocal n_done
         n_done += n
         on_share(n_done / n_all)
 
-    return {name: _look(anatomy, ids, on_tokens) for name, ids in tokens.items()}
-
-
-def _n_whole(tokens: Int64[Tensor, " tokens"]) -> int:
-    """Number of tokens in whole chunks."""
-    return len(tokens) // CHUNK * CHUNK
+    return {name: _look(anatomy, ids, on_chunks) for name, ids in tokens.items()}
 
 
 @torch.no_grad()
-def _look(anatomy: Anatomy, tokens: Int64[Tensor, " tokens"], on_tokens: Callable[[int], None]) -> Pool:
+def _look(anatomy: Anatomy, tokens: Int64[Tensor, " tokens"], on_chunks: Callable[[int], None]) -> Pool:
     runner = BlockRunner(anatomy)
     losses, states = [torch.empty(0)], [torch.empty(0, anatomy.width)]
-    chunks = tokens[: _n_whole(tokens)].view(-1, CHUNK)
+    chunks = tokens[: len(tokens) // CHUNK * CHUNK].view(-1, CHUNK)
     for part in chunks.split(_BATCH_CHUNKS) if len(chunks) else ():
         read = anatomy.tail(runner.run(runner.start(part)))
         logits = anatomy.logits(read)[:, :-1].float()
         nll = F.cross_entropy(logits.transpose(1, 2), part[:, 1:].to(logits.device), reduction="none")
         losses.append(nll.mean(1).cpu())
         states.append(read.float().mean(1).cpu())
-        on_tokens(part.numel())
+        on_chunks(len(part))
     return Pool(tokens, torch.cat(losses), torch.cat(states))
 
 

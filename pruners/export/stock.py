@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -45,16 +46,13 @@ def stock_groups(anatomy: Anatomy) -> tuple[int, ...]:
 
     Configs without a width of heads compute it from their number, and validators refuse some numbers.
     """
-
-    def is_stock(n_groups: int) -> bool:
+    found = []
+    for n_groups in range(anatomy.blocks[0].n_kv_heads, 0, -1):
         kept = [Kept(n_groups, block.ffn_width) for block in anatomy.blocks]
-        try:
+        with suppress(NotStockError):
             stock_model(CutModel(anatomy, kept, planned=True))
-        except NotStockError:
-            return False
-        return True
-
-    return tuple(n for n in range(anatomy.blocks[0].n_kv_heads, 0, -1) if is_stock(n))
+            found.append(n_groups)
+    return tuple(found)
 
 
 def takes_biases(anatomy: Anatomy) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -77,13 +78,11 @@ def _find_container(model: nn.Module, n_blocks: int | None) -> tuple[str, nn.Mod
 
 def _find_ends(model: Any) -> tuple[nn.Embedding, nn.Linear]:
     """The token embedding and the output projection, as the model names them itself."""
-    ends: list[Any] = []
-    for getter in ("get_input_embeddings", "get_output_embeddings"):
-        try:
-            ends.append(getattr(model, getter)())
-        except (AttributeError, NotImplementedError):
-            ends.append(None)
-    embedding, head = ends
+    embedding = head = None
+    with suppress(AttributeError, NotImplementedError):
+        embedding = model.get_input_embeddings()
+    with suppress(AttributeError, NotImplementedError):
+        head = model.get_output_embeddings()
     if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
         raise ValueError(
             f"Expected a token embedding (Embedding) and a head (Linear), found {type(embedding).__name__} "

@@ -115,8 +115,8 @@ def _shares(lines: Sequence[Entry], layers: Sequence[Layer]) -> dict[int, list[f
 def prefix(layers: Sequence[Layer], evidence: Evidence, sparsity: float) -> Ints:
     """Whole sub-layers in the order of a file, as many as the budget allows; the next one in part.
 
-    For results of BlockPruner (Zhong et al. 2025, arXiv 2406.10594) and FinerCut (Zhang et al. 2024, arXiv 2405.18218): one
-    order serves all budgets. In part, because whole sub-layers would miss the budget.
+    For results of BlockPruner (Zhong et al. 2025, arXiv 2406.10594) and FinerCut (Zhang et al. 2024, arXiv 2405.18218):
+    one order serves all budgets. In part, because whole sub-layers would miss the budget.
 
     Args:
         layers: sub-layers; of the next one the units that score least go.
