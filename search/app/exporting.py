@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.search.app.session import Say, check_content, is_sequential, open_session, silent
+from secateur.search.app.session import Say, is_sequential, reopen_session, silent
 from secateur.search.controller import Trial
 from secateur.search.objectives import TASK
 from secateur.search.results.run import Run, open_run
@@ -51,8 +51,7 @@ def export(
 
     view = open_run(directory)
     sequential = is_sequential(view.settings, calibration)
-    session = open_session(view.settings, say, view.shape.latency)
-    check_content(view, session)
+    session = reopen_session(view, say)
     session.pruner.reuse(directory / LEVELS)
     candidate, plan = trial.measurement.candidate, session.plan
     config = session.config(candidate)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.session import Say, check_content, is_sequential, open_session, silent, usage_errors
+from secateur.search.app.session import Say, is_sequential, reopen_session, silent, usage_errors
 from secateur.search.controller import Trial
 from secateur.search.results.run import open_run
 from secateur.search.study.study import Study
@@ -39,21 +39,17 @@ def recover(
     from secateur.search.recovery.tuning import ray_started, train_all
 
     view = open_run(directory)
-    of, session = view.settings, open_session(view.settings, say, view.shape.latency)
-    check_content(view, session)
+    of, session = view.settings, reopen_session(view, say)
     with usage_errors():
         training = new_training(settings.training, session)
     picked = view.as_searched(trials)
     targets = {session.space.target_of(session.space.parse(t.measurement.candidate)) for t in picked}
-    make = partial(
-        RecoveryJob,
-        session.plan,
-        sequential=is_sequential(of),
-        training=training,
-        threads=of.executor.threads,
-    )
-    jobs = {trial.number: make(candidate=trial.measurement.candidate) for trial in picked}
-    seeds = {"evaluator": session.plan.seed, "search": of.seed}
+    plan, sequential, threads = session.plan, is_sequential(of), of.executor.threads
+    jobs = {
+        trial.number: RecoveryJob(plan, trial.measurement.candidate, sequential, training, threads)
+        for trial in picked
+    }
+    seeds = {"evaluator": plan.seed, "search": of.seed}
     del session  # the workers have their own
 
     with Study.open_or_create(directory, view.study.settings, view.study.about) as study:

@@ -144,12 +144,18 @@ def is_sequential(settings: Settings, asked: str | None = None) -> bool:
     return (asked or usual) == "sequential"
 
 
-def check_content(view: Run, session: Session) -> None:
-    """Raise a UsageError unless a run's model and texts are those that it was searched with."""
-    old, new = view.study.about.identity["content"], session.facts()
+def reopen_session(run: Run, say: Say = silent) -> Session:
+    """The session of a run, on the model and texts that it was searched with.
+
+    Raises:
+        UsageError: if they have changed.
+    """
+    session = open_session(run.settings, say, run.shape.latency)
+    old, new = run.study.about.identity["content"], session.facts()
     changed = [name for name in new if old.get(name) != new[name]]
     if changed:
         raise UsageError(
-            f"Expected the model and texts that {view.study.directory} was searched with, got another "
+            f"Expected the model and texts that {run.study.directory} was searched with, got another "
             f"{', '.join(changed)}. Restore them, or search again."
         )
+    return session
