@@ -1,1 +1,1 @@
-"""How weights go: model families, calibration, importance metrics, masks, reconstruction, surgery, export."""
+"""Pruning: model families, calibration, metrics, masks, reconstruction, cutting, recipes, export."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.pruners.recipes.allocation.layers import Entry, Evidence, Layer
+from secateur.pruners.recipes.allocation.layers import Entry, Layer, RuleEvidence
 from secateur.spaces.levels import n_zeros
 
 
@@ -32,7 +32,7 @@ def evidence_of(layers, seed=0):
     """All that rules ask for."""
     rng = np.random.default_rng(seed)
     n_blocks = max(layer.block for layer in layers) + 1
-    return Evidence(
+    return RuleEvidence(
         influence=tuple(rng.uniform(0.01, 0.4, n_blocks)),
         flap=tuple(rng.normal(size=layer.n_units) for layer in layers if layer.size > 1),
         outliers=tuple(rng.uniform(0, 0.1, len(layers))),

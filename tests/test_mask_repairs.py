@@ -11,7 +11,7 @@ from secateur.pruners.masks import mask
 from secateur.pruners.structure.obs import obs_update
 from secateur.pruners.structure.refit import RepairInputs
 from secateur.pruners.weights.mask_repairs import Masked, output_errors
-from secateur.pruners.weights.method import Layer
+from secateur.pruners.weights.method import LayerProblem
 from secateur.pruners.weights.sparsegpt import sparsegpt
 from secateur.spaces.methods import MASK_REPAIRS
 
@@ -103,7 +103,7 @@ def test_obs_of_leading_columns_is_the_structured_update(n_gone):
 
 def test_obs_with_sparsegpts_mask_is_sparsegpt():
     given, _ = masked(2)
-    (wanted,) = sparsegpt(Layer(given.weight, given.inputs, damp=DAMP), [0.5])
+    (wanted,) = sparsegpt(LayerProblem(given.weight, given.inputs, damp=DAMP), [0.5])
     again = Masked(given.weight, wanted != 0, given.inputs, DAMP, "a layer")
     assert torch.allclose(MASK_REPAIRS["obs"].function(again).weight, wanted, atol=1e-3)
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.depth.laco import by_acceptance
-from secateur.pruners.depth.merge_targets import Fitting, Run, block_tensors, point_block, runs_of
+from secateur.pruners.depth.merge_targets import DroppedRun, Fitting, block_tensors, point_block, runs_of
 from secateur.pruners.depth.mka import by_similarity, diffusion_map, neighbour_similarities
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.stock import stock_model
@@ -68,7 +68,7 @@ def repair_live(anatomy, *args):
 
 def test_consecutive_blocks_have_one_merge_target():
     assert runs_of([], 6) == ()
-    assert runs_of([5, 2, 3], 6) == (Run(1, (2, 3)), Run(4, (5,)))
+    assert runs_of([5, 2, 3], 6) == (DroppedRun(1, (2, 3)), DroppedRun(4, (5,)))
     assert runs_of([2, 3], 6)[0].end == 4
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.masks import lowest, mask
 from secateur.pruners.weights.magnitude import magnitude
-from secateur.pruners.weights.method import Layer, Method
+from secateur.pruners.weights.method import LayerProblem, Method
 from secateur.pruners.weights.pruner import prune
 from secateur.pruners.weights.ria import ria
 from secateur.pruners.weights.sparsegpt import sparsegpt
@@ -90,7 +90,7 @@ def test_ria_of_an_empty_row_or_column_is_zero_not_nan():
 @given(st.sampled_from([0.0, 0.3, 0.5, 0.77, 1.0]), st.sampled_from([4, 5, 64]))
 def test_sparsegpt_with_the_identity_as_hessian_is_blockwise_magnitude(sparsity, block_size):
     weight = torch.randn(6, 18, generator=torch.Generator().manual_seed(2))
-    found = sparsegpt(Layer(weight, with_identity(18), block_size=block_size), [sparsity])[0]
+    found = sparsegpt(LayerProblem(weight, with_identity(18), block_size=block_size), [sparsity])[0]
     expected = weight.clone()
     for start in range(0, 18, block_size):
         block = expected[:, start : start + block_size]
@@ -123,7 +123,7 @@ def slow_sparsegpt(weight: Tensor, inputs: InputStatistics, sparsity: float, blo
 def test_sparsegpt_equals_a_slow_readable_reference(block_size):
     weight = torch.randn(12, 100, generator=torch.Generator().manual_seed(3))
     inputs = statistics(correlated(400, 100))
-    found = sparsegpt(Layer(weight, inputs, block_size=block_size), [0.25, 0.6])
+    found = sparsegpt(LayerProblem(weight, inputs, block_size=block_size), [0.25, 0.6])
     for index, sparsity in enumerate((0.25, 0.6)):
         assert torch.allclose(found[index], slow_sparsegpt(weight, inputs, sparsity, block_size), atol=2e-3)
 
@@ -138,13 +138,15 @@ def test_sparsegpt_beats_wanda_in_output_error(seed):
         return float((rows @ (pruned - weight).T).square().sum())
 
     by_wanda = weight * mask(wanda(weight, inputs, GENERATOR), 0.5)
-    assert error(sparsegpt(Layer(weight, inputs), [0.5])[0]) < 0.9 * error(by_wanda)
+    assert error(sparsegpt(LayerProblem(weight, inputs), [0.5])[0]) < 0.9 * error(by_wanda)
 
 
 @given(st.floats(0, 1), st.sampled_from([8, 100]))
 def test_sparsegpt_prunes_exactly_so_many(sparsity, block_size):
     weight = torch.randn(7, 30, generator=torch.Generator().manual_seed(4))
-    found = sparsegpt(Layer(weight, statistics(correlated(90, 30)), block_size=block_size), [sparsity])[0]
+    found = sparsegpt(
+        LayerProblem(weight, statistics(correlated(90, 30)), block_size=block_size), [sparsity]
+    )[0]
     assert int((found == 0).sum()) == n_zeros(sparsity, 210)
 
 
@@ -152,10 +154,10 @@ def test_sparsegpt_with_groups_and_with_inputs_that_are_always_zero():
     rows = correlated(90, 32)
     rows[:, 5] = 0.0
     weight = torch.randn(7, 32, generator=torch.Generator().manual_seed(5))
-    found = sparsegpt(Layer(weight, statistics(rows), group_size=4, block_size=8), [0.5, 0.75])
+    found = sparsegpt(LayerProblem(weight, statistics(rows), group_size=4, block_size=8), [0.5, 0.75])
     assert ((found == 0).reshape(2, 7, 8, 4).sum(-1) == torch.tensor([2, 3])[:, None, None]).all()
     assert torch.isfinite(found).all()
-    assert torch.isfinite(sparsegpt(Layer(weight, statistics(torch.zeros(9, 32))), [0.5])).all()
+    assert torch.isfinite(sparsegpt(LayerProblem(weight, statistics(torch.zeros(9, 32))), [0.5])).all()
 
 
 # --- every method ---

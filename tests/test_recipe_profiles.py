@@ -7,7 +7,7 @@ import json
 import pytest
 
 from secateur.pruners.recipes.allocation.allocate import allocate
-from secateur.pruners.recipes.allocation.layers import BudgetError, Entry, Evidence, Layer
+from secateur.pruners.recipes.allocation.layers import BudgetError, Entry, Layer, RuleEvidence
 from secateur.pruners.recipes.allocation.profile import read_profile
 from tests.recipe_layers import linears, shares, sublayers
 
@@ -25,7 +25,7 @@ def test_a_profile_gives_its_shares(tmp_path):
         {"block": 1, "sparsity": 0.75},
     ]
     layers = sublayers(2, group=48, rest=0)
-    evidence = Evidence(profile=read_profile(write(tmp_path, lines)))
+    evidence = RuleEvidence(profile=read_profile(write(tmp_path, lines)))
     assert allocate("profile", layers, evidence, 0.5625) == (1, 16, 3, 24)
     half = allocate("profile", layers, evidence, 0.5625 / 2)  # all by one factor
     assert shares(layers, half)[1::2] == pytest.approx([0.25, 0.375], abs=0.1)
@@ -33,7 +33,7 @@ def test_a_profile_gives_its_shares(tmp_path):
 
 def test_the_line_that_says_most_counts(tmp_path):
     lines = [{"linear": "layers.0.mlp", "sparsity": 0.1}, {"block": 0, "sparsity": 0.5}]
-    evidence = Evidence(profile=read_profile(write(tmp_path, lines)))
+    evidence = RuleEvidence(profile=read_profile(write(tmp_path, lines)))
     layers = linears(1, (1000, 1000))
     assert allocate("profile", layers, evidence, 0.3) == (500, 100)
 
@@ -42,7 +42,7 @@ def test_what_pick_prints_is_a_profile(tmp_path):
     picked = {"number": 3, "sparsity_of": {"q": 0.2, "o": 0.4, "down": 0.5, "lm_head": 1e-05}}
     profile = read_profile(write(tmp_path, picked))
     assert profile[-1] == Entry(None, None, "lm_head", 1e-05)
-    evidence = Evidence(profile=profile[:-1])
+    evidence = RuleEvidence(profile=profile[:-1])
     layers = [
         Layer(1, "attention", 8, 100, linears=("q", "o")),
         Layer(1, "mlp", 4, 200, linears=("down",)),
@@ -57,7 +57,7 @@ def test_a_prefix_removes_whole_sub_layers_and_a_part_of_the_next(tmp_path):
     path = tmp_path / "order.yaml"
     path.write_text("- {block: 2, kind: attention}\n- {block: 1, kind: mlp}\n- {block: 3, kind: attention}\n")
     layers = sublayers(rest=0)  # attentions of 160 weights, MLPs of 192
-    evidence, total = Evidence(profile=read_profile(path)), sum(layer.n_weights for layer in layers)
+    evidence, total = RuleEvidence(profile=read_profile(path)), sum(layer.n_weights for layer in layers)
     assert allocate("prefix", layers, evidence, 160 / total) == (0, 0, 0, 0, 4, 0, 0, 0)
     assert allocate("prefix", layers, evidence, (160 + 60) / total) == (0, 0, 0, 10, 4, 0, 0, 0)
     assert allocate("prefix", layers, evidence, (160 + 192 + 80) / total) == (0, 0, 0, 32, 4, 0, 2, 0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from secateur.pruners.recipes.allocation.adapt import adapt_shares
 from secateur.pruners.recipes.allocation.allocate import allocate, check_rule, defaults, rules_for
 from secateur.pruners.recipes.allocation.cfsp import cfsp_keeps
-from secateur.pruners.recipes.allocation.layers import BudgetError, Entry, Evidence, Layer
+from secateur.pruners.recipes.allocation.layers import BudgetError, Entry, Layer, RuleEvidence
 from secateur.pruners.recipes.allocation.threshold import NORMALISATIONS
 from secateur.spaces.methods import RULES
 from tests.recipe_layers import evidence_of, linears, removed, shares, sublayers, wanted
@@ -109,9 +109,9 @@ def test_nothing_goes_at_sparsity_0(rule):
 @given(sparsity=st.floats(0, 0.7), score=st.floats(0.001, 1000))
 def test_equal_scores_give_equal_shares(normalise, sparsity, score):
     layers = [replace(layer, scores=np.full(layer.n_units, score)) for layer in sublayers()]
-    even = allocate("uniform", layers, Evidence(), sparsity)
-    assert allocate("global", layers, Evidence(), sparsity, normalise=normalise) == even
-    flat = Evidence(flap=tuple(np.zeros(layer.n_units) for layer in layers))
+    even = allocate("uniform", layers, RuleEvidence(), sparsity)
+    assert allocate("global", layers, RuleEvidence(), sparsity, normalise=normalise) == even
+    flat = RuleEvidence(flap=tuple(np.zeros(layer.n_units) for layer in layers))
     assert allocate("flap", layers, flat, sparsity) == even
 
 
@@ -120,7 +120,7 @@ def test_equal_scores_give_equal_shares(normalise, sparsity, score):
 def test_equal_evidence_gives_equal_shares(sparsity, value):
     layers = linears()
     n = len(layers)
-    flat = Evidence(
+    flat = RuleEvidence(
         (value,) * 3, outliers=(value,) * n, profile=tuple(Entry(b, None, None, value) for b in range(3))
     )
     even = allocate("uniform", layers, flat, sparsity)
@@ -134,7 +134,7 @@ def test_equal_evidence_gives_equal_shares(sparsity, value):
 
 def test_shares_of_few_groups_are_rounded_so_that_their_mean_is_right():
     layers = sublayers(30, 3, 1536, 294_912, 1728, 576)
-    gone = allocate("uniform", layers, Evidence(), 0.2)
+    gone = allocate("uniform", layers, RuleEvidence(), 0.2)
     assert sum(gone[::2]) == 18  # of 90: not 30 and not 0
     assert max(gone[::2]) == 1
     assert max(len(run) for run in "".join(map(str, gone[::2])).split("0")) <= 2  # nowhere in a row
@@ -143,7 +143,7 @@ def test_shares_of_few_groups_are_rounded_so_that_their_mean_is_right():
 
 def test_first_and_last_blocks_are_left_alone_as_in_llm_pruner():
     layers = sublayers(32)
-    gone = allocate("uniform", layers, Evidence(), 0.2, skip_first=0.125, skip_last=0.0625)
+    gone = allocate("uniform", layers, RuleEvidence(), 0.2, skip_first=0.125, skip_last=0.0625)
     touched = {layer.block for layer, n in zip(layers, gone, strict=True) if n}
     assert touched == set(range(4, 30))
     assert np.mean(shares(layers, gone)[8:60]) == pytest.approx(0.2 * 32 / 26, abs=0.01)
@@ -162,7 +162,7 @@ def test_golden_cfsp():
     assert cfsp_keeps(angles, np.ones(4), sparsity, 1.0) == pytest.approx(expected)
     layers = sublayers(4, channels=1000)
     influence = tuple(1 - np.cos(angles * math.pi))
-    gone = allocate("cfsp", layers, Evidence(influence=influence), 0.3, sublayers="both")
+    gone = allocate("cfsp", layers, RuleEvidence(influence=influence), 0.3, sublayers="both")
     assert [1 - x for x in shares(layers, gone)[1::2]] == pytest.approx(expected, abs=0.02)
 
 
@@ -180,7 +180,7 @@ def test_cfsp_shrinks_deviations_where_a_block_would_keep_more_than_it_has():
 
 def test_cfsp_leaves_attentions_whole_as_published():
     layers = sublayers()
-    evidence = Evidence(influence=(0.4, 0.1, 0.2, 0.3))
+    evidence = RuleEvidence(influence=(0.4, 0.1, 0.2, 0.3))
     gone = allocate("cfsp", layers, evidence, 0.3)
     assert set(gone[::2]) == {0}
     assert gone[3] > gone[5] > gone[7] > gone[1]
@@ -195,7 +195,7 @@ def test_golden_adapt():
     assert adapt_shares(relative, layers, 0.5, 0.02) == pytest.approx([0.0, 0.51, 0.99])
     # a larger rate: the first block's 0.02 - 0.04 stays at 0
     assert adapt_shares(relative, layers, 0.2, 0.04) == pytest.approx([0.0, 0.15, 0.45])
-    gone = allocate("adapt", layers, Evidence(influence=(0.3, 0.2, 0.1)), 0.3)
+    gone = allocate("adapt", layers, RuleEvidence(influence=(0.3, 0.2, 0.1)), 0.3)
     assert gone == (0, 300, 600)
 
 
@@ -205,7 +205,7 @@ def test_golden_adapt():
 def test_golden_owl():
     """Shares of outliers 1, 2, 6 % with mean 3: deviations -2, -1, 3 over 3 times 0.08."""
     layers = [Layer(block, "mlp", 1, 3000) for block in range(3)]
-    gone = allocate("owl", layers, Evidence(outliers=(0.01, 0.02, 0.06)), 0.7)
+    gone = allocate("owl", layers, RuleEvidence(outliers=(0.01, 0.02, 0.06)), 0.7)
     assert gone == (round(3000 * (0.7 + 0.16 / 3)), round(3000 * (0.7 + 0.08 / 3)), round(3000 * 0.62))
     assert sum(gone) == 6300
 
@@ -218,7 +218,7 @@ def test_golden_owl():
 )
 def test_owl_stays_within_its_spread(outliers, sparsity, spread):
     layers = linears()
-    gone = allocate("owl", layers, Evidence(outliers=tuple(outliers)), sparsity, spread=spread)
+    gone = allocate("owl", layers, RuleEvidence(outliers=tuple(outliers)), sparsity, spread=spread)
     assert all(abs(share - sparsity) <= spread + 2e-3 for share in shares(layers, gone))
 
 
@@ -255,7 +255,7 @@ def test_missing_evidence_is_named(rule):
     need, message = MISSING[rule]
     assert RULES[rule].evidence == (need,)
     with pytest.raises(ValueError, match=message):
-        allocate(rule, [replace(layer, scores=np.zeros(0)) for layer in sublayers()], Evidence(), 0.2)
+        allocate(rule, [replace(layer, scores=np.zeros(0)) for layer in sublayers()], RuleEvidence(), 0.2)
 
 
 def test_profiles_that_fit_another_model_are_named():
@@ -264,18 +264,18 @@ def test_profiles_that_fit_another_model_are_named():
     with pytest.raises(
         ValueError, match=r"about a layer of the model, got block 9, sparsity 0.2.*named block0.attention"
     ):
-        allocate("profile", layers, Evidence(profile=(*lines, Entry(9, None, None, 0.2))), 0.2)
+        allocate("profile", layers, RuleEvidence(profile=(*lines, Entry(9, None, None, 0.2))), 0.2)
     with pytest.raises(
         ValueError, match=r"a line of `profile` for each layer, got none for block3.attention"
     ):
-        allocate("profile", layers, Evidence(profile=lines[:3]), 0.2)
+        allocate("profile", layers, RuleEvidence(profile=lines[:3]), 0.2)
     with pytest.raises(ValueError, match="`sparsity` in each line"):
-        allocate("profile", layers, Evidence(profile=(*lines[:3], Entry(3))), 0.2)
+        allocate("profile", layers, RuleEvidence(profile=(*lines[:3], Entry(3))), 0.2)
 
 
 def test_bad_numbers_are_named():
     with pytest.raises(ValueError, match=r"`sparsity` within \[0, 1\], got 20"):
-        allocate("uniform", sublayers(), Evidence(), 20.0)
+        allocate("uniform", sublayers(), RuleEvidence(), 20.0)
     with pytest.raises(ValueError, match="NaN or infinity at block1"):
         Layer(1, "mlp", 2, 3, np.array([1.0, np.nan, 2.0]))
     with pytest.raises(ValueError, match="`keep` from 0 to 3, got 4"):

@@ -11,7 +11,7 @@ from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.masks import mask
 from secateur.pruners.weights.admm import Fit, admm
 from secateur.pruners.weights.dsnot import dsnot
-from secateur.pruners.weights.method import Layer, Method
+from secateur.pruners.weights.method import LayerProblem, Method
 from secateur.spaces.levels import n_zeros
 from secateur.spaces.methods import METRICS, RECONSTRUCTIONS
 from tests.models import random_tokens, small_anatomy
@@ -47,13 +47,13 @@ def error(rows: Tensor, pruned: Tensor, weight: Tensor) -> float:
 def test_admm_fits_the_weights_of_wandas_mask(seed):
     """The mask says what stays: a released method on top of it has it the other way round."""
     weight, rows, inputs = problem(seed=seed)
-    for sparsity, found in zip(SPARSITIES, admm(Layer(weight, inputs), SPARSITIES), strict=True):
+    for sparsity, found in zip(SPARSITIES, admm(LayerProblem(weight, inputs), SPARSITIES), strict=True):
         kept = wanda_mask(weight, inputs, sparsity)
         assert torch.equal(found != 0, kept)
         if 0 < sparsity < 1:
             share = 0.7 if sparsity < 0.9 else 0.9
             assert error(rows, found, weight) < share * error(rows, weight * kept, weight)
-    assert torch.allclose(admm(Layer(weight, inputs, damp=0.1), [0.0])[0], weight, atol=1e-4)
+    assert torch.allclose(admm(LayerProblem(weight, inputs, damp=0.1), [0.0])[0], weight, atol=1e-4)
 
 
 def test_admm_goes_to_the_optimum_of_every_row():
@@ -71,7 +71,7 @@ def test_admm_goes_to_the_optimum_of_every_row():
 def test_admm_with_uncorrelated_inputs_leaves_the_weights_as_they_are():
     weight = problem()[0]
     identity = InputStatistics(24, torch.ones(24), torch.eye(24) * 24)
-    (found,) = admm(Layer(weight, identity, damp=0.1), [0.5])
+    (found,) = admm(LayerProblem(weight, identity, damp=0.1), [0.5])
     assert torch.allclose(found, weight * mask(weight.abs(), 0.5), atol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_admm_keeps_patterns_and_bears_inputs_that_are_always_zero():
     rows[:, 5] = 0.0
     inputs = InputStatistics.empty(24, gram=True, device=rows.device)
     inputs.add(rows)
-    (found,) = admm(Layer(weight, inputs, group_size=4, damp=0.1), [0.5])
+    (found,) = admm(LayerProblem(weight, inputs, group_size=4, damp=0.1), [0.5])
     assert ((found == 0).reshape(-1, 4).sum(1) == 2).all()
     assert torch.isfinite(found).all()
 
@@ -113,7 +113,7 @@ def slow_dsnot(weight: Tensor, rows: Tensor, sparsity: float) -> Tensor:
 @pytest.mark.parametrize("seed", range(3))
 def test_dsnot_swaps_until_mean_outputs_agree(seed):
     weight, rows, inputs = problem(seed=seed)
-    for sparsity, found in zip(SPARSITIES, dsnot(Layer(weight, inputs), SPARSITIES), strict=True):
+    for sparsity, found in zip(SPARSITIES, dsnot(LayerProblem(weight, inputs), SPARSITIES), strict=True):
         kept = found != 0
         assert torch.equal(found, weight * kept)  # no weight is changed
         before = wanda_mask(weight, inputs, sparsity)
@@ -130,7 +130,7 @@ def test_dsnot_of_centred_inputs_is_wanda():
     inputs = InputStatistics.empty(24, gram=False, device=rows.device)
     inputs.add(torch.cat([rows, -rows]))
     inputs.total.zero_()  # but for rounding
-    assert torch.equal(dsnot(Layer(weight, inputs), [0.5])[0] != 0, wanda_mask(weight, inputs, 0.5))
+    assert torch.equal(dsnot(LayerProblem(weight, inputs), [0.5])[0] != 0, wanda_mask(weight, inputs, 0.5))
 
 
 # --- GBLM, and the registries ---

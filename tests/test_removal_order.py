@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 
 from secateur.pruners.recipes.allocation.allocate import allocate
-from secateur.pruners.recipes.allocation.layers import Evidence, Layer
+from secateur.pruners.recipes.allocation.layers import Layer, RuleEvidence
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.search.controller import Trial
 from secateur.search.controllers.greedy import Greedy, GreedySettings
@@ -89,7 +89,7 @@ def test_what_a_greedy_run_removed_is_a_prefix(tmp_path, secateur):
     (tmp_path / "order.yaml").write_text(out)
     profile = read_profile(tmp_path / "order.yaml")
     layers = [Layer(i, *of) for i in range(4) for of in (("attention", 60, 2), ("mlp", 10, 12))]
-    gone = allocate("prefix", layers, Evidence(profile=profile), 0.375)
+    gone = allocate("prefix", layers, RuleEvidence(profile=profile), 0.375)
     assert gone == (0, 0, 0, 12, 0, 12, 2, 0)
     assert '"kind": "attention"' in secateur("order", tmp_path / "run", "--json")[1]
 

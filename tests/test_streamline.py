@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.depth import streamline
-from secateur.pruners.depth.merge_targets import Fitting, Run, block_tensors, point_block
+from secateur.pruners.depth.merge_targets import DroppedRun, Fitting, block_tensors, point_block
 from secateur.pruners.depth.streamline import by_window, nested_order
 from secateur.pruners.models.discover import dissect
 from tests.structures import CONFIGS, TOKENS, build, repaired_blocks
@@ -81,7 +81,7 @@ def distance(anatomy, tensors, run):
 
 
 def test_training_brings_the_replacement_nearer(anatomy):
-    run = Run(1, (2, 3))
+    run = DroppedRun(1, (2, 3))
     start = distance(anatomy, block_tensors(anatomy.blocks[1]), run)
     few, more = (
         repaired_blocks(anatomy, run.dropped, "streamline", TOKENS, Fitting(steps, 3, 2e-3))[1]

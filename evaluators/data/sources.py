@@ -38,7 +38,7 @@ class TextError(ValueError):
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """A parsed `data` setting.
 
     Args:
@@ -54,7 +54,7 @@ class Source:
     read: Callable[[], str]
 
 
-def parse(name: str, key: str) -> Source:
+def parse(name: str, key: str) -> TextSource:
     """The source that a setting names; its files must exist, but nothing is read yet.
 
     Args:
@@ -72,7 +72,7 @@ def parse(name: str, key: str) -> Source:
             raise TextError(
                 f"Expected `{key}` docs without a range, got {name}. It is split by topic already."
             )
-        return Source(DOCS, None, frozenset(), str)  # never read: it differs by part
+        return TextSource(DOCS, None, frozenset(), str)  # never read: it differs by part
     if base.startswith(_HUB):
         return _parse_hub(base, span, key)
 
@@ -80,7 +80,7 @@ def parse(name: str, key: str) -> Source:
     if (match := _FIELD.match(base)) is not None and not Path(base).expanduser().exists():
         path, field = match["path"], match["field"]
     files = _files(Path(path).expanduser(), key)
-    return Source(
+    return TextSource(
         f"{Path(path).expanduser().resolve()}:{field}",
         span,
         frozenset(str(file.resolve()) for file in files),
@@ -88,7 +88,7 @@ def parse(name: str, key: str) -> Source:
     )
 
 
-def _parse_hub(name: str, span: Span | None, key: str) -> Source:
+def _parse_hub(name: str, span: Span | None, key: str) -> TextSource:
     pieces = name.removeprefix(_HUB).split(":")
     if len(pieces) > 4 or not pieces[0]:
         raise TextError(
@@ -97,7 +97,7 @@ def _parse_hub(name: str, span: Span | None, key: str) -> Source:
     repository, config, split, field = pieces + [""] * (4 - len(pieces))
     split, field = split or "train", field or "text"
     origin = f"{_HUB}{repository}:{config}:{split}"
-    return Source(
+    return TextSource(
         f"{origin}:{field}", span, frozenset({origin}), lambda: _read_hub(repository, config, split, field)
     )
 

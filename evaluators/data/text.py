@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from secateur.evaluators.data import docs
-from secateur.evaluators.data.sources import DOCS, Source, Span, TextError, parse
+from secateur.evaluators.data.sources import DOCS, Span, TextError, TextSource, parse
 
 Part = Literal["calibration", "search", "test"]
 SHARES: Mapping[Part, float] = MappingProxyType({"calibration": 0.3, "search": 0.4, "test": 0.3})
@@ -129,7 +129,7 @@ class _Piece:
 
     key: str
     name: str
-    source: Source
+    source: TextSource
     span: Span | None
 
     @property

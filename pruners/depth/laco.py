@@ -12,7 +12,14 @@ from torch.nn.functional import cosine_similarity
 
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
-from secateur.pruners.depth.merge_targets import Fitting, Run, merged_tensors, pointed, runs_of, scores_from
+from secateur.pruners.depth.merge_targets import (
+    DroppedRun,
+    Fitting,
+    merged_tensors,
+    pointed,
+    runs_of,
+    scores_from,
+)
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
 
@@ -23,7 +30,7 @@ N_SENTENCES, SENTENCE_TOKENS = 5, 32
 
 
 @torch.no_grad()
-def summed_differences(anatomy: Anatomy, run: Run) -> dict[str, Tensor]:
+def summed_differences(anatomy: Anatomy, run: DroppedRun) -> dict[str, Tensor]:
     """Parameters of the merge target with those of the dropped blocks merged in, from the dense model.
 
     ``theta* = theta_l + sum over i of (theta_l+i - theta_l)`` (LaCo, Yang et al. 2024, arXiv 2402.11187, the
@@ -100,7 +107,7 @@ class _Trial:
 
 
 def merged(
-    anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
+    anatomy: Anatomy, runs: Sequence[DroppedRun], tokens: Int[Tensor, "windows length"], fitting: Fitting
 ) -> dict[int, dict[str, Tensor]]:
     """`summed_differences` of each run."""
     return {run.target: summed_differences(anatomy, run) for run in runs}

@@ -14,7 +14,7 @@ from secateur.pruners.models.anatomy import Anatomy, Block
 
 
 @dataclass(frozen=True)
-class Run:
+class DroppedRun:
     """Consecutive dropped blocks.
 
     Args:
@@ -31,7 +31,7 @@ class Run:
         return self.dropped[-1] + 1
 
 
-def runs_of(dropped: Sequence[int], n_blocks: int) -> tuple[Run, ...]:
+def runs_of(dropped: Sequence[int], n_blocks: int) -> tuple[DroppedRun, ...]:
     """Runs of consecutive dropped blocks, in order.
 
     Raises:
@@ -42,12 +42,12 @@ def runs_of(dropped: Sequence[int], n_blocks: int) -> tuple[Run, ...]:
             f"Expected `dropped` to be different blocks from 1 to {n_blocks - 1}, got {list(dropped)}. "
             "Block 0 is always kept."
         )
-    runs: list[Run] = []
+    runs: list[DroppedRun] = []
     for index in sorted(dropped):
         if runs and runs[-1].end == index:
-            runs[-1] = Run(runs[-1].target, (*runs[-1].dropped, index))
+            runs[-1] = DroppedRun(runs[-1].target, (*runs[-1].dropped, index))
         else:
-            runs.append(Run(index - 1, (index,)))
+            runs.append(DroppedRun(index - 1, (index,)))
     return tuple(runs)
 
 
@@ -81,7 +81,7 @@ def pointed(block: Block, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         point_block(block, before)
 
 
-def merged_tensors(anatomy: Anatomy, run: Run) -> list[dict[str, Tensor]]:
+def merged_tensors(anatomy: Anatomy, run: DroppedRun) -> list[dict[str, Tensor]]:
     """Parameters of the merge target, and of each block that is merged into it.
 
     Raises:
@@ -124,7 +124,7 @@ class Fitting:
 
 
 def nothing(
-    anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
+    anatomy: Anatomy, runs: Sequence[DroppedRun], tokens: Int[Tensor, "windows length"], fitting: Fitting
 ) -> dict[int, dict[str, Tensor]]:
     """No repair: the kept blocks are unchanged."""
     return {}

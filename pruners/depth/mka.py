@@ -12,7 +12,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
-from secateur.pruners.depth.merge_targets import Fitting, Run, merged_tensors
+from secateur.pruners.depth.merge_targets import DroppedRun, Fitting, merged_tensors
 from secateur.pruners.models.anatomy import Anatomy
 
 N_SAMPLES = 256  # tokens whose states are compared
@@ -20,7 +20,7 @@ N_DIMENSIONS = 2  # of the embedded manifolds
 
 
 @torch.no_grad()
-def fused(anatomy: Anatomy, run: Run, similarities: tuple[float, ...]) -> dict[str, Tensor]:
+def fused(anatomy: Anatomy, run: DroppedRun, similarities: tuple[float, ...]) -> dict[str, Tensor]:
     """Parameters of the merge target with those of the dropped blocks fused in, from the dense model.
 
     ``theta = r theta_i + (1 - r) theta_j`` (MKA, Liu et al. 2024, arXiv 2406.16330), one block j after the other,
@@ -119,7 +119,7 @@ def _entropy(p: Float[Tensor, "..."]) -> Float[Tensor, ""]:
 
 
 def fused_by_similarity(
-    anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
+    anatomy: Anatomy, runs: Sequence[DroppedRun], tokens: Int[Tensor, "windows length"], fitting: Fitting
 ) -> dict[int, dict[str, Tensor]]:
     """`fused` of each run."""
     similarities = neighbour_similarities(anatomy, tokens)

@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
-from secateur.pruners.depth.merge_targets import Fitting, Run, block_tensors, scores_from
+from secateur.pruners.depth.merge_targets import DroppedRun, Fitting, block_tensors, scores_from
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.memory import check_memory
 from secateur.pruners.models.runner import BlockRunner
@@ -27,7 +27,7 @@ WEIGHT_DECAY, CLIP = 1e-3, 5.0
 
 
 def replacements(
-    anatomy: Anatomy, runs: Sequence[Run], tokens: Int[Tensor, "windows length"], fitting: Fitting
+    anatomy: Anatomy, runs: Sequence[DroppedRun], tokens: Int[Tensor, "windows length"], fitting: Fitting
 ) -> dict[int, dict[str, Tensor]]:
     """Parameters of each run's merge target, trained so that its output is that of the run's last block.
 
@@ -51,7 +51,7 @@ def replacements(
 @torch.enable_grad()
 def _fit(
     anatomy: Anatomy,
-    run: Run,
+    run: DroppedRun,
     tokens: Int[Tensor, "windows length"],
     states: Mapping[int, Float[Tensor, "windows length width"]],
     fitting: Fitting,
@@ -107,7 +107,7 @@ def _in_fp32(value: Any) -> Any:
 
 
 def _check_memory(
-    anatomy: Anatomy, runs: Sequence[Run], tokens: Tensor, n_borders: int, fitting: Fitting
+    anatomy: Anatomy, runs: Sequence[DroppedRun], tokens: Tensor, n_borders: int, fitting: Fitting
 ) -> None:
     block = anatomy.blocks[runs[0].target]
     n_params = sum(x.numel() for x in block_tensors(block).values())

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur.pruners.depth.merge_targets import Fitting, Run, point_block, runs_of
+from secateur.pruners.depth.merge_targets import DroppedRun, Fitting, point_block, runs_of
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
@@ -65,7 +65,7 @@ def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
 
 
 def _merged(
-    context: RecipeContext, sample: Sample, run: Run, repair: str, fitting: Fitting
+    context: RecipeContext, sample: Sample, run: DroppedRun, repair: str, fitting: Fitting
 ) -> Mapping[str, Tensor]:
     """New parameters of the merge target of a run, by their names within the block."""
     repaired: Mapping[int, Mapping[str, Tensor]] = DEPTH_REPAIRS[repair].function(

@@ -8,8 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.recipes.allocation.filling import wanted_weights
-from secateur.pruners.recipes.allocation.layers import Evidence as Known
-from secateur.pruners.recipes.allocation.layers import Ints, Layer
+from secateur.pruners.recipes.allocation.layers import Ints, Layer, RuleEvidence
 from secateur.pruners.recipes.allocation.threshold import threshold
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.refit import RepairInputs
@@ -52,7 +51,7 @@ def mean_bias(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor,
     return [weighted[:, count:].sum(1) for count in counts]
 
 
-def allocation(layers: Sequence[Layer], evidence: Known, sparsity: float) -> Ints:
+def allocation(layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float) -> Ints:
     """One threshold for the standardised fluctuations, whatever metric ranks the units within their layer.
 
     FLAP's adaptive allocation (An et al. 2024, arXiv 2312.11983, eq. 6). A group counts for its parameters, as in the

@@ -9,14 +9,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from secateur.pruners.linalg import check_finite
-from secateur.pruners.weights.method import Layer
+from secateur.pruners.weights.method import LayerProblem
 from secateur.pruners.weights.wanda import wanda_mask
 
 N_STEPS = 20
 RHO = 1.0
 
 
-def admm(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
+def admm(layer: LayerProblem, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
     """The weight at each sparsity: Wanda's mask, and the kept weights fitted to the dense outputs.
 
     Fast and Optimal Weight Update (Boza 2024, arXiv 2401.02938, algorithm 1). The paper's variant that chooses the

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from secateur.pruners.weights.method import Layer
+from secateur.pruners.weights.method import LayerProblem
 from secateur.pruners.weights.wanda import wanda_mask
 
 N_SWAPS = 50
 
 
-def dsnot(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
+def dsnot(layer: LayerProblem, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
     """The weight at each sparsity: Wanda's mask, improved row by row.
 
     Dynamic Sparse no Training (Zhang et al. 2024, arXiv 2310.08915, eq. 3 to 6). The expected error of an output
@@ -29,7 +29,7 @@ def dsnot(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels ou
     return torch.stack([layer.weight * kept for kept in masks])
 
 
-def _swapped(kept: Bool[Tensor, "out in"], layer: Layer) -> Bool[Tensor, "out in"]:
+def _swapped(kept: Bool[Tensor, "out in"], layer: LayerProblem) -> Bool[Tensor, "out in"]:
     """The mask (True = keep) after the swaps."""
     weight, inputs = layer.weight.float(), layer.inputs
     assert inputs.total is not None, "the caller collects what the registry says that is needed"

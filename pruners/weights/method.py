@@ -23,7 +23,7 @@ from secateur.spaces.names import nearest
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerProblem:
     """Layer that a reconstruction of weights works on.
 
     Args:
@@ -183,7 +183,7 @@ class Method:
         if self.updates_weights:
             assert inputs is not None
             settings = self.compares, self.group_size, self.damp, self.block_size
-            layer = Layer(linear.weight, inputs, *settings, linear.name)
+            layer = LayerProblem(linear.weight, inputs, *settings, linear.name)
             found: Tensor = RECONSTRUCTIONS[self.name].function(layer, sparsities)
             return found
         levels = sorted({0.0, *sparsities})

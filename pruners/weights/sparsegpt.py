@@ -10,14 +10,14 @@ from torch import Tensor
 
 from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.masks import lowest
-from secateur.pruners.weights.method import Layer
+from secateur.pruners.weights.method import LayerProblem
 from secateur.spaces.levels import n_zeros
 
 _LAZY = 16
 """Columns that are updated one by one before the rest of the block is updated in one product."""
 
 
-def sparsegpt(layer: Layer, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
+def sparsegpt(layer: LayerProblem, sparsities: Sequence[float]) -> Float[Tensor, "levels out in"]:
     """The weight at each sparsity, pruned and updated by blocked optimal brain surgery.
 
     Frantar and Alistarh 2023 (arXiv 2301.00774, algorithm 1). All sparsities are pruned together:
@@ -113,7 +113,7 @@ def _group_mask(
     return gone.permute(2, 0, 1).contiguous()
 
 
-def _check(layer: Layer) -> None:
+def _check(layer: LayerProblem) -> None:
     n_in, group_size = layer.weight.shape[1], layer.group_size
     if layer.inputs.gram is None:
         raise ValueError(f"Expected the Gram matrix of the inputs, got moments only at {layer.name}.")

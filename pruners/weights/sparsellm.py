@@ -14,7 +14,7 @@ from secateur.pruners.linalg import input_factor, least_squares
 from secateur.pruners.masks import check_sparsity
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear, Role
 from secateur.pruners.models.memory import check_memory
-from secateur.pruners.weights.method import Layer
+from secateur.pruners.weights.method import LayerProblem
 from secateur.pruners.weights.sparsegpt import sparsegpt
 
 N_STEPS = 8  # alternations, the released number for Llama
@@ -192,7 +192,7 @@ def _pruned(
     sparsity: Mapping[str, float],
     damp: float,
 ) -> Float[Tensor, "out in"]:
-    layer = Layer(weight, inputs, damp=damp, name=linear.name)
+    layer = LayerProblem(weight, inputs, damp=damp, name=linear.name)
     return sparsegpt(layer, [sparsity.get(linear.name, 0.0)])[0]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.masks import mask
-from secateur.pruners.weights.method import Layer
+from secateur.pruners.weights.method import LayerProblem
 
 
 def wanda(
@@ -22,7 +22,7 @@ def wanda(
     return weight.abs().float() * inputs.norm
 
 
-def wanda_mask(layer: Layer, sparsity: float) -> Bool[Tensor, "out in"]:
+def wanda_mask(layer: LayerProblem, sparsity: float) -> Bool[Tensor, "out in"]:
     """Wanda's mask (True = keep) of a layer, which other methods start from."""
     score = layer.weight.float().abs() * layer.inputs.norm
     return mask(score, sparsity, comparison=layer.comparison, group_size=layer.group_size, name=layer.name)

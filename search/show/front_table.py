@@ -26,7 +26,7 @@ PIPE_WIDTH = 160  # columns of a table in a file or a pipe
 
 
 @dataclass(frozen=True)
-class Row:
+class FrontRow:
     """Row of the front's table.
 
     Args:
@@ -46,12 +46,12 @@ class Row:
     on_front: bool = False
 
 
-def row_of(run: Run, trial: Trial, note: str = "", *, on_front: bool = False) -> Row:
+def row_of(run: Run, trial: Trial, note: str = "", *, on_front: bool = False) -> FrontRow:
     """Row of one trial."""
-    return Row(trial, run.values_of(trial), run.test_of(trial), run.recovered_of(trial), note, on_front)
+    return FrontRow(trial, run.values_of(trial), run.test_of(trial), run.recovered_of(trial), note, on_front)
 
 
-def front_rows(run: Run) -> list[Row]:
+def front_rows(run: Run) -> list[FrontRow]:
     """Rows of the front, the best of the first objective first, then of the other baselines.
 
     Raises:
@@ -87,10 +87,10 @@ def _compared(trial: Trial, baselines: Mapping[str, Trial], known: Mapping[str, 
     return f"{trial.measurement.values['loss'] / loss:.2f}x the loss of {name}" if loss > 0 else ""
 
 
-def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
+def columns(run: Run) -> list[tuple[str, Callable[[FrontRow], str]]]:
     """Headings and cell texts of the columns of the front's table."""
 
-    def value(name: str) -> Callable[[Row], str]:
+    def value(name: str) -> Callable[[FrontRow], str]:
         return lambda row: shown(name, row.values[name], absent="–")
 
     def loss(m: Measurement | None) -> str:
@@ -102,7 +102,7 @@ def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
     rows = front_rows(run)
     names = [*run.objectives, *(n for n in ("sparsity",) if n not in run.objectives)]
     known = [n for n in names if all(n in row.values for row in rows)]
-    found: list[tuple[str, Callable[[Row], str]]] = [("trial", lambda row: str(row.trial.number))]
+    found: list[tuple[str, Callable[[FrontRow], str]]] = [("trial", lambda row: str(row.trial.number))]
     found += [(objective(name).label, value(name)) for name in known]
     found.append(("perplexity", lambda row: ppl(row.trial.measurement)))
     found.append(("test loss", lambda row: loss(row.test)))
@@ -114,7 +114,7 @@ def columns(run: Run) -> list[tuple[str, Callable[[Row], str]]]:
     return [*found, ("", lambda row: row.note)]
 
 
-def as_table(run: Run, rows: Sequence[Row]) -> Table:
+def as_table(run: Run, rows: Sequence[FrontRow]) -> Table:
     """Table for a terminal; baselines that are not on the front are dim."""
     from rich.table import Table
     from rich.text import Text
@@ -157,7 +157,7 @@ def loss_words(run: Run) -> str:
     return f"geometric mean over {n_cases} cases of the ratio to the loss of {reference} ({loss})"
 
 
-def front_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
+def front_json(run: Run, rows: Sequence[FrontRow]) -> dict[str, Any]:
     """JSON of the rows, with exact values."""
     objectives = {
         name: {"unit": objective(name).unit, "direction": objective(name).direction}
@@ -175,7 +175,7 @@ def front_json(run: Run, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def row_json(row: Row) -> dict[str, Any]:
+def row_json(row: FrontRow) -> dict[str, Any]:
     """JSON of one row."""
     m = row.trial.measurement
     return {

@@ -18,7 +18,7 @@ from secateur.search.results.run import Run
 from secateur.search.results.targets import best_by_target, loss_series, target_sparsities
 from secateur.search.show.front_plot import plot_front
 from secateur.search.show.front_table import (
-    Row,
+    FrontRow,
     caption,
     columns,
     feasible_baselines,
@@ -102,7 +102,7 @@ def _typeset(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _page(run: Run, rows: Sequence[Row], trial: Trial, pictures: Mapping[str, Path]) -> str:
+def _page(run: Run, rows: Sequence[FrontRow], trial: Trial, pictures: Mapping[str, Path]) -> str:
     facts = summary(run)
     templates = Environment(
         loader=PackageLoader("secateur.search.show"),

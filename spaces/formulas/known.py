@@ -10,7 +10,7 @@ from secateur.spaces.formulas.tree import Tree
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownFormula:
     """A published formula.
 
     Args:
@@ -25,17 +25,18 @@ class Known:
 
 
 # fmt: off
-KNOWN: dict[str, Known] = {
-    "magnitude": Known("abs(W)", "compared over the layer", "https://arxiv.org/abs/1506.02626"),
-    "wanda": Known("abs(W) * X", "compared per output", "https://arxiv.org/abs/2306.11695"),
-    "ria": Known("(abs(W) / R + abs(W) / C) * sqrt(X)", "compared per output; undefined where a row or column is zero",
-                 "https://openreview.net/forum?id=Tr0lPx9woF"),
-    "gblm": Known(
+KNOWN: dict[str, KnownFormula] = {
+    "magnitude": KnownFormula("abs(W)", "compared over the layer", "https://arxiv.org/abs/1506.02626"),
+    "wanda": KnownFormula("abs(W) * X", "compared per output", "https://arxiv.org/abs/2306.11695"),
+    "ria": KnownFormula("(abs(W) / R + abs(W) / C) * sqrt(X)",
+                        "compared per output; undefined where a row or column is zero",
+                        "https://openreview.net/forum?id=Tr0lPx9woF"),
+    "gblm": KnownFormula(
         "abs(W) * (X + 25 * G)",
         "the released script's weighting (gradients times 100, summed over 128 windows of 2048 tokens) in our units",
         "https://arxiv.org/abs/2311.04902"),
-    "pruner-zero": Known("abs(W * W) * minmax(G)", "the best formula published", "https://arxiv.org/abs/2406.02924"),
-    "obs": Known("square(W) / H", "optimal brain surgeon's saliency per weight, without the update",
+    "pruner-zero": KnownFormula("abs(W * W) * minmax(G)", "the best formula published", "https://arxiv.org/abs/2406.02924"),
+    "obs": KnownFormula("square(W) / H", "optimal brain surgeon's saliency per weight, without the update",
                  "https://arxiv.org/abs/2301.00774"),
 }
 # fmt: on

@@ -19,7 +19,7 @@ from secateur.spaces.formulas.tree import Apply, Constant, Terminal, Tree, fold,
 
 
 @dataclass(frozen=True)
-class Rule:
+class RewriteRule:
     """Pattern and its replacement; x and y match any formula.
 
     Args:
@@ -37,55 +37,55 @@ class Rule:
     total: str = ""
 
 
-RULES: tuple[Rule, ...] = (
-    Rule("neg(neg(x))", "x"),
-    Rule("neg(x - y)", "y - x"),
-    Rule("abs(x)", "x", nonnegative="x"),
-    Rule("abs(neg(x))", "abs(x)"),
-    Rule("square(neg(x))", "square(x)"),
-    Rule("square(abs(x))", "square(x)"),
-    Rule("abs(x) * abs(y)", "abs(x * y)"),
-    Rule("abs(x) / abs(y)", "abs(x / y)"),
-    Rule("x * x", "square(x)"),
-    Rule("min(x, x)", "x"),
-    Rule("max(x, x)", "x"),
-    Rule("min(x, max(x, y))", "x", total="y"),
-    Rule("max(x, min(x, y))", "x", total="y"),
-    Rule("minmax(minmax(x))", "minmax(x)"),
-    Rule("0 + x", "x"),
-    Rule("x - 0", "x"),
-    Rule("0 - x", "neg(x)"),
-    Rule("1 * x", "x"),
-    Rule("-1 * x", "neg(x)"),
-    Rule("x / 1", "x"),
-    Rule("x / -1", "neg(x)"),
-    Rule("x + neg(y)", "x - y"),
-    Rule("x - neg(y)", "x + y"),
-    Rule("neg(x) * neg(y)", "x * y"),
-    Rule("neg(x) / neg(y)", "x / y"),
-    Rule("x - x", "0", total="x"),
-    Rule("0 * x", "0", total="x"),
-    Rule("0 / x", "0", positive="x", total="x"),
-    Rule("x / x", "1", positive="x", total="x"),
-    Rule("pow(x, 0)", "1", total="x"),
-    Rule("pow(1, x)", "1", total="x"),
-    Rule("pow(x, 1)", "x", exact=False),
-    Rule("pow(x, 2)", "square(x)", exact=False),
-    Rule("pow(x, 0.5)", "sqrt(x)", exact=False),
-    Rule("log(exp(x))", "x", exact=False),
-    Rule("exp(log(x))", "x", exact=False, positive="x"),
-    Rule("sqrt(square(x))", "abs(x)", exact=False),
-    Rule("square(sqrt(x))", "x", exact=False, nonnegative="x"),
-    Rule("zscore(zscore(x))", "zscore(x)", exact=False),
-    Rule("zscore(minmax(x))", "zscore(x)", exact=False),
-    Rule("minmax(zscore(x))", "minmax(x)", exact=False),
-    Rule("rank(rank(x))", "rank(x)", exact=False),
+RULES: tuple[RewriteRule, ...] = (
+    RewriteRule("neg(neg(x))", "x"),
+    RewriteRule("neg(x - y)", "y - x"),
+    RewriteRule("abs(x)", "x", nonnegative="x"),
+    RewriteRule("abs(neg(x))", "abs(x)"),
+    RewriteRule("square(neg(x))", "square(x)"),
+    RewriteRule("square(abs(x))", "square(x)"),
+    RewriteRule("abs(x) * abs(y)", "abs(x * y)"),
+    RewriteRule("abs(x) / abs(y)", "abs(x / y)"),
+    RewriteRule("x * x", "square(x)"),
+    RewriteRule("min(x, x)", "x"),
+    RewriteRule("max(x, x)", "x"),
+    RewriteRule("min(x, max(x, y))", "x", total="y"),
+    RewriteRule("max(x, min(x, y))", "x", total="y"),
+    RewriteRule("minmax(minmax(x))", "minmax(x)"),
+    RewriteRule("0 + x", "x"),
+    RewriteRule("x - 0", "x"),
+    RewriteRule("0 - x", "neg(x)"),
+    RewriteRule("1 * x", "x"),
+    RewriteRule("-1 * x", "neg(x)"),
+    RewriteRule("x / 1", "x"),
+    RewriteRule("x / -1", "neg(x)"),
+    RewriteRule("x + neg(y)", "x - y"),
+    RewriteRule("x - neg(y)", "x + y"),
+    RewriteRule("neg(x) * neg(y)", "x * y"),
+    RewriteRule("neg(x) / neg(y)", "x / y"),
+    RewriteRule("x - x", "0", total="x"),
+    RewriteRule("0 * x", "0", total="x"),
+    RewriteRule("0 / x", "0", positive="x", total="x"),
+    RewriteRule("x / x", "1", positive="x", total="x"),
+    RewriteRule("pow(x, 0)", "1", total="x"),
+    RewriteRule("pow(1, x)", "1", total="x"),
+    RewriteRule("pow(x, 1)", "x", exact=False),
+    RewriteRule("pow(x, 2)", "square(x)", exact=False),
+    RewriteRule("pow(x, 0.5)", "sqrt(x)", exact=False),
+    RewriteRule("log(exp(x))", "x", exact=False),
+    RewriteRule("exp(log(x))", "x", exact=False, positive="x"),
+    RewriteRule("sqrt(square(x))", "abs(x)", exact=False),
+    RewriteRule("square(sqrt(x))", "x", exact=False, nonnegative="x"),
+    RewriteRule("zscore(zscore(x))", "zscore(x)", exact=False),
+    RewriteRule("zscore(minmax(x))", "zscore(x)", exact=False),
+    RewriteRule("minmax(zscore(x))", "minmax(x)", exact=False),
+    RewriteRule("rank(rank(x))", "rank(x)", exact=False),
 )
 
-EXACT: tuple[Rule, ...] = tuple(rule for rule in RULES if rule.exact)
+EXACT: tuple[RewriteRule, ...] = tuple(rule for rule in RULES if rule.exact)
 
 
-def simplify(tree: Tree, rules: tuple[Rule, ...] = RULES) -> Tree:
+def simplify(tree: Tree, rules: tuple[RewriteRule, ...] = RULES) -> Tree:
     """Canonical form: no rule applies, and arguments of commutative operators are sorted.
 
     Operators of constants are computed, which rounds, unless all given rules are exact.
@@ -109,13 +109,13 @@ def simplify(tree: Tree, rules: tuple[Rule, ...] = RULES) -> Tree:
     return tree
 
 
-_Compiled = Mapping[str, Sequence[tuple[Rule, Tree, Tree]]]
+_Compiled = Mapping[str, Sequence[tuple[RewriteRule, Tree, Tree]]]
 
 
 @cache
-def _compiled(rules: tuple[Rule, ...]) -> _Compiled:
+def _compiled(rules: tuple[RewriteRule, ...]) -> _Compiled:
     """Rules as trees, by the root operator of the pattern."""
-    by_operator: dict[str, list[tuple[Rule, Tree, Tree]]] = {}
+    by_operator: dict[str, list[tuple[RewriteRule, Tree, Tree]]] = {}
     for rule in rules:
         pattern, result = (parse(text, terminals=("x", "y")) for text in (rule.pattern, rule.result))
         assert isinstance(pattern, Apply)
@@ -143,7 +143,7 @@ def _match(pattern: Tree, tree: Tree, bound: dict[str, Tree]) -> dict[str, Tree]
     return None
 
 
-def _allowed(rule: Rule, found: Mapping[str, Tree]) -> bool:
+def _allowed(rule: RewriteRule, found: Mapping[str, Tree]) -> bool:
     return (
         all(facts_of(found[name]).positive for name in rule.positive)
         and all(facts_of(found[name]).nonnegative for name in rule.nonnegative)

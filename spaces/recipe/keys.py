@@ -36,7 +36,7 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Rule:
+class ValueRule:
     """Allowed values of a key.
 
     Args:
@@ -61,7 +61,7 @@ class Leaf:
     """
 
     default: Any
-    rule: Rule
+    rule: ValueRule
     when: tuple[Condition, ...] = ()
     options: tuple[Any, ...] = ()
     ordered: bool = False
@@ -81,22 +81,24 @@ def is_whole(value: Any) -> bool:
     return is_number(value) and float(value).is_integer()
 
 
-def _between(low: float, high: float) -> Rule:
-    return Rule(f"within [{low:g}, {high:g}]", lambda x: is_number(x) and low <= x <= high)
+def _between(low: float, high: float) -> ValueRule:
+    return ValueRule(f"within [{low:g}, {high:g}]", lambda x: is_number(x) and low <= x <= high)
 
 
-def _whole(low: int) -> Rule:
-    return Rule(f"to be a whole number >= {low}", lambda x: is_whole(x) and x >= low)
+def _whole(low: int) -> ValueRule:
+    return ValueRule(f"to be a whole number >= {low}", lambda x: is_whole(x) and x >= low)
 
 
-def _one_of(*names: Any) -> Rule:
+def _one_of(*names: Any) -> ValueRule:
     listed = ", ".join(str(name) for name in names)
-    return Rule(f"to be one of {listed}", lambda x: not isinstance(x, bool | list | dict) and x in names)
+    return ValueRule(f"to be one of {listed}", lambda x: not isinstance(x, bool | list | dict) and x in names)
 
 
-_NAME = Rule("to be a name", lambda x: isinstance(x, str) and re.fullmatch(r"[^;|\s][^;|\n]*", x) is not None)
+_NAME = ValueRule(
+    "to be a name", lambda x: isinstance(x, str) and re.fullmatch(r"[^;|\s][^;|\n]*", x) is not None
+)
 SOURCE_NAME = re.compile(r"[\w.-]+")
-_SOURCES = Rule(
+_SOURCES = ValueRule(
     "to give names of sources whole weights, one of them > 0",
     lambda x: (
         isinstance(x, Mapping)
@@ -105,19 +107,19 @@ _SOURCES = Rule(
         and any(x.values())
     ),
 )
-_QUANTILES = Rule(
+_QUANTILES = ValueRule(
     "to be two numbers, 0 <= the first < the second <= 1",
     lambda x: (
         isinstance(x, list | tuple) and len(x) == 2 and all(map(is_number, x)) and 0 <= x[0] < x[1] <= 1
     ),
 )
-_CLUSTERS = Rule(
+_CLUSTERS = ValueRule(
     f"to list clusters from 0 to {N_CLUSTERS - 1}",
     lambda x: (
         isinstance(x, list | tuple) and len(x) > 0 and all(is_whole(i) and 0 <= i < N_CLUSTERS for i in x)
     ),
 )
-_WEIGHTS = Rule(
+_WEIGHTS = ValueRule(
     f"to give some of {', '.join(MATRICES)} weights within [0, 1]",
     lambda x: (
         isinstance(x, Mapping)

@@ -10,7 +10,7 @@ from secateur.spaces.methods import TABLE, Unit
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRecipe:
     """A published method, calibrated on the user's data; training afterwards is no part of a recipe.
 
     Args:
@@ -30,15 +30,17 @@ _PAPERS = {(row.unit, row.name): row.paper for row in TABLE if row.stage not in 
 _ENDS = {"rule": "uniform", "skip_first": 0.125, "skip_last": 0.0625}  # 4 and 2 of 32 blocks stay dense
 
 
-def _of(unit: Unit, metric: str | dict[str, Any], summary: str, paper: str = "", **further: Any) -> Known:
+def _of(
+    unit: Unit, metric: str | dict[str, Any], summary: str, paper: str = "", **further: Any
+) -> KnownRecipe:
     """A row; its paper is that of the metric unless its arXiv number is given."""
     name = metric if isinstance(metric, str) else metric["name"]
     address = f"https://arxiv.org/abs/{paper}" if paper else _PAPERS[unit, name]
-    return Known(unit, {"metric": metric, **further}, address, summary)
+    return KnownRecipe(unit, {"metric": metric, **further}, address, summary)
 
 
 # fmt: off
-KNOWN: dict[str, Known] = {
+KNOWN: dict[str, KnownRecipe] = {
     "magnitude": _of("weights", {"name": "magnitude", "comparison": "layer"}, "smallest weights of each layer"),
     "wanda": _of("weights", "wanda", "weight times input norm, by output"),
     "ria": _of("weights", "ria", "relative importance and activations, without channel permutation"),

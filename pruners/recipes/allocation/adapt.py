@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from secateur.pruners.recipes.allocation.filling import relative_to_largest, to_budget
-from secateur.pruners.recipes.allocation.layers import BudgetError, Evidence, Floats, Ints, Layer
+from secateur.pruners.recipes.allocation.layers import BudgetError, Floats, Ints, Layer, RuleEvidence
 
 STEP, LIMIT, MOST_STEPS = 0.02, 0.99, 1000
 """Of Adapt-Pruner: the growth of every share in a step, and the largest share; and a limit of the steps."""
 
 
-def adapt(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, rate: float) -> Ints:
+def adapt(layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float, *, rate: float) -> Ints:
     """Shares that grow in steps, faster where a block changes its input's direction less than the mean.
 
     Adapt-Pruner (arXiv 2502.03460): S <- clip(S + 0.02 - A I, 0, 0.99), with I the blocks'

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from secateur.pruners.recipes.allocation.filling import wanted_weights
-from secateur.pruners.recipes.allocation.layers import Evidence, Layer
+from secateur.pruners.recipes.allocation.layers import Layer, RuleEvidence
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.spaces.methods import RULES, Unit
 from secateur.spaces.names import nearest
@@ -49,7 +49,7 @@ def removed(
 
     Args:
         config: the recipe.
-        further: functions that compute parts of `Evidence` by name, called for the parts that the rule needs.
+        further: functions that compute parts of `RuleEvidence` by name, called for the parts that the rule needs.
 
     Raises:
         BudgetError: if the rule can't reach the sparsity.
@@ -61,12 +61,16 @@ def removed(
         "profile": lambda: tuple(context.profile),
         **further,
     }
-    evidence = Evidence(**{name: parts[name]() for name in RULES[rule].evidence if name in parts})
+    evidence = RuleEvidence(**{name: parts[name]() for name in RULES[rule].evidence if name in parts})
     return allocate(rule, layers, evidence, config["sparsity"], **parameters)
 
 
 def allocate(
-    rule: str, layers: Sequence[Layer], evidence: Evidence, sparsity: float, **parameters: int | float | str
+    rule: str,
+    layers: Sequence[Layer],
+    evidence: RuleEvidence,
+    sparsity: float,
+    **parameters: int | float | str,
 ) -> tuple[int, ...]:
     """Number of units that each layer loses, at this share of all weights.
 
@@ -104,7 +108,7 @@ def allocate(
     return tuple(gone.tolist())
 
 
-def _check_needs(needs: Sequence[str], layers: Sequence[Layer], evidence: Evidence, rule: str) -> None:
+def _check_needs(needs: Sequence[str], layers: Sequence[Layer], evidence: RuleEvidence, rule: str) -> None:
     n_blocks = max(layer.block for layer in layers) + 1
     lengths = {
         "scores": (sum(len(layer.scores) > 0 or not layer.n_free for layer in layers), len(layers)),

@@ -9,10 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from secateur.pruners.recipes.allocation.filling import check_reach, to_budget, wanted_weights
-from secateur.pruners.recipes.allocation.layers import Evidence, Floats, Ints, Layer
+from secateur.pruners.recipes.allocation.layers import Floats, Ints, Layer, RuleEvidence
 
 
-def cfsp(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, a: float, sublayers: str) -> Ints:
+def cfsp(
+    layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float, *, a: float, sublayers: str
+) -> Ints:
     """Kept shares by a sigmoid of the angle between a block's input and output.
 
     CFSP (Wang et al. 2025, arXiv 2409.13199): t = sigmoid(a (I - mean I) / 1e4), with I the sum over tokens of the

@@ -97,7 +97,7 @@ Profile = tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RuleEvidence:
     """Inputs of rules beyond the layers' scores; parts that the rule does not need may be missing.
 
     Args:

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from secateur.pruners.recipes.allocation.filling import meet, pace, wanted_weights
-from secateur.pruners.recipes.allocation.layers import Evidence, Ints, Layer
+from secateur.pruners.recipes.allocation.layers import Ints, Layer, RuleEvidence
 from secateur.pruners.recipes.allocation.threshold import threshold
 
 
-def nirvana(layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, gamma: float) -> Ints:
+def nirvana(layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float, *, gamma: float) -> Ints:
     """One threshold for all attentions and another for all MLPs, which lose `gamma` times the share.
 
     NIRVANA (arXiv 2509.14230): with A the weights of attentions and M those of MLPs,

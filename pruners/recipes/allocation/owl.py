@@ -10,11 +10,11 @@ import torch
 from secateur.pruners.calibration.collected import CalibrationStatistics
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.recipes.allocation.filling import relative_to_largest, to_budget
-from secateur.pruners.recipes.allocation.layers import Evidence, Ints, Layer
+from secateur.pruners.recipes.allocation.layers import Ints, Layer, RuleEvidence
 
 
 def owl(
-    layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, spread: float, factor: float
+    layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float, *, spread: float, factor: float
 ) -> Ints:
     """Lower shares for linears with many outliers among their scores.
 

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from secateur.pruners.recipes.allocation.filling import check_reach, in_order, to_budget, wanted_weights
-from secateur.pruners.recipes.allocation.layers import Entry, Evidence, Ints, Layer, Profile
+from secateur.pruners.recipes.allocation.layers import Entry, Ints, Layer, Profile, RuleEvidence
 
 KEYS = ("block", "kind", "linear", "sparsity")
 FORM = (
@@ -80,7 +80,7 @@ def _said(entry: Entry) -> str:
     return ", ".join(f"{key} {value}" for key, value in said.items())
 
 
-def shares_of_file(layers: Sequence[Layer], evidence: Evidence, sparsity: float) -> Ints:
+def shares_of_file(layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float) -> Ints:
     """The shares that a file gives, all scaled by one factor where they miss the budget.
 
     For results of EvoPress (Sieberling et al. 2025, arXiv 2410.14649) or DarwinLM (Tang et al. 2025, arXiv 2502.07780).
@@ -112,7 +112,7 @@ def _shares(lines: Sequence[Entry], layers: Sequence[Layer]) -> dict[int, list[f
     return found
 
 
-def prefix(layers: Sequence[Layer], evidence: Evidence, sparsity: float) -> Ints:
+def prefix(layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float) -> Ints:
     """Whole sub-layers in the order of a file, as many as the budget allows; the next one in part.
 
     For results of BlockPruner (Zhong et al. 2025, arXiv 2406.10594) and FinerCut (Zhang et al. 2024, arXiv 2405.18218):

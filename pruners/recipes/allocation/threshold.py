@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from secateur.pruners.recipes.allocation.filling import check_reach, in_order, settle, wanted_weights
-from secateur.pruners.recipes.allocation.layers import Evidence, Floats, Ints, Layer
+from secateur.pruners.recipes.allocation.layers import Floats, Ints, Layer, RuleEvidence
 
 # How the scores of a layer become comparable with those of others at a sparsity. No divisor is negative: no order
 # changes.
@@ -30,7 +30,7 @@ def _over(scores: Floats, divisor: float | np.floating[Any]) -> Floats:
 
 
 def one_threshold(
-    layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, normalise: str, cost: float
+    layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float, *, normalise: str, cost: float
 ) -> Ints:
     """One threshold for all layers: the lowest scores are removed until enough weights are.
 

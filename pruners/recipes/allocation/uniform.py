@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.pruners.recipes.allocation.filling import to_budget
-from secateur.pruners.recipes.allocation.layers import Evidence, Ints, Layer
+from secateur.pruners.recipes.allocation.layers import Ints, Layer, RuleEvidence
 
 
 def uniform(
-    layers: Sequence[Layer], evidence: Evidence, sparsity: float, *, skip_first: float, skip_last: float
+    layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float, *, skip_first: float, skip_last: float
 ) -> Ints:
     """The same share everywhere.
 
