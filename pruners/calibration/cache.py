@@ -97,7 +97,8 @@ class StatisticsCache:
                 self._sweep(place)
             elif not place.name.startswith(_LOCK):
                 with suppress(FileNotFoundError):  # another process was quicker
-                    entries.append((place.stat().st_mtime_ns, _size(place), place))
+                    n_bytes = sum(file.stat().st_size for file in place.iterdir())
+                    entries.append((place.stat().st_mtime_ns, n_bytes, place))
         entries.sort()
         total = sum(n_bytes for _, n_bytes, _ in entries)
         for _, n_bytes, place in entries[:-1]:
@@ -122,7 +123,3 @@ class StatisticsCache:
 
 def _load(entry: Path) -> list[dict[str, Tensor]]:
     return [load_block(entry, index) for index in range(len(list(entry.iterdir())))]
-
-
-def _size(entry: Path) -> int:
-    return sum(file.stat().st_size for file in entry.iterdir())

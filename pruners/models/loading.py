@@ -46,16 +46,8 @@ class LoadedModel:
     stored_dtype: torch.dtype
 
     @property
-    def source(self) -> str:
-        """Origin, for people."""
-        return self.checkpoint.source
-
-    @property
     def fingerprint(self) -> str:
-        """Identifies its content: sha256 over config and weights files, or of the GGUF file, or the commit on the hub.
-
-        The precision it was loaded in is no part of it.
-        """
+        """Identity of its files: sha256 of config and weights, or of the GGUF file, or the commit on the hub."""
         return self.checkpoint.fingerprint
 
 

@@ -27,20 +27,16 @@ def check_memory(n_bytes: int, device: torch.device, what: str, otherwise: str) 
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Free memory of a device, as far as it can be known: CUDA, and Linux with its control groups."""
+    """Free memory of a device, if it is known: CUDA, and Linux with its control groups."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + cached)
     if device.type != "cpu":
         return None
-    known = [x for x in (_machine_bytes(), _group_bytes()) if x is not None]
-    return min(known, default=None)
-
-
-def _machine_bytes() -> int | None:
     kib = _numbers(_MEMINFO).get("MemAvailable:")
-    return None if kib is None else kib * 1024
+    known = [x for x in (None if kib is None else kib * 1024, _group_bytes()) if x is not None]
+    return min(known, default=None)
 
 
 def _group_bytes() -> int | None:

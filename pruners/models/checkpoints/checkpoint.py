@@ -29,7 +29,7 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies their content; equal for equal models from one kind of source. Computed if asked for, once."""
+        """Identity of their content, equal for equal models from one kind of source; computed once."""
         return self.identify()
 
 

@@ -1,4 +1,4 @@
-"""A model in a local directory: checked before it is built, and identified by its content."""
+"""Model in a local directory: checked before it is loaded, and identified by its content."""
 
 from __future__ import annotations
 

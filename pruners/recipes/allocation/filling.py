@@ -66,7 +66,7 @@ def in_order(layers: Sequence[Layer], times: Times, wanted: int, start: Ints | N
         Removed units of each layer.
     """
     gone = np.zeros(len(layers), np.int64) if start is None else start.copy()
-    left = wanted - _removed(layers, gone)
+    left = wanted - sum(layer.removed(n) for layer, n in zip(layers, gone.tolist(), strict=True))
     owner, sizes, queue = _queue(layers, times, gone)
     late = queue[:0]
     while queue.size:
@@ -80,10 +80,6 @@ def in_order(layers: Sequence[Layer], times: Times, wanted: int, start: Ints | N
         last = late[np.argmin(sizes[late])]
         gone[owner[last]] += 2 * left >= sizes[last]
     return gone
-
-
-def _removed(layers: Sequence[Layer], gone: Ints) -> int:
-    return sum(layer.removed(n) for layer, n in zip(layers, gone.tolist(), strict=True))
 
 
 def _queue(layers: Sequence[Layer], times: Times, start: Ints) -> tuple[Ints, Ints, Ints]:
