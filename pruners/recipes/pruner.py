@@ -254,9 +254,7 @@ class RecipePruner(Pruner):
     def record(self, config: Config) -> dict[str, Any]:
         of = self.settings
         more = {"protect": list(of.protect), "profile": of.profile}
-        return {"recipe": dict(config), "damp": of.damp} | {
-            name: value for name, value in more.items() if value
-        }
+        return {"recipe": dict(config), "damp": of.damp} | {k: v for k, v in more.items() if v}
 
     def asked(self, config: Config) -> dict[str, Any]:
         """Nothing: the sparsity of each projection is known when the recipe is planned."""
