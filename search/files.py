@@ -80,9 +80,12 @@ class StudyWriteError(UsageError):
 
 
 def no_room(error: OSError, path: Path, safe: str) -> OSError | StudyWriteError:
-    """Error to raise for a failed write: a `StudyWriteError` where the disk is full, else the error itself."""
+    """Error to raise from a failed write: a `StudyWriteError` where the disk is full, else one that names the file.
+
+    Never the error itself, which would become its own cause.
+    """
     if error.errno not in DISK_FULL:
-        return error
+        return OSError(error.errno, error.strerror or str(error), str(path))
     reason = os.strerror(error.errno or 0).lower()
     return StudyWriteError(
         f"Expected room on the disk for {path}, got: {reason}. Free some and run the same command: {safe}."

@@ -16,6 +16,7 @@ import pytest
 from secateur.search.budget import Spent
 from secateur.search.errors import UsageError
 from secateur.search.files import StudyWriteError
+from secateur.search.show.console import run_command
 from secateur.search.study import journal
 from secateur.search.study.about import About
 from secateur.search.study.study import Study
@@ -181,6 +182,37 @@ def test_a_full_disk_leaves_whole_lines_and_the_study_continues(tmp_path, monkey
     monkeypatch.undo()
     with start(tmp_path) as study:
         assert [t.measurement.candidate for t in study.trials] == ["c0", "c1", "c2"]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ESTALE])
+def test_a_write_that_fails_for_another_reason_ends_in_one_line_and_keeps_what_was_measured(
+    number, tmp_path, monkeypatch, capsys
+):
+    real = os.pwrite
+
+    def pwrite(fd: int, data: bytes, position: int) -> int:
+        real(fd, data[:20], position)
+        raise OSError(number, os.strerror(number))
+
+    def truncate(fd: int, length: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    def fail() -> None:
+        with start(tmp_path) as study:
+            study.append([measurement(0)])
+            monkeypatch.setattr(os, "pwrite", pwrite)
+            monkeypatch.setattr(os, "ftruncate", truncate)
+            study.append([measurement(1)])
+
+    assert run_command(fail) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert os.strerror(number) in err
+    assert "measurements.jsonl" in err
+    monkeypatch.undo()
+    with start(tmp_path) as study:
+        assert [t.measurement.candidate for t in study.trials] == ["c0"]
+        study.append([measurement(1)])
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")

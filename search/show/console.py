@@ -79,9 +79,11 @@ def _is_wrong_use(error: Exception) -> bool:
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return True
+        seen.add(id(error))
         error = error.__cause__
     return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -124,7 +125,10 @@ class Appender:
                 os.fsync(self._fd)
                 self._flushed_at, self._waits = time.monotonic(), False
         except OSError as error:
-            os.ftruncate(self._fd, self._n_bytes)
+            with contextlib.suppress(
+                OSError
+            ):  # of a file system that takes nothing more; a torn line is cut off later
+                os.ftruncate(self._fd, self._n_bytes)
             raise no_room(error, self._path, safe) from error
         self._n_bytes += len(data)
 
