@@ -14,11 +14,11 @@ RIDGE = 1e-6
 """In place of a pseudo-inverse: added to the diagonal of a second moment, as a fraction of its mean."""
 
 
-def dampened(second_moment: Float[Tensor, "in in"], damp: float) -> Float[Tensor, "in in"]:
+def dampened(second_moment: Float[Tensor, "in in"], dampening: float) -> Float[Tensor, "in in"]:
     """Second moment with a fraction of its mean diagonal added to the diagonal; of 1 where all inputs were zero."""
     mean = second_moment.diagonal().mean()
     moment = second_moment.clone()
-    moment.diagonal().add_(damp * torch.where(mean > 0, mean, 1.0))
+    moment.diagonal().add_(dampening * torch.where(mean > 0, mean, 1.0))
     return moment
 
 
@@ -41,11 +41,11 @@ def lower_factor(moment: Float[Tensor, "in in"], name: str) -> Float[Tensor, "in
     lower: Tensor
     lower, failed = torch.linalg.cholesky_ex(moment)
     if failed:
-        raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `damp`.")
+        raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `dampening`.")
     return lower
 
 
-def inverse_factor(inputs: InputStatistics, damp: float, name: str) -> Float[Tensor, "in in"]:
+def inverse_factor(inputs: InputStatistics, dampening: float, name: str) -> Float[Tensor, "in in"]:
     """Upper Cholesky factor U of the inverse of the dampened second moment, ``U.T @ U = H^-1``.
 
     Where fp32 finds the matrix not positive definite the damping is raised tenfold, at most five times.
@@ -57,14 +57,14 @@ def inverse_factor(inputs: InputStatistics, damp: float, name: str) -> Float[Ten
     moment = inputs.gram / max(inputs.n_tokens, 1)
     check_finite(moment, name)
     for attempt in range(6):
-        lower, failed = torch.linalg.cholesky_ex(dampened(moment, damp * 10**attempt))
+        lower, failed = torch.linalg.cholesky_ex(dampened(moment, dampening * 10**attempt))
         if failed:
             continue
         upper: Tensor
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not failed:
             return upper
-    raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `damp`.")
+    raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `dampening`.")
 
 
 def check_finite(moment: Float[Tensor, "in in"], name: str) -> None:

@@ -145,7 +145,7 @@ class MethodRow(Row):
 SIGNATURES: dict[str, str] = {
     "metric of weights": "(weight, inputs, generator) -> a score a weight, or a formula",
     "reconstruction of weights": "(layer, sparsities) -> the weight at each sparsity",
-    "reconstruction of weights, a block at once": "(anatomy, block, tokens, states, sparsity, *, damp) -> weights",
+    "reconstruction of weights, a block at once": "(anatomy, block, tokens, states, sparsity, *, dampening) -> weights",
     "importance of structure": "(evidence) -> a score a unit",
     "repair of weights": "(masked) -> the weight, or an addition to the bias",
     "repair of structure": "(inputs, counts) -> weights or biases, one a count",

@@ -68,13 +68,13 @@ def random_tokens(n_windows=6, length=12, seed=3):
 TOKENS = random_tokens()
 
 
-def key(importance="wanda_sp", repairs=REPAIR_NAMES, damp=0.01, **changes):
+def key(importance="wanda_sp", repairs=REPAIR_NAMES, dampening=0.01, **changes):
     return StructureKey(
         **{
             "model": "m",
             "dtype": "float32",
             "calibration": "c",
-            "method": StructureMethod(importance, repairs, damp),
+            "method": StructureMethod(importance, repairs, dampening),
             "kv_groups": GROUPS,
             "ffn": CHANNELS,
             **changes,

@@ -294,7 +294,7 @@ def test_targets_may_be_a_value_a_list_or_a_range():
         ({"max_sparsity": 1.5}, "Expected `space.max_sparsity` to be less than or equal to 1, got 1.5"),
         ({"max_sparsity": 0.01}, "Expected a level above 0"),
         ({"group_size": 1}, "Expected `space.group_size` to be greater than or equal to 2, got 1"),
-        ({"damp": 0}, "Expected `space.damp` to be greater than 0, got 0"),
+        ({"dampening": 0}, "Expected `space.dampening` to be greater than 0, got 0"),
         ({"block_size": 0}, "Expected `space.block_size` to be greater than or equal to 1, got 0"),
         ({"colour": "red"}, "colour"),
         ({"granularity": "head"}, "granularity"),

@@ -110,7 +110,7 @@ def test_models_that_do_not_fit_are_refused():
         ),
         ({"repair": []}, "Expected `space.repair` to name some"),
         ({"repair": ["none", "none"]}, "each once"),
-        ({"damp": 0}, "Expected `space.damp` to be greater than 0, got 0"),
+        ({"dampening": 0}, "Expected `space.dampening` to be greater than 0, got 0"),
         ({"of": "joules"}, "of"),
         ({"target_format": "onnx"}, "target_format"),
     ],

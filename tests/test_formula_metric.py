@@ -81,7 +81,7 @@ def test_obs_is_the_cost_of_removing_a_weight():
     inputs.add(rows)
     found = scores(
         parse(KNOWN["obs"].text),
-        terminals_of(linear, "WH", inputs, None, damp=1e-7),
+        terminals_of(linear, "WH", inputs, None, dampening=1e-7),
         tuple(linear.weight.shape),
     )
     moment, weight = (rows.T @ rows / 200).double(), linear.weight.double()

@@ -103,7 +103,7 @@ def test_obs_of_leading_columns_is_the_structured_update(n_gone):
 
 def test_obs_with_sparsegpts_mask_is_sparsegpt():
     given, _ = masked(2)
-    (wanted,) = sparsegpt(LayerProblem(given.weight, given.inputs, damp=DAMP), [0.5])
+    (wanted,) = sparsegpt(LayerProblem(given.weight, given.inputs, dampening=DAMP), [0.5])
     again = Masked(given.weight, wanted != 0, given.inputs, DAMP, "a layer")
     assert torch.allclose(MASK_REPAIRS["obs"].function(again).weight, wanted, atol=1e-3)
 

@@ -56,7 +56,7 @@ class Case:
         self.shape = model_shape(self.anatomy, 8, 4)
         pools = build_pools(self.anatomy, {"calibration": random_tokens(1, 512, seed=5)[0]}, look=True)
         cache = StatisticsCache(directory, sys.maxsize)
-        self.basis = RecipeContext(self.anatomy, "toy", pools, cache, self.shape, seed=0, damp=0.01)
+        self.basis = RecipeContext(self.anatomy, "toy", pools, cache, self.shape, seed=0, dampening=0.01)
         self.switchers = {unit: switcher_of(self.basis, unit) for unit in ("weights", "structure", "blocks")}
         self.dense = self.logits()
         self.pointers = self.state()
@@ -162,7 +162,7 @@ def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch,
         StatisticsCache(tmp_path, sys.maxsize),
         case.shape,
         seed=0,
-        damp=0.01,
+        dampening=0.01,
     )
     switcher = switcher_of(basis, "structure")
     blend = {"name": "blend", "order": "mixed", "magnitude": 0.5, "activation": 1}
@@ -200,7 +200,7 @@ def test_what_is_protected_stays_dense(case, tmp_path):
         case.basis.cache,
         case.shape,
         seed=0,
-        damp=0.01,
+        dampening=0.01,
         protect=["model.layers.1.*"],
     )
     for unit in ("weights", "structure", "blocks"):

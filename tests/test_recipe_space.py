@@ -175,7 +175,7 @@ def test_recipes_of_equal_calibration_are_neighbours():
         ({"start": "wanda"}, "`space.start` of structure out of wanda_sp.*got 'wanda'"),
         ({"known": ["flop"]}, "`space.known` of structure.*got 'flop'"),
         ({"unit": "weights", "metrics": [{"formula": "abs(W"}]}, "metrics"),
-        ({"damp": 0}, "Expected `space.damp` to be greater than 0, got 0"),
+        ({"dampening": 0}, "Expected `space.dampening` to be greater than 0, got 0"),
         ({"length": [48, 64]}, "`space.length` in multiples of 32 with `choose: loss`, got 48"),
         ({"sources": {"my text": "docs"}}, "names in `space.sources` of letters.*got 'my text'"),
         (

@@ -53,7 +53,7 @@ def test_admm_fits_the_weights_of_wandas_mask(seed):
         if 0 < sparsity < 1:
             share = 0.7 if sparsity < 0.9 else 0.9
             assert error(rows, found, weight) < share * error(rows, weight * kept, weight)
-    assert torch.allclose(admm(LayerProblem(weight, inputs, damp=0.1), [0.0])[0], weight, atol=1e-4)
+    assert torch.allclose(admm(LayerProblem(weight, inputs, dampening=0.1), [0.0])[0], weight, atol=1e-4)
 
 
 def test_admm_goes_to_the_optimum_of_every_row():
@@ -61,7 +61,7 @@ def test_admm_goes_to_the_optimum_of_every_row():
     moment = (rows.T @ rows / len(rows)).double()
     own = moment + 0.1 * torch.diag(moment.diagonal())
     kept = wanda_mask(weight, inputs, 0.6)
-    found = Fit(weight, moment, damp=0.1).masked(kept, n_steps=5_000)
+    found = Fit(weight, moment, dampening=0.1).masked(kept, n_steps=5_000)
     for row in range(len(weight)):
         k = kept[row]
         wanted = torch.linalg.solve(own[k][:, k], own[k] @ weight[row].double())
@@ -71,7 +71,7 @@ def test_admm_goes_to_the_optimum_of_every_row():
 def test_admm_with_uncorrelated_inputs_leaves_the_weights_as_they_are():
     weight = problem()[0]
     identity = InputStatistics(24, torch.ones(24), torch.eye(24) * 24)
-    (found,) = admm(LayerProblem(weight, identity, damp=0.1), [0.5])
+    (found,) = admm(LayerProblem(weight, identity, dampening=0.1), [0.5])
     assert torch.allclose(found, weight * mask(weight.abs(), 0.5), atol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_admm_keeps_patterns_and_bears_inputs_that_are_always_zero():
     rows[:, 5] = 0.0
     inputs = InputStatistics.empty(24, gram=True, device=rows.device)
     inputs.add(rows)
-    (found,) = admm(LayerProblem(weight, inputs, group_size=4, damp=0.1), [0.5])
+    (found,) = admm(LayerProblem(weight, inputs, group_size=4, dampening=0.1), [0.5])
     assert ((found == 0).reshape(-1, 4).sum(1) == 2).all()
     assert torch.isfinite(found).all()
 

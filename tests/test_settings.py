@@ -101,7 +101,7 @@ BAD = {
     "space.target={low: 0.9, high: 0.5}": "`space.target` with 0 <= `low` <= `high` <= 1",
     "space.step=0": "`space.step` to be greater than 0, got 0",
     "space.max_sparsity=1.5": "`space.max_sparsity` to be less than or equal to 1, got 1.5",
-    "space.damp=.inf": "`space.damp` to be a finite number, got inf",
+    "space.dampening=.inf": "`space.dampening` to be a finite number, got inf",
     "space.step=true": "`space.step` to be no switch, got true",
     "controller.offspring=true": "`controller.offspring` to be no switch, got true",
     "executor.batch=true": "`executor.batch` to be no switch, got true",

@@ -54,7 +54,7 @@ def test_the_order_is_that_of_the_slow_algorithm(monkeypatch, width, lazy):
     monkeypatch.setattr(obs_module, "_LAZY", lazy)
     for seed in range(3):
         x, weight = problem(seed=seed)
-        order = obs_order(weight, moment_of(x), width, damp=DAMP)
+        order = obs_order(weight, moment_of(x), width, dampening=DAMP)
         assert order.tolist() == slow_obs(weight, moment_of(x), width)[0]
 
 
@@ -77,7 +77,7 @@ def test_with_the_identity_as_second_moment_it_is_magnitude_without_update():
     identity = torch.eye(24, dtype=torch.float64)
     for width in (1, 6):
         norms = weight.reshape(12, -1, width).norm(dim=(0, 2))
-        assert obs_order(weight, identity, width, damp=DAMP).tolist() == norms.argsort().tolist()
+        assert obs_order(weight, identity, width, dampening=DAMP).tolist() == norms.argsort().tolist()
     given = RepairInputs(weight, torch.zeros(24), identity, DAMP, "w")
     (updated,) = obs_update(given, [10])
     assert torch.allclose(updated, weight[:, :10].double())
@@ -85,13 +85,13 @@ def test_with_the_identity_as_second_moment_it_is_magnitude_without_update():
 
 def test_equal_units_go_by_position():
     identity, ones = torch.eye(6, dtype=torch.float64), torch.ones(4, 6)
-    assert obs_order(ones, identity, 2, damp=DAMP).tolist() == [0, 1, 2]
+    assert obs_order(ones, identity, 2, dampening=DAMP).tolist() == [0, 1, 2]
 
 
 def test_a_copy_of_a_channel_goes_first_and_costs_nothing():
     x, weight = problem()
     x[:, 7] = x[:, 20]
-    first = int(obs_order(weight, moment_of(x), 1, damp=1e-9)[0])
+    first = int(obs_order(weight, moment_of(x), 1, dampening=1e-9)[0])
     assert first in (7, 20)
     rest = [i for i in range(24) if i != first]
     columns = torch.tensor([*rest, first])
@@ -155,7 +155,7 @@ def test_admm_goes_to_the_optimum_of_its_own_dampening():
     own = moment + DAMP * torch.diag(moment.diagonal())
     wanted = (weight.double() @ own)[:, :9] @ torch.linalg.inv(own[:9, :9])
     (twenty,) = alternating(RepairInputs(weight, x.mean(0), moment, DAMP, "w"), [9])
-    many = Fit(weight, moment, damp=DAMP).masked((torch.arange(24) < 9)[None], n_steps=20_000)
+    many = Fit(weight, moment, dampening=DAMP).masked((torch.arange(24) < 9)[None], n_steps=20_000)
     assert torch.allclose(many[:, :9], wanted, atol=1e-5)
     assert not many[:, 9:].any()
     start = (weight[:, :9].double() - wanted).norm()
@@ -165,13 +165,15 @@ def test_admm_goes_to_the_optimum_of_its_own_dampening():
 def test_inputs_that_were_never_seen_are_no_trouble():
     x, weight = problem()
     x[:, [3, 5]] = 0.0
-    order = obs_order(weight, moment_of(x), 1, damp=DAMP).tolist()
+    order = obs_order(weight, moment_of(x), 1, dampening=DAMP).tolist()
     assert set(order[:2]) == {3, 5}
-    assert sorted(obs_order(weight, torch.zeros(24, 24).double(), 1, damp=DAMP).tolist()) == list(range(24))
+    assert sorted(obs_order(weight, torch.zeros(24, 24).double(), 1, dampening=DAMP).tolist()) == list(
+        range(24)
+    )
 
 
 def test_inputs_that_are_not_finite_name_the_layer():
     x, weight = problem()
     x[0, 0] = torch.inf
     with pytest.raises(ValueError, match=r"got NaN or infinity at layer\.7"):
-        obs_order(weight, moment_of(x), 1, damp=DAMP, name="layer.7")
+        obs_order(weight, moment_of(x), 1, dampening=DAMP, name="layer.7")

@@ -63,7 +63,13 @@ def test_a_store_of_another_key_is_built_again(tmp_path, llama):
     build_structure(tmp_path, llama.anatomy, TOKENS, one)
     assert is_built(tmp_path, one)
     assert not is_built(tmp_path, other)
-    for change in ({"ffn": (10,)}, {"damp": 0.1}, {"calibration": "d"}, {"model": "n"}, {"kv_groups": ()}):
+    for change in (
+        {"ffn": (10,)},
+        {"dampening": 0.1},
+        {"calibration": "d"},
+        {"model": "n"},
+        {"kv_groups": ()},
+    ):
         assert key(repairs=("none",), **change).digest != one.digest
     before = (tmp_path / "block-0000.safetensors").read_bytes()
     build_structure(tmp_path, llama.anatomy, TOKENS, other)
@@ -83,8 +89,8 @@ def test_names_and_dampening_are_checked():
         key(importance="flip")
     with pytest.raises(ValueError, match="Did you mean 'refit'"):
         key(repairs=("refitt",))
-    with pytest.raises(ValueError, match="`damp` > 0, got 0"):
-        key(damp=0.0)
+    with pytest.raises(ValueError, match="`dampening` > 0, got 0"):
+        key(dampening=0.0)
 
 
 def test_statistics_of_one_block_are_gone_when_the_next_comes(llama):

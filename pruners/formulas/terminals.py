@@ -49,7 +49,7 @@ def terminals_of(
     inputs: InputStatistics | None,
     whole: ModelStatistics | None,
     *,
-    damp: float = 0.01,
+    dampening: float = 0.01,
     weight: Float[Tensor, "out in"] | None = None,
 ) -> Terminals:
     """Named terminals of a layer, in fp32; of fp64 weights in fp64.
@@ -59,7 +59,7 @@ def terminals_of(
         names: of the terminals.
         inputs: for X and H (with `gram`).
         whole: for P, and for G.
-        damp: added to the second moment's diagonal before it is inverted, as a fraction of its mean.
+        dampening: added to the second moment's diagonal before it is inverted, as a fraction of its mean.
         weight: W; None: the layer's weight as it is now.
 
     Raises:
@@ -72,7 +72,9 @@ def terminals_of(
         "W": lambda: weight,
         "G": lambda: _given(whole, "G", linear).gradients["rms"][linear.name],
         "X": lambda: _given(inputs, "X", linear).norm[None, :],
-        "H": lambda: inverse_factor(_given(inputs, "H", linear), damp, linear.name).square().sum(0)[None, :],
+        "H": lambda: (
+            inverse_factor(_given(inputs, "H", linear), dampening, linear.name).square().sum(0)[None, :]
+        ),
         "R": lambda: absolute.sum(1, keepdim=True),
         "C": lambda: absolute.sum(0, keepdim=True),
         "P": lambda: torch.full((1, 1), linear.block / max(_given(whole, "P", linear).n_blocks - 1, 1)),

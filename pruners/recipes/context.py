@@ -57,7 +57,7 @@ class RecipeContext:
         cache: of statistics.
         shape: its sizes, with those of blocks where units are cut.
         seed: of choices of windows, and of random methods.
-        damp: of second moments, as a fraction of their mean diagonal.
+        dampening: of second moments, as a fraction of their mean diagonal.
         protect: patterns of names of projections that are kept dense.
         profile: for rules that follow one.
     """
@@ -68,7 +68,7 @@ class RecipeContext:
     cache: StatisticsCache
     shape: ModelShape
     seed: int
-    damp: float
+    dampening: float
     protect: Sequence[str] = ()
     profile: Profile = ()
     made: Recent[Mapping[str, Any]] = field(default_factory=lambda: Recent(MADE_BYTES))

@@ -40,7 +40,7 @@ class Importance:
     gradients: tuple[Kind, ...] = ()
 
 
-def ranking_of(metric: Mapping[str, Any], *, damp: float, seed: int) -> Ranking:
+def ranking_of(metric: Mapping[str, Any], *, dampening: float, seed: int) -> Ranking:
     """The metric of weights that a recipe's section ``metric`` describes.
 
     Raises:
@@ -49,7 +49,7 @@ def ranking_of(metric: Mapping[str, Any], *, damp: float, seed: int) -> Ranking:
     name = metric["name"]
     if name == BLEND:
         return Blend.of(metric)
-    return Method(name, metric.get("comparison"), damp=damp, seed=seed, formula=formula_of(name))
+    return Method(name, metric.get("comparison"), dampening=dampening, seed=seed, formula=formula_of(name))
 
 
 def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> Importance:
@@ -92,10 +92,10 @@ def formula_scores(evidence: Evidence, formula: Tree, n_blocks: int) -> Float[Te
     seen = evidence.inputs
     inputs = None if seen is None else InputStatistics(seen.n_tokens, seen.sum_squares.float(), seen.gram)
     whole = ModelStatistics(n_blocks, evidence.gradients)
-    weights = formula_method(formula, evidence.damp).scores(evidence.layout.output, inputs, whole)
+    weights = formula_method(formula, evidence.dampening).scores(evidence.layout.output, inputs, whole)
     return evidence.by_unit(weights.mean(0)).mean(1)
 
 
-def formula_method(formula: Tree, damp: float = 0.01) -> Method:
+def formula_method(formula: Tree, dampening: float = 0.01) -> Method:
     """The formula as a metric of weights."""
-    return Method("formula", damp=damp, formula=formula)
+    return Method("formula", dampening=dampening, formula=formula)

@@ -123,7 +123,9 @@ class RecipePruner(Pruner):
         lines = () if of.profile is None else read_profile(profile)
         protect = tuple(of.protect)
         self.use(
-            RecipeContext(self.anatomy, self._model, pools, cache, shape, self.seed, of.damp, protect, lines)
+            RecipeContext(
+                self.anatomy, self._model, pools, cache, shape, self.seed, of.dampening, protect, lines
+            )
         )
 
     def use(self, context: RecipeContext) -> None:
@@ -254,7 +256,7 @@ class RecipePruner(Pruner):
     def record(self, config: Config) -> dict[str, Any]:
         of = self.settings
         more = {"protect": list(of.protect), "profile": of.profile}
-        return {"recipe": dict(config), "damp": of.damp} | {k: v for k, v in more.items() if v}
+        return {"recipe": dict(config), "damp": of.dampening} | {k: v for k, v in more.items() if v}
 
     def asked(self, config: Config) -> dict[str, Any]:
         """Nothing: the sparsity of each projection is known when the recipe is planned."""

@@ -66,7 +66,7 @@ class UnitPlan(PruningPlan):
         inputs = None
         if needs != "nothing":
             inputs = self.sample.statistics.outputs(block, gram=needs == "gram")[name]
-        pieces = cut_pieces(layout, kept, inputs, self.repair, self.context.damp)
+        pieces = cut_pieces(layout, kept, inputs, self.repair, self.context.dampening)
         return pieces | {name: pieces[name].changed(self.outputs.get(name), None)}
 
 
@@ -97,7 +97,7 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
         for one, score, n in zip(evidence, scores, gone, strict=True)
     ]
     numbers: tuple[KeptNumbers, ...] = tuple(map(dict, zip(parts[::2], parts[1::2], strict=True)))
-    seen = f"{sample.sha256} {context.damp}"
+    seen = f"{sample.sha256} {context.dampening}"
     keys = tuple(
         _key(layout, numbers[index], config["repair"], f"{seen} {numbers[:index] if stream else ()}")
         for index, layout in enumerate(context.layouts)
@@ -115,7 +115,8 @@ def _evidence(context: RecipeContext, sample: Sample, row: Importance, needs: De
         index = layout.block.index
         seen = {} if needs == "nothing" else sample.statistics.outputs(index, gram=needs == "gram")
         found += [
-            Evidence(part, seen.get(part.output.name), gradients, context.damp) for part in layout.sublayers
+            Evidence(part, seen.get(part.output.name), gradients, context.dampening)
+            for part in layout.sublayers
         ]
     return found
 

@@ -119,7 +119,7 @@ class MaskPruning(WeightPruning):
         digest = hashlib.sha256()
         for name, kept in masks.items():
             digest.update(name.encode() + np.packbits(kept.cpu().numpy()).tobytes())
-        seen = f"{self.sample.sha256} {self.context.damp}" if self._row.needs != "nothing" else ""
+        seen = f"{self.sample.sha256} {self.context.dampening}" if self._row.needs != "nothing" else ""
         key = key_of(digest.hexdigest(), self.repair, seen)
         self.context.made.put((block.index, key), masks)
         return key
@@ -166,7 +166,11 @@ class MaskPruning(WeightPruning):
             if linear.name in masks:
                 dense = Piece(linear.weight, linear.bias)
                 masked = Masked(
-                    linear.weight, masks[linear.name], inputs.get(linear.name), self.context.damp, linear.name
+                    linear.weight,
+                    masks[linear.name],
+                    inputs.get(linear.name),
+                    self.context.dampening,
+                    linear.name,
                 )
                 made = self._row.function(masked)
                 added = None if made.added is None else made.added.to(linear.weight.dtype)
@@ -223,7 +227,7 @@ class BlockReconstruction(WeightPruning):
         BLOCK_RECONSTRUCTIONS[self.name].check(self.context.anatomy, block, self.sample.tokens)
         assert self._states, "collected while the model is dense"
         zeros = [counts[linear.name] for linear in block.linears]
-        return key_of(self.name, self.sample.sha256, self.context.damp, zeros)
+        return key_of(self.name, self.sample.sha256, self.context.dampening, zeros)
 
     def pieces(self, block: Block, key: str, counts: Counts) -> Mapping[str, Piece]:
         return self.context.made.get((block.index, key), lambda: self._reconstructed(block, counts))
@@ -246,6 +250,6 @@ class BlockReconstruction(WeightPruning):
             self.sample.tokens,
             self._states[block.name],
             {name: counts[name] / linear.n_weights for name, linear in linears.items()},
-            damp=self.context.damp,
+            dampening=self.context.dampening,
         )
         return {name: Piece(weight, linears[name].bias) for name, weight in weights.items()}

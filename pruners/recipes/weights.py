@@ -95,7 +95,7 @@ def _weight_pruning(context: RecipeContext, sample: Sample, config: Mapping[str,
     metric = config["metric"]
     if metric["name"] in BLOCK_RECONSTRUCTIONS:
         return BlockReconstruction(context, sample, metric["name"])
-    ranking = ranking_of(metric, damp=context.damp, seed=context.seed)
+    ranking = ranking_of(metric, dampening=context.dampening, seed=context.seed)
     if isinstance(ranking, Method) and ranking.updates_weights:
         return LayerReconstruction(context, sample, ranking)
     return MaskPruning(context, sample, ranking, config["repair"])

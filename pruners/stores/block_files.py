@@ -24,6 +24,11 @@ class LevelStoreError(ValueError):
     """A store that can't be written or read; one line with advice."""
 
 
+def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by the names that records and digests of stores and exports have for them."""
+    return {"damp" if name == "dampening" else name: value for name, value in values.items()}
+
+
 @dataclass(frozen=True)
 class Key:
     """Identity of a store: the fields of a subclass are all that it depends on."""
@@ -31,7 +36,7 @@ class Key:
     @property
     def record(self) -> dict[str, Any]:
         """All of it as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return recorded({field.name: getattr(self, field.name) for field in fields(self)})
 
     @property
     def digest(self) -> str:

@@ -116,7 +116,7 @@ def _sublayers(anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> list[
     found = []
     for part, block in zip(stream_blocks(anatomy, tokens, outputs="moments"), layouts, strict=True):
         for layout in block.sublayers:
-            evidence = Evidence(layout, part.outputs[layout.output.name], {}, damp=0.0)
+            evidence = Evidence(layout, part.outputs[layout.output.name], {}, dampening=0.0)
             prior = wanda_sp(evidence).double().cpu()
             if not torch.isfinite(prior).all():
                 raise ValueError(

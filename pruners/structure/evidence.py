@@ -23,13 +23,13 @@ class Evidence:
         layout: of the sub-layer, dense.
         inputs: of its output projection; None unless the importance needs them.
         gradients: of the dense model, by kind and the projection's full name; those that are needed.
-        damp: added to a second moment's diagonal, as a fraction of its mean, where a score inverts it.
+        dampening: added to a second moment's diagonal, as a fraction of its mean, where a score inverts it.
     """
 
     layout: SublayerLayout
     inputs: OutputStatistics | None
     gradients: Mapping[Kind, Mapping[str, Float[Tensor, "..."]]]
-    damp: float
+    dampening: float
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:

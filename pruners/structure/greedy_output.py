@@ -15,14 +15,14 @@ def greedy_output(evidence: Evidence) -> Float[Tensor, " units"]:
     """Greedy output approximation: channels by the loss after a re-fit, KV groups by similarity.
 
     [INFER] Greedy Output Approximation (CPAL 2025, arXiv 2407.19126) is known by its abstract. Of a channel
-    ``||W_:j||^2 / [(E[a a^T] + damp)^-1]_jj``: the error that is left when all others are fitted anew. Groups are
+    ``||W_:j||^2 / [(E[a a^T] + dampening)^-1]_jj``: the error that is left when all others are fitted anew. Groups are
     removed one by one: of the pair whose outputs are most alike, by their absolute cosine over the tokens, the one that
     adds less. Its re-fit is the repair `refit`.
     """
     if evidence.layout.unit_width > 1:
         return _by_similarity(contributions(evidence))
     name = evidence.layout.output.name
-    inverse = torch.cholesky_inverse(factor(dampened(evidence.seen.second_moment, evidence.damp), name))
+    inverse = torch.cholesky_inverse(factor(dampened(evidence.seen.second_moment, evidence.dampening), name))
     return evidence.weight.double().square().sum(0) / inverse.diagonal()
 
 

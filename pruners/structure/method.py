@@ -22,23 +22,23 @@ class StructureMethod:
     Args:
         importance: a row of `IMPORTANCES`.
         repairs: rows of `CUT_REPAIRS` to prepare.
-        damp: of second moments that importances and repairs invert, as a fraction of the mean diagonal, > 0.
+        dampening: of second moments that importances and repairs invert, as a fraction of the mean diagonal, > 0.
 
     Raises:
-        ValueError: on an unknown name, or `damp` out of range.
+        ValueError: on an unknown name, or `dampening` out of range.
     """
 
     importance: str
     repairs: tuple[str, ...] = ("none",)
-    damp: float = 0.01
+    dampening: float = 0.01
 
     def __post_init__(self) -> None:
         check_importance(self.importance)
         for repair in self.repairs:
             if repair not in CUT_REPAIRS:
                 raise ValueError(f"Expected a known `repair`, got {repair!r}.{nearest(repair, CUT_REPAIRS)}")
-        if not self.damp > 0:
-            raise ValueError(f"Expected `damp` > 0, got {self.damp}.")
+        if not self.dampening > 0:
+            raise ValueError(f"Expected `dampening` > 0, got {self.dampening}.")
 
     @property
     def needs(self) -> Detail:

@@ -18,10 +18,10 @@ def newton(evidence: Evidence) -> Float[Tensor, " units"]:
     ``1/2 E||W a - W (z o a)||^2 + l/2 (1^T z - r)^2`` by Newton's method. As it is quadratic one step is exact:
     ``(A + l 11^T) z = A 1 + l r 1`` with ``A = (W^T W) o E[a a^T]``, so that ``z = 1 - c A^-1 1`` with c > 0 for
     all l > 0 and r below the number of columns. The order is therefore that of ``-A^-1 1``, the same for every
-    sparsity. A gets `damp` of its mean diagonal, to be inverted. To be pooled over layers the masks themselves are
+    sparsity. A gets `dampening` of its mean diagonal, to be inverted. To be pooled over layers the masks themselves are
     needed, which `recipes.allocation.threshold` makes of this; the paper's compensation is the repair `obs`.
     """
-    moment = dampened(products(evidence), evidence.damp)
+    moment = dampened(products(evidence), evidence.dampening)
     ones = moment.new_ones(len(moment), 1)
     solved = torch.cholesky_solve(ones, factor(moment, evidence.layout.output.name))[:, 0]
     return -evidence.by_unit(solved).mean(1)

@@ -21,7 +21,7 @@ def obs_order(
     second_moment: Float[Tensor, "in in"],
     unit_width: int,
     *,
-    damp: float,
+    dampening: float,
     name: str = "the weight",
 ) -> Int[Tensor, " units"]:
     """The units in the order of greedy removal.
@@ -40,10 +40,10 @@ def obs_order(
         weight: of the output projection.
         second_moment: of its inputs, a token.
         unit_width: consecutive columns of a unit.
-        damp: added to the diagonal, as a fraction of its mean, > 0.
+        dampening: added to the diagonal, as a fraction of its mean, > 0.
         name: the layer, for errors.
     """
-    inverse = torch.cholesky_inverse(factor(dampened(second_moment, damp), name))
+    inverse = torch.cholesky_inverse(factor(dampened(second_moment, dampening), name))
     product = weight.double().T @ weight.double()  # W^T W
     state = _Lazy(inverse, product, unit_width, name)
     removed = []
@@ -150,7 +150,7 @@ def obs(evidence: Evidence) -> Float[Tensor, " units"]:
         evidence.weight,
         evidence.seen.second_moment,
         layout.unit_width,
-        damp=evidence.damp,
+        dampening=evidence.dampening,
         name=layout.output.name,
     )
     score = torch.empty(layout.n_units, device=order.device)
@@ -161,11 +161,11 @@ def obs(evidence: Evidence) -> Float[Tensor, " units"]:
 def obs_update(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, "out _"]]:
     """The update of optimal brain surgery for all removed inputs at once.
 
-    ``W' = W_K + W_R H_RK H_KK^-1`` with ``H = G + damp`` (ZipLM, arXiv 2302.04089, eq. 3; the sum of its steps
+    ``W' = W_K + W_R H_RK H_KK^-1`` with ``H = G + dampening`` (ZipLM, arXiv 2302.04089, eq. 3; the sum of its steps
     one unit at a time is the same; so is Numerical Pruning's compensation, arXiv 2412.12441). Unlike in
     `least_squares` the dampening draws the weights to their dense values: weights of inputs
     that are uncorrelated with all removed ones are unchanged.
     """
     assert inputs.second_moment is not None
-    moment = dampened(inputs.second_moment, inputs.damp)
+    moment = dampened(inputs.second_moment, inputs.dampening)
     return leading_solve(moment, inputs.weight.double() @ moment, counts, inputs.name)

@@ -119,7 +119,9 @@ class ArchitecturePruner(Pruner):
         self.units = prune_structure(
             self.anatomy,
             read_kept(config),
-            **self.record(config),
+            importance=self.settings.importance,
+            repair=config["repair"],
+            dampening=self.settings.dampening,
             tokens=self.calibration.tokens,
             sequential=sequential,
             on_block=on_block,
@@ -148,7 +150,7 @@ class ArchitecturePruner(Pruner):
 
     def record(self, config: Config) -> dict[str, Any]:
         of = self.settings
-        return {"importance": of.importance, "repair": config["repair"], "damp": of.damp}
+        return {"importance": of.importance, "repair": config["repair"], "damp": of.dampening}
 
     def asked(self, config: Config) -> dict[str, Any]:
         return {"asked": {}, "kept": config["blocks"]}
@@ -175,7 +177,7 @@ class ArchitecturePruner(Pruner):
 
 
 def _method_of(settings: Any) -> StructureMethod:
-    return StructureMethod(settings.importance, settings.repairs, settings.damp)
+    return StructureMethod(settings.importance, settings.repairs, settings.dampening)
 
 
 def _share(kept: str, n_units: int, multiple: int) -> int:
@@ -202,7 +204,7 @@ def prune_structure(
     *,
     importance: str,
     repair: str,
-    damp: float = 0.01,
+    dampening: float = 0.01,
     tokens: Int[Tensor, "windows length"],
     sequential: bool,
     on_block: OnBlock = no_report,
@@ -217,7 +219,7 @@ def prune_structure(
         blocks: numbers of kept units of each block.
         importance: name of an importance of structure.
         repair: name of a repair of output projections.
-        damp: see `StructureMethod`.
+        dampening: see `StructureMethod`.
         tokens: calibration windows.
         sequential: statistics of a block come from already pruned blocks; otherwise from the dense model, as in a
             store. Gradients are the dense model's either way.
@@ -229,7 +231,7 @@ def prune_structure(
     Raises:
         ValueError: on an unknown name, blocks that don't fit, or a model that can't be cut (see `find_layouts`).
     """
-    method = StructureMethod(importance, (repair,), damp)
+    method = StructureMethod(importance, (repair,), dampening)
     check_kept(anatomy, blocks)
     layouts = find_layouts(anatomy)
     whole = model_statistics(anatomy, tokens, gradients=method.gradients)

@@ -24,7 +24,7 @@ def reorder(
     inputs: OutputStatistics | None,
     counts: Sequence[int],
     repairs: Sequence[str],
-    damp: float,
+    dampening: float,
 ) -> dict[str, Tensor]:
     """Weights of a sub-layer with their units in this order, and repairs, by names that `ImportanceOrdered` reads.
 
@@ -34,7 +34,7 @@ def reorder(
         inputs: statistics, if a repair needs them.
         counts: levels to repair, as numbers of kept units; those of none and of all need no repair.
         repairs: rows of `CUT_REPAIRS`.
-        damp: of repairs, see `StructureMethod`.
+        dampening: of repairs, see `StructureMethod`.
     """
     tensors = {_order_name(layout): order}
     for placement in layout.placements:
@@ -50,7 +50,7 @@ def reorder(
     index, output = layout.placements[-1].index(order), layout.output
     gram = any(row.needs == "gram" for row in rows.values())
     moment = inputs.second_moment[index][:, index] if gram else None
-    given = RepairInputs(tensors[f"{output.name}.weight"], inputs.mean[index], moment, damp, output.name)
+    given = RepairInputs(tensors[f"{output.name}.weight"], inputs.mean[index], moment, dampening, output.name)
     for name, row in rows.items():
         results = row.function(given, [count * layout.unit_width for count in counts])
         for count, result in zip(counts, results, strict=True):
@@ -66,8 +66,8 @@ def reorder_by(
     counts: Sequence[int],
 ) -> dict[str, Tensor]:
     """`reorder` by the importance and with the repairs of a method, from the statistics that it needs."""
-    order = importance_order(method.importance, Evidence(layout, inputs, gradients, method.damp))
-    return reorder(layout, order, inputs, counts, method.repairs, method.damp)
+    order = importance_order(method.importance, Evidence(layout, inputs, gradients, method.dampening))
+    return reorder(layout, order, inputs, counts, method.repairs, method.dampening)
 
 
 def cut_pieces(
@@ -75,12 +75,12 @@ def cut_pieces(
     kept: Sequence[int],
     inputs: OutputStatistics | None = None,
     repair: str = "none",
-    damp: float = 0.0,
+    dampening: float = 0.0,
 ) -> dict[str, Piece]:
     """Pieces of a sub-layer cut to these units, in their order, and repaired; see `reorder`."""
     rest = sorted(set(range(layout.n_units)) - set(kept))
     order = torch.tensor([*kept, *rest], device=layout.output.weight.device)
-    tensors = reorder(layout, order, inputs, (len(kept),), (repair,), damp)
+    tensors = reorder(layout, order, inputs, (len(kept),), (repair,), dampening)
     return ImportanceOrdered(layout, tensors).pieces(len(kept), repair)
 
 

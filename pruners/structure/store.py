@@ -18,7 +18,7 @@ from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout, check_block
-from secateur.pruners.stores.block_files import Key, build_store, load_block
+from secateur.pruners.stores.block_files import Key, build_store, load_block, recorded
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
@@ -57,7 +57,7 @@ class StructureKey(Key):
     def record(self) -> dict[str, Any]:
         """All of it as plain values."""
         fields = {name: value for name, value in super().record.items() if name != "method"}
-        return fields | asdict(self.method)
+        return fields | recorded(asdict(self.method))
 
 
 class StructureStore:
@@ -199,7 +199,7 @@ def _scores(layout: BlockLayout, part: BlockStatistics) -> dict[str, Tensor]:
     """Tensors that `StructureStore.scores` reads."""
     found = {_INFLUENCE: torch.tensor(part.influence, dtype=torch.float64)}
     for sublayer in layout.sublayers:
-        evidence = Evidence(sublayer, part.outputs[sublayer.output.name], {}, damp=0.0)
+        evidence = Evidence(sublayer, part.outputs[sublayer.output.name], {}, dampening=0.0)
         found[_flap_name(sublayer)] = standardised_flap(evidence)
     return found
 

@@ -28,21 +28,21 @@ def admm(layer: LayerProblem, sparsities: Sequence[float]) -> Float[Tensor, "lev
     """
     gram, n_tokens = layer.inputs.gram, layer.inputs.n_tokens
     assert gram is not None, "the caller collects what the registry says that is needed"
-    fit = Fit(layer.weight, gram / max(n_tokens, 1), damp=layer.damp, name=layer.name)
+    fit = Fit(layer.weight, gram / max(n_tokens, 1), dampening=layer.dampening, name=layer.name)
     return torch.stack([fit.masked(wanda_mask(layer, x)).to(layer.weight.dtype) for x in sparsities])
 
 
 class Fit:
     """Least squares of the dense outputs under masks; one factorisation serves all masks.
 
-    With inputs scaled to the norm 1, ``H`` their second moment with `damp` added, and ``rho = 1``, repeat
+    With inputs scaled to the norm 1, ``H`` their second moment with `dampening` added, and ``rho = 1``, repeat
     ``Z = mask (W + U)``, ``U += W - Z``, ``W = (W0 H + rho (Z - U)) (H + rho)^-1``; the result is Z. The steps
     converge to the optimum of each row under its mask; 20 are the paper's.
 
     Args:
         weight: dense weight.
         second_moment: of its inputs, a token.
-        damp: added to the scaled second moment's diagonal, whose mean is 1. Dampening draws to the dense weights.
+        dampening: added to the scaled second moment's diagonal, whose mean is 1. Dampening draws to the dense weights.
         name: the layer, for errors.
 
     Raises:
@@ -54,14 +54,14 @@ class Fit:
         weight: Float[Tensor, "out in"],
         second_moment: Float[Tensor, "in in"],
         *,
-        damp: float,
+        dampening: float,
         name: str = "the weight",
     ) -> None:
         check_finite(second_moment, name)
         norm = second_moment.diagonal().sqrt()
         self._scale = torch.where(norm > 0, norm, 1.0)
         moment = second_moment / self._scale / self._scale[:, None]
-        moment.diagonal().add_(damp)
+        moment.diagonal().add_(dampening)
         self._dense = weight.to(moment) * self._scale
         self._target = self._dense @ moment
         moment.diagonal().add_(RHO)

@@ -39,8 +39,8 @@ class FormulaPruner(WeightPruner):
     described: ClassVar[str] = "masks"
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
-        names, damp = self.space.terminals, self.settings.damp
-        identity = formula_store.identity_of(self.dense.fingerprint, self.calibration.sha256, str(damp))
+        names, dampening = self.space.terminals, self.settings.dampening
+        identity = formula_store.identity_of(self.dense.fingerprint, self.calibration.sha256, str(dampening))
         grams = grams_of(self.settings, len(self.anatomy.blocks))
         if not formula_store.is_built(directory, names, identity, grams):
             formula_store.build_terminals(
@@ -49,7 +49,7 @@ class FormulaPruner(WeightPruner):
                 self.calibration.tokens,
                 names,
                 identity,
-                damp=damp,
+                dampening=dampening,
                 grams=grams,
                 on_block=on_block,
             )
@@ -141,6 +141,6 @@ class FormulaPruner(WeightPruner):
             name=metric or "magnitude",
             comparison=of.comparison,
             group_size=of.group_size,
-            damp=of.damp,
+            dampening=of.dampening,
             formula=formula_of(metric) if metric else None,
         )

@@ -132,7 +132,7 @@ def build_terminals(
     names: Collection[str],
     identity: str,
     *,
-    damp: float = 0.01,
+    dampening: float = 0.01,
     grams: Grams | None = None,
     on_block: Callable[[int], None] = lambda index: None,
 ) -> None:
@@ -146,7 +146,7 @@ def build_terminals(
         tokens: calibration windows.
         names: of the terminals.
         identity: of the model and the calibration tokens.
-        damp: see `terminals_of`.
+        dampening: see `terminals_of`.
         grams: second moments to store for output errors.
         on_block: told the index of each block that is done.
 
@@ -165,7 +165,7 @@ def build_terminals(
         model_statistics(anatomy, tokens, gradients=kinds, path=directory / GRADIENTS, identity=identity)
         inputs: Literal["nothing", "moments"] = "moments" if per_input or grams is not None else "nothing"
         for part in stream_blocks(anatomy, tokens, inputs=inputs, gram_blocks=full):
-            tensors = _inputs(part, per_input, damp)
+            tensors = _inputs(part, per_input, dampening)
             yield tensors | (_grams(part, grams) if grams is not None and part.block.index in kept else {})
 
     def n_bytes(missing: Collection[int]) -> int:
@@ -181,11 +181,11 @@ def build_terminals(
     )
 
 
-def _inputs(part: BlockStatistics, names: Collection[str], damp: float) -> dict[str, Tensor]:
+def _inputs(part: BlockStatistics, names: Collection[str], dampening: float) -> dict[str, Tensor]:
     """The named terminals of a block's projections."""
     tensors: dict[str, Tensor] = {}
     for linear in part.block.linears:
-        found = terminals_of(linear, names, part.inputs.get(linear.name), None, damp=damp)
+        found = terminals_of(linear, names, part.inputs.get(linear.name), None, dampening=dampening)
         tensors |= {f"{linear.name}|{name}": x for name, x in found.items()}
     return tensors
 

@@ -24,14 +24,14 @@ class Masked:
         weight: dense.
         kept: the mask, True = keep.
         inputs: statistics of the dense model; None unless the repair needs them.
-        damp: added to the second moment's diagonal, as a fraction of its mean, > 0.
+        dampening: added to the second moment's diagonal, as a fraction of its mean, > 0.
         name: the layer, for errors.
     """
 
     weight: Float[Tensor, "out in"]
     kept: Bool[Tensor, "out in"]
     inputs: InputStatistics | None
-    damp: float
+    dampening: float
     name: str
 
     @property
@@ -78,7 +78,7 @@ def surgery(masked: Masked) -> Repaired:
     columns stand before all kept ones this is the optimum, see `structure.obs.obs_update`; else a column can't
     compensate for later ones, and a row may come out worse than it was: such a row is left unrepaired.
     """
-    upper = inverse_factor(masked.seen, masked.damp, masked.name)
+    upper = inverse_factor(masked.seen, masked.dampening, masked.name)
     columns = masked.weight.T.float().contiguous()
     gone = ~masked.kept.T
     n_in = len(columns)
@@ -102,7 +102,9 @@ def alternating(masked: Masked) -> Repaired:
     """
     gram = masked.seen.gram
     assert gram is not None, "the caller collects what the repair needs"
-    fit = Fit(masked.weight, gram / max(masked.seen.n_tokens, 1), damp=masked.damp, name=masked.name)
+    fit = Fit(
+        masked.weight, gram / max(masked.seen.n_tokens, 1), dampening=masked.dampening, name=masked.name
+    )
     return Repaired(_no_worse(masked, fit.masked(masked.kept)))
 
 

@@ -17,6 +17,7 @@ from secateur.pruners.formulas.evaluate import scores
 from secateur.pruners.formulas.terminals import needs, terminals_of
 from secateur.pruners.masks import prune_ranks
 from secateur.pruners.models.anatomy import Linear
+from secateur.pruners.stores.block_files import recorded
 from secateur.spaces.formulas.tree import Tree, plain, terminals_in
 from secateur.spaces.methods import METRICS, RECONSTRUCTIONS, Comparison, Detail, MethodRow
 from secateur.spaces.names import nearest
@@ -31,7 +32,7 @@ class LayerProblem:
         inputs: with the statistics that the method needs.
         comparison: who competes with whom.
         group_size: of patterns; None: none.
-        damp: added to the second moment's diagonal, as a fraction of its mean, > 0.
+        dampening: added to the second moment's diagonal, as a fraction of its mean, > 0.
         block_size: columns that are pruned together, where the method has that; a multiple of `group_size`.
         name: for errors.
     """
@@ -40,7 +41,7 @@ class LayerProblem:
     inputs: InputStatistics
     comparison: Comparison = "output"
     group_size: int | None = None
-    damp: float = 0.01
+    dampening: float = 0.01
     block_size: int = 128
     name: str = "the weight"
 
@@ -53,7 +54,7 @@ class Method:
         name: a metric or a reconstruction; for a formula any name, such as its text.
         comparison: who competes with whom; None = as the metric's paper has it.
         group_size: for `n_keep` of `group_size` patterns.
-        damp: of the Hessians of reconstructions and of formulas with H.
+        dampening: of the Hessians of reconstructions and of formulas with H.
         block_size: of SparseGPT.
         seed: of the random metric.
         formula: a formula that is the metric; compared per output unless `comparison` says otherwise.
@@ -65,7 +66,7 @@ class Method:
     name: str
     comparison: Comparison | None = None
     group_size: int | None = None
-    damp: float = 0.01
+    dampening: float = 0.01
     block_size: int = 128
     seed: int = 0
     formula: Tree | None = None
@@ -90,7 +91,7 @@ class Method:
     @property
     def record(self) -> dict[str, Any]:
         """All fields as plain values, for hashes and records; without `program` where there is none."""
-        record = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "formula"}
+        record = recorded({x.name: getattr(self, x.name) for x in fields(self) if x.name != "formula"})
         return record if self.formula is None else record | {"program": plain(self.formula)}
 
     @property
@@ -165,7 +166,7 @@ class Method:
             return scored
         return scores(
             formula,
-            terminals_of(linear, terminals_in(formula), inputs, whole, damp=self.damp),
+            terminals_of(linear, terminals_in(formula), inputs, whole, dampening=self.dampening),
             (linear.out_features, linear.in_features),
             comparison=self.compares,
             group_size=self.group_size,
@@ -182,7 +183,7 @@ class Method:
         """Pruned weight at each sparsity."""
         if self.updates_weights:
             assert inputs is not None
-            settings = self.compares, self.group_size, self.damp, self.block_size
+            settings = self.compares, self.group_size, self.dampening, self.block_size
             layer = LayerProblem(linear.weight, inputs, *settings, linear.name)
             found: Tensor = RECONSTRUCTIONS[self.name].function(layer, sparsities)
             return found

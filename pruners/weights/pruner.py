@@ -140,7 +140,7 @@ def method_of(settings: Any, *, seed: int) -> Method:
         name=settings.metric,
         comparison=settings.comparison,
         group_size=settings.group_size,
-        damp=settings.damp,
+        dampening=settings.dampening,
         block_size=settings.block_size,
         seed=seed,
         formula=formula_of(settings.metric),

@@ -40,7 +40,7 @@ def sparsegpt(layer: LayerProblem, sparsities: Sequence[float]) -> Float[Tensor,
     _check(layer)
     weight, block_size = layer.weight, layer.block_size
     n_in = weight.shape[1]
-    upper = inverse_factor(layer.inputs, layer.damp, layer.name)
+    upper = inverse_factor(layer.inputs, layer.dampening, layer.name)
     # Columns first, so that a column of all rows of all levels is one contiguous run.
     columns = weight.T.float()[:, None, :].repeat(1, len(sparsities), 1)
     for start in range(0, n_in, block_size):

@@ -33,7 +33,7 @@ def sparsellm(
     states: Float[Tensor, "windows length width"],
     sparsity: Mapping[str, float],
     *,
-    damp: float = 0.01,
+    dampening: float = 0.01,
 ) -> Weights:
     """Pruned and updated weights of a block; the block itself is unchanged.
 
@@ -53,7 +53,7 @@ def sparsellm(
         states: the dense model's hidden states before the block, see `stream.stream_states`.
         sparsity: in [0, 1], by the projection's full name; one without an entry is not pruned, though fitted anew
             beside one of the same MLP that is.
-        damp: of SparseGPT.
+        dampening: of SparseGPT.
 
     Returns:
         Weights of the block's projections, without dense ones.
@@ -72,11 +72,11 @@ def sparsellm(
     for linear in block.linears:
         if linear.sublayer == "attention" and sparsity.get(linear.name):
             statistics = inputs.of(block)[linear.name]
-            found[linear.name] = _pruned(linear, linear.weight, statistics, sparsity, damp)
+            found[linear.name] = _pruned(linear, linear.weight, statistics, sparsity, dampening)
     if any(sparsity.get(linear.name) for linear in block.linears if linear.sublayer == "mlp"):
         linears = {linear.role: linear for linear in block.linears}
         x, p = seen.of("gate"), seen.of("down")
-        found |= _mlp(linears, _activation(anatomy, linears, x, p), x, p, sparsity, damp)
+        found |= _mlp(linears, _activation(anatomy, linears, x, p), x, p, sparsity, dampening)
     return found
 
 
@@ -121,7 +121,7 @@ def _mlp(
     x: Float[Tensor, "tokens width"],
     p: Float[Tensor, "tokens ffn"],
     sparsity: Mapping[str, float],
-    damp: float,
+    dampening: float,
 ) -> Weights:
     """Last pruned weights of the alternation over weights and auxiliary variables, which begins at dense x and p."""
     gate, up, down = (linears[role] for role in ("gate", "up", "down"))
@@ -134,9 +134,9 @@ def _mlp(
             w_gate = least_squares(x, s - _bias(gate), lower).float()
             w_up = least_squares(x, z - _bias(up), lower).float()
             w_down = least_squares(p, y, input_factor(p, down.name)).float()
-        w_gate = _pruned(gate, w_gate, of_x, sparsity, damp)
-        w_up = _pruned(up, w_up, of_x, sparsity, damp)
-        w_down = _pruned(down, w_down, of_p, sparsity, damp)
+        w_gate = _pruned(gate, w_gate, of_x, sparsity, dampening)
+        w_up = _pruned(up, w_up, of_x, sparsity, dampening)
+        w_down = _pruned(down, w_down, of_p, sparsity, dampening)
         p = best_products(y, w_down, act(s) * z)
         z = best_outputs(_outputs(up, w_up, x), act(s), p)
         s = nearer_gates(_outputs(gate, w_gate, x), s, z, p, act)
@@ -190,9 +190,9 @@ def _pruned(
     weight: Float[Tensor, "out in"],
     inputs: InputStatistics,
     sparsity: Mapping[str, float],
-    damp: float,
+    dampening: float,
 ) -> Float[Tensor, "out in"]:
-    layer = LayerProblem(weight, inputs, damp=damp, name=linear.name)
+    layer = LayerProblem(weight, inputs, dampening=dampening, name=linear.name)
     return sparsegpt(layer, [sparsity.get(linear.name, 0.0)])[0]
 
 

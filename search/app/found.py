@@ -56,7 +56,7 @@ def _recipe_file(run: Run, space: RecipeSettings, recipe: Recipe, sources: Mappi
         sources={n: sources.get(n, text or of_evaluator) for n, text in space.texts.items() if n in used},
         pool_tokens=space.pool_tokens,
         seed=run.settings.evaluator.seed,
-        damp=space.damp,
+        dampening=space.dampening,
         protect=space.protect,
         profile=space.profile,
     )

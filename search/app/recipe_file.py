@@ -100,15 +100,17 @@ class RecipeFile(PruningFile):
         recipe: its plain form; what it leaves out is at its default.
         sources: text sources by the names that the recipe has for them.
         pool_tokens: of each source that samples are drawn from.
-        damp: share of the mean diagonal that is added to Gram matrices.
+        dampening: share of the mean diagonal that is added to Gram matrices.
         protect: patterns of full names of linears that stay dense.
         profile: file with shares, or with an order, for a rule that follows one.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"damp": "dampening"}
+
     recipe: dict[str, Any]
     sources: dict[str, str]
     pool_tokens: int = Field(default=32768, gt=0)
-    damp: float = Field(default=0.01, gt=0)
+    dampening: float = Field(default=0.01, gt=0)
     protect: list[str] = Field(default=[])
     profile: str | None = None
 

@@ -182,9 +182,9 @@ def identity(settings: Settings) -> dict[str, Any]:
     Budget, controller and its seed, executor, device, objectives, storage, fidelities, and the target where candidates
     name theirs, may change when a search is continued.
     """
-    values = resolved(settings)
-    changeable = settings.space.changeable
-    space = {key: value for key, value in values["space"].items() if key not in changeable}
+    values, of = resolved(settings), settings.space
+    former = {new: old for old, new in of.renamed.items()}  # studies from before have those
+    space = {former.get(key, key): x for key, x in values["space"].items() if key not in of.changeable}
     passing = ("fidelities", "test_tokens")  # a measurement names its own number of tokens
     evaluator = {key: value for key, value in values["evaluator"].items() if key not in passing}
     training = evaluator.pop("training")

@@ -33,11 +33,11 @@ class AllocationSettings(SpaceSettings):
             metric's default.
         statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
             model).
-        damp: dampening, the share of the mean diagonal added to Hessians (sparsegpt, formulas with H).
+        dampening: share of the mean diagonal added to Hessians (sparsegpt, formulas with H).
         block_size: columns pruned at once (sparsegpt).
     """
 
-    renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics"}
+    renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics", "damp": "dampening"}
 
     kind: Literal["allocation"] = "allocation"
     metric: MetricName = "wanda"
@@ -49,7 +49,7 @@ class AllocationSettings(SpaceSettings):
     protect: list[str] = Field(default=[])
     comparison: Comparison | None = None
     statistics: Literal["dense", "sequential"] = "sequential"
-    damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     block_size: int = Field(default=128, ge=1)
 
     @model_validator(mode="after")

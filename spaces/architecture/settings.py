@@ -52,7 +52,7 @@ class ArchitectureSettings(SpaceSettings):
         importance: ranking of groups and channels; the highest are kept.
         repair: compensation for removed weights: ``none``, ``bias``, ``refit``, ``obs``, ``liar`` or ``admm``; each
             candidate chooses one of a list.
-        damp: dampening, the share of the mean diagonal added to Gram matrices.
+        dampening: share of the mean diagonal added to Gram matrices.
         statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
             model).
         target_format: format of exports: ``hf`` of any kind, ``hf-stock`` (tied, with numbers of KV groups that the
@@ -66,7 +66,7 @@ class ArchitectureSettings(SpaceSettings):
             replacement); None: the first two, if `units` allow them.
     """
 
-    renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics"}
+    renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics", "damp": "dampening"}
 
     kind: Literal["architecture"] = "architecture"
     target: Target = 0.25
@@ -77,7 +77,7 @@ class ArchitectureSettings(SpaceSettings):
     tied: bool = False
     importance: str = "wanda_sp"
     repair: Repair | list[Repair] = "none"
-    damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     statistics: Literal["sequential", "dense"] = "sequential"
     target_format: Format = "any"
     protect: list[int] = Field(default=[])

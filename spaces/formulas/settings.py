@@ -78,13 +78,13 @@ class FormulaSettings(SpaceSettings):
         comparison: weights that are ranked together: those of an ``output`` or of the whole ``layer``.
         statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
             model).
-        damp: dampening, the share of the mean diagonal added to Hessians (H).
+        dampening: share of the mean diagonal added to Hessians (H).
         proxy: for screening; None: no screening.
         also: further models, sparsities and patterns on which each formula is measured: the loss is then the geometric
             mean, over all cases, of the ratio to the loss of the first of `known`.
     """
 
-    renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics"}
+    renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics", "damp": "dampening"}
 
     kind: Literal["formula"] = "formula"
     target: float = Field(default=0.5, gt=0, lt=1)
@@ -98,7 +98,7 @@ class FormulaSettings(SpaceSettings):
     protect: list[str] = Field(default=[])
     comparison: Comparison = "output"
     statistics: Literal["sequential", "dense"] = "sequential"
-    damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     proxy: ProxySettings | None = ProxySettings()
     also: tuple[CaseSettings, ...] = ()
 

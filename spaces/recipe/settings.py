@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -48,10 +48,12 @@ class RecipeSettings(SpaceSettings):
         profile: file with shares, or an order, for the rules that need one.
         protect: patterns (``*`` and ``?``) of full names of linears kept dense; for structure and blocks, with all
             units that contain them.
-        damp: dampening, the share of the mean diagonal added to Gram matrices.
+        dampening: share of the mean diagonal added to Gram matrices.
         cache_gb: size of each node's cache of statistics, with eviction of the least recently used: a search needs
             space for one choice of calibration data, 4 bytes a weight for each kind of gradients.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {"damp": "dampening"}
 
     kind: Literal["recipe"] = "recipe"
     unit: Unit = "structure"
@@ -75,7 +77,7 @@ class RecipeSettings(SpaceSettings):
     repairs: list[str] | None = None
     profile: str | None = None
     protect: list[str] = Field(default=[])
-    damp: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     cache_gb: float = Field(default=8.0, gt=0)
 
     batch: ClassVar[int] = 1
