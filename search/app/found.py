@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.search.app.recipe_file import CalibrationData, CandidateFile, PruningFile, RecipeFile
+from secateur.search.app.candidate_file import CalibrationData, CandidateFile
+from secateur.search.app.pruning_file import PruningFile
+from secateur.search.app.recipe_file import RecipeFile
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.files import dump_yaml

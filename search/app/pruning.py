@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.recipe_file import PruningFile
-from secateur.search.app.session import Say, silent
+from secateur.search.app.pruning_file import PruningFile
+from secateur.search.app.session import Say, silent, usage_errors
 from secateur.search.errors import UsageError
 from secateur.spaces.measurement import Fidelity
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateur.evaluators.exporting import ExportSummary
 
 
+@usage_errors()
 def prune(
     file: PruningFile,
     model: str,
@@ -43,27 +44,6 @@ def prune(
         UsageError: if the recipe, the model or a text is not what it should be, or the format can't carry the model.
         ExportError: if the model can't be written, or does not load as it should.
     """
-    if tokens < window or tokens % window:
-        raise UsageError(f"Expected `--tokens` to be a multiple of the window, {window}, got {tokens}.")
-    try:
-        return _prune(file, model, to, text, tokens, window, form, loading or {}, say)
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _prune(
-    file: PruningFile,
-    model: str,
-    to: Path,
-    text: str,
-    tokens: int,
-    window: int,
-    form: str | None,
-    loading: dict[str, Any],
-    say: Say,
-) -> ExportSummary:
     from secateur.evaluators.data.text import load_parts, load_sources
     from secateur.evaluators.data.tokens import windows
     from secateur.evaluators.data.windows import EvaluationData
@@ -73,11 +53,14 @@ def _prune(
     from secateur.pruners.models.loading import load_model
     from secateur.pruners.pruner import DenseModel, pruner_class
 
+    if tokens < window or tokens % window:
+        raise UsageError(f"Expected `--tokens` to be a multiple of the window, {window}, got {tokens}.")
     file.check()  # before a model is loaded
     parts = load_parts(file.calibration_text, text, text)
     sources = load_sources(file.texts, file.calibration_text, text, text) if file.texts else {}
     say(f"loading {model}")
-    loaded = load_model(model, **{"dtype": "auto", "device": "auto", "trust_remote_code": False, **loading})
+    defaults = {"dtype": "auto", "device": "auto", "trust_remote_code": False}
+    loaded = load_model(model, **{**defaults, **(loading or {})})
     anatomy, tokenizer, pruner_type = dissect(loaded.model), loaded.tokenizer, pruner_class(file.settings)
     file.check_model(anatomy)
     test = windows(tokenizer, parts["test"], window, tokens)

@@ -2,95 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from secateur.search.app.candidate_file import CandidateFile
+from secateur.search.app.pruning_file import CALIBRATION, PruningFile, checked
 from secateur.search.errors import UsageError
 from secateur.search.files import read_yaml
-from secateur.search.settings.problems import problems
 from secateur.spaces.methods import RULES, Unit
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.keys import CHUNK
 from secateur.spaces.recipe.known import KNOWN
-from secateur.spaces.registry import SPACES
-from secateur.spaces.section import Section
-from secateur.spaces.space_settings import SpaceSettings
 
 if TYPE_CHECKING:
     from secateur.pruners.models.anatomy import Anatomy
-    from secateur.pruners.pruner import Pruner
-
-CALIBRATION = "docs"
-"""The text that a known recipe calibrates on, unless another is named."""
-
-
-class PruningFile(Section, ABC):
-    """One way to prune, as a file that a person reads, edits and runs on any model that it fits.
-
-    Args:
-        seed: of whatever is drawn: calibration windows, clusters, the noise of methods that have some.
-    """
-
-    seed: int = Field(default=0, ge=0)
-
-    @property
-    @abstractmethod
-    def settings(self) -> Any:
-        """Settings of its pruner."""
-
-    @property
-    @abstractmethod
-    def form(self) -> Mapping[str, Any]:
-        """What `Pruner.fitted` turns into the configuration of a model."""
-
-    @property
-    @abstractmethod
-    def text(self) -> str:
-        """One line that identifies it."""
-
-    @property
-    @abstractmethod
-    def calibration_text(self) -> str:
-        """Source of the calibration text."""
-
-    @property
-    def calibration_windows(self) -> tuple[int, int] | None:
-        """Tokens in all and of a window; None where the form chooses its own windows."""
-        return None
-
-    @property
-    def texts(self) -> Mapping[str, str]:
-        """Sources that the form chooses calibration windows from, by name."""
-        return {}
-
-    @property
-    def sequential(self) -> bool:
-        """Whether statistics of a block come from already pruned blocks."""
-        return False
-
-    @abstractmethod
-    def with_sparsity(self, sparsity: float) -> PruningFile:
-        """The same at another sparsity.
-
-        Raises:
-            UsageError: if it is out of range, or fixed.
-        """
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raise a ValueError for what fits no model; called before one is loaded."""
-
-    @abstractmethod
-    def check_model(self, anatomy: Anatomy) -> None:
-        """Raise a ValueError for what does not fit this model."""
 
 
 class RecipeFile(PruningFile):
@@ -202,88 +133,6 @@ class RecipeFile(PruningFile):
         return (self.recipe["calibration"]["choose"],)
 
 
-class CalibrationData(Section):
-    """Calibration data of a candidate.
-
-    Args:
-        text: source of the text.
-        tokens: tokens in all.
-        window: tokens of a window.
-    """
-
-    text: str = CALIBRATION
-    tokens: int = Field(gt=0)
-    window: int = Field(gt=1)
-
-
-class CandidateFile(PruningFile):
-    """A candidate of any other space, in a form that fits other models: units by relative depth and role.
-
-    Args:
-        space: settings of the space, with its `kind`.
-        candidate: form of the candidate, see `Space.portable`.
-        calibration: data that its statistics are collected on.
-    """
-
-    space: dict[str, Any]
-    candidate: dict[str, Any]
-    calibration: CalibrationData
-
-    @field_validator("space")
-    @classmethod
-    def _check_space(cls, raw: dict[str, Any]) -> dict[str, Any]:
-        kind = raw.get("kind")
-        if not isinstance(kind, str) or kind not in SPACES:
-            raise ValueError(f"Expected `kind` of a space, got {kind!r}.{nearest(str(kind), SPACES)}")
-        return SPACES[kind].settings.model_validate(raw).model_dump(mode="json")
-
-    @property
-    def settings(self) -> SpaceSettings:
-        settings: Any = SPACES[self.space["kind"]].settings.model_validate(self.space)
-        found: SpaceSettings = settings
-        return found
-
-    @property
-    def form(self) -> Mapping[str, Any]:
-        return self.candidate
-
-    @property
-    def text(self) -> str:
-        return f"{self.space['kind']}: {json.dumps(self.candidate, sort_keys=True)}"
-
-    @property
-    def calibration_text(self) -> str:
-        return self.calibration.text
-
-    @property
-    def calibration_windows(self) -> tuple[int, int]:
-        return self.calibration.tokens, self.calibration.window
-
-    @property
-    def sequential(self) -> bool:
-        return self.settings.export_statistics == "sequential"
-
-    def with_sparsity(self, sparsity: float) -> CandidateFile:
-        if "blocks" in self.candidate:
-            raise UsageError(
-                "Expected no `--sparsity` with a file whose blocks have their own shares, got "
-                f"{sparsity}. Search at this sparsity, or prune by a recipe."
-            )
-        return checked(CandidateFile, self.model_dump() | {"space": {**self.space, "target": sparsity}})
-
-    def check(self) -> None:
-        self._pruner.check_settings(self.settings)
-
-    def check_model(self, anatomy: Anatomy) -> None:
-        self._pruner.check_model(self.settings, anatomy)
-
-    @property
-    def _pruner(self) -> type[Pruner]:
-        from secateur.pruners.pruner import pruner_class
-
-        return pruner_class(self.settings)
-
-
 def read_recipe(path: Path) -> PruningFile:
     """The recipe or the candidate in a file.
 
@@ -343,18 +192,3 @@ def open_recipe(name: str, sparsity: float | None = None, source: str | None = N
         raise UsageError(f"Expected no `--calibration` with a file, which names its texts, got {source!r}.")
     file = read_recipe(Path(name))
     return file if sparsity is None else file.with_sparsity(sparsity)
-
-
-File = TypeVar("File", bound=PruningFile)
-
-
-def checked(kind: type[File], raw: Mapping[str, Any]) -> File:
-    """The file with this content.
-
-    Raises:
-        UsageError: in one line, with the first of the problems.
-    """
-    try:
-        return kind.model_validate(raw)
-    except ValidationError as error:
-        raise UsageError(problems(error, kind)[0]) from error
