@@ -123,7 +123,7 @@ class Session:
         return tuple(Session(next(iter(x.values())), self._say, cases=x) for x in by_model.values())
 
     def beside(self, directory: Path) -> Path:
-        """Directory of this session, as one of the other models, beside that of the first."""
+        """Directory of a session for one of the other models, beside that of the first."""
         return directory.with_name(f"{directory.name}-{self.loaded.fingerprint[:12]}")
 
     @cached_property

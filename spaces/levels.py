@@ -127,7 +127,7 @@ class Balance:
         return not self._moved[unit] and 0 <= self.levels[unit] + direction < len(self._table[unit])
 
     def fits(self, unit: int) -> bool:
-        """Whether the unit can move up by one level within the window's upper end."""
+        """True if the unit can move up by one level within the window's upper end."""
         row, level = self._table[unit], self.levels[unit]
         return self._total + row[level + 1] - row[level] <= self._window.high
 

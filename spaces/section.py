@@ -37,7 +37,7 @@ class Section(BaseModel):
 
 
 def one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """Of a field of text: one of some names, which installed packages may add to."""
+    """Validator of a text field: one of some names, which installed packages may add to."""
 
     def check(value: str) -> str:
         known = list(names())

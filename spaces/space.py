@@ -248,5 +248,5 @@ class IntParameter:
             )
 
     def applies(self, values: Mapping[str, int]) -> bool:
-        """Whether the parameter applies, given the values of the earlier ones that apply."""
+        """True if the parameter applies, given the values of the earlier ones that apply."""
         return all(r.parameter not in values or values[r.parameter] in r.values for r in self.when)

@@ -48,7 +48,7 @@ class SpaceSettings(Section):
 
     @property
     def has_proxy(self) -> bool:
-        """Whether the space has a proxy for the loss."""
+        """True if the space has a proxy for the loss."""
         return False
 
     @property

@@ -38,7 +38,7 @@ class Text:
 
     @property
     def sha256(self) -> str:
-        """Of the text as UTF-8."""
+        """SHA-256 of the text as UTF-8."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from secateur.pruners.calibration.pool import Pool
 from secateur.spaces.recipe.keys import CHUNK
 
 CLUSTERS = 8
-"""Of the windows of a source; fewer where windows are alike."""
+"""Clusters of the windows of a source; fewer where windows are alike."""
 
 _RESTARTS = 4
 

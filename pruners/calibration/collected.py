@@ -21,7 +21,7 @@ from secateur.pruners.stores.block_files import digest_of
 from secateur.spaces.methods import Detail
 
 Pieces: TypeAlias = Sequence[dict[str, Tensor]]
-"""Of each block, tensors by name."""
+"""Tensors of each block, by name."""
 _OWNERS, _INFLUENCE = "owners", "influence"
 _OF_OUTPUTS = ("total", "total_abs", "sum_squares", "window_squares")
 VERSION = 1

@@ -93,7 +93,7 @@ class Manifest:
 
 
 def same_export(directory: Path, manifest: Manifest, dtype: str = "") -> bool:
-    """Whether a directory holds this export already: same parent, candidate, method, data and seeds.
+    """True if a directory holds this export already: same parent, candidate, method, data and seeds.
 
     Versions and measurements are not compared. A directory gets its manifest last, so one that has it is whole.
 

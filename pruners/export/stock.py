@@ -56,7 +56,7 @@ def stock_groups(anatomy: Anatomy) -> tuple[int, ...]:
 
 
 def takes_biases(anatomy: Anatomy) -> bool:
-    """Whether the family's stock class has a place for a bias in every output projection, see `fit`."""
+    """True if the family's stock class has a place for a bias in every output projection, see `fit`."""
     content = anatomy.model.config.to_dict()  # type: ignore[union-attr, operator]  # a transformers config
     content |= {name: True for name in BIASES if name in content}
     with torch.device("meta"):

@@ -75,7 +75,7 @@ def _form(runner: BlockRunner, block: Block, kind: Sublayer, inputs: BlockInputs
 def _same_without_first(
     runner: BlockRunner, block: Block, layout: SublayerLayout, inputs: BlockInputs, dense: _Seen
 ) -> bool:
-    """Whether the units from the last to the second, in this order, compute the same as in the dense block."""
+    """True if the units from the last to the second, in this order, compute the same as in the dense block."""
     backwards = torch.arange(layout.n_units - 1, -1, -1, device=runner.device)
     live = LiveSublayer(layout)
     try:

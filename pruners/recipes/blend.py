@@ -24,7 +24,7 @@ Norm = Literal[1, 2, "inf"]
 Reduce = Literal["sum", "mean", "max", "prod", "output"]
 Matrix = Literal["q", "k", "v", "o", "gate", "up", "down"]
 Gradients: TypeAlias = Mapping[Kind, Mapping[str, Float[Tensor, "..."]]]
-"""Of the dense model, by kind and the projection's full name."""
+"""Gradients of the dense model, by kind and the projection's full name."""
 
 FUSED: dict[Role, tuple[Matrix, ...]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 MAX_EXPONENT = 2.0
@@ -177,7 +177,7 @@ def _by_matrix(
 
 
 def _size(values: Float[Tensor, "units entries others"], blend: Blend) -> Float[Tensor, " units"]:
-    """Of each unit's part of one matrix."""
+    """Size of each unit's part of one matrix."""
     left = values.flatten(1) if blend.absolute == "element" else values.sum(2)
     size: Tensor = torch.linalg.vector_norm(left, float(blend.norm), dim=1, dtype=torch.float64)
     return size

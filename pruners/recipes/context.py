@@ -99,7 +99,7 @@ class RecipeContext:
         return found
 
     def holds(self, calibration: Mapping[str, Any]) -> bool:
-        """Whether this choice is one of those used last."""
+        """True if this choice is one of those used last."""
         return json.dumps(calibration, sort_keys=True) in self._samples
 
     def _new_sample(self, calibration: Mapping[str, Any]) -> Sample:

@@ -147,7 +147,7 @@ class RecipePruner(Pruner):
 
     @property
     def _look(self) -> bool:
-        """Whether windows are chosen by losses or states of the dense model."""
+        """True if windows are chosen by losses or states of the dense model."""
         return any(choice != "random" for choice in self.settings.choose)
 
     @property

@@ -28,7 +28,7 @@ N_PAIRS = 32
 N_TOKENS = 512
 
 SHARE = 0.5
-"""Of each sub-layer's units: those that may be left out, half of them at a time."""
+"""Units of each sub-layer that may be left out, half of them at a time."""
 
 PENALTIES = tuple(10.0**power for power in range(-4, 5))
 

@@ -36,7 +36,7 @@ class PruningFile(Section, ABC):
     @property
     @abstractmethod
     def form(self) -> Mapping[str, Any]:
-        """What `Pruner.fitted` turns into the configuration of a model."""
+        """Form that `Pruner.fitted` turns into the configuration of a model."""
 
     @property
     @abstractmethod
@@ -60,7 +60,7 @@ class PruningFile(Section, ABC):
 
     @property
     def sequential(self) -> bool:
-        """Whether statistics of a block come from already pruned blocks."""
+        """True if statistics of a block come from already pruned blocks."""
         return False
 
     @abstractmethod

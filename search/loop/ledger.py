@@ -30,7 +30,7 @@ class Ledger:
 
     @property
     def used_up(self) -> bool:
-        """Whether the budget allows no further proposal."""
+        """True if the budget allows no further proposal."""
         minutes = self.budget.minutes
         return not self._affords(1, 1) or (minutes is not None and self.spent.seconds >= 60 * minutes)
 
@@ -71,7 +71,7 @@ class Ledger:
         return new
 
     def _affords(self, n_evaluations: int, n_tokens: int) -> bool:
-        """Whether the budget allows this much more."""
+        """True if the budget allows this much more."""
         evaluations, tokens = self.budget.evaluations, self.budget.tokens
         n_evaluations += self._n_evaluations
         n_tokens += self._n_tokens

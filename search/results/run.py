@@ -119,7 +119,7 @@ class Run:
 
     @property
     def structured(self) -> bool:
-        """Whether candidates are structured: removed parts are neither stored nor computed."""
+        """True if candidates are structured: removed parts are neither stored nor computed."""
         return bool(self.study.about.facts["shape"].get("blocks"))
 
     def allocation(self, trial: Trial) -> dict[str, float]:

@@ -67,7 +67,7 @@ def _failed(error: Exception) -> int:
 
 
 def _is_wrong_use(error: Exception) -> bool:
-    """Whether another command, file or setting avoids the error.
+    """True if another command, file or setting avoids the error.
 
     True for `UsageError` and for the errors of other packages, which do not know the command line: their subclasses
     of ValueError, and plain ones that state what was expected.

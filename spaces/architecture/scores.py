@@ -72,7 +72,7 @@ def block_moves(slots: Sequence[Slot], of_blocks: Sequence[float]) -> list[Move]
 
 
 def _is_whole(slots: Sequence[Slot]) -> bool:
-    """Whether the block is empty without these slots."""
+    """True if the block is empty without these slots."""
     kinds = {slot.kind for slot in slots if slot.removable}
     return kinds >= {"attention", "mlp"} or "block" in kinds
 

@@ -136,7 +136,7 @@ class ArchitectureSettings(SpaceSettings):
 
     @property
     def all_alike(self) -> bool:
-        """Whether all kept blocks have equal shapes."""
+        """True if all kept blocks have equal shapes."""
         return self.tied or self.target_format == "hf-stock"
 
     @property

@@ -196,7 +196,7 @@ class FormulaSpace(Space[Formula]):
         return Formula(trees[rng.integers(len(trees))])
 
     def _uses_weights(self, tree: Tree) -> bool:
-        """Whether a formula uses W or G; others rank all rows alike."""
+        """True if a formula uses W or G; others rank all rows alike."""
         return bool(terminals_in(tree) & {"W", "G"})
 
     def cost(self, candidate: Formula) -> Mapping[str, float]:

@@ -67,17 +67,17 @@ class Leaf:
     ordered: bool = False
 
     def applies(self, flat: Flat) -> bool:
-        """Whether the key applies, given the keys before it."""
+        """True if the key applies, given the keys before it."""
         return all(c.path not in flat or c.holds(flat[c.path]) for c in self.when)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number; booleans are not."""
+    """True if it is a finite number; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number of any type."""
+    """True if it is a whole number of any type."""
     return is_number(value) and float(value).is_integer()
 
 

@@ -10,7 +10,7 @@ from secateur.pruners.recipes.allocation.filling import relative_to_largest, to_
 from secateur.pruners.recipes.allocation.layers import BudgetError, Floats, Ints, Layer, RuleEvidence
 
 STEP, LIMIT, MOST_STEPS = 0.02, 0.99, 1000
-"""Of Adapt-Pruner: the growth of every share in a step, and the largest share; and a limit of the steps."""
+"""Growth of every share in a step and the largest share, as Adapt-Pruner has them; and a limit of the steps."""
 
 
 def adapt(layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float, *, rate: float) -> Ints:

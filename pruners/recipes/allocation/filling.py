@@ -12,7 +12,7 @@ from secateur.pruners.recipes.allocation.layers import BudgetError, Floats, Ints
 from secateur.spaces.levels import n_zeros, spread_order
 
 Times = Sequence[NDArray[np.floating[Any]]]
-"""Of each layer the times at which its units are removed, ascending."""
+"""Times at which the units of each layer are removed, ascending."""
 
 
 def wanted_weights(layers: Sequence[Layer], sparsity: float) -> int:

@@ -39,7 +39,7 @@ class NewFormulas:
         self.n_repeated = 0  # of these, with a known text
 
     def is_new(self, formula: Formula) -> bool:
-        """Whether the formula is new; it counts as known afterwards."""
+        """True if the formula is new; it counts as known afterwards."""
         self.n_made += 1
         if formula.text in self._seen:
             self.n_repeated += 1

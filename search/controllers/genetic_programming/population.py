@@ -91,7 +91,7 @@ class Population:
         return winner
 
     def _beats(self, a: Individual, b: Individual, rng: np.random.Generator) -> bool:
-        """Whether `a` wins against `b`, by the losses at the largest fidelity common to both."""
+        """True if `a` wins against `b`, by the losses at the largest fidelity common to both."""
         level = min(len(a.losses), len(b.losses)) - 1
         gap, larger, parsimony = (
             a.losses[level] - b.losses[level],

@@ -162,6 +162,6 @@ class Optuna(Controller):
 
 
 def _is_reached(space: Space[Any], candidate: Any, target: int) -> bool:
-    """Whether parameters reproduce the candidate; not all candidates are within a sampler's options."""
+    """True if parameters reproduce the candidate; not all candidates are within a sampler's options."""
     rng = np.random.default_rng(0)
     return bool(space.from_parameters(space.to_parameters(candidate), target, rng) == candidate)

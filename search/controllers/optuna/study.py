@@ -120,7 +120,7 @@ class SampledStudy:
 
     @property
     def _begins(self) -> bool:
-        """Whether the next trial is one of the enqueued ones, which are measured unchanged."""
+        """True if the next trial is one of the enqueued ones, which are measured unchanged."""
         return bool(self._study.get_trials(deepcopy=False, states=(self._states.WAITING,)))
 
     def _suggested(self, trial: optuna.Trial) -> dict[str, int]:

@@ -64,7 +64,7 @@ class _PooledWorker:
         return self.calls[0][0] if self.calls else None
 
     def takes(self, call: Call) -> bool:
-        """Whether the worker can accept the call now.
+        """True if the worker can accept the call now.
 
         A call that has cost a worker runs alone on one: a worker that dies at once also loses the unsent result of the
         previous call, which would then be blamed.
