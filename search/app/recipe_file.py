@@ -155,7 +155,7 @@ def known_recipe(name: str, sparsity: float | None, source: str = CALIBRATION) -
 
     Args:
         name: as ``secateur list recipes`` shows it.
-        sparsity: share that goes.
+        sparsity: share to prune.
         source: of the text that it calibrates on.
 
     Raises:
@@ -168,7 +168,7 @@ def known_recipe(name: str, sparsity: float | None, source: str = CALIBRATION) -
         )
     if sparsity is None:
         raise UsageError(
-            f"Expected `--sparsity` with the known recipe {name}, got none. It is the share that goes."
+            f"Expected `--sparsity` with the known recipe {name}, got none. It is the share to prune."
         )
     row = KNOWN[name]
     form = {"unit": row.unit, "sparsity": sparsity, **row.form}
@@ -180,7 +180,7 @@ def open_recipe(name: str, sparsity: float | None = None, source: str | None = N
 
     Args:
         name: of the file, or as ``secateur list recipes`` shows it.
-        sparsity: share that goes; None: as the file says.
+        sparsity: share to prune; None: as the file says.
         source: of the text that a published method calibrates on; None: the usual one.
 
     Raises:
