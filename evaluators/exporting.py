@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.evaluators.data.windows import EvaluationData
-from secateur.pruners.export.manifest import MANIFEST, UNSTRUCTURED, Manifest, same_export
+from secateur.pruners.export.manifest import UNSTRUCTURED, Manifest, same_export
 from secateur.pruners.export.registry import ANY
 from secateur.pruners.export.saving import check_destination
 from secateur.pruners.models.loading import LoadedModel
@@ -111,11 +111,10 @@ def export(
         say: given progress, one line at a time.
 
     Raises:
-        ValueError: if `to` is not empty, or the format can't carry the model.
+        ValueError: if `to` is not empty, or holds this export with a damaged file, or the format can't carry the model.
         ExportError: if the model can't be written, or does not load as it should.
     """
-    if same_export(to, manifest):
-        there = Manifest.from_json((to / MANIFEST).read_text(encoding="utf-8"))
+    if there := same_export(to, manifest):
         return ExportSummary(to, True, there.measured, there.checks, there.label)
     check_destination(to)  # before minutes of work, not after
     pruner.check_format(config, loaded.tokenizer, manifest.format)
@@ -129,5 +128,5 @@ def export(
     exported = {f"{fidelity.text}, as exported": data.live_losses(fidelity) for fidelity in fidelities}
     say("writing, and loading it again in a fresh process")
     manifest = replace(manifest, measured={**exported, **searched})
-    report = pruner.save(loaded, config, to, manifest, data.check_tokens)
-    return ExportSummary(to, False, report.manifest.measured, report.manifest.checks, report.manifest.label)
+    saved = pruner.save(loaded, config, to, manifest, data.check_tokens).manifest
+    return ExportSummary(to, False, saved.measured, saved.checks, saved.label)

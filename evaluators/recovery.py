@@ -18,7 +18,7 @@ from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
-from secateur.pruners.export.manifest import MANIFEST, Manifest, same_export
+from secateur.pruners.export.manifest import same_export
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.spaces.measurement import Fidelity
@@ -153,7 +153,7 @@ def export_recovered(
         ``kl``, ``ce`` on the test windows, costs, ``trained_tokens``.
 
     Raises:
-        ValueError: if `to` is not empty.
+        ValueError: if `to` is not empty, or holds this model with a damaged file.
         ExportError: if the model can't be written, or does not load as it should.
     """
     set_threads(job.threads)
@@ -170,8 +170,8 @@ def export_recovered(
         recovery_text_tokens=windows.numel(),
     )
     fidelities = session.plan.final_fidelities
-    if same_export(to, manifest):
-        manifest = Manifest.from_json((to / MANIFEST).read_text(encoding="utf-8"))
+    if there := same_export(to, manifest):
+        manifest = there
     else:
         on = {f.text: teacher_batches(dense, first_windows(session, f)) for f in fidelities}
         anatomy, dtype = session.anatomy, session.anatomy.head.weight.dtype

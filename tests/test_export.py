@@ -19,7 +19,7 @@ from secateur.pruners.export import export_check, reload, saving
 from secateur.pruners.export.card import card
 from secateur.pruners.export.export import export_model
 from secateur.pruners.export.export_check import ExportError
-from secateur.pruners.export.manifest import MANIFEST, UNSTRUCTURED, Manifest, same_export
+from secateur.pruners.export.manifest import MANIFEST, UNSTRUCTURED, Manifest, check_files, same_export
 
 SIZES = {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -151,6 +151,47 @@ def test_manifest_and_card_say_what_it_is(tmp_path, tokenizer, tokens):
     assert not same_export(tmp_path / "out", manifest, "bfloat16")
     assert not same_export(tmp_path / "out", replace(manifest, candidate="0.6"))
     assert not same_export(tmp_path, manifest)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_damaged_export_is_not_the_same(tmp_path, tokenizer, tokens):
+    model, out = llama(tied=True), tmp_path / "out"
+    manifest = prune(model)
+    written = export_model(model, tokenizer, out, manifest=manifest, check_tokens=tokens).manifest
+    assert written.files.keys() == {path.name for path in out.iterdir()} - {MANIFEST}
+    assert check_files(out) == len(written.files)
+    (out / "notes.txt").write_text("a file of somebody's own")
+    assert same_export(out, manifest) == written
+    weights = (out / "model.safetensors").read_bytes()
+    changed = weights[:-1] + bytes([weights[-1] ^ 1])
+    for content in (weights[:-1], changed, b""):
+        (out / "model.safetensors").write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"got model.safetensors missing or damaged. Remove the directory"
+        ):
+            same_export(out, manifest)
+    assert not same_export(out, replace(manifest, candidate="0.6")), "another export is not checked"
+    (out / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"got config.json, model.safetensors missing or damaged"):
+        check_files(out)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_export_without_checksums_is_checked_by_the_size_of_its_weights(tmp_path, tokenizer, tokens):
+    model, out = llama(tied=True), tmp_path / "out"
+    manifest = prune(model)
+    export_model(model, tokenizer, out, manifest=manifest, check_tokens=tokens)
+    old = json.loads((out / MANIFEST).read_text())
+    del old["files"]
+    (out / MANIFEST).write_text(json.dumps(old))
+    (out / "config.json").write_text("{}")
+    assert check_files(out) == 0
+    assert same_export(out, manifest)
+    (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-1])
+    with pytest.raises(ValueError, match="got weights missing or damaged"):
+        same_export(out, manifest)
+    with pytest.raises(ValueError, match=f"Expected an export with its {MANIFEST}"):
+        check_files(tmp_path)
 
 
 def test_a_card_names_the_licence_that_the_parents_card_names(tmp_path):

@@ -63,6 +63,9 @@ def test_a_recipe_of_a_run_prunes_as_the_run_did(run, tmp_path, capsys):
     assert measured["test:128, dense"]["kl"] == pytest.approx(0, abs=1e-6)
     assert measured["test:128, as exported"]["kl"] == pytest.approx(run.test_of(trial).values["kl"], rel=1e-5)
     _check_zeros_and_biases(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"got tokenizer.json missing or damaged. Remove the directory"):
+        _dispatch(["prune", "tiny", "--recipe", str(file), "--to", str(tmp_path / "model"), *tokens])
 
 
 def _check_zeros_and_biases(directory):

@@ -11,7 +11,7 @@ from secateur.evaluators.latency.clock import Clock, clock_of, threads
 from secateur.evaluators.latency.conditions import LatencySetup
 from secateur.evaluators.latency.forward import Forward
 from secateur.evaluators.latency.rounds import ROUNDS, Timing, time_in_turns
-from secateur.pruners.export.manifest import MANIFEST, Manifest
+from secateur.pruners.export.manifest import manifest_of
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.latency import PHASES, LatencyTable, PhaseName
@@ -62,11 +62,8 @@ def kept_in(model: str, anatomy: Anatomy, fingerprint: str) -> tuple[Kept, ...] 
         anatomy: of the dense model.
         fingerprint: the dense model's.
     """
-    try:
-        manifest = Manifest.from_json((Path(model) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, TypeError, ValueError):  # not one of our exports
-        return None
-    if manifest.fingerprint != fingerprint or len(manifest.kept) != len(anatomy.blocks):
+    manifest = manifest_of(Path(model))
+    if manifest is None or manifest.fingerprint != fingerprint or len(manifest.kept) != len(anatomy.blocks):
         return None
     return tuple(Kept(block["kv_groups"], block["ffn"]) for block in manifest.kept)
 

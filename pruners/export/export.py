@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from secateur.pruners.export.card import card
 from secateur.pruners.export.cut import CutModel, Job, Saved, stored
 from secateur.pruners.export.export_check import TOLERANCES, Comparison, ExportError, check_saved, dtype_name
-from secateur.pruners.export.manifest import MANIFEST, Manifest
+from secateur.pruners.export.manifest import MANIFEST, Manifest, file_records, weight_bytes
 from secateur.pruners.export.registry import FORMATS
-from secateur.pruners.export.saving import check_dtypes, new_directory, versions, weight_bytes
+from secateur.pruners.export.saving import check_dtypes, new_directory, versions
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
@@ -243,5 +243,6 @@ def _write_record(
         **found,
     )
     (made / "README.md").write_text(card(manifest), encoding="utf-8")
+    manifest = replace(manifest, files=file_records(made))
     (made / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest

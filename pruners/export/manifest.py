@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -50,6 +51,7 @@ class Manifest:
         shapes: heads and widths of each block of the saved model, by its path.
         parameters: of the ``parent`` and as ``saved``, a tied weight counted once.
         size_bytes: of the weight files.
+        files: ``size_bytes`` and ``sha256`` of every other file of the export by path; of earlier versions, none.
         versions: of secateur, torch, transformers and Python.
         checks: results of the checks by name.
     """
@@ -73,6 +75,7 @@ class Manifest:
     shapes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     parameters: Mapping[str, int] = field(default_factory=dict)
     size_bytes: int = 0
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
 
@@ -92,20 +95,61 @@ class Manifest:
         return cls(**{key: value for key, value in dict(read).items() if key in known})
 
 
-def same_export(directory: Path, manifest: Manifest, dtype: str = "") -> bool:
-    """True if a directory holds this export already: same parent, candidate, method, data and seeds.
-
-    Versions and measurements are not compared. A directory gets its manifest last, so one that has it is whole.
-
-    Args:
-        dtype: the dtype asked for, e.g. ``bfloat16``; "" if any will do.
-    """
+def manifest_of(directory: Path) -> Manifest | None:
+    """Manifest of an exported directory; None if it has none that can be read."""
     try:
-        there = Manifest.from_json((directory / MANIFEST).read_text(encoding="utf-8"))
+        return Manifest.from_json((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
-        return False
+        return None
+
+
+def same_export(directory: Path, manifest: Manifest, dtype: str = "") -> Manifest | None:
+    """The manifest of this export, if a directory holds it already: same parent, candidate, method, data and seeds.
+
+    Versions and measurements are not compared, nor is the dtype unless it is asked for, e.g. ``bfloat16``. Its files
+    are checked, see `check_files`.
+    """
+    there = manifest_of(directory)
+    if there is None or dtype not in {"", there.dtype}:
+        return None
     wanted = Manifest.from_json(manifest.to_json())  # both as JSON gives them
     # These two are not known before pruning by some methods.
     compared = [name for name in _IDENTITY if name not in ("asked", "kept") or getattr(wanted, name)]
-    same = all(getattr(there, name) == getattr(wanted, name) for name in compared)
-    return same and dtype in {"", there.dtype}
+    if any(getattr(there, name) != getattr(wanted, name) for name in compared):
+        return None
+    check_files(directory)
+    return there
+
+
+def weight_bytes(directory: Path) -> int:
+    """Size of the weight files of a saved model."""
+    return sum(x.stat().st_size for x in directory.iterdir() if x.suffix in {".safetensors", ".gguf"})
+
+
+def file_records(directory: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file of an export that has no manifest yet, by path."""
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {file.relative_to(directory).as_posix(): _record(file) for file in files}
+
+
+def check_files(directory: Path) -> int:
+    """Number of files with checksums, 0 in old exports; raise a ValueError that names those missing or damaged."""
+    manifest = manifest_of(directory)
+    if manifest is None:
+        raise ValueError(f"Expected an export with its {MANIFEST}, got {directory}. Name another directory.")
+    damaged = [name for name, written in manifest.files.items() if _record(directory / name) != written]
+    if not manifest.files and weight_bytes(directory) < manifest.size_bytes:
+        damaged = ["weights"]  # their total size alone is known
+    if damaged:
+        raise ValueError(
+            f"Expected the files of {directory} as they were exported, got {', '.join(damaged)} missing or damaged. "
+            "Remove the directory and export again."
+        )
+    return len(manifest.files)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        return {"size_bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -72,11 +72,6 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
         ) from error
 
 
-def weight_bytes(directory: Path) -> int:
-    """Size of the weight files of a saved model."""
-    return sum(x.stat().st_size for x in directory.iterdir() if x.suffix in {".safetensors", ".gguf"})
-
-
 def versions() -> dict[str, str]:
     """Versions of the packages that made the model."""
     found = {"python": platform.python_version()}

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
 
 @usage_errors()
-def evaluate(model: str, **measured: Any) -> dict[str, float | str | int]:
+def evaluate(model: str, *, verify: bool = False, **measured: Any) -> dict[str, float | str | int]:
     """Perplexity of a model, its share of zero weights, and its scores in tasks; see `evaluate_model`.
 
     Raises:
-        UsageError: if the model, the text or a task is wrong.
+        UsageError: if the model, the text or a task is wrong, or with `verify` a file of the export is damaged.
     """
     from secateur.evaluators.perplexity import evaluate_model
+    from secateur.pruners.export.manifest import check_files
 
-    return evaluate_model(model, **measured)
+    path = Path(model).expanduser()  # of a directory, or of a GGUF file in one
+    verified = {"verified_files": check_files(path.parent if path.is_file() else path)} if verify else {}
+    return {**evaluate_model(model, **measured), **verified}
 
 
 def tasks_in(names: Sequence[str], directory: Path | None, samples: int | None) -> TaskPlan | None:

@@ -30,6 +30,7 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Directory of the tasks' files.")
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Samples of each task; default: all.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check the files of an export first.")] = False,
     json: Json = False,
     *,
     measuring: Options,
@@ -46,6 +47,7 @@ def evaluate(
             n_tokens=measuring["tokens"],
             window=measuring["window"],
             tasks=rooms.tasks_in(names, task_dir, samples),
+            verify=verify,
             say=display.say,
             **loading,
         )
