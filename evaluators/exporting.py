@@ -10,7 +10,7 @@ from typing import Any
 from secateur.evaluators.data.windows import EvaluationData
 from secateur.pruners.export.manifest import UNSTRUCTURED, Manifest, same_export
 from secateur.pruners.export.registry import ANY
-from secateur.pruners.export.saving import check_destination
+from secateur.pruners.export.saving import check_destination, remove_leftovers
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.pruner import Config, Pruner
 from secateur.spaces.measurement import Fidelity
@@ -26,6 +26,7 @@ class ExportSummary:
         measured: ``kl`` and ``ce`` in nats per token by fidelity and model.
         checks: results by name.
         label: expected gain in size and speed, in words.
+        removed: paths of leftovers of killed exports to the directory, beside it.
     """
 
     directory: Path
@@ -33,6 +34,7 @@ class ExportSummary:
     measured: Mapping[str, Mapping[str, float]]
     checks: Mapping[str, object]
     label: str
+    removed: Sequence[str] = ()
 
 
 def new_manifest(
@@ -114,8 +116,9 @@ def export(
         ValueError: if `to` is not empty, or holds this export with a damaged file, or the format can't carry the model.
         ExportError: if the model can't be written, or does not load as it should.
     """
+    removed = remove_leftovers(to)
     if there := same_export(to, manifest):
-        return ExportSummary(to, True, there.measured, there.checks, there.label)
+        return ExportSummary(to, True, there.measured, there.checks, there.label, removed)
     check_destination(to)  # before minutes of work, not after
     pruner.check_format(config, loaded.tokenizer, manifest.format)
     for fidelity in fidelities:
@@ -129,4 +132,4 @@ def export(
     say("writing, and loading it again in a fresh process")
     manifest = replace(manifest, measured={**exported, **searched})
     saved = pruner.save(loaded, config, to, manifest, data.check_tokens).manifest
-    return ExportSummary(to, False, saved.measured, saved.checks, saved.label)
+    return ExportSummary(to, False, saved.measured, saved.checks, saved.label, removed)

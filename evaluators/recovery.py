@@ -19,6 +19,7 @@ from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
 from secateur.pruners.export.manifest import same_export
+from secateur.pruners.export.saving import remove_leftovers
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.spaces.measurement import Fidelity
@@ -170,6 +171,8 @@ def export_recovered(
         recovery_text_tokens=windows.numel(),
     )
     fidelities = session.plan.final_fidelities
+    for path in remove_leftovers(to):
+        say(f"removed {path}, left by a killed export")
     if there := same_export(to, manifest):
         manifest = there
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,6 +94,30 @@ def test_an_export_loads_and_is_what_was_searched(finished, tmp_path, calibratio
     found = app.evaluate(str(tmp_path / "model"), n_tokens=512, window=64)
     assert found["zeros"] == pytest.approx(0.6, abs=0.005)
     assert found["ce"] == pytest.approx(summary.measured["test:512, as exported"]["ce"], rel=1e-3)
+
+
+@pytest.mark.usefixtures("forked_reload")
+def test_a_damaged_export_and_what_a_killed_one_left_are_named(finished, tmp_path, secateur):
+    left, model = tmp_path / ".model-killed__", tmp_path / "model"
+    left.mkdir()
+    (left / "export.lock").write_text(socket.gethostname())
+    export = ("export", finished, "--sparsity", "0.6", "--to", model)
+    verify = ("evaluate", model, "--verify", "--tokens", "512", "--window", "64", "--json")
+    status, out, _ = secateur(*export)
+    assert (status, out.splitlines()[-1]) == (0, f"removed {left}, left by a killed export")
+    assert not left.exists()
+    assert json.loads(secateur(*verify)[1])["verified_files"] >= 4
+    assert "was exported before" in secateur(*export)[1]
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-64] + bytes(64))
+    for command in (export, verify):
+        status, out, err = secateur(*command)
+        assert (status, out) == (2, "")
+        assert "got model.safetensors missing or damaged. Remove the directory and export again." in err
+        assert err.splitlines()[-1].startswith("secateur: error: Expected the files of ")
+    status, _, err = secateur("evaluate", "tiny", "--verify")
+    assert status == 2
+    assert "Expected an export with its secateur.json, got tiny" in err
 
 
 def test_a_longer_budget_goes_on_and_equals_one_long_search(finished, tmp_path):

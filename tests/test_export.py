@@ -3,7 +3,10 @@
 import ast
 import json
 import resource
+import signal
+import socket
 import subprocess
+import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -356,6 +359,42 @@ def test_too_little_space_is_seen_before_writing(tmp_path, tokenizer, tokens, mo
     with pytest.raises(ExportError, match="MB of free space"):
         export_model(model, tokenizer, tmp_path / "out", manifest=prune(model), check_tokens=tokens)
     assert leftovers(tmp_path) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from secateur.pruners.export.saving import new_directory
+
+with new_directory(Path(sys.argv[1]), 1) as (made, scratch):
+    (made / "model.safetensors").write_bytes(b"x" * 1000)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_killed_exports_left_is_removed_and_nothing_else(tmp_path):
+    out = tmp_path / "out[1]"
+    assert saving.remove_leftovers(out) == []
+    killed = subprocess.run([sys.executable, "-c", KILLED, out], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    [left] = leftovers(tmp_path)
+    kept = {}
+    for name, host in {
+        ".out[1]-of_other": "another-host",
+        ".out[1]-starting": "",
+        ".out[1]-other-abcdefgh": socket.gethostname(),
+        "out[1]-12345678": socket.gethostname(),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / saving.LOCK).write_text(host)
+        kept[name] = host
+    (tmp_path / ".out[1]-unmarked").mkdir()
+    with saving.new_directory(out, 1) as (made, scratch):
+        assert saving.remove_leftovers(out) == [str(tmp_path / left)]
+        assert {*leftovers(tmp_path)} == {*kept, ".out[1]-unmarked", scratch.name}, "of a living process"
+        (made / "weights").write_text("x")
+    assert leftovers(out) == ["weights"]
+    assert saving.remove_leftovers(out) == []
 
 
 def test_the_reloading_script_imports_stock_packages_alone():

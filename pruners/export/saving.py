@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import platform
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from secateur.pruners.export.export_check import TOLERANCES, ExportError, dtype_
 
 SPARE_BYTES = 32 * 2**20
 """Needed beside the weights: tokenizer, config, logits of the check."""
+LOCK = "export.lock"  # names the host of the process that fills a directory; it holds the lock as long as it lives
 
 
 def check_destination(directory: Path) -> None:
@@ -58,7 +62,11 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
                 "some space or choose another directory, and export again."
             )
         # The suffix of a process that was killed is random, so the next one is not in its way.
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
+        beside = tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent)
+        with beside as scratch, Path(scratch, LOCK).open("w", buffering=1) as lock:
+            with suppress(OSError):  # without locks in this file system, what is left is not removed later
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock.write(f"{socket.gethostname()}\n")  # after the lock is held
             made = Path(scratch, "model")
             made.mkdir()  # with the usual permissions; those of `scratch` are its owner's alone
             yield made, Path(scratch)
@@ -70,6 +78,19 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
             f"Expected to write the model to {directory}, got: {' '.join(str(error).split())}. Free some space or "
             "choose another directory, and export again."
         ) from error
+
+
+def remove_leftovers(directory: Path) -> list[str]:
+    """Remove leftovers of killed processes of this machine beside a destination, and return their paths."""
+    directory, dead = directory.expanduser().absolute(), []
+    for left in directory.parent.glob(f".{glob.escape(directory.name)}-{'?' * 8}"):  # as tempfile names them
+        with suppress(OSError), (left / LOCK).open("r+") as lock:
+            if lock.read().strip() == socket.gethostname():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
+                dead.append(left)
+    for left in dead:
+        shutil.rmtree(left, ignore_errors=True)
+    return [str(left) for left in dead if not left.exists()]
 
 
 def versions() -> dict[str, str]:

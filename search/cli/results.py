@@ -123,6 +123,8 @@ def show_export(summary: ExportSummary, what: str) -> None:
     show_facts({where: one_line(values) for where, values in summary.measured.items()})
     show_facts({name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in summary.checks.items()})
     show(summary.label)
+    for path in summary.removed:
+        show(f"removed {path}, left by a killed export")
 
 
 @with_bounds
