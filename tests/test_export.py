@@ -397,6 +397,22 @@ def test_what_killed_exports_left_is_removed_and_nothing_else(tmp_path):
     assert saving.remove_leftovers(out) == []
 
 
+def test_the_second_of_two_exports_at_once_is_told_so(tmp_path):
+    out = tmp_path / "out"
+
+    def both():
+        with saving.new_directory(out, 1):
+            out.mkdir()
+            (out / "weights").write_text("of the first")
+
+    with pytest.raises(ExportError, match=r"another process that exported there meanwhile. Repeat") as caught:
+        both()
+    assert "\n" not in str(caught.value)
+    assert "space" not in str(caught.value)
+    assert leftovers(tmp_path) == ["out"]
+    assert leftovers(out) == ["weights"]
+
+
 def test_the_reloading_script_imports_stock_packages_alone():
     tree = ast.parse(export_check._SCRIPT.read_text())
     imported = {

@@ -50,7 +50,7 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
 
     Raises:
         ValueError: if the directory is not empty.
-        ExportError: if it can't be written. Nothing is left behind then, nor after any other exception.
+        ExportError: if it can't be written, or another process wrote it. Nothing is left then, nor after other errors.
     """
     check_destination(directory)
     try:
@@ -72,7 +72,15 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
             yield made, Path(scratch)
             for file in made.iterdir():  # safetensors lets nobody but the owner read
                 file.chmod(made.stat().st_mode & 0o666)
-            made.rename(directory)
+            try:
+                made.rename(directory)
+            except OSError as error:
+                if not directory.exists():
+                    raise
+                raise ExportError(
+                    f"Expected {directory} to stay free, got another process that exported there meanwhile. Repeat the "
+                    "command to see whether it wrote the same model, or choose another directory."
+                ) from error
     except (OSError, SafetensorError) as error:
         raise ExportError(
             f"Expected to write the model to {directory}, got: {' '.join(str(error).split())}. Free some space or "
