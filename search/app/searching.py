@@ -16,7 +16,7 @@ from secateur.search.executor import Executor, measure_all
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.loop.loop import Observer, Outcome, Search
 from secateur.search.loop.notes import NotesKeeper
-from secateur.search.mirror.address import check_storage
+from secateur.search.mirror.address import check_storage, refuse_password
 from secateur.search.mirror.mirror import Mirror
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
@@ -69,6 +69,7 @@ def search(
             was.
         StudyWriteError: if the disk is full; the study can be continued.
     """
+    refuse_password(settings.storage)
     check_storage(settings.storage)
     of_plugins = plugin_versions(settings)
     for line in left_out():

@@ -27,10 +27,41 @@ _CONNECT: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+_SCHEME = re.compile(r"[^:@/]*:?//+")  # also without its colon
+_FILE = re.compile(r"sqlite(\+\w+)?:///+$", re.IGNORECASE)  # a path may hold : and @
+_NO_SECRET = re.compile(r"(\$\{\w+\})*(@[^@/?]*[/?].*)?")
+_OPTION = re.compile(r"((?:passw(?:or)?d|pwd)(?:=|%3D))(?!\$\{\w+\}['\").,\]]*(?:&|$))[^&]+", re.IGNORECASE)
+
+
 def masked(text: str) -> str:
     """Text with the passwords of addresses replaced by ``***``, for everything that is shown."""
-    text = re.sub(r"(://[^\s:/@]*:)(?!\$\{)[^\s]*@", r"\1***@", text)
-    return re.sub(r"([?&](?:password|passwd|sslpassword)=)[^\s&]*", r"\1***", text)
+    suspect = re.compile("//|passw|pwd", re.IGNORECASE).search
+    return re.sub(r"\S+", lambda word: masked_address(word[0]) if suspect(word[0]) else word[0], text)
+
+
+def masked_address(address: str) -> str:
+    """Address, also a mistyped one, with ``***`` for whatever may be a password; ``${NAMES}`` stay."""
+    scheme = found[0] if (found := _SCHEME.match(address)) else ""
+    account, _, host = address[len(scheme) :].rpartition("@")
+    user, _, password = account.partition(":")
+    if not _FILE.search(scheme) and not _NO_SECRET.fullmatch(password):
+        address = f"{scheme}{user}:***@{host}"
+    return _OPTION.sub(r"\1***", address)
+
+
+def readable(text: str, most: int = 60) -> str:
+    """Text for a message: without passwords, and without its middle if it is long."""
+    text = masked(text)
+    return text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[len(text) - most // 3 + 3 :]}"
+
+
+def refuse_password(address: str | None) -> None:
+    """`UsageError` for an address with a password in it: a run keeps its settings, and others may read them."""
+    if address is not None and (hidden := masked_address(address)) != address:
+        raise UsageError(
+            f"Expected `storage` such as {FORM}, got a password in {readable(hidden, 200)}. "
+            "Use ${VARIABLE} in its place, and set that in the environment."
+        )
 
 
 def engine_url(address: str) -> sqlalchemy.engine.URL:
@@ -47,14 +78,18 @@ def engine_url(address: str) -> sqlalchemy.engine.URL:
     def value(found: re.Match[str]) -> str:
         if found[1] not in os.environ:
             raise UsageError(f"Expected ${{{found[1]}}} of `storage` in the environment, got none. Set it.")
-        return os.environ[found[1]]
+        text = os.environ[found[1]]
+        return text.replace("@", "%40") if found.string[found.end() :].startswith("@") else text
 
     try:
         url = make_url(re.sub(r"\$\{(\w+)\}", value, address))
     except UsageError:
         raise
     except (ArgumentError, ValueError):
-        raise UsageError(f"Expected `storage` such as {FORM}, got {masked(address)}.") from None
+        url = None
+    if url is None or "@" in (url.host or ""):  # the rest of a password, which messages would show as a host
+        hidden = readable(masked_address(address), 200)
+        raise UsageError(f"Expected `storage` such as {FORM}, got {hidden}. Write @ in a password as %40.")
     if url.drivername == "postgresql":
         installed = [name for name in ("psycopg", "psycopg2") if find_spec(name)]
         url = url.set(drivername=f"postgresql+{(installed or ['psycopg'])[0]}")
@@ -99,7 +134,7 @@ def check_storage(address: str | None) -> None:
         sqlalchemy.inspect(engine).has_table("studies")
     except (SQLAlchemyError, OSError, ValueError) as error:
         raise UsageError(
-            f"Expected a `storage` that answers, got {masked(address)}: {reason_of(error, address)}. "
+            f"Expected a `storage` that answers, got {masked_address(address)}: {reason_of(error, address)}. "
             f"Correct the address, start the database, or leave `storage` out."
         ) from None
     finally:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.controllers.optuna.samplers import quiet_optuna
-from secateur.search.mirror.address import engine_options, engine_url, masked, reason_of
+from secateur.search.mirror.address import engine_options, engine_url, masked_address, reason_of
 
 if TYPE_CHECKING:  # takes a second to import
     import optuna
@@ -186,7 +186,7 @@ class Database(Storage):
     TABLES = ("studies", "trials", "trial_values", "trial_params", "trial_user_attributes")
 
     def __init__(self, directory: Path, address: str) -> None:
-        super().__init__(masked(address))
+        super().__init__(masked_address(address))
         self._directory = directory
         self._address = address
         self._storage: optuna.storages.RDBStorage | None = None

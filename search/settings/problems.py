@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from secateur.search.mirror.address import readable
 from secateur.spaces.names import nearest
 
 
@@ -70,16 +71,17 @@ def _line(found: Sequence[tuple[ErrorDetails, _Place]]) -> str:
     """Line for one key's errors; a value may break the rule of each member of a union."""
     for detail, place in found:
         if detail["type"] == "value_error":  # our own message
-            return _with_section(detail["msg"].removeprefix("Value error, "), place)
+            return _with_section(readable(detail["msg"].removeprefix("Value error, "), 600), place)
         if detail["type"] == "extra_forbidden":
-            key = place.path.rpartition(".")[2]
+            key = readable(repr(place.path.rpartition(".")[2]))
             section = f"`{place.section}`" if place.section else "the settings"
-            return f"Expected a known key in {section}, got {key!r}.{nearest(key, place.holder.model_fields)}"
+            return f"Expected a known key in {section}, got {key}.{nearest(key[1:-1], place.holder.model_fields)}"
     detail, place = found[0]
     if detail["type"] == "missing":
         return f"Expected `{place.path}`, got nothing."
     rules = dict.fromkeys(_rule(detail["msg"]) for detail, _ in found)
-    return f"Expected `{place.path}` to {' or '.join(rules).replace(' or be ', ' or ')}, got {_short(detail['input'])}."
+    given = readable(repr(detail["input"]))
+    return f"Expected `{place.path}` to {' or '.join(rules).replace(' or be ', ' or ')}, got {given}."
 
 
 def _rule(message: str) -> str:
@@ -98,8 +100,3 @@ def _with_section(message: str, place: _Place) -> str:
     if name[1] in place.holder.model_fields:
         return message.replace(name[0], f"`{place.section}.{name[1]}`", 1)
     return message.replace(name[0], f"`{place.path}`", 1) if place.path.endswith("." + name[1]) else message
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -22,7 +22,7 @@ from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.files import parse_yaml, read_yaml
-from secateur.search.mirror.address import FORM
+from secateur.search.mirror.address import FORM, masked, masked_address, readable
 from secateur.search.objectives import TASK, objective
 from secateur.search.settings.evaluator import EvaluatorSettings
 from secateur.search.settings.problems import problems
@@ -81,12 +81,13 @@ class Settings(Section):
         given = batch is None or "batch" in executor.model_fields_set
         return executor if given else executor.model_copy(update={"batch": batch})
 
-    @field_validator("storage")
+    @field_validator("storage", mode="before")
     @classmethod
-    def _check_storage(cls, address: str | None) -> str | None:
-        if address is not None and "://" not in address and not re.fullmatch(r"\$\{\w+\}", address):
-            raise ValueError(f"Expected `storage` such as {FORM}, got {address!r}.")
-        return address
+    def _check_storage(cls, address: Any) -> Any:
+        valid = isinstance(address, str) and re.fullmatch(r"(?s).*://.*|\$\{\w+\}", address)
+        if valid or address is None:
+            return address
+        raise ValueError(f"Expected `storage` such as {FORM}, got {readable(masked_address(repr(address)))}.")
 
     @field_validator("objectives")
     @classmethod
@@ -200,11 +201,12 @@ def identity(settings: Settings) -> dict[str, Any]:
 def _section(name: str, raw: Any, registry: Mapping[str, Any], default: str) -> tuple[BaseModel, list[str]]:
     """Section by its kind, and its errors."""
     if not isinstance(raw, Mapping):
-        return Section(), [f"Expected `{name}` to be a mapping such as {{kind: {default}}}, got {raw!r}."]
+        expected = f"a mapping such as {{kind: {default}}}"
+        return Section(), [f"Expected `{name}` to be {expected}, got {readable(repr(raw))}."]
     kind = raw.get("kind", default)
     if not isinstance(kind, str) or kind not in registry:
         hint = nearest(str(kind), registry)
-        return Section(), [f"Expected a known `{name}.kind`, got {kind!r}.{hint}"]
+        return Section(), [f"Expected a known `{name}.kind`, got {readable(repr(kind))}.{hint}"]
     model: type[BaseModel] = registry[kind].settings
     try:
         return model.model_validate({**raw, "kind": kind}), []
@@ -215,13 +217,15 @@ def _section(name: str, raw: Any, registry: Mapping[str, Any], default: str) -> 
 def _override(raw: dict[str, Any], override: str) -> None:
     """Set one key of a nested mapping, in place."""
     path, equals, value = override.partition("=")
-    keys = path.strip().split(".")
+    keys, hidden = path.strip().split("."), masked_address if path.startswith("storage") else masked
+    origin = readable(hidden(repr(override)))
     if not equals or not all(keys):
-        raise UsageError(f"Expected an override such as budget.evaluations=600, got {override!r}.")
+        raise UsageError(f"Expected an override such as budget.evaluations=600, got {origin}.")
     for i, key in enumerate(keys[:-1]):
         inner: Any = raw.setdefault(key, {})
         if not isinstance(inner, dict):
             place = ".".join(keys[: i + 1])
-            raise UsageError(f"Expected `{place}` to hold keys, for {override!r}, got {inner!r}.")
+            given = readable(hidden(repr(inner)))
+            raise UsageError(f"Expected `{place}` to hold keys, for {origin}, got {given}.")
         raw = inner
-    raw[keys[-1]] = parse_yaml(value, repr(override))
+    raw[keys[-1]] = parse_yaml(value, origin)

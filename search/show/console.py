@@ -90,7 +90,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 def _keep_traceback(error: Exception) -> str:
     """Write the traceback to a file and return a sentence that names it."""
-    text = "".join(traceback.format_exception(error))
+    text = masked("".join(traceback.format_exception(error)))
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="secateur-", suffix=".traceback", delete=False, encoding="utf-8"
