@@ -12,18 +12,45 @@ from typing import Any
 import yaml
 
 from secateur.search.errors import DISK_FULL, UsageError
+from secateur.search.mirror.address import readable
 from secateur.spaces.whole_file import whole_file
+
+# Limits of a YAML text, with aliases written out.
+MAX_BYTES, MAX_VALUES, MAX_LEVELS, MAX_DIGITS = 1_000_000, 10_000, 64, 300
+_TOO_LARGE = f"more than {MAX_VALUES:,} values or {MAX_LEVELS} levels"
 
 
 class _Loader(yaml.SafeLoader):
     """Safe loader that refuses repeated keys, and reads 1e6 as a number, which YAML 1.1 takes for text."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._level = self._deepest = self._n_values = 0
+        self._sizes: dict[yaml.Node, tuple[int, int]] = {}  # values and levels of finished nodes
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> Any:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        (n_values, levels), before, deepest = (1, 1), self._n_values, self._deepest
+        if isinstance(event, yaml.AliasEvent) and event.anchor in self.anchors:  # no size: it holds itself
+            n_values, levels = self._sizes.get(self.anchors[event.anchor], (MAX_VALUES, 1))
+        self._n_values, self._deepest = before + n_values, self._level + levels
+        if self._n_values > MAX_VALUES or self._deepest > MAX_LEVELS:
+            raise yaml.MarkedYAMLError(problem=_TOO_LARGE, problem_mark=event.start_mark)
+        self._level += 1
+        node: Any = super().compose_node(parent, index)
+        self._level -= 1
+        self._sizes.setdefault(node, (self._n_values - before, self._deepest - self._level))
+        self._deepest = max(deepest, self._deepest)
+        if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
+            raise yaml.MarkedYAMLError(problem="a number that long", problem_mark=event.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for (key_node, _), i in zip(node.value, range(len(keys)), strict=True):
             if keys[i] in keys[:i]:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {keys[i]!r} twice", problem_mark=key_node.start_mark
+                    problem=f"the key {readable(repr(keys[i]))} twice", problem_mark=key_node.start_mark
                 )
         return super().construct_mapping(node, deep)
 
@@ -47,9 +74,12 @@ def parse_yaml(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UsageError(f"Expected YAML in {origin}, got {error.problem}{place}.") from None
+        problem = readable(error.problem or "none", 200) + place
+    except (LookupError, AttributeError, OverflowError):  # as PyYAML's constructors raise them
+        problem = "a value that does not fit its tag"
     except (yaml.YAMLError, ValueError, TypeError) as error:
-        raise UsageError(f"Expected YAML in {origin}, got {' '.join(str(error).split())}.") from None
+        problem = readable(" ".join(str(error).split()), 200)
+    raise UsageError(f"Expected YAML in {origin}, got {problem}.")
 
 
 def read_yaml(path: Path) -> Any:
@@ -59,7 +89,9 @@ def read_yaml(path: Path) -> Any:
         UsageError: if the file can't be read or is no YAML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        text = content[:MAX_BYTES].decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"Expected UTF-8 text in {path}, got other bytes. Is it a settings file?") from None
     except OSError as error:
@@ -67,6 +99,8 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(
             f"Expected a readable settings file, got {path}: {reason}. Check the path."
         ) from None
+    if len(content) > MAX_BYTES:
+        raise UsageError(f"Expected at most {MAX_BYTES:,} bytes in {path}, got more. Is it a settings file?")
     return parse_yaml(text, str(path))
 
 

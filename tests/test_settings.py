@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import random
 import re
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secateur.search.app.recipe_file import read_recipe
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
@@ -213,3 +216,115 @@ def test_whatever_a_key_holds_it_is_read_or_refused_in_one_line(value, key):
     except UsageError as error:
         said = str(error)
     assert "\n" not in said
+
+
+def _bomb(first, form):
+    """Ten lines, each with nine aliases of the one before."""
+    lines = [
+        form.format(inner=",".join(["*" + a] * 9), new=b) for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    return "\n".join([first, *lines])
+
+
+LARGE = {
+    "brackets": "[" * 2000,
+    "levels": "[" * 3000 + "]" * 3000,
+    "levels of keys": "\n".join(" " * i + "a:" for i in range(1400)),
+    "aliases of lists": _bomb("a: &a [x,x,x,x,x,x,x,x,x]", "{new}: &{new} [{inner}]"),
+    "aliases of merged keys": _bomb("a: &a {x: 1}", "{new}: &{new} {{<<: [{inner}]}}"),
+    "levels of aliases": "\n".join(["a0: &a0 [1]", *(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 3000))]),
+    "itself": "&a [*a]",
+    "values": "[" + "a," * 400_000 + "]",
+    "bytes": "model: tiny\n" + "# settings\n" * 100_000,
+    "hexadecimal": "seed: 0x" + "f" * 9000,
+    "sexagesimal": "seed: " + "1:" * 9000 + "1",
+    "long name": "q" * 5000 + ": 1",
+    "long value": "dtype: " + "q" * 5000,
+    "long list": f"objectives: {['q' * 5000]}",
+    "long kind": "space: " + "q" * 5000,
+    "unknown alias": "seed: *" + "q" * 5000,
+}
+
+
+@pytest.mark.parametrize("text", LARGE.values(), ids=LARGE)
+def test_what_is_too_large_is_refused_at_once_in_a_short_line(tmp_path, text):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    key, _, value = (
+        text.partition(": ") if text[:5] in ("seed:", "dtype", "space", "objec") else ("seed", "", text)
+    )
+    for read in (
+        lambda: load_settings(path),
+        lambda: load_settings(None, [f"{key}={value}"]),
+        lambda: read_recipe(path),
+    ):
+        start = time.process_time()
+        with pytest.raises(UsageError) as error:
+            read()
+        assert time.process_time() - start < 1
+        assert "\n" not in str(error.value)
+        assert len(str(error.value).replace(str(path), "")) < 700
+
+
+def test_a_few_aliases_are_read():
+    text = "a: &a {x: [1, 2]}\nb: &b [*a, *a]\nc: {y: *b}"
+    inner = {"x": [1, 2]}
+    expected = {"a": inner, "b": [inner, inner], "c": {"y": [inner, inner]}}
+    assert parse_yaml(text, "the test") == expected
+    assert parse_yaml("[" * 64 + "]" * 64, "the test")
+
+
+def test_mutated_settings_are_read_or_refused_in_one_line(tmp_path):
+    """A fixed choice of 300: characters, pieces and lines inserted, removed, repeated and exchanged."""
+    base = dump_yaml(resolved(load_settings(None, ["storage=sqlite:///a.db", "space.target=[0.5, 0.6]"])))
+    pieces = [
+        *"[]{}'|>?#%@`~\"\t\n\x00é\u2028\ud7ff",
+        "9" * 400,
+        "0x" + "f" * 400,
+        "1:1:1.5",
+        "1e999",
+        ".nan",
+        "-.inf",
+    ]
+    pieces += [
+        ": ",
+        "- ",
+        "&a ",
+        "*a",
+        "--- ",
+        "... ",
+        "null",
+        "true",
+        "2001-99-99",
+        "!!int ''",
+        "!!bool x",
+        "!!set {a}",
+    ]
+    rng, path, n_read = random.Random(0), tmp_path / "s.yaml", 0
+    for _ in range(300):
+        text = base
+        for _ in range(rng.randint(1, 2)):
+            lines = text.split("\n")
+            i, j = rng.randrange(len(lines)), rng.randrange(len(lines))
+            at, end = rng.randrange(len(text) + 1), rng.randrange(8)
+            piece = rng.choice(pieces)
+            lines[i], lines[j] = lines[j], lines[i]
+            value = re.sub(r": .*", lambda _, piece=piece: f": {piece}", text.split("\n")[j])
+            text = rng.choice(
+                [
+                    text[:at] + piece + text[at:],
+                    text[:at] + text[at + end :],
+                    text.replace(text.split("\n")[j], value),
+                    "\n".join(lines),
+                ]
+            )
+        path.write_text(text, encoding="utf-8")
+        said = ""
+        try:
+            load_settings(path, ["seed=3"])
+            n_read += 1
+        except UsageError as error:
+            said = str(error)
+        assert "\n" not in said
+        assert len(said) < 1000
+    assert 20 < n_read < 280

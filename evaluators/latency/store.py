@@ -145,5 +145,5 @@ def _place(key: str) -> Path:
 def _read(path: Path) -> MeasuredTable:
     try:
         return MeasuredTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"Expected a latency table in {path}, got {error!r}. Measure it again.") from error

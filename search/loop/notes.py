@@ -50,7 +50,7 @@ def read_notes(directory: Path, kind: str) -> dict[str, float]:
     try:
         content = json.loads((directory / NAME).read_text(encoding="utf-8"))
         return dict(content["notes"]) if content["controller"] == kind else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 

@@ -42,7 +42,7 @@ def read_about(directory: Path) -> About:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("format")
         about = About(**content) if version == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(f"Expected the description of a study in {path}, got {error!r}.") from None
     if about is None:
         raise UsageError(

@@ -56,7 +56,7 @@ def read_journal(path: Path, start: int = 0) -> JournalContent:
     for number, line in enumerate(lines, start=1):
         try:
             measurement = Measurement.from_json(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             shown = line[:40].decode(errors="replace")
             raise UsageError(
                 f"Expected a measurement in line {number}{after} of {path}, got {shown!r} "

@@ -50,7 +50,7 @@ def _load(path: Path) -> Any:
             raw = json.loads(text)
         except json.JSONDecodeError:  # JSON is YAML, but for 1e-05, which is a word to YAML
             raw = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(
             f"Expected `profile` to be a YAML or JSON file, got {path}: {why}. {FORM}"
