@@ -108,9 +108,10 @@ def test_a_table_is_kept_and_found(anatomy, cache):
     assert load_table(anatomy, SETUP) == measured(anatomy)
     assert MeasuredTable.from_json(json.loads(path.read_text())) == measured(anatomy)
     assert find_table(anatomy, TableSource(SETUP), "model") == measured(anatomy).table
-    path.write_text(path.read_text()[:-40])
-    with pytest.raises(ValueError, match=r"Expected a latency table in .* Measure it again"):
-        load_table(anatomy, SETUP)
+    for damaged in (path.read_text()[:-40], "[" * 100_000):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=r"Expected a latency table in .* Measure it again"):
+            load_table(anatomy, SETUP)
 
 
 def test_a_missing_table_is_an_error_that_says_how_to_measure_one(anatomy, cache):

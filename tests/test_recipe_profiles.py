@@ -92,9 +92,10 @@ def test_a_bad_profile_is_named(case, tmp_path):
 
 
 def test_files_that_are_none_are_named(tmp_path):
-    broken = tmp_path / "broken.yaml"
+    broken, deep = tmp_path / "broken.yaml", tmp_path / "deep.json"
     broken.write_text("- {block: 1")
-    for path in (tmp_path / "none.yaml", broken, tmp_path):
+    deep.write_text("[" * 100_000)
+    for path in (tmp_path / "none.yaml", broken, deep, tmp_path):
         with pytest.raises(ValueError, match="Expected `profile` to be a YAML or JSON file, got") as raised:
             read_profile(path)
         assert str(path) in str(raised.value)

@@ -16,12 +16,15 @@ import pytest
 from secateur.search.budget import Spent
 from secateur.search.errors import UsageError
 from secateur.search.files import StudyWriteError
+from secateur.search.loop import notes
 from secateur.search.show.console import run_command
-from secateur.search.study import journal
+from secateur.search.study import journal, overlap
 from secateur.search.study.about import About
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Measurement
 from tests.toy import ABOUT, LARGE, SMALL, child, measurement, start
+
+DEEP = "[" * 100_000
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -110,15 +113,25 @@ def test_a_newer_format_and_a_damaged_description_are_named(tmp_path):
     path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
     with pytest.raises(UsageError, match="of format 1, got 99"):
         start(tmp_path)
-    path.write_text("{")
-    with pytest.raises(UsageError, match="Expected the description of a study"):
-        Study.open(tmp_path)
+    for damaged in ("{", DEEP):
+        path.write_text(damaged)
+        with pytest.raises(UsageError, match="Expected the description of a study"):
+            Study.open(tmp_path)
+
+
+def test_notes_and_overlaps_of_too_many_levels_are_none(tmp_path):
+    for name in (notes.NAME, overlap.NAME):
+        (tmp_path / name).write_text(DEEP)
+    assert notes.read_notes(tmp_path, "random") == {}
+    assert overlap.read_overlap(tmp_path) is None
 
 
 # --- torn and damaged files ---
 
 
-@pytest.mark.parametrize("torn", ['{"candidate": "c2", "fid', '{"half": \n', "\0\0\0", "é"])
+@pytest.mark.parametrize(
+    "torn", ['{"candidate": "c2", "fid', '{"half": \n', "\0\0\0", "é", pytest.param(DEEP + "\n", id="deep")]
+)
 def test_a_torn_last_line_is_cut_off_by_the_driver_and_left_out_by_readers(tmp_path, torn):
     with start(tmp_path) as study:
         study.append([measurement(0), measurement(1)])
@@ -135,7 +148,15 @@ def test_a_torn_last_line_is_cut_off_by_the_driver_and_left_out_by_readers(tmp_p
 
 
 @pytest.mark.parametrize(
-    "line", ["no json", "[]", '{"candidate": "a"}', '{"candidate": "a", "fidelity": "x:1"}', ""]
+    "line",
+    [
+        "no json",
+        "[]",
+        '{"candidate": "a"}',
+        '{"candidate": "a", "fidelity": "x:1"}',
+        "",
+        pytest.param(DEEP, id="deep"),
+    ],
 )
 def test_a_bad_line_in_the_middle_is_named(tmp_path, line):
     with start(tmp_path) as study:

@@ -84,8 +84,7 @@ class Settings(Section):
     @field_validator("storage", mode="before")
     @classmethod
     def _check_storage(cls, address: Any) -> Any:
-        valid = isinstance(address, str) and re.fullmatch(r"(?s).*://.*|\$\{\w+\}", address)
-        if valid or address is None:
+        if address is None or (isinstance(address, str) and re.fullmatch(r"(?s).*://.*|\$\{\w+\}", address)):
             return address
         raise ValueError(f"Expected `storage` such as {FORM}, got {readable(masked_address(repr(address)))}.")
 

@@ -91,7 +91,7 @@ def _read(path: Path) -> tuple[list[tuple[_Begin, list[Ask]]], int]:
                 sections.append((_Begin(**values), []))
             else:
                 sections[-1][1].append(Ask(**values))
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, RecursionError):
             break
         n_bytes += len(line)
     return sections, n_bytes

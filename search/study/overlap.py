@@ -40,5 +40,5 @@ def read_overlap(directory: Path) -> Overlap | None:
     """Content of the file, or None."""
     try:
         return Overlap(**json.loads((directory / NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
