@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import SandboxedEnvironment
 from torch import nn
+
+from secateur.evaluators.tasks.task_files import TRUST, check_task_files
 
 MISSING = "Expected lm-eval for tasks, got an installation without it. Install it with: pip install 'secateur[tasks]'"
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -29,6 +33,7 @@ class TaskPlan:
         samples: of each task, the same ones for every model; None for all.
         batch: sequences computed together.
         seed: of the samples; those of a smaller number are among those of a larger one.
+        trusted: let the task files run code; else such files are a ValueError.
     """
 
     names: tuple[str, ...]
@@ -36,6 +41,10 @@ class TaskPlan:
     samples: int | None = None
     batch: int = 8
     seed: int = 0
+    trusted: bool = False
+
+    def __post_init__(self) -> None:
+        check_task_files(self.directory, trusted=self.trusted)
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,7 @@ class TaskSet:
         }
         from lm_eval.models.huggingface import HFLM
 
-        with _quiet():
+        with _contained(plan):
             self._lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=plan.batch)
         for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(self._lm, kind, partial(getattr(self._lm, kind), disable_tqdm=True))
@@ -97,7 +106,7 @@ class TaskSet:
         """Results of the live model, by task."""
         from lm_eval.evaluator import evaluate
 
-        with _quiet():
+        with _contained(self._plan):
             found: Any = evaluate(
                 lm=self._lm,
                 task_dict=self._loaded,
@@ -139,7 +148,7 @@ def _load(plan: TaskPlan) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(MISSING) from error
     directory = _directory(plan).resolve()
-    with _quiet(), contextlib.chdir(directory):  # from where a task file names its data
+    with _contained(plan), contextlib.chdir(directory):  # from where a task file names its data
         manager = TaskManager(include_path=str(directory), include_defaults=False)
         known = manager.all_subtasks
         for name in plan.names:
@@ -181,23 +190,26 @@ def _metrics(task: Any, results: dict[str, Any]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence lm-eval's log, up to errors, and its progress bars, which would disturb ours."""
+def _contained(plan: TaskPlan) -> Iterator[None]:
+    """Silence of lm-eval's log, up to errors, and of its progress bars; a sandbox for templates without trust."""
     import datasets
+    from lm_eval import utils
     from lm_eval.api import task as building  # the one of its bars that no argument turns off
 
-    logger, bar, shown = (
-        logging.getLogger("lm_eval"),
-        building.tqdm,
-        not datasets.are_progress_bars_disabled(),
-    )
-    level = logger.level
+    logger, bar, templates = logging.getLogger("lm_eval"), building.tqdm, utils.env
+    level, shown = logger.level, not datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
     building.tqdm = partial(bar, disable=True)
+    if not plan.trusted:
+        utils.env = SandboxedEnvironment(undefined=templates.undefined, keep_trailing_newline=True)
+        utils.env.filters = templates.filters
     datasets.disable_progress_bars()
     try:
         yield
+    except SecurityError as error:
+        raise ValueError(f"Expected templates without code, got one where {error}. {TRUST}") from error
     finally:
+        utils.env = templates
         logger.setLevel(level)
         building.tqdm = bar
         if shown:

@@ -28,16 +28,20 @@ def evaluate(model: str, *, verify: bool = False, **measured: Any) -> dict[str, 
     return {**evaluate_model(model, **measured), **verified}
 
 
-def tasks_in(names: Sequence[str], directory: Path | None, samples: int | None) -> TaskPlan | None:
+@usage_errors()
+def tasks_in(
+    names: Sequence[str], directory: Path | None, samples: int | None, *, trusted: bool = False
+) -> TaskPlan | None:
     """The tasks with these names; None if there are none.
 
     Args:
         names: of tasks.
         directory: of their files, YAML as lm-eval reads them, with their data beside them.
         samples: of each task; None for all.
+        trusted: let the task files run code.
 
     Raises:
-        UsageError: if there are tasks without a directory, or the number of samples is out of range.
+        UsageError: if tasks have no directory or files that `TaskPlan` refuses, or `samples` is out of range.
     """
     from secateur.evaluators.tasks.task_set import TaskPlan
 
@@ -45,4 +49,4 @@ def tasks_in(names: Sequence[str], directory: Path | None, samples: int | None) 
         raise UsageError(f"Expected `--samples` >= 1, got {samples}.")
     if names and directory is None:
         raise UsageError(f"Expected `--task-dir` with the files of {', '.join(names)}, got nothing.")
-    return TaskPlan(tuple(names), directory, samples) if names and directory else None
+    return TaskPlan(tuple(names), directory, samples, trusted=trusted) if names and directory else None

@@ -40,6 +40,7 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
+@usage_errors()
 def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
     """The plan of the settings' session.
 
@@ -88,7 +89,8 @@ def _task_plan(settings: Settings) -> TaskPlan | None:
     if of is None or not wanted:
         return None
     names = tuple(dict.fromkeys(name.removeprefix(TASK) for name in wanted))
-    return TaskPlan(names, Path(of.directory), of.samples, of.batch, settings.evaluator.seed)
+    seed, trust = settings.evaluator.seed, settings.trust_remote_code
+    return TaskPlan(names, Path(of.directory), of.samples, of.batch, seed, trust)
 
 
 def _training(of: TrainingSettings, seed: int) -> Training:

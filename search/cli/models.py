@@ -46,7 +46,7 @@ def evaluate(
             text=measuring["text"],
             n_tokens=measuring["tokens"],
             window=measuring["window"],
-            tasks=rooms.tasks_in(names, task_dir, samples),
+            tasks=rooms.tasks_in(names, task_dir, samples, trusted=loading["trust_remote_code"]),
             verify=verify,
             say=display.say,
             **loading,
