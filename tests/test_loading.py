@@ -115,10 +115,75 @@ def test_a_truncated_safetensors_file_is_named(directory, keep):
 
 def test_weights_of_another_config_are_an_error(directory):
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    fails(directory, "9 are missing, e.g. model.layers.2.input_layernorm.weight")
+    (directory / "config.json").write_text(
+        json.dumps(config | {"model_type": "olmo2", "num_hidden_layers": 3})
+    )
+    fails(directory, "are missing, e.g. model.layers.0.post_feedforward_layernorm.weight")
+    (directory / "config.json").write_text(json.dumps(config | {"attention_bias": True}))
+    fails(directory, "8 are missing, e.g. model.layers.0.self_attn.k_proj.bias")
     (directory / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
     fails(directory, "Expected a causal LM with a tokenizer that transformers can load")
+
+
+LIES = {"num_hidden_layers": 2, "vocab_size": 8, "hidden_size": 32}
+
+
+@pytest.mark.parametrize("key", LIES)
+@pytest.mark.parametrize("value", [0, 3, 10**9])
+def test_a_config_that_contradicts_the_stored_weights_is_refused_before_a_model_is_built(
+    directory, monkeypatch, key, value
+):
+    monkeypatch.setattr(
+        tf.AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: pytest.fail("built")
+    )
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {key: value}))
+    fails(directory, f"Expected `{key}` of '.*config.json' to be {LIES[key]}, .*, got {value}[.] Take config")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tf.GPT2Config(vocab_size=8, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0),
+        tf.OPTConfig(vocab_size=8, hidden_size=32, word_embed_proj_dim=16, ffn_dim=48, num_hidden_layers=2,
+                     num_attention_heads=4, do_layer_norm_before=False, pad_token_id=0),
+        tf.GPTNeoXConfig(vocab_size=8, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=4, bos_token_id=0, eos_token_id=0),
+        tf.Gemma2Config(vocab_size=8, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                        num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0),
+        tf.Phi3Config(vocab_size=8, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                      num_attention_heads=4, pad_token_id=0, eos_token_id=0),
+    ],
+    ids=lambda config: config.model_type,
+)  # fmt: skip
+def test_sizes_of_other_families_are_read_from_their_own_names(directory, config):
+    with quiet():
+        tf.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    load_model(str(directory))
+    written = json.loads((directory / "config.json").read_text())
+    layers = "n_layer" if "n_layer" in written else "num_hidden_layers"
+    for key in (layers, "vocab_size"):
+        (directory / "config.json").write_text(json.dumps(written | {key: 10**9}))
+        fails(directory, f"Expected `{key}` of .*, got 1000000000")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret/x.safetensors", "/x.safetensors", "a/x.safetensors", "..", "", None, 7]
+)
+def test_a_shard_that_is_no_plain_file_name_is_refused(directory, secateur, name):
+    (directory.parent / "secret").mkdir()
+    shutil.copy(directory / "model.safetensors", directory.parent / "secret" / "x.safetensors")
+    (directory / "model.safetensors").unlink()
+    weight_map = {"model.norm.weight": name, "lm_head.weight": name}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    inside = name in ("..", "")  # directories
+    fails(
+        directory,
+        "which the index lists" if inside else "index of shards with a `weight_map` to files beside it",
+    )
+    code, _, err = secateur("evaluate", directory)
+    assert code == 2
+    assert len([line for line in err.splitlines() if "Expected" in line]) == 1
 
 
 def test_a_config_that_transformers_cannot_read_or_does_not_know_is_an_error(directory):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import nn
 from secateur.pruners.models.checkpoints import smollm2
 from secateur.pruners.models.checkpoints.cache import cached
 from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, one_line
-from secateur.pruners.models.checkpoints.directory import check_directory, hash_files, open_directory
+from secateur.pruners.models.checkpoints.directory import check_sizes, open_directory
 from secateur.pruners.models.checkpoints.gguf_file import open_gguf
 from secateur.pruners.models.checkpoints.hub import open_hub
 from secateur.pruners.models.checkpoints.quiet import quiet
@@ -127,8 +127,7 @@ def find_checkpoint(name: str) -> Checkpoint:
 def _open_tiny() -> Checkpoint:
     """The model that is shipped with the package."""
     directory = Path(str(resources.files("secateur.pruners") / "data" / "tiny"))
-    weights = check_directory(directory)
-    return Checkpoint(str(directory), "embedded", partial(hash_files, [directory / "config.json", *weights]))
+    return replace(open_directory(directory), source="embedded")
 
 
 EMBEDDED: dict[str, Callable[[], Checkpoint]] = {
@@ -152,6 +151,8 @@ def _load(
     placed = {"device_map": "auto"} if spread else {}
     if checkpoint.revision is None:
         where = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+        if not trust_remote_code:  # code of its own may name and count otherwise
+            check_sizes(Path(checkpoint.location))
     try:
         stored = AutoConfig.from_pretrained(checkpoint.location, **where).dtype
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -41,7 +41,9 @@ LOADING: dict[str, Option] = {
     "dtype": (Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")], "auto"),
     "device": (Annotated[str, typer.Option(help="auto, cpu, cuda, ...")], "auto"),
     "trust_remote_code": (
-        Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")],
+        Annotated[
+            bool, typer.Option("--trust-remote-code", help="Run code that comes with the model or tasks.")
+        ],
         False,
     ),
 }

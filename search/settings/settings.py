@@ -46,7 +46,7 @@ class Settings(Section):
         model: ``tiny``, a hub id, a local directory, or a .gguf file.
         dtype: of the model's weights; ``auto`` as stored.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        trust_remote_code: run code that comes with the model.
+        trust_remote_code: run code that comes with the model or its tasks.
         space: section of a space, by ``kind``.
         controller: section of a controller, by ``kind``.
         evaluator: loss, data and fidelities of measurements.

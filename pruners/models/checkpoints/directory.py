@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError
+from secateur.pruners.models.discover import FAMILIES
 
 CONFIG = "config.json"
 # In transformers' order of preference: an index of shards, or the one file.
@@ -21,6 +23,8 @@ WEIGHTS = (
 )
 # A directory has a tokenizer if it has one of these.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+LAYER = re.compile(r"(?:\w+\.){0,2}(?:layers|h)\.(\d+)\.")  # of the known families, as below
+EMBEDDING = re.compile(r"(?:\w+\.){0,2}(?:embed_tokens|embed_in|wte)\.weight")
 
 
 def open_directory(directory: Path) -> Checkpoint:
@@ -28,17 +32,6 @@ def open_directory(directory: Path) -> Checkpoint:
 
     Raises:
         ModelError: if the config, the tokenizer or weights are missing, or a weights file is damaged.
-    """
-    weights = check_directory(directory)
-    identify = partial(hash_files, [directory / CONFIG, *weights])
-    return Checkpoint(str(directory), f"directory {directory.resolve()}", identify)
-
-
-def check_directory(directory: Path) -> list[Path]:
-    """The weights files of a model directory, each of them whole.
-
-    Raises:
-        ModelError: as `open_directory`.
     """
     if not (directory / CONFIG).is_file():
         raise ModelError(
@@ -53,7 +46,34 @@ def check_directory(directory: Path) -> list[Path]:
     weights = _weight_files(directory)
     for path in weights:
         _check_weights(path)
-    return weights
+    identify = partial(hash_files, [directory / CONFIG, *weights])
+    return Checkpoint(str(directory), f"directory {directory.resolve()}", identify)
+
+
+def check_sizes(directory: Path) -> None:
+    """Raise a ModelError if config and stored weights of a known family contradict each other, from headers alone."""
+    try:
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        if config["model_type"] not in FAMILIES:
+            return
+    except (ValueError, KeyError, TypeError):  # transformers says what is wrong
+        return
+    width = ["word_embed_proj_dim"] if config.get("word_embed_proj_dim") else ["hidden_size", "n_embd"]
+    stored: dict[str, int] = {}
+    for path in (path for path in _weight_files(directory) if path.suffix == ".safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # no mapping
+                if layer := LAYER.match(name):
+                    n_layers = max(stored.get("n_layer", 0), int(layer[1]) + 1)
+                    stored |= {"num_hidden_layers": n_layers, "n_layer": n_layers}
+                elif EMBEDDING.fullmatch(name) and len(shape := file.get_slice(name).get_shape()) == 2:
+                    stored |= {"vocab_size": shape[0]} | dict.fromkeys(width, shape[1])
+    for key, size in stored.items():
+        if config.get(key, size) != size:
+            raise ModelError(
+                f"Expected `{key}` of {str(directory / CONFIG)!r} to be {size}, as the stored weights have it, "
+                f"got {config[key]!r}. Take config and weights from one model."
+            )
 
 
 def hash_files(paths: list[Path]) -> str:
@@ -76,10 +96,12 @@ def _weight_files(directory: Path) -> list[Path]:
     if first.suffix != ".json":
         return [first]
     try:
-        shards = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = sorted(set(json.loads(first.read_text(encoding="utf-8"))["weight_map"].values()), key=Path)
+        if wrong := [shard for shard in shards if shard != Path(shard).name]:
+            raise ValueError(f"{wrong[0]!r} in it")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"Expected an index of shards with a `weight_map`, got {str(first)!r} without."
+            f"Expected an index of shards with a `weight_map` to files beside it, got {str(first)!r} ({error})."
         ) from error
     return [directory / shard for shard in shards]
 
