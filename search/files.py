@@ -7,9 +7,10 @@ import os
 import re
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from secateur.search.errors import DISK_FULL, UsageError
 from secateur.search.mirror.address import readable
@@ -18,6 +19,8 @@ from secateur.spaces.whole_file import whole_file
 # Limits of a YAML text, with aliases written out.
 MAX_BYTES, MAX_VALUES, MAX_LEVELS, MAX_DIGITS = 1_000_000, 10_000, 64, 300
 _TOO_LARGE = f"more than {MAX_VALUES:,} values or {MAX_LEVELS} levels"
+
+T = TypeVar("T")
 
 
 class _Loader(yaml.SafeLoader):
@@ -102,6 +105,23 @@ def read_yaml(path: Path) -> Any:
     if len(content) > MAX_BYTES:
         raise UsageError(f"Expected at most {MAX_BYTES:,} bytes in {path}, got more. Is it a settings file?")
     return parse_yaml(text, str(path))
+
+
+def checked(source: Path | str, kind: type[T], what: str) -> T:
+    """Value of a JSON file or text that has exactly the types of a kind, such as a dataclass.
+
+    Raises:
+        UsageError: with the place of the first wrong one; the text itself is not shown.
+    """
+    try:
+        json = source.read_bytes() if isinstance(source, Path) else source
+        return TypeAdapter(kind).validate_json(json, strict=True)
+    except OSError as error:
+        raise UsageError(f"Expected {what}, got {error!r}.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = f" at `{'.'.join(map(str, first['loc']))}`" if first["loc"] else ""
+        raise UsageError(f"Expected {what}, got an error{place}: {first['msg']}. Restore the file.") from None
 
 
 def dump_yaml(value: Any) -> str:

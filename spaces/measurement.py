@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
 Part = Literal["search", "test", "recovered", "proxy"]
 PARTS: tuple[Part, ...] = ("search", "test", "recovered", "proxy")
+LOSSES, LEAST_LOSS = ("loss", "kl", "ce"), -1e-3  # at least 0, but for rounding
 
 
 @dataclass(frozen=True, order=True)
@@ -60,6 +62,7 @@ class Fidelity:
         return f"{self.part}:{self.n_tokens}" + (f"+trained:{self.n_trained}" if self.n_trained else "")
 
     @classmethod
+    @lru_cache(maxsize=256)  # a study has few, and repeats one in each line
     def parse(cls, text: str) -> Fidelity:
         """Inverse of `text`.
 
@@ -138,17 +141,30 @@ class Measurement:
         """Inverse of `to_json`; unknown keys are ignored, for forward compatibility.
 
         Raises:
-            KeyError, ValueError: if the line is not a measurement.
+            KeyError, ValueError: if the line is not a measurement, or one of values out of range.
         """
-        return cls(
-            candidate=line["candidate"],
-            fidelity=Fidelity.parse(line["fidelity"]),
-            values=line.get("values", {}),
-            infeasible=line.get("infeasible"),
-            seed=line.get("seed", 0),
-            n_tokens=line.get("tokens", 0),
-            seconds=line.get("seconds", 0.0),
-            worker=line.get("worker", ""),
-            blocks=line.get("blocks", 0),
-            blocks_saved=line.get("blocks_saved", 0),
-        )
+        found: dict[str, Any] = {"worker": ""}
+        for name, value in line.items():
+            if name in _TYPES:
+                if type(value) not in _TYPES[name] or (name in _COUNTS and not 0 <= value < 2**63):
+                    what = _TYPES[name][0].__name__ + " >= 0" * (name in _COUNTS)
+                    raise ValueError(f"Expected `{name}` to be {what}, got {str(value)[:40]!r}.")
+                found["n_tokens" if name == "tokens" else name] = value
+        for name, value in found.get("values", {}).items():
+            if type(value) not in (float, int) or (name in LOSSES and value < LEAST_LOSS):
+                what = "a number" + " >= 0" * (name in LOSSES)
+                raise ValueError(f"Expected `{name}` to be {what}, got {str(value)[:40]!r}.")
+        if found.get("values") and "loss" not in found["values"]:
+            raise ValueError(f"Expected `loss` in `values`, got {', '.join(found['values'])}.")
+        return cls(**found | {"candidate": line["candidate"], "fidelity": Fidelity.parse(line["fidelity"])})
+
+
+_COUNTS = ("tokens", "seconds", "blocks", "blocks_saved")
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("candidate", "fidelity", "worker"), (str,)),
+    **dict.fromkeys(("seed", *_COUNTS), (int,)),
+    "seconds": (float, int),
+    "values": (dict,),
+    "infeasible": (str, type(None)),
+}
+"""Types of a line's values, by key."""

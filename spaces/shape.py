@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
@@ -96,17 +96,6 @@ class ModelShape:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> ModelShape:
-        """Inverse of `to_json`; also reads old shapes without blocks."""
-        latency, held_groups = raw.get("latency"), raw.get("held_groups")
-        parts = {
-            "blocks": tuple(BlockShape(**block) for block in raw.get("blocks", ())),
-            "latency": None if latency is None else LatencyTable.from_json(latency),
-            "held_groups": None if held_groups is None else tuple(held_groups),
-        }
-        return cls(**{**raw, **parts})
 
     def with_zeros(self, n_zeros: int, n_weights: int) -> dict[str, float]:
         """Costs of the model with zeros among its prunable weights.

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secateur.search.files import checked
 from secateur.spaces.architecture.candidate import Architecture, Kept
 from secateur.spaces.latency import Phase
 from secateur.spaces.shape import ModelShape
@@ -137,10 +138,10 @@ def test_smaller_sub_layers_never_count_as_slower(times, first, second):
 
 def test_shapes_are_read_back_from_files_old_ones_too():
     shape = shape_of(3)
-    assert ModelShape.from_json(json.loads(json.dumps(shape.to_json()))) == shape
+    assert checked(json.dumps(shape.to_json()), ModelShape, "a shape") == shape
     old = {"n_params": 10, "bytes_per_param": 2, "macs_per_token": 3, "kv_bytes_per_token": 4}
-    assert ModelShape.from_json(old) == ModelShape(**old)
-    assert ModelShape.from_json(json.loads(json.dumps(ModelShape(**old).to_json()))) == ModelShape(**old)
+    assert checked(json.dumps(old), ModelShape, "a shape") == ModelShape(**old)
+    assert checked(json.dumps(ModelShape(**old).to_json()), ModelShape, "a shape") == ModelShape(**old)
 
 
 # --- starting points ---

@@ -8,6 +8,7 @@ from secateur.pruners.export.capability import check_capability, stock_kv_groups
 from secateur.pruners.export.export import check_structured
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import block_shapes
+from secateur.search.files import checked
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.shape import ModelShape
@@ -77,7 +78,7 @@ def test_all_that_a_stock_search_may_find_can_be_saved(anatomies, family):
         blocks=block_shapes(anatomy, 20, 4),
         held_groups=stock_kv_groups(settings, anatomy),
     )
-    shape = ModelShape.from_json(json.loads(json.dumps(shape.to_json())))  # as a reader of the run sees it
+    shape = checked(json.dumps(shape.to_json()), ModelShape, "a shape")  # as a reader of the run sees it
     levels = build_architecture(settings, (), shape).levels
     for n_groups in levels[1].kv_groups:
         for width in levels[1].ffn:

@@ -83,9 +83,9 @@ def test_a_watch_reads_only_what_was_appended(run, monkeypatch):
     make_run(run)
     of, starts, sizes = watch.Watch(run), [], []
 
-    def reader(path, start=0):
+    def reader(path, start, known):
         starts.append(start)
-        return read_journal(path, start)
+        return read_journal(path, start, known)
 
     with writing(run) as study:
         monkeypatch.setattr("secateur.search.study.study.read_journal", reader)

@@ -8,8 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import FiniteFloat
+
 from secateur.search.budget import Spent
 from secateur.search.controller import Controller, Trial
+from secateur.search.files import checked
 from secateur.search.loop.loop import Observer, Outcome
 from secateur.spaces.whole_file import whole_file
 
@@ -49,7 +52,8 @@ def read_notes(directory: Path, kind: str) -> dict[str, float]:
     """Notes of a run's controller; empty if it has none or is of another kind."""
     try:
         content = json.loads((directory / NAME).read_text(encoding="utf-8"))
-        return dict(content["notes"]) if content["controller"] == kind else {}
+        notes = checked(json.dumps(content["notes"]), dict[str, int | FiniteFloat], NAME)
+        return notes if content["controller"] == kind else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 

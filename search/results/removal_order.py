@@ -51,7 +51,7 @@ def order_of(run: Run) -> list[dict[str, int | str]]:
     for trial in run.study.trials:
         measured = trial.measurement
         if measured.infeasible is None and measured.fidelity.part == "search":
-            lacks = _removed(run.space.config(run.space.parse(measured.candidate)), run.shape.blocks)
+            lacks = _removed(run.space.config(run.candidate(trial)), run.shape.blocks)
             if lacks is not None:
                 found[measured.fidelity.text].append((lacks, measured.values["loss"]))
     most = max(found.values(), key=lambda losses: len({lacks for lacks, _ in losses}), default=[])

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from secateur.search.controller import Trial
+from secateur.search.errors import UsageError
+from secateur.search.files import checked
 from secateur.search.loop.notes import read_notes
 from secateur.search.results.front import comparable, non_dominated
 from secateur.search.results.pick import Bound, pick, pick_number
 from secateur.search.settings.settings import Settings, settings_from
-from secateur.search.study.study import Study, trials_of
+from secateur.search.study.about import ABOUT
+from secateur.search.study.study import MEASUREMENTS, SETTINGS, Study, trials_of
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.registry import SPACES
-from secateur.spaces.shape import ModelShape, Prunable
+from secateur.spaces.shape import BlockShape, ModelShape, Prunable
 from secateur.spaces.space import Space
+
+T = TypeVar("T")
 
 
 class Run:
@@ -32,7 +38,10 @@ class Run:
     @cached_property
     def settings(self) -> Settings:
         """Settings that the run was last continued with."""
-        return settings_from(self.study.settings)
+        try:
+            return settings_from(self.study.settings)
+        except UsageError as error:
+            raise UsageError(f"In {self.study.directory / SETTINGS}: {error}") from None
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -55,26 +64,52 @@ class Run:
     @cached_property
     def shape(self) -> ModelShape:
         """Shape of the dense model, with the run's latency table if it has one."""
-        facts = self.study.about.facts["shape"]
-        return ModelShape.from_json({name: value for name, value in facts.items() if name != "linears"})
+        return self._fact("shape", ModelShape)
 
-    @property
+    @cached_property
     def linears(self) -> list[Prunable]:
-        return [Prunable(**linear) for linear in self.study.about.facts["shape"]["linears"]]
+        return self._fact("shape.linears", list[Prunable])
+
+    def _fact(self, place: str, kind: type[T]) -> T:
+        value: Any = self.study.about.facts
+        for key in place.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return checked(json.dumps(value), kind, f"`facts.{place}` in {self.study.directory / ABOUT}")
 
     @cached_property
     def space(self) -> Space[Any]:
         """Space of the candidates, from the shape kept in the study."""
-        settings = self.settings.space
-        return SPACES[settings.kind].build(settings, self.linears, self.shape)
+        settings, linears, shape = self.settings.space, self.linears, self.shape
+        try:
+            return SPACES[settings.kind].build(settings, linears, shape)
+        except (ValueError, LookupError, ArithmeticError) as error:
+            where = f"{SETTINGS} and {ABOUT} in {self.study.directory}"
+            raise UsageError(f"Expected {where} to fit each other, got: {error} Restore the files.") from None
+
+    def candidate(self, trial: Trial) -> Any:
+        """Candidate of a trial; one that is none of the space is a `UsageError` with its line."""
+        space, text = self.space, trial.measurement.candidate
+        try:
+            return space.parse(text)
+        except ValueError as error:
+            path = self.study.directory / MEASUREMENTS
+            lines = enumerate(path.read_bytes().splitlines(), start=1)
+            number = next(i for i, line in lines if json.loads(line)["candidate"] == text)
+            raise UsageError(
+                f"Expected a candidate of the run's space in line {number} of {path}, got {text[:40]!r}: {error} "
+                f"Restore the line, or remove it."
+            ) from None
 
     def trials(self) -> list[Trial]:
         """Feasible trials at the largest search fidelity."""
         return comparable(self.study.trials, self.fidelity)
 
     def front(self) -> list[Trial]:
-        """Front of the trials, baselines included."""
-        return non_dominated(self.study.trials, self.objectives, self.fidelity)
+        """Front of the trials, baselines included, each of a candidate of the space."""
+        front = non_dominated(self.study.trials, self.objectives, self.fidelity)
+        for trial in front:
+            self.candidate(trial)
+        return front
 
     def test_of(self, trial: Trial) -> Measurement | None:
         """Measurement of the same candidate on the test part, if there is one."""
@@ -104,9 +139,10 @@ class Run:
         Raises:
             UsageError: if there is none; the nearest is named.
         """
-        if number is not None:
-            return pick_number(self.study.trials, number)
-        return pick(self.study.trials, bounds, self.study.about.baselines.get("dense"), self.fidelity)
+        trials, dense = self.study.trials, self.study.about.baselines.get("dense")
+        found = pick(trials, bounds, dense, self.fidelity) if number is None else pick_number(trials, number)
+        self.candidate(found)
+        return found
 
     def values_of(self, trial: Trial) -> dict[str, float | None]:
         """Values of a trial for display: None where the candidate has no such cost."""
@@ -120,26 +156,28 @@ class Run:
     @property
     def structured(self) -> bool:
         """True if candidates are structured: removed parts are neither stored nor computed."""
-        return bool(self.study.about.facts["shape"].get("blocks"))
+        return bool(self.shape.blocks)
 
     def allocation(self, trial: Trial) -> dict[str, float]:
         """Share of each linear that is zeroed or cut, by its full name.
 
         Empty where the share is known only after pruning, as of recipes.
         """
-        config = self.space.config(self.space.parse(trial.measurement.candidate))
+        config = self.space.config(self.candidate(trial))
         if "blocks" in config:
-            return _cut_shares(config["blocks"], self.study.about.facts["shape"])
+            return _cut_shares(config["blocks"], self.shape.blocks, self.linears)
         return dict(config["sparsity"]) if isinstance(config["sparsity"], Mapping) else {}
 
 
-def _cut_shares(kept: Sequence[Mapping[str, int]], shape: Mapping[str, Any]) -> dict[str, float]:
+def _cut_shares(
+    kept: Sequence[Mapping[str, int]], blocks: Sequence[BlockShape], linears: Sequence[Prunable]
+) -> dict[str, float]:
     """Cut share of each linear, which is the same for all linears of a sub-layer."""
     parts = [
-        {"attention": after["kv_groups"] / before["n_kv_groups"], "mlp": after["ffn"] / before["ffn_width"]}
-        for after, before in zip(kept, shape["blocks"], strict=True)
+        {"attention": after["kv_groups"] / before.n_kv_groups, "mlp": after["ffn"] / before.ffn_width}
+        for after, before in zip(kept, blocks, strict=True)
     ]
-    return {x["name"]: 1 - parts[x["block"]][x["sublayer"]] for x in shape["linears"]}
+    return {x.name: 1 - parts[x.block][x.sublayer] for x in linears}
 
 
 def open_run(directory: str | Path) -> Run:

@@ -40,7 +40,7 @@ class Progress:
         self._infeasible: Counter[str] = Counter()  # by reason
         self._baselines: dict[str, Trial] = {}  # feasible, by name
         self._comparable: list[Trial] = []  # feasible, at the fidelity of the front
-        self._front: list[Trial] = []
+        self.front: list[Trial] = []
         self._targets: dict[str, float] = {}  # as far as their baselines are known
         self._best: dict[str, Trial] = {}  # by target
         self._clock = clock
@@ -63,7 +63,7 @@ class Progress:
         baselines = self._baselines | {name: t for name, t in found.items() if name is not None}
         self._baselines = {name: baselines[name] for name in self._names.values() if name in baselines}
         self._comparable += new
-        self._front = non_dominated([*self._front, *new], self.settings.objectives, self._fidelity)
+        self.front = non_dominated([*self.front, *new], self.settings.objectives, self._fidelity)
         known = target_sparsities(self._baselines)
         if known == self._targets:
             self._best = best_by_target([*self._best.values(), *new], known)
@@ -83,7 +83,7 @@ class Progress:
             "spent": asdict(self.spent),
             "budget": self.settings.budget.model_dump(exclude_none=True),
             "used": min(1.0, self.settings.budget.share(self.spent)),
-            "front": len(self._front),
+            "front": len(self.front),
             "hypervolume": self._hypervolume(),
             "best": {label: self._beside(trial, names[label]) for label, trial in self._best.items()},
         }
@@ -108,7 +108,7 @@ class Progress:
 
     def _hypervolume(self) -> float | None:
         """Hypervolume of the front, see `hypervolume_series`."""
-        trials = {t.number: t for t in [*self._baselines.values(), *self._front]}
+        trials = {t.number: t for t in [*self._baselines.values(), *self.front]}
         series = hypervolume_series(
             trials.values(), self.settings.objectives, set(self._names), self._fidelity
         )

@@ -94,7 +94,7 @@ def _typeset(run: Run) -> list[tuple[str, str]]:
     best = sorted(run.trials(), key=lambda t: t.measurement.values["loss"])
     names = {t.number: name for name, t in run.baselines.items()}
     kept = [t for i, t in enumerate(best) if i <= N_TYPESET or t.number in names]
-    pairs = [(run.space.typeset(run.space.parse(t.measurement.candidate)), t) for t in kept]
+    pairs = [(run.space.typeset(run.candidate(t)), t) for t in kept]
     return [
         (f"{shown('loss', t.measurement.values['loss'])}  {names.get(t.number, '')}", text)
         for text, t in pairs
@@ -125,7 +125,7 @@ def _page(run: Run, rows: Sequence[FrontRow], trial: Trial, pictures: Mapping[st
         screened=screened(run),
         trial=trial,
         measured=_measured(run, trial),
-        config=dump_yaml(dict(run.space.config(run.space.parse(trial.measurement.candidate)))),
+        config=dump_yaml(dict(run.space.config(run.candidate(trial)))),
         shown_as=run.space.shown_as,
         overlap=read_overlap(run.study.directory),
         method=_method(run),

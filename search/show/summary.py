@@ -36,6 +36,8 @@ def summary(run: Run, progress: Progress | None = None) -> dict[str, Any]:
     if progress is None:
         progress = Progress(run.settings, run.study.about.baselines)
         progress.add(run.study.trials)
+    for trial in progress.front:
+        run.candidate(trial)
     return {
         "run": str(run.study.directory),
         "model": run.settings.model,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.search.errors import UsageError
+from secateur.search.files import checked
 from secateur.search.study.lock import RunLock
 
 FORMAT = 1
@@ -38,17 +39,13 @@ def read_about(directory: Path) -> About:
         UsageError: if its file is damaged, or of another format.
     """
     path = directory / ABOUT
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("format")
-        about = About(**content) if version == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"Expected the description of a study in {path}, got {error!r}.") from None
-    if about is None:
+    what = f"the description of a study in {path}"
+    version = checked(path, dict[str, Any], what).get("format")
+    if version != FORMAT:
         raise UsageError(
-            f"Expected {path} of format {FORMAT}, got {version!r}. Use the Secateur that made it."
+            f"Expected {path} of format {FORMAT}, got {str(version)[:40]}. Use the Secateur that made it."
         )
-    return about
+    return checked(path, About, what)
 
 
 def about_text(about: About) -> str:

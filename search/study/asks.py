@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from secateur.search.study.journal import Appender
 
 
@@ -83,15 +85,15 @@ def _read(path: Path) -> tuple[list[tuple[_Begin, list[Ask]]], int]:
     """Sections, and the length of the whole lines; a torn or damaged end is left out."""
     data = path.read_bytes() if path.exists() else b""
     sections: list[tuple[_Begin, list[Ask]]] = []
-    n_bytes = 0
+    n_bytes, entries = 0, TypeAdapter[Ask | _Begin](Ask | _Begin)
     for line in data.splitlines(keepends=True):
         try:
-            values = json.loads(line) if line.endswith(b"\n") else {}
-            if "about" in values:
-                sections.append((_Begin(**values), []))
+            entry = entries.validate_json(line if line.endswith(b"\n") else b"", strict=True)
+            if isinstance(entry, Ask):
+                sections[-1][1].append(entry)
             else:
-                sections[-1][1].append(Ask(**values))
-        except (ValueError, TypeError, IndexError, RecursionError):
+                sections.append((entry, []))
+        except (ValueError, IndexError):
             break
         n_bytes += len(line)
     return sections, n_bytes

@@ -7,10 +7,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.files import no_room
 from secateur.spaces.measurement import Measurement
@@ -36,15 +38,18 @@ class JournalContent:
     n_torn: int
 
 
-def read_journal(path: Path, start: int = 0) -> JournalContent:
+def read_journal(
+    path: Path, start: int = 0, known: Mapping[tuple[str, str], Trial] = MappingProxyType({})
+) -> JournalContent:
     """Content of a file of measurements; a missing file is empty, and a torn last line is left out.
 
     Args:
         path: the file.
         start: bytes of whole lines that were read before.
+        known: trials in them, by key; those are left out.
 
     Raises:
-        UsageError: on a line, other than a torn last one, that is not a measurement.
+        UsageError: on a line, other than a torn last one, that is no measurement or contradicts one before.
     """
     data = _read_from(path, start)
     lines = data.split(b"\n")
@@ -56,13 +61,16 @@ def read_journal(path: Path, start: int = 0) -> JournalContent:
     for number, line in enumerate(lines, start=1):
         try:
             measurement = Measurement.from_json(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            key = measurement.key
+            first = known[key].measurement if key in known else found.setdefault(key, measurement)
+            if first.values != measurement.values:
+                raise ValueError("the values differ from those of the same candidate and fidelity before")
+        except (ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             shown = line[:40].decode(errors="replace")
             raise UsageError(
                 f"Expected a measurement in line {number}{after} of {path}, got {shown!r} "
                 f"({type(error).__name__}: {error}). Restore the line, or remove it."
             ) from None
-        found.setdefault(measurement.key, measurement)
     return JournalContent(tuple(found.values()), start + end, len(data) - end)
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.search.errors import UsageError
+from secateur.search.files import checked
 from secateur.spaces.whole_file import whole_file
 
 NAME = "formulas.json"
@@ -39,6 +41,6 @@ def write_overlap(directory: Path, content: Mapping[str, Any]) -> None:
 def read_overlap(directory: Path) -> Overlap | None:
     """Content of the file, or None."""
     try:
-        return Overlap(**json.loads((directory / NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        return checked(directory / NAME, Overlap, NAME)
+    except UsageError:
         return None

@@ -60,7 +60,9 @@ class Study:
             )
         about, path = read_about(directory), directory / SETTINGS
         settings = read_yaml(path) if path.exists() else {}
-        study = cls(directory, settings if isinstance(settings, dict) else {}, about)
+        if not isinstance(settings, dict):
+            raise UsageError(f"Expected keys and values in {path}, got {settings!r:.40}. Restore the file.")
+        study = cls(directory, settings, about)
         study.refresh()
         return study
 
@@ -127,7 +129,7 @@ class Study:
 
         Raises:
             RuntimeError: if the study was opened for reading, or is closed.
-            ValueError: if something was measured before.
+            ValueError: if something was measured before, or a value is out of range; nothing is written then.
             StudyWriteError: if the disk is full; none of the batch is kept then.
         """
         writer = self._open_writer()
@@ -138,8 +140,9 @@ class Study:
         if twice:
             raise ValueError(f"Expected measurements that are new to the study, got {twice[0]} again.")
         lines = [json.dumps(m.to_json(), ensure_ascii=False, allow_nan=False) for m in measurements]
+        as_read = [Measurement.from_json(json.loads(line)) for line in lines]
         writer.append(lines, f"{len(self._trials)} measurements are safe")
-        return self._remember(Measurement.from_json(json.loads(line)) for line in lines)  # as read back
+        return self._remember(as_read)
 
     def asks(self, about: Mapping[str, Any]) -> AskLog:
         """Log of asks of the controller that the plain values describe.
@@ -164,9 +167,9 @@ class Study:
         Raises:
             UsageError: if the file is damaged.
         """
-        content = read_journal(self.directory / MEASUREMENTS, self._n_bytes)
+        content = read_journal(self.directory / MEASUREMENTS, self._n_bytes, self._by_key)
         self._n_bytes = content.n_bytes
-        return self._remember([m for m in content.measurements if m.key not in self._by_key])
+        return self._remember(content.measurements)
 
     def _remember(self, measurements: Iterable[Measurement]) -> list[Trial]:
         first = len(self._trials)
