@@ -41,9 +41,7 @@ LOADING: dict[str, Option] = {
     "dtype": (Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")], "auto"),
     "device": (Annotated[str, typer.Option(help="auto, cpu, cuda, ...")], "auto"),
     "trust_remote_code": (
-        Annotated[
-            bool, typer.Option("--trust-remote-code", help="Run code that comes with the model or tasks.")
-        ],
+        Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the model and tasks.")],
         False,
     ),
 }
