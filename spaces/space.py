@@ -225,27 +225,22 @@ class IntParameter:
         name: unique in its space.
         low: the smallest value.
         high: the largest value, >= low.
-        step: between values; divides `high` - `low`.
         categorical: values have no order; else neighbouring values mean similar candidates.
         when: conditions, all of which must hold for the parameter to apply; each names an earlier parameter.
 
     Raises:
-        ValueError: if `step` does not lead from `low` to `high`.
+        ValueError: if `high` is below `low`.
     """
 
     name: str
     low: int
     high: int
-    step: int = 1
     categorical: bool = False
     when: tuple[Requirement, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.step < 1 or self.high < self.low or (self.high - self.low) % self.step:
-            raise ValueError(
-                f"Expected `high` to be some steps of `step` (>= 1) above `low`, got {self.low} to {self.high} "
-                f"by {self.step} at {self.name}."
-            )
+        if self.high < self.low:
+            raise ValueError(f"Expected `high` >= `low`, got {self.low} to {self.high} at {self.name}.")
 
     def applies(self, values: Mapping[str, int]) -> bool:
         """True if the parameter applies, given the values of the earlier ones that apply."""

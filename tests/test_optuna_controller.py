@@ -381,7 +381,6 @@ def test_parameters_are_the_slots_and_lead_back_to_the_candidate():
     assert space.target_of(repaired) == 0
 
 
-@pytest.mark.parametrize(("low", "high", "step"), [(1, 0, 1), (0, 3, 2), (0, 3, 0)])
-def test_parameters_are_checked(low, high, step):
-    with pytest.raises(ValueError, match=r"Expected `high` to be some steps .* at x"):
-        IntParameter("x", low, high, step)
+def test_parameters_are_checked():
+    with pytest.raises(ValueError, match=r"Expected `high` >= `low`, got 1 to 0 at x"):
+        IntParameter("x", 1, 0)

@@ -82,8 +82,6 @@ RULES: tuple[RewriteRule, ...] = (
     RewriteRule("rank(rank(x))", "rank(x)", exact=False),
 )
 
-EXACT: tuple[RewriteRule, ...] = tuple(rule for rule in RULES if rule.exact)
-
 
 def simplify(tree: Tree, rules: tuple[RewriteRule, ...] = RULES) -> Tree:
     """Canonical form: no rule applies, and arguments of commutative operators are sorted.

@@ -17,9 +17,6 @@ from secateur.spaces.recipe.space import RecipeSpace
 from secateur.spaces.shape import ModelShape, Prunable, split_protected
 from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
 
-EVALUATORS = ""
-"""The text source of a space that names none: the evaluator's calibration set."""
-
 
 class RecipeSettings(SpaceSettings):
     """Recipes to search: calibration data, metric, allocation and repair together, at one sparsity.

@@ -188,7 +188,6 @@ def distribution_of(parameter: IntParameter) -> BaseDistribution:
     """Distribution of a parameter in Optuna; the choices of a categorical one are its numbers."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
-    low, high, step = parameter.low, parameter.high, parameter.step
     if parameter.categorical:
-        return CategoricalDistribution(range(low, high + 1, step))
-    return IntDistribution(low, high, step=step)
+        return CategoricalDistribution(range(parameter.low, parameter.high + 1))
+    return IntDistribution(parameter.low, parameter.high)

@@ -128,9 +128,9 @@ class SampledStudy:
         values: dict[str, int] = {}
         for p in self._parameters:
             if p.applies(values) and p.categorical:
-                values[p.name] = trial.suggest_categorical(p.name, range(p.low, p.high + 1, p.step))
+                values[p.name] = trial.suggest_categorical(p.name, range(p.low, p.high + 1))
             elif p.applies(values):
-                values[p.name] = trial.suggest_int(p.name, p.low, p.high, step=p.step)
+                values[p.name] = trial.suggest_int(p.name, p.low, p.high)
         return values
 
     def _values(self, candidate: Any, target: int) -> dict[str, int]:
