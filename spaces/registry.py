@@ -6,14 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
 from secateur.spaces.allocation.settings import AllocationSettings, build_allocation
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.formulas.settings import FormulaSettings, build_formula
 from secateur.spaces.plugins import Registry, Row
 from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
 from secateur.spaces.space import Space
+from secateur.spaces.space_settings import SpaceSettings
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class SpaceRow(Row):
         source: address of the paper that it comes from.
     """
 
-    settings: type[BaseModel]
+    settings: type[SpaceSettings]
     build: Callable[..., Space[Any]]
     pruner: str
     summary: str

@@ -57,9 +57,7 @@ class CandidateFile(PruningFile):
 
     @property
     def settings(self) -> SpaceSettings:
-        settings: Any = SPACES[self.space["kind"]].settings.model_validate(self.space)
-        found: SpaceSettings = settings
-        return found
+        return SPACES[self.space["kind"]].settings.model_validate(self.space)
 
     @property
     def form(self) -> Mapping[str, Any]:

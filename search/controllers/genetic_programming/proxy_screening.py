@@ -10,7 +10,6 @@ import numpy as np
 
 from secateur.search.controllers.genetic_programming.population import Individual
 from secateur.search.controllers.genetic_programming.settings import GeneticSettings
-from secateur.search.results.correlation import spearman
 
 RECENT = 64
 """Latest (proxy, loss) pairs in the correlation: later formulas are better ones."""
@@ -59,3 +58,13 @@ class Screening:
         first, others = ranked[: n - n_random], ranked[n - n_random :]
         drawn = sorted(rng.choice(len(others), size=n_random, replace=False).tolist())
         return [*first, *(others[i] for i in drawn)]
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's rank correlation in [-1, 1], equal values sharing their mean rank; None for constant values."""
+    from scipy.stats import rankdata  # takes half a second to import
+
+    a, b = rankdata(first), rankdata(second)
+    if len(a) < 2 or not np.ptp(a) or not np.ptp(b):
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
