@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
-from secateur.search.files import checked
+from secateur.search.files import T, checked
 from secateur.search.loop.notes import read_notes
 from secateur.search.results.front import comparable, non_dominated
 from secateur.search.results.pick import Bound, pick, pick_number
@@ -21,8 +21,6 @@ from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import BlockShape, ModelShape, Prunable
 from secateur.spaces.space import Space
-
-T = TypeVar("T")
 
 
 class Run:
