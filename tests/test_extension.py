@@ -361,7 +361,8 @@ def test_nodes_of_a_cluster_can_be_sent_them(site, tmp_path, monkeypatch):
 
 def test_the_example_package_is_installed_and_used(tmp_path):
     source, target = tmp_path / "source", tmp_path / "site"
-    shutil.copytree(ROOT / "examples" / "plugin", source)
+    made = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")  # by an installation from there
+    shutil.copytree(ROOT / "examples" / "plugin", source, ignore=made)
     assert len(list(source.iterdir())) == 3
     pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     beside(tmp_path, *pip, "--disable-pip-version-check", "--target", str(target), str(source))

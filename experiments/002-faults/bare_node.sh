@@ -12,8 +12,8 @@ common=(--num-cpus 1 --object-store-memory 100000000)
 cleanup() { pkill -f "$scratch/(a|b)/" || true; }
 trap cleanup EXIT
 
-package=$(cd "$(dirname "$0")/../../examples/plugin" && pwd)
-pip install --quiet --no-deps --no-build-isolation --target "$scratch/package" "$package"
+cp -r "$(dirname "$0")/../../examples/plugin" "$scratch/source"
+pip install --quiet --no-deps --no-build-isolation --target "$scratch/package" "$scratch/source"
 export PYTHONPATH=${PYTHONPATH:-}:$scratch/package
 
 SECATEUR_CACHE=$scratch/cache-a ray start --head --node-ip-address 127.0.0.12 --port 6712 --temp-dir "$scratch/a" \
