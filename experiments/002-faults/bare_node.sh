@@ -9,7 +9,7 @@ scratch=$(mkdir -p "$1" && cd "$1" && pwd)
 mkdir -p "$scratch"/{driver,cache-a,cache-b}
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 common=(--num-cpus 1 --object-store-memory 100000000)
-cleanup() { pkill -f "$scratch/(a|b)/" || true; }
+cleanup() { pkill -f "$scratch/(a|b)/" || true; sleep 3; pkill -KILL -f "$scratch/(a|b)/" || true; }
 trap cleanup EXIT
 
 cp -r "$(dirname "$0")/../../examples/plugin" "$scratch/source"
