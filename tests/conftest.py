@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported by now stays: collecting garbage does not walk through it again and again."""
+    """Exclude imported objects from garbage collection, which would walk through them again and again."""
     gc.freeze()
 
 

@@ -73,7 +73,7 @@ def best_loss(landscape: Landscape, controller, n_tokens: int = 400_000) -> floa
 
 @cache
 def random_loss(seed: int) -> float:
-    """Of random search on the landscape of this seed."""
+    """Best loss of random search on the landscape of this seed."""
     landscape = Landscape(space_of(21), seed)
     return best_loss(landscape, Random(landscape.space, FIDELITIES, seed, RandomSettings()))
 

@@ -1,4 +1,4 @@
-"""What packages of other people add: one of each kind, each one file and one row, without a line of ours changed."""
+"""Third-party packages: one part of each kind, each one file and one row, without a line of ours changed."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ COMMANDS = """
 
 
 def beside(site: Path | str, *command: str) -> str:
-    """What a Python prints in which the folder's packages are installed."""
+    """Output of a Python process with the folder's packages installed."""
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(
@@ -262,7 +262,7 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ended(site, run) -> dict[str, tuple[int, str, str]]:
-    """How commands end beside the package, by their names; all in one process."""
+    """Exit statuses and output of commands beside the package, all in one process."""
     commands = {what: ["list", what, "--json"] for what in LISTED}
     for number, (unit, metric, rule, repair) in enumerate(RECIPES):
         recipe = {"unit": unit, "sparsity": 0.2, "metric": metric, "repair": repair}

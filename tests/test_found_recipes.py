@@ -1,4 +1,4 @@
-"""What any search found as a recipe file: the same weights on its model, relative depth and role on another."""
+"""Recipe files of every search: the same weights on its own model, relative depth and role on another."""
 
 import json
 from pathlib import Path
@@ -61,8 +61,8 @@ def test_on_its_own_model_it_gives_the_measured_weights(kind, tmp_path, secateur
     assert status == 0, out + err
     measured = json.loads(out)["measured"]["test:512, as exported"]
     tested = run.test_of(best_of(run))
-    if tested is not None:
-        assert measured["kl"] == pytest.approx(tested.values["kl"], rel=1e-4)
+    assert tested is not None, "the best is measured on the test text"
+    assert measured["kl"] == pytest.approx(tested.values["kl"], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
