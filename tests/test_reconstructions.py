@@ -1,4 +1,4 @@
-"""Methods for single weights beyond metrics and SparseGPT: ADMM, DSnoT, GBLM."""
+"""Methods for single weights beyond metrics and SparseGPT: ADMM with given and gradual masks, DSnoT, GBLM."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from secateur.pruners.calibration.gradients import model_statistics
 from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.masks import mask
 from secateur.pruners.weights.admm import Fit, admm
+from secateur.pruners.weights.admm_gradual import admm_gradual, shares
 from secateur.pruners.weights.dsnot import dsnot
 from secateur.pruners.weights.method import LayerProblem, Method
 from secateur.spaces.levels import n_zeros
@@ -85,6 +86,98 @@ def test_admm_keeps_patterns_and_bears_inputs_that_are_always_zero():
     assert torch.isfinite(found).all()
 
 
+# --- ADMM with a gradual mask ---
+
+
+def slow_gradual(
+    weight: Tensor, rows: Tensor, sparsity: float, *, by_output: bool = False, group_size: int | None = None
+) -> Tensor:
+    """Weight by weight, as the paper has it, in fp64."""
+    x, w0 = rows.double(), weight.double()
+    norm = (x * x).mean(0).sqrt()
+    h = (x / norm).T @ (x / norm) / len(x) + 0.1 * torch.eye(len(norm), dtype=torch.float64)
+    w0 = w0 * norm
+    w, u = w0, torch.zeros_like(w0)
+    n_out, n_in = w.shape
+    for step in range(1, 21):
+        if step <= 15:
+            share = sparsity * (1 - (1 - step / 15) ** 3)
+            order = sorted((float((w + u)[i, j].abs()), i, j) for i in range(n_out) for j in range(n_in))
+            kept = torch.ones(n_out, n_in, dtype=torch.bool)
+            if group_size:
+                of_group: dict[tuple[int, int], int] = {}
+                free = []
+                for score, i, j in order:
+                    group = (i, j // group_size)
+                    of_group[group] = of_group.get(group, 0) + 1
+                    if of_group[group] <= n_zeros(sparsity, group_size):
+                        free.append((score, i, j))
+                order = free
+            if by_output:
+                total = n_zeros(share, n_out * n_in)
+                for i in range(n_out):
+                    count = total // n_out + (i < total % n_out)
+                    for _, _, j in [x for x in order if x[1] == i][:count]:
+                        kept[i, j] = False
+            else:
+                for _, i, j in order[: n_zeros(share, n_out * n_in)]:
+                    kept[i, j] = False
+        z = (w + u) * kept
+        u = u + w - z
+        w = (w0 @ h + z - u) @ torch.linalg.inv(h + torch.eye(n_in, dtype=torch.float64))
+    return (w + u) * kept / norm
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("further", [{}, {"by_output": True}, {"group_size": 4}])
+def test_gradual_admm_is_its_slow_form(seed, further):
+    weight, rows, inputs = problem(n_out=6, n_in=12, seed=seed)
+    layer = LayerProblem(
+        weight,
+        inputs,
+        comparison="output" if further.get("by_output") else "layer",
+        group_size=further.get("group_size"),
+        dampening=0.1,
+    )
+    for sparsity, found in zip((0.25, 0.5, 0.75), admm_gradual(layer, (0.25, 0.5, 0.75)), strict=True):
+        wanted = slow_gradual(weight, rows, sparsity, **further).float()
+        assert torch.equal(found != 0, wanted != 0)
+        assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def test_shares_of_the_gradual_mask_rise_as_a_cubic():
+    found = shares(0.9)
+    assert len(found) == 15
+    assert found[4] == pytest.approx(0.9 * 19 / 27)
+    assert found[9] == pytest.approx(0.9 * 26 / 27)
+    assert found[14] == 0.9
+    assert shares(1.0)[14] == 1.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gradual_mask_fits_better_than_wandas(seed):
+    weight, rows, inputs = problem(n_out=32, n_in=64, seed=seed)
+    layer = LayerProblem(weight, inputs, comparison="layer", dampening=0.1)
+    for sparsity in (0.5, 0.7):
+        (gradual,), (fixed,) = admm_gradual(layer, [sparsity]), admm(layer, [sparsity])
+        assert error(rows, gradual, weight) < 0.9 * error(rows, fixed, weight)
+
+
+def test_gradual_admm_prunes_inputs_that_are_always_zero_first_and_keeps_patterns():
+    weight, rows, _ = problem()
+    rows[:, 5] = 0.0
+    weight[:, 5] = 100.0
+    inputs = InputStatistics.empty(24, gram=True, device=rows.device)
+    inputs.add(rows)
+    layer = LayerProblem(weight, inputs, comparison="layer")
+    (found,) = admm_gradual(layer, [1 / 24])
+    assert (found[:, 5] == 0).all()
+    assert (found[:, :5] != 0).all()
+    (found,) = admm_gradual(LayerProblem(weight, inputs, group_size=4), [0.5])
+    assert ((found == 0).reshape(-1, 4).sum(1) == 2).all()
+    assert torch.isfinite(found).all()
+
+
 # --- DSnoT ---
 
 
@@ -150,7 +243,9 @@ def test_gblm_by_hand():
 
 
 def test_patterns_are_refused_where_a_method_has_none():
-    with pytest.raises(ValueError, match=r"no `group_size` with the metric dsnot, got 4. .* admm\."):
+    with pytest.raises(
+        ValueError, match=r"no `group_size` with the metric dsnot, got 4. .* admm, admm_gradual\."
+    ):
         Method("dsnot", group_size=4)
     assert Method("admm", group_size=4).updates_weights
 

@@ -50,6 +50,8 @@ KNOWN: dict[str, KnownRecipe] = {
     "sparsellm": _of("weights", "sparsellm", "SparseGPT, with gate, up and down fitted to each other by turns"),
     "admm": _of("weights", "wanda",
         "Wanda's mask, weights fitted by alternating directions", "2401.02938", repair="admm"),
+    "admm_gradual": _of("weights", "admm_gradual",
+        "mask chosen between the steps of alternating directions; statistics of the dense model throughout"),
     "dsnot": _of("weights", "dsnot", "Wanda's mask after swaps of weights"),
     "owl": _of("weights", "wanda",
         "Wanda, blocks with more outliers less sparse",
