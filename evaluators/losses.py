@@ -150,14 +150,17 @@ def loss_sums(
     Args:
         anatomy: for the final norm and the head.
         hidden: output of the last block of the pruned model.
-        tokens: the batch's token ids; position t predicts token t + 1 of the same window.
+        tokens: the batch's token ids; position t predicts token t + 1 of the same window. What a BOS token at their
+            beginning predicts does not count.
         teacher: the dense model on the same batch.
     """
     states = anatomy.tail(hidden).flatten(0, 1)
     targets = torch.roll(tokens, -1, dims=1).to(states.device)
-    counted = torch.ones_like(targets, dtype=torch.bool)
+    scored = torch.ones_like(targets, dtype=torch.bool)
+    scored[:, : anatomy.first_scored] = False
+    counted = scored.clone()
     counted[:, -1] = False
-    targets, counted = targets.flatten(), counted.flatten()
+    targets, scored, counted = targets.flatten(), scored.flatten(), counted.flatten()
     kl = torch.zeros((), dtype=torch.float64, device=states.device)
     ce = torch.zeros_like(kl)
     for chunk, part in enumerate(states.split(CHUNK_TOKENS)):
@@ -165,5 +168,5 @@ def loss_sums(
         log_probs = anatomy.logits(part).float().log_softmax(-1)
         picked = log_probs.gather(1, targets[at, None])[:, 0]
         ce -= (picked * counted[at]).double().sum()
-        kl += teacher.kl(chunk, log_probs).double().sum()
-    return LossSums(float(kl), float(ce), states.shape[0], int(counted.sum()))
+        kl += (teacher.kl(chunk, log_probs) * scored[at]).double().sum()
+    return LossSums(float(kl), float(ce), int(scored.sum()), int(counted.sum()))

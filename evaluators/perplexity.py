@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -13,25 +13,26 @@ from torch import Tensor, nn
 from secateur.evaluators.data.text import Text, load_text
 from secateur.evaluators.data.tokens import windows
 from secateur.evaluators.tasks.task_set import TaskPlan, TaskSet
-from secateur.pruners.calibration.tokens import tokens_sha256
+from secateur.pruners.calibration.tokens import bos_token, tokens_sha256
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model
 
 
 @torch.no_grad()
-def cross_entropy(model: nn.Module, tokens: Int[Tensor, "windows length"]) -> float:
+def cross_entropy(model: nn.Module, tokens: Int[Tensor, "windows length"], first: int = 0) -> float:
     """Mean cross-entropy of the next token in nats, window by window, in fp32.
 
     Args:
         model: a causal LM of transformers.
         tokens: windows; nothing is predicted across them.
+        first: position of a window whose prediction is the first that counts, see `Anatomy.first_scored`.
     """
     device = next(model.parameters()).device
     total = 0.0
     for window in tokens.to(device):
-        logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
-        total += float(nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
-    return total / (tokens.shape[0] * (tokens.shape[1] - 1))
+        logits = model(input_ids=window[None], use_cache=False).logits[0, first:-1].float()
+        total += float(nn.functional.cross_entropy(logits, window[first + 1 :], reduction="sum"))
+    return total / (tokens.shape[0] * (tokens.shape[1] - 1 - first))
 
 
 def evaluate_model(
@@ -41,24 +42,26 @@ def evaluate_model(
     part: Any = "test",
     n_tokens: int = 8192,
     window: int = 512,
-    dtype: str = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
+    bos: bool | Literal["auto"] = "auto",
     tasks: TaskPlan | None = None,
     say: Callable[[str], None] = lambda line: None,
+    **loading: Any,
 ) -> dict[str, float | str | int]:
     """Load a model and measure it on a text, in windows without overlap, and in tasks.
 
     Args:
-        name: see `load_model`, also for dtype, device and trust_remote_code.
+        name: see `load_model`.
         text: source of text; of ``docs`` the topics of `part`.
         n_tokens: tokens to measure on, a multiple of `window`.
         window: tokens that the model sees at once.
+        bos: see `bos_token`.
         say: given progress, one line at a time.
+        loading: of `load_model`: dtype, device, trust_remote_code.
 
     Returns:
         ``perplexity``, ``ce`` (nats per token), ``params``, ``zeros`` (share of the prunable weights), and the data:
-        ``text``, ``tokens``, ``window``, ``sha256`` of the token ids. For each task its metrics, such as ``piqa acc``,
+        ``text``, ``tokens``, ``window``, ``bos`` (the token that windows begin with, or ``none``), ``sha256`` of the
+        token ids. For each task its metrics, such as ``piqa acc``,
         and its ``samples``.
 
     Raises:
@@ -66,12 +69,14 @@ def evaluate_model(
     """
     content = Text(part, text, load_text(text, part))
     say(f"loading {name}")
-    loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    tokens = windows(loaded.tokenizer, content, window, n_tokens)
-    scores = {} if tasks is None else _scores(TaskSet(tasks, loaded.model, loaded.tokenizer), say)
+    loaded = load_model(name, **{"device": "auto", **loading})
+    begun = bos_token(loaded.tokenizer, bos)
+    anatomy = dissect(loaded.model, begun)
+    tokens = windows(loaded.tokenizer, content, window, n_tokens, bos=begun)
+    scores = {} if tasks is None else _scores(TaskSet(tasks, loaded.model, loaded.tokenizer, bos), say)
     say(f"measuring {tokens.numel()} tokens")
-    ce = cross_entropy(loaded.model, tokens)
-    linears = list(dissect(loaded.model).linears)
+    ce = cross_entropy(loaded.model, tokens, anatomy.first_scored)
+    linears = list(anatomy.linears)
     zeros = sum(int((linear.weight == 0).sum()) for linear in linears)
     return {
         "model": name,
@@ -82,6 +87,7 @@ def evaluate_model(
         "text": text,
         "tokens": tokens.numel(),
         "window": window,
+        "bos": "none" if begun is None else begun,
         "sha256": tokens_sha256(tokens),
         **scores,
     }

@@ -27,6 +27,7 @@ class SessionPlan:
         training: light training of candidates, for as many tokens as a fidelity has; None: no training.
         latency: source of the latency table; None: no latencies.
         tasks: to measure candidates in, at the largest fidelity of the search; None: no tasks.
+        bos: see `bos_token`.
     """
 
     model: str
@@ -45,6 +46,7 @@ class SessionPlan:
     training: Training | None = None
     latency: TableSource | None = None
     tasks: TaskPlan | None = None
+    bos: bool | Literal["auto"] = "auto"
 
     @property
     def proxy(self) -> Fidelity | None:

@@ -21,7 +21,7 @@ from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.latency.store import find_table, table_sha256
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
-from secateur.pruners.calibration.tokens import Calibration, Source, tokenize
+from secateur.pruners.calibration.tokens import Calibration, Source, bos_token, tokenize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import LoadedModel, load_model
@@ -65,7 +65,7 @@ class Session:
         self.loaded: LoadedModel = load_model(
             plan.model, dtype=plan.dtype, device=plan.device, trust_remote_code=plan.trust_remote_code
         )
-        self.anatomy: Anatomy = dissect(self.loaded.model)
+        self.anatomy: Anatomy = dissect(self.loaded.model, bos_token(self.loaded.tokenizer, plan.bos))
         self.prunables: list[Prunable] = prunables(self.anatomy)
         plans = {name: case for name, case in self._cases.items() if case.model == plan.model}
         for case in plans.values():
@@ -140,18 +140,21 @@ class Session:
             ValueError: if they can't be loaded.
         """
         tasks = self.plan.tasks
-        return None if tasks is None else TaskSet(tasks, self.loaded.model, self.loaded.tokenizer)
+        return (
+            None if tasks is None else TaskSet(tasks, self.loaded.model, self.loaded.tokenizer, self.plan.bos)
+        )
 
     def _cut(self, part: TextPart, n_tokens: int) -> Int[Tensor, "windows length"]:
         order: Order = "sequential" if part == "test" else "random"
-        return windows(
-            self.loaded.tokenizer, self._texts[part], self.plan.window, n_tokens, order, self.plan.seed
-        )
+        return self._windows(part, n_tokens, order)
+
+    def _windows(self, part: TextPart, n_tokens: int | None, order: Order) -> Int[Tensor, "windows length"]:
+        of, text, bos = self.plan, self._texts[part], self.anatomy.bos
+        return windows(self.loaded.tokenizer, text, of.window, n_tokens, order, of.seed, bos)
 
     def training_windows(self) -> Int[Tensor, "windows length"]:
         """Training data: all windows of the calibration part, in the order of the seed."""
-        text = self._texts["calibration"]
-        return windows(self.loaded.tokenizer, text, self.plan.window, None, "random", self.plan.seed)
+        return self._windows("calibration", None, "random")
 
     def config(self, candidate: str) -> Config:
         """Plain configuration of a candidate's canonical text; a ValueError if it is none."""
@@ -168,6 +171,8 @@ class Session:
             hashes["latency_table"] = table_sha256(self.latency_table)
         if self.plan.tasks is not None:
             hashes["tasks"] = tasks_sha256(self.plan.tasks)
+        if self.anatomy.bos is not None:  # absent in studies from before windows could begin with one
+            hashes["bos"] = str(self.anatomy.bos)
         return {"model": self.loaded.fingerprint, "calibration_tokens": self._calibration.sha256, **hashes}
 
     def facts_of_others(self) -> dict[str, str]:

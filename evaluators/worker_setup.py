@@ -18,6 +18,7 @@ from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.tasks.task_set import TaskSet
+from secateur.pruners.calibration.tokens import bos_token
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model, mappable
 from secateur.pruners.pruner import DenseModel
@@ -78,7 +79,7 @@ class WorkerSetup:
         loaded = load_model(
             str(model), dtype=plan.dtype, device=plan.device, trust_remote_code=plan.trust_remote_code
         )
-        anatomy = dissect(loaded.model)
+        anatomy = dissect(loaded.model, bos_token(loaded.tokenizer, plan.bos))
         tokens = load_file(windows / WINDOWS)
         data = EvaluationData(
             anatomy,
@@ -91,7 +92,7 @@ class WorkerSetup:
         tasks = None
         if plan.tasks is not None:
             there = replace(plan.tasks, directory=windows / TASKS)
-            tasks = TaskSet(there, loaded.model, loaded.tokenizer)
+            tasks = TaskSet(there, loaded.model, loaded.tokenizer, plan.bos)
         return {
             name: Case(plan, space, DenseModel(anatomy, self.fingerprint, shape)).evaluator(
                 data, levels, tokens.get(TRAINING), tasks

@@ -259,7 +259,12 @@ class Pruner(ABC):
     def calibration_record(self) -> dict[str, Any]:
         """The calibration data, for a manifest."""
         of = self.calibration
-        return {"text": of.text, "tokens": of.tokens.numel(), "sha256": of.sha256}
+        return {"text": of.text, "tokens": of.tokens.numel(), "sha256": of.sha256} | self.bos_record
+
+    @property
+    def bos_record(self) -> dict[str, int]:
+        """The token that windows begin with, for records; nothing if there is none."""
+        return {} if self.anatomy.bos is None else {"bos": self.anatomy.bos}
 
     def save(
         self,

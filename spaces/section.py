@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticKnownError
@@ -31,7 +31,8 @@ class Section(BaseModel):
         raw = {cls.renamed.get(name, name): value for name, value in raw.items()}
         for name, value in raw.items():
             field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+            known = field is None or bool in (field.annotation, *get_args(field.annotation))
+            if isinstance(value, bool) and not known:
                 raise ValueError(f"Expected `{name}` to be no switch, got {str(value).lower()}.")
         return raw
 

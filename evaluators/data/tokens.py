@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from secateur.evaluators.data.sources import TextError
 from secateur.evaluators.data.text import Text
-from secateur.pruners.calibration.tokens import tokenize
+from secateur.pruners.calibration.tokens import begin, tokenize
 
 Order = Literal["sequential", "random"]
 
@@ -24,8 +24,9 @@ def windows(
     n_tokens: int | None = None,
     order: Order = "sequential",
     seed: int = 0,
+    bos: int | None = None,
 ) -> Int64[Tensor, "n_windows {window}"]:
-    """Non-overlapping windows of a text's token ids, without special tokens; a shorter last one is dropped.
+    """Non-overlapping windows of a text's token ids; a shorter last one is dropped.
 
     ``random`` draws a permutation of all windows of the text from the seed alone: a smaller `n_tokens` gives
     the first windows of a larger one, so that subsets are nested, each spread over the whole text.
@@ -35,6 +36,7 @@ def windows(
     Args:
         window: tokens a window, > 0.
         n_tokens: tokens in all, a positive multiple of `window`; None: as many as there are.
+        bos: token that each window begins with, in place of the last token of its text; None: no special token.
 
     Raises:
         TextError: if the text has fewer tokens than asked.
@@ -58,7 +60,7 @@ def windows(
     rows = ids[: whole * window].view(whole, window)
     if order == "random":
         rows = rows[torch.from_numpy(np.random.default_rng(seed).permutation(whole))]
-    return rows if n_tokens is None else rows[:needed]
+    return begin(rows if n_tokens is None else rows[:needed], bos)
 
 
 _REMEDY = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jinja2.exceptions import SecurityError
@@ -75,6 +75,7 @@ class TaskSet:
         plan: of the tasks.
         model: a causal LM of transformers; measured with its present weights.
         tokenizer: its tokenizer.
+        bos: begin contexts with the tokenizer's BOS token; ``auto``: as the tokenizer does by itself.
 
     Attributes:
         samples: numbers of the measured samples, by task.
@@ -84,7 +85,9 @@ class TaskSet:
             better when higher.
     """
 
-    def __init__(self, plan: TaskPlan, model: nn.Module, tokenizer: Any) -> None:
+    def __init__(
+        self, plan: TaskPlan, model: nn.Module, tokenizer: Any, bos: bool | Literal["auto"] = "auto"
+    ) -> None:
         self._plan = plan
         self._loaded = _load(plan)
         self.samples = {
@@ -93,7 +96,12 @@ class TaskSet:
         from lm_eval.models.huggingface import HFLM
 
         with _contained(plan):
-            self._lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=plan.batch)
+            self._lm = HFLM(
+                pretrained=model,
+                tokenizer=tokenizer,
+                batch_size=plan.batch,
+                add_bos_token=None if bos == "auto" else bos,
+            )
         for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
             setattr(self._lm, kind, partial(getattr(self._lm, kind), disable_tqdm=True))
 

@@ -32,7 +32,7 @@ def kl_loss(
     teacher: Anatomy,
     teacher_states: Float[Tensor, "batch length width"] | None = None,
 ) -> Float[Tensor, ""]:
-    """KL(teacher || student) in nats per position, over all positions; the teacher gets no gradient.
+    """KL(teacher || student) in nats per position, over all but a BOS token's; the teacher gets no gradient.
 
     Args:
         anatomy: the student.
@@ -50,14 +50,16 @@ def kl_loss(
         log_probs = anatomy.logits(states).float().log_softmax(-1)
         return (target.exp() * (target - log_probs)).sum()
 
-    states = head_inputs(anatomy, tokens).flatten(0, 1)
-    return _in_chunks(of_chunk, states, teacher_states.flatten(0, 1)) / states.shape[0]
+    first = anatomy.first_scored
+    states = head_inputs(anatomy, tokens)[:, first:].flatten(0, 1)
+    return _in_chunks(of_chunk, states, teacher_states[:, first:].flatten(0, 1)) / states.shape[0]
 
 
 def ce_loss(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, ""]:
     """Cross-entropy of the next token in nats, over the positions that have one in their window."""
-    states = head_inputs(anatomy, tokens)[:, :-1].flatten(0, 1)
-    targets = tokens[:, 1:].flatten().to(states.device)
+    first = anatomy.first_scored
+    states = head_inputs(anatomy, tokens)[:, first:-1].flatten(0, 1)
+    targets = tokens[:, first + 1 :].flatten().to(states.device)
 
     def of_chunk(states: Tensor, targets: Tensor) -> Tensor:
         logits = anatomy.logits(states).float()

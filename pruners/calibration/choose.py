@@ -15,6 +15,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from secateur.pruners.calibration.pool import Pool
+from secateur.pruners.calibration.tokens import begin
 from secateur.spaces.recipe.keys import CHUNK
 
 CLUSTERS = 8
@@ -108,7 +109,7 @@ _CHOICES: dict[str, tuple[Eligible, Callable[[Mapping[str, Any]], str]]] = {
 
 
 def choose(
-    pools: Mapping[str, Pool], calibration: Mapping[str, Any], seed: int
+    pools: Mapping[str, Pool], calibration: Mapping[str, Any], seed: int, bos: int | None = None
 ) -> Int64[Tensor, "samples length"]:
     """The calibration windows of a recipe.
 
@@ -119,6 +120,7 @@ def choose(
         pools: by the source's name.
         calibration: section of a recipe's plain form, all keys that its choice needs.
         seed: of the study. Random subsets and clusters depend on it, and on the whole pool.
+        bos: token that windows begin with, see `begin`.
 
     Raises:
         ValueError: if there are too few windows, the length does not fit, or a source is unknown.
@@ -146,7 +148,7 @@ def choose(
                 "longer text, or a larger `pool_tokens`."
             )
         drawn[name] = iter(found)
-    return torch.stack([next(drawn[name]) for name in turns])
+    return begin(torch.stack([next(drawn[name]) for name in turns]), bos)
 
 
 def _draw(

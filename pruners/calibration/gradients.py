@@ -109,7 +109,9 @@ def _pass(
             stack.enter_context(_adding(linear, totals))
         for index, window in enumerate(tokens):
             inputs = window[None].to(anatomy.embedding.weight.device)
-            value(anatomy.model(input_ids=inputs, use_cache=False).logits[0], inputs[0]).backward()
+            scored = slice(anatomy.first_scored, None)
+            logits = anatomy.model(input_ids=inputs, use_cache=False).logits[0]
+            value(logits[scored], inputs[0, scored]).backward()
             on_window(index)
 
 

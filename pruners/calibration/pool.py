@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from secateur.pruners.calibration.tokens import begin
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.stores.block_files import load_tensors, save_tensors
@@ -26,7 +27,8 @@ _BATCH_CHUNKS = 32
 class Pool:
     """Tokens of one source.
 
-    Chunks are read without the text before them: the losses of their first tokens are high, alike for all chunks.
+    Chunks are read without the text before them, as windows are: the losses of their first tokens are high, alike for
+    all chunks.
 
     Args:
         tokens: ids of consecutive tokens of the text.
@@ -69,18 +71,23 @@ def build_pools(
 def _look(anatomy: Anatomy, tokens: Int64[Tensor, " tokens"], on_chunks: Callable[[int], None]) -> Pool:
     runner = BlockRunner(anatomy)
     losses, states = [torch.empty(0)], [torch.empty(0, anatomy.width)]
-    chunks = tokens[: len(tokens) // CHUNK * CHUNK].view(-1, CHUNK)
+    chunks = begin(tokens[: len(tokens) // CHUNK * CHUNK].view(-1, CHUNK), anatomy.bos)
+    first = anatomy.first_scored
     for part in chunks.split(_BATCH_CHUNKS) if len(chunks) else ():
         read = anatomy.tail(runner.run(runner.start(part)))
-        logits = anatomy.logits(read)[:, :-1].float()
-        nll = F.cross_entropy(logits.transpose(1, 2), part[:, 1:].to(logits.device), reduction="none")
+        logits = anatomy.logits(read)[:, first:-1].float()
+        nll = F.cross_entropy(
+            logits.transpose(1, 2), part[:, first + 1 :].to(logits.device), reduction="none"
+        )
         losses.append(nll.mean(1).cpu())
-        states.append(read.float().mean(1).cpu())
+        states.append(read[:, first:].float().mean(1).cpu())
         on_chunks(len(part))
     return Pool(tokens, torch.cat(losses), torch.cat(states))
 
 
-def pool_identity(model: str, texts: Mapping[str, str], n_tokens: int, *, look: bool) -> str:
+def pool_identity(
+    model: str, texts: Mapping[str, str], n_tokens: int, *, look: bool, bos: int | None = None
+) -> str:
     """Hash of all that pools depend on.
 
     Args:
@@ -88,8 +95,11 @@ def pool_identity(model: str, texts: Mapping[str, str], n_tokens: int, *, look: 
         texts: hashes of the sources' texts, by name.
         n_tokens: of each source, at most.
         look: see `build_pools`.
+        bos: token that chunks begin with.
     """
     record = {"model": model, "texts": dict(texts), "tokens": n_tokens, "look": look, "chunk": CHUNK}
+    if bos is not None:
+        record["bos"] = bos
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

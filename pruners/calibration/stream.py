@@ -130,8 +130,9 @@ def mean_loss(
     anatomy: Anatomy, hidden: Float[Tensor, "windows length width"], tokens: Int[Tensor, "windows length"]
 ) -> float:
     """Mean cross-entropy of the next token, in nats, of the last block's output; logits of one window at a time."""
+    first = anatomy.first_scored
     windows = [
-        F.cross_entropy(anatomy.logits(anatomy.tail(x[None]))[0, :-1].float(), ids[1:])
+        F.cross_entropy(anatomy.logits(anatomy.tail(x[None]))[0, first:-1].float(), ids[first + 1 :])
         for x, ids in zip(hidden, tokens.to(hidden.device), strict=True)
     ]
     return float(torch.stack(windows).double().mean())

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from jaxtyping import Int, Int64
@@ -30,6 +31,43 @@ def tokenize(
         return_token_type_ids=False,
     )["input_ids"]
     return torch.tensor(ids[:n_first], dtype=torch.int64)
+
+
+def bos_token(tokenizer: PreTrainedTokenizerBase, asked: bool | Literal["auto"] = "auto") -> int | None:
+    """Id of the token that every window begins with; None if windows begin with the text.
+
+    Args:
+        tokenizer: of the model.
+        asked: ``auto``: the tokenizer's BOS token if it puts one before a text by itself, as those of Llama and Gemma
+            do; True: its BOS token; False: none.
+
+    Raises:
+        ValueError: if a BOS token is asked for, and the tokenizer has none.
+    """
+    if asked is False or (asked == "auto" and not adds_bos(tokenizer)):
+        return None
+    found: int | None = tokenizer.bos_token_id
+    if found is None:
+        raise ValueError(
+            "Expected a tokenizer with a BOS token for `bos: true`, got one without. Set `bos: false`."
+        )
+    return found
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """True if the tokenizer puts its BOS token before a text by itself."""
+    with_special, text = (
+        tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False)
+    )
+    first = with_special[0] if with_special else None
+    return first is not None and first == tokenizer.bos_token_id and list(text[:1]) != [first]
+
+
+def begin(windows: Int64[Tensor, "windows length"], bos: int | None) -> Int64[Tensor, "windows length"]:
+    """The windows, each begun with this token in place of its last one: their length and their texts stay apart."""
+    if bos is None:
+        return windows
+    return torch.cat([torch.full_like(windows[:, :1], bos), windows[:, :-1]], dim=1)
 
 
 @dataclass(frozen=True)

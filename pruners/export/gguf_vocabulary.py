@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from secateur.pruners.calibration.tokens import adds_bos
+
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -72,9 +74,9 @@ def write_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase, n_tokens: 
     tokenizer.save_pretrained(scratch)
     roles = ("bos", "eos", "unk", "pad")
     special = SpecialVocab(scratch, load_merges=bool(pre), special_token_types=roles, n_vocab=n_tokens)
-    first = tokenizer("a")["input_ids"][0]
-    adds = first == tokenizer.bos_token_id != tokenizer("a", add_special_tokens=False)["input_ids"][0]
-    special.add_special_token = {"bos": adds}  # as it does; SpecialVocab guesses from its files
+    special.add_special_token = {
+        "bos": adds_bos(tokenizer)
+    }  # as it does; SpecialVocab guesses from its files
     special.add_to_gguf(writer, quiet=True)
     writer.add_add_space_prefix(not pre and tokenizer.tokenize("a")[0].startswith("▁"))
 

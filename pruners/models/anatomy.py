@@ -119,6 +119,7 @@ class Anatomy:
         width: of the residual stream.
         vocab_size: number of logits.
         final_norm: full path of the final norm, or "" if the family has none (OPT-350m).
+        bos: token that every window begins with; None if windows begin with the text.
     """
 
     family: str
@@ -132,6 +133,12 @@ class Anatomy:
     width: int
     vocab_size: int
     final_norm: str
+    bos: int | None = None
+
+    @property
+    def first_scored(self) -> int:
+        """First position of a window whose prediction counts: that from a BOS token alone is alike in all windows."""
+        return 0 if self.bos is None else 1
 
     @property
     def linears(self) -> Iterator[Linear]:

@@ -15,7 +15,7 @@ from secateur.pruners.models.tail import find_tail
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "opt", "gpt2", "gpt_neox")
 
 
-def dissect(model: nn.Module) -> Anatomy:
+def dissect(model: nn.Module, bos: int | None = None) -> Anatomy:
     """The blocks of a causal LM, the projections in them, and the modules before and after.
 
     The blocks are the one list of `config.num_hidden_layers` alike modules; the projections are told by their
@@ -24,12 +24,13 @@ def dissect(model: nn.Module) -> Anatomy:
 
     Args:
         model: a causal LM of transformers, on the device where it is to run.
+        bos: token that windows begin with, see `Anatomy`.
 
     Raises:
         ValueError: if some part is not found or not understood; the message says which.
     """
     try:
-        return _dissect(model)
+        return _dissect(model, bos)
     except ValueError as error:
         family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise ValueError(
@@ -37,7 +38,7 @@ def dissect(model: nn.Module) -> Anatomy:
         ) from error
 
 
-def _dissect(model: nn.Module) -> Anatomy:
+def _dissect(model: nn.Module, bos: int | None) -> Anatomy:
     config: Any = getattr(model, "config", None)
     if config is None or getattr(config, "is_encoder_decoder", False):
         raise ValueError("Expected a decoder-only model with a config, got another kind.")
@@ -58,6 +59,7 @@ def _dissect(model: nn.Module) -> Anatomy:
         width=blocks[0].linears[-1].out_features,
         vocab_size=head.out_features,
         final_norm=next((paths[module] for module in tail if _is_norm(module)), ""),
+        bos=bos,
     )
 
 

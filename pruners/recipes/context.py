@@ -103,7 +103,7 @@ class RecipeContext:
         return json.dumps(calibration, sort_keys=True) in self._samples
 
     def _new_sample(self, calibration: Mapping[str, Any]) -> Sample:
-        tokens = choose(self.pools, calibration, self.seed)
+        tokens = choose(self.pools, calibration, self.seed, self.anatomy.bos)
         sha256 = f"{tokens_sha256(tokens)}-{len(tokens)}"  # the same tokens in other windows are another text
         forward = calibration.get("gradients") == "forward"
         identity = f"{self.model} {sha256}"

@@ -153,7 +153,9 @@ class RecipePruner(Pruner):
     @property
     def _identity(self) -> str:
         hashes = {name: source.sha256 for name, source in self.calibration.sources.items()}
-        return pool_identity(self._model, hashes, self.settings.pool_tokens, look=self._look)
+        return pool_identity(
+            self._model, hashes, self.settings.pool_tokens, look=self._look, bos=self.anatomy.bos
+        )
 
     @property
     def _model(self) -> str:
@@ -269,6 +271,7 @@ class RecipePruner(Pruner):
             "sources": {name: source.name for name, source in sources.items()},
             "pool_tokens": self.settings.pool_tokens,
             "sha256": {name: source.sha256 for name, source in sources.items()},
+            **self.bos_record,
         }
 
     def save(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from secateur.search.app.pruning_file import PruningFile
 from secateur.search.app.session import Say, silent, usage_errors
@@ -23,6 +23,7 @@ def prune(
     text: str = "docs",
     tokens: int = 8192,
     window: int = 512,
+    bos: bool | Literal["auto"] = "auto",
     form: str | None = None,
     loading: dict[str, Any] | None = None,
     say: Say = silent,
@@ -36,6 +37,7 @@ def prune(
         text: source of text to measure on: parts of it that no source of the recipe overlaps with.
         tokens: to measure on, a multiple of `window`.
         window: tokens that the model sees at once.
+        bos: begin windows with the tokenizer's BOS token; ``auto``: where it does so by itself.
         form: a name that ``secateur list formats`` shows; None: the usual one.
         loading: ``dtype``, ``device`` and ``trust_remote_code``.
         say: told in one line what is being done.
@@ -48,7 +50,7 @@ def prune(
     from secateur.evaluators.data.tokens import windows
     from secateur.evaluators.data.windows import EvaluationData
     from secateur.evaluators.exporting import export, new_manifest
-    from secateur.pruners.calibration.tokens import Calibration, Source, tokenize
+    from secateur.pruners.calibration.tokens import Calibration, Source, bos_token, tokenize
     from secateur.pruners.models.discover import dissect
     from secateur.pruners.models.loading import load_model
     from secateur.pruners.pruner import DenseModel, pruner_class
@@ -61,13 +63,15 @@ def prune(
     say(f"loading {model}")
     defaults = {"dtype": "auto", "device": "auto", "trust_remote_code": False}
     loaded = load_model(model, **{**defaults, **(loading or {})})
-    anatomy, tokenizer, pruner_type = dissect(loaded.model), loaded.tokenizer, pruner_class(file.settings)
+    tokenizer, pruner_type = loaded.tokenizer, pruner_class(file.settings)
+    begun = bos_token(tokenizer, bos)
+    anatomy = dissect(loaded.model, begun)
     file.check_model(anatomy)
-    test = windows(tokenizer, parts["test"], window, tokens)
+    test = windows(tokenizer, parts["test"], window, tokens, bos=begun)
     calibrated = test[:0]  # where the form chooses its own windows
     if file.calibration_windows is not None:
         n_tokens, length = file.calibration_windows
-        calibrated = windows(tokenizer, parts["calibration"], length, n_tokens, "random", file.seed)
+        calibrated = windows(tokenizer, parts["calibration"], length, n_tokens, "random", file.seed, begun)
     n_first = file.settings.n_text_tokens
     pruner = pruner_type(
         file.settings,

@@ -67,6 +67,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
         training=None if of.training is None else _training(of.training, of.seed),
         latency=_table_source(settings, table),
         tasks=_task_plan(settings),
+        bos=of.bos,
     )
 
 

@@ -15,6 +15,7 @@ from secateur.search.cli.option_groups import (
     Json,
     ModelName,
     Options,
+    bos_asked,
     with_group,
 )
 from secateur.search.errors import UsageError
@@ -46,6 +47,7 @@ def evaluate(
             text=measuring["text"],
             n_tokens=measuring["tokens"],
             window=measuring["window"],
+            bos=bos_asked(measuring["bos"]),
             tasks=rooms.tasks_in(names, task_dir, samples, trusted=loading["trust_remote_code"]),
             verify=verify,
             say=display.say,

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,6 +51,16 @@ MEASURING: dict[str, Option] = {
     "text": (Annotated[str, typer.Option(help="docs, a file, a directory or a hub data set.")], "docs"),
     "tokens": (Annotated[int, typer.Option(help="Tokens in all, a multiple of the window.")], 8192),
     "window": (Annotated[int, typer.Option(help="Tokens in the model's context.")], 512),
+    "bos": (
+        Annotated[
+            str,
+            typer.Option(
+                metavar="auto|true|false",
+                help="Begin windows with the BOS token; auto: where the tokenizer does so by itself.",
+            ),
+        ],
+        "auto",
+    ),
 }
 
 # Conditions of latency measurements.
@@ -63,6 +73,18 @@ CONDITIONS: dict[str, Option] = {
     "threads": (Annotated[int | None, typer.Option(help="CPU threads; default: all.")], None),
     "clock": (Annotated[str, typer.Option(help="wall, or cpu on a machine with other work.")], "wall"),
 }
+
+
+def bos_asked(text: str) -> bool | Literal["auto"]:
+    """The value of `--bos`.
+
+    Raises:
+        UsageError: if it is another.
+    """
+    values: dict[str, bool | Literal["auto"]] = {"auto": "auto", "true": True, "false": False}
+    if text not in values:
+        raise UsageError(f"Expected `--bos` auto, true or false, got {text!r}.")
+    return values[text]
 
 
 def with_group(

@@ -18,6 +18,7 @@ from secateur.search.cli.option_groups import (
     Options,
     RunDir,
     TrialNumber,
+    bos_asked,
     choose,
     with_bounds,
     with_group,
@@ -83,6 +84,7 @@ def prune(
     from secateur.search.app.recipe_file import open_recipe
 
     file = open_recipe(recipe, sparsity, calibration)
+    measuring["bos"] = bos_asked(measuring["bos"])
     with open_display() as display:
         summary = rooms.prune(file, model, to, **measuring, form=form, loading=loading, say=display.say)
     if json:

@@ -65,6 +65,8 @@ class EvaluatorSettings(Section):
         loss: ``kl`` to the dense model or ``ce``, both in nats per token.
         data: sources of text.
         window: tokens of a sequence.
+        bos: begin each sequence with the tokenizer's BOS token, whose position is not scored; ``auto``: where the
+            tokenizer does so by itself.
         calibration_tokens: size of the calibration set, a multiple of the window.
         test_tokens: size of the test measurements, a multiple of the window.
         fidelities: tokens of search measurements, ascending multiples of the window; nested.
@@ -77,6 +79,7 @@ class EvaluatorSettings(Section):
     loss: Literal["kl", "ce"] = "kl"
     data: DataSettings = DataSettings()
     window: int = Field(default=512, gt=1)
+    bos: bool | Literal["auto"] = "auto"
     calibration_tokens: int = Field(default=16384, gt=0)
     test_tokens: int = Field(default=8192, gt=0)
     fidelities: tuple[int, ...] = Field(default=(2048, 8192, 32768), min_length=1)
