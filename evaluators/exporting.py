@@ -70,7 +70,7 @@ def new_manifest(
         raise ValueError(
             f"Expected a format out of {', '.join(formats)}, got {name!r}. See `secateur list formats`."
         )
-    statistics = "sequential" if sequential else "dense"
+    statistics = "sequential" if sequential else pruner.searched_statistics
     return Manifest(
         parent=loaded.name,
         fingerprint=loaded.fingerprint,

@@ -219,13 +219,18 @@ class Pruner(ABC):
 
         Args:
             config: of a candidate.
-            sequential: statistics of a block come from already pruned blocks; otherwise from the dense model, which
-                gives the very weights that a search measures. Gradients are the dense model's either way.
+            sequential: statistics of a block come from already pruned blocks; otherwise they are `searched_statistics`,
+                which gives the very weights that a search measures. Gradients are the dense model's either way.
             on_block: told the index of each block that is done.
 
         Raises:
             ValueError: if the configuration does not fit.
         """
+
+    @property
+    def searched_statistics(self) -> str:
+        """Statistics of the weights that a search measures, in a word for manifests."""
+        return "dense"
 
     def fitted(self, form: Mapping[str, Any]) -> Config:
         """The plain configuration of this model for a form that fits other models too, see `Space.portable`.

@@ -20,7 +20,12 @@ class SpaceSettings(Section):
     """Default number of candidates a round; None: that of the executor."""
 
     changeable: ClassVar[tuple[str, ...]] = ("target", "statistics")
-    """Keys that may change when a search is continued; `statistics` only affects exports."""
+    """Keys that may change when a search is continued; `statistics` only affects exports, unless `fixed` says more."""
+
+    @property
+    def fixed(self) -> Mapping[str, Any]:
+        """Values that measurements depend on although their keys are `changeable`."""
+        return {}
 
     @property
     def cases(self) -> Sequence[Any]:
@@ -63,7 +68,10 @@ class SpaceSettings(Section):
 
     @property
     def export_statistics(self) -> str | None:
-        """Default statistics of exports, ``sequential`` or ``dense``; None: only dense ones are possible."""
+        """Default statistics of exports: ``sequential``, or those of the search: ``dense`` or ``expected``.
+
+        None: only dense ones are possible.
+        """
         return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class StoreKey(Key):
         calibration: hash of the calibration token ids.
         method: of pruning.
         levels: sparsities, ascending from 0.0.
+        expected: level of each projection, by name, in the model whose activations the levels are built from; None:
+            of the dense model.
     """
 
     model: str
@@ -40,11 +42,15 @@ class StoreKey(Key):
     calibration: str
     method: Method
     levels: tuple[float, ...]
+    expected: Mapping[str, float] | None = None
 
     @property
     def record(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        return super().record | {"method": self.method.record}
+        """All of it as plain values; without `expected` where the model is dense."""
+        record = super().record | {"method": self.method.record}
+        if self.expected is None:
+            del record["expected"]
+        return record
 
 
 class LevelStore:
@@ -64,7 +70,6 @@ class LevelStore:
 
     def __init__(self, directory: Path, anatomy: Anatomy, levels: Sequence[float]) -> None:
         self._levels = tuple(levels)
-        self._stored = _stored_levels(self._levels)
         self._dense = {linear.name: linear.weight for linear in anatomy.linears}
         self._tensors: dict[str, Tensor] = {}
         for block in anatomy.blocks:
@@ -75,18 +80,13 @@ class LevelStore:
     def weight(self, linear: Linear, level: int) -> Float[Tensor, "out in"]:
         """The projection's weight at a level, to be pointed to and not to be written to."""
         name = linear.name
-        dense = self._dense[name]
-        if level == 0:
-            return dense
-        if self._levels[level] >= 1:
-            return torch.zeros_like(dense)
-        stored = self._tensors[name]
-        ranks = stored.dtype == torch.uint8
-        if dense.device == stored.device:
-            return self._masked(dense, stored > level) if ranks else stored[self._stored.index(level)]
-        if ranks:
-            return self._recent.get((name, level), lambda: dense * (stored.to(dense.device) > level))
-        return self._recent.get((name, level), lambda: stored[self._stored.index(level)].to(dense.device))
+        dense, stored = self._dense[name], self._tensors[name]
+        if 0 < self._levels[level] < 1:
+            if dense.device != stored.device:
+                return self._recent.get((name, level), lambda: _at_level(dense, stored, self._levels, level))
+            if stored.dtype == torch.uint8:
+                return self._masked(dense, stored > level)
+        return _at_level(dense, stored, self._levels, level)
 
     def take_back(self, linear: Linear, level: int) -> None:
         """Point a projection at this level to its dense weight again; the memory of a product serves the next one."""
@@ -111,15 +111,17 @@ def build_levels(
     *,
     on_block: Callable[[int], None] = lambda index: None,
 ) -> None:
-    """Build the store from the dense model's activations, so that levels of one unit are independent of others.
+    """Build the store, so that levels of one unit are independent of others; see `build_store`.
 
-    See `build_store`.
+    Activations are the dense model's, or, with `key.expected`, those behind blocks that are pruned at their expected
+    levels by the store's own method. That is the error accumulation of Týr-the-Pruner (Li et al. 2025, arXiv
+    2503.09657) as its code means it (the paper averages the weights of all levels; the code takes the expected one).
 
     Args:
         directory: made if it is not there.
-        anatomy: the dense model.
+        anatomy: the dense model; dense again afterwards.
         tokens: calibration windows.
-        key: identity; its method and levels say what to build.
+        key: identity; its method, levels and expected levels say what to build.
         on_block: told the index of each block that is done.
 
     Raises:
@@ -132,9 +134,22 @@ def build_levels(
         whole = model_statistics(
             anatomy, tokens, gradients=key.method.gradients, path=gradients_path(directory), identity=identity
         )
-        for part in stream_blocks(anatomy, tokens, inputs=key.method.needs):
-            linears = part.block.linears if part.block.index in missing else ()
-            yield {linear.name: _levels_of(linear, part, whole, key) for linear in linears}
+        expected = {} if key.expected is None else {x: key.levels.index(s) for x, s in key.expected.items()}
+        dense = {linear.name: linear.weight for linear in anatomy.linears}
+        try:
+            for part in stream_blocks(anatomy, tokens, inputs=key.method.needs, sequential=bool(expected)):
+                block, found = part.block, {}
+                if block.index in missing:
+                    found = {linear.name: _levels_of(linear, part, whole, key) for linear in block.linears}
+                elif expected:
+                    found = load_block(directory, block.index)
+                for linear in block.linears if expected else ():
+                    level = expected[linear.name]
+                    linear.point_to(_at_level(linear.weight, found[linear.name], key.levels, level))
+                yield found
+        finally:
+            for linear in anatomy.linears:
+                linear.point_to(dense[linear.name])
 
     build_store(
         directory,
@@ -160,6 +175,19 @@ def _levels_of(linear: Linear, part: BlockStatistics, whole: ModelStatistics, ke
         return key.method.ranks(linear, inputs, key.levels, whole)
     sparsities = [key.levels[level] for level in _stored_levels(key.levels)]
     return key.method.weights(linear, inputs, sparsities)
+
+
+def _at_level(
+    dense: Float[Tensor, "out in"], stored: Tensor, levels: Sequence[float], level: int
+) -> Float[Tensor, "out in"]:
+    """A projection's weight at a level, from its stored ranks or weights."""
+    if level == 0:
+        return dense
+    if levels[level] >= 1:
+        return torch.zeros_like(dense)
+    if stored.dtype == torch.uint8:
+        return dense * (stored.to(dense.device) > level)
+    return stored[_stored_levels(levels).index(level)].to(dense.device)
 
 
 def _stored_levels(levels: Sequence[float]) -> list[int]:

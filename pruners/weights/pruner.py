@@ -15,10 +15,12 @@ from secateur.pruners.calibration.gradients import model_statistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import check_sparsity
 from secateur.pruners.models.anatomy import Anatomy, Linear
+from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
 from secateur.pruners.weights.method import Method
+from secateur.spaces.allocation.settings import build_allocation
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.shape import by_depth, role_of
 
@@ -40,9 +42,21 @@ class WeightPruner(Pruner):
     def method(self, config: Config) -> Method:
         """Metric or reconstruction of a candidate, with its parameters."""
 
+    @property
+    def expected(self) -> Mapping[str, float] | None:
+        """Sparsity of each projection in the model whose activations the searched weights come from; None: dense."""
+        return None
+
     def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
-        tokens, method = self.calibration.tokens, self.method(config)
-        prune(self.anatomy, config["sparsity"], method, tokens, sequential=sequential, on_block=on_block)
+        prune(
+            self.anatomy,
+            config["sparsity"],
+            self.method(config),
+            self.calibration.tokens,
+            sequential=sequential,
+            expected=None if sequential else self.expected,
+            on_block=on_block,
+        )
 
     def record(self, config: Config) -> dict[str, Any]:
         return self.method(config).record
@@ -61,6 +75,20 @@ class AllocationPruner(WeightPruner):
     def method(self, config: Config) -> Method:
         return method_of(self.settings, seed=self.seed)
 
+    @property
+    def expected(self) -> Mapping[str, float] | None:
+        share = self.settings.expected_share
+        if share is None:
+            return None
+        space = self.space or build_allocation(self.settings, prunables(self.anatomy), self.dense.shape)
+        uniform: Mapping[str, float] = space.config(space.baselines()[f"uniform@{share:.10g}"])["sparsity"]
+        return uniform
+
+    @property
+    def searched_statistics(self) -> str:
+        share = self.settings.expected_share
+        return super().searched_statistics if share is None else f"expected at {share:.10g}"
+
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         key = StoreKey(
             model=self.dense.fingerprint,
@@ -68,6 +96,7 @@ class AllocationPruner(WeightPruner):
             calibration=self.calibration.sha256,
             method=method_of(self.settings, seed=self.seed),
             levels=self.space.levels,
+            expected=self.expected,
         )
         if not is_built(directory, key):
             build_levels(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
@@ -155,6 +184,7 @@ def prune(
     tokens: Int[Tensor, "windows length"],
     *,
     sequential: bool,
+    expected: Mapping[str, float] | None = None,
     on_block: OnBlock = no_report,
 ) -> None:
     """Zero weights of the live model, block by block.
@@ -167,6 +197,8 @@ def prune(
         sequential: statistics of a block come from already pruned blocks (as in the released Wanda and
             SparseGPT); otherwise from the dense model (as a level store must). Gradients are the dense model's
             either way: one pass before the first block is pruned.
+        expected: sparsities by name; statistics of a block come from blocks that are pruned to these by the same
+            method, as those of a level store do with expected levels. Only without `sequential`.
         on_block: told the index of each block that is done.
 
     Raises:
@@ -174,10 +206,26 @@ def prune(
     """
     check_sparsity(anatomy, sparsity)
     whole = model_statistics(anatomy, tokens, gradients=method.gradients)
-    for part in stream_blocks(anatomy, tokens, inputs=method.needs, sequential=sequential):
+    behind = sparsity if expected is None else expected
+    later: list[tuple[Linear, Tensor]] = []
+    for part in stream_blocks(
+        anatomy, tokens, inputs=method.needs, sequential=sequential or expected is not None
+    ):
+        _point(later)  # the block before, which has given its outputs
         for linear in part.block.linears:
-            wanted = sparsity.get(linear.name, 0.0)
-            if wanted > 0:
-                inputs = part.inputs.get(linear.name)
-                linear.point_to(method.weights(linear, inputs, [wanted], whole)[0])
+            wanted, now = sparsity.get(linear.name, 0.0), behind.get(linear.name, 0.0)
+            pruned = sorted({wanted, now} - {0.0})
+            if pruned:
+                found = method.weights(linear, part.inputs.get(linear.name), pruned, whole)
+                weights = {0.0: linear.weight, **dict(zip(pruned, found, strict=True))}
+                linear.point_to(weights[now])
+                later.append((linear, weights[wanted]))
         on_block(part.block.index)
+    _point(later)
+
+
+def _point(weights: list[tuple[Linear, Tensor]]) -> None:
+    """Point projections to these weights, and empty the list."""
+    for linear, weight in weights:
+        linear.point_to(weight)
+    weights.clear()

@@ -38,8 +38,8 @@ def export(
         directory: of the run.
         trial: of its study.
         to: new or empty directory, or one that holds this export already.
-        calibration: ``sequential`` (statistics of a block from already pruned blocks), ``dense`` (the very
-            weights that the search measured); None: that of the settings.
+        calibration: ``sequential`` (statistics of a block from already pruned blocks), or ``dense`` or ``expected``,
+            whichever the search had (the very weights that it measured); None: that of the settings.
         form: a name that ``secateur list formats`` shows; None: that of the settings, or else the usual one.
         say: given progress, one line at a time.
 

@@ -129,16 +129,22 @@ def open_session(settings: Settings, say: Say = silent, table: LatencyTable | No
 
 
 def is_sequential(settings: Settings, asked: str | None = None) -> bool:
-    """True if an export takes statistics of a block from already pruned blocks.
+    """True if an export takes statistics of a block from already pruned blocks; otherwise from those of the search.
 
     Args:
         settings: of the search.
-        asked: ``sequential`` or ``dense``; None: that of the settings.
+        asked: ``sequential``, or those of the search, ``dense`` or ``expected``; None: that of the settings.
 
     Raises:
-        UsageError: if sequential statistics are asked for, and the space's methods take the dense model's alone.
+        UsageError: if sequential statistics are asked for, and the space's methods take the dense model's alone; or
+            others are that the search did not have.
     """
     usual: str | None = settings.space.export_statistics
+    searched = "expected" if usual == "expected" else "dense"
+    if asked not in (None, "sequential", searched):
+        raise UsageError(
+            f"Expected `--calibration` sequential, or {searched} as in the search, got {asked}. Leave it out."
+        )
     if usual is None and asked == "sequential":
         raise UsageError(
             f"Expected `--calibration dense` with the space {settings.space.kind}, whose statistics are the dense "

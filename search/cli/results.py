@@ -95,7 +95,7 @@ def export(
     trial: TrialNumber = None,
     calibration: Annotated[
         str | None,
-        typer.Option(help="sequential or dense statistics; default: as in the run's settings."),
+        typer.Option(help="sequential, dense or expected statistics; default: as in the run's settings."),
     ] = None,
     form: ExportFormat = None,
     *,
@@ -105,8 +105,8 @@ def export(
     """Prune the model by a trial, and write a directory that stock transformers loads."""
     from secateur.search import app as rooms
 
-    if calibration not in (None, "dense", "sequential"):
-        raise UsageError(f"Expected `--calibration` dense or sequential, got {calibration!r}.")
+    if calibration not in (None, "dense", "sequential", "expected"):
+        raise UsageError(f"Expected `--calibration` dense, sequential or expected, got {calibration!r}.")
     view = rooms.open_run(run)
     chosen = choose(view, trial, bounds)
     with open_display() as display:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,8 +31,9 @@ class AllocationSettings(SpaceSettings):
         protect: patterns (``*`` and ``?``) of full names of linears kept dense.
         comparison: weights that are ranked together: those of an ``output`` or of the whole ``layer``; None: the
             metric's default.
-        statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
-            model).
+        statistics: ``sequential`` and ``dense``: levels from the dense model's, exports from those behind pruned
+            blocks or the dense model's again. ``expected``: levels and exports from those behind blocks at the uniform
+            allocation of the target, of several the middle one (of an even number the lower), see `expected_share`.
         dampening: share of the mean diagonal added to Hessians (sparsegpt, formulas with H).
         block_size: columns pruned at once (sparsegpt).
     """
@@ -48,7 +49,7 @@ class AllocationSettings(SpaceSettings):
     group_size: int | None = Field(default=None, ge=2)
     protect: list[str] = Field(default=[])
     comparison: Comparison | None = None
-    statistics: Literal["dense", "sequential"] = "sequential"
+    statistics: Literal["dense", "sequential", "expected"] = "sequential"
     dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     block_size: int = Field(default=128, ge=1)
 
@@ -64,6 +65,15 @@ class AllocationSettings(SpaceSettings):
     @property
     def export_statistics(self) -> str:
         return self.statistics
+
+    @property
+    def expected_share(self) -> float | None:
+        """Target of the uniform allocation behind which statistics of levels are collected; None: dense blocks."""
+        return self.targets[(len(self.targets) - 1) // 2] if self.statistics == "expected" else None
+
+    @property
+    def fixed(self) -> Mapping[str, Any]:
+        return {} if self.expected_share is None else {"expected_share": self.expected_share}
 
     @property
     def targets(self) -> tuple[float, ...]:
