@@ -49,9 +49,8 @@ def train_tokenizer(corpus: Path, work: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encode(corpus: Path, work: Path, vocab_size: int, seed: int) -> None:
+def encode(corpus: Path, work: Path, tokenizer: Tokenizer, seed: int) -> None:
     """Save the tokens (uint16) of the Python documentation and of all other text, documents shuffled."""
-    tokenizer = train_tokenizer(corpus, work, vocab_size)
     documents = [json.loads(line) for line in corpus.open(encoding="utf-8")]
     random.Random(seed).shuffle(documents)
     for name, is_python in (("python", True), ("other", False)):
@@ -238,7 +237,8 @@ def main() -> None:
     work: Path = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "other.npy").exists():
-        encode(arguments.corpus, work, settings["tokenizer"]["vocab_size"], settings["seed"])
+        tokenizer = train_tokenizer(arguments.corpus, work, settings["tokenizer"]["vocab_size"])
+        encode(arguments.corpus, work, tokenizer, settings["seed"])
     config = settings["training"]
     if arguments.checkpoint is None:
         (work / "rendezvous").unlink(missing_ok=True)
