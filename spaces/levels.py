@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -13,6 +13,38 @@ import numpy as np
 
 Table = tuple[tuple[int, ...], ...]
 """Usage of each unit at each of its levels, ascending, in the target's integer unit (e.g. weights removed)."""
+
+Sparsities = Sequence[float] | Mapping[int, Sequence[float]]
+"""Sparsity of each level, ascending from 0: the same for all linears, or by the number of a linear's weights."""
+
+
+def sparsities_of(levels: Sparsities, n_weights: int) -> Sequence[float]:
+    """Sparsity of each level of a linear with so many weights."""
+    return levels[n_weights] if isinstance(levels, Mapping) else levels
+
+
+def levels_by_weights(
+    n_weights: int, step: int, targets: Sequence[float], max_sparsity: float, around: int | None
+) -> tuple[float, ...]:
+    """Sparsities of one linear's levels that are a fixed number of weights apart.
+
+    Levels of the database of EvoPress (arXiv 2410.14649): one at the lowest target, the others whole steps from it;
+    and the dense level, which need not be.
+
+    Args:
+        n_weights: of the linear.
+        step: weights between neighbouring levels.
+        targets: sparsities, ascending.
+        max_sparsity: of the highest level.
+        around: levels below the lowest target and above the highest one; None: all there are.
+    """
+    start = n_zeros(targets[0], n_weights)
+    below = (start - 1) // step
+    above = (n_zeros(max_sparsity, n_weights) - start) // step
+    if around is not None:
+        further = -(-(n_zeros(targets[-1], n_weights) - start) // step)
+        below, above = min(below, around), min(above, further + around)
+    return (0.0, *((start + k * step) / n_weights for k in range(-below, above + 1)))
 
 
 def check_ascending(name: str, values: Sequence[float]) -> None:

@@ -27,6 +27,14 @@ class SpaceSettings(Section):
         """Values that measurements depend on although their keys are `changeable`."""
         return {}
 
+    later: ClassVar[tuple[str, ...]] = ()
+    """Optional keys that studies from before lack."""
+
+    @property
+    def no_identity(self) -> frozenset[str]:
+        """Keys that are no part of a search's identity: changeable ones, and those of `later` while they are None."""
+        return frozenset(self.changeable) | {key for key in self.later if getattr(self, key) is None}
+
     @property
     def cases(self) -> Sequence[Any]:
         """Further models, sparsities and patterns on which candidates are measured, see `at`."""

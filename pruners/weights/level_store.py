@@ -18,6 +18,7 @@ from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.stores.block_files import Key, build_store, load_block
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
+from secateur.spaces.levels import Sparsities, sparsities_of
 
 CACHE_BYTES = 1 << 30
 """Size of the cache of weights copied to a GPU."""
@@ -32,7 +33,7 @@ class StoreKey(Key):
         dtype: of the weights, e.g. ``float32``.
         calibration: hash of the calibration token ids.
         method: of pruning.
-        levels: sparsities, ascending from 0.0.
+        levels: sparsities, ascending from 0.0; by a projection's number of weights where they differ.
         expected: level of each projection, by name, in the model whose activations the levels are built from; None:
             of the dense model.
     """
@@ -41,7 +42,7 @@ class StoreKey(Key):
     dtype: str
     calibration: str
     method: Method
-    levels: tuple[float, ...]
+    levels: Sparsities
     expected: Mapping[str, float] | None = None
 
     @property
@@ -65,11 +66,11 @@ class LevelStore:
     Args:
         directory: of a built store.
         anatomy: the model that it was built for; its weights are taken as the dense ones.
-        levels: sparsities, ascending from 0.0.
+        levels: sparsities, ascending from 0.0; by a projection's number of weights where they differ.
     """
 
-    def __init__(self, directory: Path, anatomy: Anatomy, levels: Sequence[float]) -> None:
-        self._levels = tuple(levels)
+    def __init__(self, directory: Path, anatomy: Anatomy, levels: Sparsities) -> None:
+        self._levels = levels
         self._dense = {linear.name: linear.weight for linear in anatomy.linears}
         self._tensors: dict[str, Tensor] = {}
         for block in anatomy.blocks:
@@ -81,19 +82,21 @@ class LevelStore:
         """The projection's weight at a level, to be pointed to and not to be written to."""
         name = linear.name
         dense, stored = self._dense[name], self._tensors[name]
-        if 0 < self._levels[level] < 1:
+        levels = sparsities_of(self._levels, linear.n_weights)
+        if 0 < levels[level] < 1:
             if dense.device != stored.device:
-                return self._recent.get((name, level), lambda: _at_level(dense, stored, self._levels, level))
+                return self._recent.get((name, level), lambda: _at_level(dense, stored, levels, level))
             if stored.dtype == torch.uint8:
                 return self._masked(dense, stored > level)
-        return _at_level(dense, stored, self._levels, level)
+        return _at_level(dense, stored, levels, level)
 
     def take_back(self, linear: Linear, level: int) -> None:
         """Point a projection at this level to its dense weight again; the memory of a product serves the next one."""
         name, weight = linear.name, linear.weight
         linear.point_to(self._dense[name])
         stored = self._tensors[name]
-        if 0 < self._levels[level] < 1 and stored.dtype == torch.uint8 and stored.device == weight.device:
+        sparsity = sparsities_of(self._levels, linear.n_weights)[level]
+        if 0 < sparsity < 1 and stored.dtype == torch.uint8 and stored.device == weight.device:
             self._spare.setdefault(weight.shape, []).append(weight)
 
     def _masked(self, dense: Tensor, kept: Tensor) -> Tensor:
@@ -134,7 +137,7 @@ def build_levels(
         whole = model_statistics(
             anatomy, tokens, gradients=key.method.gradients, path=gradients_path(directory), identity=identity
         )
-        expected = {} if key.expected is None else {x: key.levels.index(s) for x, s in key.expected.items()}
+        expected = key.expected or {}
         dense = {linear.name: linear.weight for linear in anatomy.linears}
         try:
             for part in stream_blocks(anatomy, tokens, inputs=key.method.needs, sequential=bool(expected)):
@@ -144,8 +147,9 @@ def build_levels(
                 elif expected:
                     found = load_block(directory, block.index)
                 for linear in block.linears if expected else ():
-                    level = expected[linear.name]
-                    linear.point_to(_at_level(linear.weight, found[linear.name], key.levels, level))
+                    levels = sparsities_of(key.levels, linear.n_weights)
+                    level = levels.index(expected[linear.name])
+                    linear.point_to(_at_level(linear.weight, found[linear.name], levels, level))
                 yield found
         finally:
             for linear in anatomy.linears:
@@ -163,18 +167,19 @@ def build_levels(
 
 
 def _n_bytes(directory: Path, anatomy: Anatomy, key: StoreKey, missing: Collection[int]) -> int:
-    n_weights = sum(linear.n_weights for linear in anatomy.linears if linear.block in missing)
-    per_weight = next(anatomy.linears).weight.element_size() * len(_stored_levels(key.levels))
-    needed = n_weights * (per_weight if key.method.updates_weights else 1)
+    needed = 0
+    for linear in anatomy.linears:
+        n_levels = len(_stored_levels(sparsities_of(key.levels, linear.n_weights)))
+        per_weight = linear.weight.element_size() * n_levels if key.method.updates_weights else 1
+        needed += linear.n_weights * per_weight if linear.block in missing else 0
     return needed + gradients_to_write(gradients_path(directory), anatomy, key.method.gradients)
 
 
 def _levels_of(linear: Linear, part: BlockStatistics, whole: ModelStatistics, key: StoreKey) -> Tensor:
-    inputs = part.inputs.get(linear.name)
+    inputs, levels = part.inputs.get(linear.name), sparsities_of(key.levels, linear.n_weights)
     if not key.method.updates_weights:
-        return key.method.ranks(linear, inputs, key.levels, whole)
-    sparsities = [key.levels[level] for level in _stored_levels(key.levels)]
-    return key.method.weights(linear, inputs, sparsities)
+        return key.method.ranks(linear, inputs, levels, whole)
+    return key.method.weights(linear, inputs, [levels[level] for level in _stored_levels(levels)])
 
 
 def _at_level(

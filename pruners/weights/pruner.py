@@ -22,6 +22,7 @@ from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_lev
 from secateur.pruners.weights.method import Method
 from secateur.spaces.allocation.settings import build_allocation
 from secateur.spaces.formulas.metric import formula_of
+from secateur.spaces.levels import sparsities_of
 from secateur.spaces.shape import by_depth, role_of
 
 
@@ -104,7 +105,10 @@ class AllocationPruner(WeightPruner):
     def open(self, directory: Path) -> None:
         levels = self.space.levels
         self._store = LevelStore(directory, self.anatomy, levels)
-        self._index = {sparsity: level for level, sparsity in enumerate(levels)}
+        self._index = {
+            n: {sparsity: level for level, sparsity in enumerate(sparsities_of(levels, n))}
+            for n in {linear.n_weights for linear in self.anatomy.linears}
+        }
         self._dense = tuple((0,) * len(block.linears) for block in self.anatomy.blocks)
         self._now = list(self._dense)
 
@@ -112,7 +116,7 @@ class AllocationPruner(WeightPruner):
         """Tuples of levels, one level a projection."""
         sparsity = config["sparsity"]
         return [
-            tuple(self._index[sparsity[linear.name]] for linear in block.linears)
+            tuple(self._index[linear.n_weights][sparsity[linear.name]] for linear in block.linears)
             for block in self.anatomy.blocks
         ]
 

@@ -184,7 +184,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     """
     values, of = resolved(settings), settings.space
     former = {new: old for old, new in of.renamed.items()}  # studies from before have those
-    space = {former.get(key, key): x for key, x in values["space"].items() if key not in of.changeable}
+    space = {former.get(key, key): x for key, x in values["space"].items() if key not in of.no_identity}
     space |= of.fixed
     # A measurement names its own number of tokens; the BOS token that windows begin with is among the contents.
     passing = ("fidelities", "test_tokens", "bos")

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.formulas.metric import MetricName
+from secateur.spaces.levels import Sparsities, levels_by_weights
 from secateur.spaces.methods import Comparison
 from secateur.spaces.shape import Granularity, ModelShape, Prunable, group, split_protected
 from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
@@ -28,6 +29,10 @@ class AllocationSettings(SpaceSettings):
         max_sparsity: highest level.
         group_size: if given, levels are 0, 1, ... zeros in each group of this many neighbouring weights of a row (a
             pattern), and ``step`` is ignored.
+        step_weights: if given, the levels of every linear are this number of weights apart, counted from the lowest
+            target, so that any two linears can exchange a level; ``step`` is ignored.
+        around: with ``step_weights``: levels below the lowest target and above the highest one; None: all up to
+            ``max_sparsity``.
         protect: patterns (``*`` and ``?``) of full names of linears kept dense.
         comparison: weights that are ranked together: those of an ``output`` or of the whole ``layer``; None: the
             metric's default.
@@ -40,6 +45,8 @@ class AllocationSettings(SpaceSettings):
 
     renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics", "damp": "dampening"}
 
+    later: ClassVar[tuple[str, ...]] = ("step_weights", "around")
+
     kind: Literal["allocation"] = "allocation"
     metric: MetricName = "wanda"
     granularity: Granularity = "linear"
@@ -47,6 +54,8 @@ class AllocationSettings(SpaceSettings):
     step: float = Field(default=0.05, gt=0, le=1)
     max_sparsity: float = Field(default=0.95, gt=0, le=1)
     group_size: int | None = Field(default=None, ge=2)
+    step_weights: int | None = Field(default=None, ge=1)
+    around: int | None = Field(default=None, ge=1)
     protect: list[str] = Field(default=[])
     comparison: Comparison | None = None
     statistics: Literal["dense", "sequential", "expected"] = "sequential"
@@ -60,6 +69,13 @@ class AllocationSettings(SpaceSettings):
                 f"Expected a level above 0, got none up to `max_sparsity` {self.max_sparsity}. "
                 f"Raise `max_sparsity`, or use a smaller `step`."
             )
+        if self.step_weights is not None and (self.granularity != "linear" or self.group_size is not None):
+            raise ValueError(
+                f"Expected `granularity: linear` and no `group_size` beside `step_weights`, got {self.granularity} and "
+                f"{self.group_size}. Leave them out, or use `step`."
+            )
+        if self.around is not None and self.step_weights is None:
+            raise ValueError(f"Expected `step_weights` beside `around`, got `around: {self.around}` alone.")
         return self
 
     @property
@@ -73,7 +89,8 @@ class AllocationSettings(SpaceSettings):
 
     @property
     def fixed(self) -> Mapping[str, Any]:
-        return {} if self.expected_share is None else {"expected_share": self.expected_share}
+        share = {} if self.expected_share is None else {"expected_share": self.expected_share}
+        return share if self.step_weights is None else share | {"levels_from": list(self.targets)}
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -97,4 +114,13 @@ def build_allocation(
     """
     free, protected = split_protected(linears, settings.protect)
     units = group(free, settings.granularity)
-    return AllocationSpace(units, protected, settings.levels, settings.targets, shape)
+    return AllocationSpace(units, protected, _levels(settings, linears), settings.targets, shape)
+
+
+def _levels(settings: AllocationSettings, linears: Sequence[Prunable]) -> Sparsities:
+    """Sparsities of the levels: the same for all linears, or by their numbers of weights."""
+    step = settings.step_weights
+    if step is None:
+        return settings.levels
+    above = (settings.targets, settings.max_sparsity, settings.around)
+    return {n: levels_by_weights(n, step, *above) for n in sorted({x.n_weights for x in linears})}

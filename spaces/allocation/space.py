@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.levels import check_ascending, level_out, n_zeros, window
+from secateur.spaces.levels import (
+    Sparsities,
+    Window,
+    check_ascending,
+    level_out,
+    n_zeros,
+    rounded_share,
+    sparsities_of,
+    total_usage,
+    window,
+)
 from secateur.spaces.mutation_crossover import Levels, LevelVariation
 from secateur.spaces.shape import ModelShape, Prunable, Unit, role_of
 from secateur.spaces.space import SeparableSpace
@@ -52,7 +62,8 @@ class AllocationSpace(SeparableSpace[Allocation]):
     """A level of sparsity for each unit, with the sparsity over all prunable weights held at a target.
 
     The global sparsity includes protected linears, which remain dense, so that the others are pruned more. All units
-    have the same levels. Mutation and crossover: see `LevelVariation`.
+    have the same levels, or levels that are the same number of weights apart. Mutation and crossover: see
+    `LevelVariation`.
 
     Costs: ``sparsity`` (zeros / prunable weights), ``params`` (non-zero parameters of the whole model),
     ``size_bytes`` (as stored: unstructured zeros take as much space as other weights), ``macs`` a token (of a dense
@@ -61,7 +72,8 @@ class AllocationSpace(SeparableSpace[Allocation]):
     Args:
         units: with one level each.
         protected: prunable linears kept dense.
-        levels: sparsities, ascending, the first 0.
+        levels: sparsities, ascending, the first 0; by a linear's number of weights where these are the same number of
+            weights apart, see `levels_by_weights`: units are single linears then.
         targets: global sparsities, ascending.
 
     Raises:
@@ -72,29 +84,42 @@ class AllocationSpace(SeparableSpace[Allocation]):
         self,
         units: Sequence[Unit],
         protected: Sequence[Prunable],
-        levels: Sequence[float],
+        levels: Sparsities,
         targets: Sequence[float],
         shape: ModelShape,
     ) -> None:
-        check_ascending("levels", levels)
         check_ascending("target", targets)
-        if len(levels) < 2 or levels[0] != 0:
-            raise ValueError(f"Expected `levels` to start at 0 and to hold others, got {list(levels)}.")
         self._units = tuple(units)
         self._protected = tuple(protected)
-        self._levels = tuple(levels)
+        self._levels = levels if isinstance(levels, Mapping) else tuple(levels)
         self._targets = tuple(targets)
         self._shape = shape
+        self._shares = tuple(_checked_levels(sparsities_of(levels, unit.sizes[0])) for unit in units)
         self._table = tuple(
-            tuple(sum(n_zeros(level, size) for size in unit.sizes) for level in levels) for unit in units
+            tuple(sum(n_zeros(level, size) for size in unit.sizes) for level in shares)
+            for unit, shares in zip(units, self._shares, strict=True)
         )
         self._n_free = sum(sum(unit.sizes) for unit in units)
         self._n_weights = self._n_free + sum(linear.n_weights for linear in protected)
-        n_members = sum(len(unit.members) for unit in units)
-        step = min(sum(unit.sizes) for unit in units) * levels[-1] / (len(levels) - 1)
-        self._windows = tuple(window(self._table, t, self._n_weights, n_members, step) for t in targets)
+        self._windows = tuple(self._window(target) for target in targets)
         self._uniform = tuple(self._level_out(target) for target in range(len(targets)))
         self._variation = LevelVariation(self._table, self._windows, self._uniform)
+
+    def _window(self, target: float) -> Window:
+        """Totals that meet a target: exact up to rounding, or up to one level step above it, see `window`."""
+        n_members = sum(len(unit.members) for unit in self._units)
+        if not isinstance(self._levels, Mapping):
+            step = min(sum(unit.sizes) for unit in self._units) * self._levels[-1] / (len(self._levels) - 1)
+            return window(self._table, target, self._n_weights, n_members, step)
+        wanted, slack = rounded_share(target, self._n_weights), n_members // 2 + 1
+        uniform = total_usage(self._table, self._nearest(target))
+        if abs(uniform - wanted) <= slack:
+            return Window(wanted - slack, wanted + slack)
+        return Window(wanted - slack, wanted + max(slack, *(row[-1] - row[-2] for row in self._table)))
+
+    def _nearest(self, sparsity: float) -> Levels:
+        """Level of each unit that is nearest to a sparsity."""
+        return tuple(int(np.abs(np.asarray(shares) - sparsity).argmin()) for shares in self._shares)
 
     def _level_out(self, target: int) -> Levels:
         """The most uniform levels that meet the target; raises if there are none."""
@@ -103,10 +128,15 @@ class AllocationSpace(SeparableSpace[Allocation]):
         if bounds.low > highest:
             raise ValueError(
                 f"Expected `target` from 0 to {highest / self._n_weights:.4g} (all units "
-                f"at sparsity {self._levels[-1]:g}, {len(self._protected)} linears protected), got {sparsity:g}. "
+                f"at their highest level, {len(self._protected)} linears protected), got {sparsity:g}. "
                 f"Lower it, raise `max_sparsity`, or protect less."
             )
-        levels = level_out(self._table, bounds)
+        if isinstance(self._levels, Mapping):
+            levels = LevelVariation(self._table, [bounds], ()).settle(
+                self._nearest(sparsity), 0, np.random.default_rng(0)
+            )
+        else:
+            levels = level_out(self._table, bounds)
         if levels is None:
             step = (bounds.high - bounds.low) / self._n_weights
             raise ValueError(
@@ -125,7 +155,8 @@ class AllocationSpace(SeparableSpace[Allocation]):
         return self._targets
 
     @property
-    def levels(self) -> tuple[float, ...]:
+    def levels(self) -> Sparsities:
+        """Sparsity of each level, see `sparsities_of`."""
         return self._levels
 
     def parse(self, text: str) -> Allocation:
@@ -143,7 +174,7 @@ class AllocationSpace(SeparableSpace[Allocation]):
     # --- variation ---
 
     def sample(self, rng: np.random.Generator, target: int) -> Allocation:
-        shares = [np.asarray(self._levels)] * len(self._units)
+        shares = [np.asarray(shares) for shares in self._shares]
         return Allocation(self._variation.sample(shares, self._targets[target], target, rng))
 
     def mutate(self, candidate: Allocation, rng: np.random.Generator) -> Allocation:
@@ -165,8 +196,8 @@ class AllocationSpace(SeparableSpace[Allocation]):
     def config(self, candidate: Allocation) -> Mapping[str, Any]:
         """``{"sparsity": {name of the linear: its sparsity}}``, protected linears included."""
         sparsity = {linear.name: 0.0 for linear in self._protected}
-        for unit, level in zip(self._units, candidate.levels, strict=True):
-            sparsity |= dict.fromkeys(unit.members, self._levels[level])
+        for unit, shares, level in zip(self._units, self._shares, candidate.levels, strict=True):
+            sparsity |= dict.fromkeys(unit.members, shares[level])
         return {"sparsity": sparsity}
 
     def portable(self, candidate: Allocation, linears: Sequence[Prunable]) -> Mapping[str, Any]:
@@ -189,8 +220,8 @@ class AllocationSpace(SeparableSpace[Allocation]):
     def usage(self, slot: int, option: int) -> int:
         return self._table[slot][option]
 
-    def share(self, slot: int, option: int) -> float:  # levels are the same for all units
-        return self._levels[option]
+    def share(self, slot: int, option: int) -> float:
+        return self._shares[slot][option]
 
     def block_of(self, slot: int) -> int:
         return self._units[slot].block
@@ -215,7 +246,14 @@ class AllocationSpace(SeparableSpace[Allocation]):
             raise ValueError(
                 f"Expected one level for each of {len(self._units)} units, got {len(candidate.levels)}."
             )
-        for unit, level in zip(self._units, candidate.levels, strict=True):
-            if not 0 <= level < len(self._levels):
-                raise ValueError(f"Expected levels to {len(self._levels) - 1}, got {level} at {unit.name}.")
+        for unit, shares, level in zip(self._units, self._shares, candidate.levels, strict=True):
+            if not 0 <= level < len(shares):
+                raise ValueError(f"Expected levels to {len(shares) - 1}, got {level} at {unit.name}.")
         return candidate
+
+
+def _checked_levels(levels: Sequence[float]) -> tuple[float, ...]:
+    check_ascending("levels", levels)
+    if len(levels) < 2 or levels[0] != 0:
+        raise ValueError(f"Expected `levels` to start at 0 and to hold others, got {list(levels)}.")
+    return tuple(levels)
