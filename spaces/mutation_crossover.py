@@ -93,6 +93,31 @@ class LevelVariation:
             return None
         return tuple(balance.levels)
 
+    def switch_alike(
+        self, levels: Levels, target: int, kinds: Sequence[Sequence[int]], rng: np.random.Generator
+    ) -> Levels:
+        """A neighbour by 1 to 3 switches, each between two units of one kind, as in DarwinLM (arXiv 2502.07780).
+
+        A kind is chosen in proportion to its number of units, then one of its units that can go down a level, then one
+        that can go up. Units of a kind whose levels differ in usage are switched only where the target stays met.
+
+        Args:
+            kinds: indices of the units of each kind.
+        """
+        sizes = np.array([len(units) for units in kinds])
+        for _ in range(10 * ATTEMPTS):
+            found = list(levels)
+            for _ in range(int(rng.integers(1, 4, size=2).min())):
+                units = kinds[rng.choice(len(kinds), p=sizes / sizes.sum())]
+                down = [unit for unit in units if found[unit] > 0]
+                up = [unit for unit in units if found[unit] + 1 < len(self._table[unit])]
+                if down and up:
+                    found[down[rng.integers(len(down))]] -= 1
+                    found[up[rng.integers(len(up))]] += 1
+            if tuple(found) != levels and self.total(found) in self._windows[target]:
+                return tuple(found)
+        return levels
+
     def _any_neighbour(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels:
         """The first neighbour found by a systematic search; the levels themselves if there is none."""
         for unit in rng.permutation(len(self._table)).tolist():

@@ -28,12 +28,14 @@ class SpaceSettings(Section):
         return {}
 
     later: ClassVar[tuple[str, ...]] = ()
-    """Optional keys that studies from before lack."""
+    """Keys that studies from before lack."""
 
     @property
     def no_identity(self) -> frozenset[str]:
-        """Keys that are no part of a search's identity: changeable ones, and those of `later` while they are None."""
-        return frozenset(self.changeable) | {key for key in self.later if getattr(self, key) is None}
+        """Keys that are no part of a search's identity: changeable ones, and those of `later` at their defaults."""
+        fields = type(self).model_fields
+        unused = {key for key in self.later if getattr(self, key) == fields[key].default}
+        return frozenset(self.changeable) | unused
 
     @property
     def cases(self) -> Sequence[Any]:

@@ -58,6 +58,9 @@ class ArchitectureSettings(SpaceSettings):
         target_format: format of exports: ``hf`` of any kind, ``hf-stock`` (tied, with numbers of KV groups that the
             stock class accepts), ``hf-padded`` (the dense shapes with zeros, for studies of quality), ``gguf`` (an MLP
             beside an attention keeps at least 32 channels), or ``any``: ``hf`` where the family allows it.
+        switches: slots between which a mutation moves levels: ``any`` (others make up for the difference of cost, and
+            whole sub-layers come and go), or ``alike`` ones, attentions or MLPs, whose totals stay as they are
+            (DarwinLM).
         protect: indices of blocks kept dense; tied: of blocks that are not dropped.
         baselines: published allocations, measured beside the uniform candidates and used as starting points:
             ``flap`` (one global threshold for groups and channels), and rankings of whole blocks: ``shortgpt`` (block
@@ -67,6 +70,8 @@ class ArchitectureSettings(SpaceSettings):
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics", "damp": "dampening"}
+
+    later: ClassVar[tuple[str, ...]] = ("switches",)
 
     kind: Literal["architecture"] = "architecture"
     target: Target = 0.25
@@ -80,6 +85,7 @@ class ArchitectureSettings(SpaceSettings):
     dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     statistics: Literal["sequential", "dense"] = "sequential"
     target_format: Format = "any"
+    switches: Literal["any", "alike"] = "any"
     protect: list[int] = Field(default=[])
     baselines: list[Scored] | None = None
 
@@ -93,6 +99,11 @@ class ArchitectureSettings(SpaceSettings):
             raise ValueError(f"Expected `repair` to name some, each once, got {list(self.repairs)}.")
         self._check_units()
         self._check_baselines()
+        if self.switches == "alike" and self.all_alike:
+            raise ValueError(
+                "Expected blocks of different shapes with `switches: alike`, got blocks that are all alike. Leave one "
+                "of them out."
+            )
         return self
 
     def _check_units(self) -> None:
@@ -181,7 +192,8 @@ def build_architecture(
     Raises:
         ValueError: if the settings don't fit the model, a target can't be met, or a latency is not known.
     """
-    space = TiedSpace if settings.all_alike else ArchitectureSpace
     held = None if shape.held_groups is None else frozenset(shape.held_groups)
-    rules = replace(settings.rules, held_groups=held)
-    return space(shape, rules, settings.targets, settings.of, settings.repairs)
+    rules, counted = replace(settings.rules, held_groups=held), (settings.targets, settings.of, settings.repairs)
+    if settings.all_alike:
+        return TiedSpace(shape, rules, *counted)
+    return ArchitectureSpace(shape, rules, *counted, alike=settings.switches == "alike")

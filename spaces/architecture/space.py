@@ -27,7 +27,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
     Mutation and crossover as in `LevelVariation`, with levels weighted by their cost: DarwinLM's level switch (arXiv
     2502.07780), but the split between attention and MLP is searched too; and depth moves, which remove or restore a
     whole sub-layer or block. Slots are the sub-layers, or the blocks if only these are removable; and the repair, if
-    there are several.
+    there are several. With switches between alike slots mutation is DarwinLM's: attentions and MLPs keep their totals.
 
     Costs: see `cost.cost`.
 
@@ -37,6 +37,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         targets: shares of the blocks' `of` to remove, ascending, each met to within half a level of the finest slot.
         of: quantity of the target.
         repairs: compensations for removed weights.
+        alike: whether mutations switch levels between slots of one kind alone, without depth moves.
 
     Raises:
         ValueError: if the rules don't fit the model, a target can't be met, or a latency is not known.
@@ -49,6 +50,8 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         targets: Sequence[float],
         of: CostName = "params",
         repairs: Sequence[str] = ("none",),
+        *,
+        alike: bool = False,
     ) -> None:
         self._of_slots = SlotTargets(shape, rules, targets, of)
         super().__init__(shape, repairs, self._of_slots)
@@ -56,6 +59,8 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         self._uniform = [self._of_slots.uniform(target) for target in range(len(targets))]
         self._variation = LevelVariation(self._table, self._of_slots.windows, self._uniform)
         self._groups = _groups(self._slots, together="blocks" in rules.units)
+        kinds = {slot.kind for slot in self._slots} if alike else set()
+        self._kinds = [[i for i, x in enumerate(self._slots) if x.kind == kind] for kind in sorted(kinds)]
 
     # --- targets ---
 
@@ -87,18 +92,21 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         return self._architecture(levels, repair)
 
     def mutate(self, candidate: Architecture, rng: np.random.Generator) -> Architecture:
-        """Depth moves (a quarter) or level switches; a few mutations change the repair alone."""
+        """Depth moves (a quarter) or level switches, or switches alone; a few mutations change the repair alone."""
         target, levels = self._met_target(candidate), self._levels_of(candidate)
         repair, n_repairs = self._repair_of(candidate), len(self.repairs)
         other = self._other_repair(repair, rng)
         if other is not None:
             return self._architecture(levels, other)
-        if self._groups and rng.random() < DEPTH_MOVES:
+        if not self._kinds and self._groups and rng.random() < DEPTH_MOVES:
             for _ in range(ATTEMPTS):
                 found = self._depth_move(levels, target, rng)
                 if found is not None:
                     return self._architecture(found, repair)
-        found = self._variation.mutate(levels, target, rng)
+        if self._kinds:
+            found = self._variation.switch_alike(levels, target, self._kinds, rng)
+        else:
+            found = self._variation.mutate(levels, target, rng)
         if found == levels and n_repairs > 1:
             return self._architecture(levels, (repair + 1) % n_repairs)
         return self._architecture(found, repair)
