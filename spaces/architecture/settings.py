@@ -193,7 +193,10 @@ def build_architecture(
         ValueError: if the settings don't fit the model, a target can't be met, or a latency is not known.
     """
     held = None if shape.held_groups is None else frozenset(shape.held_groups)
-    rules, counted = replace(settings.rules, held_groups=held), (settings.targets, settings.of, settings.repairs)
+    rules, counted = (
+        replace(settings.rules, held_groups=held),
+        (settings.targets, settings.of, settings.repairs),
+    )
     if settings.all_alike:
         return TiedSpace(shape, rules, *counted)
     return ArchitectureSpace(shape, rules, *counted, alike=settings.switches == "alike")
