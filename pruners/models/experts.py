@@ -66,7 +66,8 @@ class Expert(nn.Module):
     """One expert: gate, up and down as linears that are views on the fused tensors.
 
     Attributes:
-        routing: weights of the tokens that it runs on, while it runs in its mixture; 0: not routed to it.
+        tokens: numbers of the tokens that it runs on, while it runs in its mixture.
+        routing: weights of these tokens; 0: not routed to it.
     """
 
     def __init__(self, fused: nn.Module, index: int, form: FusedForm) -> None:
@@ -83,6 +84,7 @@ class Expert(nn.Module):
                 for side in (0, 1)
             )
         self.down_proj = _linear(*_slice(fused, DOWN, index, form))
+        self.tokens: Tensor | None = None
         self.routing: Tensor | None = None
 
     def forward(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
@@ -94,6 +96,17 @@ class Expert(nn.Module):
         )
         output: Tensor = self.down_proj(inner)
         return output
+
+    def run(
+        self, hidden: Tensor, tokens: Int[Tensor, " tokens"], routing: Float[Tensor, " tokens"]
+    ) -> Tensor:
+        """Outputs for tokens with these numbers and weights, which hooks can see."""
+        self.tokens, self.routing = tokens, routing
+        try:
+            output: Tensor = self(hidden)
+            return output
+        finally:
+            self.tokens = self.routing = None
 
 
 class Experts(nn.ModuleList):
@@ -123,43 +136,44 @@ class Experts(nn.ModuleList):
             routing: ``tokens k`` numbers of experts and their weights; none with inputs that are scaled.
         """
         output, weighted = torch.zeros_like(hidden_states), (*routing, *named.values())
-        for place, (tokens, weights) in enumerate(self.routed(hidden_states, *weighted)):
-            expert = self[self.kept[place]]
+        for place, (rows, weights) in enumerate(self.routed(hidden_states, *weighted)):
+            expert: Any = self[self.kept[place]]
+            inputs, first = self._inputs(hidden_states, place)
             if self.every_token:
-                result = expert(self.seen_by(hidden_states, place))[
-                    tokens - self._offset(hidden_states, place)
-                ]
-            elif len(tokens):
-                result = expert(hidden_states[tokens])
+                every = torch.arange(len(inputs), device=rows.device)
+                result = expert.run(
+                    inputs, every, weights.new_zeros(len(inputs)).index_copy(0, rows, weights)
+                )[rows]
+            elif len(rows):
+                result = expert.run(inputs[rows], rows, weights)
             else:
                 continue
-            output.index_add_(0, tokens, (result * weights[:, None]).to(output.dtype))
+            output.index_add_(0, rows + first, (result * weights[:, None]).to(output.dtype))
         return output
 
     def routed(
         self, hidden_states: Tensor, *routing: Tensor
     ) -> Iterator[tuple[Int[Tensor, " routed"], Float[Tensor, " routed"]]]:
-        """For each kept expert the rows of `hidden_states` that are routed to it, and their weights."""
+        """For each kept expert the tokens that are routed to it, and their weights."""
         for place in range(len(self.kept)):
             if self._stacked:
-                rows = self.seen_by(hidden_states, place).any(-1).nonzero()[:, 0]
-                tokens = rows + self._offset(hidden_states, place)
-                yield tokens, hidden_states.new_ones(len(tokens))
+                rows = self._inputs(hidden_states, place)[0].any(-1).nonzero()[:, 0]
+                yield rows, hidden_states.new_ones(len(rows))
             else:
                 index, weights = routing
-                tokens, rank = torch.where(index == place)
-                yield tokens, weights[tokens, rank]
+                rows, rank = torch.where(index == place)
+                yield rows, weights[rows, rank]
 
-    def seen_by(self, hidden_states: Tensor, place: int) -> Float[Tensor, "tokens width"]:
-        """All inputs that an expert could get."""
-        return (
-            hidden_states.view(len(self.kept), -1, hidden_states.shape[-1])[place]
-            if self._stacked
-            else hidden_states
-        )
+    def summed(self, output: Float[Tensor, "rows width"]) -> Float[Tensor, "tokens width"]:
+        """Sum over the experts of what this module gave."""
+        return output.view(len(self.kept), -1, output.shape[-1]).sum(0) if self._stacked else output
 
-    def _offset(self, hidden_states: Tensor, place: int) -> int:
-        return place * (len(hidden_states) // len(self.kept)) if self._stacked else 0
+    def _inputs(self, hidden_states: Tensor, place: int) -> tuple[Tensor, int]:
+        """All that an expert could get, a row a token, and the place of the first row."""
+        if not self._stacked:
+            return hidden_states, 0
+        of_experts = hidden_states.view(len(self.kept), -1, hidden_states.shape[-1])
+        return of_experts[place], place * of_experts.shape[1]
 
     def fused(self) -> nn.Module:
         """The module that this one stands for, with the present weights of the kept experts."""
