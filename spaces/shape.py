@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from secateur.spaces.latency import LatencyTable
 
+_MAY_BE_NONE = {"attention_params", "mlp_params", "attention_bias", "mlp_bias", "shared_params"}
+
 
 @dataclass(frozen=True)
 class BlockShape:
@@ -29,6 +31,7 @@ class BlockShape:
         group_kv_bytes: bytes that one token adds to one group's keys and values, as stored.
         attention_bias: parameters of a bias that a repair adds to the attention's output; 0: it has one already.
         mlp_bias: likewise.
+        shared_params: parameters of norms that attention and MLP both read, which go with the last of them.
 
     Raises:
         ValueError: if a part is empty or a number negative.
@@ -45,17 +48,19 @@ class BlockShape:
     group_kv_bytes: int
     attention_bias: int = 0
     mlp_bias: int = 0
+    shared_params: int = 0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            least = 0 if name in {"attention_params", "mlp_params", "attention_bias", "mlp_bias"} else 1
+            least = 0 if name in _MAY_BE_NONE else 1
             if value < least:
                 raise ValueError(f"Expected `{name}` >= {least}, got {value}.")
 
     def params(self, kv_groups: int, ffn: int) -> int:
         """Parameters of the block with these numbers of groups and channels; 0: without the sub-layer."""
         attention = kv_groups * self.group_params + (self.attention_params if kv_groups else 0)
-        return attention + ffn * self.channel_params + (self.mlp_params if ffn else 0)
+        shared = self.shared_params if kv_groups or ffn else 0
+        return attention + ffn * self.channel_params + (self.mlp_params if ffn else 0) + shared
 
     def bias_params(self, kv_groups: int, ffn: int) -> int:
         """Parameters of the biases added by a repair; dense and removed sub-layers get none."""

@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 from secateur.spaces.architecture.candidate import Kept
 
-Sublayer = Literal["attention", "mlp"]
-Role = Literal["q", "k", "v", "qkv", "o", "gate", "up", "gate_up", "down"]
+Sublayer = Literal["attention", "recurrent", "mlp", "experts"]
+"""Kinds of mixers: attention (latent attention, too); a state-space model, linear attention or convolution over tokens;
+an MLP; a mixture of experts, routed and shared."""
+
+Role = Literal["q", "k", "v", "qkv", "in", "o", "gate", "up", "gate_up", "down"]
+"""Functions of projections; ``in``: another one, whose outputs stay inside the mixer."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Linear:
         name: its full path in the model, e.g. ``model.layers.3.self_attn.q_proj``.
         module: the live module, an ``nn.Linear`` or a Conv1D (weight stored transposed).
         role: its function in the block; ``qkv`` and ``gate_up`` are fused projections.
-        sublayer: ``attention`` or ``mlp``.
+        sublayer: kind of its mixer.
         block: index of its block.
         transposed: True if the module stores its weight as ``in out`` (GPT-2's Conv1D).
     """
@@ -62,34 +66,106 @@ class Linear:
     def n_weights(self) -> int:
         return self.weight.numel()
 
+    @property
+    def is_output(self) -> bool:
+        """True if its outputs are those of its mixer."""
+        return self.role in ("o", "down")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Heads of an attention.
+
+    Args:
+        n_queries: query heads.
+        n_kv: key/value heads (= `n_queries` without grouping).
+        width: of a head.
+    """
+
+    n_queries: int
+    n_kv: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Sub-layer of a block, whose output is added to the residual stream.
+
+    Args:
+        kind: what it mixes, and how.
+        linears: its prunable projections in order of use, the output projection last.
+        heads: of an attention that consists of q, k, v and o, fused or not; else None.
+        channels: of an MLP of up and down, with a gate or without, fused or not; else 0.
+        score_macs: multiply-accumulates of its attention for one token and one token that it attends to.
+        cache_width: numbers that one token adds to its cache; 0 of a state of fixed size.
+    """
+
+    kind: Sublayer
+    linears: tuple[Linear, ...]
+    heads: Heads | None = None
+    channels: int = 0
+    score_macs: int = 0
+    cache_width: int = 0
+
 
 @dataclass(frozen=True)
 class Block:
-    """One decoder block: its module and its prunable projections in order of use.
+    """One decoder block: its module and its mixers.
 
     Args:
         index: place in the stack.
         name: full path, e.g. ``model.layers.3``.
         module: the live module.
-        linears: attention's projections first, then the MLP's.
-        n_heads: query heads; 0 in a block without attention.
-        n_kv_heads: key/value heads (= n_heads without grouping).
-        head_dim: width of a head.
-        ffn_width: channels between up and down; 0 in a block without MLP.
+        mixers: those over tokens first, then the MLPs.
         norms: full paths of the norms inside the block.
         window: how many tokens its attention sees at most, or None for all of them.
+        unknown: paths within the block of matrices that nothing here understands; they are never pruned.
     """
 
     index: int
     name: str
     module: nn.Module
-    linears: tuple[Linear, ...]
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    ffn_width: int
+    mixers: tuple[Mixer, ...]
     norms: tuple[str, ...]
     window: int | None
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The prunable projections, mixer by mixer."""
+        return tuple(linear for mixer in self.mixers for linear in mixer.linears)
+
+    def mixer(self, kind: Sublayer) -> Mixer | None:
+        """The mixer of this kind, or None if there is none, or more than one."""
+        found = [mixer for mixer in self.mixers if mixer.kind == kind]
+        return found[0] if len(found) == 1 else None
+
+    @property
+    def heads(self) -> Heads:
+        """Heads of the attention; none in a block without, or with one that has no units."""
+        attention = self.mixer("attention")
+        return Heads(0, 0, 0) if attention is None or attention.heads is None else attention.heads
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads."""
+        return self.heads.n_queries
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Key/value heads (= `n_heads` without grouping)."""
+        return self.heads.n_kv
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.heads.width
+
+    @property
+    def ffn_width(self) -> int:
+        """Channels between up and down; 0 in a block without an MLP of such."""
+        mlp = self.mixer("mlp")
+        return 0 if mlp is None else mlp.channels
 
     @property
     def whole(self) -> Kept:
@@ -119,6 +195,7 @@ class Anatomy:
         width: of the residual stream.
         vocab_size: number of logits.
         final_norm: full path of the final norm, or "" if the family has none (OPT-350m).
+        n_outputs: length of the tuple that a block returns; 0 if it is a bare tensor.
         bos: token that every window begins with; None if windows begin with the text.
     """
 
@@ -133,6 +210,7 @@ class Anatomy:
     width: int
     vocab_size: int
     final_norm: str
+    n_outputs: int = 0
     bos: int | None = None
 
     @property

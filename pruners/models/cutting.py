@@ -113,6 +113,7 @@ def _attributes(layout: SublayerLayout, n_groups: int) -> dict[str, Any]:
         "num_heads": heads,  # OPT, GPT-2
         "num_attention_heads": heads,
         "num_key_value_heads": n_groups,  # Phi3
+        "num_kv_heads": n_groups,  # Falcon
         "split_size": heads * layout.head_dim,  # GPT-2: the width of q, of k and of v
     }
     found: dict[str, Any] = {name: value for name, value in counts.items() if hasattr(layout.owner, name)}

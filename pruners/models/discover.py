@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from secateur.pruners.models.anatomy import Anatomy, Block
-from secateur.pruners.models.projections import find_linears
+from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
+from secateur.pruners.models.mixers import MixesTokens, find_mixers, is_kept
+from secateur.pruners.models.probe import check_blocks, mixes_tokens
 from secateur.pruners.models.tail import find_tail
 
 # The values of `model_type` that tests run; others that are built alike work too.
@@ -18,9 +20,10 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "opt", "gpt2
 def dissect(model: nn.Module, bos: int | None = None) -> Anatomy:
     """The blocks of a causal LM, the projections in them, and the modules before and after.
 
-    The blocks are the one list of `config.num_hidden_layers` alike modules; the projections are told by their
-    names and checked by their shapes; the modules after the last block are found by running two tokens through the
-    model. The model is not changed.
+    The blocks are the one list of `config.num_hidden_layers` modules beside the token embedding, so that of a model of
+    text and images the language tower alone is found; mixers are found by `find_mixers`; the modules after the last
+    block by running a few tokens through the model, and run block by block the model must give the same. The model is
+    not changed.
 
     Args:
         model: a causal LM of transformers, on the device where it is to run.
@@ -39,16 +42,20 @@ def dissect(model: nn.Module, bos: int | None = None) -> Anatomy:
 
 
 def _dissect(model: nn.Module, bos: int | None) -> Anatomy:
-    config: Any = getattr(model, "config", None)
-    if config is None or getattr(config, "is_encoder_decoder", False):
+    whole: Any = getattr(model, "config", None)
+    if whole is None or getattr(whole, "is_encoder_decoder", False):
         raise ValueError("Expected a decoder-only model with a config, got another kind.")
-    name, container = _find_container(model, getattr(config, "num_hidden_layers", None))
+    config = text_config(whole)
     embedding, head = _find_ends(model)
-    blocks = tuple(_block(module, f"{name}.{index}", index, config) for index, module in enumerate(container))
-    tail, logits = find_tail(model, container, head)
+    name, container = _find_container(model, embedding, getattr(config, "num_hidden_layers", None))
+    mixes = partial(mixes_tokens, model)
+    blocks = tuple(
+        _block(module, f"{name}.{index}", index, config, mixes) for index, module in enumerate(container)
+    )
+    tail, logits, n_outputs = find_tail(model, container, head, config)
     paths = {module: path for path, module in model.named_modules()}
-    return Anatomy(
-        family=config.model_type,
+    anatomy = Anatomy(
+        family=whole.model_type,
         model=model,
         container=container,
         blocks=blocks,
@@ -56,20 +63,39 @@ def _dissect(model: nn.Module, bos: int | None) -> Anatomy:
         tail=tail,
         head=head,
         logits=logits,
-        width=blocks[0].linears[-1].out_features,
+        width=next(linear for block in blocks for linear in block.linears if linear.is_output).out_features,
         vocab_size=head.out_features,
-        final_norm=next((paths[module] for module in tail if _is_norm(module)), ""),
+        final_norm=next((paths[module] for module in tail if is_norm(module)), ""),
+        n_outputs=n_outputs,
         bos=bos,
     )
+    check_blocks(anatomy)
+    return anatomy
 
 
-def _find_container(model: nn.Module, n_blocks: int | None) -> tuple[str, nn.ModuleList]:
-    """The outermost list of `n_blocks` modules of one class, with its path."""
+def text_config(config: Any) -> Any:
+    """Config of the language tower; the config itself if it has no parts.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    try:
+        return config.get_text_config()
+    except ValueError as error:
+        raise ValueError(f"Expected one language tower, got {type(config).__name__} with several.") from error
+
+
+def _find_container(
+    model: nn.Module, embedding: nn.Module, n_blocks: int | None
+) -> tuple[str, nn.ModuleList]:
+    """The outermost list of `n_blocks` modules, with its path; of several the one in the tower of the embedding."""
+    tower = next(path for path, module in model.named_modules() if module is embedding).rpartition(".")[0]
     outer: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():  # outer ones first
         is_stack = isinstance(module, nn.ModuleList) and len(module) == n_blocks
-        if is_stack and len(set(map(type, module))) == 1 and not any(name.startswith(f"{x}.") for x in outer):
+        if is_stack and not any(name.startswith(f"{x}.") for x in outer):
             outer[name] = module
+    outer = {name: module for name, module in outer.items() if name.startswith(tower)} or outer
     if len(outer) != 1:
         raise ValueError(
             f"Expected one list of {n_blocks} alike blocks (config.num_hidden_layers), "
@@ -93,48 +119,52 @@ def _find_ends(model: Any) -> tuple[nn.Embedding, nn.Linear]:
     return embedding, head
 
 
-def _block(module: nn.Module, name: str, index: int, config: Any) -> Block:
+def _block(module: nn.Module, name: str, index: int, config: Any, mixes: MixesTokens) -> Block:
     """One block, its shapes checked against the config's heads."""
     window = _window(config, index)
     if getattr(config, "is_heterogeneous", False):
         config = config.per_layer_config[index]
-    skipped = frozenset(getattr(config, "skip", ()))
-    linears = find_linears(module, name, index, skipped)
-    width = linears[-1].out_features
-    ffn_width = 0 if "mlp" in skipped else linears[-1].in_features
-    n_heads = 0 if "attention" in skipped else config.num_attention_heads
-    n_kv_heads = n_heads and (getattr(config, "num_key_value_heads", None) or n_heads)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    q, kv = n_heads * head_dim, n_kv_heads * head_dim
-    wanted = {  # role: (out, in)
-        "q": (q, width),
-        "k": (kv, width),
-        "v": (kv, width),
-        "qkv": (q + 2 * kv, width),
-        "o": (width, q),
-        "gate": (ffn_width, width),
-        "up": (ffn_width, width),
-        "gate_up": (2 * ffn_width, width),
-        "down": (config.hidden_size, ffn_width),
+    mixers = find_mixers(module, name, index, config, mixes, frozenset(getattr(config, "skip", ())))
+    norms = tuple(f"{name}.{path}" for path, child in module.named_modules() if is_norm(child))
+    known = {linear.name for mixer in mixers for linear in mixer.linears}
+    kinds = {
+        linear.name.removeprefix(f"{name}.").partition(".")[0]: x.kind for x in mixers for linear in x.linears
     }
-    for linear in linears:
-        out_features, in_features = wanted[linear.role]
-        if tuple(linear.weight.shape) != (out_features, in_features):
-            raise ValueError(
-                f"Expected the {linear.role} projection to be {out_features} x {in_features} (out x in, from the "
-                f"config's heads and widths), got {linear.out_features} x {linear.in_features} [at {linear.name}]."
-            )
-    norms = tuple(f"{name}.{path}" for path, child in module.named_modules() if _is_norm(child))
-    return Block(index, name, module, linears, n_heads, n_kv_heads, head_dim, ffn_width, norms, window)
+    unknown = tuple(
+        path
+        for path, value in module.named_parameters()
+        if value.ndim > 1
+        and f"{name}.{path.rpartition('.')[0]}" not in known
+        and not _is_kept(module, path, kinds.get(path.partition(".")[0]))
+    )
+    return Block(index, name, module, mixers, norms, window, unknown)
+
+
+def _is_kept(block: nn.Module, path: str, kind: Sublayer | None) -> bool:
+    """True for matrices kept on purpose: states, gates and convolutions of recurrent mixers, routers, step sizes."""
+    if kind == "experts":
+        return block.get_parameter(path).ndim == 2
+    return kind == "recurrent" or is_kept(path.rpartition(".")[0])
 
 
 def _window(config: Any, index: int) -> int | None:
-    """Sliding window of the attention of a block, as the family's config gives it."""
-    kinds = getattr(config, "layer_types", None)
-    sliding = kinds is None or kinds[index] == "sliding_attention"
-    return getattr(config, "sliding_window", None) if sliding else None
+    """How many tokens the attention of a block sees at most, as the family's config gives it; None: all."""
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    kind = "sliding_attention" if kinds is None else kinds[index]
+    name = WINDOWS.get(kind)
+    window: int | None = None if name is None else getattr(config, name, None)
+    return window
 
 
-def _is_norm(module: nn.Module) -> bool:
+WINDOWS = {
+    "sliding_attention": "sliding_window",
+    "chunked_attention": "attention_chunk_size",  # Llama 4
+    "local": "window_size",  # GPT-Neo
+    "attention": "attention_window_size",  # RecurrentGemma
+}
+"""Kinds of attention that see a part of the tokens, with the name of its length in configs."""
+
+
+def is_norm(module: nn.Module) -> bool:
     """True for LayerNorm, RMSNorm and the families' own classes of them."""
-    return type(module).__name__.endswith("Norm")
+    return "Norm" in type(module).__name__

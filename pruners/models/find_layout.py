@@ -1,8 +1,8 @@
-"""Search for the layouts of a model's units, by cutting the first block and comparing what it computes."""
+"""Search for the layouts of a model's units, by cutting a block of each kind and comparing what it computes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -31,12 +31,15 @@ def find_layouts(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
     """Layouts of the KV groups and channels in every block of a dense model.
 
     No table of families is used. Norms are told by the modules that they feed; the form of fused projections, and
-    that nothing else depends on the number of heads or their places, by cutting the first block's first unit, with
-    the order of the others reversed: the inputs of the output projection must follow. The model is not changed.
+    that nothing else depends on the number of heads or their places, by cutting the first unit of one block of each
+    kind, with the order of the others reversed: the inputs of the output projection must follow. The model is not
+    changed.
 
     Raises:
         ValueError: if a sub-layer can't be cut, e.g. as a norm runs over all heads.
     """
+    for block in anatomy.blocks:
+        _check_parts(block, anatomy.family)
     runner = BlockRunner(anatomy)
     ids = torch.arange(N_TOKENS, device=runner.device)[None] % anatomy.vocab_size
     training = anatomy.model.training
@@ -44,19 +47,44 @@ def find_layouts(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
     try:
         inputs = runner.start(ids)
         seen = [_run(runner, block, inputs) for block in anatomy.blocks]
-        chosen: dict[Sublayer, Form] = {
-            kind: _form(runner, anatomy.blocks[0], kind, inputs, seen[0]) for kind in OUTPUTS
-        }
+        forms: dict[Hashable, dict[Sublayer, Form]] = {}
+        for block, run in zip(anatomy.blocks, seen, strict=True):
+            if _kind(block) not in forms:
+                forms[_kind(block)] = {kind: _form(runner, block, kind, inputs, run) for kind in OUTPUTS}
     finally:
         anatomy.model.train(training)
     return tuple(
-        BlockLayout(
-            block,
-            _sublayer(block, "attention", chosen["attention"], run),
-            _sublayer(block, "mlp", chosen["mlp"], run),
-        )
-        for block, run in zip(anatomy.blocks, seen, strict=True)
+        _layout(block, forms[_kind(block)], run) for block, run in zip(anatomy.blocks, seen, strict=True)
     )
+
+
+def _check_parts(block: Block, family: str) -> None:
+    """Raise a ValueError unless the block is one attention with heads and one MLP with channels."""
+    kinds = [mixer.kind for mixer in block.mixers]
+    for mixer in block.mixers:
+        if mixer.kind in OUTPUTS and not (mixer.heads or mixer.channels):
+            raise ValueError(
+                f"Expected an attention of the projections q, k, v and o to cut, got one of "
+                f"{', '.join(x.name.removeprefix(f'{block.name}.') for x in mixer.linears)} [at {block.name}]. "
+                f"This family ({family}) can't be cut."
+            )
+    if sorted(kinds) != ["attention", "mlp"] or block.unknown:
+        found = [*kinds, *block.unknown]
+        raise ValueError(
+            f"Expected blocks of one attention and one MLP to cut, got {', '.join(found)} [at {block.name}]. "
+            f"This family ({family}) can't be cut."
+        )
+
+
+def _kind(block: Block) -> Hashable:
+    """Equal for blocks that are built alike."""
+    linears = tuple((linear.role, tuple(linear.weight.shape)) for linear in block.linears)
+    return type(block.module), linears, block.window
+
+
+def _layout(block: Block, forms: Mapping[Sublayer, Form], run: _Seen) -> BlockLayout:
+    attention, mlp = (_sublayer(block, kind, forms[kind], run) for kind in OUTPUTS)
+    return BlockLayout(block, attention, mlp, _shared_norms(block, run))
 
 
 def _form(runner: BlockRunner, block: Block, kind: Sublayer, inputs: BlockInputs, dense: _Seen) -> Form:
@@ -117,7 +145,7 @@ def _sublayer(block: Block, kind: Sublayer, form: Form, seen: _Seen) -> Sublayer
         kind=kind,
         n_units=block.n_kv_heads if kind == "attention" else block.ffn_width,
         placements=placements,
-        norms=_norms([names[name] for name in block.norms], placements, owner, seen),
+        norms=_norms(block, [names[name] for name in block.norms], placements, owner, seen),
         owner=owner,
         n_outputs=len(returned) if isinstance(returned, tuple) else 0,
         head_dim=block.head_dim,
@@ -126,21 +154,40 @@ def _sublayer(block: Block, kind: Sublayer, form: Form, seen: _Seen) -> Sublayer
 
 
 def _norms(
-    norms: Sequence[nn.Module], placements: Sequence[Placement], owner: nn.Module | None, seen: _Seen
+    block: Block,
+    norms: Sequence[nn.Module],
+    placements: Sequence[Placement],
+    owner: nn.Module | None,
+    seen: _Seen,
 ) -> tuple[nn.Module, ...]:
     """Norms whose output only this sub-layer reads, whose input is its output, or that are inside its module.
 
-    A norm of the whole residual stream, as in models that normalise after the addition, serves no sub-layer.
+    A norm of the whole residual stream, as in models that normalise after the addition, serves no sub-layer; nor does
+    one that both sub-layers read, see `_shared_norms`.
     """
     first, last = placements[0].linear.module, placements[-1].linear.module
     inside = set(owner.modules()) if owner is not None else set()
+    shared = _shared_norms(block, seen)
     return tuple(
         norm
         for norm in norms
-        if norm in inside
-        or seen.outputs[norm] is seen.inputs[first]
-        or seen.inputs[norm] is seen.outputs[last]
+        if norm not in shared
+        and (
+            norm in inside
+            or seen.outputs[norm] is seen.inputs[first]
+            or seen.inputs[norm] is seen.outputs[last]
+        )
     )
+
+
+def _shared_norms(block: Block, seen: _Seen) -> tuple[nn.Module, ...]:
+    """Norms that several mixers read, as where attention and MLP are parallel (Cohere, GPT-J, Falcon)."""
+    names = {f"{block.name}.{name}": module for name, module in block.module.named_modules()}
+    readers = {
+        names[name]: {x.sublayer for x in block.linears if seen.inputs[x.module] is seen.outputs[names[name]]}
+        for name in block.norms
+    }
+    return tuple(norm for norm, kinds in readers.items() if len(kinds) > 1)
 
 
 def _name(block: Block, kind: Sublayer) -> str:

@@ -123,24 +123,31 @@ class BlockLayout:
         block: the block.
         attention: in KV groups.
         mlp: in channels.
+        shared: norms that both read; removed with the whole block alone.
     """
 
     block: Block
     attention: SublayerLayout
     mlp: SublayerLayout
+    shared: tuple[nn.Module, ...] = ()
 
     @property
     def sublayers(self) -> tuple[SublayerLayout, SublayerLayout]:
         """Attention, MLP."""
         return self.attention, self.mlp
 
+    @property
+    def shared_params(self) -> int:
+        """Parameters of the shared norms."""
+        return sum(p.numel() for norm in self.shared for p in norm.parameters())
+
 
 def place(block: Block, kind: Sublayer, form: Form) -> tuple[Placement, ...]:
     """The placements in one sub-layer if its fused projections have this form."""
-    linears = [linear for linear in block.linears if linear.sublayer == kind]
+    mixer = block.mixer(kind)
     return tuple(
-        Placement(linear, 1 if linear.role in ("o", "down") else 0, _parts(block, linear.role, form))
-        for linear in linears
+        Placement(linear, 1 if linear.is_output else 0, _parts(block, linear.role, form))
+        for linear in (mixer.linears if mixer is not None else ())
     )
 
 

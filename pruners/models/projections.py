@@ -1,17 +1,17 @@
-"""Projections of a block: every weight matrix in it, with the role that its name tells."""
+"""Roles of the projections of a mixer: by their names where these are common, else by their shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import get_args
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from secateur.pruners.models.anatomy import Linear, Role, Sublayer
+from secateur.pruners.models.anatomy import Mixer, Role, Sublayer
 
 # Last part of a projection's path -> its role. Where families give one name to different things, the
-# part before it belongs to the key. A wrong guess doesn't pass unseen: shapes are checked against the config.
+# part before it belongs to the key. A wrong guess doesn't pass unseen: shapes are checked.
 NAMES: dict[str, tuple[Sublayer, Role]] = {
     "q_proj": ("attention", "q"),
     "k_proj": ("attention", "k"),
@@ -35,55 +35,93 @@ NAMES: dict[str, tuple[Sublayer, Role]] = {
     "dense_4h_to_h": ("mlp", "down"),  # GPT-NeoX
 }
 
-# What a block may consist of, in order of use.
+# What an attention and an MLP may consist of, in order of use.
 COMPLETE: dict[Sublayer, tuple[tuple[Role, ...], ...]] = {
-    "attention": (("q", "k", "v", "o"), ("qkv", "o")),
+    "attention": (("q", "k", "v", "o"), ("q", "k", "o"), ("qkv", "o")),  # k may serve as v, too (Gemma 4)
     "mlp": (("gate", "up", "down"), ("gate_up", "down"), ("up", "down")),
 }
 
+Told = tuple[Sublayer, list[Role]]
+"""Kind of a mixer, and the roles of its projections."""
 
-def find_linears(
-    block: nn.Module, name: str, index: int, skipped: Collection[str] = ()
-) -> tuple[Linear, ...]:
-    """All projections of a block, attention's first, each sub-layer's in order of use.
 
-    Nothing is skipped: a parameter with two or more dimensions that is no known projection (an expert of a
-    mixture, a router, a convolution) is an error.
+def roles_of(
+    modules: Sequence[tuple[str, nn.Module]], name: str, *, attends: bool, partly: bool = False
+) -> Told | None:
+    """Kind and roles of the projections of one mixer; None if they are of no kind.
 
     Args:
-        index: its place in the stack.
-        skipped: sub-layers that the block is without.
+        modules: the projections with their paths within the block, in the order in which the family has them.
+        name: of the block.
+        attends: the mixer's class is an attention.
+        partly: they need not be complete.
 
     Raises:
-        ValueError: on a weight that is no known projection, and on a sub-layer with a projection missing or
-            there twice.
+        ValueError: if all names are common ones, of one kind, with a projection missing or there twice.
     """
-    linears = [_read(block, name, path, index) for path, value in block.named_parameters() if value.ndim > 1]
-    for sublayer, forms in COMPLETE.items():
-        roles = sorted((linear.role for linear in linears if linear.sublayer == sublayer), key=_place)
-        forms = ((),) if sublayer in skipped else forms
-        if tuple(roles) not in forms:
-            wanted = " or ".join("+".join(form) or "none" for form in forms)
-            raise ValueError(
-                f"Expected the projections {wanted} in the {sublayer}, got {'+'.join(roles) or 'none'} [at {name}]."
-            )
-    return tuple(sorted(linears, key=lambda linear: _place(linear.role)))
+    known = [_named(path) for path, _ in modules]
+    kinds = {told[0] for told in known if told is not None}
+    roles = [None if told is None else told[1] for told in known]
+    if len(kinds) > 1:
+        return None
+    kind: Sublayer = kinds.pop() if kinds else "attention" if attends else "mlp"
+    if partly:
+        return (kind, [role for role in roles if role]) if all(roles) else None
+    if None not in roles:
+        _check(kind, [role for role in roles if role], name)
+        return kind, [role for role in roles if role]
+    filled = _filled(kind, roles, modules)
+    return None if filled is None else (kind, filled)
 
 
-def _place(role: Role) -> int:
-    return get_args(Role).index(role)
+def check_complete(mixers: Sequence[Mixer], name: str, skipped: Collection[str]) -> None:
+    """Raise a ValueError if a block has no projections at all, or some of what it should be without."""
+    kinds = [mixer.kind for mixer in mixers]
+    for kind in skipped:
+        if kind in kinds:
+            raise ValueError(f"Expected no projections in the {kind}, got some [at {name}].")
+    if not kinds and len(skipped) < len(COMPLETE):
+        raise ValueError(f"Expected projections in an attention or an MLP, got none [at {name}].")
 
 
-def _read(block: nn.Module, name: str, path: str, index: int) -> Linear:
-    """The projection that owns the parameter `path` of a block."""
-    owner, _, parameter = path.rpartition(".")
-    parts = owner.split(".")
-    known = NAMES.get(".".join(parts[-2:])) or NAMES.get(parts[-1])
-    module = block.get_submodule(owner)
-    if parameter != "weight" or known is None or not isinstance(module, nn.Linear | Conv1D):
-        raise ValueError(
-            f"Expected every weight matrix of a block to be a projection with a known name (such as "
-            f"{', '.join(list(NAMES)[:4])}), got {path!r} in a {type(module).__name__} [at {name}]."
-        )
-    sublayer, role = known
-    return Linear(f"{name}.{owner}", module, role, sublayer, index, isinstance(module, Conv1D))
+def _named(path: str) -> tuple[Sublayer, Role] | None:
+    parts = path.split(".")
+    return NAMES.get(".".join(parts[-2:])) or NAMES.get(parts[-1])
+
+
+def _check(kind: Sublayer, roles: Sequence[Role], name: str) -> None:
+    forms = COMPLETE[kind]
+    if not any(sorted(roles) == sorted(form) for form in forms):
+        wanted = " or ".join("+".join(form) for form in forms)
+        order: list[str] = [role for form in forms for role in form]
+        got = "+".join(sorted(roles, key=order.index))
+        raise ValueError(f"Expected the projections {wanted} in the {kind}, got {got} [at {name}].")
+
+
+def _filled(
+    kind: Sublayer, roles: Sequence[Role | None], modules: Sequence[tuple[str, nn.Module]]
+) -> list[Role] | None:
+    """The roles, with those of unknown names from the one form that they and the shapes leave."""
+    for form in COMPLETE[kind]:
+        missing = [role for role in form if role not in roles]
+        if len(form) != len(roles) or len(missing) != roles.count(None):
+            continue
+        rest = iter(missing)
+        found = [next(rest) if role is None else role for role in roles]
+        if _fits(dict(zip(found, (_shape(module) for _, module in modules), strict=True))):
+            return found
+    return None
+
+
+def _fits(shapes: dict[Role, tuple[int, int]]) -> bool:
+    """True if these shapes (out, in) of an attention or an MLP go together."""
+    width, inner = shapes["down"] if "down" in shapes else shapes["o"]
+    rows = {"gate": inner, "up": inner, "gate_up": 2 * inner}
+    read = all(shape[1] == width for role, shape in shapes.items() if role not in ("down", "o"))
+    return read and all(shapes[role][0] == n for role, n in rows.items() if role in shapes)
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """Outputs and inputs of a projection."""
+    rows, columns = module.weight.shape
+    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)

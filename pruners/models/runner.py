@@ -58,7 +58,8 @@ class BlockRunner:
             calls.append((args[1:], kwargs))
             if len(calls) == len(modules):
                 raise _CapturedError
-            return hidden
+            n_outputs = self.anatomy.n_outputs
+            return (hidden, *[None] * (n_outputs - 1)) if n_outputs else hidden
 
         with _replaced_forward(modules, record):
             try:

@@ -39,13 +39,14 @@ def model_shape(
     Raises:
         ValueError: if blocks are asked for and the model can't be cut, see `find_layouts`.
     """
-    attention = sum(2 * x.n_heads * x.head_dim * x.attended(context) for x in anatomy.blocks)
+    attention = sum(mixer.score_macs * x.attended(context) for x in anatomy.blocks for mixer in x.mixers)
     inside = sum(linear.n_weights for linear in anatomy.linears)
     return ModelShape(
         n_params=sum(parameter.numel() for parameter in anatomy.model.parameters()),
         bytes_per_param=stored_bytes,
         macs_per_token=inside + fixed_macs(anatomy) + attention,
-        kv_bytes_per_token=sum(2 * x.n_kv_heads * x.head_dim for x in anatomy.blocks) * stored_bytes,
+        kv_bytes_per_token=sum(mixer.cache_width for x in anatomy.blocks for mixer in x.mixers)
+        * stored_bytes,
         blocks=block_shapes(anatomy, context, stored_bytes) if blocks else (),
         latency=latency,
         held_groups=held_groups,
@@ -80,6 +81,7 @@ def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockS
         group_kv_bytes=2 * attention.head_dim * stored_bytes,
         attention_bias=_bias_to_come(attention),
         mlp_bias=_bias_to_come(mlp),
+        shared_params=layout.shared_params,
     )
 
 

@@ -13,7 +13,7 @@ from secateur.pruners.calibration.stream import most
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.recipes.allocation.allocate import removed
-from secateur.pruners.recipes.allocation.layers import Layer
+from secateur.pruners.recipes.allocation.layers import Layer, kind_of
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.metric import Importance, importance_of
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
@@ -125,7 +125,7 @@ def _layer(layout: SublayerLayout, score: Float[Tensor, " units"], context: Reci
     names = tuple(placement.linear.name for placement in layout.placements)
     return Layer(
         layout.output.block,
-        layout.kind,
+        kind_of(layout.kind),
         size=layout.unit_params,
         n_units=layout.n_units,
         scores=score.double().cpu().numpy(),

@@ -10,7 +10,7 @@ import numpy as np
 
 from secateur.pruners.calibration.stream import most
 from secateur.pruners.recipes.allocation.allocate import removed
-from secateur.pruners.recipes.allocation.layers import Layer
+from secateur.pruners.recipes.allocation.layers import Layer, kind_of
 from secateur.pruners.recipes.allocation.owl import outlier_shares
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.metric import ranking_of
@@ -65,7 +65,7 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
     layers = [
         Layer(
             linear.block,
-            linear.sublayer,
+            kind_of(linear.sublayer),
             size=1,
             n_units=linear.n_weights,
             scores=pruning.some_scores(linear, SCORES) if "scores" in evidence else np.zeros(0),

@@ -9,8 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Kind = Literal["attention", "mlp"]
+"""Sub-layers that rules tell apart: over tokens, and on each token alone."""
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+def kind_of(mixer: str) -> Kind:
+    """The sub-layer that a mixer of this kind counts as."""
+    return "attention" if mixer in ("attention", "recurrent") else "mlp"
 
 
 class BudgetError(ValueError):
