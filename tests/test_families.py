@@ -181,7 +181,7 @@ BERT = SMALL | {"intermediate_size": 48, "num_attention_heads": 4}
 UNKNOWN = {
     "t5": (lambda: tf.T5ForConditionalGeneration(tf.T5Config(**T5)), "decoder-only"),
     "t5-encoder": (lambda: tf.T5EncoderModel(tf.T5Config(**T5, is_encoder_decoder=False)), "head"),
-    "bert": (lambda: tf.BertForMaskedLM(tf.BertConfig(**BERT)), "causal|other logits"),
+    "bert": (lambda: tf.BertForMaskedLM(tf.BertConfig(**BERT)), "causal LM"),
     "no blocks": (lambda: nn.Linear(2, 2), "config"),
 }
 

@@ -80,7 +80,8 @@ def check_blocks(anatomy: Anatomy) -> None:
 
 def _alike(one: Tensor, other: Tensor) -> bool:
     """True if they differ by rounding at most; tokens are computed together with others, which moves it."""
-    return bool((one - other).abs().max() <= 1e-2 * other.abs().max())
+    tolerance = 64 * torch.finfo(other.dtype).eps * other.abs().max()
+    return bool((one - other).abs().max() <= tolerance)
 
 
 def _first(output: Any) -> Tensor:
