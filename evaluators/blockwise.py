@@ -7,14 +7,14 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from secateur.evaluators.data.windows import Batch, EvaluationData
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.losses import LossSums, loss_sums
+from secateur.evaluators.losses import LossSums, loss_sums, minimised
 from secateur.evaluators.prefix_tree import Path, walk
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
@@ -30,7 +30,7 @@ MIN_CHANGED_BYTES, MAX_CHANGED_BYTES = 1 << 28, 1 << 30
 
 
 class BlockwiseEvaluator(Evaluator):
-    """KL to the dense model and cross-entropy of candidates, on nested subsets of fixed windows.
+    """KL to the dense model, cross-entropy and other losses of candidates, on nested subsets of fixed windows.
 
     Blocks that several candidates share, from the embedding on, are computed once for each data batch: within a batch
     of candidates always, with earlier ones as far as the cache holds them. A candidate's losses on a data batch are
@@ -40,10 +40,10 @@ class BlockwiseEvaluator(Evaluator):
     Args:
         pruner: open; switches blocks of the dense model by the candidates of its space.
         data: the windows of both parts with the dense model's side of the loss.
-        loss: the one that is reported as ``loss``.
+        loss: name of the mean that is reported as ``loss``, see `minimised`.
     """
 
-    def __init__(self, pruner: Pruner, data: EvaluationData, *, loss: Literal["kl", "ce"] = "kl") -> None:
+    def __init__(self, pruner: Pruner, data: EvaluationData, *, loss: str = "kl") -> None:
         self._pruner = pruner
         self._anatomy = pruner.anatomy
         self._data = data
@@ -93,7 +93,7 @@ class BlockwiseEvaluator(Evaluator):
         """The values, or the reason for none."""
         if not all(math.isfinite(value) for value in losses.values()):
             return {}, "its loss is not finite: the pruned model overflows"
-        return {"loss": losses[self._loss], **losses, **self._pruner.cost(candidate)}, None
+        return {"loss": minimised(self._loss, losses), **losses, **self._pruner.cost(candidate)}, None
 
     def _path(self, candidate: Any) -> Path | str:
         """Key of each block, or the reason why there is none."""

@@ -67,15 +67,14 @@ class Case:
         """
         plan, pruner = self.plan, self.pruner()
         pruner.open(directory)
-        evaluator: Evaluator = BlockwiseEvaluator(pruner, data, loss=plan.loss)
+        loss = plan.streamed_loss
+        evaluator: Evaluator = BlockwiseEvaluator(pruner, data, loss=loss)
         if plan.training is not None:
             assert training_windows is not None
-            evaluator = TrainedEvaluator(
-                evaluator, pruner, data, plan.training, training_windows, loss=plan.loss
-            )
+            evaluator = TrainedEvaluator(evaluator, pruner, data, plan.training, training_windows, loss=loss)
         if plan.tasks is not None:
             assert tasks is not None
-            evaluator = TaskEvaluator(evaluator, pruner, tasks, plan.fidelities[-2])
+            evaluator = TaskEvaluator(evaluator, pruner, tasks, plan.fidelities[-2], margin=plan.margin)
         return evaluator if plan.proxy is None else ProxyEvaluator(evaluator, pruner)
 
 

@@ -23,7 +23,7 @@ class ExportSummary:
     Args:
         directory: of the model.
         already: True if the same export was there before.
-        measured: ``kl`` and ``ce`` in nats per token by fidelity and model.
+        measured: means of the losses by fidelity and model, see `LossSums.means`.
         checks: results by name.
         label: expected gain in size and speed, in words.
         removed: paths of leftovers of killed exports to the directory, beside it.

@@ -1,14 +1,14 @@
-"""Losses in chunks of positions: KL to the dense model and cross-entropy, accumulated in fp32 and up."""
+"""Losses in chunks of positions: KL to the dense model, cross-entropy and others, accumulated in fp32 and up."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,26 +24,27 @@ _SCALE = 2.0**15
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums in nats over positions, in float64 on the host.
+    """Sums over positions in float64 on the host, and the numbers of positions, by name.
 
-    Args:
-        kl: sum of KL(dense || pruned) over `n_kl` positions.
-        ce: sum of the cross-entropy of the next token over `n_ce` positions.
+    ``kl`` is the sum of KL(dense || pruned) and ``ce`` that of the cross-entropy of the next token, in nats;
+    `Teacher` says which others there are.
     """
 
-    kl: float = 0.0
-    ce: float = 0.0
-    n_kl: int = 0
-    n_ce: int = 0
+    sums: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
     def __add__(self, other: LossSums) -> LossSums:
-        return LossSums(
-            self.kl + other.kl, self.ce + other.ce, self.n_kl + other.n_kl, self.n_ce + other.n_ce
-        )
+        names = dict.fromkeys([*self.sums, *other.sums])
+        pairs = {name: (self.sums.get(name, (0.0, 0)), other.sums.get(name, (0.0, 0))) for name in names}
+        return LossSums({name: (a + b, n + m) for name, ((a, n), (b, m)) in pairs.items()})
 
     def means(self) -> dict[str, float]:
-        """``kl`` and ``ce`` in nats per position."""
-        return {"kl": self.kl / self.n_kl, "ce": self.ce / self.n_ce}
+        """Means over positions: ``kl``, ``ce`` and ``weighted_kl`` in nats, ``acceptance`` a probability."""
+        return {name: total / n for name, (total, n) in self.sums.items()}
+
+
+def minimised(loss: str, means: Mapping[str, float]) -> float:
+    """The value to minimise, >= 0 but for rounding: a mean, or ``1 - acceptance``."""
+    return 1 - means[loss] if loss == "acceptance" else means[loss]
 
 
 class Teacher:
@@ -59,6 +60,8 @@ class Teacher:
         keep: keep the probabilities.
         file: mapped file of the probabilities: processes with the same file share one copy, written by the first. None:
             in memory, as on a full disk or for a model on a GPU.
+        acceptance: compute the expected acceptance, too.
+        damaged: positions that ``weighted_kl`` is the mean KL of; None: it is not computed.
     """
 
     def __init__(
@@ -68,8 +71,12 @@ class Teacher:
         *,
         keep: bool,
         file: Path | None = None,
+        acceptance: bool = False,
+        damaged: Bool[Tensor, "batch length"] | None = None,
     ) -> None:
         self._anatomy = anatomy
+        self.acceptance = acceptance
+        self.damaged = None if damaged is None else damaged.flatten().to(anatomy.head.weight.device)
         self._states: Tensor | None = None
         self._stored: dict[str, Tensor] | None = None
         if file is not None and anatomy.head.weight.device.type != "cpu":
@@ -90,8 +97,20 @@ class Teacher:
         """Memory for the kept probabilities of one position."""
         return 2 * anatomy.vocab_size
 
-    def kl(self, chunk: int, log_probs: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
-        """KL(dense || student) in nats at each position of a chunk, given the student's log-probabilities."""
+    def compare(
+        self, chunk: int, log_probs: Float[Tensor, "tokens vocab"]
+    ) -> dict[str, Float[Tensor, " tokens"]]:
+        """Differences between dense model and student at each position of a chunk, by name.
+
+        ``kl`` is KL(dense || student) in nats. ``acceptance``, if it is asked for, is the probability that
+        speculative decoding (https://arxiv.org/abs/2211.17192, Corollary 3.6) accepts a token that the student drafts
+        for the dense model, sum_x min(p(x), q(x)); its mean over given text is the Expected Speculative Acceptance
+        Proxy of EvoESAP (https://arxiv.org/abs/2603.06003).
+
+        Args:
+            chunk: its number.
+            log_probs: of the student at these positions.
+        """
         at = slice(chunk * CHUNK_TOKENS, (chunk + 1) * CHUNK_TOKENS)
         if self._stored is None:
             assert self._states is not None
@@ -101,10 +120,14 @@ class Teacher:
             weights = self._stored["probabilities"][at].float()
             negative_entropy = self._stored["negative_entropy"][at]
         mass = weights.sum(-1)
+        found = {}
+        if self.acceptance:
+            drafted = log_probs.exp().mul_(mass[:, None])
+            found["acceptance"] = torch.minimum(weights, drafted, out=drafted).sum(-1).double() / mass
         # In place, and summed pairwise: a dot product's running sum loses 1e-3 nats over a vocabulary.
         kl = negative_entropy - weights.mul_(log_probs).sum(-1).double() / mass
-        positive: Tensor = kl.clamp_min(0)  # rounding alone takes it below
-        return positive
+        found["kl"] = kl.clamp_min(0)  # rounding alone takes it below
+        return found
 
 
 def _probabilities(anatomy: Anatomy, states: Float[Tensor, "tokens width"]) -> dict[str, Tensor]:
@@ -145,7 +168,7 @@ def loss_sums(
     tokens: Int[Tensor, "batch length"],
     teacher: Teacher,
 ) -> LossSums:
-    """Both losses of a batch, in chunks of positions.
+    """Losses of a batch, in chunks of positions: ``ce`` and those of the teacher.
 
     Args:
         anatomy: for the final norm and the head.
@@ -155,18 +178,32 @@ def loss_sums(
         teacher: the dense model on the same batch.
     """
     states = anatomy.tail(hidden).flatten(0, 1)
-    targets = torch.roll(tokens, -1, dims=1).to(states.device)
-    scored = torch.ones_like(targets, dtype=torch.bool)
+    targets = torch.roll(tokens, -1, dims=1).to(states.device).flatten()
+    scored = torch.ones_like(tokens, dtype=torch.bool, device=states.device)
     scored[:, : anatomy.first_scored] = False
     counted = scored.clone()
     counted[:, -1] = False
-    targets, scored, counted = targets.flatten(), scored.flatten(), counted.flatten()
-    kl = torch.zeros((), dtype=torch.float64, device=states.device)
-    ce = torch.zeros_like(kl)
+    masks = {"kl": scored.flatten(), "ce": counted.flatten()}
+    if teacher.acceptance:
+        masks["acceptance"] = masks["kl"]
+    if teacher.damaged is not None:
+        masks["weighted_kl"] = masks["kl"] & teacher.damaged
+    sums = dict.fromkeys(masks, torch.zeros((), dtype=torch.float64, device=states.device))
     for chunk, part in enumerate(states.split(CHUNK_TOKENS)):
         at = slice(chunk * CHUNK_TOKENS, chunk * CHUNK_TOKENS + part.shape[0])
         log_probs = anatomy.logits(part).float().log_softmax(-1)
-        picked = log_probs.gather(1, targets[at, None])[:, 0]
-        ce -= (picked * counted[at]).double().sum()
-        kl += (teacher.kl(chunk, log_probs) * scored[at]).double().sum()
-    return LossSums(float(kl), float(ce), int(scored.sum()), int(counted.sum()))
+        found = {"ce": -log_probs.gather(1, targets[at, None])[:, 0], **teacher.compare(chunk, log_probs)}
+        found["weighted_kl"] = found["kl"]
+        for name, mask in masks.items():
+            sums[name] = sums[name] + (found[name] * mask[at]).double().sum()
+    return LossSums({name: (float(total), int(masks[name].sum())) for name, total in sums.items()})
+
+
+def position_kl(
+    anatomy: Anatomy, hidden: Float[Tensor, "batch length width"], teacher: Teacher
+) -> Float[Tensor, "batch length"]:
+    """KL(dense || pruned) in nats at each position, for the output of the pruned model's last block."""
+    chunks = anatomy.tail(hidden).flatten(0, 1).split(CHUNK_TOKENS)
+    log_probs = (anatomy.logits(part).float().log_softmax(-1) for part in chunks)
+    found = [teacher.compare(chunk, x)["kl"] for chunk, x in enumerate(log_probs)]
+    return torch.cat(found).reshape(hidden.shape[:2])

@@ -98,5 +98,6 @@ def _scores(tasks: TaskSet, say: Callable[[str], None]) -> dict[str, float | int
     found: dict[str, float | int] = {}
     for name, result in tasks.measure().items():
         found |= {f"{name} {metric}": value for metric, value in result.metrics.items()}
+        found |= {f"{name} margin": result.margin} if result.margins else {}
         found[f"{name} samples"] = result.samples
     return found

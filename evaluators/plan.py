@@ -8,7 +8,7 @@ from typing import Any, Literal
 from secateur.evaluators.latency.store import TableSource
 from secateur.evaluators.tasks.task_set import TaskPlan
 from secateur.evaluators.training.settings import Training
-from secateur.spaces.measurement import Fidelity
+from secateur.spaces.measurement import MARGIN, Fidelity
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class SessionPlan:
     Args:
         model, dtype, device, trust_remote_code: see `load_model`.
         space: settings of the space.
-        loss: the one that is minimised.
+        loss: the one that is minimised: a mean of `LossSums`, or ``margin:<task>``.
+        measures: means of `LossSums` besides ``kl`` and ``ce``: ``weighted_kl``, ``acceptance``.
         calibration, search, test: sources of text.
         window: tokens a window.
         calibration_tokens: size of the calibration set.
@@ -35,7 +36,7 @@ class SessionPlan:
     device: str
     trust_remote_code: bool
     space: Any
-    loss: Literal["kl", "ce"]
+    loss: str
     calibration: str
     search: str
     test: str
@@ -47,11 +48,22 @@ class SessionPlan:
     latency: TableSource | None = None
     tasks: TaskPlan | None = None
     bos: bool | Literal["auto"] = "auto"
+    measures: tuple[str, ...] = ()
 
     @property
     def proxy(self) -> Fidelity | None:
         """Fidelity of losses without a forward pass, if the space has a proxy."""
         return Fidelity("proxy", self.calibration_tokens) if self.space.has_proxy else None
+
+    @property
+    def margin(self) -> str | None:
+        """Name of the task whose margin is the loss; None: no task's."""
+        return self.loss.removeprefix(MARGIN) if self.loss.startswith(MARGIN) else None
+
+    @property
+    def streamed_loss(self) -> str:
+        """The loss if it is a mean over tokens, else ``kl``."""
+        return "kl" if self.margin is not None else self.loss
 
     @property
     def final_fidelities(self) -> tuple[Fidelity, Fidelity]:

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from secateur.evaluators.damaged import Damaged
 from secateur.evaluators.data.windows import losses_on, teacher_batches
 from secateur.evaluators.exporting import new_manifest
+from secateur.evaluators.losses import Teacher, minimised
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.session import Session, set_threads
+from secateur.evaluators.tasks.task_set import task_values
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
 from secateur.pruners.export.manifest import same_export
@@ -59,6 +63,7 @@ class RecoveryJob:
         sequential: statistics, see `Pruner.prune`.
         training: settings.
         threads: of torch; None: its default.
+        damaged: positions of each part that ``weighted_kl`` is measured at; None: it is not measured.
     """
 
     plan: SessionPlan
@@ -66,6 +71,17 @@ class RecoveryJob:
     sequential: bool
     training: Training
     threads: int | None = None
+    damaged: Damaged | None = None
+
+    def batches(self, dense: Anatomy, session: Session, fidelity: Fidelity) -> list[tuple[Tensor, Teacher]]:
+        """Windows of a fidelity with the dense model's side, for `losses_on`."""
+        damaged = None if self.damaged is None else self.damaged[fidelity.part]
+        return teacher_batches(
+            dense,
+            first_windows(session, fidelity),
+            acceptance="acceptance" in self.plan.measures,
+            damaged=damaged,
+        )
 
 
 class Recovery:
@@ -79,7 +95,7 @@ class Recovery:
         set_threads(job.threads)
         self._job = job
         session, dense = open_pruned(job, say)
-        self._validation = teacher_batches(dense, first_windows(session, session.plan.fidelities[0]))
+        self._validation = job.batches(dense, session, session.plan.fidelities[0])
         self._anatomy = session.anatomy
         self._trainer = make_trainer(session, dense, job)
         self._course: list[dict[str, Any]] = []
@@ -88,21 +104,22 @@ class Recovery:
         """Train one slice and validate.
 
         Returns:
-            ``loss`` (the study's), ``kl`` and ``ce`` on the validation windows, ``training_loss``, ``trained_tokens``,
-            ``tokens`` in all, whether it is ``done``, the ``course`` so far; if it diverged, the reason as
-            ``failure``, with an infinite ``loss``.
+            ``loss`` (the study's, or ``kl`` if that is a task's margin), ``kl`` and ``ce`` on the validation windows,
+            ``training_loss``, ``trained_tokens``, ``tokens`` in all, whether it is ``done``, the ``course`` so far; if
+            it diverged, the reason as ``failure``, with an infinite ``loss``.
         """
         trainer = self._trainer
         if not self._course:
             self._note(None)
         training_loss = trainer.train(math.ceil(trainer.n_steps / N_SLICES))
-        failure, losses = trainer.failure, {"kl": math.inf, "ce": math.inf}
+        failure, losses, loss = trainer.failure, {"kl": math.inf, "ce": math.inf}, math.inf
         if failure is None:
             losses = self._note(training_loss)
+            loss = minimised(self._job.plan.streamed_loss, losses)
             if not (math.isfinite(losses["kl"]) and math.isfinite(losses["ce"])):
                 failure = "training diverged: its validation loss is not finite"
         return {
-            "loss": losses[self._job.plan.loss],
+            "loss": loss,
             "kl": losses["kl"],
             "ce": losses["ce"],
             "trained_tokens": trainer.trained_tokens,
@@ -150,8 +167,8 @@ def export_recovered(
         say: given progress, one line at a time.
 
     Returns:
-        ``kl`` and ``ce`` in nats per token by fidelity, before and after; and the values of the measurement: ``loss``,
-        ``kl``, ``ce`` on the test windows, costs, ``trained_tokens``.
+        Means of the losses by fidelity, before and after; and the values of the measurement: ``loss`` and these means
+        on the test windows, costs, ``trained_tokens``.
 
     Raises:
         ValueError: if `to` is not empty, or holds this model with a damaged file.
@@ -176,7 +193,7 @@ def export_recovered(
     if there := same_export(to, manifest):
         manifest = there
     else:
-        on = {f.text: teacher_batches(dense, first_windows(session, f)) for f in fidelities}
+        on = {fidelity.text: job.batches(dense, session, fidelity) for fidelity in fidelities}
         anatomy, dtype = session.anatomy, session.anatomy.head.weight.dtype
         measured = {f"{text}, before recovery": losses_on(anatomy, batches) for text, batches in on.items()}
         trainer = make_trainer(session, dense, job)
@@ -185,13 +202,18 @@ def export_recovered(
         for parameter in session.loaded.model.parameters():
             parameter.data = parameter.data.to(session.loaded.stored_dtype).to(dtype)
         measured |= {f"{text}, as recovered": losses_on(anatomy, batches) for text, batches in on.items()}
+        if session.plan.margin is not None and session.task_set is not None:
+            found = session.task_set.measure(session.task_set.held_out())
+            margin_loss = {"loss": found[session.plan.margin].margin_loss}
+            measured[f"{fidelities[-1].text}, as recovered"] |= task_values(found) | margin_loss
         say("writing, and loading it again in a fresh process")
         manifest = replace(manifest, measured=measured)
         check_tokens = session.data().check_tokens
         manifest = session.pruner.save(session.loaded, config, to, manifest, check_tokens).manifest
     losses = manifest.measured[f"{fidelities[-1].text}, as recovered"]
     costs = session.pruner.cost(session.space.parse(job.candidate))
-    values = {"loss": losses[session.plan.loss], **losses, **costs}
+    loss = losses["loss"] if session.plan.margin is not None else minimised(session.plan.loss, losses)
+    values = {"loss": loss, **losses, **costs}
     return manifest.measured, {**values, "trained_tokens": float(job.training.tokens)}
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.evaluators.cases import MAIN, Case, cases_of, in_general
+from secateur.evaluators.damaged import Damaged, find_damaged, read_damaged, reference_of
 from secateur.evaluators.data.text import Part as TextPart
 from secateur.evaluators.data.text import Text, load_parts, load_sources
 from secateur.evaluators.data.tokens import Order, windows
@@ -40,6 +41,9 @@ class Session:
         plan: of the session.
         say: given progress, one line at a time.
         cases: plans that candidates are measured by, see `cases_of`; None: those of the plan.
+
+    Attributes:
+        damaged: positions that ``weighted_kl`` is measured at, see `open_damaged`; None: it is not measured.
 
     Raises:
         ValueError: on anything in the plan that does not fit (model, family, metric, texts, target).
@@ -80,6 +84,7 @@ class Session:
             "search": self._cut("search", plan.fidelities[-2].n_tokens),
             "test": self._cut("test", plan.fidelities[-1].n_tokens),
         }
+        self.damaged: Damaged | None = None
         self.pruner = main.pruner()
         self.pruner.check_calibration()
 
@@ -196,9 +201,43 @@ class Session:
         for other in self.others:
             other.build_levels(other.beside(directory), on_block)
 
+    def open_damaged(self, directory: Path, levels: Path | None = None) -> None:
+        """Set the damaged positions, if the plan measures ``weighted_kl``: those of a run, which it keeps.
+
+        Args:
+            directory: of the run.
+            levels: written by `build_levels`, to find the positions if the run has none of these windows yet, of the
+                cases' other models, too; None: those of this model must be there.
+
+        Raises:
+            ValueError: if they must be there and are not, or can't be read, or the reference has no weights.
+        """
+        if "weighted_kl" not in self.plan.measures:
+            return
+        path = directory / f"damaged-{self.loaded.fingerprint[:12]}.safetensors"
+        self.damaged, reference = read_damaged(path, self.windows)
+        if self.damaged is None and levels is None:
+            raise ValueError(
+                f"Expected the positions of `weighted_kl` for these windows in {path}, got none. Continue the search, "
+                f"which finds them again."
+            )
+        if self.damaged is None and levels is not None:
+            pruner = next(iter(self.cases.values())).pruner()
+            pruner.open(levels)
+            reference = reference or reference_of(self.space)
+            self.damaged = find_damaged(pruner, self.windows, reference, path, self._say)
+        if levels is not None:
+            for other in self.others:
+                other.open_damaged(directory, other.beside(levels))
+
     def data(self) -> EvaluationData:
         """The search and test windows in batches, see `EvaluationData.of`."""
-        return EvaluationData(self.anatomy, self.windows, self.plan.fidelities)
+        return EvaluationData(self.anatomy, self.windows, self.plan.fidelities, **self.measured)
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """What `EvaluationData` measures besides KL and cross-entropy: its keyword arguments."""
+        return {"acceptance": "acceptance" in self.plan.measures, "damaged": self.damaged}
 
     def evaluator(self, directory: Path) -> Evaluator:
         """An evaluator over the directory that `build_levels` wrote."""

@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from secateur.evaluators.data.windows import EvaluationData, losses_on
 from secateur.evaluators.evaluator import Evaluator
+from secateur.evaluators.losses import minimised
 from secateur.evaluators.prefix_tree import Path
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
@@ -42,7 +43,7 @@ class TrainedEvaluator(Evaluator):
         pruner, data: of `untrained`; the pruner's dense model is the teacher.
         training: settings; a fidelity says how far candidates are trained.
         windows: to train on, none of which is measured on.
-        loss: the one that is reported as ``loss``.
+        loss: name of the mean that is reported as ``loss``, see `minimised`.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class TrainedEvaluator(Evaluator):
         training: Training,
         windows: Int[Tensor, "windows length"],
         *,
-        loss: Literal["kl", "ce"] = "kl",
+        loss: str = "kl",
     ) -> None:
         self._untrained = untrained
         self._pruner = pruner
@@ -95,14 +96,14 @@ class TrainedEvaluator(Evaluator):
         record["seconds"] = time.perf_counter() - started
         if isinstance(losses, str):
             return Measurement(text, fidelity, infeasible=losses, **record)
-        values = {"loss": losses[self._loss], **losses, **self._pruner.cost(candidate)}
+        values = {"loss": minimised(self._loss, losses), **losses, **self._pruner.cost(candidate)}
         return Measurement(text, fidelity, values, **record)
 
     def _path(self, candidate: Any) -> Path:
         return tuple(self._pruner.keys(self._pruner.space.config(candidate)))
 
     def _trained_losses(self, path: Path, fidelity: Fidelity) -> dict[str, float] | str:
-        """``kl`` and ``ce`` after training, or the reason for none."""
+        """Means of the losses after training, or the reason for none."""
         trainee = self._cut(path)
         teacher = self._pruner.anatomy
         trainer = Trainer(trainee, self._training, self._windows, teacher, self._teacher_states)

@@ -29,6 +29,9 @@ WINDOWS = "windows.safetensors"
 TRAINING = "training"
 """Name of the windows of light training, beside the measured parts."""
 
+DAMAGED = "damaged:"
+"""Prefix of the damaged positions of a part, beside its windows."""
+
 TASKS = "tasks"
 """Directory of a copy of the task files, beside the windows."""
 
@@ -81,10 +84,13 @@ class WorkerSetup:
         )
         anatomy = dissect(loaded.model, bos_token(loaded.tokenizer, plan.bos))
         tokens = load_file(windows / WINDOWS)
+        damaged = {part: tokens[DAMAGED + part].bool() for part in PARTS if DAMAGED + part in tokens}
         data = EvaluationData(
             anatomy,
             {part: tokens[part] for part in PARTS if part in tokens},
             plan.fidelities,
+            acceptance="acceptance" in plan.measures,
+            damaged=damaged or None,
             # One copy of the dense side of the loss for the workers of a node. Hidden, since it is no part of what is
             # staged to other nodes, where other models may have the same windows.
             shared=windows / f".dense-{self.fingerprint[:16]}",
@@ -118,6 +124,7 @@ def worker_setup(
     """
     directory.mkdir(parents=True, exist_ok=True)
     windows: list[tuple[str, Tensor]] = [*session.windows.items()]
+    windows += [(DAMAGED + part, chosen) for part, chosen in (session.damaged or {}).items()]
     if session.plan.training is not None:
         windows.append((TRAINING, session.training_windows()))
     save_file({name: tokens.contiguous() for name, tokens in windows}, directory / WINDOWS)

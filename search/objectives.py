@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from secateur.search.controller import Trial
+from secateur.search.losses import loss_of
+from secateur.spaces.measurement import MARGIN, TASK
 from secateur.spaces.names import nearest
-
-TASK = "task:"
-"""An objective that begins so is the accuracy in a task, named by the rest."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ OBJECTIVES: dict[str, Objective] = {
     "loss": Objective("loss", "nats/token"),
     "kl": Objective("KL to dense", "nats/token"),
     "ce": Objective("cross-entropy", "nats/token"),
+    "weighted_kl": Objective("weighted KL to dense", "nats/token"),
+    "acceptance": Objective("expected acceptance", "", "maximize"),
     "params": Objective("parameters", "parameters", digits=3),
     "sparsity": Objective("sparsity", "", "maximize", digits=2),
     "size_bytes": Objective("size", "bytes", digits=3),
@@ -55,18 +56,25 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def objective(name: str) -> Objective:
-    """Objective of this name: a row of `OBJECTIVES`, or the accuracy in a task, ``task:<name>``.
+def objective(name: str, loss: str = "kl") -> Objective:
+    """Objective of this name: a row of `OBJECTIVES`, or the accuracy or margin in a task, ``task:<name>``.
+
+    Args:
+        name: of the objective.
+        loss: name of the loss, whose unit ``loss`` has.
 
     Raises:
         ValueError: if there is none.
     """
+    if name == "loss":
+        return replace(OBJECTIVES[name], unit=loss_of(loss).unit)
+    if name.startswith(MARGIN) and name != MARGIN:
+        return Objective(f"margin in {name.removeprefix(MARGIN)}", "nats/sample", "maximize")
     if name.startswith(TASK) and name != TASK:
         return Objective(name.removeprefix(TASK), "", "maximize", digits=3)
     if name not in OBJECTIVES:
-        raise ValueError(
-            f"Expected known `objectives`, got {name!r}.{nearest(name, [*OBJECTIVES, TASK + '<name>'])}"
-        )
+        known = [*OBJECTIVES, TASK + "<name>", MARGIN + "<name>"]
+        raise ValueError(f"Expected known `objectives`, got {name!r}.{nearest(name, known)}")
     return OBJECTIVES[name]
 
 

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 Part = Literal["search", "test", "recovered", "proxy"]
 PARTS: tuple[Part, ...] = ("search", "test", "recovered", "proxy")
-LOSSES, LEAST_LOSS = ("loss", "kl", "ce"), -1e-3  # at least 0, but for rounding
+LOSSES, LEAST_LOSS = ("loss", "kl", "ce", "weighted_kl", "acceptance"), -1e-3  # at least 0, but for rounding
+TASK, MARGIN = "task:", "margin:"
+"""Prefixes of the values of a task, which the rest names: its accuracy, and the margin of its right answers in nats."""
 
 
 @dataclass(frozen=True, order=True)

@@ -9,7 +9,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from secateur.evaluators.losses import LossSums, Teacher, loss_sums
@@ -53,6 +53,8 @@ class EvaluationData:
         fidelities: all that will be asked for.
         shared: prefix of files for the dense side of the loss of this very model, mapped by all processes with the
             same prefix; None: each process keeps it in its own memory.
+        acceptance: measure the expected acceptance, too.
+        damaged: positions of each part that ``weighted_kl`` is measured at; None: it is not measured.
 
     Raises:
         ValueError: if a fidelity is not of whole windows, or of more than there are.
@@ -64,10 +66,15 @@ class EvaluationData:
         windows: Mapping[Part, Int[Tensor, "windows length"]],
         fidelities: Sequence[Fidelity],
         shared: Path | None = None,
+        *,
+        acceptance: bool = False,
+        damaged: Mapping[Part, Bool[Tensor, "windows length"]] | None = None,
     ) -> None:
         self._anatomy = anatomy
         self._windows = windows
         self._shared = shared
+        self._acceptance = acceptance
+        self._damaged = damaged
         self._runner = BlockRunner(anatomy)
         self._batches: dict[Part, list[Batch]] = {}
         self._teacher_bytes = 0
@@ -97,17 +104,28 @@ class EvaluationData:
         bounds = cuts[: cuts.index(wanted) + 1]
         for start, stop in list(pairwise([0, *bounds]))[len(batches) :]:
             name = f"{fidelity.part}:{start}-{stop}"
-            batches.append(self._prepare(name, self._windows[fidelity.part][start:stop]))
+            damaged = None if self._damaged is None else self._damaged[fidelity.part][start:stop]
+            batches.append(self._prepare(name, self._windows[fidelity.part][start:stop], damaged))
         return batches[: len(bounds)]
 
-    def _prepare(self, name: str, tokens: Int[Tensor, "batch length"]) -> Batch:
+    def _prepare(
+        self,
+        name: str,
+        tokens: Int[Tensor, "batch length"],
+        damaged: Bool[Tensor, "batch length"] | None,
+    ) -> Batch:
         """Capture the blocks' arguments and compute the dense side, once."""
         inputs = self._runner.start(tokens)
         room = tokens.numel() * Teacher.bytes_per_token(self._anatomy)
         keep = self._teacher_bytes + room <= TEACHER_BYTES
         self._teacher_bytes += room if keep else 0
         teacher = Teacher(
-            self._anatomy, lambda: self._runner.run(inputs), keep=keep, file=self._shared_file(tokens)
+            self._anatomy,
+            lambda: self._runner.run(inputs),
+            keep=keep,
+            file=self._shared_file(tokens),
+            acceptance=self._acceptance,
+            damaged=damaged,
         )
         return Batch(name, tokens, inputs, teacher)
 
@@ -140,7 +158,7 @@ class EvaluationData:
         return cuts
 
     def live_losses(self, fidelity: Fidelity) -> dict[str, float]:
-        """``kl`` and ``ce`` of the model with its present weights, in nats per position.
+        """Means of the losses of the model with its present weights, see `LossSums.means`.
 
         The fidelity must have been prepared by `of` while the model was dense.
         """
@@ -150,23 +168,38 @@ class EvaluationData:
 def losses_on(
     anatomy: Anatomy, batches: Iterable[tuple[Int[Tensor, "batch length"], Teacher]]
 ) -> dict[str, float]:
-    """``kl`` and ``ce`` of a live model in nats per position; not finite if the model overflows."""
+    """Means of the losses of a live model, see `LossSums.means`; not finite if the model overflows."""
     with torch.no_grad():
         sums = (loss_sums(anatomy, _last_hidden(anatomy, tokens), tokens, it) for tokens, it in batches)
         return sum(sums, LossSums()).means()
 
 
 def teacher_batches(
-    dense: Anatomy, windows: Int[Tensor, "windows length"]
+    dense: Anatomy,
+    windows: Int[Tensor, "windows length"],
+    *,
+    acceptance: bool = False,
+    damaged: Bool[Tensor, "windows length"] | None = None,
 ) -> list[tuple[Int[Tensor, "batch length"], Teacher]]:
     """Batches for `losses_on`, with the dense model's hidden states alone.
 
     Args:
         dense: the dense model with weights of its own.
         windows: token ids.
+        acceptance, damaged: see `EvaluationData`; the latter for these windows.
     """
-    batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
-    return [(tokens, Teacher(dense, partial(_last_hidden, dense, tokens), keep=False)) for tokens in batches]
+    rows = max(1, BATCH_TOKENS // windows.shape[1])
+    batches = windows.split(rows)
+    chosen = [None] * len(batches) if damaged is None else damaged[: len(windows)].split(rows)
+    return [
+        (
+            tokens,
+            Teacher(
+                dense, partial(_last_hidden, dense, tokens), keep=False, acceptance=acceptance, damaged=at
+            ),
+        )
+        for tokens, at in zip(batches, chosen, strict=True)
+    ]
 
 
 def _last_hidden(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Accuracy in tasks, beside the losses of another evaluator."""
+"""Accuracy and margins in tasks, beside the losses of another evaluator."""
 
 from __future__ import annotations
 
@@ -8,34 +8,48 @@ from dataclasses import replace
 
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.prefix_tree import Path
-from secateur.evaluators.tasks.task_set import TaskSet
+from secateur.evaluators.tasks.task_set import TaskSet, task_values
 from secateur.pruners.pruner import Pruner
 from secateur.spaces.measurement import Fidelity, Measurement
 
 
 class TaskEvaluator(Evaluator):
-    """Adds values ``task:<name>`` to the measurements of another evaluator, at one fidelity.
+    """Adds values ``task:<name>`` and ``margin:<name>`` to the measurements of another evaluator.
 
-    The switched model computes whole sequences, so this takes longer than the losses.
+    The switched model computes whole sequences, so this takes longer than the losses. Both values come from the same
+    log-likelihoods. They are measured at one fidelity; or at all of them if a margin is the loss: in the search on a
+    share of the samples as large as the fidelity's of the tokens, nested, and in the test on other samples.
 
     Args:
         losses: measures everything else, with the same pruner.
         pruner: open; switches blocks of the live model.
         tasks: over the same live model.
         fidelity: the largest of the search.
+        margin: name of the task whose `TaskResult.margin_loss` replaces ``loss``; None: no task's.
     """
 
-    def __init__(self, losses: Evaluator, pruner: Pruner, tasks: TaskSet, fidelity: Fidelity) -> None:
+    def __init__(
+        self,
+        losses: Evaluator,
+        pruner: Pruner,
+        tasks: TaskSet,
+        fidelity: Fidelity,
+        *,
+        margin: str | None = None,
+    ) -> None:
         self._losses = losses
         self._pruner = pruner
         self._tasks = tasks
         self._fidelity = fidelity
-        self._known: dict[Path, dict[str, float]] = {}
+        self._margin = margin
+        self._known: dict[tuple[Path, Fidelity], dict[str, float]] = {}
 
     def evaluate(self, candidates: Sequence[str], fidelity: Fidelity) -> list[Measurement]:
         """See `Evaluator.evaluate`."""
         measured = self._losses.evaluate(candidates, fidelity)
-        return [self._with_tasks(m) for m in measured] if fidelity == self._fidelity else measured
+        if self._margin is None and fidelity != self._fidelity:
+            return measured
+        return [self._with_tasks(m) for m in measured]
 
     def _with_tasks(self, measured: Measurement) -> Measurement:
         if measured.infeasible is not None:
@@ -43,15 +57,24 @@ class TaskEvaluator(Evaluator):
         started = time.perf_counter()
         space = self._pruner.space
         path = tuple(self._pruner.keys(space.config(space.parse(measured.candidate))))
-        if path not in self._known:
-            self._known[path] = self._scores(path)
+        key = (path, measured.fidelity)
+        if key not in self._known:
+            self._known[key] = self._values(*key)
         seconds = measured.seconds + time.perf_counter() - started
-        return replace(measured, values={**measured.values, **self._known[path]}, seconds=seconds)
+        return replace(measured, values={**measured.values, **self._known[key]}, seconds=seconds)
 
-    def _scores(self, path: Path) -> dict[str, float]:
+    def _values(self, path: Path, fidelity: Fidelity) -> dict[str, float]:
         try:
             for block, key in enumerate(path):
                 self._pruner.apply(block, key)
-            return {f"task:{name}": result.score for name, result in self._tasks.measure().items()}
+            if self._margin is None:
+                return task_values(self._tasks.measure())
+            found = self._tasks.measure(self._samples(fidelity))
+            return task_values(found) | {"loss": found[self._margin].margin_loss}
         finally:
             self._pruner.restore()
+
+    def _samples(self, fidelity: Fidelity) -> dict[str, list[int]]:
+        if fidelity.part == "test":
+            return self._tasks.held_out()
+        return self._tasks.first(fidelity.n_tokens / self._fidelity.n_tokens)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from torch import nn
 
 from secateur.evaluators.tasks.task_files import TRUST, check_task_files
+from secateur.spaces.measurement import MARGIN, TASK
 
 MISSING = "Expected lm-eval for tasks, got an installation without it. Install it with: pip install 'secateur[tasks]'"
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -54,15 +56,36 @@ class TaskResult:
     Args:
         metrics: all of the task's by name, the objective first.
         samples: their number.
+        margins: of each sample of a multiple-choice task, in nats: log-likelihood of the right answer minus that of the
+            best wrong one, both without normalisation. The accuracy ``acc`` is the share above 0; the margins
+            also tell by how much, so that they move where accuracy stands still (a margin is the objective of GISP
+            for such tasks, https://github.com/uncc-efficient-ai/GISP).
     """
 
     metrics: dict[str, float]
     samples: int
+    margins: tuple[float, ...] = ()
 
     @property
     def score(self) -> float:
         """The task's first metric; higher is better."""
         return next(iter(self.metrics.values()))
+
+    @property
+    def margin(self) -> float:
+        """Mean of the margins, in nats; higher is better."""
+        return sum(self.margins) / len(self.margins)
+
+    @property
+    def margin_loss(self) -> float:
+        """Mean of ``log(1 + exp(-margin))`` in nats, >= 0: smooth, and little is won beyond a clear decision."""
+        return float(np.logaddexp(0, -np.array(self.margins)).mean())
+
+
+def task_values(results: Mapping[str, TaskResult]) -> dict[str, float]:
+    """Values of a measurement: ``task:<name>`` of each task, and ``margin:<name>`` where it has margins."""
+    scores = {f"{TASK}{name}": result.score for name, result in results.items()}
+    return scores | {f"{MARGIN}{name}": result.margin for name, result in results.items() if result.margins}
 
 
 class TaskSet:
@@ -90,9 +113,7 @@ class TaskSet:
     ) -> None:
         self._plan = plan
         self._loaded = _load(plan)
-        self.samples = {
-            name: _chosen(plan, len(task.eval_docs)) for name, task in self._loaded["tasks"].items()
-        }
+        self.samples = {name: sorted(self._order(name)[: plan.samples]) for name in self._loaded["tasks"]}
         from lm_eval.models.huggingface import HFLM
 
         with _contained(plan):
@@ -110,20 +131,64 @@ class TaskSet:
         """Names of the tasks."""
         return tuple(self._loaded["tasks"])
 
-    def measure(self) -> dict[str, TaskResult]:
-        """Results of the live model, by task."""
+    def first(self, share: float) -> dict[str, list[int]]:
+        """Numbers of a share of the measured samples, at least one a task; those of a smaller share are among them."""
+        counts = {name: math.ceil(share * len(samples)) for name, samples in self.samples.items()}
+        return {name: sorted(self._order(name)[: max(1, n)]) for name, n in counts.items()}
+
+    def held_out(self) -> dict[str, list[int]]:
+        """Numbers of as many samples, or of what is left, that are not among the measured ones.
+
+        Raises:
+            ValueError: if a task has no more.
+        """
+        counts = {name: len(samples) for name, samples in self.samples.items()}
+        found = {name: sorted(self._order(name)[n : 2 * n]) for name, n in counts.items()}
+        for name, samples in found.items():
+            if not samples:
+                raise ValueError(
+                    f"Expected samples of the task {name} for the search and others for the test, got {counts[name]} "
+                    f"for the search, which are all. Lower `evaluator.tasks.samples`."
+                )
+        return found
+
+    def check_margins(self, name: str) -> None:
+        """Raise a ValueError unless the task has margins."""
+        kind = self._loaded["tasks"][name].OUTPUT_TYPE
+        if kind != "multiple_choice":
+            raise ValueError(
+                f"Expected a task of `output_type` multiple_choice for {MARGIN}{name}, got {kind}. Use {TASK}{name}."
+            )
+
+    def _order(self, name: str) -> list[int]:
+        """Numbers of all samples in the order in which they are taken."""
+        n_docs = len(self._loaded["tasks"][name].eval_docs)
+        order: list[int] = np.random.default_rng(self._plan.seed).permutation(n_docs).tolist()
+        return order
+
+    def measure(self, samples: Mapping[str, list[int]] | None = None) -> dict[str, TaskResult]:
+        """Results of the live model, by task.
+
+        Args:
+            samples: their numbers by task, ascending; None for `samples`.
+        """
         from lm_eval.evaluator import evaluate
 
+        samples = self.samples if samples is None else samples
         with _contained(self._plan):
             found: Any = evaluate(
                 lm=self._lm,
                 task_dict=self._loaded,
-                samples=self.samples,
+                samples=dict(samples),
                 bootstrap_iters=0,
-                log_samples=False,
+                log_samples=True,
             )
         return {
-            name: TaskResult(_metrics(task, found["results"][name]), len(self.samples[name]))
+            name: TaskResult(
+                _metrics(task, found["results"][name]),
+                len(samples[name]),
+                _margins(task, found["samples"][name]),
+            )
             for name, task in self._loaded["tasks"].items()
         }
 
@@ -181,12 +246,6 @@ def _load(plan: TaskPlan) -> Any:
     return loaded
 
 
-def _chosen(plan: TaskPlan, n_docs: int) -> list[int]:
-    """Numbers of the samples, ascending."""
-    order = np.random.default_rng(plan.seed).permutation(n_docs)
-    return sorted(order[: plan.samples].tolist())
-
-
 def _metrics(task: Any, results: dict[str, Any]) -> dict[str, float]:
     """Lm-eval names them ``acc,none``: the metric, and the filter of the answers."""
     found = {}
@@ -195,6 +254,25 @@ def _metrics(task: Any, results: dict[str, Any]) -> dict[str, float]:
         if key is not None:
             found[metric] = float(results[key])
     return found
+
+
+def _margins(task: Any, logged: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Margins from lm-eval's record of the samples; none without choices, or of a sample without a right one."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return ()
+    found = []
+    for sample in {sample["doc_id"]: sample for sample in logged}.values():  # one a filter is enough
+        doc, choices = sample["doc"], task.doc_to_choice(sample["doc"])
+        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+        right = {
+            choices.index(x) if x in choices else x for x in (gold if isinstance(gold, list) else [gold])
+        }
+        likelihoods = [float(value) for value, _ in sample["filtered_resps"]][: len(choices)]
+        of_right = [value for i, value in enumerate(likelihoods) if i in right]
+        of_wrong = [value for i, value in enumerate(likelihoods) if i not in right]
+        if of_right and of_wrong:
+            found.append(max(of_right) - max(of_wrong))
+    return tuple(found)
 
 
 @contextlib.contextmanager

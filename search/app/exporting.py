@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.search.app.session import Say, is_sequential, reopen_session, silent
+from secateur.search.app.session import Say, is_sequential, reopen_session, silent, usage_errors
 from secateur.search.controller import Trial
-from secateur.search.objectives import TASK
 from secateur.search.results.run import Run, open_run
-from secateur.spaces.measurement import Fidelity
+from secateur.spaces.measurement import MARGIN, TASK, Fidelity
 
 if TYPE_CHECKING:
     from secateur.evaluators.exporting import ExportSummary
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 LEVELS = "levels"
 """Directory in a run that `Pruner.prepare` writes."""
 
-RECORDED = ("kl", "ce", "latency_", TASK)
+RECORDED = ("kl", "ce", "weighted_kl", "acceptance", "latency_", TASK, MARGIN)
 """Prefixes of the searched values that an export's record has."""
 
 
@@ -53,6 +52,8 @@ def export(
     sequential = is_sequential(view.settings, calibration)
     session = reopen_session(view, say)
     session.pruner.reuse(directory / LEVELS)
+    with usage_errors():
+        session.open_damaged(directory)
     candidate, plan = trial.measurement.candidate, session.plan
     config = session.config(candidate)
     seeds = {"evaluator": plan.seed, "search": view.settings.seed}

@@ -42,11 +42,14 @@ def recover(
     of, session = view.settings, reopen_session(view, say)
     with usage_errors():
         training = new_training(settings.training, session)
+        session.open_damaged(directory)
     picked = view.as_searched(trials)
     targets = {session.space.target_of(session.space.parse(t.measurement.candidate)) for t in picked}
     plan, sequential, threads = session.plan, is_sequential(of), of.executor.threads
     jobs = {
-        trial.number: RecoveryJob(plan, trial.measurement.candidate, sequential, training, threads)
+        trial.number: RecoveryJob(
+            plan, trial.measurement.candidate, sequential, training, threads, session.damaged
+        )
         for trial in picked
     }
     seeds = {"evaluator": plan.seed, "search": of.seed}

@@ -20,7 +20,6 @@ from secateur.search.mirror.address import check_storage, refuse_password
 from secateur.search.mirror.mirror import Mirror
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
-from secateur.search.objectives import TASK
 from secateur.search.results.run import Run
 from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.settings import Settings, resolved
@@ -28,7 +27,7 @@ from secateur.search.show.lines import Lines
 from secateur.search.study.about import ABOUT
 from secateur.search.study.overlap import write_overlap
 from secateur.search.study.study import Study
-from secateur.spaces.measurement import Fidelity
+from secateur.spaces.measurement import MARGIN, TASK, Fidelity
 from secateur.spaces.plugins import left_out
 
 if TYPE_CHECKING:
@@ -84,6 +83,8 @@ def search(
                 say(line)
             levels = levels or directory / LEVELS
             _build_levels(session, levels, say)
+            with usage_errors():
+                session.open_damaged(directory, levels)
             study.name_baselines(baselines_of(session))  # some are known by now only
             controller = _controller(settings, session)
             _warn_of_budget(settings, controller, say)
@@ -142,8 +143,15 @@ def _warn_of_budget(settings: Settings, controller: Any, say: Say) -> None:
 @usage_errors()
 def _check_objectives(settings: Settings, session: Session) -> None:
     """Raise a UsageError unless measurements will have the objectives."""
-    tasks = [] if session.task_set is None else [f"{TASK}{name}" for name in session.task_set.names]
-    known = ["loss", "kl", "ce", *session.space.cost(session.space.baselines()["dense"]), *tasks]
+    tasks: list[str] = []
+    if session.task_set is not None:
+        tasks = [prefix + name for prefix in (TASK, MARGIN) for name in session.task_set.names]
+        for name in (x for x in (*settings.optimised, settings.evaluator.loss) if x.startswith(MARGIN)):
+            session.task_set.check_margins(name.removeprefix(MARGIN))
+    if session.plan.margin is not None and session.task_set is not None:
+        session.task_set.held_out()  # for the test's loss
+    costs = session.space.cost(session.space.baselines()["dense"])
+    known = ["loss", "kl", "ce", *settings.measures, *costs, *tasks]
     for name in settings.optimised:
         if name not in known:
             raise UsageError(

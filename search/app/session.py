@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secateur.search.errors import UsageError
-from secateur.search.objectives import TASK
 from secateur.search.results.run import Run
 from secateur.search.settings.evaluator import LatencySettings
 from secateur.search.settings.settings import Settings
 from secateur.search.settings.training import TrainingSettings
+from secateur.spaces.measurement import MARGIN, TASK
 
 if TYPE_CHECKING:
     from secateur.evaluators.latency.store import TableSource
@@ -68,6 +68,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
         latency=_table_source(settings, table),
         tasks=_task_plan(settings),
         bos=of.bos,
+        measures=settings.measures,
     )
 
 
@@ -83,13 +84,13 @@ def _table_source(settings: Settings, table: LatencyTable | None) -> TableSource
 
 
 def _task_plan(settings: Settings) -> TaskPlan | None:
-    """The tasks that are objectives, if there are any."""
+    """The tasks that are objectives or the loss, if there are any."""
     from secateur.evaluators.tasks.task_set import TaskPlan
 
-    of, wanted = settings.evaluator.tasks, [name for name in settings.optimised if name.startswith(TASK)]
+    of, wanted = settings.evaluator.tasks, settings.task_values
     if of is None or not wanted:
         return None
-    names = tuple(dict.fromkeys(name.removeprefix(TASK) for name in wanted))
+    names = tuple(dict.fromkeys(name.removeprefix(TASK).removeprefix(MARGIN) for name in wanted))
     seed, trust = settings.evaluator.seed, settings.trust_remote_code
     return TaskPlan(names, Path(of.directory), of.samples, of.batch, seed, trust)
 

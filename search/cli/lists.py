@@ -10,6 +10,7 @@ import typer
 from secateur.search.cli.option_groups import Json
 from secateur.search.errors import UsageError
 from secateur.search.show.console import complain, show, show_json
+from secateur.spaces.measurement import MARGIN
 from secateur.spaces.names import nearest
 from secateur.spaces.plugins import left_out, resolve
 
@@ -60,9 +61,11 @@ def _registered(path: str) -> Rows:
 
 
 def _evaluators() -> Rows:
+    from secateur.search.losses import LOSSES, loss_of
+
+    rows = {**LOSSES, f"{MARGIN}<task>": loss_of(f"{MARGIN}<task>")}
     return [
-        _row("kl", "KL divergence to the dense model, nats per token; block by block, prefixes shared"),
-        _row("ce", "cross-entropy of the next token, nats per token; likewise"),
+        _row(name, f"{x.summary}, {x.unit}" if x.unit else x.summary, x.paper) for name, x in rows.items()
     ]
 
 

@@ -34,12 +34,14 @@ class BoundKind:
         value: name of the measured value.
         units: factors by unit, in lower case.
         at_least: True if the value must not be below the bound, False if it must not be above.
+        tolerance: by which a value may be below.
         example: for errors.
     """
 
     value: str
     units: Mapping[str, float]
     at_least: bool = False
+    tolerance: float = 0.0
     example: str = "90M"
 
 
@@ -51,7 +53,8 @@ BOUND_KINDS: dict[str, BoundKind] = {
     "max-kv": BoundKind("kv_bytes", _BYTES, example="12KiB"),
     "max-latency": BoundKind("latency_decode", _MILLISECONDS, example="30ms"),
     "max-prefill": BoundKind("latency_prefill", _MILLISECONDS, example="300ms"),
-    "sparsity": BoundKind("sparsity", {"": 1.0}, at_least=True, example="0.6"),
+    "min-acceptance": BoundKind("acceptance", {"": 1.0}, at_least=True, example="0.8"),
+    "sparsity": BoundKind("sparsity", {"": 1.0}, at_least=True, tolerance=SPARSITY_TOLERANCE, example="0.6"),
 }
 
 
@@ -100,7 +103,7 @@ class Bound:
         kind = BOUND_KINDS[self.name]
         value, limit = self._value(trial), self.absolute(dense)
         if kind.at_least:
-            limit -= SPARSITY_TOLERANCE
+            limit -= kind.tolerance
             value, limit = -value, -limit
         return max(0.0, value - limit) / (abs(limit) or 1.0)
 

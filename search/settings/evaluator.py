@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from secateur.search.losses import LOSSES
 from secateur.search.settings.training import TrainingSettings
-from secateur.spaces.measurement import Fidelity
+from secateur.spaces.measurement import MARGIN, Fidelity
+from secateur.spaces.names import nearest
 from secateur.spaces.section import Section
+
+Measure = Literal["weighted_kl", "acceptance"]
+MEASURES: tuple[Measure, ...] = get_args(Measure)
+"""Measures besides ``kl`` and ``ce`` that the evaluator computes if they are asked for, in the order of values."""
 
 
 class DataSettings(Section):
@@ -62,7 +68,9 @@ class EvaluatorSettings(Section):
     """Loss, data and fidelities of a measurement.
 
     Args:
-        loss: ``kl`` to the dense model or ``ce``, both in nats per token.
+        loss: what is minimised: ``kl`` to the dense model, ``ce`` or ``weighted_kl``, all in nats per token,
+            ``acceptance`` (one minus it), or ``margin:<task>``; see `LOSSES`.
+        measures: recorded with each measurement besides ``kl`` and ``ce``; the loss and the objectives are, anyway.
         data: sources of text.
         window: tokens of a sequence.
         bos: begin each sequence with the tokenizer's BOS token, whose position is not scored; ``auto``: where the
@@ -72,11 +80,12 @@ class EvaluatorSettings(Section):
         fidelities: tokens of search measurements, ascending multiples of the window; nested.
         training: light training of candidates before they are measured; None for none.
         latency: table for latency objectives and targets; None for the one measured under default conditions.
-        tasks: for objectives ``task:<name>``.
+        tasks: for objectives ``task:<name>`` and ``margin:<name>``, and for the latter as the loss.
         seed: of the choice of windows, the metric ``random``, and the order of training.
     """
 
-    loss: Literal["kl", "ce"] = "kl"
+    loss: str = "kl"
+    measures: tuple[Measure, ...] = ()
     data: DataSettings = DataSettings()
     window: int = Field(default=512, gt=1)
     bos: bool | Literal["auto"] = "auto"
@@ -87,6 +96,14 @@ class EvaluatorSettings(Section):
     latency: LatencySettings | None = None
     tasks: TaskSettings | None = None
     seed: int = Field(default=0, ge=0)
+
+    @field_validator("loss")
+    @classmethod
+    def _check_loss(cls, name: str) -> str:
+        if name in LOSSES or (name.startswith(MARGIN) and name != MARGIN):
+            return name
+        known = [*LOSSES, MARGIN + "<task>"]
+        raise ValueError(f"Expected `loss` to be {', '.join(known)}, got {name!r}.{nearest(name, known)}")
 
     @model_validator(mode="after")
     def _check(self) -> EvaluatorSettings:

@@ -23,9 +23,10 @@ from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.files import parse_yaml, read_yaml
 from secateur.search.mirror.address import FORM, masked, masked_address, readable
-from secateur.search.objectives import TASK, objective
-from secateur.search.settings.evaluator import EvaluatorSettings
+from secateur.search.objectives import objective
+from secateur.search.settings.evaluator import MEASURES, EvaluatorSettings
 from secateur.search.settings.problems import problems
+from secateur.spaces.measurement import MARGIN, TASK
 from secateur.spaces.names import nearest
 from secateur.spaces.registry import SPACES
 from secateur.spaces.section import Section
@@ -99,7 +100,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _check_tasks(self) -> Settings:
-        task = next((name for name in self.optimised if name.startswith(TASK)), None)
+        task = next(iter(self.task_values), None)
         if task is None:
             return self
         if self.evaluator.tasks is None:
@@ -109,6 +110,14 @@ class Settings(Section):
         if self.evaluator.training is not None:
             raise ValueError(
                 f"Expected no `evaluator.training` beside {task}, which is measured without. Leave one of them out."
+            )
+        several = (
+            isinstance(self.space, SpaceSettings) and self.space.cases
+        )  # a plain section if it was refused
+        if several and self.evaluator.loss.startswith(MARGIN):
+            raise ValueError(
+                f"Expected no `space.also` beside the loss {self.evaluator.loss}, which only one model has. Leave one "
+                f"of them out."
             )
         return self
 
@@ -121,6 +130,17 @@ class Settings(Section):
     def optimised(self) -> tuple[str, ...]:
         """Objectives of the search and those of the controller's own."""
         return (*self.objectives, *(getattr(self.controller, "objectives", None) or ()))
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Measures besides ``kl`` and ``ce``, in the order of `MEASURES`: the evaluator's own, the loss, objectives."""
+        wanted = (*self.evaluator.measures, self.evaluator.loss, *self.optimised)
+        return tuple(name for name in MEASURES if name in wanted)
+
+    @property
+    def task_values(self) -> tuple[str, ...]:
+        """Those of `optimised` that come from tasks, and a margin that is the loss."""
+        return tuple(x for x in (*self.optimised, self.evaluator.loss) if x.startswith((TASK, MARGIN)))
 
 
 def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -193,6 +213,9 @@ def identity(settings: Settings) -> dict[str, Any]:
     for optional in ("latency", "tasks"):  # absent in studies from before there were such sections
         if evaluator[optional] is None:
             del evaluator[optional]
+    del evaluator["measures"]
+    if settings.measures:  # likewise
+        evaluator["measures"] = list(settings.measures)
     if training is not None:
         evaluator["training"] = {key: value for key, value in training.items() if key != "tokens"}
     kept = {key: values[key] for key in ("model", "dtype", "trust_remote_code")}

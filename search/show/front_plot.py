@@ -34,7 +34,7 @@ def plot_front(path: Path, run: Run) -> None:
     front = sorted((t for t in trials if t.number in on_front), key=lambda trial: _value(trial, x))
     with figure_at(path, 8, 5) as figure:
         axes = figure.add_subplot()
-        _label(axes, x, y)
+        _label(axes, x, y, run.settings.evaluator.loss)
         is_log = spread_out(axes, [_value(t, y) for t in [*pruned, *beside]])
         floor = min((_value(t, y) for t in [*pruned, *beside] if _value(t, y) > 0), default=0.0) / LOG_FROM
         drawn = [t for t in front if not is_log or _value(t, y) > floor]
@@ -72,8 +72,8 @@ def _scatter(axes: Axes, trials: Sequence[Trial], x: str, y: str, label: str, **
     axes.scatter(*_xy(trials, x, y), label=label, **style)
 
 
-def _label(axes: Axes, x: str, y: str) -> None:
-    names = {name: objective(name) for name in (x, y)}
+def _label(axes: Axes, x: str, y: str, loss: str) -> None:
+    names = {name: objective(name, loss) for name in (x, y)}
     texts = {n: o.label + (f" ({o.unit})" if o.unit and o.unit != o.label else "") for n, o in names.items()}
     axes.set(xlabel=texts[x], ylabel=texts[y])
     axes.xaxis.set_major_formatter(lambda value, _: tick(x, value))

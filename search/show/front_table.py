@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.errors import UsageError
+from secateur.search.losses import loss_of
 from secateur.search.objectives import objective
 from secateur.search.results.targets import references, target_of, target_sparsities
 from secateur.search.show.console import complain, show, show_json
@@ -149,7 +150,9 @@ def caption(run: Run) -> str:
 
 def loss_words(run: Run) -> str:
     """Definition of the loss, with its unit."""
-    loss = f"{run.settings.evaluator.loss} in nats/token"
+    name = run.settings.evaluator.loss
+    unit = loss_of(name).unit
+    loss = f"{name} in {unit}" if unit else f"1 - {name}"
     n_cases = 1 + len(run.settings.space.cases)
     if n_cases == 1:
         return loss
@@ -160,8 +163,9 @@ def loss_words(run: Run) -> str:
 def front_json(run: Run, rows: Sequence[FrontRow]) -> dict[str, Any]:
     """JSON of the rows, with exact values."""
     objectives = {
-        name: {"unit": objective(name).unit, "direction": objective(name).direction}
+        name: {"unit": row.unit, "direction": row.direction}
         for name in run.objectives
+        for row in [objective(name, run.settings.evaluator.loss)]
     }
     return {
         "run": str(run.study.directory),

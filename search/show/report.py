@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from secateur.search.controller import Trial
 from secateur.search.files import dump_yaml
 from secateur.search.loop.notes import notes_line
+from secateur.search.losses import loss_of
 from secateur.search.mirror.address import masked
 from secateur.search.results.front import hypervolume_series
 from secateur.search.results.run import Run
@@ -172,10 +173,9 @@ def _loss_and_perplexity(values: Mapping[str, float]) -> str:
 def _method(run: Run) -> dict[str, str]:
     """Data, settings and versions behind the numbers, with hashes."""
     of, about = run.settings.evaluator, run.study.about
-    losses = {"kl": "KL divergence to the dense model", "ce": "cross-entropy of the next token"}
     facts = {
         "model": run.settings.model,
-        "loss": f"{losses[of.loss]}, mean over tokens, in nats",
+        "loss": loss_of(of.loss).summary + (", mean in " + unit if (unit := loss_of(of.loss).unit) else ""),
         "perplexity": f"exp of the mean cross-entropy of the next token, windows of {of.window} tokens, no overlap",
         "search text": f"{of.data.search}, {', '.join(f'{n:,}' for n in of.fidelities)} tokens (nested)",
         "test text": f"{of.data.test}, {of.test_tokens:,} tokens; no controller sees it",

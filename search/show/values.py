@@ -60,6 +60,7 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     "kv_bytes": lambda value: scaled(value, "B"),
     "latency_prefill": lambda value: f"{value:.4g} ms",
     "latency_decode": lambda value: f"{value:.4g} ms",
+    "acceptance": lambda value: f"{value:.2%}",
     "task": lambda value: f"{value:.1%}",
     "ppl": lambda value: f"{value:.2f}" if value < 1e5 else f"{value:.3g}",
 }
