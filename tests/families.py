@@ -1,0 +1,267 @@
+"""Small random models of the families that transformers has: their configs, and what each can be pruned by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+VOCABULARY = 97
+WINDOW = 8
+"""Sliding windows and chunks; the tests' texts are longer."""
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_ALTERNATING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+_SLIDING = {"sliding_window": WINDOW}
+_GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+_ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+_LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+}
+_STATES = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
+_MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}
+_DELTA = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    # name: model type, what its config has beside or without (None) the common values, why units are refused ("": cut)
+    "llama": ("llama", {}, ""),
+    "mistral": ("mistral", _SLIDING, ""),
+    "ministral": ("ministral", _ALTERNATING, ""),
+    "qwen2": ("qwen2", {"use_sliding_window": True, "max_window_layers": 1, **_SLIDING}, ""),
+    "qwen3": ("qwen3", {}, ""),
+    "gemma": ("gemma", {}, ""),
+    "gemma2": ("gemma2", {**_SLIDING, "query_pre_attn_scalar": 8}, ""),
+    "gemma3 text": ("gemma3_text", {**_ALTERNATING, "query_pre_attn_scalar": 8}, ""),
+    "gemma3 with images": ("gemma3", {}, ""),
+    "gemma4 text": (
+        "gemma4_text",
+        {**_ALTERNATING, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "global_head_dim": 16},
+        "",
+    ),
+    "vaultgemma": ("vaultgemma", {**_ALTERNATING, "query_pre_attn_scalar": 8}, ""),
+    "phi": ("phi", {}, ""),
+    "phi3": ("phi3", _SLIDING, ""),
+    "olmo": ("olmo", {}, ""),
+    "olmo2": ("olmo2", {}, "independent of each other"),
+    "olmo3": ("olmo3", _SLIDING, "independent of each other"),
+    "granite": (
+        "granite",
+        {"logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1},
+        "",
+    ),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0], "no_rope_layer_interval": 2}, ""),
+    "cohere": ("cohere", {"logit_scale": 0.0625}, ""),
+    "cohere2": ("cohere2", {**_ALTERNATING, "logit_scale": 0.25}, ""),
+    "glm": ("glm", {}, ""),
+    "glm4": ("glm4", {}, ""),
+    "exaone4": ("exaone4", {**_SLIDING, "sliding_window_pattern": 2}, ""),
+    "nemotron": ("nemotron", {}, ""),
+    "starcoder2": ("starcoder2", _SLIDING, ""),
+    "stablelm": ("stablelm", {}, ""),
+    "stablelm, parallel": ("stablelm", {"use_parallel_residual": True}, ""),
+    "seed_oss": ("seed_oss", {}, ""),
+    "ernie4_5": ("ernie4_5", {}, ""),
+    "hunyuan": ("hunyuan_v1_dense", {}, ""),
+    "arcee": ("arcee", {}, ""),
+    "helium": ("helium", {}, ""),
+    "apertus": ("apertus", {}, ""),
+    "nanochat": ("nanochat", {}, ""),
+    "cwm": ("cwm", _ALTERNATING, ""),
+    "ministral3": ("ministral3", {}, ""),
+    "jais2": ("jais2", {}, ""),
+    "hyperclovax": ("hyperclovax", {"logits_scaling": 4.0}, ""),
+    "llama4, dense": (
+        "llama4_text",
+        {
+            "num_hidden_layers": 4,
+            "intermediate_size_mlp": 48,
+            "attention_chunk_size": WINDOW,
+            "moe_layers": [],
+        },
+        "",
+    ),
+    "bitnet": ("bitnet", {}, "independent of each other"),
+    "diffllama": ("diffllama", {}, "independent of each other"),
+    "opt": ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}, ""),
+    "gpt2": ("gpt2", _GPT2 | _ENDS, ""),
+    "gpt_bigcode": ("gpt_bigcode", _GPT2 | _ENDS, ""),
+    "gpt_neo": (
+        "gpt_neo",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "max_position_embeddings": 128,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": WINDOW,
+            **_ENDS,
+        },
+        "",
+    ),
+    "gpt_neox": ("gpt_neox", {"rotary_pct": 0.5}, ""),
+    "gptj": ("gptj", {**_GPT2, "rotary_dim": 4, **_ENDS}, ""),
+    "falcon": ("falcon", {"multi_query": True, "new_decoder_architecture": False, "ffn_hidden_size": 48}, ""),
+    "falcon, new": (
+        "falcon",
+        {"multi_query": False, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 48},
+        "",
+    ),
+    "persimmon": ("persimmon", {}, ""),
+    "bloom": (
+        "bloom",
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, **_ENDS},
+        "independent of each other",
+    ),
+    "mpt": (
+        "mpt",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": 32,
+            "n_layers": 2,
+            "n_heads": 4,
+            "max_seq_len": 128,
+            "expansion_ratio": 2,
+        },
+        "independent of each other",
+    ),
+    "deepseek_v3, dense": (
+        "deepseek_v3",
+        {**_LATENT, "first_k_dense_replace": 2},
+        "projections q, k, v and o",
+    ),
+    "minicpm3": ("minicpm3", _LATENT, "projections q, k, v and o"),
+    "mamba": ("mamba", _MAMBA, "got recurrent"),
+    "mamba2": ("mamba2", {**_MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 1}, "got recurrent"),
+    "falcon_h1": (
+        "falcon_h1",
+        {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+        "got attention, recurrent, mlp",
+    ),
+    "bamba": ("bamba", {"attn_layer_indices": [1], **_STATES}, "got recurrent, mlp"),
+    "lfm2": (
+        "lfm2",
+        {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48, "block_multiple_of": 16},
+        "got recurrent, mlp",
+    ),
+    "qwen3_5 text": (
+        "qwen3_5_text",
+        {"layer_types": ["linear_attention", "full_attention"], **_DELTA},
+        "got recurrent, mlp",
+    ),
+    "recurrent_gemma": (
+        "recurrent_gemma",
+        {"attention_window_size": WINDOW, "lru_width": 32, "block_types": ["recurrent", "attention"]},
+        "got recurrent, mlp",
+    ),
+    "xlstm": (
+        "xlstm",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "embedding_dim": 32,
+            "num_hidden_layers": 2,
+            "num_blocks": 2,
+            "num_heads": 4,
+            "chunk_size": 8,
+        },
+        "got recurrent, mlp",
+    ),
+}
+
+REFUSED = {
+    # name: model type, config, reason
+    "gemma3n text": (
+        "gemma3n_text",
+        {
+            **_ALTERNATING,
+            "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "hidden_size_per_layer_input": 8,
+            "laurel_rank": 4,
+            "activation_sparsity_pattern": [0.0, 0.0],
+        },
+        "other logits than the model's",
+    ),
+    "gemma4, shared keys": (
+        "gemma4_text",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 8,
+        },
+        r"got q\+o",
+    ),
+}
+
+# Families whose configs know none of the common values.
+_OWN_NAMES = ("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "bloom", "mpt", "mamba", "mamba2", "xlstm")
+_WITHOUT = {
+    "falcon": ("head_dim", "intermediate_size", "num_key_value_heads"),
+    "gpt_neox": ("num_key_value_heads", "head_dim"),
+    "opt": ("num_key_value_heads", "head_dim", "intermediate_size"),
+    "persimmon": ("num_key_value_heads", "head_dim"),
+}
+
+
+def make(name: str) -> Any:
+    """A random model of a family, in evaluation mode: norms and biases, which start alike, are random too."""
+    kind, own, _ = (FAMILIES | REFUSED)[name]
+    if kind == "gemma3":
+        config = _with_images()
+    else:
+        common = {} if kind in _OWN_NAMES else _COMMON
+        values = {key: x for key, x in common.items() if key not in _WITHOUT.get(kind, ())}
+        config = CONFIG_MAPPING[kind](**values | own)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).float()
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            elif "A_log" not in path:
+                parameter.normal_(0, 0.15)
+    return model.eval().requires_grad_(False)
+
+
+def _with_images() -> Any:
+    """Config of Gemma 3 with a vision tower."""
+    text = {**_COMMON, **FAMILIES["gemma3 text"][1], "model_type": "gemma3_text"}
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    tokens = {"image_token_index": 90, "boi_token_index": 91, "eoi_token_index": 92}
+    return CONFIG_MAPPING["gemma3"](text_config=text, vision_config=vision, mm_tokens_per_image=4, **tokens)

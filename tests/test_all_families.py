@@ -1,0 +1,128 @@
+"""Every family: measured block by block as by its own forward pass, its weights pruned, its units removed."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from secateur.evaluators.losses import Teacher, loss_sums
+from secateur.pruners.models.cutting import LiveSublayer
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.find_layout import find_layouts
+from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.weights.method import Method
+from secateur.pruners.weights.pruner import prune
+from tests.families import FAMILIES, REFUSED, VOCABULARY, WINDOW, make
+from tests.models import random_tokens
+
+TOKENS = random_tokens(2, 3 * WINDOW, vocab_size=VOCABULARY - 10)
+CUT = [name for name, (_, _, refusal) in FAMILIES.items() if not refusal]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make(request.param)
+    return request.param, model, dissect(model)
+
+
+def own_logits(model, tokens=TOKENS):
+    with torch.no_grad():
+        return model(input_ids=tokens, use_cache=False).logits
+
+
+def close(one, other):
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_losses_are_those_of_its_own_forward_pass_dense_and_pruned(family):
+    _, model, anatomy = family
+    runner = BlockRunner(anatomy)
+    dense, inputs = own_logits(model), runner.start(TOKENS)
+    teacher = Teacher(anatomy, lambda: runner.run(inputs), keep=False)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = {linear.name: linear.weight for linear in anatomy.linears}
+    prune(anatomy, dict.fromkeys(weights, 0.5), Method("wanda"), TOKENS, sequential=False)
+    pruned = own_logits(model)
+    found = loss_sums(anatomy, runner.run(inputs), TOKENS, teacher).means()
+    p, q = dense.double().log_softmax(-1), pruned.double().log_softmax(-1)
+    assert found["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3, abs=1e-7)
+    ce = F.nll_loss(q[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+    assert found["ce"] == pytest.approx(float(ce), rel=1e-5)
+    assert found["kl"] > 1e-6, "pruning shows"
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, state[name])}
+    tied = {anatomy.embedding.weight.data_ptr()}
+    assert changed == {f"{name}.weight" for name in weights} - tied, "nothing else, of no other tower"
+    for linear in anatomy.linears:
+        share = float((linear.weight == 0).float().mean())
+        assert share == pytest.approx(0.5, abs=1 / min(linear.weight.shape))
+        linear.point_to(weights[linear.name])
+    assert torch.equal(own_logits(model), dense)
+
+
+def test_every_matrix_of_a_block_is_pruned_or_kept_on_purpose(family):
+    _, _, anatomy = family
+    assert [block.unknown for block in anatomy.blocks] == [()] * len(anatomy.blocks)
+
+
+def test_windows_bound_attention_as_the_model_has_it(family):
+    """Early tokens reach the last one through the windows of all blocks, or through a block that sees all."""
+    name, model, anatomy = family
+    other = TOKENS.clone()
+    other[:, 0] = (other[:, 0] + 1) % (VOCABULARY - 10)
+    changed = own_logits(model) != own_logits(model, other)
+    reach = sum((block.window or 1000) - 1 for block in anatomy.blocks)
+    if any(mixer.kind == "recurrent" for block in anatomy.blocks for mixer in block.mixers):
+        return
+    seen = changed[0].any(-1)
+    if reach < 900:
+        assert not seen[reach + 1 :].any(), name
+        assert seen[: reach // 2].all()
+
+
+def test_units_are_cut_or_refused_with_the_reason(family):
+    """Removed is zeroed: the logits are those of the model with output projections of zeros."""
+    name, model, anatomy = family
+    refusal = FAMILIES[name][2]
+    if refusal:
+        with pytest.raises(ValueError, match=refusal) as caught:
+            find_layouts(anatomy)
+        assert "\n" not in str(caught.value)
+        return
+    dense = own_logits(model)
+    for layout in find_layouts(anatomy):
+        for part in layout.sublayers:
+            live, output = LiveSublayer(part), part.output
+            weight, bias = output.weight, output.bias
+            zeros = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
+            output.point_to(zeros[0])
+            held = output.module.bias
+            if held is not None:
+                output.module.bias = torch.nn.Parameter(zeros[1], requires_grad=False)
+            zeroed = own_logits(model)
+            output.point_to(weight)
+            output.module.bias = held
+            live.remove()
+            try:
+                removed = own_logits(model)
+            finally:
+                live.restore()
+            assert close(removed, zeroed), part.name
+            assert torch.equal(own_logits(model), dense)
+    both = [LiveSublayer(part) for part in find_layouts(anatomy)[-1].sublayers]
+    for live in both:
+        live.remove()
+    for live in both:
+        live.restore()
+    assert torch.equal(own_logits(model), dense)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_t_be_run_block_by_block_is_refused_in_one_line(name):
+    with pytest.raises(ValueError, match=REFUSED[name][2]) as caught:
+        dissect(make(name))
+    assert "\n" not in str(caught.value)
