@@ -8,19 +8,32 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from operator import getitem
+from typing import Any
 
 import numpy as np
 
 Table = tuple[tuple[int, ...], ...]
 """Usage of each unit at each of its levels, ascending, in the target's integer unit (e.g. weights removed)."""
 
-Sparsities = Sequence[float] | Mapping[int, Sequence[float]]
-"""Sparsity of each level, ascending from 0: the same for all linears, or by the number of a linear's weights."""
+Sparsities = Sequence[float] | Mapping[int, Sequence[float]] | Mapping[str, Sequence[float]]
+"""Sparsity of each level, ascending from 0: of all linears, or by a linear's number of weights, or by its name."""
+
+REACH = 4
+"""Levels on each side of a found one, as in Týr-the-Pruner's released code (arXiv 2503.09657): nine of them."""
 
 
-def sparsities_of(levels: Sparsities, n_weights: int) -> Sequence[float]:
-    """Sparsity of each level of a linear with so many weights."""
-    return levels[n_weights] if isinstance(levels, Mapping) else levels
+def sparsities_of(levels: Sparsities, n_weights: int, name: str = "") -> Sequence[float]:
+    """Sparsity of each level of a linear with so many weights and this name."""
+    if not isinstance(levels, Mapping):
+        return levels
+    by_key: Mapping[Any, Sequence[float]] = levels
+    return by_key[name if name in by_key else n_weights]
+
+
+def levels_around(found: float, step: Fraction, max_sparsity: float) -> tuple[float, ...]:
+    """Sparsities of one linear's levels: 0, and those up to `REACH` steps from a found one."""
+    shares = [Fraction(str(found)) + k * step for k in range(-REACH, REACH + 1)]
+    return (0.0, *(float(share) for share in shares if 0 < share <= Fraction(str(max(max_sparsity, found)))))
 
 
 def levels_by_weights(

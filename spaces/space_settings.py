@@ -38,6 +38,15 @@ class SpaceSettings(Section):
         return frozenset(self.changeable) | unused
 
     @property
+    def stages_left(self) -> int:
+        """Number of further stages, each around what the one before found, see `refined`."""
+        return 0
+
+    def refined(self, found: Mapping[str, float]) -> SpaceSettings:
+        """Settings of the next stage, around the found share of each linear."""
+        raise NotImplementedError(f"The space of {type(self).__name__} has no finer levels.")
+
+    @property
     def cases(self) -> Sequence[Any]:
         """Further models, sparsities and patterns on which candidates are measured, see `at`."""
         return ()

@@ -30,6 +30,8 @@ SHAPE = ModelShape(
     latency=LatencyTable("made up", {"prefill": PHASE, "decode": PHASE}),
 )
 
+FOUND = {x.name: (0.9, 0.3, 0.55, 0.65)[x.block] for x in LINEARS}
+
 # For each row of the registry the settings that it is tested with.
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "allocation": [
@@ -38,6 +40,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"target": {"low": 0.2, "high": 0.4, "step": 0.1}, "protect": ["*.0.*"]},
         {"target": 0.61, "granularity": "block"},
         {"target": 0.6, "group_size": 4, "max_sparsity": 1.0},
+        {"target": 0.6, "step": 0.025, "statistics": "expected", "found": FOUND},
         {"target": 0.0},
     ],
     "architecture": [

@@ -33,7 +33,8 @@ class StoreKey(Key):
         dtype: of the weights, e.g. ``float32``.
         calibration: hash of the calibration token ids.
         method: of pruning.
-        levels: sparsities, ascending from 0.0; by a projection's number of weights where they differ.
+        levels: sparsities, ascending from 0.0; by a projection's number of weights or its name where they
+            differ.
         expected: level of each projection, by name, in the model whose activations the levels are built from; None:
             of the dense model.
     """
@@ -66,7 +67,8 @@ class LevelStore:
     Args:
         directory: of a built store.
         anatomy: the model that it was built for; its weights are taken as the dense ones.
-        levels: sparsities, ascending from 0.0; by a projection's number of weights where they differ.
+        levels: sparsities, ascending from 0.0; by a projection's number of weights or its name where they
+            differ.
     """
 
     def __init__(self, directory: Path, anatomy: Anatomy, levels: Sparsities) -> None:
@@ -82,7 +84,7 @@ class LevelStore:
         """The projection's weight at a level, to be pointed to and not to be written to."""
         name = linear.name
         dense, stored = self._dense[name], self._tensors[name]
-        levels = sparsities_of(self._levels, linear.n_weights)
+        levels = sparsities_of(self._levels, linear.n_weights, linear.name)
         if 0 < levels[level] < 1:
             if dense.device != stored.device:
                 return self._recent.get((name, level), lambda: _at_level(dense, stored, levels, level))
@@ -95,7 +97,7 @@ class LevelStore:
         name, weight = linear.name, linear.weight
         linear.point_to(self._dense[name])
         stored = self._tensors[name]
-        sparsity = sparsities_of(self._levels, linear.n_weights)[level]
+        sparsity = sparsities_of(self._levels, linear.n_weights, linear.name)[level]
         if 0 < sparsity < 1 and stored.dtype == torch.uint8 and stored.device == weight.device:
             self._spare.setdefault(weight.shape, []).append(weight)
 
@@ -147,7 +149,7 @@ def build_levels(
                 elif expected:
                     found = load_block(directory, block.index)
                 for linear in block.linears if expected else ():
-                    levels = sparsities_of(key.levels, linear.n_weights)
+                    levels = sparsities_of(key.levels, linear.n_weights, linear.name)
                     level = levels.index(expected[linear.name])
                     linear.point_to(_at_level(linear.weight, found[linear.name], levels, level))
                 yield found
@@ -169,14 +171,14 @@ def build_levels(
 def _n_bytes(directory: Path, anatomy: Anatomy, key: StoreKey, missing: Collection[int]) -> int:
     needed = 0
     for linear in anatomy.linears:
-        n_levels = len(_stored_levels(sparsities_of(key.levels, linear.n_weights)))
+        n_levels = len(_stored_levels(sparsities_of(key.levels, linear.n_weights, linear.name)))
         per_weight = linear.weight.element_size() * n_levels if key.method.updates_weights else 1
         needed += linear.n_weights * per_weight if linear.block in missing else 0
     return needed + gradients_to_write(gradients_path(directory), anatomy, key.method.gradients)
 
 
 def _levels_of(linear: Linear, part: BlockStatistics, whole: ModelStatistics, key: StoreKey) -> Tensor:
-    inputs, levels = part.inputs.get(linear.name), sparsities_of(key.levels, linear.n_weights)
+    inputs, levels = part.inputs.get(linear.name), sparsities_of(key.levels, linear.n_weights, linear.name)
     if not key.method.updates_weights:
         return key.method.ranks(linear, inputs, levels, whole)
     return key.method.weights(linear, inputs, [levels[level] for level in _stored_levels(levels)])

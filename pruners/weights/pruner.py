@@ -73,14 +73,25 @@ class AllocationPruner(WeightPruner):
     def check_settings(cls, settings: Any) -> None:
         method_of(settings, seed=0)
 
+    @classmethod
+    def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
+        super().check_model(settings, anatomy)
+        known = {linear.name for linear in anatomy.linears}
+        if settings.found is not None and settings.found.keys() != known:
+            raise ValueError(
+                f"Expected `space.found` to name the {len(known)} projections of this model, got "
+                f"{len(settings.found)}, of another model. Remove it, and set `space.statistics` to sequential."
+            )
+
     def method(self, config: Config) -> Method:
         return method_of(self.settings, seed=self.seed)
 
     @property
     def expected(self) -> Mapping[str, float] | None:
+        found: Mapping[str, float] | None = self.settings.found
         share = self.settings.expected_share
-        if share is None:
-            return None
+        if found is not None or share is None:
+            return found
         space = self.space or build_allocation(self.settings, prunables(self.anatomy), self.dense.shape)
         uniform: Mapping[str, float] = space.config(space.baselines()[f"uniform@{share:.10g}"])["sparsity"]
         return uniform
@@ -88,6 +99,8 @@ class AllocationPruner(WeightPruner):
     @property
     def searched_statistics(self) -> str:
         share = self.settings.expected_share
+        if self.settings.found is not None:
+            return "expected at the allocation that the stage before found"
         return super().searched_statistics if share is None else f"expected at {share:.10g}"
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
@@ -106,8 +119,8 @@ class AllocationPruner(WeightPruner):
         levels = self.space.levels
         self._store = LevelStore(directory, self.anatomy, levels)
         self._index = {
-            n: {sparsity: level for level, sparsity in enumerate(sparsities_of(levels, n))}
-            for n in {linear.n_weights for linear in self.anatomy.linears}
+            x.name: {s: level for level, s in enumerate(sparsities_of(levels, x.n_weights, x.name))}
+            for x in self.anatomy.linears
         }
         self._dense = tuple((0,) * len(block.linears) for block in self.anatomy.blocks)
         self._now = list(self._dense)
@@ -116,7 +129,7 @@ class AllocationPruner(WeightPruner):
         """Tuples of levels, one level a projection."""
         sparsity = config["sparsity"]
         return [
-            tuple(self._index[linear.n_weights][sparsity[linear.name]] for linear in block.linears)
+            tuple(self._index[linear.name][sparsity[linear.name]] for linear in block.linears)
             for block in self.anatomy.blocks
         ]
 

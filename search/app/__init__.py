@@ -12,8 +12,8 @@ from secateur.search.app.evaluating import evaluate, tasks_in
 from secateur.search.app.exporting import export
 from secateur.search.app.pruning import prune
 from secateur.search.app.recovering import recover
-from secateur.search.app.searching import search, search_in_lines
 from secateur.search.app.session import Say, open_session, plan, silent
+from secateur.search.app.stages import last_stage, search, search_in_lines
 from secateur.search.app.timing import compare_latency, measure_latency
 from secateur.search.controller import Trial
 from secateur.search.results.run import Run
@@ -28,6 +28,7 @@ __all__ = [
     "compare_latency",
     "evaluate",
     "export",
+    "last_stage",
     "load_settings",
     "measure_latency",
     "open_run",
@@ -73,4 +74,4 @@ def run(directory: str | Path, *, say: Say = silent, **settings: Any) -> Searche
         UsageError: if the settings are wrong, or the directory belongs to another search.
     """
     search(settings_from(settings), Path(directory), say=say)
-    return open_run(directory)
+    return open_run(last_stage(Path(directory)))

@@ -23,7 +23,6 @@ from secateur.search.mirror.storages import storage_of
 from secateur.search.results.run import Run
 from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.settings import Settings, resolved
-from secateur.search.show.lines import Lines
 from secateur.search.study.about import ABOUT
 from secateur.search.study.overlap import write_overlap
 from secateur.search.study.study import Study
@@ -44,7 +43,7 @@ TEST_JOB = 4
 """Candidates a job on the test text: few, so that workers share the front evenly."""
 
 
-def search(
+def search_stage(
     settings: Settings,
     directory: Path,
     *,
@@ -115,14 +114,6 @@ def search(
             if outcome.reason != "stopped":
                 _describe(study, session, levels, say)
     return outcome
-
-
-def search_in_lines(settings: Settings, directory: Path, *, levels: Path | None = None) -> Outcome:
-    """`search` for scripts, with a printed line for each stage and each round under the directory's name."""
-    lines = Lines(directory.name, settings)
-    return search(
-        settings, directory, observers=[lines], say=lines.say, on_ready=lines.on_ready, levels=levels
-    )
 
 
 def _table_of(directory: Path) -> LatencyTable | None:

@@ -55,6 +55,7 @@ def search(
         except KeyboardInterrupt:
             display.note(f"Continue with: {again}")
             raise
+    directory = rooms.last_stage(directory)
     view = rooms.open_run(directory)
     if outcome.reason == "stopped":
         complain(f"Stopped. Continue with: {again}", "note")

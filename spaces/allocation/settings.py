@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -11,7 +13,7 @@ from pydantic import Field, model_validator
 
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.formulas.metric import MetricName
-from secateur.spaces.levels import Sparsities, levels_by_weights
+from secateur.spaces.levels import Sparsities, levels_around, levels_by_weights
 from secateur.spaces.methods import Comparison
 from secateur.spaces.shape import Granularity, ModelShape, Prunable, group, split_protected
 from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
@@ -39,11 +41,16 @@ class AllocationSettings(SpaceSettings):
         statistics: ``sequential`` and ``dense``: levels from the dense model's, exports from those behind pruned
             blocks or the dense model's again. ``expected``: levels and exports from those behind blocks at the uniform
             allocation of the target, of several the middle one (of an even number the lower), see `expected_share`.
+        refine: further stages, each a search among nine levels at half the step around what the one before found, with
+            statistics behind that allocation; at one target.
+        found: sparsity of each linear that such a stage is around; written by the stage before.
         dampening: share of the mean diagonal added to Hessians (sparsegpt, formulas with H).
         block_size: columns pruned at once (sparsegpt).
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics", "damp": "dampening"}
+
+    changeable: ClassVar[tuple[str, ...]] = (*SpaceSettings.changeable, "refine", "found")
 
     later: ClassVar[tuple[str, ...]] = ("step_weights", "around")
 
@@ -59,6 +66,8 @@ class AllocationSettings(SpaceSettings):
     protect: list[str] = Field(default=[])
     comparison: Comparison | None = None
     statistics: Literal["dense", "sequential", "expected"] = "sequential"
+    refine: int = Field(default=0, ge=0, le=3)
+    found: dict[str, float] | None = None
     dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     block_size: int = Field(default=128, ge=1)
 
@@ -76,6 +85,13 @@ class AllocationSettings(SpaceSettings):
             )
         if self.around is not None and self.step_weights is None:
             raise ValueError(f"Expected `step_weights` beside `around`, got `around: {self.around}` alone.")
+        if self.refine and (self.group_size is not None or len(self.targets) > 1):
+            got = (
+                f"{len(self.targets)} targets"
+                if self.group_size is None
+                else f"`group_size` {self.group_size}"
+            )
+            raise ValueError(f"Expected one `target` and no `group_size` with `refine`, got {got}.")
         return self
 
     @property
@@ -89,8 +105,19 @@ class AllocationSettings(SpaceSettings):
 
     @property
     def fixed(self) -> Mapping[str, Any]:
+        if self.found is not None:
+            return {"found": hashlib.sha256(json.dumps(self.found, sort_keys=True).encode()).hexdigest()}
         share = {} if self.expected_share is None else {"expected_share": self.expected_share}
         return share if self.step_weights is None else share | {"levels_from": list(self.targets)}
+
+    @property
+    def stages_left(self) -> int:
+        return self.refine
+
+    def refined(self, found: Mapping[str, float]) -> AllocationSettings:
+        finer = {"step": self.step / 2, "step_weights": self.step_weights and max(1, self.step_weights // 2)}
+        changes = {"statistics": "expected", "refine": self.refine - 1, "around": None, "found": dict(found)}
+        return self.model_validate({**self.model_dump(), **finer, **changes})
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -114,13 +141,38 @@ def build_allocation(
     """
     free, protected = split_protected(linears, settings.protect)
     units = group(free, settings.granularity)
-    return AllocationSpace(units, protected, _levels(settings, linears), settings.targets, shape)
+    return AllocationSpace(
+        units, protected, _levels(settings, linears), settings.targets, shape, settings.found
+    )
 
 
 def _levels(settings: AllocationSettings, linears: Sequence[Prunable]) -> Sparsities:
-    """Sparsities of the levels: the same for all linears, or by their numbers of weights."""
+    """Sparsities of the levels: of all linears, by their numbers of weights, or around what was found for each."""
     step = settings.step_weights
+    if settings.found is not None:
+        return {
+            x.name: levels_around(_found(settings, x), _step(settings, x), settings.max_sparsity)
+            for x in linears
+        }
     if step is None:
         return settings.levels
     above = (settings.targets, settings.max_sparsity, settings.around)
     return {n: levels_by_weights(n, step, *above) for n in sorted({x.n_weights for x in linears})}
+
+
+def _found(settings: AllocationSettings, linear: Prunable) -> float:
+    """Found sparsity of a linear.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = (settings.found or {}).get(linear.name)
+    if found is None or not 0 <= found <= 1:
+        raise ValueError(f"Expected a sparsity of each linear in `found`, got {found} at {linear.name}.")
+    return found
+
+
+def _step(settings: AllocationSettings, linear: Prunable) -> Fraction:
+    """Distance of a linear's levels."""
+    of = settings.step_weights
+    return Fraction(str(settings.step)) if of is None else Fraction(of, linear.n_weights)

@@ -75,6 +75,8 @@ class AllocationSpace(SeparableSpace[Allocation]):
         levels: sparsities, ascending, the first 0; by a linear's number of weights where these are the same number of
             weights apart, see `levels_by_weights`: units are single linears then.
         targets: global sparsities, ascending.
+        found: sparsity of each linear, one of its levels, of the allocation that the levels are around: the reference,
+            ``found@...``, in place of the uniform allocation; with one target.
 
     Raises:
         ValueError: if levels or targets are out of order or range, or a target can't be met.
@@ -87,14 +89,18 @@ class AllocationSpace(SeparableSpace[Allocation]):
         levels: Sparsities,
         targets: Sequence[float],
         shape: ModelShape,
+        found: Mapping[str, float] | None = None,
     ) -> None:
         check_ascending("target", targets)
         self._units = tuple(units)
         self._protected = tuple(protected)
         self._levels = levels if isinstance(levels, Mapping) else tuple(levels)
         self._targets = tuple(targets)
+        self._found = found
         self._shape = shape
-        self._shares = tuple(_checked_levels(sparsities_of(levels, unit.sizes[0])) for unit in units)
+        self._shares = tuple(
+            _checked_levels(sparsities_of(levels, unit.sizes[0], unit.members[0])) for unit in units
+        )
         self._table = tuple(
             tuple(sum(n_zeros(level, size) for size in unit.sizes) for level in shares)
             for unit, shares in zip(units, self._shares, strict=True)
@@ -118,7 +124,10 @@ class AllocationSpace(SeparableSpace[Allocation]):
         return Window(wanted - slack, wanted + max(slack, *(row[-1] - row[-2] for row in self._table)))
 
     def _nearest(self, sparsity: float) -> Levels:
-        """Level of each unit that is nearest to a sparsity."""
+        """Level of each unit that is nearest to a sparsity, or of the found allocation."""
+        if self._found is not None:
+            named = zip(self._units, self._shares, strict=True)
+            return tuple(shares.index(self._found[unit.members[0]]) for unit, shares in named)
         return tuple(int(np.abs(np.asarray(shares) - sparsity).argmin()) for shares in self._shares)
 
     def _level_out(self, target: int) -> Levels:
@@ -164,8 +173,9 @@ class AllocationSpace(SeparableSpace[Allocation]):
 
     def baselines(self) -> dict[str, Allocation]:
         named = {"dense": Allocation((0,) * len(self._units))}
+        kind = "uniform" if self._found is None else "found"
         for target, uniform in zip(self._targets, self._uniform, strict=True):
-            named[f"uniform@{target:.10g}"] = Allocation(uniform)
+            named[f"{kind}@{target:.10g}"] = Allocation(uniform)
         return named
 
     def target_of(self, candidate: Allocation) -> int | None:
