@@ -143,6 +143,8 @@ def loss_of(candidate: Architecture) -> float:
         ("evolution", {"start": "sensitivity", "sensitivity": {"levels": [0.3]}, "offspring": 6}),
         ("sensitivity", {"levels": [0.5]}),
         ("greedy", {}),
+        ("surrogate", {"offspring": 6}),
+        ("surrogate", {"prior": "sensitivity", "sensitivity": {"levels": [0.3]}, "offspring": 6}),
         ("optuna", {"start": 2}),
     ],
     ids=str,
@@ -153,7 +155,7 @@ def loss_of(candidate: Architecture) -> float:
 def test_controllers_search_it(kind, settings, space):
     space = build(6, target=[0.25, 0.4], **space)
     row, fidelities = CONTROLLERS[kind], (Fidelity("search", 64), Fidelity("search", 256))
-    needs_slots = kind in {"sensitivity", "greedy"} or settings.get("start") == "sensitivity"
+    needs_slots = kind in {"sensitivity", "greedy", "surrogate"} or settings.get("start") == "sensitivity"
     if needs_slots and not isinstance(space, ArchitectureSpace):
         with pytest.raises(ValueError, match="whose slots can be measured alone"):
             row.build(space, fidelities, 0, row.settings(kind=kind, **settings))
@@ -173,5 +175,5 @@ def test_controllers_search_it(kind, settings, space):
     for target in (0, 1):
         losses = [loss_of(candidate) for candidate in final if space.target_of(candidate) == target]
         assert losses
-        if kind in {"evolution", "sensitivity"}:
+        if kind in {"evolution", "sensitivity", "surrogate"}:
             assert min(losses) < loss_of(list(space.baselines().values())[1 + target])

@@ -41,6 +41,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"seeds": False, "parsimony": 0, "constants": None},
     ],
     "sensitivity": [{}, {"levels": [0.4, 0.6], "n_tokens": 256}, {"around": "uniform"}],
+    "surrogate": [
+        {},
+        {"offspring": 6, "survivors": [3, 2]},
+        {"prior": "sensitivity", "sensitivity": {"levels": [0.5]}, "offspring": 5},
+    ],
     "optuna": [  # gp takes a second a proposal: see test_optuna_controller.py
         {},
         {"sampler": "nsga2", "options": {"population_size": 8}, "start": 2},
@@ -221,7 +226,7 @@ def test_fidelities_are_checked(case):
 
 def test_another_seed_searches_elsewhere():
     for case in CASES:
-        if case[0] in {"random", "evolution", "genetic", "optuna"}:
+        if case[0] in {"random", "evolution", "genetic", "surrogate", "optuna"}:
             assert run(build(case, space_of(case), 0), 5) != run(build(case, space_of(case), 1), 5)
 
 

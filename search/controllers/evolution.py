@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from secateur.search.controller import Proposal
+from secateur.search.controllers.generations import GenerationalController
 from secateur.search.controllers.greedy import GreedyProcedure, GreedySettings
-from secateur.search.controllers.procedure import ProcedureController, SearchProcedure, check_fidelities
+from secateur.search.controllers.procedure import SearchProcedure
 from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings
 from secateur.search.controllers.separable import check_separable
-from secateur.search.controllers.successive_halving import Ranked, n_survivors, ranked, successive_halving
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import Space
-
-ATTEMPTS = 50  # mutations in a row for one new candidate
 
 
 class EvolutionSettings(Section):
@@ -63,7 +59,7 @@ class EvolutionSettings(Section):
         return self.crossover if self.crossover is not None else 0.3 if self.parents > 1 else 0.0
 
 
-class Evolution(ProcedureController):
+class Evolution(GenerationalController):
     """Elitist (mu + lambda) evolution for each target in turn.
 
     A generation: new candidates from the elites by mutation and crossover; successive halving over the fidelities;
@@ -87,18 +83,10 @@ class Evolution(ProcedureController):
         settings: EvolutionSettings,
         objective: str = "loss",
     ) -> None:
-        super().__init__(objective)
-        self._space = space
-        self._fidelities = check_fidelities(fidelities)
-        self._seed = seed
+        of = settings
+        super().__init__(space, fidelities, seed, of.offspring, of.survivors, of.parents, objective)
         self._settings = settings
-        self._survivors = n_survivors(settings.offspring, settings.survivors, len(self._fidelities))
         self._solver = _solver(space, fidelities, seed, settings)
-        self._elites: list[Ranked] = [[] for _ in space.targets]
-        self._starts: list[tuple[int, Any]] | None = None  # (target, candidate), None until known
-        self._seen = {candidate.text for candidate in space.baselines().values()}
-        self._generation = 0
-        self._n_without_new = 0  # generations in a row without a new candidate
         self._open(self._start())
 
     @property
@@ -106,68 +94,19 @@ class Evolution(ProcedureController):
         first = 0 if self._solver is None else self._solver.n_measurements
         return first + len(self._space.targets)
 
-    @property
-    def elites(self) -> tuple[tuple[Any, ...], ...]:
-        """Elites of each target, best first."""
-        return tuple(tuple(candidate for _, candidate in elites) for elites in self._elites)
-
     def _start(self) -> SearchProcedure:
-        """Measure the first elites."""
-        uniform = [c for name, c in self._space.baselines().items() if name != "dense"]
-        starts = [(b, c) for c in uniform if (b := self._space.target_of(c)) is not None]
+        """Find and measure the first elites."""
+        starts = []
         if self._solver is not None:
             yield from self._solver.run()
             solutions = self._solver.solutions.items()
-            starts += [(target, candidate) for target, found in solutions for candidate in found]
-        self._starts = starts
-        losses = yield [Proposal(candidate, self._fidelities[-1]) for _, candidate in starts]
-        for (target, candidate), loss in zip(starts, losses, strict=True):
-            self._seen.add(candidate.text)
-            self._keep(target, [(loss, candidate)])
+            starts = [(target, candidate) for target, found in solutions for candidate in found]
+        yield from self._start_with(starts)
 
-    def _begin(self) -> bool:
-        """Open the next generation with a new candidate."""
-        n_targets = len(self._elites)
-        while self._starts is not None and self._n_without_new < n_targets:
-            target = self._generation % n_targets
-            rng = np.random.default_rng((self._seed, self._generation))
-            random = self._settings.start == "random" and self._generation < n_targets
-            offspring = self._offspring(target, rng, random=random)
-            if not offspring and self._n_open:  # other elites may have new ones
-                return False
-            self._generation += 1
-            self._n_without_new = 0 if offspring else self._n_without_new + 1
-            if offspring:
-                self._open(self._compete(target, offspring))
-                return True
-        return False
-
-    def _compete(self, target: int, candidates: list[Any]) -> SearchProcedure:
-        """Successive halving; candidates measured at the largest fidelity compete with the elites."""
-        self._keep(target, (yield from successive_halving(candidates, self._fidelities, self._survivors)))
-
-    def _keep(self, target: int, newcomers: Ranked) -> None:
-        """Keep the best as elites; older ones win ties, infeasible ones are never kept."""
-        known = {candidate.text for _, candidate in self._elites[target]}
-        new = [(x, c) for x, c in newcomers if math.isfinite(x) and c.text not in known]
-        self._elites[target] = ranked([*self._elites[target], *new])[: self._settings.parents]
-
-    # --- offspring ---
-
-    def _offspring(self, target: int, rng: np.random.Generator, *, random: bool) -> list[Any]:
-        """Distinct new candidates of the target; fewer, or none, if no more are found."""
-        found = []
-        for _ in range(self._settings.offspring):
-            child = self._space.sample(rng, target) if random else self._vary(target, rng)
-            for _ in range(ATTEMPTS):
-                if child.text not in self._seen:
-                    self._seen.add(child.text)
-                    found.append(child)
-                    break
-                child = self._space.mutate(child, rng)
-            else:
-                break
-        return found
+    def _propose(self, target: int, rng: np.random.Generator, index: int) -> Any:
+        if self._settings.start == "random" and self._generation < len(self._elites):
+            return self._space.sample(rng, target)
+        return self._vary(target, rng)
 
     def _vary(self, target: int, rng: np.random.Generator) -> Any:
         """Mutation or crossover of a random parent; a random candidate where there is none."""

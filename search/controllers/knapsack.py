@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,10 @@ def solve_knapsack(
 ) -> list[int] | None:
     """The optimal choice: by dynamic programming if usages are multiples of one step, else by a MILP.
 
+    Most options are excluded beforehand by their reduced costs, see `Dual`: an option whose reduced cost exceeds the
+    gap between a choice and the dual bound is in no better choice. The problem is solved with the few others, and
+    again with all that its result does not exclude.
+
     Args:
         losses: loss of each slot and option; infinite for forbidden options.
         usages: usage of each slot and option, >= 0, ascending.
@@ -25,10 +32,96 @@ def solve_knapsack(
     Returns:
         Index of each slot's option, or None if no allowed choice is within the bounds.
     """
+    if not all(np.isfinite(loss).any() for loss in losses):
+        return None
     steps = equal_steps(usages, low, high)
-    if steps is not None:
-        return by_table(losses, *steps)
-    return by_milp(losses, usages, low, high)
+    dual, n_all = dual_of(losses, usages, low, high), sum(map(len, losses))
+    gap = dual.usual_gap
+    while True:
+        kept = dual.options_within(gap)
+        some = [loss[row] for loss, row in zip(losses, kept, strict=True)]
+        if steps is not None:
+            choice = by_table(some, *_some_steps(steps, kept))
+        else:
+            few = [[usage[i] for i in row] for usage, row in zip(usages, kept, strict=True)]
+            choice = by_milp(some, few, low, high)
+        if choice is not None:
+            choice = [int(row[i]) for row, i in zip(kept, choice, strict=True)]
+            found = sum(loss[i] for loss, i in zip(losses, choice, strict=True)) - dual.bound
+            if found <= gap:
+                return choice
+        if sum(map(len, kept)) == n_all or math.isinf(gap):
+            return choice
+        gap = found if choice is not None else 4 * gap if gap < dual.largest_gap else math.inf
+
+
+@dataclass(frozen=True)
+class Dual:
+    """Lagrangian dual of the knapsack: a bound, and by how much each option is above it.
+
+    For any multiplier m, the losses minus m times the usages have a minimum in each slot. The sum of these minima, plus
+    m times the bound of the total usage, is at most the loss of any allowed choice; a choice exceeds it by the sum of
+    its options' reduced costs, or more (Fisher, https://doi.org/10.1287/mnsc.27.1.1).
+
+    Args:
+        bound: at most the loss of any allowed choice.
+        excess: (slots, options) reduced costs, >= 0; infinite where there is no option, or a forbidden one.
+    """
+
+    bound: float
+    excess: Array
+
+    @property
+    def usual_gap(self) -> float:
+        """A gap that leaves two or three options in most slots."""
+        second = np.sort(self.excess, axis=1)[:, 1:3]
+        finite = second[np.isfinite(second)]
+        return float(np.median(finite)) if finite.size else 0.0
+
+    @property
+    def largest_gap(self) -> float:
+        """The largest finite reduced cost, beyond which nothing is excluded."""
+        return float(self.excess[np.isfinite(self.excess)].max(initial=0.0))
+
+    def options_within(self, gap: float) -> list[NDArray[np.int64]]:
+        """Options that a choice with at most this gap can contain, ascending; up to rounding."""
+        limit = gap + 1e-9 * (abs(self.bound) + gap) if math.isfinite(gap) else math.inf
+        return [np.flatnonzero(row <= limit) for row in self.excess]
+
+
+def dual_of(
+    losses: Sequence[Array], usages: Sequence[Sequence[int]], low: int, high: int, n_halvings: int = 40
+) -> Dual:
+    """The dual at the multiplier that bisection finds; each slot needs an allowed option."""
+    shape = len(losses), max(map(len, losses))
+    loss, usage = np.full(shape, np.inf), np.zeros(shape)
+    for slot, (row, used) in enumerate(zip(losses, usages, strict=True)):
+        loss[slot, : len(row)], usage[slot, : len(row)] = row, used
+    finite = loss[np.isfinite(loss)]
+    step = min((b - a for row in usages for a, b in pairwise(row) if b > a), default=1)
+    end = (finite.max() - finite.min()) / step + 1e-300
+    below, above = -end, end
+    slots = np.arange(shape[0])
+    for _ in range(n_halvings):
+        middle = (below + above) / 2
+        total = usage[slots, np.argmin(loss - middle * usage, axis=1)].sum()
+        if low <= total <= high:
+            below = above = middle
+            break
+        below, above = (middle, above) if total < low else (below, middle)
+    multiplier = (below + above) / 2
+    reduced = loss - multiplier * usage
+    least = reduced.min(axis=1)
+    bound = least.sum() + multiplier * (low if multiplier >= 0 else high)
+    return Dual(float(bound), reduced - least[:, None])
+
+
+def _some_steps(
+    steps: tuple[list[list[int]], int], kept: Sequence[NDArray[np.int64]]
+) -> tuple[list[list[int]], int]:
+    """Steps of the kept options above each slot's smallest, and the total that is left for them."""
+    rows = [[of[i] for i in row] for of, row in zip(steps[0], kept, strict=True)]
+    return [[n - row[0] for n in row] for row in rows], steps[1] - sum(row[0] for row in rows)
 
 
 def equal_steps(usages: Sequence[Sequence[int]], low: int, high: int) -> tuple[list[list[int]], int] | None:
@@ -55,6 +148,8 @@ def equal_steps(usages: Sequence[Sequence[int]], low: int, high: int) -> tuple[l
 
 def by_table(losses: Sequence[Array], steps: Sequence[Sequence[int]], total: int) -> list[int] | None:
     """The optimal choice with this total of steps, by dynamic programming over slots and sums."""
+    if total < 0:
+        return None
     best = np.full(total + 1, np.inf)
     best[0] = 0.0
     chosen = np.zeros((len(losses), total + 1), dtype=np.int16)

@@ -18,6 +18,7 @@ from secateur.search.controllers.greedy import Greedy, GreedySettings
 from secateur.search.controllers.optuna.controller import Optuna, OptunaSettings
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings
+from secateur.search.controllers.surrogate.controller import Surrogate, SurrogateSettings
 from secateur.search.controllers.uniform import Uniform, UniformSettings
 from secateur.spaces.plugins import Registry, Row
 
@@ -71,6 +72,12 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
             Sensitivity,
             "sensitivity of each slot alone, then the best combination by a knapsack",
             "https://arxiv.org/abs/2202.04290",
+        ),
+        "surrogate": ControllerRow(
+            SurrogateSettings,
+            Surrogate,
+            "exact minimisers of draws from a model of the loss that learns from all measurements",
+            "https://arxiv.org/abs/1806.08838",
         ),
         "greedy": ControllerRow(
             GreedySettings,

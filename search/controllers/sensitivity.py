@@ -66,6 +66,8 @@ class SensitivityProcedure:
         self._references = self._find_references()
         self._alone = {reference: self._find_alone(reference) for reference in self._references}
         self.solutions: dict[int, list[Any]] = {}  # target -> candidates, at the end of the procedure
+        self.foretold: dict[int, tuple[list[Array], float]] = {}
+        """Of each target the losses by slot and option over the reference's, and the reference's, at the end."""
 
     @property
     def n_measurements(self) -> int:
@@ -82,6 +84,7 @@ class SensitivityProcedure:
             if math.isfinite(losses[0]):
                 curves = self._curves(reference, dict(zip(alone, losses[1:], strict=True)), losses[0])
                 for target in targets:
+                    self.foretold[target] = curves, losses[0]
                     if (candidate := solve(self._space, curves, target)) is not None:
                         self.solutions[target] = with_free_slots(self._space, candidate)
 

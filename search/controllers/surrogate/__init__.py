@@ -1,0 +1,1 @@
+"""Search by a model of the loss that learns from all measurements."""
