@@ -7,14 +7,21 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
 
 from secateur.evaluators.losses import Teacher, loss_sums
+from secateur.pruners.export.export import check_structured, export_structured
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.models.shape import model_shape
+from secateur.pruners.structure.pruner import prune_structure
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import prune
+from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.architecture.cost import cost
+from tests.cut_models import manifest, small_tokenizer
 from tests.families import FAMILIES, REFUSED, VOCABULARY, WINDOW, make
 from tests.models import random_tokens
 
@@ -119,6 +126,31 @@ def test_units_are_cut_or_refused_with_the_reason(family):
     for live in both:
         live.restore()
     assert torch.equal(own_logits(model), dense)
+
+
+@pytest.mark.usefixtures("forked_reload")
+@pytest.mark.parametrize("name", CUT)
+def test_whatever_can_be_cut_is_exported_with_a_shape_for_each_block(name, tmp_path):
+    """Stock transformers load it, with the code in the directory, and generate with the cache as without."""
+    model = make(name)
+    anatomy = dissect(model)
+    n, last = anatomy.blocks[0].n_kv_heads, len(anatomy.blocks) - 1
+    kept = [Kept(max(1, n // 2), 20), *[Kept(n, 30)] * (last - 1), Kept(0, 17)]
+    if name == "gemma3 with images":
+        with pytest.raises(ValueError, match="a model of text alone"):
+            check_structured(anatomy, small_tokenizer(), kept, "hf")
+        kept = [Kept(n, 20)] * len(kept)
+    check_structured(anatomy, small_tokenizer(), kept, "hf")
+    prune_structure(anatomy, kept, importance="magnitude", repair="none", tokens=TOKENS, sequential=False)
+    report = export_structured(
+        anatomy, small_tokenizer(), kept, manifest(kept), tmp_path / "out", check_tokens=TOKENS
+    )
+    assert report.comparison.logit_error <= 1e-4
+    assert report.comparison.greedy_gap <= 1e-4
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert sum(p.numel() for p in again.parameters()) == report.manifest.parameters["saved"]
+    shapes = model_shape(dissect(make(name)), 1, 4)
+    assert cost(shapes, kept)["params"] == report.manifest.parameters["saved"]
 
 
 @pytest.mark.parametrize("name", REFUSED)

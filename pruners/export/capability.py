@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.pruners.export.registry import ANY, FORMATS, check_format
+from secateur.pruners.export.registry import ANY, check_format
 from secateur.pruners.export.stock import stock_groups, takes_biases
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.discover import text_config
 from secateur.spaces.methods import CUT_REPAIRS
 
-HETEROGENEOUS = "hf"
-"""Carries blocks of different shapes, in some families."""
 PARENT_CLASS = ("hf-stock", "hf-padded")
 """Carry shapes and biases of the parent's class."""
 
@@ -19,12 +18,11 @@ def check_capability(space: Any, anatomy: Anatomy) -> None:
     """Raise a ValueError, which names the settings that work, unless an export can carry every architecture."""
     check_format(anatomy.family, space.target_format)
     free = not space.all_alike and space.rules.units != {"blocks"}
-    if free and space.target_format == ANY and not _takes_shapes(anatomy):
+    if free and _is_nested(anatomy) and space.target_format in (ANY, "hf"):
         raise ValueError(
-            f"Expected a family whose blocks may have shapes of their own "
-            f"({', '.join(FORMATS[HETEROGENEOUS].families or ())}), got {anatomy.family!r}. Set `space.target_format` "
-            f"to hf-stock (all kept blocks alike) or hf-padded (dense shapes with zeros: a study of quality), or "
-            f"`space.units` to [blocks]."
+            f"Expected a model of text alone for blocks with shapes of their own, got {type(anatomy.model).__name__}, "
+            f"whose language tower is a part. Set `space.target_format` to hf-stock (all kept blocks alike) or "
+            f"hf-padded (dense shapes with zeros: a study of quality), or `space.units` to [blocks]."
         )
     biased = [name for name in space.repairs if CUT_REPAIRS[name].gives in ("bias", "both")]
     if biased and space.target_format in PARENT_CLASS and not takes_biases(anatomy):
@@ -39,9 +37,10 @@ def stock_kv_groups(space: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
     """Numbers of KV groups that blocks which are all alike may keep; None: any."""
     if not getattr(space, "all_alike", False):
         return None
-    stock = space.target_format == "hf-stock" or (space.target_format == ANY and not _takes_shapes(anatomy))
+    stock = space.target_format == "hf-stock" or (space.target_format == ANY and _is_nested(anatomy))
     return stock_groups(anatomy) if stock else None
 
 
-def _takes_shapes(anatomy: Anatomy) -> bool:
-    return anatomy.family in (FORMATS[HETEROGENEOUS].families or ())
+def _is_nested(anatomy: Anatomy) -> bool:
+    """True if the language tower is a part of the model."""
+    return text_config(anatomy.model.config) is not anatomy.model.config

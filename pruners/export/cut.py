@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.export.export_check import Comparison
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
+from secateur.pruners.models.discover import text_config
 from secateur.pruners.models.layout import Form, Placement, check_kept, place
 from secateur.spaces.architecture.candidate import Kept
 
-BLOCKWISE = ("layer_types", "no_rope_layers", "mlp_layer_types")
+BLOCKWISE = ("layer_types", "no_rope_layers", "mlp_layer_types", "attention_layers")
 """Lists in configs with a place for each block."""
 
 
@@ -47,6 +48,16 @@ class CutModel:
         """The dense model's."""
         return self.anatomy.model.config
 
+    @property
+    def is_nested(self) -> bool:
+        """True if the language tower is a part of the model."""
+        return text_config(self.config) is not self.config
+
+    def text_part(self, content: dict[str, Any]) -> dict[str, Any]:
+        """The language tower's part of a config's content: all of it, unless the tower is a part of the model."""
+        part: dict[str, Any] = content["text_config"] if self.is_nested else content
+        return part
+
     @cached_property
     def kept_blocks(self) -> tuple[int, ...]:
         """Blocks with kept units, by their places in the dense model."""
@@ -69,12 +80,12 @@ class CutModel:
     def base_config(self) -> dict[str, Any]:
         """The dense config's content for a model of the kept blocks, with their dense shapes."""
         content: dict[str, Any] = self.config.to_dict()
+        inner, of = self.text_part(content), text_config(self.config)
         for name in BLOCKWISE:
-            values = content.get(name)
-            if isinstance(values, list) and len(values) == self.config.num_hidden_layers:
-                content[name] = [values[index] for index in self.kept_blocks]
-        depth = self.config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
-        content[depth] = len(self.kept_blocks)
+            values = inner.get(name)
+            if isinstance(values, list) and len(values) == of.num_hidden_layers:
+                inner[name] = [values[index] for index in self.kept_blocks]
+        inner[of.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(self.kept_blocks)
         return content
 
     def saved_name(self, index: int) -> str:

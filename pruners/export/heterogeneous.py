@@ -1,8 +1,10 @@
-"""Config and code for blocks of different shapes: `per_layer_config`, and one file around the stock class.
+"""Config and code for blocks of different shapes: one file around the stock class.
 
-Transformers' config has the schema (https://github.com/huggingface/transformers/pull/45333); its models do not
-build from it, and a stock `model_type` would load such a config without an error, with random layers. So the
-directory has a `model_type` of its own and the class that builds it.
+The code builds the stock class and gives each block the shapes that the config has, so that it takes nothing of a
+family but what makes it cuttable (see `find_layouts`). Transformers' config has a schema for such blocks,
+`per_layer_config` (https://github.com/huggingface/transformers/pull/45333); its models do not build from it, and a
+stock `model_type` would load such a config without an error, with random layers. So the directory has a `model_type` of
+its own, the class that builds it, and the schema for caches.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel, sublayer_path
+from secateur.pruners.export.stock import width_name
 from secateur.pruners.models.anatomy import Sublayer
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2")
-"""Values of `model_type` that it is tested with: their attention takes its heads and `head_dim` from the config."""
+from secateur.pruners.models.cutting import head_counts
+from secateur.pruners.models.runner import BlockRunner
 
 
 def heterogeneous_model(
@@ -28,20 +31,30 @@ def heterogeneous_model(
 
     Args:
         parent: the dense model's name, for the file's first line.
+
+    Raises:
+        ValueError: if the language tower is a part of a model.
     """
+    if cut.is_nested:
+        raise ValueError(
+            f"Expected a model of text alone for blocks with shapes of their own, got "
+            f"{type(cut.anatomy.model).__name__}, whose language tower is a part. Use `hf-stock` or `hf-padded`."
+        )
     stock, stock_config = type(cut.anatomy.model).__name__, type(cut.config).__name__
     module = f"modeling_secateur_{cut.anatomy.family}"
     config, model = f"Secateur{stock_config}", f"Secateur{stock}"
+    weights = cut.weights()
     content = cut.base_config() | {
         "model_type": f"secateur_{cut.anatomy.family}",
         "architectures": [model],
         "auto_map": {"AutoConfig": f"{module}.{config}", "AutoModelForCausalLM": f"{module}.{model}"},
-        "head_dim": cut.anatomy.blocks[0].head_dim,
+        **_head_dim(cut),
         # Keys are padded to sort as numbers.
         "per_layer_config": {
             str(place).zfill(len(str(len(cut.kept_blocks) - 1))): _layer(cut, index)
             for place, index in enumerate(cut.kept_blocks)
         },
+        "cut_blocks": [_block(cut, index, weights) for index in cut.kept_blocks],
         "added_biases": cut.added_biases(),
     }
     template = resources.files("secateur.pruners") / "data" / "modeling.py.template"
@@ -54,25 +67,67 @@ def heterogeneous_model(
         model_type=content["model_type"],
         container=cut.anatomy.blocks[0].name.rpartition(".")[0],
         parts=_parts(cut),
+        n_outputs=_n_outputs(cut),
     )
-    return content, cut.weights(), {f"{module}.py": code}
+    return content, weights, {f"{module}.py": code}
+
+
+def _head_dim(cut: CutModel) -> dict[str, int]:
+    """Width of the heads, for configs that would compute another from their number."""
+    computed = isinstance(getattr(type(cut.config), "head_dim", None), property)
+    return {} if computed else {"head_dim": cut.anatomy.blocks[0].head_dim}
 
 
 def _layer(cut: CutModel, index: int) -> dict[str, Any]:
-    """Fields that differ from block to block, in the schema's flat names."""
-    shape, kept = cut.shape(index), cut.kept[index]
+    """Fields that differ from block to block, in transformers' flat names, as far as the config has them."""
+    kept, known = cut.kept[index], cut.config.to_dict()
+    fields: dict[str, Any] = {
+        name: value
+        for name, value in cut.shape(index).items()
+        if name in known or cut.config.attribute_map.get(name) in known
+    }
+    width = width_name(known)
     if not kept.kv_groups:  # a place in static caches, should the cache count its tokens here
-        return {"skip": ["attention"], "num_key_value_heads": 1, "intermediate_size": kept.ffn}
+        fields = {name: 1 for name in fields if name == "num_key_value_heads"} | {"skip": ["attention"]}
+    if kept.ffn and width is not None:
+        fields[width] = kept.ffn
     if not kept.ffn:
-        return {**shape, "skip": ["mlp"], "intermediate_size": cut.anatomy.blocks[index].ffn_width}
-    return shape
+        fields |= {"skip": ["mlp"]} | ({} if width is None else {width: cut.anatomy.blocks[index].ffn_width})
+    return {name: value for name, value in fields.items() if name != "intermediate_size" or width == name}
+
+
+def _block(cut: CutModel, index: int, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """What the code reads: removed sub-layers, sizes of linears, numbers of heads."""
+    block, kept = cut.anatomy.blocks[index], cut.kept[index]
+    removed = {"attention": not kept.kv_groups, "mlp": not kept.ffn}
+    saved, shapes = cut.saved_name(index), dict[str, list[int]]()
+    for linear in block.linears:
+        if not removed[linear.sublayer]:
+            own = linear.name.removeprefix(block.name)
+            shape = list(weights[f"{saved}{own}.weight"].shape)
+            shapes[own.removeprefix(".")] = shape[::-1] if linear.transposed else shape
+    owner: Any = block.module.get_submodule(sublayer_path(block, "attention")) if kept.kv_groups else None
+    counts = head_counts(kept.kv_groups, block.n_heads // block.n_kv_heads, block.head_dim)
+    return {
+        "skip": [kind for kind, gone in removed.items() if gone],
+        "linears": shapes,
+        "attention": {name: value for name, value in counts.items() if hasattr(owner, name)},
+        "config": {name: counts[name] for name in ("num_attention_heads", "num_key_value_heads")},
+    }
 
 
 def _parts(cut: CutModel) -> str:
-    """Python text: by sub-layer its module and its norms, as the removed ones show them: with empty weights."""
+    """Python text: by sub-layer its modules and its norms, as the removed ones show them: with empty weights."""
     kinds: tuple[Sublayer, ...] = ("attention", "mlp")
+    return json.dumps({kind: (_modules(cut, kind), _norms(cut, kind)) for kind in kinds})
+
+
+def _modules(cut: CutModel, kind: Sublayer) -> list[str]:
+    """The sub-layer's module, or its projections where it has none of its own (OPT's MLP)."""
     block = cut.anatomy.blocks[0]
-    return json.dumps({kind: (sublayer_path(block, kind), _norms(cut, kind)) for kind in kinds})
+    path = sublayer_path(block, kind)
+    inner = [x.name.removeprefix(f"{block.name}.") for x in block.linears if x.sublayer == kind]
+    return [path] if path else inner
 
 
 def _norms(cut: CutModel, kind: Sublayer) -> list[str]:
@@ -81,10 +136,26 @@ def _norms(cut: CutModel, kind: Sublayer) -> list[str]:
         if own == 0 and other:
             path = f"{block.name}.{sublayer_path(block, kind)}."
             modules = dict(cut.anatomy.model.named_modules())
+            norms = {name: [*modules[name].parameters()] for name in block.norms}
             empty = [
                 name
-                for name in block.norms
-                if not name.startswith(path) and not any(p.numel() for p in modules[name].parameters())
+                for name, parameters in norms.items()
+                if not name.startswith(path) and parameters and not any(p.numel() for p in parameters)
             ]
             return [name.removeprefix(f"{block.name}.") for name in empty]
     return []
+
+
+@torch.no_grad()
+def _n_outputs(cut: CutModel) -> int:
+    """Length of the tuple that the attention of the first block returns, which is always there; 0: a bare tensor."""
+    found: list[Any] = []
+    owner = cut.anatomy.blocks[0].module.get_submodule(sublayer_path(cut.anatomy.blocks[0], "attention"))
+    handle = owner.register_forward_hook(lambda module, args, output: found.append(output))
+    runner = BlockRunner(cut.anatomy)
+    try:
+        inputs = runner.start(torch.zeros(1, 2, dtype=torch.int64))
+        runner.block(0, inputs.hidden, inputs)
+    finally:
+        handle.remove()
+    return len(found[0]) if isinstance(found[0], tuple) else 0

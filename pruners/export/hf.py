@@ -25,14 +25,7 @@ def any_form(cut: CutModel, parent: str) -> Made:
     """The stock form if there is one, else the heterogeneous one."""
     try:
         return *stock_model(cut), {}
-    except NotStockError as error:
-        family = cut.anatomy.family
-        if family not in heterogeneous.FAMILIES:
-            raise ValueError(
-                f"Expected a family whose blocks may have shapes of their own "
-                f"({', '.join(heterogeneous.FAMILIES)}), got {family!r}, and {error}. Use the format hf-padded, or "
-                "search with `space.target_format: hf-stock`."
-            ) from error
+    except NotStockError:
         return heterogeneous.heterogeneous_model(cut, parent)
 
 
@@ -86,5 +79,16 @@ def save_hf(make: Callable[[CutModel, str], Made], job: Job, made: Path, scratch
         tolerance=max(TOLERANCES[model.dtype], TOLERANCES[job.dtype] if lossy else 0.0),
         trust_remote_code=bool(code),
     )
-    n_params = sum(weight.numel() for weight in weights.values())
+    n_params = sum(weight.numel() for name, weight in weights.items() if _own(name) not in _buffers(model))
     return Saved(comparison, n_params, smaller=make is not padded_form)
+
+
+def _buffers(model: Any) -> set[str]:
+    """Own names of saved buffers, which are no parameters."""
+    return {_own(name) for name, _ in model.named_buffers()} - {
+        _own(name) for name, _ in model.named_parameters()
+    }
+
+
+def _own(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from secateur.pruners.export import gguf_file, heterogeneous
+from secateur.pruners.export import gguf_file
 from secateur.pruners.export.cut import CutModel, Job, Saved
 from secateur.pruners.export.hf import any_form, padded_form, save_hf, stock_form
 from secateur.spaces.plugins import Registry, Row
@@ -46,7 +46,7 @@ FORMATS: Registry[FormatRow] = Registry(
     {
         "hf": FormatRow(
             "safetensors: stock class and config if the blocks have one shape, else with one file of code",
-            heterogeneous.FAMILIES,
+            None,
             lambda cut, tokenizer: any_form(cut, ""),
             partial(save_hf, any_form),
             "https://github.com/huggingface/transformers/pull/45333",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +15,7 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.spaces.architecture.candidate import Kept
 
 # What families call the number of channels, and the switches for biases in either sub-layer.
-WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")
+WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 BIASES = ("attention_bias", "mlp_bias")
 
 
@@ -34,11 +35,20 @@ def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if len(cut.shapes) > 1 or 0 in next(iter(cut.shapes)):
         raise NotStockError("the blocks that stay don't have one shape")
     content = cut.base_config()
+    inner = cut.text_part(content)
     block, kept = cut.anatomy.blocks[0], cut.kept[0]
     if kept.kv_groups != block.n_kv_heads:
-        content |= cut.shape(0) | {"head_dim": block.head_dim}
-    content[next(name for name in WIDTHS if name in content)] = kept.ffn
+        inner |= cut.shape(0) | {"head_dim": block.head_dim}
+    width = width_name(inner)
+    if width is None:
+        raise NotStockError("its config has no number of channels")
+    inner[width] = kept.ffn
     return fit(cut, content, cut.weights())
+
+
+def width_name(content: Mapping[str, Any]) -> str | None:
+    """Name of the number of channels in a config's content."""
+    return next((name for name in WIDTHS if name in content), None)
 
 
 def stock_groups(anatomy: Anatomy) -> tuple[int, ...]:
@@ -58,11 +68,12 @@ def stock_groups(anatomy: Anatomy) -> tuple[int, ...]:
 def takes_biases(anatomy: Anatomy) -> bool:
     """True if the family's stock class has a place for a bias in every output projection, see `fit`."""
     content = anatomy.model.config.to_dict()  # type: ignore[union-attr, operator]  # a transformers config
-    content |= {name: True for name in BIASES if name in content}
+    inner = CutModel(anatomy, [block.whole for block in anatomy.blocks]).text_part(content)
+    inner |= {name: True for name in BIASES if name in inner}
     with torch.device("meta"):
         skeleton: Any = type(anatomy.model)(type(anatomy.model.config)(**content))
     known = {name for name, _ in skeleton.named_parameters()}
-    return all(f"{x.name}.bias" in known for x in anatomy.linears if x.role in ("o", "down"))
+    return all(f"{x.name}.bias" in known for x in anatomy.linears if x.is_output)
 
 
 def fit(
@@ -77,7 +88,8 @@ def fit(
     """
     added = cut.added_biases()
     if added:
-        content = content | {name: True for name in BIASES if name in content}
+        inner = cut.text_part(content)
+        inner |= {name: True for name in BIASES if name in inner}
     try:
         config = type(cut.config)(**content)
         skeleton = cut.skeleton(config)

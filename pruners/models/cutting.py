@@ -108,14 +108,7 @@ class LiveSublayer:
 def _attributes(layout: SublayerLayout, n_groups: int) -> dict[str, Any]:
     """Attributes that attentions of the families read about their heads, as far as this one has them."""
     assert layout.owner is not None
-    heads = n_groups * layout.heads_per_group
-    counts = {
-        "num_heads": heads,  # OPT, GPT-2
-        "num_attention_heads": heads,
-        "num_key_value_heads": n_groups,  # Phi3
-        "num_kv_heads": n_groups,  # Falcon
-        "split_size": heads * layout.head_dim,  # GPT-2: the width of q, of k and of v
-    }
+    counts = head_counts(n_groups, layout.heads_per_group, layout.head_dim)
     found: dict[str, Any] = {name: value for name, value in counts.items() if hasattr(layout.owner, name)}
     config = getattr(layout.owner, "config", None)
     if config is not None:  # Phi3 counts its query heads there; the model's own config is not changed
@@ -125,6 +118,18 @@ def _attributes(layout: SublayerLayout, n_groups: int) -> dict[str, Any]:
                 setattr(config, name, counts[name])
         found["config"] = config
     return found
+
+
+def head_counts(n_groups: int, heads_per_group: int, head_dim: int) -> dict[str, int]:
+    """Numbers of so many KV groups, by the names that attentions of the families have for them."""
+    heads = n_groups * heads_per_group
+    return {
+        "num_heads": heads,  # OPT, GPT-2
+        "num_attention_heads": heads,
+        "num_key_value_heads": n_groups,  # Phi3
+        "num_kv_heads": n_groups,  # Falcon
+        "split_size": heads * head_dim,  # GPT-2: the width of q, of k and of v
+    }
 
 
 def _tell_size(linear: Linear) -> None:
