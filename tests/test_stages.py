@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from secateur.pruners.weights.level_store import LevelStore
+from secateur.pruners.weights.pruner import AllocationPruner
 from secateur.search import app
 from secateur.search.errors import UsageError
 from secateur.search.loop.loop import Observer
 from secateur.search.settings.settings import identity, settings_from
 from secateur.spaces.allocation.settings import AllocationSettings, build_allocation
 from secateur.spaces.levels import n_zeros
+from tests.models import small_anatomy
 from tests.runs import LINEARS, SHAPE
 
 RAW = {
@@ -73,6 +75,13 @@ def test_what_does_not_fit_around_is_refused():
     for wrong in ({"target": [0.4, 0.5]}, {"group_size": 4}):
         with pytest.raises(UsageError, match=r"one `space\.target` and no `group_size` with `refine`, got"):
             settings_with(space=wrong)
+
+
+def test_a_stage_of_another_model_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`space\.found` to name the 14 projections .*, got 6, of another model"
+    ):
+        AllocationPruner.check_model(AllocationSettings(found=FOUND), small_anatomy())
 
 
 # --- searches ---
