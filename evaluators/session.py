@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,7 @@ class Session:
         *,
         cases: Mapping[str, SessionPlan] | None = None,
     ) -> None:
-        self.plan = plan
         self._say = say
-        self._cases = cases_of(plan) if cases is None else cases
         pruner_class(plan.space).check_settings(plan.space)
         self._texts = load_parts(plan.calibration, plan.search, plan.test)
         texts = plan.space.texts
@@ -71,6 +70,10 @@ class Session:
         )
         self.anatomy: Anatomy = dissect(self.loaded.model, bos_token(self.loaded.tokenizer, plan.bos))
         self.prunables: list[Prunable] = prunables(self.anatomy)
+        settled = pruner_class(plan.space).settled(plan.space, self.anatomy)
+        plan = plan if settled is plan.space else replace(plan, space=settled)
+        self.plan = plan
+        self._cases = cases_of(plan) if cases is None else cases
         plans = {name: case for name, case in self._cases.items() if case.model == plan.model}
         for case in plans.values():
             pruner_class(case.space).check_model(case.space, self.anatomy)

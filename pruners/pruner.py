@@ -130,7 +130,12 @@ class Pruner(ABC):
         assert self._calibration is not None, "given to whoever prepares or prunes"
         return self._calibration
 
-    # --- checks before work ---
+    # --- settings and checks before work ---
+
+    @classmethod
+    def settled(cls, settings: Any, anatomy: Anatomy) -> Any:
+        """Settings with the keys of `by_model` filled in."""
+        return settings
 
     @classmethod
     def check_settings(cls, settings: Any) -> None:

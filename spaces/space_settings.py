@@ -30,6 +30,9 @@ class SpaceSettings(Section):
     later: ClassVar[tuple[str, ...]] = ()
     """Keys that studies from before lack."""
 
+    by_model: ClassVar[tuple[str, ...]] = ()
+    """Keys that, left out, depend on the model and its device: settled when it is loaded, and kept by a run."""
+
     @property
     def no_identity(self) -> frozenset[str]:
         """Keys that are no part of a search's identity: changeable ones, and those of `later` at their defaults."""

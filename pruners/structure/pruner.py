@@ -26,14 +26,18 @@ from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import SublayerLayout, check_kept
 from secateur.pruners.models.loading import LoadedModel
+from secateur.pruners.models.memory import available_bytes
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
-from secateur.pruners.structure.method import StructureMethod
+from secateur.pruners.structure.method import StructureMethod, check_importance
 from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
 from secateur.spaces.methods import DEPTH
 from secateur.spaces.shape import by_depth
+
+OBS_MATRICES = 6
+"""Largest number of fp64 matrices, inputs by inputs, that optimal brain surgery holds at a time."""
 
 
 class ArchitecturePruner(Pruner):
@@ -45,8 +49,18 @@ class ArchitecturePruner(Pruner):
     """Units of each block that `prune` kept."""
 
     @classmethod
+    def settled(cls, settings: Any, anatomy: Anatomy) -> Any:
+        obs = bool(settings.rules.units & {"groups", "channels"}) and _has_room(anatomy)
+        usual = (
+            {"importance": "obs", "repair": "obs"} if obs else {"importance": "wanda_sp", "repair": "none"}
+        )
+        missing = {key: value for key, value in usual.items() if getattr(settings, key) is None}
+        return settings.model_copy(update=missing) if missing else settings
+
+    @classmethod
     def check_settings(cls, settings: Any) -> None:
-        _method_of(settings)  # refuses an unknown importance
+        if settings.importance is not None:
+            check_importance(settings.importance)
 
     @classmethod
     def is_smaller(cls, settings: Any) -> bool:
@@ -190,6 +204,13 @@ def _share(kept: str, n_units: int, multiple: int) -> int:
 
 def _union(levels: Iterable[Sequence[int]]) -> tuple[int, ...]:
     return tuple(sorted({number for block in levels for number in block}))
+
+
+def _has_room(anatomy: Anatomy) -> bool:
+    """True if `obs_order` and `obs_update` fit into the device's memory, where that is known."""
+    widest = max(linear.in_features for linear in anatomy.linears)
+    left = available_bytes(anatomy.embedding.weight.device)
+    return left is None or left > OBS_MATRICES * 8 * widest**2
 
 
 def _repairable(block: Block, kept: Kept) -> bool:

@@ -72,8 +72,10 @@ def search_stage(
     of_plugins = plugin_versions(settings)
     for line in left_out():
         say(line)
+    settings = _as_before(settings, directory)
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
         session = open_session(settings, say, _table_of(directory))
+        settings = _settled(settings, session, say)
         _check_objectives(settings, session)
         about = about_of(settings, session, of_plugins)
         _controller(settings, session)  # refuses what does not fit, while nothing is written
@@ -114,6 +116,29 @@ def search_stage(
             if outcome.reason != "stopped":
                 _describe(study, session, levels, say)
     return outcome
+
+
+def _as_before(settings: Settings, directory: Path) -> Settings:
+    """The settings; what they leave to the model is as the run in the directory has it."""
+    missing = [key for key in settings.space.by_model if getattr(settings.space, key) is None]
+    if not missing or not (directory / ABOUT).is_file():
+        return settings
+    with Study.open(directory) as study:
+        stored = Run(study).settings.space
+    if stored.kind != settings.space.kind:
+        return settings
+    found = {key: getattr(stored, key) for key in missing}
+    return settings.model_copy(update={"space": settings.space.model_copy(update=found)})
+
+
+def _settled(settings: Settings, session: Session, say: Say) -> Settings:
+    """The settings with what they left to the model, which is said."""
+    space = session.plan.space
+    chosen = [key for key in space.by_model if getattr(settings.space, key) is None]
+    if not chosen:
+        return settings
+    say("chosen for this model: " + ", ".join(f"{key} {getattr(space, key)}" for key in chosen))
+    return settings.model_copy(update={"space": space})
 
 
 def _table_of(directory: Path) -> LatencyTable | None:

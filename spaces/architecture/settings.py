@@ -49,9 +49,10 @@ class ArchitectureSettings(SpaceSettings):
         ffn_step: channels between levels; None: about a 12th of the width, or a 48th if tied.
         multiple_of: divisor of every number of kept channels.
         tied: all kept blocks have equal shapes, so that stock classes load the model.
-        importance: ranking of groups and channels; the highest are kept.
+        importance: ranking of groups and channels; the highest are kept. None: ``obs``, or ``wanda_sp`` where the
+            memory is short or `units` are whole sub-layers and blocks.
         repair: compensation for removed weights: ``none``, ``bias``, ``refit``, ``obs``, ``liar`` or ``admm``; each
-            candidate chooses one of a list.
+            candidate chooses one of a list. None: ``obs``, or ``none`` on the same conditions.
         dampening: share of the mean diagonal added to Gram matrices.
         statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
             model).
@@ -71,6 +72,8 @@ class ArchitectureSettings(SpaceSettings):
 
     renamed: ClassVar[Mapping[str, str]] = {"calibration": "statistics", "damp": "dampening"}
 
+    by_model: ClassVar[tuple[str, ...]] = ("importance", "repair")
+
     later: ClassVar[tuple[str, ...]] = ("switches",)
 
     kind: Literal["architecture"] = "architecture"
@@ -80,8 +83,8 @@ class ArchitectureSettings(SpaceSettings):
     ffn_step: int | None = Field(default=None, ge=1)
     multiple_of: int = Field(default=1, ge=1)
     tied: bool = False
-    importance: str = "wanda_sp"
-    repair: Repair | list[Repair] = "none"
+    importance: str | None = None
+    repair: Repair | list[Repair] | None = None
     dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     statistics: Literal["sequential", "dense"] = "sequential"
     target_format: Format = "any"
@@ -152,6 +155,8 @@ class ArchitectureSettings(SpaceSettings):
 
     @property
     def repairs(self) -> tuple[str, ...]:
+        if self.repair is None:  # not settled yet
+            return ("none",)
         return tuple(self.repair) if isinstance(self.repair, list) else (self.repair,)
 
     @property
