@@ -9,6 +9,7 @@ from typing import Any
 from secateur.spaces.allocation.settings import AllocationSettings, build_allocation
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.formulas.settings import FormulaSettings, build_formula
+from secateur.spaces.masks.settings import MaskSettings, build_masks
 from secateur.spaces.plugins import Registry, Row
 from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
 from secateur.spaces.space import Space
@@ -58,6 +59,13 @@ SPACES: Registry[SpaceRow] = Registry(
             pruner="secateur.pruners.weights.formula_pruner:FormulaPruner",
             summary="an importance metric as an expression, at one sparsity of all linears",
             source="https://arxiv.org/abs/2406.02924",
+        ),
+        "masks": SpaceRow(
+            settings=MaskSettings,
+            build=build_masks,
+            pruner="secateur.pruners.structure.masks:MaskPruner",
+            summary="which KV groups and FFN channels each block keeps, inherited and varied as masks",
+            source="https://arxiv.org/abs/2409.17372",
         ),
         "recipe": SpaceRow(
             settings=RecipeSettings,

@@ -66,6 +66,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {},
         {"target": 0.7, "terminals": ["W", "X"], "known": ["magnitude"], "size": 12, "depth": 5},
     ],
+    "masks": [
+        {},
+        {"target": [0.2, 0.5], "channels": 4, "mutation": 0.5, "similarity": 0.5},
+        {"target": 0.3, "of": "macs", "channels": 1, "mutation": 0},
+    ],
     "recipe": [
         {},
         {"target": [0.2, 0.5], "sources": {"a": "docs", "b": "x.txt"}, "gradients": ["backward", "forward"]},

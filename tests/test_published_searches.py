@@ -17,9 +17,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 WIDTH, N_BLOCKS, HEAD = 4096, 32, 128
 MODELS = {
     "evopress": (8, 14336),
-    "darwinlm": (32, 11008),
-    "pruner-zero": (32, 11008),
-    "adapruner": (32, 11008),
+    **dict.fromkeys(("darwinlm", "search-llm", "pruner-zero", "adapruner"), (32, 11008)),
 }
 """KV heads and FFN channels of the model of each: Mistral-7B, or Llama(-2)-7B."""
 
@@ -34,6 +32,10 @@ SCALED = {
         *("space.ffn_step=96", "controller.offspring=3", "controller.survivors=[2, 1, 1]"),
         *("evaluator.fidelities=[64, 128, 192, 256]", "evaluator.training.tokens=[64, 128, 192, 256]"),
         *("evaluator.calibration_tokens=256", "budget.evaluations=9"),
+    ],
+    "search-llm": [
+        *("space.channels=32", "controller.offspring=4", "controller.parents=3"),
+        *("evaluator.fidelities=[128]", "evaluator.calibration_tokens=256", "budget.evaluations=12"),
     ],
     "pruner-zero": [
         *("evaluator.fidelities=[128]", "evaluator.calibration_tokens=256", "budget.evaluations=8"),
@@ -142,3 +144,15 @@ def test_darwinlm_switches_levels_of_attentions_or_of_mlps():
         parent = space.mutate(parent, rng)
         gone |= (np.array(parent.blocks) == 0).any(axis=0)
     assert gone.all(), "sub-layers go whole at their last level"
+
+
+def test_search_llm_is_its_released_script():
+    settings, space = settings_of("search-llm"), space_of("search-llm")
+    evolution, evaluator = settings.controller, settings.evaluator
+    assert (evolution.offspring, evolution.parents, evolution.start) == (500, 300, "random")
+    assert evolution.crossover == pytest.approx(100 / 450, abs=0.01)
+    assert evaluator.fidelities == (5 * 2048,)
+    assert settings.budget.evaluations == 30 * 500 + 3
+    uniform = space.baselines()["uniform@0.2"]
+    assert space.cost(uniform)["sparsity"] == pytest.approx(0.2, abs=0.001)
+    assert len(uniform.text) < 32 * (8 + 43 + 2) + 10, "a candidate is 1.7 kB"

@@ -47,6 +47,11 @@ class StructureMethod:
         return max((row.inputs for row in rows), key=get_args(Detail).index)
 
     @property
+    def repair_needs(self) -> Detail:
+        """Statistics that repairs alone need."""
+        return max((CUT_REPAIRS[name].inputs for name in self.repairs), key=get_args(Detail).index)
+
+    @property
     def gradients(self) -> tuple[Kind, ...]:
         """Kinds of gradients that must be collected."""
         return IMPORTANCES[self.importance].gradients

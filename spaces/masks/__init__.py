@@ -1,0 +1,1 @@
+"""The space `masks`: which KV groups and FFN channels each block keeps."""
