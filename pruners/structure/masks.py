@@ -71,7 +71,7 @@ class MaskPruner(ArchitecturePruner):
         self._layouts = [layout.sublayers for layout in find_layouts(self.anatomy)]
         self._parts = [[LiveSublayer(part) for part in parts] for parts in self._layouts]
         self._whole = [tuple(tuple(range(part.n_units)) for part in parts) for parts in self._layouts]
-        self._now = list(self._whole)
+        self._now: list[Any] = list(self._whole)
 
     def keys(self, config: Config) -> Sequence[Hashable]:
         """Numbers of the kept KV groups and channels, one pair a block."""
