@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -33,9 +34,10 @@ class BlockwiseEvaluator(Evaluator):
     """KL to the dense model, cross-entropy and other losses of candidates, on nested subsets of fixed windows.
 
     Blocks that several candidates share, from the embedding on, are computed once for each data batch: within a batch
-    of candidates always, with earlier ones as far as the cache holds them. A candidate's losses on a data batch are
-    remembered, so that a larger fidelity costs only its further data. Losses accumulate in fp32 and up whatever the
-    model's dtype.
+    of candidates always, with earlier ones as far as the cache holds them. Outputs that a batch of candidates shared
+    stay in it the longest: they are their parent's, and the next offspring begin with them, too. A candidate's losses
+    on a data batch are remembered, so that a larger fidelity costs only its further data. Losses accumulate in fp32
+    and up whatever the model's dtype.
 
     Args:
         pruner: open; switches blocks of the dense model by the candidates of its space.
@@ -107,6 +109,8 @@ class BlockwiseEvaluator(Evaluator):
         new = [member for member, path in enumerate(paths) if (batch.name, path) not in self._sums]
         if not new:
             return
+        distinct = {paths[member] for member in new}
+        sharing = Counter(path[: depth + 1] for path in distinct for depth in range(len(path)))
 
         def step(path: Path, member: int, hidden: Tensor) -> Tensor:
             def compute() -> Tensor:
@@ -118,7 +122,8 @@ class BlockwiseEvaluator(Evaluator):
                     self._pruner.release(block)
                 return below
 
-            return self._prefixes.get((batch.name, path), compute)
+            alone = len(distinct) > 1 == sharing[path]
+            return self._prefixes.get((batch.name, path), compute, first_to_go=alone)
 
         for members, hidden in walk([paths[member] for member in new], batch.inputs.hidden, step):
             found = loss_sums(self._anatomy, hidden, batch.tokens, batch.teacher)

@@ -143,14 +143,16 @@ class Balance:
         table: usage of each unit at each level.
         levels: to start from; copied.
         window: of the total.
+        first: units before this one stay as they are.
     """
 
-    def __init__(self, table: Table, levels: Sequence[int], window: Window) -> None:
+    def __init__(self, table: Table, levels: Sequence[int], window: Window, first: int = 0) -> None:
         self._table = table
         self.levels = list(levels)
         self._window = window
         self._total = total_usage(table, levels)
         self._moved = [0] * len(table)  # direction of each unit's moves, 0: none yet
+        self._first = first
 
     @property
     def is_met(self) -> bool:
@@ -158,11 +160,11 @@ class Balance:
 
     def fresh(self, direction: int) -> list[int]:
         """Units without a move that can move by one level in this direction (1 or -1)."""
-        return [unit for unit in range(len(self.levels)) if self._is_fresh(unit, direction)]
+        return [unit for unit in range(self._first, len(self.levels)) if self._is_fresh(unit, direction)]
 
     def any_fresh(self, direction: int, rng: np.random.Generator) -> int | None:
         """A random unit of `fresh`, or None; usually without a scan of all units."""
-        for unit in rng.integers(len(self.levels), size=8).tolist():
+        for unit in rng.integers(self._first, len(self.levels), size=8).tolist():
             if self._is_fresh(unit, direction):
                 return int(unit)
         fresh = self.fresh(direction)
@@ -213,7 +215,7 @@ class Balance:
             for unit, (row, level, moved) in enumerate(
                 zip(self._table, self.levels, self._moved, strict=True)
             )
-            if level != (len(row) - 1 if direction > 0 else 0) and moved != -direction
+            if unit >= self._first and level != (len(row) - 1 if direction > 0 else 0) and moved != -direction
         ]
 
     def _approach(self, changes: Sequence[tuple[int, int]], direction: int, rng: np.random.Generator) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,17 @@ from secateur.spaces.levels import Balance, Table, Window, total_usage
 
 Levels = tuple[int, ...]
 ATTEMPTS = 16  # random variations before the systematic search for a neighbour
+
+
+def first_behind(depth: float, blocks: Sequence[int]) -> int:
+    """Index of the first unit behind a share of the blocks, in [0, 1), rounded down to whole blocks.
+
+    Args:
+        depth: the share.
+        blocks: block of each unit, ascending.
+    """
+    n_before = int(depth * (blocks[-1] + 1)) if blocks else 0
+    return bisect_left(blocks, n_before)
 
 
 class LevelVariation:
@@ -64,27 +76,35 @@ class LevelVariation:
                 return found
         return self._uniform[target]
 
-    def mutate(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels:
-        """A neighbour by min(U{1, 2, 3}, U{1, 2, 3}) level switches, as in EvoPress."""
+    def mutate(self, levels: Levels, target: int, rng: np.random.Generator, first: int = 0) -> Levels:
+        """A neighbour by min(U{1, 2, 3}, U{1, 2, 3}) level switches, as in EvoPress.
+
+        Args:
+            first: units before this one stay as they are, unless no neighbour is found otherwise.
+        """
         for _ in range(ATTEMPTS):
             n_switches = int(rng.integers(1, 4, size=2).min())
-            found = self.switch(levels, target, n_switches, rng)
+            found = self.switch(levels, target, n_switches, rng, first)
             if found is not None:
                 return found
+        if first:
+            return self.mutate(levels, target, rng)
         return self._any_neighbour(levels, target, rng)
 
-    def switch(self, levels: Levels, target: int, n_switches: int, rng: np.random.Generator) -> Levels | None:
+    def switch(
+        self, levels: Levels, target: int, n_switches: int, rng: np.random.Generator, first: int = 0
+    ) -> Levels | None:
         """The levels after some switches, different from the old ones; None if the target can't be met.
 
         In half of the switches both units are random, and other units compensate for the difference of their sizes;
         in the other half one unit is random and the other is preferably of the same size, so that small steps are
         common.
         """
-        balance = Balance(self._table, levels, self._windows[target])
+        balance = Balance(self._table, levels, self._windows[target], first)
         n_moves = 0
         for _ in range(n_switches):
-            first = 1 if rng.random() < 0.5 else -1
-            for direction in (first, -first) if rng.random() < 0.5 else (first,):
+            sign = 1 if rng.random() < 0.5 else -1
+            for direction in (sign, -sign) if rng.random() < 0.5 else (sign,):
                 unit = balance.any_fresh(direction, rng)
                 if unit is not None:
                     balance.move(unit, direction)

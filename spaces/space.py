@@ -85,6 +85,17 @@ class Space(ABC, Generic[C]):
     def mutate(self, candidate: C, rng: np.random.Generator) -> C:
         """A neighbour that meets the same target; equal to the candidate only if there is no other."""
 
+    def mutate_after(self, candidate: C, depth: float, rng: np.random.Generator) -> C:
+        """A neighbour as by `mutate` that has the first blocks in common with the candidate.
+
+        Neighbours after the same depth share these blocks' computation. In a space without an order of blocks, and
+        where no such neighbour is found, any neighbour.
+
+        Args:
+            depth: share of the blocks that stay as they are, in [0, 1), rounded down to whole blocks.
+        """
+        return self.mutate(candidate, rng)
+
     @abstractmethod
     def crossover(self, first: C, second: C, rng: np.random.Generator) -> C:
         """A recombination of two candidates that meets the target of the first."""

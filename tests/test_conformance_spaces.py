@@ -129,6 +129,7 @@ def test_variation_stays_in_the_space_and_leaves_parents_alone(case, seed):
         children = [
             first,
             space.mutate(first, rng),
+            space.mutate_after(first, rng.random(), rng),
             space.crossover(first, second, rng),
             space.repair(second, target, rng),
         ]
@@ -147,9 +148,26 @@ def test_the_same_generator_gives_the_same_candidates(case, seed):
     def course() -> list[str]:
         space, rng = build(case), np.random.default_rng(seed)
         first = space.sample(rng, 0)
-        return [first.text, space.mutate(first, rng).text, space.crossover(first, first, rng).text]
+        late = space.mutate_after(first, 0.6, rng)
+        return [x.text for x in (first, late, space.mutate(first, rng), space.crossover(first, first, rng))]
 
     assert course() == course()
+
+
+@given(
+    case=st.sampled_from([("allocation", {}), ("architecture", {})]),
+    depth=st.floats(0, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_late_mutations_leave_the_blocks_before_alone(case, depth, seed):
+    space, rng = build(case), np.random.default_rng(seed)
+    assert isinstance(space, SeparableSpace)
+    reference = space.baselines()[list(space.baselines())[1]]
+    child = space.mutate_after(reference, depth, rng)
+    before, after = space.disassemble(reference), space.disassemble(child)
+    changed = [slot for slot, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    assert changed
+    assert min(map(space.block_of, changed)) >= int(4 * depth)
 
 
 def test_separable_view_adds_up(space):

@@ -183,6 +183,34 @@ def test_migration_helps_where_targets_share_their_structure():
     assert best(0.2) < best(0.0)
 
 
+def test_late_generations_share_the_blocks_before_a_random_depth():
+    def depths(late: float) -> list[float]:
+        """Share of the blocks before the first one in which the offspring of a generation differ."""
+        landscape, found = Landscape(space_of(70), 0), []
+        controller = Evolution(landscape.space, FIDELITIES[:1], 0, EvolutionSettings(offspring=6, late=late))
+        for n in (1, *[6] * 60):
+            proposals = controller.ask(n)
+            measured = [landscape.measure(proposal.candidate, proposal.fidelity) for proposal in proposals]
+            controller.tell([Trial(0, measurement) for measurement in measured])
+            by_slot = zip(*[proposal.candidate.levels for proposal in proposals], strict=True)
+            different = (slot for slot, levels in enumerate(by_slot) if len({*levels}) > 1)
+            found.append(landscape.space.block_of(next(different, 0)) / 10)
+        return found[1:]
+
+    usual, late = depths(0.0), depths(1.0)
+    assert np.mean(usual) < 0.1
+    assert 0.35 < np.mean(late) < 0.65, "the depth is uniform"
+    assert min(late) < 0.1
+    assert max(late) > 0.8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_late_generations_find_as_much(seed):
+    landscape = Landscape(space_of(21), seed)
+    found = best_loss(landscape, Evolution(landscape.space, FIDELITIES, seed, EvolutionSettings(late=0.5)))
+    assert found < 0.7 * random_loss(seed)
+
+
 def test_a_measurement_without_the_objective_is_refused():
     controller = Evolution(space_of(7), FIDELITIES, 0, EvolutionSettings(), objective="ce")
     (proposal,) = controller.ask(1)

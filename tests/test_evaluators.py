@@ -218,6 +218,22 @@ def test_earlier_batches_are_shared_too_and_change_nothing(tmp_path, monkeypatch
         assert a.values["kl"] == pytest.approx(c.values["kl"], rel=1e-6)
 
 
+def test_what_offspring_shared_is_there_for_the_next_ones_where_room_is_scarce(tmp_path, monkeypatch):
+    evaluator = make_evaluator(tmp_path)
+    output = 2 * 16 * evaluator.anatomy.width * 4
+    for bound in ("MIN_PREFIX_BYTES", "MAX_PREFIX_BYTES"):
+        monkeypatch.setattr(f"secateur.evaluators.blockwise.{bound}", 2 * output)
+    scarce = make_evaluator(tmp_path)
+    n_slots = len(scarce.space.slots)
+    texts = [scarce.space.assemble((2,) * (n_slots - 1) + (level,)).text for level in range(5)]
+    first, second = scarce.evaluate(texts[:2], SMALL), scarce.evaluate(texts[2:4], SMALL)
+    assert sum(m.blocks for m in first) == 2 + 2, "two blocks for both, the last one for each"
+    assert sum(m.blocks for m in second) == 2, "their last blocks alone"
+    assert sum(m.blocks for m in scarce.evaluate(texts[4:], SMALL)) == 1
+    for a, b in zip([*first, *second], evaluator.evaluate(texts[:4], SMALL), strict=True):
+        assert a.values["kl"] == pytest.approx(b.values["kl"], rel=1e-6)
+
+
 def test_a_measurement_does_not_depend_on_what_was_measured_before(tmp_path):
     first, second = make_evaluator(tmp_path), make_evaluator(tmp_path)
     texts = candidates(first.space, 4)

@@ -20,6 +20,26 @@ def test_tensors_used_last_are_kept_up_to_a_limit():
     assert made[5:] == ["large", "a"]
 
 
+def test_values_that_go_first_are_kept_while_there_is_room():
+    recent, made = Recent(3 * 40), []
+
+    def use(name, **kwargs):
+        recent.get(name, lambda: made.append(name) or torch.zeros(10), **kwargs)
+
+    use("a")
+    use("spare", first_to_go=True)
+    use("b")
+    use("spare", first_to_go=True)
+    assert made == ["a", "spare", "b"], "there is room"
+    use("c")
+    use("other", first_to_go=True)  # no room: it is not kept
+    for name in ("a", "b", "c"):
+        use(name)
+    assert made == ["a", "spare", "b", "c", "other"], "the others stayed"
+    use("spare", first_to_go=True)
+    assert made[-1] == "spare"
+
+
 def test_a_value_that_is_taken_leaves_room():
     recent = Recent[dict](3 * 40)
     for name in "abc":

@@ -21,19 +21,24 @@ class Recent(Generic[T]):
         self._kept: OrderedDict[Hashable, T] = OrderedDict()
         self._n_bytes = 0
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value under this key, made if it is missing."""
+    def get(self, key: Hashable, make: Callable[[], T], *, first_to_go: bool = False) -> T:
+        """The value under this key, made if it is missing.
+
+        Args:
+            first_to_go: evict it before all others, so that it is kept while there is room to spare.
+        """
         if key not in self._kept:
             made = make()  # which may use the cache
-            self.put(key, made)
+            self.put(key, made, first_to_go=first_to_go)
             return made
-        self._kept.move_to_end(key)
+        self._kept.move_to_end(key, last=not first_to_go)
         return self._kept[key]
 
-    def put(self, key: Hashable, value: T) -> None:
+    def put(self, key: Hashable, value: T, *, first_to_go: bool = False) -> None:
         """Keep a value under this key, in place of an older one."""
         self.take(key)
         self._kept[key] = value
+        self._kept.move_to_end(key, last=not first_to_go)
         self._n_bytes += n_bytes(value)
         while self._n_bytes > self._limit and len(self._kept) > 1:
             self._n_bytes -= n_bytes(self._kept.popitem(last=False)[1])

@@ -28,6 +28,8 @@ class EvolutionSettings(Section):
         parents: elites of each target.
         crossover: probability of a crossover of two elites; None: 0 with one parent, else 0.3.
         migration: probability of a parent from the next lower or higher target, repaired to this one.
+        late: share of generations whose offspring differ from their parents behind a random depth of the model alone
+            (`Space.mutate_after`): the blocks before it are computed once for all. Later blocks are varied more often.
         start: the first elites: the ``uniform`` candidates alone, or also the best of a generation of ``random``
             ones, or also the solutions of ``sensitivity`` or ``greedy``.
         sensitivity: settings of the former.
@@ -40,6 +42,7 @@ class EvolutionSettings(Section):
     parents: int = Field(default=1, ge=1)
     crossover: float | None = Field(default=None, ge=0, le=1)
     migration: float = Field(default=0.2, ge=0, le=1)
+    late: float = Field(default=0.0, ge=0, le=1)
     start: Literal["uniform", "random", "sensitivity", "greedy"] = "uniform"
     sensitivity: SensitivitySettings = SensitivitySettings()
     greedy: GreedySettings = GreedySettings()
@@ -86,6 +89,7 @@ class Evolution(GenerationalController):
         of = settings
         super().__init__(space, fidelities, seed, of.offspring, of.survivors, of.parents, objective)
         self._settings = settings
+        self._depth = 0.0  # of the blocks that the present generation shares
         self._solver = _solver(space, fidelities, seed, settings)
         self._open(self._start())
 
@@ -103,10 +107,20 @@ class Evolution(GenerationalController):
             starts = [(target, candidate) for target, found in solutions for candidate in found]
         yield from self._start_with(starts)
 
+    def _offspring(self, target: int, rng: np.random.Generator) -> list[Any]:
+        late = self._settings.late
+        self._depth = rng.random() if late and rng.random() < late else 0.0
+        return super()._offspring(target, rng)
+
     def _propose(self, target: int, rng: np.random.Generator, index: int) -> Any:
         if self._settings.start == "random" and self._generation < len(self._elites):
             return self._space.sample(rng, target)
         return self._vary(target, rng)
+
+    def _mutate(self, candidate: Any, rng: np.random.Generator) -> Any:
+        if self._depth:
+            return self._space.mutate_after(candidate, self._depth, rng)
+        return super()._mutate(candidate, rng)
 
     def _vary(self, target: int, rng: np.random.Generator) -> Any:
         """Mutation or crossover of a random parent; a random candidate where there is none."""
@@ -122,7 +136,7 @@ class Evolution(GenerationalController):
             return self._space.crossover(parent, others[rng.integers(len(others))], rng)
         if rng.random() < settings.migration:
             parent = self._migrant(target, rng) or parent
-        return self._space.mutate(parent, rng)
+        return self._mutate(parent, rng)
 
     def _migrant(self, target: int, rng: np.random.Generator) -> Any | None:
         """An elite of a neighbouring target, repaired to this one; None where there is none."""

@@ -75,6 +75,9 @@ class GenerationalController(ProcedureController):
     def _propose(self, target: int, rng: np.random.Generator, index: int) -> Any:
         """A candidate of the target, the one with this index in its generation; it may be known."""
 
+    def _mutate(self, candidate: Any, rng: np.random.Generator) -> Any:
+        return self._space.mutate(candidate, rng)
+
     def _start_with(self, starts: Sequence[tuple[int, Any]]) -> SearchProcedure:
         """Measure the uniform candidates and these, the first elites."""
         uniform = [c for name, c in self._space.baselines().items() if name != "dense"]
@@ -119,7 +122,7 @@ class GenerationalController(ProcedureController):
                     self._seen.add(child.text)
                     found.append(child)
                     break
-                child = self._space.mutate(child, rng)
+                child = self._mutate(child, rng)
             else:
                 break
         return found

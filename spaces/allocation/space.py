@@ -22,7 +22,7 @@ from secateur.spaces.levels import (
     total_usage,
     window,
 )
-from secateur.spaces.mutation_crossover import Levels, LevelVariation
+from secateur.spaces.mutation_crossover import Levels, LevelVariation, first_behind
 from secateur.spaces.shape import ModelShape, Prunable, Unit, role_of
 from secateur.spaces.space import SeparableSpace
 
@@ -191,6 +191,10 @@ class AllocationSpace(SeparableSpace[Allocation]):
         return self._same_or(
             candidate, self._variation.mutate(candidate.levels, self._met_target(candidate), rng)
         )
+
+    def mutate_after(self, candidate: Allocation, depth: float, rng: np.random.Generator) -> Allocation:
+        target, first = self._met_target(candidate), first_behind(depth, [unit.block for unit in self._units])
+        return self._same_or(candidate, self._variation.mutate(candidate.levels, target, rng, first))
 
     def crossover(self, first: Allocation, second: Allocation, rng: np.random.Generator) -> Allocation:
         return Allocation(self._variation.mix(first.levels, second.levels, self._met_target(first), rng))

@@ -14,7 +14,7 @@ from secateur.spaces.architecture.scores import Scores, block_moves, unit_moves,
 from secateur.spaces.architecture.slot_targets import SlotTargets
 from secateur.spaces.architecture.structured import StructuredSpace
 from secateur.spaces.methods import DEPTH
-from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
+from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation, first_behind
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import SeparableSpace
 
@@ -110,6 +110,15 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
         if found == levels and n_repairs > 1:
             return self._architecture(levels, (repair + 1) % n_repairs)
         return self._architecture(found, repair)
+
+    def mutate_after(self, candidate: Architecture, depth: float, rng: np.random.Generator) -> Architecture:
+        """Level switches with the repair of the candidate; of one kind, and in any block, where all mutations are."""
+        if self._kinds:
+            return self.mutate(candidate, rng)
+        target, levels = self._met_target(candidate), self._levels_of(candidate)
+        first = first_behind(depth, [slot.block for slot in self._slots])
+        found = self._variation.mutate(levels, target, rng, first)
+        return self._architecture(found, self._repair_of(candidate))
 
     def _depth_move(self, levels: Levels, target: int, rng: np.random.Generator) -> Levels | None:
         """Remove, restore or exchange a group of slots; other slots close the difference to the target."""
