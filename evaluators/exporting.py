@@ -11,6 +11,7 @@ from secateur.evaluators.data.windows import EvaluationData
 from secateur.pruners.export.manifest import UNSTRUCTURED, Manifest, same_export
 from secateur.pruners.export.registry import ANY
 from secateur.pruners.export.saving import check_destination, remove_leftovers
+from secateur.pruners.models.account import account, zeros_of
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.pruner import Config, Pruner
 from secateur.spaces.measurement import Fidelity
@@ -81,6 +82,8 @@ def new_manifest(
         measured={},
         label=UNSTRUCTURED,
         format=formats[0] if name == ANY else name,
+        parent_zeros=zeros_of(pruner.anatomy),
+        not_understood={x.name: x.n_params for x in account(pruner.anatomy) if x.state == "not understood"},
         **pruner.asked(config),
     )
 

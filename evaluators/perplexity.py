@@ -14,6 +14,7 @@ from secateur.evaluators.data.text import Text, load_text
 from secateur.evaluators.data.tokens import windows
 from secateur.evaluators.tasks.task_set import TaskPlan, TaskSet
 from secateur.pruners.calibration.tokens import bos_token, tokens_sha256
+from secateur.pruners.models.account import zeros_of
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model
 
@@ -76,14 +77,12 @@ def evaluate_model(
     scores = {} if tasks is None else _scores(TaskSet(tasks, loaded.model, loaded.tokenizer, bos), say)
     say(f"measuring {tokens.numel()} tokens")
     ce = cross_entropy(loaded.model, tokens, anatomy.first_scored)
-    linears = list(anatomy.linears)
-    zeros = sum(int((linear.weight == 0).sum()) for linear in linears)
     return {
         "model": name,
         "perplexity": math.exp(ce),
         "ce": ce,
         "params": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        "zeros": zeros / sum(linear.n_weights for linear in linears),
+        "zeros": zeros_of(anatomy),
         "text": text,
         "tokens": tokens.numel(),
         "window": window,

@@ -25,6 +25,7 @@ def card(manifest: Manifest) -> str:
         template_str=_CARD,
         manifest=manifest,
         what=_structure(manifest) if manifest.kept else _zeros(manifest),
+        notes=_notes(manifest),
         method=_listed(manifest.method),
         calibration=_listed(manifest.calibration),
         rows=rows,
@@ -38,6 +39,20 @@ def _zeros(manifest: Manifest) -> str:
     share = f"{n_zeros / n_weights:.2%}" if n_weights else "0 %"
     n_linears = len(manifest.asked)
     return f"{share} of the weights of {n_linears} linears are zero ({n_zeros:,} of {n_weights:,})."
+
+
+def _notes(manifest: Manifest) -> str:
+    """Paragraphs on what was in the parent before, and on what was left alone."""
+    found = ""
+    if manifest.parent_zeros >= 5e-5:
+        found += f"\n\n{manifest.parent_zeros:.2%} of the parent's prunable weights were zeros before."
+    if manifest.not_understood:
+        names = ", ".join(f"`{name}`" for name in manifest.not_understood)
+        n_params = sum(manifest.not_understood.values())
+        found += (
+            f"\n\n**Not understood, and left as they were: {n_params:,} parameters of the blocks ({names}).**"
+        )
+    return found
 
 
 def _structure(manifest: Manifest) -> str:
@@ -96,7 +111,7 @@ _CARD = """---
 
 **{{ manifest.label }}**
 
-{{ what }}
+{{ what }}{{ notes }}
 
 Pruned with Secateur: {{ method }}. Calibration: {{ calibration }}.
 The licence is the parent's.

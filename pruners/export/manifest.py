@@ -54,6 +54,9 @@ class Manifest:
         files: ``size_bytes`` and ``sha256`` of every other file of the export by path; of earlier versions, none.
         versions: of secateur, torch, transformers and Python.
         checks: results of the checks by name.
+        parent_zeros: share of the parent's prunable weights that were zeros before.
+        not_understood: numbers of parameters of the parent's blocks that nothing here understands, by path; they are
+            as they were.
     """
 
     parent: str
@@ -78,6 +81,8 @@ class Manifest:
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
+    parent_zeros: float = 0.0
+    not_understood: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of ``secateur.json``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.search.app.describing import describe_model
 from secateur.search.app.evaluating import evaluate, tasks_in
 from secateur.search.app.exporting import export
 from secateur.search.app.pruning import prune
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SearchedRun",
     "compare_latency",
+    "describe_model",
     "evaluate",
     "export",
     "last_stage",

@@ -33,6 +33,7 @@ def about_of(settings: Settings, session: Session, of_plugins: dict[str, str]) -
         UsageError: if something in the settings does not fit a further model.
     """
     from secateur.evaluators.data.text import calibration_address
+    from secateur.pruners.models.account import account, zeros_of
 
     plan = session.plan
     content = session.facts() | session.facts_of_others()
@@ -44,7 +45,13 @@ def about_of(settings: Settings, session: Session, of_plugins: dict[str, str]) -
     return About(
         identity=identity(settings) | {"content": content},
         baselines=baselines_of(session),
-        facts={"shape": shape, "versions": versions, "sources": sources},
+        facts={
+            "shape": shape,
+            "versions": versions,
+            "sources": sources,
+            "parameters": [asdict(row) for row in account(session.anatomy)],
+            "zeros": zeros_of(session.anatomy),
+        },
     )
 
 

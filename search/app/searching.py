@@ -20,7 +20,7 @@ from secateur.search.mirror.address import check_storage, refuse_password
 from secateur.search.mirror.mirror import Mirror
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
-from secateur.search.results.run import Run
+from secateur.search.results.run import Run, notes_on_model
 from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.settings import Settings, resolved
 from secateur.search.study.about import ABOUT
@@ -80,7 +80,8 @@ def search_stage(
         about = about_of(settings, session, of_plugins)
         _controller(settings, session)  # refuses what does not fit, while nothing is written
         with Study.open_or_create(directory, resolved(settings), about) as study:
-            for line in (*settings.renamed_keys, *study.warnings):
+            notes = notes_on_model(about.facts["zeros"], about.facts["parameters"])
+            for line in (*settings.renamed_keys, *study.warnings, *notes):
                 say(line)
             levels = levels or directory / LEVELS
             _build_levels(session, levels, say)

@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from secateur.search.cli.option_groups import Json
-from secateur.search.show.console import FAILED, show_facts, show_json
+from secateur.search.cli.option_groups import LOADING, MODEL_HELP, Json, Options, with_group
+from secateur.search.show.console import FAILED, open_display, show, show_facts, show_json
 
 # Extra: its modules, and their purpose.
 EXTRAS = {
@@ -45,8 +46,17 @@ class Check:
     ok: bool | None = True
 
 
-def doctor(json: Json = False) -> None:
-    """Check this machine: packages, extras, disk, the embedded model."""
+@with_group("loading", LOADING)
+def doctor(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
+    json: Json = False,
+    *,
+    loading: Options,
+) -> None:
+    """Check this machine: packages, extras, disk, the embedded model; or a model: what of it can be pruned."""
+    if model is not None:
+        _show_model(model, json, loading)
+        return
     from secateur.pruners.models.checkpoints.cache import cache_root
     from secateur.pruners.models.loading import find_checkpoint
 
@@ -58,6 +68,32 @@ def doctor(json: Json = False) -> None:
         show_facts({check.name: f"{marks[check.ok]:4} {check.found}" for check in checks})
     if any(check.ok is False for check in checks):
         raise typer.Exit(FAILED)
+
+
+def _show_model(model: str, json: bool, loading: Options) -> None:
+    """Show what a model's blocks consist of, every parameter, and whether units can be cut."""
+    from secateur.search import app as rooms
+    from secateur.search.results.run import notes_on_model
+
+    with open_display() as display:
+        found = rooms.describe_model(model, say=display.say, **loading)
+    if json:
+        show_json(found)
+        return
+    show_facts(
+        {
+            "family": found["family"],
+            "blocks": ", ".join(f"{n} of {mixers}" for mixers, n in found["blocks"].items()),
+            "units": found["units"],
+            "BOS token": "none" if found["bos"] is None else str(found["bos"]),
+            **{
+                row["name"]: f"{row['state']:14} {row['n_params']:>12,} {row['share']:7.2%}  {row['kind']}"
+                for row in found["parameters"]
+            },
+        }
+    )
+    for note in notes_on_model(found["zeros"], found["parameters"]):
+        show(f"\n{note}")
 
 
 def examine(cache: Path, torch_facts: Callable[[], str], find_tiny: Callable[[], str]) -> list[Check]:

@@ -23,6 +23,27 @@ from secateur.spaces.shape import BlockShape, ModelShape, Prunable
 from secateur.spaces.space import Space
 
 
+def notes_on_model(zeros: float, parameters: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Lines about a model that is to be pruned.
+
+    Args:
+        zeros: share of its prunable weights.
+        parameters: of its blocks, rows as a run's record has them.
+    """
+    found = []
+    unknown = [row for row in parameters if row["state"] == "not understood"]
+    if unknown:
+        found.append(
+            f"Not understood, and left as they are: {sum(row['share'] for row in unknown):.2%} of the parameters of "
+            f"the blocks ({', '.join(row['name'] for row in unknown)})."
+        )
+    if zeros >= 5e-5:
+        found.append(
+            f"{zeros:.2%} of the dense model's prunable weights are zeros already; its sparsity of 0 leaves them out."
+        )
+    return tuple(found)
+
+
 class Run:
     """Study with its settings, space, front and baselines.
 
@@ -67,6 +88,12 @@ class Run:
     @cached_property
     def linears(self) -> list[Prunable]:
         return self._fact("shape.linears", list[Prunable])
+
+    @cached_property
+    def model_notes(self) -> tuple[str, ...]:
+        """Lines about the dense model that its numbers don't tell: zeros of its own, parameters not understood."""
+        facts = self.study.about.facts  # runs of old have neither
+        return notes_on_model(facts.get("zeros", 0.0), facts.get("parameters", ()))
 
     def _fact(self, place: str, kind: type[T]) -> T:
         value: Any = self.study.about.facts

@@ -144,7 +144,7 @@ def caption(run: Run) -> str:
     after = f" after training on {trained:,} tokens" if trained else ""
     return (
         f"loss: {loss_words(run)} on {run.fidelity.n_tokens:,} search tokens{after}; test: {of.test_tokens:,} "
-        f"tokens; windows of {of.window}\n{outlook(run)}"
+        f"tokens; windows of {of.window}\n" + "\n".join([*run.model_notes, outlook(run)])
     )
 
 
@@ -176,6 +176,7 @@ def front_json(run: Run, rows: Sequence[FrontRow]) -> dict[str, Any]:
         "baselines": {name: trial.number for name, trial in run.baselines.items()},
         "beside": [row_json(row) for row in rows if not row.on_front],
         "label": outlook(run),
+        "notes": list(run.model_notes),
     }
 
 
