@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.evaluators.blockwise import BlockwiseEvaluator
 from secateur.evaluators.data.windows import EvaluationData
+from secateur.evaluators.effects import EffectsEvaluator
 from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.proxy import ProxyEvaluator
@@ -20,6 +21,8 @@ from secateur.evaluators.tasks.evaluator import TaskEvaluator
 from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.evaluators.trained import TrainedEvaluator
 from secateur.pruners.calibration.tokens import Calibration
+from secateur.pruners.curvature import load_curvature
+from secateur.pruners.effects import Foretelling
 from secateur.pruners.pruner import DenseModel, Pruner, pruner_class
 from secateur.spaces.measurement import Fidelity, Measurement
 
@@ -75,6 +78,11 @@ class Case:
         if plan.tasks is not None:
             assert tasks is not None
             evaluator = TaskEvaluator(evaluator, pruner, tasks, plan.fidelities[-2], margin=plan.margin)
+        if plan.curvature is not None:
+            foretelling = Foretelling(pruner, load_curvature(directory))
+            evaluator = EffectsEvaluator(
+                evaluator, pruner, data, foretelling, loss="ce" if loss == "ce" else "kl"
+            )
         return evaluator if plan.proxy is None else ProxyEvaluator(evaluator, pruner)
 
 

@@ -111,14 +111,11 @@ class Teacher:
             chunk: its number.
             log_probs: of the student at these positions.
         """
-        at = slice(chunk * CHUNK_TOKENS, (chunk + 1) * CHUNK_TOKENS)
+        weights = self._weights(chunk)
         if self._stored is None:
-            assert self._states is not None
-            weights = self._anatomy.logits(self._states[at]).float().softmax(-1)
             negative_entropy = _negative_entropy(weights)
         else:
-            weights = self._stored["probabilities"][at].float()
-            negative_entropy = self._stored["negative_entropy"][at]
+            negative_entropy = self._stored["negative_entropy"][_at(chunk)]
         mass = weights.sum(-1)
         found = {}
         if self.acceptance:
@@ -128,6 +125,23 @@ class Teacher:
         kl = negative_entropy - weights.mul_(log_probs).sum(-1).double() / mass
         found["kl"] = kl.clamp_min(0)  # rounding alone takes it below
         return found
+
+    def probabilities(self, chunk: int) -> Float[Tensor, "tokens vocab"]:
+        """The dense model's probabilities at each position of a chunk, as `kl` has them."""
+        weights = self._weights(chunk)
+        return weights.div_(weights.sum(-1, keepdim=True))
+
+    def _weights(self, chunk: int) -> Float[Tensor, "tokens vocab"]:
+        """Probabilities times a factor, in fp32, in memory of their own."""
+        if self._stored is not None:
+            return self._stored["probabilities"][_at(chunk)].float()
+        assert self._states is not None
+        return self._anatomy.logits(self._states[_at(chunk)]).float().softmax(-1)
+
+
+def _at(chunk: int) -> slice:
+    """Positions of a chunk."""
+    return slice(chunk * CHUNK_TOKENS, (chunk + 1) * CHUNK_TOKENS)
 
 
 def _probabilities(anatomy: Anatomy, states: Float[Tensor, "tokens width"]) -> dict[str, Tensor]:

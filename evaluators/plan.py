@@ -29,6 +29,7 @@ class SessionPlan:
         latency: source of the latency table; None: no latencies.
         tasks: to measure candidates in, at the largest fidelity of the search; None: no tasks.
         bos: see `bos_token`.
+        curvature: fidelity of the curvature of the dense model, on calibration windows; None: no effects are asked for.
     """
 
     model: str
@@ -49,6 +50,7 @@ class SessionPlan:
     tasks: TaskPlan | None = None
     bos: bool | Literal["auto"] = "auto"
     measures: tuple[str, ...] = ()
+    curvature: Fidelity | None = None
 
     @property
     def proxy(self) -> Fidelity | None:

@@ -24,15 +24,19 @@ from secateur.evaluators.latency.store import find_table, table_sha256
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
 from secateur.pruners.calibration.tokens import Calibration, Source, bos_token, tokenize
+from secateur.pruners.curvature import build_curvature
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import LoadedModel, load_model
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, DenseModel, pruner_class
 from secateur.spaces.latency import LatencyTable
-from secateur.spaces.measurement import Part
+from secateur.spaces.measurement import Fidelity, Part
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import Prunable
+
+GRADIENT_TOKENS = 65_536
+"""Largest number of tokens that gradients are computed on, each on a few of them."""
 
 
 class Session:
@@ -83,11 +87,13 @@ class Session:
         self.cases: dict[str, Case] = {
             name: main if name == MAIN or case is plan else self._case(case) for name, case in plans.items()
         }
-        self.windows: Mapping[Part, Int[Tensor, "windows length"]] = {
+        self.windows: dict[Part, Int[Tensor, "windows length"]] = {
             "search": self._cut("search", plan.fidelities[-2].n_tokens),
             "test": self._cut("test", plan.fidelities[-1].n_tokens),
         }
         self.damaged: Damaged | None = None
+        if plan.curvature is not None:
+            self.windows |= {"gradient": self._set_aside()}
         self.pruner = main.pruner()
         self.pruner.check_calibration()
 
@@ -160,6 +166,23 @@ class Session:
         of, text, bos = self.plan, self._texts[part], self.anatomy.bos
         return windows(self.loaded.tokenizer, text, of.window, n_tokens, order, of.seed, bos)
 
+    def _set_aside(self) -> Int[Tensor, "windows length"]:
+        """Windows of the search part for gradients: `GRADIENT_TOKENS`, or as many as losses are not measured on."""
+        n_used, window = self.plan.fidelities[-2].n_tokens, self.plan.window
+        rest = self._windows("search", None, "random")[n_used // window :]
+        return rest[: max(1, GRADIENT_TOKENS // window)]
+
+    def _curvature_tokens(self, fidelity: Fidelity) -> Int[Tensor, "windows length"]:
+        """The first windows of the calibration set."""
+        tokens = self._calibration.tokens
+        n_windows, rest = divmod(fidelity.n_tokens, self.plan.window)
+        if rest or not 0 < n_windows <= len(tokens):
+            raise ValueError(
+                f"Expected the curvature from whole windows of {self.plan.window} tokens, at most "
+                f"{tokens.numel()} tokens (`evaluator.calibration_tokens`), got {fidelity.n_tokens}."
+            )
+        return tokens[:n_windows]
+
     def training_windows(self) -> Int[Tensor, "windows length"]:
         """Training data: all windows of the calibration part, in the order of the seed."""
         return self._windows("calibration", None, "random")
@@ -198,6 +221,10 @@ class Session:
         The space has further baselines afterwards, if some need that data.
         """
         self.pruner.prepare(directory, on_block)
+        if self.plan.curvature is not None:
+            tokens = self._curvature_tokens(self.plan.curvature)
+            self.pruner.open(directory)
+            build_curvature(self.pruner, directory, tokens, on_block)
         further = self.pruner.baselines(directory)
         if further:
             self.space = self.space.with_baselines(further)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -190,6 +190,14 @@ class Pruner(ABC):
     @abstractmethod
     def restore(self) -> None:
         """Make the whole model dense again, with the same tensors."""
+
+    def weights_of(self, block: int, key: Hashable) -> Mapping[str, Float[Tensor, "out in"]]:
+        """Weights of a block under a key, from the open store, in dense shapes: zeros in place of what is cut.
+
+        By the projection's full name; where units are cut, output projections alone: their zero columns remove the
+        unit. Not to be written to.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no weights in dense shapes.")
 
     def cost(self, candidate: Any) -> Mapping[str, float]:
         """Exact counts of a candidate by name: its space's, unless they depend on the weights.

@@ -10,8 +10,14 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-Part = Literal["search", "test", "recovered", "proxy"]
-PARTS: tuple[Part, ...] = ("search", "test", "recovered", "proxy")
+Part = Literal["search", "test", "recovered", "proxy", "gradient"]
+PARTS: tuple[Part, ...] = ("search", "test", "recovered", "proxy", "gradient")
+SEARCHED: tuple[Part, ...] = ("search", "proxy", "gradient")
+"""Parts that a search spends its budget on."""
+
+PASSES = {"proxy": 0, "gradient": 3}
+"""Forward passes that a measurement of a part costs, if it is not one."""
+
 LOSSES, LEAST_LOSS = ("loss", "kl", "ce", "weighted_kl", "acceptance"), -1e-3  # at least 0, but for rounding
 TASK, MARGIN = "task:", "margin:"
 """Prefixes of the values of a task, which the rest names: its accuracy, and the margin of its right answers in nats."""
@@ -26,8 +32,9 @@ class Fidelity:
 
     Args:
         part: ``"search"`` (for controllers), ``"test"`` (never shown to controllers), ``"recovered"``: trained after
-            the search and measured on the test windows; or ``"proxy"``: a closed form over statistics of the
-            calibration set, without a forward pass.
+            the search and measured on the test windows; ``"proxy"``: a closed form over statistics of the
+            calibration set, without a forward pass; or ``"gradient"``: a forward and a backward pass over windows of
+            the search part, for `Effects`.
         n_tokens: evaluated tokens, > 0; of ``"recovered"`` the training tokens, repetitions included, so that longer
             training is another fidelity; of ``"proxy"`` the tokens of the statistics.
         n_trained: tokens of light training before the measurement, >= 0.
@@ -55,8 +62,11 @@ class Fidelity:
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of the budget that a measurement uses: evaluated and trained on; 0 for a proxy."""
-        return 0 if self.part == "proxy" else self.n_tokens + self.n_trained
+        """Tokens of the budget that a measurement uses: evaluated and trained on; 0 for a proxy.
+
+        A backward pass counts as two forward passes.
+        """
+        return PASSES.get(self.part, 1) * (self.n_tokens + self.n_trained)
 
     @property
     def text(self) -> str:
@@ -77,6 +87,50 @@ class Fidelity:
         return cls(found[1], int(found[2]), int(found[3] or 0))  # type: ignore[arg-type]  # checked when made
 
 
+Table = tuple[tuple[float, ...], ...]
+"""A row of numbers a slot, a number an option."""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Foretold changes of the loss when one slot of a candidate is switched to another option, in nats a token.
+
+    Args:
+        first: of first order in the change of weights.
+        second: of second order, >= 0.
+    """
+
+    first: Table
+    second: Table
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dict of lists."""
+        return {name: [list(row) for row in table] for name, table in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Effects:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: unless both are finite tables of one shape.
+        """
+        first, second = _table(value.get("first")), _table(value.get("second"))
+        if [len(row) for row in first] != [len(row) for row in second]:
+            raise ValueError("Expected `effects` with two tables of one shape, got others.")
+        return cls(first, second)
+
+
+def _table(value: Any) -> Table:
+    """Lists of finite numbers as a table."""
+    rows = value if isinstance(value, list) else [None]
+    for row in rows:
+        if not isinstance(row, list) or not all(type(x) in (float, int) and math.isfinite(x) for x in row):
+            raise ValueError(
+                f"Expected `effects` with tables of finite numbers, got {str(row)[:40]!r} in one."
+            )
+    return tuple(tuple(map(float, row)) for row in rows)
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Values of one candidate at one fidelity, or the reason why it is infeasible.
@@ -94,6 +148,7 @@ class Measurement:
         worker: name of the worker.
         blocks: model blocks computed (per pass over the data, summed over data batches).
         blocks_saved: model blocks shared with other candidates of the batch, hence not computed.
+        effects: of the candidate's slots, at the part ``gradient``.
 
     Raises:
         ValueError: if there are neither values nor a reason, both, or a value that is not finite.
@@ -109,6 +164,7 @@ class Measurement:
     worker: str = "local"
     blocks: int = 0
     blocks_saved: int = 0
+    effects: Effects | None = None
 
     def __post_init__(self) -> None:
         if bool(self.values) == (self.infeasible is not None):
@@ -136,7 +192,8 @@ class Measurement:
         else:
             line["infeasible"] = self.infeasible
         line |= {"seed": self.seed, "tokens": self.n_tokens, "seconds": round(self.seconds, 6)}
-        return line | {"worker": self.worker, "blocks": self.blocks, "blocks_saved": self.blocks_saved}
+        line |= {"worker": self.worker, "blocks": self.blocks, "blocks_saved": self.blocks_saved}
+        return line if self.effects is None else line | {"effects": self.effects.to_json()}
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Measurement:
@@ -156,6 +213,8 @@ class Measurement:
             if type(value) not in (float, int) or (name in LOSSES and value < LEAST_LOSS):
                 what = "a number" + " >= 0" * (name in LOSSES)
                 raise ValueError(f"Expected `{name}` to be {what}, got {str(value)[:40]!r}.")
+        if "effects" in found:
+            found["effects"] = Effects.from_json(found["effects"])
         if found.get("values") and "loss" not in found["values"]:
             raise ValueError(f"Expected `loss` in `values`, got {', '.join(found['values'])}.")
         return cls(**found | {"candidate": line["candidate"], "fidelity": Fidelity.parse(line["fidelity"])})
@@ -168,5 +227,6 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "seconds": (float, int),
     "values": (dict,),
     "infeasible": (str, type(None)),
+    "effects": (dict,),
 }
 """Types of a line's values, by key."""

@@ -77,6 +77,7 @@ class EvaluationData:
         self._damaged = damaged
         self._runner = BlockRunner(anatomy)
         self._batches: dict[Part, list[Batch]] = {}
+        self._drawn: dict[tuple[Part, int], Batch] = {}
         self._teacher_bytes = 0
         self._cuts = self._all_cuts(fidelities)
 
@@ -107,6 +108,29 @@ class EvaluationData:
             damaged = None if self._damaged is None else self._damaged[fidelity.part][start:stop]
             batches.append(self._prepare(name, self._windows[fidelity.part][start:stop], damaged))
         return batches[: len(bounds)]
+
+    @torch.no_grad()
+    def drawn(self, part: Part, start: int, n_tokens: int) -> list[Batch]:
+        """Consecutive windows of a part, a batch each, from any start on; the first window follows the last.
+
+        As in `of`, a window asked for the first time is prepared with the model's present weights.
+
+        Raises:
+            ValueError: if the part has fewer windows.
+        """
+        windows = self._windows.get(part)
+        count, rest = (0, 1) if windows is None else divmod(n_tokens, windows.shape[1])
+        if windows is None or rest or count > len(windows):
+            held = 0 if windows is None else windows.numel()
+            raise ValueError(
+                f"Expected whole windows, at most the {held} tokens of the part {part}, got {n_tokens} tokens. Use a "
+                "longer text, or ask for fewer."
+            )
+        wanted = [(part, (start + i) % len(windows)) for i in range(count)]
+        for key in wanted:
+            if key not in self._drawn:
+                self._drawn[key] = self._prepare(f"{part}:{key[1]}", windows[key[1] : key[1] + 1], None)
+        return [self._drawn[key] for key in wanted]
 
     def _prepare(
         self,

@@ -73,6 +73,12 @@ class BlockRunner:
         self, index: int, hidden: Float[Tensor, "batch length width"], inputs: BlockInputs
     ) -> Float[Tensor, "batch length width"]:
         """Output of one block, with the weights that it has now."""
+        return self.graph(index, hidden, inputs)
+
+    def graph(
+        self, index: int, hidden: Float[Tensor, "batch length width"], inputs: BlockInputs
+    ) -> Float[Tensor, "batch length width"]:
+        """`block` for a backward pass: with the graph, where gradients are enabled."""
         args, kwargs = inputs.calls[index]
         output = self.anatomy.blocks[index].module(hidden, *args, **kwargs)
         below: Tensor = output[0] if isinstance(output, tuple) else output

@@ -108,6 +108,10 @@ class ArchitecturePruner(Pruner):
             self._store.cut(block, *key)
             self._now[block] = key
 
+    def weights_of(self, block: int, key: Hashable) -> Mapping[str, Tensor]:
+        assert isinstance(key, tuple)
+        return self._store.outputs(block, *key)
+
     def restore(self) -> None:
         self._store.restore()
         self._now = list(self._dense)

@@ -84,6 +84,7 @@ class StructureStore:
         self._tensors = [
             _OnDevice(load_block(directory, layout.block.index), device, copies) for layout in self.layouts
         ]
+        self._dense = {x.output.name: x.output.weight for layout in self.layouts for x in layout.sublayers}
         self._live = [[LiveSublayer(part) for part in layout.sublayers] for layout in self.layouts]
 
     @property
@@ -121,6 +122,27 @@ class StructureStore:
                 live.remove()
             else:
                 live.cut(n_kept, self.ordered(block, part.kind).pieces(n_kept, repair))
+
+    def outputs(self, block: int, kept: Kept, repair: str = "none") -> dict[str, Tensor]:
+        """Weights of a cut block's output projections in their dense shapes, zero in the columns of removed units.
+
+        By full name; arguments as of `cut`. What a repair adds to the bias is not part of it.
+        """
+        layout = self.layouts[block]
+        found = {}
+        for part, n_kept in zip(layout.sublayers, kept, strict=True):
+            dense = self._dense[part.output.name]
+            if n_kept == part.n_units:
+                found[part.output.name] = dense
+                continue
+            weight = torch.zeros_like(dense)
+            if n_kept:
+                ordered = self.ordered(block, part.kind)
+                index = part.placements[-1].index(torch.tensor(ordered.order, device=dense.device))
+                cut = ordered.pieces(n_kept, repair)[part.output.name].weight
+                weight[:, index[: cut.shape[1]]] = cut
+            found[part.output.name] = weight
+        return found
 
     def restore(self) -> None:
         """Make the whole model dense again: the same tensors in the same parameters."""

@@ -142,6 +142,11 @@ class AllocationPruner(WeightPruner):
                 linear.point_to(self._store.weight(linear, new))
         self._now[block] = key
 
+    def weights_of(self, block: int, key: Hashable) -> Mapping[str, Tensor]:
+        assert isinstance(key, tuple)
+        linears = self.anatomy.blocks[block].linears
+        return {x.name: self._store.weight(x, level) for x, level in zip(linears, key, strict=True)}
+
     def release(self, block: int) -> None:
         for linear, level in zip(self.anatomy.blocks[block].linears, self._now[block], strict=True):
             if level:

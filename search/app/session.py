@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.results.run import Run
 from secateur.search.settings.evaluator import LatencySettings
@@ -69,6 +70,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
         tasks=_task_plan(settings),
         bos=of.bos,
         measures=settings.measures,
+        curvature=CONTROLLERS[settings.controller.kind].curvature(settings.controller, of.search_fidelities),
     )
 
 

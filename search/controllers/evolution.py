@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 
 from secateur.search.controllers.generations import GenerationalController
 from secateur.search.controllers.greedy import GreedyProcedure, GreedySettings
-from secateur.search.controllers.procedure import SearchProcedure
+from secateur.search.controllers.procedure import Key, SearchProcedure
 from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings
 from secateur.search.controllers.separable import check_separable
-from secateur.spaces.measurement import Fidelity
+from secateur.spaces.measurement import Effects, Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import Space
 
@@ -90,7 +90,7 @@ class Evolution(GenerationalController):
         super().__init__(space, fidelities, seed, of.offspring, of.survivors, of.parents, objective)
         self._settings = settings
         self._depth = 0.0  # of the blocks that the present generation shares
-        self._solver = _solver(space, fidelities, seed, settings)
+        self._solver = _solver(space, fidelities, seed, settings, self.effects)
         self._open(self._start())
 
     @property
@@ -148,12 +148,16 @@ class Evolution(GenerationalController):
 
 
 def _solver(
-    space: Space[Any], fidelities: Sequence[Fidelity], seed: int, settings: EvolutionSettings
+    space: Space[Any],
+    fidelities: Sequence[Fidelity],
+    seed: int,
+    settings: EvolutionSettings,
+    effects: Mapping[Key, Effects],
 ) -> SensitivityProcedure | GreedyProcedure | None:
     """Procedure that finds the first elites, if it takes measurements of its own."""
     if settings.start in {"uniform", "random"}:
         return None
     separable = check_separable(space, f"start: {settings.start}")
     if settings.start == "sensitivity":
-        return SensitivityProcedure(separable, fidelities, settings.sensitivity)
+        return SensitivityProcedure(separable, fidelities, settings.sensitivity, effects)
     return GreedyProcedure(separable, fidelities, seed, settings.greedy)

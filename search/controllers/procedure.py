@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 from secateur.search.controller import Controller, Proposal, Trial
-from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.measurement import Effects, Fidelity, Measurement
 
 Key = tuple[str, str]
 
@@ -35,6 +35,8 @@ class ProcedureController(Controller):
         self._ready: deque[_Batch] = deque()  # with proposals left, or complete
         self._n_open = 0  # unfinished procedures
         self._exhausted = False  # no further procedure before the next result
+        self.effects: dict[Key, Effects] = {}
+        """Effects that measurements of the part ``gradient`` gave."""
 
     def ask(self, n: int) -> list[Proposal]:
         proposals = self._next_proposals(n)
@@ -46,6 +48,8 @@ class ProcedureController(Controller):
     def tell(self, trials: Sequence[Trial]) -> None:
         for trial in trials:
             key = trial.measurement.key
+            if trial.measurement.effects is not None:
+                self.effects[key] = trial.measurement.effects
             for batch in self._waiting.pop(key, ()):
                 batch.missing.discard(key)
                 batch.losses[key] = loss_of(trial.measurement, self._objective)

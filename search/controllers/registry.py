@@ -5,12 +5,14 @@ A new one is a new file and a row here, or an entry point of the group ``secateu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
 from secateur.search.controller import Controller
+from secateur.search.controllers.effects import curvature_fidelity
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.controllers.genetic_programming.controller import Genetic
 from secateur.search.controllers.genetic_programming.settings import GeneticSettings
@@ -19,7 +21,9 @@ from secateur.search.controllers.optuna.controller import Optuna, OptunaSettings
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings
 from secateur.search.controllers.surrogate.controller import Surrogate, SurrogateSettings
+from secateur.search.controllers.trust_region import TrustRegion, TrustRegionSettings
 from secateur.search.controllers.uniform import Uniform, UniformSettings
+from secateur.spaces.measurement import Fidelity
 from secateur.spaces.plugins import Registry, Row
 
 
@@ -36,6 +40,8 @@ class ControllerRow(Row):
         source: address of the paper that it comes from; empty if there is none.
         multi_objective: whether it supports several objectives; other controllers minimise ``loss``.
         screens: whether it takes the keywords `proxy`, a fidelity or None, and `n_workers`.
+        curvature: from its settings and the fidelities to that of the dense model's curvature, if it proposes
+            measurements of the part ``gradient``, else None.
     """
 
     settings: type[BaseModel]
@@ -44,6 +50,12 @@ class ControllerRow(Row):
     source: str = ""
     multi_objective: bool = False
     screens: bool = False
+    curvature: Callable[[Any, Sequence[Fidelity]], Fidelity | None] = lambda settings, fidelities: None
+
+
+def curvature_of(settings: SensitivitySettings, fidelities: Sequence[Fidelity]) -> Fidelity | None:
+    """See `ControllerRow`."""
+    return curvature_fidelity(fidelities, settings.n_tokens) if settings.by == "curvature" else None
 
 
 CONTROLLERS: Registry[ControllerRow] = Registry(
@@ -59,6 +71,9 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
             Evolution,
             "elites for each target, mutation and crossover, successive halving over fidelities",
             "https://arxiv.org/abs/2410.14649",
+            curvature=lambda settings, fidelities: (
+                curvature_of(settings.sensitivity, fidelities) if settings.start == "sensitivity" else None
+            ),
         ),
         "genetic": ControllerRow(
             GeneticSettings,
@@ -72,12 +87,22 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
             Sensitivity,
             "sensitivity of each slot alone, then the best combination by a knapsack",
             "https://arxiv.org/abs/2202.04290",
+            curvature=curvature_of,
+        ),
+        "trust_region": ControllerRow(
+            TrustRegionSettings,
+            TrustRegion,
+            "steps from the curvature's solution, by the gradient of the loss, within a trust region",
+            curvature=lambda settings, fidelities: curvature_fidelity(fidelities, settings.n_tokens),
         ),
         "surrogate": ControllerRow(
             SurrogateSettings,
             Surrogate,
             "exact minimisers of draws from a model of the loss that learns from all measurements",
             "https://arxiv.org/abs/1806.08838",
+            curvature=lambda settings, fidelities: (
+                curvature_of(settings.sensitivity, fidelities) if settings.prior == "sensitivity" else None
+            ),
         ),
         "greedy": ControllerRow(
             GreedySettings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -11,15 +11,17 @@ import numpy as np
 from pydantic import Field
 
 from secateur.search.controller import Proposal
+from secateur.search.controllers.effects import curvature_fidelity, predicted
 from secateur.search.controllers.knapsack import Array
 from secateur.search.controllers.procedure import (
+    Key,
     ProcedureController,
     SearchProcedure,
     check_fidelities,
     fidelity_of,
 )
 from secateur.search.controllers.separable import check_separable, complete, solve, with_free_slots
-from secateur.spaces.measurement import Fidelity
+from secateur.spaces.measurement import Effects, Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import SeparableSpace, Space
 
@@ -31,7 +33,11 @@ class SensitivitySettings(Section):
         levels: shares of a slot (sparsities) at which it is measured alone, each rounded to the nearest option; the
             other options are interpolated. None: every option. One or two levels near the target usually suffice
             and are many times cheaper.
-        n_tokens: fidelity of the measurements; None: the smallest.
+        n_tokens: fidelity of the measurements; None: the smallest. Of the curvature: any whole windows; None: 2,048, or
+            what is nearest among the fidelities.
+        by: measured ``loss`` of each slot alone, or the ``curvature`` of the loss around the reference: one forward and
+            one backward pass foretell every option of every slot, and nothing else is measured. `levels` is then not
+            used.
         around: reference in which one slot at a time is changed: the ``dense`` model, once for all targets, or the
             ``uniform`` candidate of each target, which measures slots in a pruned model.
     """
@@ -39,6 +45,7 @@ class SensitivitySettings(Section):
     kind: Literal["sensitivity"] = "sensitivity"
     levels: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(default=None, min_length=1)
     n_tokens: int | None = None
+    by: Literal["loss", "curvature"] = "loss"
     around: Literal["dense", "uniform"] = "dense"
 
 
@@ -49,22 +56,33 @@ class SensitivityProcedure:
     for each slot alone. `complete` makes each slot's differences monotone and interpolates options that were not
     measured; `solve` then finds the best candidate of each target.
 
+    Args:
+        effects: those measured so far, by their proposals, see `ProcedureController`.
+
     Raises:
         ValueError: if `n_tokens` names no fidelity, or `levels` select no option of some slot.
     """
 
     def __init__(
-        self, space: SeparableSpace[Any], fidelities: Sequence[Fidelity], settings: SensitivitySettings
+        self,
+        space: SeparableSpace[Any],
+        fidelities: Sequence[Fidelity],
+        settings: SensitivitySettings,
+        effects: Mapping[Key, Effects],
     ) -> None:
         self._space = space
         self._settings = settings
-        self._fidelity = fidelity_of(fidelities, settings.n_tokens)
+        self._effects = effects
+        self._by_curvature = settings.by == "curvature"
+        of = curvature_fidelity if self._by_curvature else fidelity_of
+        self._fidelity = of(fidelities, settings.n_tokens)
         self._shares = [
             np.array([space.share(slot, option) for option in space.options(slot)])
             for slot in range(len(space.slots))
         ]
         self._references = self._find_references()
-        self._alone = {reference: self._find_alone(reference) for reference in self._references}
+        alone = (lambda reference: []) if self._by_curvature else self._find_alone
+        self._alone = {reference: alone(reference) for reference in self._references}
         self.solutions: dict[int, list[Any]] = {}  # target -> candidates, at the end of the procedure
         self.foretold: dict[int, tuple[list[Array], float]] = {}
         """Of each target the losses by slot and option over the reference's, and the reference's, at the end."""
@@ -80,9 +98,13 @@ class SensitivityProcedure:
             alone = self._alone[reference]
             candidates = [self._space.assemble(reference)]
             candidates += [self._replaced(reference, slot, index) for slot, index in alone]
-            losses = yield [Proposal(candidate, self._fidelity) for candidate in candidates]
+            proposals = [Proposal(candidate, self._fidelity) for candidate in candidates]
+            losses = yield proposals
             if math.isfinite(losses[0]):
-                curves = self._curves(reference, dict(zip(alone, losses[1:], strict=True)), losses[0])
+                if self._by_curvature:
+                    curves = predicted([(self._fidelity.n_tokens, self._effects[proposals[0].key])])
+                else:
+                    curves = self._curves(reference, dict(zip(alone, losses[1:], strict=True)), losses[0])
                 for target in targets:
                     self.foretold[target] = curves, losses[0]
                     if (candidate := solve(self._space, curves, target)) is not None:
@@ -163,7 +185,9 @@ class Sensitivity(ProcedureController):
     ) -> None:
         super().__init__(objective)
         self._largest = check_fidelities(fidelities)[-1]
-        self._sensitivity = SensitivityProcedure(check_separable(space, "sensitivity"), fidelities, settings)
+        self._sensitivity = SensitivityProcedure(
+            check_separable(space, "sensitivity"), fidelities, settings, self.effects
+        )
         self._open(self._procedure())
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from secateur.search.controller import Trial
 from secateur.search.results.pick import SPARSITY_TOLERANCE
-from secateur.spaces.measurement import Fidelity
+from secateur.spaces.measurement import SEARCHED, Fidelity
 
 
 def references(baselines: Mapping[str, Trial]) -> dict[str, str]:
@@ -59,7 +59,7 @@ def loss_series(
     n_tokens, series = 0, dict[str, list[tuple[int, float]]]()
     for trial in trials:
         m = trial.measurement
-        n_tokens += m.n_tokens if m.fidelity.part == "search" else 0
+        n_tokens += m.n_tokens if m.fidelity.part in SEARCHED else 0
         if m.fidelity != fidelity or m.infeasible is not None:
             continue
         label = target_of(trial, known)

@@ -14,6 +14,7 @@ from secateur.search.results.front import hypervolume_series, non_dominated
 from secateur.search.results.targets import best_by_target, references, target_sparsities
 from secateur.search.settings.settings import Settings
 from secateur.search.study.study import trials_of
+from secateur.spaces.measurement import SEARCHED
 
 PACE = ("evaluations_per_hour", "tokens_per_second", "seconds_left")
 
@@ -53,7 +54,7 @@ class Progress:
     def add(self, trials: Iterable[Trial]) -> None:
         """Add new trials, in the order of their numbers."""
         trials = list(trials)
-        searched = trials_of(trials, "search", "proxy")
+        searched = trials_of(trials, *SEARCHED)
         self.spent = self.spent.plus(searched)
         self._fresh = self._fresh.plus(t for t in searched if t.number >= self.n_known)
         self._measured.update(t.measurement.fidelity.text for t in trials)

@@ -17,7 +17,7 @@ from secateur.search.study.about import ABOUT, About, about_text, check_director
 from secateur.search.study.asks import AskLog
 from secateur.search.study.journal import FLUSH_S, Appender, read_journal
 from secateur.search.study.lock import RunLock
-from secateur.spaces.measurement import Measurement, Part
+from secateur.spaces.measurement import SEARCHED, Measurement, Part
 
 SETTINGS, MEASUREMENTS = "settings.yaml", "measurements.jsonl"
 
@@ -118,7 +118,7 @@ class Study:
     @property
     def spent(self) -> Spent:
         """Work of the search: its measurements, and the closed forms of screening."""
-        return Spent().plus(trials_of(self._trials, "search", "proxy"))
+        return Spent().plus(trials_of(self._trials, *SEARCHED))
 
     def lookup(self, key: tuple[str, str]) -> Trial | None:
         """Trial of this (candidate, fidelity), both as text; None if there is none."""

@@ -74,7 +74,9 @@ class Surrogate(GenerationalController):
         self._separable: SeparableSpace[Any] = check_separable(space, "surrogate")
         self._prior: SensitivityProcedure | None = None
         if settings.prior == "sensitivity":
-            self._prior = SensitivityProcedure(self._separable, fidelities, settings.sensitivity)
+            self._prior = SensitivityProcedure(
+                self._separable, fidelities, settings.sensitivity, self.effects
+            )
         self._model: LossModel | None = None  # until the prior is known
         self._told: list[Trial] = []  # until then
         self._open(self._start())
