@@ -113,7 +113,9 @@ class EffectsEvaluator(Evaluator):
         else:
             targets = torch.roll(batch.tokens, -1, dims=1).flatten()[at, None].to(logits.device)
             losses = -log_probs.gather(1, targets)[:, 0]
-            residual = log_probs.exp_().scatter_add_(1, targets, torch.full_like(targets, -1, dtype=logits.dtype))
+            residual = log_probs.exp_().scatter_add_(
+                1, targets, torch.full_like(targets, -1, dtype=logits.dtype)
+            )
         return residual.mul_(scored[:, None]), losses * scored
 
     def _scored(self, batch: Batch) -> Bool[Tensor, "batch length"]:

@@ -83,7 +83,8 @@ class AllOptions:
         """The slot's option at this position or its last one; that of the reference where options don't count."""
         if not self._names[slot]:
             return self._free[slot]
-        return list(self.pruner.space.options(slot))[min(position, self._options[slot] - 1)]
+        options: list[int] = list(self.pruner.space.options(slot))
+        return options[min(position, len(options) - 1)]
 
     def _changed(self, slot: int) -> tuple[str, ...]:
         """Projections that the slot's options change."""

@@ -13,7 +13,7 @@ from secateur.search.controllers.optuna.controller import Optuna
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.formulas.space import Formula
-from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.measurement import Effects, Fidelity, Measurement
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.shape import ModelShape, Unit
 from secateur.spaces.space import Space
@@ -32,6 +32,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"parents": 3, "offspring": 6, "survivors": [3, 2]},
         {"start": "random", "offspring": 5},
         {"start": "sensitivity", "sensitivity": {"levels": [0.5]}},
+        {"start": "sensitivity", "sensitivity": {"by": "curvature"}},
         {"start": "greedy"},
     ],
     "greedy": [{}, {"moves": "block", "n_tokens": 256}],
@@ -40,7 +41,14 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"islands": 3, "migrate_every": 1, "constants": {"every": 1, "steps": 2}},
         {"seeds": False, "parsimony": 0, "constants": None},
     ],
-    "sensitivity": [{}, {"levels": [0.4, 0.6], "n_tokens": 256}, {"around": "uniform"}],
+    "sensitivity": [
+        {},
+        {"levels": [0.4, 0.6], "n_tokens": 256},
+        {"around": "uniform"},
+        {"by": "curvature"},
+        {"by": "curvature", "around": "uniform", "n_tokens": 512},
+    ],
+    "trust_region": [{}, {"radius": 1, "n_tokens": 64}],
     "surrogate": [
         {},
         {"offspring": 6, "survivors": [3, 2]},
@@ -57,9 +65,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 # The others use whatever they know by then, so that it matters what was told between two asks.
-INDEPENDENT_OF_TIMES = {"uniform", "random", "greedy", "sensitivity"}
+INDEPENDENT_OF_TIMES = {"uniform", "random", "greedy", "sensitivity", "trust_region"}
 # The others always have something else to try.
-WAITING = {"uniform", "greedy", "sensitivity"}
+WAITING = {"uniform", "greedy", "sensitivity", "trust_region"}
 # The others search any space.
 OF_FORMULAS = {"genetic"}
 
@@ -118,7 +126,16 @@ def measure(proposal) -> Measurement:
         return Measurement(proposal.candidate.text, proposal.fidelity, infeasible="too sparse at the start")
     loss = sum(level**2 / (1 + unit) for unit, level in enumerate(levels))
     values = {"loss": loss - 1 / proposal.fidelity.n_tokens, "sparsity": sum(levels) / 5 / len(levels)}
-    return Measurement(proposal.candidate.text, proposal.fidelity, values)
+    effects = effects_of(levels) if proposal.fidelity.part == "gradient" else None
+    return Measurement(proposal.candidate.text, proposal.fidelity, values, effects=effects)
+
+
+def effects_of(levels: tuple[int, ...]) -> Effects:
+    """Exact ones of the loss that `measure` has."""
+    at = list(enumerate(levels))
+    first = tuple(tuple(2 * own * (o - own) / (1 + unit) for o in range(5)) for unit, own in at)
+    second = tuple(tuple((o - own) ** 2 / (1 + unit) for o in range(5)) for unit, own in at)
+    return Effects(first, second)
 
 
 def run(controller: Controller, n: int, *, limit: int = 200, shuffle: bool = False) -> list[tuple[str, str]]:
@@ -158,7 +175,9 @@ def test_nothing_is_proposed_twice_and_all_of_it_is_in_the_space(case):
     assert len(set(keys)) == len(keys) > 0
     for text, fidelity in keys:
         assert space.parse(text).text == text
-        assert Fidelity.parse(fidelity) in FIDELITIES
+        known = CONTROLLERS[case[0]].curvature(CONTROLLERS[case[0]].settings(**case[1]), FIDELITIES)
+        found = Fidelity.parse(fidelity)
+        assert found in FIDELITIES or (known is not None and found.part == "gradient")
 
 
 def test_same_seed_same_calls_same_proposals(case):

@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from secateur.search.controller import Controller
-from secateur.search.controllers.effects import curvature_fidelity
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.controllers.genetic_programming.controller import Genetic
 from secateur.search.controllers.genetic_programming.settings import GeneticSettings
 from secateur.search.controllers.greedy import Greedy, GreedySettings
+from secateur.search.controllers.local_model import curvature_fidelity
 from secateur.search.controllers.optuna.controller import Optuna, OptunaSettings
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings

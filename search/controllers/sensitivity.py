@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import Field
 
 from secateur.search.controller import Proposal
-from secateur.search.controllers.effects import curvature_fidelity, predicted
 from secateur.search.controllers.knapsack import Array
+from secateur.search.controllers.local_model import curvature_fidelity, quadratic
 from secateur.search.controllers.procedure import (
     Key,
     ProcedureController,
@@ -102,7 +102,7 @@ class SensitivityProcedure:
             losses = yield proposals
             if math.isfinite(losses[0]):
                 if self._by_curvature:
-                    curves = predicted([(self._fidelity.n_tokens, self._effects[proposals[0].key])])
+                    curves = quadratic(self._effects[proposals[0].key])
                 else:
                     curves = self._curves(reference, dict(zip(alone, losses[1:], strict=True)), losses[0])
                 for target in targets:
