@@ -122,7 +122,7 @@ class Effects:
 
 def _table(value: Any) -> Table:
     """Lists of finite numbers as a table."""
-    rows = value if isinstance(value, list) else [None]
+    rows: list[Any] = value if isinstance(value, list) else [None]
     for row in rows:
         if not isinstance(row, list) or not all(type(x) in (float, int) and math.isfinite(x) for x in row):
             raise ValueError(
