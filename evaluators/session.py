@@ -92,8 +92,10 @@ class Session:
             "test": self._cut("test", plan.fidelities[-1].n_tokens),
         }
         self.damaged: Damaged | None = None
+        self._of_curvature: Int[Tensor, "windows length"] | None = None
         if plan.curvature is not None:
             self.windows |= {"gradient": self._set_aside()}
+            self._of_curvature = self._curvature_tokens(plan.curvature)
         self.pruner = main.pruner()
         self.pruner.check_calibration()
 
@@ -170,6 +172,12 @@ class Session:
         """Windows of the search part for gradients: `GRADIENT_TOKENS`, or as many as losses are not measured on."""
         n_used, window = self.plan.fidelities[-2].n_tokens, self.plan.window
         rest = self._windows("search", None, "random")[n_used // window :]
+        if not len(rest):
+            raise ValueError(
+                f"Expected a search text of more than the {n_used:,} tokens of the largest fidelity, for gradients on "
+                f"windows of their own, got {self._texts['search'].source}. Give a longer text, or lower "
+                "`evaluator.fidelities`."
+            )
         return rest[: max(1, GRADIENT_TOKENS // window)]
 
     def _curvature_tokens(self, fidelity: Fidelity) -> Int[Tensor, "windows length"]:
@@ -221,10 +229,9 @@ class Session:
         The space has further baselines afterwards, if some need that data.
         """
         self.pruner.prepare(directory, on_block)
-        if self.plan.curvature is not None:
-            tokens = self._curvature_tokens(self.plan.curvature)
+        if self._of_curvature is not None:
             self.pruner.open(directory)
-            build_curvature(self.pruner, directory, tokens, on_block)
+            build_curvature(self.pruner, directory, self._of_curvature, on_block)
         further = self.pruner.baselines(directory)
         if further:
             self.space = self.space.with_baselines(further)

@@ -113,35 +113,29 @@ class EvaluationData:
     def drawn(self, part: Part, start: int, n_tokens: int) -> list[Batch]:
         """Consecutive windows of a part, a batch each, from any start on; the first window follows the last.
 
-        As in `of`, a window asked for the first time is prepared with the model's present weights.
-
-        Raises:
-            ValueError: if the part has fewer windows.
+        As in `of`, a window asked for the first time is prepared with the model's present weights. Of the dense side
+        the last hidden states alone are kept, since few windows are drawn again.
         """
-        windows = self._windows.get(part)
-        count, rest = (0, 1) if windows is None else divmod(n_tokens, windows.shape[1])
-        if windows is None or rest or count > len(windows):
-            held = 0 if windows is None else windows.numel()
-            raise ValueError(
-                f"Expected whole windows, at most the {held} tokens of the part {part}, got {n_tokens} tokens. Use a "
-                "longer text, or ask for fewer."
-            )
-        wanted = [(part, (start + i) % len(windows)) for i in range(count)]
-        for key in wanted:
-            if key not in self._drawn:
-                self._drawn[key] = self._prepare(f"{part}:{key[1]}", windows[key[1] : key[1] + 1], None)
-        return [self._drawn[key] for key in wanted]
+        windows = self._windows[part]
+        indices = [(start + i) % len(windows) for i in range(n_tokens // windows.shape[1])]
+        for index in indices:
+            if (part, index) not in self._drawn:
+                window = windows[index : index + 1]
+                self._drawn[part, index] = self._prepare(f"{part}:{index}", window, None, keep=False)
+        return [self._drawn[part, index] for index in indices]
 
     def _prepare(
         self,
         name: str,
         tokens: Int[Tensor, "batch length"],
         damaged: Bool[Tensor, "batch length"] | None,
+        *,
+        keep: bool = True,
     ) -> Batch:
-        """Capture the blocks' arguments and compute the dense side, once."""
+        """Capture the blocks' arguments and compute the dense side, once; `keep` probabilities while there is room."""
         inputs = self._runner.start(tokens)
         room = tokens.numel() * Teacher.bytes_per_token(self._anatomy)
-        keep = self._teacher_bytes + room <= TEACHER_BYTES
+        keep = keep and self._teacher_bytes + room <= TEACHER_BYTES
         self._teacher_bytes += room if keep else 0
         teacher = Teacher(
             self._anatomy,

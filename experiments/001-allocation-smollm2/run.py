@@ -3,8 +3,9 @@
     python run.py RUNS --text FILE [--arms uniform sensitivity evolution both] [--seeds 0 1 2] [--model DIR]
         [--set KEY=VALUE ...] [--suffix NAME]
 
-All arms share one level store; `--set` changes settings of this call's arms, and `--suffix` names their runs. The arm `both` starts from the measurements of `sensitivity`, which are the same for
-every seed: they count in its tokens, and are not computed three times.
+All arms share one level store; `--set` changes settings of this call's arms, and `--suffix` names their runs. The
+arm `both` starts from the measurements of `sensitivity`, which are the same for every seed: they count in its tokens,
+and are not computed three times.
 """
 
 from __future__ import annotations

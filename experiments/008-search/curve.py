@@ -2,9 +2,9 @@
 
     python curve.py RUNS --levels RUNS/levels --results curve.jsonl [--marks 8192 16384 ...]
 
-At each mark the best candidate so far, by the largest search fidelity that it was measured at by then, is measured on the
-test text, which no search saw. Tokens are those of the controller's own measurements: a gradient counts three times its
-tokens, and the baselines, which every run measures alike, don't count. Results are appended as they come, and known
+At each mark the best candidate so far, by the largest search fidelity that it was measured at by then, is measured on
+the test text, which no search saw. Tokens are those of the controller's own measurements: a gradient counts three times
+its tokens, and the baselines, which every run measures alike, don't count. Results are appended as they come, and known
 candidates are not measured again.
 """
 
