@@ -33,6 +33,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"start": "random", "offspring": 5},
         {"start": "sensitivity", "sensitivity": {"levels": [0.5]}},
         {"start": "sensitivity", "sensitivity": {"by": "curvature"}},
+        {"start": "trust_region"},
         {"start": "greedy"},
     ],
     "greedy": [{}, {"moves": "block", "n_tokens": 256}],
@@ -53,6 +54,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {},
         {"offspring": 6, "survivors": [3, 2]},
         {"prior": "sensitivity", "sensitivity": {"levels": [0.5]}, "offspring": 5},
+        {"prior": "sensitivity", "sensitivity": {"by": "curvature"}, "offspring": 5},
     ],
     "optuna": [  # gp takes a second a proposal: see test_optuna_controller.py
         {},

@@ -13,6 +13,7 @@ from secateur.search.controllers.greedy import GreedyProcedure, GreedySettings
 from secateur.search.controllers.procedure import Key, SearchProcedure
 from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings
 from secateur.search.controllers.separable import check_separable
+from secateur.search.controllers.trust_region import TrustRegionProcedure, TrustRegionSettings
 from secateur.spaces.measurement import Effects, Fidelity
 from secateur.spaces.section import Section
 from secateur.spaces.space import Space
@@ -31,9 +32,8 @@ class EvolutionSettings(Section):
         late: share of generations whose offspring differ from their parents behind a random depth of the model alone
             (`Space.mutate_after`): the blocks before it are computed once for all. Later blocks are varied more often.
         start: the first elites: the ``uniform`` candidates alone, or also the best of a generation of ``random``
-            ones, or also the solutions of ``sensitivity`` or ``greedy``.
-        sensitivity: settings of the former.
-        greedy: settings of the latter.
+            ones, or also the solutions of ``sensitivity``, ``greedy`` or ``trust_region``.
+        sensitivity, greedy, trust_region: settings of these.
     """
 
     kind: Literal["evolution"] = "evolution"
@@ -43,9 +43,10 @@ class EvolutionSettings(Section):
     crossover: float | None = Field(default=None, ge=0, le=1)
     migration: float = Field(default=0.2, ge=0, le=1)
     late: float = Field(default=0.0, ge=0, le=1)
-    start: Literal["uniform", "random", "sensitivity", "greedy"] = "uniform"
+    start: Literal["uniform", "random", "sensitivity", "greedy", "trust_region"] = "uniform"
     sensitivity: SensitivitySettings = SensitivitySettings()
     greedy: GreedySettings = GreedySettings()
+    trust_region: TrustRegionSettings = TrustRegionSettings()
 
     @model_validator(mode="after")
     def _check(self) -> EvolutionSettings:
@@ -100,12 +101,14 @@ class Evolution(GenerationalController):
 
     def _start(self) -> SearchProcedure:
         """Find and measure the first elites."""
-        starts = []
+        starts, known = [], {}
         if self._solver is not None:
             yield from self._solver.run()
             solutions = self._solver.solutions.items()
             starts = [(target, candidate) for target, found in solutions for candidate in found]
-        yield from self._start_with(starts)
+        if isinstance(self._solver, TrustRegionProcedure):
+            known = self._solver.losses
+        yield from self._start_with(starts, known)
 
     def _offspring(self, target: int, rng: np.random.Generator) -> list[Any]:
         late = self._settings.late
@@ -153,11 +156,13 @@ def _solver(
     seed: int,
     settings: EvolutionSettings,
     effects: Mapping[Key, Effects],
-) -> SensitivityProcedure | GreedyProcedure | None:
+) -> SensitivityProcedure | GreedyProcedure | TrustRegionProcedure | None:
     """Procedure that finds the first elites, if it takes measurements of its own."""
     if settings.start in {"uniform", "random"}:
         return None
     separable = check_separable(space, f"start: {settings.start}")
     if settings.start == "sensitivity":
         return SensitivityProcedure(separable, fidelities, settings.sensitivity, effects)
+    if settings.start == "trust_region":
+        return TrustRegionProcedure(separable, fidelities, settings.trust_region, effects)
     return GreedyProcedure(separable, fidelities, seed, settings.greedy)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -78,14 +79,18 @@ class GenerationalController(ProcedureController):
     def _mutate(self, candidate: Any, rng: np.random.Generator) -> Any:
         return self._space.mutate(candidate, rng)
 
-    def _start_with(self, starts: Sequence[tuple[int, Any]]) -> SearchProcedure:
-        """Measure the uniform candidates and these, the first elites."""
+    def _start_with(
+        self, starts: Sequence[tuple[int, Any]], known: Mapping[str, float] = MappingProxyType({})
+    ) -> SearchProcedure:
+        """Measure the uniform candidates and these, the first elites; `known` are losses at the largest fidelity."""
         uniform = [c for name, c in self._space.baselines().items() if name != "dense"]
         self._starts = [(b, c) for c in uniform if (b := self._space.target_of(c)) is not None] + list(starts)
-        losses = yield [Proposal(candidate, self._fidelities[-1]) for _, candidate in self._starts]
-        for (target, candidate), loss in zip(self._starts, losses, strict=True):
+        new = [candidate for _, candidate in self._starts if candidate.text not in known]
+        losses = yield [Proposal(candidate, self._fidelities[-1]) for candidate in new]
+        found = dict(known) | {c.text: loss for c, loss in zip(new, losses, strict=True)}
+        for target, candidate in self._starts:
             self._seen.add(candidate.text)
-            self._keep(target, [(loss, candidate)])
+            self._keep(target, [(found[candidate.text], candidate)])
 
     def _begin(self) -> bool:
         """Open the next generation with a new candidate."""

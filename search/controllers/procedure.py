@@ -19,6 +19,27 @@ SearchProcedure = Generator[list[Proposal], Losses, None]
 """A search as a generator: yields a batch of proposals and receives their losses, until it has finished."""
 
 
+def side_by_side(procedures: Sequence[SearchProcedure]) -> SearchProcedure:
+    """Procedures as one: their present batches are proposed together, and each goes on when all are measured."""
+    batches: dict[int, list[Proposal]] = {}
+    for index, procedure in enumerate(procedures):
+        _advance(batches, index, procedure, None)
+    while batches:
+        losses = iter((yield [proposal for batch in batches.values() for proposal in batch]))
+        for index, batch in list(batches.items()):
+            _advance(batches, index, procedures[index], [next(losses) for _ in batch])
+
+
+def _advance(
+    batches: dict[int, list[Proposal]], index: int, procedure: SearchProcedure, losses: Losses | None
+) -> None:
+    """Replace a procedure's batch by its next one, or drop it at its end."""
+    try:
+        batches[index] = next(procedure) if losses is None else procedure.send(losses)
+    except StopIteration:
+        batches.pop(index, None)
+
+
 class ProcedureController(Controller):
     """Controller that runs search procedures: proposes their batches in parts, accepts results in any order.
 

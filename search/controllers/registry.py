@@ -53,9 +53,16 @@ class ControllerRow(Row):
     curvature: Callable[[Any, Sequence[Fidelity]], Fidelity | None] = lambda settings, fidelities: None
 
 
-def curvature_of(settings: SensitivitySettings, fidelities: Sequence[Fidelity]) -> Fidelity | None:
-    """See `ControllerRow`."""
-    return curvature_fidelity(fidelities, settings.n_tokens) if settings.by == "curvature" else None
+def curvature_of(settings: Any, fidelities: Sequence[Fidelity]) -> Fidelity | None:
+    """See `ControllerRow`: of `sensitivity` by curvature and `trust_region`, or a controller that starts with one."""
+    if settings.kind == "trust_region" or (settings.kind == "sensitivity" and settings.by == "curvature"):
+        return curvature_fidelity(fidelities, settings.n_tokens)
+    first = getattr(settings, "start", None) or getattr(settings, "prior", None)
+    return (
+        curvature_of(getattr(settings, first), fidelities)
+        if first in ("sensitivity", "trust_region")
+        else None
+    )
 
 
 CONTROLLERS: Registry[ControllerRow] = Registry(
@@ -71,9 +78,7 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
             Evolution,
             "elites for each target, mutation and crossover, successive halving over fidelities",
             "https://arxiv.org/abs/2410.14649",
-            curvature=lambda settings, fidelities: (
-                curvature_of(settings.sensitivity, fidelities) if settings.start == "sensitivity" else None
-            ),
+            curvature=curvature_of,
         ),
         "genetic": ControllerRow(
             GeneticSettings,
@@ -93,16 +98,14 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
             TrustRegionSettings,
             TrustRegion,
             "steps from the curvature's solution, by the gradient of the loss, within a trust region",
-            curvature=lambda settings, fidelities: curvature_fidelity(fidelities, settings.n_tokens),
+            curvature=curvature_of,
         ),
         "surrogate": ControllerRow(
             SurrogateSettings,
             Surrogate,
             "exact minimisers of draws from a model of the loss that learns from all measurements",
             "https://arxiv.org/abs/1806.08838",
-            curvature=lambda settings, fidelities: (
-                curvature_of(settings.sensitivity, fidelities) if settings.prior == "sensitivity" else None
-            ),
+            curvature=curvature_of,
         ),
         "greedy": ControllerRow(
             GreedySettings,

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from secateur.search.controller import Proposal
 from secateur.search.controllers.local_model import LocalModel, curvature_fidelity
-from secateur.search.controllers.procedure import ProcedureController, SearchProcedure, check_fidelities
+from secateur.search.controllers.procedure import (
+    Key,
+    ProcedureController,
+    SearchProcedure,
+    check_fidelities,
+    side_by_side,
+)
 from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings
 from secateur.search.controllers.separable import check_separable
-from secateur.spaces.measurement import Fidelity
+from secateur.spaces.measurement import Effects, Fidelity
 from secateur.spaces.section import Section
-from secateur.spaces.space import Space
+from secateur.spaces.space import SeparableSpace, Space
 
 ATTEMPTS = 3
 """Steps tried by one gradient, each within a smaller region."""
@@ -40,8 +46,8 @@ class TrustRegionSettings(Section):
     radius: int = Field(default=2, ge=1)
 
 
-class TrustRegion(ProcedureController):
-    """Steps for each target from the curvature's solution, by the gradient at the present candidate.
+class TrustRegionProcedure:
+    """Descent of each target within a trust region; `trust_region` runs it alone, `evolution` may start with it.
 
     The local model is first order in the change of weights by the gradient of the loss at the candidate, and second
     order by the dense model's curvature, see `LocalModel` and `spaces.measurement.Effects`. A step is the exact minimum
@@ -52,36 +58,38 @@ class TrustRegion(ProcedureController):
     further one at the next fidelity, since later steps gain less and need less noise. A gradient costs three times its
     tokens.
 
-    When to use it: the fewest tokens for a separable space whose levels are weights in dense shapes; one worker a
-    target is busy.
+    Args:
+        effects: those measured so far, by their proposals, see `ProcedureController`.
 
     Raises:
-        ValueError: if the space is not separable, or the fidelities are out of order.
+        ValueError: if the fidelities are out of order.
     """
 
     def __init__(
         self,
-        space: Space[Any],
+        space: SeparableSpace[Any],
         fidelities: Sequence[Fidelity],
-        seed: int,  # unused
         settings: TrustRegionSettings,
-        objective: str = "loss",
+        effects: Mapping[Key, Effects],
     ) -> None:
-        super().__init__(objective)
-        self._space = check_separable(space, "trust_region")
+        self._space = space
         self._radius = settings.radius
+        self._effects = effects
         least = curvature_fidelity(fidelities, None).n_tokens
         self._fidelities = [f for f in check_fidelities(fidelities) if f.n_tokens >= least]
         start = SensitivitySettings(by="curvature", n_tokens=settings.n_tokens)
-        self._start = SensitivityProcedure(self._space, fidelities, start, self.effects)
-        self._open(self._begin_targets())
+        self._start = SensitivityProcedure(space, fidelities, start, effects)
+        self.solutions: dict[int, list[Any]] = {}  # target -> the best candidate so far
+        self.losses: dict[str, float] = {}
+        """Losses of solutions at the largest fidelity, by the candidate's text, as far as they were measured there."""
 
     @property
     def n_measurements(self) -> int:
+        """Number of measurements before the first steps."""
         return self._start.n_measurements + len(self._space.targets)
 
-    def _begin_targets(self) -> SearchProcedure:
-        """Measure the curvature's solutions, and open the descent of each target from the better ones."""
+    def run(self) -> SearchProcedure:
+        """Descend from the curvature's solutions, all targets side by side; fills `solutions`."""
         yield from self._start.run()
         starts = [(target, c) for target, found in self._start.solutions.items() for c in found]
         losses = yield [Proposal(candidate, self._fidelities[0]) for _, candidate in starts]
@@ -89,20 +97,22 @@ class TrustRegion(ProcedureController):
         for (target, candidate), loss in zip(starts, losses, strict=True):
             if math.isfinite(loss) and (target not in best or loss < best[target][0]):
                 best[target] = loss, candidate
-        for target, (loss, candidate) in best.items():
-            self._open(self._descend(target, candidate, loss))
+        yield from side_by_side([self._descend(target, *reversed(found)) for target, found in best.items()])
 
     def _descend(self, target: int, candidate: Any, loss: float) -> SearchProcedure:
         """Steps from a candidate until no step helps."""
+        self.solutions[target] = [candidate]
         model, most = LocalModel(self._space), math.inf
         further, n_failed = list(self._fidelities), 0
         fidelity, refused = further.pop(0), set[str]()
         while n_failed < FAILURES and math.isfinite(loss):
-            gradient = Proposal(candidate, Fidelity("gradient", model.n_tokens(candidate) + fidelity.n_tokens))
+            gradient = Proposal(
+                candidate, Fidelity("gradient", model.n_tokens(candidate) + fidelity.n_tokens)
+            )
             (found,) = yield [gradient]
             if not math.isfinite(found):
                 return
-            model.add(candidate, gradient.fidelity.n_tokens, self.effects[gradient.key])
+            model.add(candidate, gradient.fidelity.n_tokens, self._effects[gradient.key])
             n_failed += 1
             for _ in range(ATTEMPTS):
                 step = model.step(target, candidate, self._radius, most)
@@ -121,8 +131,41 @@ class TrustRegion(ProcedureController):
                 if new < loss:
                     refused.add(candidate.text)
                     candidate, loss, n_failed = step.candidate, new, 0
+                    self.solutions[target] = [candidate]
                     break
                 refused.add(step.candidate.text)
             if further and n_failed in (0, FAILURES):
                 fidelity, refused, n_failed = further.pop(0), set(), 0
                 (loss,) = yield [Proposal(candidate, fidelity)]
+            if not further:
+                self.losses[candidate.text] = loss
+
+
+class TrustRegion(ProcedureController):
+    """Steps for each target from the curvature's solution, by the gradient at the present candidate.
+
+    See `TrustRegionProcedure`. It ends where no step helps, and is deterministic.
+
+    When to use it: the fewest tokens in a separable space. It keeps one worker a target busy: with many workers, and to
+    go on where it ends, use `evolution` with `start: trust_region`.
+
+    Raises:
+        ValueError: if the space is not separable, or the fidelities are out of order.
+    """
+
+    def __init__(
+        self,
+        space: Space[Any],
+        fidelities: Sequence[Fidelity],
+        seed: int,  # unused
+        settings: TrustRegionSettings,
+        objective: str = "loss",
+    ) -> None:
+        super().__init__(objective)
+        separable = check_separable(space, "trust_region")
+        self._procedure = TrustRegionProcedure(separable, fidelities, settings, self.effects)
+        self._open(self._procedure.run())
+
+    @property
+    def n_measurements(self) -> int:
+        return self._procedure.n_measurements
