@@ -10,7 +10,7 @@ import pytest
 
 from secateur.search.controller import Trial
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
-from secateur.search.controllers.knapsack import by_milp, by_table, equal_steps, solve_knapsack
+from secateur.search.controllers.knapsack import Knapsack, by_milp, by_table, equal_steps
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.controllers.sensitivity import Sensitivity, SensitivitySettings
 from secateur.search.controllers.separable import complete, removed_energy
@@ -270,7 +270,7 @@ def test_the_knapsack_is_solved_exactly(seed, equal):
     losses = [np.sort(rng.random(4)) for _ in sizes]
     losses[0][3] = np.inf
     expected = brute_force(losses, usages, low, high)
-    choices = [solve_knapsack(losses, usages, low, high), by_milp(losses, usages, low, high)]
+    choices = [Knapsack(usages, low, high).solve(losses), by_milp(losses, usages, low, high)]
     steps = equal_steps(usages, low, high)
     if equal and steps:
         choices.append(by_table(losses, *steps))
@@ -284,7 +284,7 @@ def test_the_knapsack_is_solved_exactly(seed, equal):
 def test_a_knapsack_without_solution():
     usages = [[0, 10], [0, 10]]
     losses = [np.array([0.0, np.inf]), np.array([0.0, 1.0])]
-    assert solve_knapsack(losses, usages, 20, 20) is None
+    assert Knapsack(usages, 20, 20).solve(losses) is None
     assert by_milp(losses, usages, 20, 20) is None
 
 

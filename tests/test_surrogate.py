@@ -5,7 +5,7 @@ import pytest
 
 from secateur.search.controller import Trial
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
-from secateur.search.controllers.knapsack import by_table, equal_steps, solve_knapsack
+from secateur.search.controllers.knapsack import Knapsack, by_table, equal_steps
 from secateur.search.controllers.sensitivity import SensitivitySettings
 from secateur.search.controllers.separable import removed_energy
 from secateur.search.controllers.surrogate.controller import Surrogate, SurrogateSettings
@@ -111,7 +111,7 @@ def test_targets_teach_each_other():
 def test_without_evidence_the_best_candidate_is_about_uniform():
     space = space_of()
     table = smooth_table(space)
-    choice = solve_knapsack(table, space._table, *space.usage_bounds(0))
+    choice = Knapsack(space._table, *space.usage_bounds(0)).solve(table)
     assert set(np.array(choice) / 20) <= {0.55, 0.6, 0.65}
 
 
@@ -206,4 +206,4 @@ def test_options_excluded_by_the_dual_are_in_no_better_choice(seed):
     middle = int(sum(row[-1] for row in usages) * rng.uniform(0.1, 0.95)) // 20 * 20
     steps = equal_steps(usages, middle - 2, middle + 2)
     assert steps is not None
-    assert solve_knapsack(losses, usages, middle - 2, middle + 2) == by_table(losses, *steps)
+    assert Knapsack(usages, middle - 2, middle + 2).solve(losses) == by_table(losses, *steps)

@@ -21,6 +21,7 @@ FIDELITY = Fidelity("search", 2048)
 ROWS: list[tuple[str, dict[str, Any], tuple[str, ...], int]] = [
     ("random", {}, ("loss",), 10_000),
     ("evolution", {}, ("loss",), 10_000),
+    ("surrogate", {}, ("loss",), 10_000),
     ("optuna", {"sampler": "random"}, ("loss",), 2000),
     ("optuna", {"sampler": "cmaes"}, ("loss",), 2000),
     ("optuna", {"sampler": "nsga2"}, ("loss", "sparsity"), 2000),

@@ -50,10 +50,16 @@ class Landscape:
             if m.fidelity.part == "search" and m.seconds > 0.05:
                 self.seconds[m.fidelity.text].append(m.seconds)
 
+    def exact(self, candidate) -> float:
+        shares = np.array([self.space.share(i, o) for i, o in enumerate(self.space.disassemble(candidate))])
+        return float(self.weights @ shares**2)
+
+    def loss(self, candidate, fidelity: Fidelity) -> float:
+        return self.exact(candidate) * (1 + 0.01 * self.rng.normal() / fidelity.n_tokens**0.5)
+
     def measure(self, text: str, fidelity: Fidelity) -> Measurement:
         candidate = self.space.parse(text)
-        shares = np.array([self.space.share(i, o) for i, o in enumerate(self.space.disassemble(candidate))])
-        loss = float(self.weights @ shares**2) * (1 + 0.01 * self.rng.normal() / fidelity.n_tokens**0.5)
+        loss = self.loss(candidate, fidelity)
         seconds = float(self.rng.choice(self.seconds[fidelity.text]))
         values = {"loss": loss, "kl": loss, "ce": loss, **self.space.cost(candidate)}
         return Measurement(text, fidelity, values, n_tokens=fidelity.n_tokens, seconds=seconds, worker="s")
@@ -138,8 +144,16 @@ class Mirrored:
         self._copy.catch_up()
 
 
-def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, **controller) -> dict:
-    landscape = Landscape(run, np.random.default_rng(seed))
+def simulate(
+    run,
+    landscape: Landscape,
+    n_workers: int,
+    evaluations: int,
+    seed: int,
+    directory: Path,
+    kind: str,
+    **controller,
+) -> dict:
     executor = Simulated(landscape, n_workers)
 
     def flush(fd: int) -> None:
@@ -147,8 +161,8 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, 
 
     of = run.settings
     fidelities = of.evaluator.search_fidelities
-    row = CONTROLLERS["evolution"]
-    settings = row.settings(kind="evolution", offspring=16, **controller)
+    row = CONTROLLERS[kind]
+    settings = row.settings(kind=kind, **controller)
     real, os.fsync = os.fsync, flush
     try:
         with Study.open_or_create(directory, {"simulated": True}, About({"simulated": True})) as study:
@@ -172,6 +186,7 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, 
             dense = landscape.space.baselines()["dense"].text
             best = min(m.values["loss"] for m in found if m.candidate != dense)
             [uniform] = [m.values["loss"] for m in found if m.candidate in _uniform(landscape.space)]
+            history = found_after(study.trials, landscape, fidelities[-1])
     finally:
         os.fsync = real
     until = executor.last_submit  # after it the last calls run out, as at the end of any search
@@ -179,7 +194,7 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, 
     before = sum(min(end, until) - min(start, until) for start, end in executor.calls)
     return {
         "workers": n_workers,
-        **controller,
+        "controller": {"kind": kind, **controller},
         "seed": seed,
         "trials": n_trials,
         "simulated_s": round(executor.now, 1),
@@ -189,7 +204,22 @@ def simulate(run, n_workers: int, evaluations: int, seed: int, directory: Path, 
         "driver_ms_a_trial": round(1000 * executor.driver / n_trials, 3),
         "best_to_uniform": round(best / uniform, 4),
         "mean_call_s": round(worked / n_trials, 3),
+        "found_after": history,
     }
+
+
+def found_after(trials, landscape: Landscape, largest: Fidelity) -> dict[int, float]:
+    """Exact loss of the best measured candidate, over the uniform one's, after 2^k evaluations and at the end."""
+    dense, uniform = landscape.space.baselines().values()
+    best, loss, after = float("inf"), 1.0, {}
+    for number, trial in enumerate(trials, start=1):
+        m = trial.measurement
+        if m.fidelity == largest and m.candidate != dense.text and m.values["loss"] < best:
+            best = m.values["loss"]
+            loss = landscape.exact(landscape.space.parse(m.candidate)) / landscape.exact(uniform)
+        if (number >= 64 and number & (number - 1) == 0) or number == len(trials):
+            after[number] = round(loss, 4)
+    return after
 
 
 def _uniform(space) -> set[str]:
@@ -210,10 +240,12 @@ def main() -> None:
     for n_workers in args.workers:
         for seed in args.seeds:
             with tempfile.TemporaryDirectory() as scratch:
-                print(
-                    json.dumps(simulate(run, n_workers, args.evaluations, seed, Path(scratch) / "run", **of)),
-                    flush=True,
+                landscape = Landscape(run, np.random.default_rng(seed))
+                directory = Path(scratch) / "run"
+                row = simulate(
+                    run, landscape, n_workers, args.evaluations, seed, directory, "evolution", **of
                 )
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,45 +14,82 @@ Array = NDArray[np.float64]
 MAX_STEPS = 200_000  # columns of the table of dynamic programming, for speed
 
 
-def solve_knapsack(
-    losses: Sequence[Array], usages: Sequence[Sequence[int]], low: int, high: int
-) -> list[int] | None:
-    """The optimal choice: by dynamic programming if usages are multiples of one step, else by a MILP.
-
-    Most options are excluded beforehand by their reduced costs, see `Dual`: an option whose reduced cost exceeds the
-    gap between a choice and the dual bound is in no better choice. The problem is solved with the few others, and
-    again with all that its result does not exclude.
+class Knapsack:
+    """Multiple-choice knapsack of known usages, to be solved for any losses.
 
     Args:
-        losses: loss of each slot and option; infinite for forbidden options.
         usages: usage of each slot and option, >= 0, ascending.
         low: smallest total usage allowed.
         high: largest total usage allowed.
-
-    Returns:
-        Index of each slot's option, or None if no allowed choice is within the bounds.
     """
-    if not all(np.isfinite(loss).any() for loss in losses):
-        return None
-    steps = equal_steps(usages, low, high)
-    dual, n_all = dual_of(losses, usages, low, high), sum(map(len, losses))
-    gap = dual.usual_gap
-    while True:
-        kept = dual.options_within(gap)
-        some = [loss[row] for loss, row in zip(losses, kept, strict=True)]
-        if steps is not None:
-            choice = by_table(some, *_some_steps(steps, kept))
-        else:
-            few = [[usage[i] for i in row] for usage, row in zip(usages, kept, strict=True)]
-            choice = by_milp(some, few, low, high)
-        if choice is not None:
-            choice = [int(row[i]) for row, i in zip(kept, choice, strict=True)]
-            found = sum(loss[i] for loss, i in zip(losses, choice, strict=True)) - dual.bound
-            if found <= gap:
+
+    def __init__(self, usages: Sequence[Sequence[int]], low: int, high: int) -> None:
+        self._usages, self._low, self._high = usages, low, high
+        self._steps = equal_steps(usages, low, high)
+        self._table = np.zeros((len(usages), max(map(len, usages))))
+        for slot, row in enumerate(usages):
+            self._table[slot, : len(row)] = row
+        self._smallest = min((b - a for row in usages for a, b in pairwise(row) if b > a), default=1)
+
+    def solve(self, losses: Sequence[Array]) -> list[int] | None:
+        """The optimal choice: by dynamic programming if usages are multiples of one step, else by a MILP.
+
+        Most options are excluded beforehand by their reduced costs, see `Dual`: an option whose reduced cost exceeds
+        the gap between a choice and the dual bound is in no better choice. The problem is solved with the few others,
+        and again with all that its result does not exclude.
+
+        Args:
+            losses: loss of each slot and option; infinite for forbidden options.
+
+        Returns:
+            Index of each slot's option, or None if no allowed choice is within the bounds.
+        """
+        if not all(np.isfinite(loss).any() for loss in losses):
+            return None
+        dual, n_all = self._dual(losses), sum(map(len, losses))
+        gap = dual.usual_gap
+        while True:
+            kept = dual.options_within(gap)
+            choice = self._among(losses, kept)
+            found = math.inf
+            if choice is not None:
+                found = sum(float(loss[i]) for loss, i in zip(losses, choice, strict=True)) - dual.bound
+            if found <= gap or sum(map(len, kept)) == n_all or math.isinf(gap):
                 return choice
-        if sum(map(len, kept)) == n_all or math.isinf(gap):
-            return choice
-        gap = found if choice is not None else 4 * gap if gap < dual.largest_gap else math.inf
+            gap = found if choice is not None else 4 * gap if 0 < gap < dual.largest_gap else math.inf
+
+    def _among(self, losses: Sequence[Array], kept: Sequence[NDArray[np.int64]]) -> list[int] | None:
+        """The optimal choice among the kept options."""
+        some = [loss[row] for loss, row in zip(losses, kept, strict=True)]
+        if self._steps is not None:
+            rows = [[of[i] for i in row] for of, row in zip(self._steps[0], kept, strict=True)]
+            total = self._steps[1] - sum(row[0] for row in rows)  # above each slot's smallest
+            choice = by_table(some, [[n - row[0] for n in row] for row in rows], total)
+        else:
+            few = [[usage[i] for i in row] for usage, row in zip(self._usages, kept, strict=True)]
+            choice = by_milp(some, few, self._low, self._high)
+        return None if choice is None else [int(row[i]) for row, i in zip(kept, choice, strict=True)]
+
+    def _dual(self, losses: Sequence[Array], n_halvings: int = 40) -> Dual:
+        """The dual at the multiplier that bisection finds."""
+        loss = np.full(self._table.shape, np.inf)
+        for slot, row in enumerate(losses):
+            loss[slot, : len(row)] = row
+        finite = loss[np.isfinite(loss)]
+        end = (finite.max() - finite.min()) / self._smallest + 1e-300
+        below, above, slots = -end, end, np.arange(len(losses))
+        for _ in range(n_halvings):
+            middle = (below + above) / 2
+            total = self._table[slots, np.argmin(loss - middle * self._table, axis=1)].sum()
+            if self._low <= total <= self._high:
+                below = above = middle
+                break
+            below, above = (middle, above) if total < self._low else (below, middle)
+        multiplier = (below + above) / 2
+        reduced = loss - multiplier * self._table
+        least = reduced.min(axis=1)
+        bound = least.sum() + multiplier * (self._low if multiplier >= 0 else self._high)
+        return Dual(float(bound), reduced - least[:, None])
 
 
 @dataclass(frozen=True)
@@ -87,41 +124,6 @@ class Dual:
         """Options that a choice with at most this gap can contain, ascending; up to rounding."""
         limit = gap + 1e-9 * (abs(self.bound) + gap) if math.isfinite(gap) else math.inf
         return [np.flatnonzero(row <= limit) for row in self.excess]
-
-
-def dual_of(
-    losses: Sequence[Array], usages: Sequence[Sequence[int]], low: int, high: int, n_halvings: int = 40
-) -> Dual:
-    """The dual at the multiplier that bisection finds; each slot needs an allowed option."""
-    shape = len(losses), max(map(len, losses))
-    loss, usage = np.full(shape, np.inf), np.zeros(shape)
-    for slot, (row, used) in enumerate(zip(losses, usages, strict=True)):
-        loss[slot, : len(row)], usage[slot, : len(row)] = row, used
-    finite = loss[np.isfinite(loss)]
-    step = min((b - a for row in usages for a, b in pairwise(row) if b > a), default=1)
-    end = (finite.max() - finite.min()) / step + 1e-300
-    below, above = -end, end
-    slots = np.arange(shape[0])
-    for _ in range(n_halvings):
-        middle = (below + above) / 2
-        total = usage[slots, np.argmin(loss - middle * usage, axis=1)].sum()
-        if low <= total <= high:
-            below = above = middle
-            break
-        below, above = (middle, above) if total < low else (below, middle)
-    multiplier = (below + above) / 2
-    reduced = loss - multiplier * usage
-    least = reduced.min(axis=1)
-    bound = least.sum() + multiplier * (low if multiplier >= 0 else high)
-    return Dual(float(bound), reduced - least[:, None])
-
-
-def _some_steps(
-    steps: tuple[list[list[int]], int], kept: Sequence[NDArray[np.int64]]
-) -> tuple[list[list[int]], int]:
-    """Steps of the kept options above each slot's smallest, and the total that is left for them."""
-    rows = [[of[i] for i in row] for of, row in zip(steps[0], kept, strict=True)]
-    return [[n - row[0] for n in row] for row in rows], steps[1] - sum(row[0] for row in rows)
 
 
 def equal_steps(usages: Sequence[Sequence[int]], low: int, high: int) -> tuple[list[list[int]], int] | None:

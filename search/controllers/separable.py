@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.search.controllers.knapsack import Array, solve_knapsack
+from secateur.search.controllers.knapsack import Array, Knapsack
 from secateur.spaces.space import SeparableSpace, Space
 
 
@@ -77,18 +77,32 @@ def with_free_slots(space: SeparableSpace[Any], candidate: Any) -> list[Any]:
     return [space.assemble(row) for row in product(*rows)]
 
 
-def solve(space: SeparableSpace[Any], losses: Sequence[Array], target: int) -> Any | None:
-    """Candidate of a target with the smallest sum of losses; None if no allowed options meet the target.
+class TargetSolver:
+    """Exact solution of one target of a space, for any losses of its slots."""
 
-    Losses are by slot and option; infinite for forbidden options.
-    """
-    options = [list(space.options(slot)) for slot in range(len(losses))]
-    usages = [[space.usage(slot, option) for option in row] for slot, row in enumerate(options)]
-    choice = solve_knapsack(losses, usages, *space.usage_bounds(target))
-    if choice is None:
-        return None
-    candidate = space.assemble([row[index] for row, index in zip(options, choice, strict=True)])
-    return space.repair(candidate, target, np.random.default_rng(0))  # of the MILP's tolerance
+    def __init__(self, space: SeparableSpace[Any], target: int) -> None:
+        self._space, self._target = space, target
+        self._options = [list(space.options(slot)) for slot in range(len(space.slots))]
+        usages = [[space.usage(slot, option) for option in row] for slot, row in enumerate(self._options)]
+        self._knapsack = Knapsack(usages, *space.usage_bounds(target))
+
+    def solve(self, losses: Sequence[Array]) -> Any | None:
+        """Candidate with the smallest sum of losses; None if no allowed options meet the target.
+
+        Losses are by slot and option; infinite for forbidden options.
+        """
+        choice = self._knapsack.solve(losses)
+        if choice is None:
+            return None
+        candidate = self._space.assemble([row[i] for row, i in zip(self._options, choice, strict=True)])
+        return self._space.repair(
+            candidate, self._target, np.random.default_rng(0)
+        )  # of the MILP's tolerance
+
+
+def solve(space: SeparableSpace[Any], losses: Sequence[Array], target: int) -> Any | None:
+    """Candidate of a target with the smallest sum of losses, see `TargetSolver`."""
+    return TargetSolver(space, target).solve(losses)
 
 
 def check_separable(space: Space[Any], what: str) -> SeparableSpace[Any]:

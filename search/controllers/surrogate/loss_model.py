@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from secateur.search.controllers.knapsack import Array
-from secateur.search.controllers.separable import solve
+from secateur.search.controllers.separable import TargetSolver
 from secateur.search.controllers.surrogate.features import Features
 from secateur.search.controllers.surrogate.regression import Regression
 from secateur.spaces.space import SeparableSpace
@@ -49,6 +49,7 @@ class LossModel:
         self._n_fidelities = n_fidelities
         self._centers = dict(centers)
         self._targets = sorted(features)
+        self._solvers = {target: TargetSolver(space, target) for target in self._targets}
         mean, deviation, scaled = features[self._targets[0]].prior
         n_own = (
             len(self._targets) + n_fidelities - 1
@@ -141,7 +142,7 @@ class LossModel:
         features, at, best = self._features[target], self._centers[target], None
         own = weights[-features.n :]
         for _ in range(ROUNDS):
-            candidate = solve(self._space, features.slot_losses(own, at), target)
+            candidate = self._solvers[target].solve(features.slot_losses(own, at))
             if candidate is None:
                 break
             at = self._positions_of(candidate)
