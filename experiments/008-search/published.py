@@ -300,22 +300,22 @@ def measure(session: Session, levels: Path, candidate: str) -> dict[str, Any]:
 def keep(rows: Sequence[Mapping[str, Any]]) -> None:
     """Put rows into the results in place of those of the same run, and write the table of all."""
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
-    new = {(row["arm"], row["seed"]) for row in rows}
-    kept = sorted(
-        [*(row for row in known if (row["arm"], row["seed"]) not in new), *rows],
-        key=lambda row: (row["arm"], row["seed"], row["tokens"]),
-    )
+    of = ("model", "arm", "seed")
+    new = {tuple(row[key] for key in of) for row in rows}
+    others = [row for row in known if tuple(row[key] for key in of) not in new]
+    kept = sorted([*others, *rows], key=lambda row: [row[key] for key in (*of, "tokens")])
     RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    heads = ("model", "released search", "seed", "generations", "tokens", "trained on")
     lines = [
-        "| released search | seed | generations | tokens | trained on | search KL | test KL | test perplexity |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {' | '.join(heads)} | search KL | test KL | test perplexity |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
         *(
-            f"| {row['arm']} | {row['seed']} | {row['generations']} | {row['tokens']:,} | {row['trained']:,} | "
-            f"{row['search_kl']:.3f} | {row['test_kl']:.3f} | {row['test_ppl']:.1f} |"
+            f"| {row['model']} | {row['arm']} | {row['seed']} | {row['generations']} | {row['tokens']:,} | "
+            f"{row['trained']:,} | {row['search_kl']:.3f} | {row['test_kl']:.3f} | {row['test_ppl']:.1f} |"
             for row in kept
         ),
     ]
-    note = f"\nA trained token counts as {BACKWARD}. Written by published.py; the README says what is what.\n"
+    note = f"\nA trained token counts as {BACKWARD}. Written by published.py, which says what is run.\n"
     TABLE.write_text("\n".join(lines) + "\n" + note, encoding="utf-8")
 
 
@@ -336,7 +336,8 @@ def main() -> None:
     args = parser.parse_args()
     common = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
     common += [f"model={args.model}"] if args.model else []
-    session = app.open_session(load_settings(HERE / ARMS[args.arm], [*common, *args.override]))
+    settings = load_settings(HERE / ARMS[args.arm], [*common, *args.override])
+    session = app.open_session(settings)
     of_weights = args.arm == "evopress"
     levels = args.work / f"levels-{'weights' if of_weights else 'structure'}"
     session.build_levels(levels, lambda block: print(f"levels of block {block}", flush=True))
@@ -353,7 +354,7 @@ def main() -> None:
     for index in sorted(wanted | {len(ends) - 1}):
         evaluated, trained, found = selections.parents[index] if index >= 0 else (0, 0, {})
         candidate = database.candidate(found)
-        row = {"arm": args.arm, "seed": args.seed, "generations": index + 1}
+        row = {"model": settings.model, "arm": args.arm, "seed": args.seed, "generations": index + 1}
         row |= {"tokens": evaluated + BACKWARD * trained, "trained": trained}
         rows.append(row | measure(session, levels, candidate) | {"candidate": candidate})
         print(json.dumps(rows[-1]), flush=True)
