@@ -33,7 +33,7 @@ from secateur.pruners.structure.method import StructureMethod, check_importance
 from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
-from secateur.spaces.methods import DEPTH
+from secateur.spaces.methods import CUT_REPAIRS, DEPTH
 from secateur.spaces.shape import by_depth
 
 OBS_MATRICES = 6
@@ -50,12 +50,13 @@ class ArchitecturePruner(Pruner):
 
     @classmethod
     def settled(cls, settings: Any, anatomy: Anatomy) -> Any:
-        obs = bool(settings.rules.units & {"groups", "channels"}) and _has_room(anatomy)
-        usual = (
-            {"importance": "obs", "repair": "obs"} if obs else {"importance": "wanda_sp", "repair": "none"}
-        )
-        missing = {key: value for key, value in usual.items() if getattr(settings, key) is None}
-        return settings.model_copy(update=missing) if missing else settings
+        fits = bool(settings.rules.units & {"groups", "channels"}) and _has_room(anatomy)
+        if settings.repair is None:
+            settings = settings.model_copy(update={"repair": "obs" if fits else "none"})
+        if settings.importance is None:
+            updated = all(CUT_REPAIRS[name].gives in ("weight", "both") for name in settings.repairs)
+            settings = settings.model_copy(update={"importance": "obs" if fits and updated else "wanda_sp"})
+        return settings
 
     @classmethod
     def check_settings(cls, settings: Any) -> None:

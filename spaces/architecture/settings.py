@@ -50,9 +50,10 @@ class ArchitectureSettings(SpaceSettings):
         multiple_of: divisor of every number of kept channels.
         tied: all kept blocks have equal shapes, so that stock classes load the model.
         importance: ranking of groups and channels; the highest are kept. None: ``obs``, or ``wanda_sp`` where the
-            memory is short or `units` are whole sub-layers and blocks.
+            memory is short, `units` are whole sub-layers and blocks, or a repair leaves weights as they are, for which
+            the order of ``obs`` isn't made.
         repair: compensation for removed weights: ``none``, ``bias``, ``refit``, ``obs``, ``liar`` or ``admm``; each
-            candidate chooses one of a list. None: ``obs``, or ``none`` on the same conditions.
+            candidate chooses one of a list. None: ``obs``, or ``none`` on the first two of these conditions.
         dampening: share of the mean diagonal added to Gram matrices.
         statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
             model).

@@ -34,7 +34,7 @@ class MaskSettings(SpaceSettings):
     target: Target = 0.2
     of: Literal["params", "macs"] = "params"
     channels: int | None = Field(default=None, ge=1)
-    importance: str = "obs"
+    importance: str = "wanda_sp"
     mutation: float = Field(default=0.2, ge=0, le=1)
     similarity: float = Field(default=0.8, ge=0, le=1)
     repair: Annotated[str, one_of(lambda: CUT_REPAIRS)] = "admm"
