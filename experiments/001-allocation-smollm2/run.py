@@ -39,9 +39,10 @@ ARMS = {
         "controller.survivors=[2]",
     ],
     "trust_region": ["controller.kind=trust_region"],
+    "trust_region-evolution": [*EVOLUTION, "controller.start=trust_region"],
 }
 ALWAYS = ["uniform", "sensitivity", "evolution", "both"]
-SEEDED = {"evolution", "both", "curvature-evolution", "surrogate"}
+SEEDED = {"evolution", "both", "curvature-evolution", "trust_region-evolution", "surrogate"}
 
 
 def main() -> None:
