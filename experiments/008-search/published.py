@@ -351,14 +351,14 @@ def main() -> None:
     rows = []
     ends = [evaluated + BACKWARD * trained for evaluated, trained, _ in selections.parents]
     wanted = {max((i for i, end in enumerate(ends) if end <= budget), default=-1) for budget in BUDGETS}
-    for index in sorted(wanted | {len(ends) - 1}):
+    for index in sorted(wanted | {len(ends) - 1}, reverse=True):
         evaluated, trained, found = selections.parents[index] if index >= 0 else (0, 0, {})
         candidate = database.candidate(found)
         row = {"model": settings.model, "arm": args.arm, "seed": args.seed, "generations": index + 1}
         row |= {"tokens": evaluated + BACKWARD * trained, "trained": trained}
         rows.append(row | measure(session, levels, candidate) | {"candidate": candidate})
         print(json.dumps(rows[-1]), flush=True)
-    keep(rows)
+        keep(rows)
 
 
 if __name__ == "__main__":
