@@ -108,6 +108,21 @@ def test_targets_teach_each_other():
     assert errors.exact(model.best(1)) < 0.9 * errors.exact(space.baselines()["uniform@0.6"])
 
 
+def test_infeasible_candidates_are_learnt_to_be_bad():
+    errors, space = Errors(21, 0), space_of()
+    controller = Surrogate(space, FIDELITIES[:1], 0, SurrogateSettings())
+    late = []
+    for n_told in range(320):
+        (proposal,) = controller.ask(1)
+        m = errors.measure(proposal.candidate, proposal.fidelity)
+        if proposal.candidate.levels[4] >= 13:
+            m = Measurement(m.candidate, m.fidelity, infeasible="the fifth unit breaks")
+            late.append(n_told)
+        controller.tell([Trial(n_told, m)])
+    assert controller.elites[0][0].levels[4] < 13
+    assert sum(n >= 160 for n in late) < sum(n < 160 for n in late)
+
+
 def test_without_evidence_the_best_candidate_is_about_uniform():
     space = space_of()
     table = smooth_table(space)

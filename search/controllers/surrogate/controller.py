@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from secateur.search.controller import Trial
+from secateur.search.controller import Proposal, Trial
 from secateur.search.controllers.generations import GenerationalController
 from secateur.search.controllers.knapsack import Array
 from secateur.search.controllers.procedure import SearchProcedure, loss_of
@@ -21,6 +21,7 @@ from secateur.spaces.section import Section
 from secateur.spaces.space import SeparableSpace, Space
 
 SPREAD = 0.1  # of the prior, at first; see `Regression`
+OVERLAP = 4  # open generations from which successive halving is too late for the best candidate
 
 
 class SurrogateSettings(Section):
@@ -28,7 +29,8 @@ class SurrogateSettings(Section):
 
     Args:
         prior: foretold losses of the slots that the model begins with: ``smooth``, in proportion to the slot's size
-            and convex in the share that is removed, without a measurement; or those of ``sensitivity``.
+            and convex in the share that is removed, without a measurement; or those of ``sensitivity``, which with
+            ``by: curvature`` takes one pass over the dense model.
         sensitivity: settings of the latter.
         offspring: new candidates of a generation, measured at the smallest fidelity.
         survivors: numbers promoted to the second fidelity, the third, ...; None: a quarter of the previous number
@@ -47,9 +49,11 @@ class Surrogate(GenerationalController):
 
     The model foretells the log-loss of a candidate from its option in each slot, see `Features` and `LossModel`. A
     generation holds the candidate with the smallest expected loss and, for each other place, that of a draw from the
-    posterior: exact minimisers under the target, so that any number of workers measures different, good candidates.
+    posterior, half as far from its mean as is drawn: exact minimisers under the target, or with pair terms those for
+    the neighbours of the last solution, so that any number of workers measures different, good candidates.
     Successive halving then selects by measurements alone. Candidates that are known are mutated, which also finds what
-    the model can't tell.
+    the model can't tell. If many generations overlap, the candidate with the smallest expected loss is measured at the
+    largest fidelity at once, since their results are far behind.
 
     Thompson sampling: Russo et al. (https://arxiv.org/abs/1707.02038); for combinatorial structures BOCS (Baptista and
     Poloczek, https://arxiv.org/abs/1806.08838), whose quadratic model has all pairs, a sparse prior, and a relaxation
@@ -132,10 +136,20 @@ class Surrogate(GenerationalController):
 
     def _propose(self, target: int, rng: np.random.Generator, index: int) -> Any:
         assert self._model is not None  # no generation before the start
-        if index == 0:
-            self._model.refit()
-            return self._model.best(target)
+        if index:
+            return self._model.draw(target, rng)
+        self._model.refit()
+        best = self._model.best(target)
+        if self._n_open < OVERLAP or best.text in self._seen:
+            return best
+        self._seen.add(best.text)
+        self._open(self._measure(target, best))
         return self._model.draw(target, rng)
+
+    def _measure(self, target: int, candidate: Any) -> SearchProcedure:
+        """Measure a candidate at the largest fidelity at once."""
+        losses = yield [Proposal(candidate, self._fidelities[-1])]
+        self._keep(target, [(losses[0], candidate)])
 
 
 def _whole(table: Sequence[Array], base: float, positions: Sequence[int]) -> float:

@@ -66,6 +66,7 @@ class LossModel:
         self._kinds: list[tuple[int, int]] = []  # target, fidelity
         self._logs: list[float] = []
         self._best: dict[tuple[int, int], float] = {}
+        self._worst: dict[tuple[int, int], float] = {}
         self._groups: list[int] = []  # of those that the regression knows
         self._n_fitted = 0
 
@@ -76,14 +77,14 @@ class LossModel:
             return
         log = math.log(max(loss, LEAST_LOSS))
         if not math.isfinite(log):
-            known = [value for value, k in zip(self._logs, self._kinds, strict=True) if k == kind]
-            if not known:
+            if kind not in self._worst:
                 return
-            log = max(known)
+            log = self._worst[kind]
         self._positions.append(self._positions_of(candidate))
         self._kinds.append(kind)
         self._logs.append(log)
         self._best[kind] = min(log, self._best.get(kind, math.inf))
+        self._worst[kind] = max(log, self._worst.get(kind, -math.inf))
 
     def refit(self) -> None:
         """Refit to what was learnt, unless little is new."""
