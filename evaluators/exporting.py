@@ -28,6 +28,7 @@ class ExportSummary:
         checks: results by name.
         label: expected gain in size and speed, in words.
         removed: paths of leftovers of killed exports to the directory, beside it.
+        text: source and range of the text that was measured on; "" where the run says it.
     """
 
     directory: Path
@@ -36,6 +37,7 @@ class ExportSummary:
     checks: Mapping[str, object]
     label: str
     removed: Sequence[str] = ()
+    text: str = ""
 
 
 def new_manifest(

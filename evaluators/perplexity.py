@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from secateur.evaluators.data.text import Text, load_text
+from secateur.evaluators.data.text import Text, load_text, measured_address
 from secateur.evaluators.data.tokens import windows
 from secateur.evaluators.tasks.task_set import TaskPlan, TaskSet
 from secateur.pruners.calibration.tokens import bos_token, tokens_sha256
@@ -61,9 +61,8 @@ def evaluate_model(
 
     Returns:
         ``perplexity``, ``ce`` (nats per token), ``params``, ``zeros`` (share of the prunable weights), and the data:
-        ``text``, ``tokens``, ``window``, ``bos`` (the token that windows begin with, or ``none``), ``sha256`` of the
-        token ids. For each task its metrics, such as ``piqa acc``,
-        and its ``samples``.
+        ``text``, its ``range``, ``tokens``, ``window``, ``bos`` (the token that windows begin with, or
+        ``none``), ``sha256`` of the token ids. For each task its metrics, such as ``piqa acc``, and its ``samples``.
 
     Raises:
         ValueError: if the model, the text or a task is wrong.
@@ -84,6 +83,7 @@ def evaluate_model(
         "params": sum(parameter.numel() for parameter in loaded.model.parameters()),
         "zeros": zeros_of(anatomy),
         "text": text,
+        "range": measured_address(text),
         "tokens": tokens.numel(),
         "window": window,
         "bos": "none" if begun is None else begun,

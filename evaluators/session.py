@@ -70,7 +70,11 @@ class Session:
         )
         say(f"loading {plan.model}")
         self.loaded: LoadedModel = load_model(
-            plan.model, dtype=plan.dtype, device=plan.device, trust_remote_code=plan.trust_remote_code
+            plan.model,
+            dtype=plan.dtype,
+            device=plan.device,
+            trust_remote_code=plan.trust_remote_code,
+            check=self._check_config,
         )
         self.anatomy: Anatomy = dissect(self.loaded.model, bos_token(self.loaded.tokenizer, plan.bos))
         self.prunables: list[Prunable] = prunables(self.anatomy)
@@ -98,6 +102,11 @@ class Session:
             self._of_curvature = self._curvature_tokens(plan.curvature)
         self.pruner = main.pruner()
         self.pruner.check_calibration()
+
+    def _check_config(self, config: Any) -> None:
+        for case in self._cases.values():
+            if case.model == self.plan.model:
+                pruner_class(case.space).check_config(case.space, config)
 
     def _case(self, plan: SessionPlan) -> Case:
         settings, pruner = plan.space, pruner_class(plan.space)

@@ -142,6 +142,10 @@ class Pruner(ABC):
         """Raise a ValueError for settings that fit no model; called before one is loaded."""
 
     @classmethod
+    def check_config(cls, settings: Any, config: Any) -> None:
+        """Raise a ValueError for settings that don't fit a model's config; called before its weights are loaded."""
+
+    @classmethod
     def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
         """Raise a ValueError for settings that don't fit this model."""
 

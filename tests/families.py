@@ -1,11 +1,20 @@
-"""Small random models of the families that transformers has: their configs, and what each can be pruned by."""
+"""Small random models of the families that transformers has: their configs, and what each can be pruned by.
+
+    python -m tests.families
+
+prints the table of docs/families.md, which `test_all_families` holds.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.discover import dissect
 
 VOCABULARY = 97
 WINDOW = 8
@@ -265,3 +274,33 @@ def _with_images() -> Any:
     }
     tokens = {"image_token_index": 90, "boi_token_index": 91, "eoi_token_index": 92}
     return CONFIG_MAPPING["gemma3"](text_config=text, vision_config=vision, mm_tokens_per_image=4, **tokens)
+
+
+WHY = {
+    "independent of each other": "refused: heads depend on each other (a norm or a scale over all of them)",
+    "projections q, k, v and o": "refused: latent attention has no heads to cut",
+    "got recurrent": "refused: a recurrent mixer has no units",
+    "got attention, recurrent, mlp": "refused: a recurrent mixer has no units",
+    "got recurrent, mlp": "refused: a recurrent mixer has no units",
+    "other logits than the model's": "refused: more than modules, a factor and a soft cap between blocks and logits",
+    r"got q\+o": "refused: blocks read the keys of others",
+}
+"""Reasons in words, by what errors match."""
+
+HEADER = """| family | blocks | weights: allocation, formula, recipes | units: architecture, recipes |
+|---|---|---|---|"""
+
+
+def row(name: str, anatomy: Anatomy | None) -> str:
+    """Line of the table; None for an anatomy that is refused."""
+    kind, _, refusal = (FAMILIES | REFUSED)[name]
+    family = f"{name} (`{kind}`)"
+    if anatomy is None:
+        return f"| {family} | | {WHY[refusal]} | refused |"
+    blocks = dict.fromkeys(" + ".join(mixer.kind for mixer in block.mixers) for block in anatomy.blocks)
+    return f"| {family} | {'; '.join(blocks)} | works | {WHY[refusal] if refusal else 'works'} |"
+
+
+if __name__ == "__main__":
+    rows = [row(each, dissect(make(each))) for each in FAMILIES] + [row(each, None) for each in REFUSED]
+    sys.stdout.write("\n".join([HEADER, *rows, ""]))

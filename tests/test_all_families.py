@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +23,11 @@ from secateur.pruners.weights.pruner import prune
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.cost import cost
 from tests.cut_models import manifest, small_tokenizer
-from tests.families import FAMILIES, REFUSED, VOCABULARY, WINDOW, make
+from tests.families import FAMILIES, REFUSED, VOCABULARY, WINDOW, make, row
 from tests.models import random_tokens
 
 TOKENS = random_tokens(2, 3 * WINDOW, vocab_size=VOCABULARY - 10)
+TABLE = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8").splitlines()
 CUT = [name for name, (_, _, refusal) in FAMILIES.items() if not refusal]
 
 
@@ -69,6 +71,12 @@ def test_losses_are_those_of_its_own_forward_pass_dense_and_pruned(family):
         assert share == pytest.approx(0.5, abs=1 / min(linear.weight.shape))
         linear.point_to(weights[linear.name])
     assert torch.equal(own_logits(model), dense)
+
+
+def test_the_table_of_families_says_so(family):
+    name, _, anatomy = family
+    assert row(name, anatomy) in TABLE
+    assert len([line for line in TABLE if line.startswith("| ") and "(`" in line]) == len(FAMILIES | REFUSED)
 
 
 def test_every_matrix_of_a_block_is_pruned_or_kept_on_purpose(family):
@@ -155,6 +163,7 @@ def test_whatever_can_be_cut_is_exported_with_a_shape_for_each_block(name, tmp_p
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_can_t_be_run_block_by_block_is_refused_in_one_line(name):
+    assert row(name, None) in TABLE
     with pytest.raises(ValueError, match=REFUSED[name][2]) as caught:
         dissect(make(name))
     assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ from torch import nn
 
 from secateur.pruners.models.discover import FAMILIES, dissect
 from secateur.pruners.models.shape import fixed_macs, model_shape, prunables
+from tests.families import WINDOW, make
 
 GROUPED = {
     "vocab_size": 97,
@@ -294,3 +295,34 @@ def test_a_shape_holds_plain_numbers_and_compares_by_value(models):
     shapes = [model_shape(dissect(models["phi3"]), 8, 4) for _ in range(2)]
     assert shapes[0] == shapes[1]
     assert hash(model_shape(dissect(models["gpt2"]), 8, 4))
+
+
+def test_windows_of_local_and_chunked_attention_bound_its_costs():
+    """GPT-Neo's local blocks, Llama 4's chunks, RecurrentGemma's attention: a token attends to no more."""
+    windows = {
+        "gpt_neo": [None, WINDOW],
+        "llama4, dense": [WINDOW, WINDOW, WINDOW, None],
+        "recurrent_gemma": [None, WINDOW],
+        "gemma3 text": [WINDOW, None],
+        "gemma3 with images": [WINDOW, None],
+    }
+    for name, wanted in windows.items():
+        anatomy = dissect(make(name))
+        assert [block.window for block in anatomy.blocks] == wanted, name
+        at_window, at_more = (
+            model_shape(anatomy, n, 4, blocks=False).macs_per_token for n in (WINDOW, WINDOW + 10)
+        )
+        full = sum(m.score_macs for b in anatomy.blocks if b.window is None for m in b.mixers)
+        assert at_more - at_window == 10 * full, name
+        assert (full > 0) == (name != "recurrent_gemma")
+
+
+def test_costs_of_mixers_of_other_kinds_by_hand():
+    latent = dissect(make("deepseek_v3, dense")).blocks[0].mixers[0]
+    assert (latent.kind, latent.heads) == ("attention", None)
+    assert latent.score_macs == 4 * (16 + 8), "queries and keys of 16, values of 8, four heads"
+    assert latent.cache_width == 4 * (16 + 8)
+    state = dissect(make("mamba")).blocks[0].mixers[0]
+    assert (state.kind, state.score_macs, state.cache_width) == ("recurrent", 0, 0)
+    gated = dissect(make("qwen3_5 text")).blocks[1].mixers[0]
+    assert (gated.score_macs, gated.cache_width) == (2 * 4 * 8, 2 * 2 * 8)

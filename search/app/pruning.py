@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +35,8 @@ def prune(
         file: the recipe or the candidate.
         model: see `load_model`.
         to: new or empty directory, or one that holds this export already.
-        text: source of text to measure on: parts of it that no source of the recipe overlaps with.
+        text: source of text to measure on: parts of it that no source of the recipe overlaps with; of a file that is
+            named without a range the last 3/7, as its test part, or 3/10 where the recipe calibrates on it.
         tokens: to measure on, a multiple of `window`.
         window: tokens that the model sees at once.
         bos: begin windows with the tokenizer's BOS token; ``auto``: where it does so by itself.
@@ -46,11 +48,12 @@ def prune(
         UsageError: if the recipe, the model or a text is not what it should be, or the format can't carry the model.
         ExportError: if the model can't be written, or does not load as it should.
     """
-    from secateur.evaluators.data.text import load_parts, load_sources
+    from secateur.evaluators.data.text import load_parts, load_sources, measured_address
     from secateur.evaluators.data.tokens import windows
     from secateur.evaluators.data.windows import EvaluationData
     from secateur.evaluators.exporting import export, new_manifest
     from secateur.pruners.calibration.tokens import Calibration, Source, bos_token, tokenize
+    from secateur.pruners.export.registry import FORMATS, check_format
     from secateur.pruners.models.discover import dissect
     from secateur.pruners.models.loading import load_model
     from secateur.pruners.pruner import DenseModel, pruner_class
@@ -62,7 +65,11 @@ def prune(
     sources = load_sources(file.texts, file.calibration_text, text, text) if file.texts else {}
     say(f"loading {model}")
     defaults = {"dtype": "auto", "device": "auto", "trust_remote_code": False}
-    loaded = load_model(model, **{**defaults, **(loading or {})})
+    loaded = load_model(
+        model,
+        **{**defaults, **(loading or {})},
+        check=lambda config: form in FORMATS and check_format(config.model_type, form),
+    )
     tokenizer, pruner_type = loaded.tokenizer, pruner_class(file.settings)
     begun = bos_token(tokenizer, bos)
     anatomy = dissect(loaded.model, begun)
@@ -92,10 +99,11 @@ def prune(
     manifest = new_manifest(
         pruner, loaded, file.text, config, sequential=file.sequential, seeds={"recipe": file.seed}, form=form
     )
+    pruner.check_format(config, tokenizer, manifest.format)  # before anything is measured
     say("measuring the dense model")
     data.of(fidelity)
     dense = {f"{fidelity.text}, dense": data.live_losses(fidelity)}
-    return export(
+    summary = export(
         pruner,
         loaded,
         config,
@@ -107,3 +115,4 @@ def prune(
         searched=dense,
         say=say,
     )
+    return replace(summary, text=measured_address(text, [file.calibration_text]))

@@ -122,6 +122,8 @@ def show_export(summary: ExportSummary, what: str) -> None:
     show(f"{what} {'was exported before' if summary.already else 'exported'}: {summary.directory}")
     show_facts({where: one_line(values) for where, values in summary.measured.items()})
     show_facts({name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in summary.checks.items()})
+    if summary.text:
+        show(f"measured on {summary.text}")
     show(summary.label)
     for path in summary.removed:
         show(f"removed {path}, left by a killed export")
