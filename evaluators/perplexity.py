@@ -69,7 +69,7 @@ def evaluate_model(
     """
     content = Text(part, text, load_text(text, part))
     say(f"loading {name}")
-    loaded = load_model(name, **{"device": "auto", **loading})
+    loaded = load_model(name, say=say, **{"device": "auto", **loading})
     begun = bos_token(loaded.tokenizer, bos)
     anatomy = dissect(loaded.model, begun)
     tokens = windows(loaded.tokenizer, content, window, n_tokens, bos=begun)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ class Session:
             dtype=plan.dtype,
             device=plan.device,
             trust_remote_code=plan.trust_remote_code,
-            check=self._check_config,
+            check=partial(pruner_class(plan.space).check_config, plan.space),
+            say=say,
         )
         self.anatomy: Anatomy = dissect(self.loaded.model, bos_token(self.loaded.tokenizer, plan.bos))
         self.prunables: list[Prunable] = prunables(self.anatomy)
@@ -102,11 +103,6 @@ class Session:
             self._of_curvature = self._curvature_tokens(plan.curvature)
         self.pruner = main.pruner()
         self.pruner.check_calibration()
-
-    def _check_config(self, config: Any) -> None:
-        for case in self._cases.values():
-            if case.model == self.plan.model:
-                pruner_class(case.space).check_config(case.space, config)
 
     def _case(self, plan: SessionPlan) -> Case:
         settings, pruner = plan.space, pruner_class(plan.space)

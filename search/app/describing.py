@@ -33,7 +33,7 @@ def describe_model(model: str, *, say: Say = silent, **loading: Any) -> dict[str
     from secateur.pruners.models.loading import load_model
 
     say(f"loading {model}")
-    loaded = load_model(model, **loading)
+    loaded = load_model(model, say=say, **loading)
     anatomy = dissect(loaded.model, bos_token(loaded.tokenizer))
     try:
         find_layouts(anatomy)

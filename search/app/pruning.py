@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,7 +54,7 @@ def prune(
     from secateur.evaluators.data.windows import EvaluationData
     from secateur.evaluators.exporting import export, new_manifest
     from secateur.pruners.calibration.tokens import Calibration, Source, bos_token, tokenize
-    from secateur.pruners.export.registry import FORMATS, check_format
+    from secateur.pruners.export.registry import check_config
     from secateur.pruners.models.discover import dissect
     from secateur.pruners.models.loading import load_model
     from secateur.pruners.pruner import DenseModel, pruner_class
@@ -65,11 +66,8 @@ def prune(
     sources = load_sources(file.texts, file.calibration_text, text, text) if file.texts else {}
     say(f"loading {model}")
     defaults = {"dtype": "auto", "device": "auto", "trust_remote_code": False}
-    loaded = load_model(
-        model,
-        **{**defaults, **(loading or {})},
-        check=lambda config: form in FORMATS and check_format(config.model_type, form),
-    )
+
+    loaded = load_model(model, **{**defaults, **(loading or {})}, check=partial(check_config, form), say=say)
     tokenizer, pruner_type = loaded.tokenizer, pruner_class(file.settings)
     begun = bos_token(tokenizer, bos)
     anatomy = dissect(loaded.model, begun)

@@ -120,4 +120,4 @@ def _open(
     check_rounds(rounds)
     setup = LatencySetup(**conditions)  # refuses what is out of range before anything is loaded
     say(f"loading {model}")
-    return setup, load_model(model, **loading)
+    return setup, load_model(model, say=say, **loading)

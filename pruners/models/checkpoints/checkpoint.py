@@ -6,6 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+Say = Callable[[str], None]
+"""Given progress, one line at a time."""
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
 
 class ModelError(ValueError):
     """A model that cannot be found or loaded; its message is one line for the person who named it."""

