@@ -60,9 +60,11 @@ class Spent:
 
     def plus(self, trials: Iterable[Trial]) -> Spent:
         """Sum of this and the work of the trials."""
-        spent = (self.evaluations, self.tokens, self.seconds, self.blocks, self.blocks_saved)
-        for trial in trials:
-            m = trial.measurement
-            one = (m.fidelity.n_evaluations, m.n_tokens, m.seconds, m.blocks, m.blocks_saved)
-            spent = tuple(a + b for a, b in zip(spent, one, strict=True))  # type: ignore[assignment]
-        return Spent(*spent)
+        found = [trial.measurement for trial in trials]
+        return Spent(
+            self.evaluations + sum([m.fidelity.n_evaluations for m in found]),
+            self.tokens + sum([m.n_tokens for m in found]),
+            sum([m.seconds for m in found], self.seconds),
+            self.blocks + sum([m.blocks for m in found]),
+            self.blocks_saved + sum([m.blocks_saved for m in found]),
+        )

@@ -28,7 +28,7 @@ class Proposal:
         return self.candidate.text, self.fidelity.text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Trial:
     """A measurement with its place in the study.
 

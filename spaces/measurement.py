@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ class Fidelity:
         """
         return PASSES.get(self.part, 1) * (self.n_tokens + self.n_trained)
 
-    @property
+    @cached_property
     def text(self) -> str:
         """Canonical text, e.g. ``search:2048`` or ``search:2048+trained:8192``."""
         return f"{self.part}:{self.n_tokens}" + (f"+trained:{self.n_trained}" if self.n_trained else "")
@@ -131,7 +131,7 @@ def _table(value: Any) -> Table:
     return tuple(tuple(map(float, row)) for row in rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """Values of one candidate at one fidelity, or the reason why it is infeasible.
 
@@ -169,8 +169,8 @@ class Measurement:
     def __post_init__(self) -> None:
         if bool(self.values) == (self.infeasible is not None):
             raise ValueError("Expected a measurement with either `values` or a reason in `infeasible`.")
-        bad = {name: value for name, value in self.values.items() if not math.isfinite(value)}
-        if bad:
+        if not all(map(math.isfinite, self.values.values())):
+            bad = {name: value for name, value in self.values.items() if not math.isfinite(value)}
             raise ValueError(f"Expected finite `values`, got {bad}. Give the reason in `infeasible` instead.")
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
 
@@ -202,24 +202,45 @@ class Measurement:
         Raises:
             KeyError, ValueError: if the line is not a measurement, or one of values out of range.
         """
-        found: dict[str, Any] = {"worker": ""}
-        for name, value in line.items():
-            if name in _TYPES:
-                if type(value) not in _TYPES[name] or (name in _COUNTS and not 0 <= value < 2**63):
-                    what = _TYPES[name][0].__name__ + " >= 0" * (name in _COUNTS)
-                    raise ValueError(f"Expected `{name}` to be {what}, got {str(value)[:40]!r}.")
-                found["n_tokens" if name == "tokens" else name] = value
-        for name, value in found.get("values", {}).items():
-            if type(value) not in (float, int) or (name in LOSSES and value < LEAST_LOSS):
+        get, values = line.get, line.get("values", {})
+        n_tokens, seconds, blocks, saved = (
+            get("tokens", 0),
+            get("seconds", 0.0),
+            get("blocks", 0),
+            get("blocks_saved", 0),
+        )
+        wrong = _of_wrong_type(tuple(line), tuple(map(type, line.values())))
+        if wrong is None and not (
+            0 <= n_tokens < _END and 0 <= seconds < _END and 0 <= blocks < _END and 0 <= saved < _END
+        ):
+            wrong = next(name for name in _COUNTS if not 0 <= get(name, 0) < _END)
+        if wrong is not None:
+            what = _TYPES[wrong][0].__name__ + " >= 0" * (wrong in _COUNTS)
+            raise ValueError(f"Expected `{wrong}` to be {what}, got {str(line[wrong])[:40]!r}.")
+        for name, value in values.items():
+            if type(value) not in _NUMBERS or (value < LEAST_LOSS and name in LOSSES):
                 what = "a number" + " >= 0" * (name in LOSSES)
                 raise ValueError(f"Expected `{name}` to be {what}, got {str(value)[:40]!r}.")
-        if "effects" in found:
-            found["effects"] = Effects.from_json(found["effects"])
-        if found.get("values") and "loss" not in found["values"]:
-            raise ValueError(f"Expected `loss` in `values`, got {', '.join(found['values'])}.")
-        return cls(**found | {"candidate": line["candidate"], "fidelity": Fidelity.parse(line["fidelity"])})
+        if values and "loss" not in values:
+            raise ValueError(f"Expected `loss` in `values`, got {', '.join(values)}.")
+        effects = Effects.from_json(line["effects"]) if "effects" in line else None
+        fidelity, reason = Fidelity.parse(line["fidelity"]), get("infeasible")
+        return cls(
+            line["candidate"],
+            fidelity,
+            values,
+            reason,
+            get("seed", 0),
+            n_tokens,
+            seconds,
+            get("worker", ""),
+            blocks,
+            saved,
+            effects,
+        )
 
 
+_NUMBERS, _END = {float, int}, 2**63
 _COUNTS = ("tokens", "seconds", "blocks", "blocks_saved")
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("candidate", "fidelity", "worker"), (str,)),
@@ -230,3 +251,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "effects": (dict,),
 }
 """Types of a line's values, by key."""
+
+
+@lru_cache(maxsize=64)  # the lines of a study are of few kinds
+def _of_wrong_type(names: tuple[str, ...], types: tuple[type, ...]) -> str | None:
+    """The first key of a line whose value has another type; None if there is none."""
+    pairs = zip(names, types, strict=True)
+    return next((name for name, kind in pairs if kind not in _TYPES.get(name, (kind,))), None)

@@ -59,9 +59,11 @@ def open_run(directory: str | Path) -> SearchedRun:
     """A run to read from and to export from.
 
     Raises:
-        UsageError: if the directory holds no study.
+        UsageError: if the directory holds no study, or a damaged one.
     """
-    return SearchedRun(Study.open(directory))
+    found = SearchedRun(Study.open(directory))
+    found.check()
+    return found
 
 
 def run(directory: str | Path, *, say: Say = silent, **settings: Any) -> SearchedRun:

@@ -80,6 +80,7 @@ def search_stage(
         about = about_of(settings, session, of_plugins)
         _controller(settings, session)  # refuses what does not fit, while nothing is written
         with Study.open_or_create(directory, resolved(settings), about) as study:
+            Run(study).check()
             notes = notes_on_model(about.facts["zeros"], about.facts["parameters"])
             for line in (*settings.renamed_keys, *study.warnings, *notes):
                 say(line)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.objectives import objective, oriented
 from secateur.search.results.hypervolume import exclusive_volume
 from secateur.spaces.measurement import Fidelity
+
+_AT_ONCE = 256
+"""Trials that are compared with a front in one call."""
 
 
 def comparable(trials: Iterable[Trial], fidelity: Fidelity | None = None) -> list[Trial]:
@@ -37,15 +41,22 @@ def non_dominated(
     """
     _check(objectives)
     among = comparable(trials, fidelity)
-    points = sorted((oriented(t, objectives, rounded=True), t.number, t) for t in among)
-    front = np.empty((len(points), len(objectives)))
+    points, numbers = _rounded(among, objectives), np.array([trial.number for trial in among])
+    rest = np.lexsort((numbers, *points.T[::-1]))
     kept: list[Trial] = []
-    for point, _, trial in points:
-        # Sorted: nothing that follows dominates what is kept.
-        if not np.any(np.all(front[: len(kept)] <= point, axis=1)):
-            front[len(kept)] = point
-            kept.append(trial)
+    while len(rest):  # sorted: nothing that follows dominates the first
+        kept.append(among[rest[0]])
+        rest = rest[np.any(points[rest] < points[rest[0]], axis=1)]
     return kept
+
+
+def _rounded(trials: Sequence[Trial], objectives: Sequence[str]) -> NDArray[np.float64]:
+    """``trials objectives``, lower is better, in the digits that count on a front."""
+    values = np.array([oriented(t, objectives) for t in trials]).reshape(len(trials), len(objectives))
+    for name, column in zip(objectives, values.T, strict=True):
+        different, places = np.unique(column, return_inverse=True)
+        column[:] = np.array([objective(name).rounded(value) for value in different.tolist()])[places]
+    return values
 
 
 def hypervolume_series(
@@ -80,12 +91,15 @@ def hypervolume_series(
     points = (values - best)[:, span > 0] / span[span > 0]
     reference, front = np.ones(points.shape[1]), points[:0]
     volume, series = 0.0, []
-    for trial, point in zip(shown, points, strict=True):
-        gain = exclusive_volume(point, front, reference)
-        if gain > 0:
-            volume += gain
-            front = np.vstack([front[~np.all(front >= point, axis=1)], point])
-        series.append((trial.number, volume))
+    for start in range(0, len(shown), _AT_ONCE):
+        some = points[start : start + _AT_ONCE]
+        dominated = np.any(np.all(front[:, None] <= some, axis=2), axis=0)  # now, and by what follows
+        for trial, point, is_dominated in zip(shown[start:], some, dominated, strict=False):
+            gain = 0.0 if is_dominated else exclusive_volume(point, front, reference)
+            if gain > 0:
+                volume += gain
+                front = np.vstack([front[~np.all(front >= point, axis=1)], point])
+            series.append((trial.number, volume))
     return series
 
 

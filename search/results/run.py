@@ -16,7 +16,7 @@ from secateur.search.results.front import comparable, non_dominated
 from secateur.search.results.pick import Bound, pick, pick_number
 from secateur.search.settings.settings import Settings, settings_from
 from secateur.search.study.about import ABOUT
-from secateur.search.study.study import MEASUREMENTS, SETTINGS, Study, trials_of
+from secateur.search.study.study import MEASUREMENTS, SETTINGS, Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import BlockShape, ModelShape, Prunable
@@ -53,6 +53,8 @@ class Run:
 
     def __init__(self, study: Study) -> None:
         self.study = study
+        self._n_checked = study.n_unchanged  # trials whose candidates are of the space
+        self._front: tuple[int, list[Trial]] = 0, []  # of so many trials
 
     @cached_property
     def settings(self) -> Settings:
@@ -125,16 +127,29 @@ class Run:
                 f"Restore the line, or remove it."
             ) from None
 
+    def check(self) -> None:
+        """Raise a UsageError, with its line, for a candidate in the study that is none of the space.
+
+        Lines that are as their driver wrote them need no check, nor do those that were checked before.
+        """
+        new = self.study.trials[self._n_checked :]
+        for trial in {trial.measurement.candidate: trial for trial in new}.values():
+            self.candidate(trial)
+        self._n_checked += len(new)
+
     def trials(self) -> list[Trial]:
         """Feasible trials at the largest search fidelity."""
         return comparable(self.study.trials, self.fidelity)
 
     def front(self) -> list[Trial]:
         """Front of the trials, baselines included, each of a candidate of the space."""
-        front = non_dominated(self.study.trials, self.objectives, self.fidelity)
-        for trial in front:
-            self.candidate(trial)
-        return front
+        n_trials, front = self._front
+        if n_trials != len(self.study.trials):
+            front = non_dominated(self.study.trials, self.objectives, self.fidelity)
+            for trial in front:
+                self.candidate(trial)
+            self._front = len(self.study.trials), front
+        return list(front)
 
     def test_of(self, trial: Trial) -> Measurement | None:
         """Measurement of the same candidate on the test part, if there is one."""
@@ -143,8 +158,9 @@ class Run:
 
     def recovered_of(self, trial: Trial) -> Measurement | None:
         """Test measurement of the same candidate after recovery; of several the one with the most training."""
-        found = (t.measurement for t in trials_of(self.study.trials, "recovered"))
-        same = [m for m in found if m.candidate == trial.measurement.candidate]
+        text, fidelities = trial.measurement.candidate, self.study.fidelities
+        found = [self.study.lookup((text, f.text)) for f in fidelities if f.part == "recovered"]
+        same = [t.measurement for t in found if t is not None]
         return max(same, key=lambda m: m.fidelity.n_tokens, default=None)
 
     @property
@@ -209,6 +225,8 @@ def open_run(directory: str | Path) -> Run:
     """Run to read from.
 
     Raises:
-        UsageError: if the directory holds no study.
+        UsageError: if the directory holds no study, or a damaged one.
     """
-    return Run(Study.open(directory))
+    run = Run(Study.open(directory))
+    run.check()
+    return run

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from secateur.search.controller import Trial
 from secateur.search.results.pick import SPARSITY_TOLERANCE
@@ -31,25 +33,31 @@ def target_sparsities(baselines: Mapping[str, Trial]) -> dict[str, float]:
 
 def target_of(trial: Trial, known: Mapping[str, float]) -> str | None:
     """Label of the target that a feasible trial meets, or None (as for the dense model)."""
-    sparsity = trial.measurement.values.get("sparsity")
-    if sparsity is None or not known:
-        return None
-    label = min(known, key=lambda name: abs(known[name] - sparsity))
-    return label if abs(known[label] - sparsity) <= SPARSITY_TOLERANCE else None
+    return next(iter(targets_of([trial], known)))
 
 
-def best_by_target(trials: Iterable[Trial], known: Mapping[str, float]) -> dict[str, Trial]:
+def targets_of(trials: Sequence[Trial], known: Mapping[str, float]) -> list[str | None]:
+    """Labels of the targets that trials meet, see `target_of`; the nearest one, of equally near ones the first."""
+    values = np.array([trial.measurement.values.get("sparsity", np.nan) for trial in trials])
+    labels, distance = np.full(len(trials), None, dtype=object), np.full(len(trials), SPARSITY_TOLERANCE)
+    for label, sparsity in known.items():
+        found = np.abs(values - sparsity)
+        nearer = (found < distance) | ((found == distance) & (labels == None))  # noqa: E711  # by element
+        labels[nearer], distance[nearer] = label, found[nearer]
+    return list(labels)
+
+
+def best_by_target(trials: Sequence[Trial], known: Mapping[str, float]) -> dict[str, Trial]:
     """Trial with the lowest loss of each target among comparable trials; of equal ones the first."""
     best: dict[str, Trial] = {}
-    for trial in trials:
-        label = target_of(trial, known)
+    for trial, label in zip(trials, targets_of(trials, known), strict=True):
         if label is not None and (label not in best or _loss(trial) < _loss(best[label])):
             best[label] = trial
     return {label: best[label] for label in known if label in best}
 
 
 def loss_series(
-    trials: Iterable[Trial], fidelity: Fidelity, known: Mapping[str, float]
+    trials: Sequence[Trial], fidelity: Fidelity, known: Mapping[str, float]
 ) -> dict[str, list[tuple[int, float]]]:
     """Series of the lowest loss at a fidelity of each target, see `target_sparsities`; trials are in order.
 
@@ -57,12 +65,11 @@ def loss_series(
         (tokens evaluated for the search so far, lowest loss so far), one an improvement, by target.
     """
     n_tokens, series = 0, dict[str, list[tuple[int, float]]]()
-    for trial in trials:
+    for trial, label in zip(trials, targets_of(trials, known), strict=True):
         m = trial.measurement
         n_tokens += m.n_tokens if m.fidelity.part in SEARCHED else 0
         if m.fidelity != fidelity or m.infeasible is not None:
             continue
-        label = target_of(trial, known)
         points = series.setdefault(label, []) if label is not None else None
         if points is not None and (not points or _loss(trial) < points[-1][1]):
             points.append((n_tokens, _loss(trial)))

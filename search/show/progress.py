@@ -44,6 +44,7 @@ class Progress:
         self.front: list[Trial] = []
         self._targets: dict[str, float] = {}  # as far as their baselines are known
         self._best: dict[str, Trial] = {}  # by target
+        self._volume: tuple[frozenset[int], float | None] = frozenset(), None  # of these trials
         self._clock = clock
         self.start(0)
 
@@ -110,7 +111,11 @@ class Progress:
     def _hypervolume(self) -> float | None:
         """Hypervolume of the front, see `hypervolume_series`."""
         trials = {t.number: t for t in [*self._baselines.values(), *self.front]}
-        series = hypervolume_series(
-            trials.values(), self.settings.objectives, set(self._names), self._fidelity
-        )
-        return series[-1][1] if series else None
+        numbers, known = self._volume
+        if numbers != trials.keys():  # else nothing has changed
+            series = hypervolume_series(
+                trials.values(), self.settings.objectives, set(self._names), self._fidelity
+            )
+            known = series[-1][1] if series else None
+            self._volume = frozenset(trials), known
+        return known

@@ -51,6 +51,7 @@ class Watch:
             self._open()
         else:
             self._progress.add(self._run.study.refresh())
+            self._run.check()
         return {**summary(self._run, self._progress), **self._progress.pace()}
 
     def _stamps(self) -> list[object]:

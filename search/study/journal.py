@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import gc
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from pydantic_core import from_json
+
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.files import no_room
+from secateur.search.study.checksum import n_unchanged
 from secateur.spaces.measurement import Measurement
 
 FLUSH_S = 0.5
@@ -31,11 +35,13 @@ class JournalContent:
         measurements: in file order, the first one of each key.
         n_bytes: length of the whole lines from the beginning of the file.
         n_torn: bytes after them, of a line whose writer was killed.
+        n_unchanged: measurements at the beginning in lines that are as their driver wrote them, by its checksum.
     """
 
     measurements: tuple[Measurement, ...]
     n_bytes: int
     n_torn: int
+    n_unchanged: int = 0
 
 
 def read_journal(
@@ -52,26 +58,42 @@ def read_journal(
         UsageError: on a line, other than a torn last one, that is no measurement or contradicts one before.
     """
     data = _read_from(path, start)
-    lines = data.split(b"\n")
+    lines, unchanged = data.split(b"\n"), 0 if start else n_unchanged(path, data)
     end = len(data) - len(lines.pop())  # what follows the last newline is torn, or empty
     if lines and not _is_json(lines[-1]):
         end -= len(lines.pop()) + 1
     found: dict[tuple[str, str], Measurement] = {}
+    n_found = n_read = 0
     after = f" after byte {start}" if start else ""
-    for number, line in enumerate(lines, start=1):
-        try:
-            measurement = Measurement.from_json(json.loads(line))
-            key = measurement.key
-            first = known[key].measurement if key in known else found.setdefault(key, measurement)
-            if first.values != measurement.values:
-                raise ValueError("the values differ from those of the same candidate and fidelity before")
-        except (ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            shown = line[:40].decode(errors="replace")
-            raise UsageError(
-                f"Expected a measurement in line {number}{after} of {path}, got {shown!r} "
-                f"({type(error).__name__}: {error}). Restore the line, or remove it."
-            ) from None
-    return JournalContent(tuple(found.values()), start + end, len(data) - end)
+    with no_collection():
+        for number, line in enumerate(lines, start=1):
+            try:
+                measurement = Measurement.from_json(from_json(line, cache_strings="keys"))
+                key = measurement.key
+                first = known[key].measurement if key in known else found.setdefault(key, measurement)
+                if first is not measurement and first.values != measurement.values:
+                    raise ValueError("the values differ from those of the same candidate and fidelity before")
+            except (ValueError, KeyError, AttributeError, OverflowError) as error:
+                shown = line[:40].decode(errors="replace")
+                raise UsageError(
+                    f"Expected a measurement in line {number}{after} of {path}, got {shown!r} "
+                    f"({type(error).__name__}: {error}). Restore the line, or remove it."
+                ) from None
+            n_read += len(line) + 1
+            n_found = len(found) if n_read <= unchanged else n_found
+    return JournalContent(tuple(found.values()), start + end, len(data) - end, n_found)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Pause of the garbage collector, which walks through many new objects again and again for nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _read_from(path: Path, start: int) -> bytes:
@@ -84,8 +106,8 @@ def _read_from(path: Path, start: int) -> bytes:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        from_json(line)
+    except ValueError:
         return False
     return True
 

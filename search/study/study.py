@@ -15,9 +15,10 @@ from secateur.search.errors import UsageError
 from secateur.search.files import dump_yaml, read_yaml, replace_file
 from secateur.search.study.about import ABOUT, About, about_text, check_directory, read_about
 from secateur.search.study.asks import AskLog
+from secateur.search.study.checksum import Checksum
 from secateur.search.study.journal import FLUSH_S, Appender, read_journal
 from secateur.search.study.lock import RunLock
-from secateur.spaces.measurement import SEARCHED, Measurement, Part
+from secateur.spaces.measurement import SEARCHED, Fidelity, Measurement, Part
 
 SETTINGS, MEASUREMENTS = "settings.yaml", "measurements.jsonl"
 
@@ -39,10 +40,13 @@ class Study:
         self.settings = settings
         self.about = about
         self.warnings: tuple[str, ...] = ()
+        self.n_unchanged = 0  # trials from the first on that are as their driver wrote them
         self._trials: list[Trial] = []
         self._by_key: dict[tuple[str, str], Trial] = {}
+        self.fidelities: dict[Fidelity, None] = {}  # of the trials, each once
         self._n_bytes = 0  # of the measurements that were read
         self._writer: Appender | None = None
+        self._checksum: Checksum | None = None  # from the first append on, when all lines were checked
         self._lock: RunLock | None = None
         self._asks: AskLog | None = None
 
@@ -97,6 +101,7 @@ class Study:
             lock.close()
             raise
         study._lock = lock
+        study._n_bytes, study.n_unchanged = content.n_bytes, content.n_unchanged
         study._remember(content.measurements)
         if content.n_torn:
             study.warnings = (
@@ -141,7 +146,11 @@ class Study:
             raise ValueError(f"Expected measurements that are new to the study, got {twice[0]} again.")
         lines = [json.dumps(m.to_json(), ensure_ascii=False, allow_nan=False) for m in measurements]
         as_read = [Measurement.from_json(json.loads(line)) for line in lines]
+        path = self.directory / MEASUREMENTS
+        checksum = self._checksum or Checksum(path, path.read_bytes()[: self._n_bytes])
         writer.append(lines, f"{len(self._trials)} measurements are safe")
+        checksum.add(lines)
+        self._checksum = checksum
         return self._remember(as_read)
 
     def asks(self, about: Mapping[str, Any]) -> AskLog:
@@ -169,6 +178,7 @@ class Study:
         """
         content = read_journal(self.directory / MEASUREMENTS, self._n_bytes, self._by_key)
         self._n_bytes = content.n_bytes
+        self.n_unchanged = max(self.n_unchanged, content.n_unchanged)
         return self._remember(content.measurements)
 
     def _remember(self, measurements: Iterable[Measurement]) -> list[Trial]:
@@ -177,6 +187,7 @@ class Study:
             trial = Trial(len(self._trials), measurement)
             self._trials.append(trial)
             self._by_key[measurement.key] = trial
+            self.fidelities[measurement.fidelity] = None
         return self._trials[first:]
 
     def close(self) -> None:
@@ -187,6 +198,9 @@ class Study:
         """
         writer, asks, lock = self._writer, self._asks, self._lock
         self._writer = self._asks = self._lock = None
+        if self._checksum is not None:
+            self._checksum.write()
+            self._checksum = None
         with ExitStack() as last_first:
             for part in (lock, asks, writer):
                 if part is not None:

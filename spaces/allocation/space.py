@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
+from functools import cached_property, lru_cache
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ from secateur.spaces.levels import (
 from secateur.spaces.mutation_crossover import Levels, LevelVariation, first_behind
 from secateur.spaces.shape import ModelShape, Prunable, Unit, role_of
 from secateur.spaces.space import SeparableSpace
+
+MAX_UNITS = 1_000_000
+"""Most units that a text may list."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,18 @@ class Allocation:
             ValueError: if it is not the text of an allocation.
         """
         kind, _, body = text.partition(":")
-        runs = [re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", run, re.ASCII) for run in body.split(",")]
-        if kind == "allocation":
-            levels = [level for run in runs if run for level in [int(run[1])] * int(run[2] or 1)]
-            allocation = cls(tuple(levels))
-            if allocation.text == text:
-                return allocation
-        raise ValueError(f"Expected an allocation such as 'allocation:12x5,13,9', got {text!r}.")
+        runs = [_run(run) for run in body.split(",")]
+        equal = any(before[0] == after[0] for before, after in pairwise(runs))
+        if kind != "allocation" or equal or (0, 0) in runs or sum(n for _, n in runs) > MAX_UNITS:
+            raise ValueError(f"Expected an allocation such as 'allocation:12x5,13,9', got {text[:80]!r}.")
+        return cls(tuple([level for level, n in runs for _ in range(n)]))
+
+
+@lru_cache(maxsize=1 << 12)  # a study has few, and repeats them in each line
+def _run(text: str) -> tuple[int, int]:
+    """Level and length of a run in canonical form; (0, 0) for any other text."""
+    found = re.fullmatch(r"(0|[1-9]\d{0,5})(?:x([1-9]\d{0,5}))?", text, re.ASCII)
+    return (int(found[1]), int(found[2] or 1)) if found and found[2] != "1" else (0, 0)
 
 
 class AllocationSpace(SeparableSpace[Allocation]):

@@ -25,6 +25,8 @@ class Kept(NamedTuple):
 
 
 GONE = Kept(0, 0)
+MAX_BLOCKS = 10_000
+"""Most blocks that a text may list."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class Architecture:
         whole = re.fullmatch(r"architecture:([\d/x,]+)(?:;repair=(\S+))?", text, re.ASCII)
         runs = whole[1].split(",") if whole else []
         found = [re.fullmatch(r"(\d{1,6})/(\d{1,6})(?:x(\d{1,6}))?", run) for run in runs]
-        blocks = [Kept(int(x[1]), int(x[2])) for x in found if x for _ in range(int(x[3] or 1))]
+        n_blocks = sum(int(x[3] or 1) for x in found if x)
+        few = n_blocks <= MAX_BLOCKS
+        blocks = [Kept(int(x[1]), int(x[2])) for x in found if x and few for _ in range(int(x[3] or 1))]
         repair = (whole and whole[2]) or ""
         architecture = cls(tuple(blocks), repair)
         if whole and architecture.text == text and repair in ("", *CUT_REPAIRS):
