@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.stores.block_files import LevelStoreError, load_tensors, save_tensors
 
 CHUNK_TOKENS = 128
 """Positions whose logits are in memory at a time."""
@@ -81,8 +80,9 @@ class Teacher:
         self._stored: dict[str, Tensor] | None = None
         if file is not None and anatomy.head.weight.device.type != "cpu":
             file = None
-        if keep and file is not None and file.exists():
-            self._stored = load_file(file)
+        if keep and file is not None:
+            self._stored = load_tensors(file, None)  # none if it is damaged
+        if self._stored is not None:
             return
         states = anatomy.tail(hidden()).flatten(0, 1)
         if not keep:
@@ -90,7 +90,7 @@ class Teacher:
             return
         self._stored = _probabilities(anatomy, states)
         if file is not None and _saved(self._stored, file):
-            self._stored = load_file(file)
+            self._stored = load_tensors(file, None) or self._stored
 
     @staticmethod
     def bytes_per_token(anatomy: Anatomy) -> int:
@@ -160,9 +160,9 @@ def _saved(tensors: dict[str, Tensor], path: Path) -> bool:
     """Write the file atomically, while another process may write the same one; False if the disk is full."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, temporary)
+        save_tensors(temporary, tensors)
         temporary.replace(path)
-    except (SafetensorError, OSError):
+    except (LevelStoreError, OSError):
         temporary.unlink(missing_ok=True)
         return False
     return True

@@ -6,7 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from secateur.pruners.calibration.cache import StatisticsCache
+from secateur.pruners.stores import block_files
+from secateur.pruners.stores.block_files import (
+    LevelStoreError,
+    StoredBlocks,
+    load_block,
+    load_tensors,
+    save_block,
+    save_tensors,
+)
 from secateur.search.errors import UsageError
 from secateur.search.results.run import Run, open_run
 from secateur.search.study.checksum import checksum_path, n_unchanged
@@ -85,3 +97,85 @@ def test_a_text_of_endless_runs_is_refused_at_once(run):
             view.space.parse(text)
     with pytest.raises(UsageError):
         open_run(run / "nowhere")
+
+
+# --- stored tensors ---
+
+
+def flip(path: Path, at: int, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def header_end(path: Path) -> int:
+    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
+
+
+TENSORS = {
+    "w": torch.arange(24, dtype=torch.bfloat16).view(4, 6),
+    "n": torch.tensor(3.0),
+    "m": torch.tensor([True]),
+}
+
+
+def test_a_flipped_bit_of_a_stored_block_is_found_at_its_first_use(tmp_path):
+    for index in range(2):
+        save_block(TENSORS, tmp_path, index)
+    path = tmp_path / "block-0001.safetensors"
+    whole, n_bytes = path.read_bytes(), path.stat().st_size
+    for at in range(header_end(path), n_bytes):  # every byte of the tensors
+        flip(path, at, at % 8)
+        blocks = StoredBlocks(tmp_path, 2)
+        assert torch.equal(blocks[0]["w"], TENSORS["w"])
+        with pytest.raises(LevelStoreError, match=r"block-0001.*is damaged. Delete its directory"):
+            blocks[1]
+        path.write_bytes(whole)
+    assert StoredBlocks(tmp_path, 2)[1]["n"] == 3.0
+
+
+def test_a_flipped_bit_of_the_header_is_no_other_tensor(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, TENSORS, "who")
+    whole = path.read_bytes()
+    for at in range(header_end(path)):
+        for bit in range(8):
+            flip(path, at, bit)
+            found = load_tensors(path, "who")
+            assert found is None or all(torch.equal(found[name], x) for name, x in TENSORS.items())
+            path.write_bytes(whole)
+    assert load_tensors(path, "who") is not None
+    assert load_tensors(path, "another") is None
+
+
+def test_stores_of_earlier_versions_without_checksums_are_read(tmp_path):
+    save_file(dict(TENSORS), tmp_path / "block-0000.safetensors")
+    assert torch.equal(StoredBlocks(tmp_path, 1)[0]["w"], TENSORS["w"])
+    assert load_block(tmp_path, 0).keys() == TENSORS.keys()
+
+
+def test_damaged_statistics_are_missing_and_collected_again(tmp_path):
+    cache = StatisticsCache(tmp_path, 1 << 20)
+    with cache.locked("g"):
+        cache.put("g.moments", [TENSORS])
+    assert cache.get("g.moments") is not None
+    (path,) = (tmp_path / "g.moments").iterdir()
+    flip(path, path.stat().st_size - 1, 0)
+    assert cache.get("g.moments") is None
+
+
+def test_a_file_is_hashed_once_in_a_process(tmp_path, monkeypatch):
+    save_block(TENSORS, tmp_path, 0)
+    hashed: list[int] = []
+    monkeypatch.setattr(block_files, "_tensors_sha256", lambda tensors: hashed.append(1) or "")
+    load_block(tmp_path, 0)  # just written
+    assert hashed == []
+    monkeypatch.setattr(block_files, "_checked", set())
+    for _ in range(2):
+        with pytest.raises(LevelStoreError):
+            load_block(tmp_path, 0)
+    assert len(hashed) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(block_files, "_checked", set())
+    assert load_block(tmp_path, 0).keys() == TENSORS.keys()
+    assert len(block_files._checked) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from itertools import pairwise
 
 import pytest
 
@@ -99,3 +101,30 @@ def test_files_that_are_none_are_named(tmp_path):
         with pytest.raises(ValueError, match="Expected `profile` to be a YAML or JSON file, got") as raised:
             read_profile(path)
         assert str(path) in str(raised.value)
+
+
+HOSTILE = {
+    "an alias bomb": "a: &a [x, x, x, x, x, x, x, x]\n"
+    + "".join(f"{y}: &{y} [{', '.join([f'*{x}'] * 9)}]\n" for x, y in pairwise("abcdefgh")),
+    "many levels": "[" * 3000,
+    "levels of JSON": "[" * 100_000 + "]" * 100_000,
+    "a tag": "- !!python/object/apply:os.system [id]",
+    "a long number": "- {block: " + "9" * 5000 + "}",
+    "too many bytes": "- {block: 1}\n" * 100_000,
+    "other bytes": "- {block: \udcff}",
+    "NaN": '[{"block": 0, "sparsity": NaN}]',
+    "a list as a kind": "- {block: 0, kind: [mlp]}",
+    "a long text": "- {linear: {" + "x" * 100_000 + ": 1}}",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_profile_is_refused_at_once_in_one_short_line(tmp_path, kind):
+    path = tmp_path / "p.yaml"
+    path.write_bytes(HOSTILE[kind].encode(errors="surrogateescape"))
+    began = time.process_time()
+    with pytest.raises(ValueError, match="Expected") as raised:
+        read_profile(path)
+    assert time.process_time() - began < 2
+    assert len(str(raised.value)) < 600
+    assert "\n" not in str(raised.value)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,6 +19,8 @@ from secateur.spaces.whole_file import whole_file
 
 INDEX = "store.json"
 SPARE_BYTES = 1 << 20
+SHA256 = "sha256"
+AGAIN = "Delete its directory: it is built again."
 
 
 class LevelStoreError(ValueError):
@@ -141,38 +144,111 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], identity: str | None
         LevelStoreError: if it can't be written.
     """
     contiguous = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    metadata = {SHA256: _tensors_sha256(contiguous)} | ({} if identity is None else {"identity": identity})
     try:
         with whole_file(path) as new:
-            save_file(contiguous, new, metadata=None if identity is None else {"identity": identity})
+            save_file(contiguous, new, metadata=metadata)
+            _checked.add(_state(new))
     except (SafetensorError, OSError) as error:
         raise LevelStoreError(
             f"Expected to write {path}, got: {error}. Free some room on the disk and run the same command."
         ) from error
 
 
-def load_block(directory: Path, block: int) -> dict[str, Tensor]:
-    """Tensors of a block, mapped: processes on a node share one copy.
+class StoredBlocks(Sequence[dict[str, Tensor]]):
+    """Tensors of all blocks of a store, mapped: processes on a node share one copy.
+
+    The checksum of a block is checked when the block is used for the first time in a process.
+
+    Raises:
+        LevelStoreError: if one can't be read; at its first use, if it is not as it was written.
+    """
+
+    def __init__(self, directory: Path, n_blocks: int) -> None:
+        self._files = [_MappedFile(_block_path(directory, index)) for index in range(n_blocks)]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        if isinstance(index, slice):
+            return [file.checked() for file in self._files[index]]
+        return self._files[index].checked()
+
+
+class _MappedFile:
+    """One file of named tensors, mapped.
 
     Raises:
         LevelStoreError: if it can't be read.
     """
-    path = _block_path(directory, block)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise LevelStoreError(
-            f"Expected a block of the level store, got {path} ({error}). Delete its directory: it is built again."
-        ) from error
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._state = _state(path)
+            with safe_open(path, framework="pt") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+            self._tensors: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise LevelStoreError(
+                f"Expected a block of the level store, got {path} ({error}). {AGAIN}"
+            ) from error
+
+    def checked(self) -> dict[str, Tensor]:
+        """The tensors; those of earlier versions have no checksum.
+
+        Raises:
+            LevelStoreError: if they are not as they were written.
+        """
+        if self._state not in _checked:
+            written = self.metadata.get(SHA256)
+            if written is not None and written != _tensors_sha256(self._tensors):
+                raise LevelStoreError(
+                    f"Expected the tensors that were written to {self._path}, got others: the file is damaged. {AGAIN}"
+                )
+            _checked.add(self._state)
+        return self._tensors
+
+
+_checked: set[tuple[int, ...]] = set()
+"""Files whose tensors were checked, or written, by this process."""
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Identity of a file with its present content."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, types, shapes and bytes."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def load_block(directory: Path, block: int) -> dict[str, Tensor]:
+    """Checked tensors of a block, mapped.
+
+    Raises:
+        LevelStoreError: if they can't be read, or are not as they were written.
+    """
+    return _MappedFile(_block_path(directory, block)).checked()
 
 
 def load_tensors(path: Path, identity: str | None) -> dict[str, Tensor] | None:
-    """Tensors saved under this identity, or under any if it is None, mapped; None if there are none."""
+    """Tensors saved under this identity, or under any if it is None, mapped; None if missing or damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            if identity is not None and (file.metadata() or {}).get("identity") != identity:
-                return None
-        return load_file(path)
-    except (OSError, SafetensorError):
+        file = _MappedFile(path)
+        return file.checked() if identity in (None, file.metadata.get("identity")) else None
+    except LevelStoreError:
         return None
 
 

@@ -18,7 +18,7 @@ from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout, check_block
-from secateur.pruners.stores.block_files import Key, build_store, load_block, recorded
+from secateur.pruners.stores.block_files import Key, StoredBlocks, build_store, recorded
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
@@ -81,9 +81,8 @@ class StructureStore:
         device = anatomy.embedding.weight.device
         n_bytes = sum(linear.n_weights * linear.weight.element_size() for linear in anatomy.linears)
         copies = Recent[Tensor](n_bytes + CACHE_BYTES)
-        self._tensors = [
-            _OnDevice(load_block(directory, layout.block.index), device, copies) for layout in self.layouts
-        ]
+        stored = StoredBlocks(directory, len(self.layouts))
+        self._tensors = [_OnDevice(tensors, device, copies) for tensors in stored]
         self._dense = {x.output.name: x.output.weight for layout in self.layouts for x in layout.sublayers}
         self._live = [[LiveSublayer(part) for part in layout.sublayers] for layout in self.layouts]
 

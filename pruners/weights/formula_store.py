@@ -20,9 +20,9 @@ from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.stores.block_files import (
     Key,
     LevelStoreError,
+    StoredBlocks,
     build_store,
     finished_key,
-    load_block,
     load_tensors,
 )
 from secateur.spaces.formulas.operators import TERMINALS
@@ -83,7 +83,7 @@ class TerminalStore:
                 f"Expected the statistics of formulas in {directory}. They are built by a search."
             )
         self._names, self._blocks = tuple(names), anatomy.blocks
-        self._tensors = [load_block(directory, block.index) for block in anatomy.blocks]
+        self._tensors = StoredBlocks(directory, len(anatomy.blocks))
         gradients = load_tensors(directory / GRADIENTS, self.identity) if "G" in names else None
         self._whole = ModelStatistics(len(anatomy.blocks), {"rms": gradients or {}})
 

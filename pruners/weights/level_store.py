@@ -15,7 +15,7 @@ from secateur.pruners.calibration.gradients import gradients_path, gradients_to_
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Linear
-from secateur.pruners.stores.block_files import Key, build_store, load_block
+from secateur.pruners.stores.block_files import Key, StoredBlocks, build_store
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
 from secateur.spaces.levels import Sparsities, sparsities_of
@@ -74,16 +74,14 @@ class LevelStore:
     def __init__(self, directory: Path, anatomy: Anatomy, levels: Sparsities) -> None:
         self._levels = levels
         self._dense = {linear.name: linear.weight for linear in anatomy.linears}
-        self._tensors: dict[str, Tensor] = {}
-        for block in anatomy.blocks:
-            self._tensors |= load_block(directory, block.index)
+        self._blocks = StoredBlocks(directory, len(anatomy.blocks))
         self._recent = Recent[Tensor](CACHE_BYTES)
         self._spare: dict[torch.Size, list[Tensor]] = {}
 
     def weight(self, linear: Linear, level: int) -> Float[Tensor, "out in"]:
         """The projection's weight at a level, to be pointed to and not to be written to."""
         name = linear.name
-        dense, stored = self._dense[name], self._tensors[name]
+        dense, stored = self._dense[name], self._blocks[linear.block][name]
         levels = sparsities_of(self._levels, linear.n_weights, linear.name)
         if 0 < levels[level] < 1:
             if dense.device != stored.device:
@@ -96,7 +94,7 @@ class LevelStore:
         """Point a projection at this level to its dense weight again; the memory of a product serves the next one."""
         name, weight = linear.name, linear.weight
         linear.point_to(self._dense[name])
-        stored = self._tensors[name]
+        stored = self._blocks[linear.block][name]
         sparsity = sparsities_of(self._levels, linear.n_weights, linear.name)[level]
         if 0 < sparsity < 1 and stored.dtype == torch.uint8 and stored.device == weight.device:
             self._spare.setdefault(weight.shape, []).append(weight)

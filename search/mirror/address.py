@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.errors import UsageError
+from secateur.spaces.limited_text import cut
 
 if TYPE_CHECKING:  # takes half a second to import
     import sqlalchemy
@@ -51,8 +52,7 @@ def masked_address(address: str) -> str:
 
 def readable(text: str, most: int = 60) -> str:
     """Text for a message: without passwords, and without its middle if it is long."""
-    text = masked(text)
-    return text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[len(text) - most // 3 + 3 :]}"
+    return cut(masked(text), most)
 
 
 def refuse_password(address: str | None) -> None:
