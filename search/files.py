@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from secateur.search.errors import DISK_FULL, UsageError
 from secateur.search.mirror.address import readable
 from secateur.spaces import limited_text
+from secateur.spaces.plain_files import check_plain
 from secateur.spaces.whole_file import whole_file
 
 T = TypeVar("T")
@@ -50,6 +51,8 @@ def checked(source: Path | str, kind: type[T], what: str) -> T:
         UsageError: with the place of the first wrong one; the text itself is not shown.
     """
     try:
+        if isinstance(source, Path):
+            check_plain(source)
         json = source.read_bytes() if isinstance(source, Path) else source
         return TypeAdapter(kind).validate_json(json, strict=True)
     except OSError as error:

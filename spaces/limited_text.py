@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from secateur.spaces.plain_files import check_plain
+
 # Limits of a text, with aliases written out.
 MAX_BYTES, MAX_VALUES, MAX_LEVELS, MAX_DIGITS = 1_000_000, 10_000, 64, 300
 _TOO_LARGE = f"more than {MAX_VALUES:,} values or {MAX_LEVELS} levels"
@@ -75,7 +77,7 @@ def parse_yaml(text: str, origin: str, shown: Shown = cut) -> Any:
         ValueError: with line and column, if the text is no YAML, or too large.
     """
     try:
-        return yaml.load(text, lambda stream: _Loader(stream, shown))  # a safe loader
+        return _Loader(text, shown).get_single_data()  # a safe loader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -96,6 +98,7 @@ def read_text(path: Path, what: str) -> str:
     Raises:
         ValueError: if the file can't be read, or is too large.
     """
+    check_plain(path)
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)

@@ -18,7 +18,7 @@ SEARCHED: tuple[Part, ...] = ("search", "proxy", "gradient")
 PASSES = {"proxy": 0, "gradient": 3}
 """Forward passes that a measurement of a part costs, if it is not one."""
 
-LOSSES, LEAST_LOSS = ("loss", "kl", "ce", "weighted_kl", "acceptance"), -1e-3  # at least 0, but for rounding
+LEAST = -1e-3  # of a loss or a cost: 0, but for rounding
 TASK, MARGIN = "task:", "margin:"
 """Prefixes of the values of a task, which the rest names: its accuracy, and the margin of its right answers in nats."""
 
@@ -218,8 +218,9 @@ class Measurement:
             what = _TYPES[wrong][0].__name__ + " >= 0" * (wrong in _COUNTS)
             raise ValueError(f"Expected `{wrong}` to be {what}, got {str(line[wrong])[:40]!r}.")
         for name, value in values.items():
-            if type(value) not in _NUMBERS or (value < LEAST_LOSS and name in LOSSES):
-                what = "a number" + " >= 0" * (name in LOSSES)
+            is_least = type(value) in _NUMBERS and (value >= LEAST or name.startswith(_ANY))
+            if not is_least or (value > 1 and name == "sparsity"):
+                what = "a number" + " >= 0" * (not name.startswith(_ANY)) + " and <= 1" * (name == "sparsity")
                 raise ValueError(f"Expected `{name}` to be {what}, got {str(value)[:40]!r}.")
         if values and "loss" not in values:
             raise ValueError(f"Expected `loss` in `values`, got {', '.join(values)}.")
@@ -241,6 +242,7 @@ class Measurement:
 
 
 _NUMBERS, _END = {float, int}, 2**63
+_ANY = (TASK, MARGIN)  # of values that may be negative
 _COUNTS = ("tokens", "seconds", "blocks", "blocks_saved")
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("candidate", "fidelity", "worker"), (str,)),

@@ -14,6 +14,7 @@ from secateur.evaluators.latency.rounds import Spread
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints.cache import cache_root
 from secateur.spaces.latency import LatencyTable, PhaseName
+from secateur.spaces.limited_text import cut, read_text
 from secateur.spaces.whole_file import whole_file
 
 
@@ -144,6 +145,8 @@ def _place(key: str) -> Path:
 
 def _read(path: Path) -> MeasuredTable:
     try:
-        return MeasuredTable.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"Expected a latency table in {path}, got {error!r}. Measure it again.") from error
+        return MeasuredTable.from_json(json.loads(read_text(path, "a latency table")))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(
+            f"Expected a latency table in {path}, got {cut(repr(error), 300)}. Measure it again."
+        ) from error

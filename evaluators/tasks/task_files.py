@@ -9,6 +9,8 @@ from pathlib import Path
 
 import yaml
 
+from secateur.spaces.plain_files import check_plain
+
 LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # as lm-eval, to read the same
 PATHS = ("include", "use_prompt", "dataset_path", "data_files", "data_dir", "cache_dir")
 INTERNAL = re.compile(r"\{[{%][^%}]*\.\s*__")  # the sandbox for templates stops the rest
@@ -18,6 +20,7 @@ TRUST = "Set `trust_remote_code` (`--trust-remote-code`) if you have read the ta
 def check_task_files(directory: Path, *, trusted: bool) -> None:
     """Raise a ValueError, with file and line, for code (unless trusted) and for paths that leave the directory."""
     root = directory.resolve()
+    check_plain(*root.rglob("*"))
     files = [path.resolve() for path in root.rglob("*.yaml")]
     for file in files:  # which grows by those that are included
         for key, node in _scalars(file):

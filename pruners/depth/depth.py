@@ -12,6 +12,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradients import gradients_path, model_statistics
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.spaces.limited_text import read_text
 from secateur.spaces.methods import DEPTH
 
 
@@ -52,9 +53,14 @@ def depth_scores(
 
 def _read(path: Path, identity: str) -> dict[str, tuple[float, ...]]:
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = json.loads(read_text(path, "scores of blocks"))
+        same = kept["identity"] == identity
+        return {name: tuple(map(float, scores)) for name, scores in kept["scores"].items()} if same else {}
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ):  # missing or damaged: made again
         return {}
-    if kept.get("identity") != identity:
-        return {}
-    return {name: tuple(scores) for name, scores in kept["scores"].items()}

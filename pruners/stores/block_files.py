@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from secateur.spaces.plain_files import check_plain
 from secateur.spaces.whole_file import whole_file
 
 INDEX = "store.json"
@@ -190,6 +191,7 @@ class _MappedFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
+            check_plain(path)
             self._state = _state(path)
             with safe_open(path, framework="pt") as file:
                 self.metadata: dict[str, str] = file.metadata() or {}
@@ -230,7 +232,7 @@ def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -254,7 +256,8 @@ def load_tensors(path: Path, identity: str | None) -> dict[str, Tensor] | None:
 
 def _read_index(directory: Path) -> dict[str, Any]:
     try:
+        check_plain(directory / INDEX)
         index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return index if isinstance(index, dict) else {}

@@ -11,6 +11,7 @@ from typing import Any
 from secateur.search.errors import UsageError
 from secateur.search.files import checked
 from secateur.search.study.lock import RunLock
+from secateur.spaces.plain_files import check_plain
 
 FORMAT = 1
 ABOUT = "study.json"
@@ -38,6 +39,7 @@ def read_about(directory: Path) -> About:
     Raises:
         UsageError: if its file is damaged, or of another format.
     """
+    check_plain(*directory.iterdir())  # all that is read from here on
     path = directory / ABOUT
     what = f"the description of a study in {path}"
     version = checked(path, dict[str, Any], what).get("format")

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError
 from secateur.pruners.models.discover import FAMILIES
+from secateur.spaces.plain_files import check_plain
 
 CONFIG = "config.json"
 # In transformers' order of preference: an index of shards, or the one file.
@@ -32,7 +33,9 @@ def open_directory(directory: Path) -> Checkpoint:
 
     Raises:
         ModelError: if the config, the tokenizer or weights are missing, or a weights file is damaged.
+        ValueError: for a pipe or a device among its files.
     """
+    check_plain(*directory.iterdir())
     if not (directory / CONFIG).is_file():
         raise ModelError(
             f"Expected a model directory with {CONFIG}, got {str(directory)!r} without it. "
