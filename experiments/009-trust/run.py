@@ -1,6 +1,6 @@
 """Hostile inputs by the thousand: what is accepted, refused in one line, or ends otherwise.
 
-    python run.py [KIND ...] [--share 1] [--seed 0] [--results results.jsonl] [--only KIND:NUMBER]
+    python run.py [KIND ...] [--share 1] [--seed 0] [--jobs 2] [--results results.jsonl] [--only KIND:NUMBER]
 
 Each input has a seed of its own and is given to the code, or to the command, that reads it, in a process of its own
 with a limit of CPU time and memory. A table is printed; the exit status is 1 if anything but acceptance or one line of
@@ -18,11 +18,13 @@ import random
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -169,38 +171,63 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, help="file for the table's rows, and for each input that ended badly"
     )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="kinds at a time")
     parser.add_argument("--say", action="store_true", help="print each input's outcome")
     parser.add_argument("--only", metavar="KIND:NUMBER", help="repeat one input in this process")
     args = parser.parse_args()
     from kinds import KINDS
 
-    rows, bad = [], []
     with tempfile.TemporaryDirectory(prefix="trust-") as scratch:
         if args.only:
             name, number = args.only.split(":")
             (place := Path(scratch) / "one").mkdir()
             KINDS[name][0](Path(scratch)).give(random.Random(f"{args.seed}:{name}:{number}"), place)
             return 0
-        for name in args.kinds or KINDS:
-            (shared := Path(scratch) / name).mkdir()
-            make, n = KINDS[name]
-            with contextlib.redirect_stderr(None), contextlib.redirect_stdout(None):
-                kind = make(shared)
-            gc.collect()
-            gc.freeze()  # children share it
-            found = []
-            for number in range(max(1, round(n * args.share))):
-                found.append(measure(kind, f"{args.seed}:{name}:{number}", shared))
-                if args.say:
-                    print(json.dumps(found[-1]))
-                if found[-1]["outcome"] not in ("accepted", "refused") or found[-1]["cpu_s"] > SLOW_S:
-                    bad.append(found[-1])
-                    print(json.dumps(found[-1]), file=sys.stderr, flush=True)
-            rows.append(row_of(name, found))
+        if len(args.kinds) == 1:
+            rows, bad = measure_kind(args, *KINDS[args.kinds[0]], Path(scratch))
+        else:
+            with ThreadPoolExecutor(args.jobs) as pool:
+                names = args.kinds or list(KINDS)
+                parts = list(
+                    pool.map(lambda name: in_process(args, name, Path(scratch) / f"{name}.jsonl"), names)
+                )
+            rows, bad = ([line for part in parts for line in part[i]] for i in (0, 1))
     show(rows)
     if args.results:
         args.results.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *bad]))
     return int(any(row[key] for row in rows for key in COLUMNS[3:]))
+
+
+def in_process(
+    args: argparse.Namespace, name: str, results: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One kind in a process of its own: the table's row, and the inputs that ended badly."""
+    more = ["--share", str(args.share), "--seed", str(args.seed), "--results", str(results)]
+    done = subprocess.run([sys.executable, __file__, name, *more], stdout=subprocess.DEVNULL, check=False)
+    if not results.exists():
+        raise RuntimeError(f"The kind {name} ended with status {done.returncode}.")
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    return [line for line in lines if "kind" in line], [line for line in lines if "kind" not in line]
+
+
+def measure_kind(
+    args: argparse.Namespace, make: Any, n: int, scratch: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All inputs of a kind: the table's row, and the inputs that ended badly."""
+    name = args.kinds[0]
+    with contextlib.redirect_stderr(None), contextlib.redirect_stdout(None):
+        kind = make(scratch)
+    gc.collect()
+    gc.freeze()  # children share it
+    found, bad = [], []
+    for number in range(max(1, round(n * args.share))):
+        found.append(measure(kind, f"{args.seed}:{name}:{number}", scratch))
+        if args.say:
+            print(json.dumps(found[-1]))
+        if found[-1]["outcome"] not in ("accepted", "refused") or found[-1]["cpu_s"] > SLOW_S:
+            bad.append(found[-1])
+            print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    return [row_of(name, found)], bad
 
 
 if __name__ == "__main__":
