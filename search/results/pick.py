@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.results.front import comparable
+from secateur.spaces.limited_text import cut
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.names import nearest
 
@@ -84,7 +85,9 @@ class Bound:
             UsageError: if the name is unknown or the text is not a limit.
         """
         if name not in BOUND_KINDS:
-            raise UsageError(f"Expected a known bound, got {name!r}.{nearest(name, BOUND_KINDS)}")
+            raise UsageError(
+                f"Expected a known bound, got {cut(repr(name), 60)}.{nearest(name, BOUND_KINDS)}"
+            )
         kind = BOUND_KINDS[name]
         found = re.fullmatch(r"\s*([0-9.]+(?:e[-+]?[0-9]+)?)\s*([a-z]*)\s*", text.lower())
         unit = found[2] if found else ""
@@ -95,7 +98,7 @@ class Bound:
             limit = math.nan
         if not math.isfinite(limit) or (kind.at_least and limit > 1):
             ask = f"{kind.example}" + ("" if kind.at_least else " or 0.7x (of the dense model)")
-            raise UsageError(f"Expected `{name}` such as {ask}, got {text!r}.")
+            raise UsageError(f"Expected `{name}` such as {ask}, got {cut(repr(text), 60)}.")
         return cls(name, limit, relative, text.strip())
 
     def excess(self, trial: Trial, dense: Trial | None) -> float:

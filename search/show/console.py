@@ -14,12 +14,14 @@ import typer
 
 from secateur.search.errors import DISK_FULL, UsageError
 from secateur.search.mirror.address import masked
+from secateur.spaces.limited_text import cut
 from secateur.spaces.plugins import left_out
 
 if TYPE_CHECKING:
     from secateur.search.settings.settings import Settings
     from secateur.search.show.display import Display
 
+LONGEST = 1400  # characters of a line
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 # Base class of typer's own errors: click's or a copy of it, depending on typer's version.
 _TyperError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -102,8 +104,9 @@ def _keep_traceback(error: Exception) -> str:
 
 
 def complain(message: str, kind: str = "error") -> None:
-    """Print one line on stderr."""
-    print(f"secateur: {kind}: {' '.join(masked(message).split())}", file=sys.stderr, flush=True)  # noqa: T201
+    """Print one line on stderr, without its middle if it repeats something endless."""
+    line = cut(" ".join(masked(message).split()), LONGEST)
+    print(f"secateur: {kind}: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def show(text: str = "") -> None:
