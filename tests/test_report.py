@@ -1,7 +1,9 @@
 """What people see of a run: rows, pictures, the page."""
 
+import errno
 import re
 from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,3 +220,25 @@ def test_perplexity_is_exp_of_ce_and_never_infinite(run):
     assert np.isfinite(perplexity({"ce": 1e4}))
     assert perplexity({}) is None
     assert scaled(0) == "0"
+
+
+def test_a_report_that_cannot_be_finished_leaves_the_old_files_whole(tmp_path, monkeypatch):
+    """Of a killed report, too: whatever is written lies beside until it is whole."""
+    view = make_run(tmp_path / "run")
+    files = write_report(view)
+    before = {path: path.read_bytes() for path in files}
+
+    def half(figure: Figure, path: Path, **how: object) -> None:
+        Path(path).write_bytes(b"\x89PNG half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Figure, "savefig", half)
+        with pytest.raises(OSError, match="No space"):
+            write_report(view)
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "write_text", lambda path, text, **how: path.write_bytes(b"<ht") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_report(view)
+    assert {path: path.read_bytes() for path in files} == before
+    assert sorted(p.name for p in files[0].parent.iterdir()) == sorted(p.name for p in files)

@@ -153,9 +153,10 @@ def _read_jsonl(path: Path, field: str) -> str:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also for numbers and levels without end
+            why = str(error).partition(": line ")[0]
             raise TextError(
-                f"Expected a JSON object a line in {path}, got {error.msg} at line {number}. Mend the file."
+                f"Expected a JSON object a line in {path}, got {why} at line {number}. Mend the file."
             ) from error
         documents.append(_field_of(row, field, f"{path} line {number}"))
     return "\n\n".join(documents)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
+
+from secateur.spaces.plain_files import check_plain
 
 MANIFEST = "secateur.json"
 UNSTRUCTURED = "unstructured: no smaller and no faster on stock servers (the zeros are stored)"
@@ -93,18 +97,17 @@ class Manifest:
         """Inverse of `to_json`; keys that it does not know are ignored, so that older readers keep working.
 
         Raises:
-            TypeError, ValueError: if the text is no manifest.
+            ValueError: if the text is no manifest.
         """
-        read = json.loads(text)
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in dict(read).items() if key in known})
+        return TypeAdapter(cls).validate_json(text)
 
 
 def manifest_of(directory: Path) -> Manifest | None:
     """Manifest of an exported directory; None if it has none that can be read."""
     try:
+        check_plain(directory / MANIFEST)
         return Manifest.from_json((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return None
 
 
@@ -142,6 +145,10 @@ def check_files(directory: Path) -> int:
     manifest = manifest_of(directory)
     if manifest is None:
         raise ValueError(f"Expected an export with its {MANIFEST}, got {directory}. Name another directory.")
+    if outside := [name for name in manifest.files if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise ValueError(
+            f"Expected files within {directory} in its {MANIFEST}, got {outside[0][:60]!r}. Export again."
+        )
     damaged = [name for name, written in manifest.files.items() if _record(directory / name) != written]
     if not manifest.files and weight_bytes(directory) < manifest.size_bytes:
         damaged = ["weights"]  # their total size alone is known

@@ -88,14 +88,23 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
         ) from error
 
 
-def remove_leftovers(directory: Path) -> list[str]:
-    """Remove leftovers of killed processes of this machine beside a destination, and return their paths."""
-    directory, dead = directory.expanduser().absolute(), []
-    for left in directory.parent.glob(f".{glob.escape(directory.name)}-{'?' * 8}"):  # as tempfile names them
+def leftovers(parent: Path, name: str) -> list[Path]:
+    """What killed processes of this machine left in a directory of exports with this name, or with any for ``*``."""
+    dead = []
+    for left in parent.glob(
+        f".{name if name == '*' else glob.escape(name)}-{'?' * 8}"
+    ):  # as tempfile names them
         with suppress(OSError), (left / LOCK).open("r+") as lock:
             if lock.read().strip() == socket.gethostname():
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its process lives
                 dead.append(left)
+    return dead
+
+
+def remove_leftovers(directory: Path) -> list[str]:
+    """Remove leftovers of killed processes of this machine beside a destination, and return their paths."""
+    directory = directory.expanduser().absolute()
+    dead = leftovers(directory.parent, directory.name)
     for left in dead:
         shutil.rmtree(left, ignore_errors=True)
     return [str(left) for left in dead if not left.exists()]

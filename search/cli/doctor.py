@@ -7,8 +7,8 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Annotated
 
 import typer
 
+from secateur.search.cli.check import Check
 from secateur.search.cli.option_groups import LOADING, MODEL_HELP, Json, Options, with_group
+from secateur.search.errors import UsageError
 from secateur.search.show.console import FAILED, open_display, show, show_facts, show_json
 
 # Extra: its modules, and their purpose.
@@ -32,54 +34,74 @@ EXTRAS = {
 ROOM_GB = 2.0
 
 
-@dataclass(frozen=True)
-class Check:
-    """Result of one check.
-
-    Args:
-        found: state that was found.
-        ok: False if a search would fail; None for mere information.
-    """
-
-    name: str
-    found: str
-    ok: bool | None = True
-
-
 @with_group("loading", LOADING)
 def doctor(
-    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)] = None,
+    what: Annotated[
+        str | None, typer.Argument(metavar="[WHAT]", help=f"A run's directory, or a model: {MODEL_HELP}")
+    ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair", help="Set lines of a run aside that can't be used, into a file beside them."
+        ),
+    ] = False,
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="Show what a Ray on this machine listens to, and with which token."),
+    ] = False,
     json: Json = False,
     *,
     loading: Options,
 ) -> None:
-    """Check this machine: packages, extras, disk, the embedded model; or a model: what of it can be pruned."""
-    if model is not None:
-        _show_model(model, json, loading)
-        return
-    from secateur.pruners.models.checkpoints.cache import cache_root
-    from secateur.pruners.models.loading import find_checkpoint
+    """Check this machine (packages, extras, disk, the embedded model), a run, a cluster, or a model and its files."""
+    from secateur.search.cli.doctor_directory import examine_export, examine_run, is_run
 
-    checks = examine(cache_root(), _torch_facts, lambda: find_checkpoint("tiny").location)
+    checks: list[Check] = []
+    if repair and (what is None or not is_run(Path(what))):
+        raise UsageError(f"Expected a run directory with `--repair`, got {what or 'none'}. Name one.")
+    if cluster:
+        from secateur.search.executors.cluster.listeners import examine_cluster
+
+        checks = [Check(*row) for row in examine_cluster()]
+    elif what is None:
+        from secateur.pruners.models.checkpoints.cache import cache_root
+        from secateur.pruners.models.loading import find_checkpoint
+
+        checks = examine(cache_root(), _torch_facts, lambda: find_checkpoint("tiny").location)
+    elif is_run(Path(what)):
+        checks = examine_run(Path(what), repair=repair)
+    else:
+        checks = examine_export(Path(what))
+        if all(check.ok is not False for check in checks):  # else it can't be loaded
+            _show_model(what, checks, json, loading)
+            return
     if json:
         show_json([asdict(check) for check in checks])
     else:
-        marks = {True: "ok", None: "-", False: "BAD"}
-        show_facts({check.name: f"{marks[check.ok]:4} {check.found}" for check in checks})
+        _show_checks(checks)
     if any(check.ok is False for check in checks):
         raise typer.Exit(FAILED)
 
 
-def _show_model(model: str, json: bool, loading: Options) -> None:
-    """Show what a model's blocks consist of, every parameter, and whether units can be cut."""
+def _show_checks(checks: Sequence[Check]) -> None:
+    """Print the checks, of which several may have one name."""
+    marks = {True: "ok", None: "-", False: "BAD"}
+    width = max((len(check.name) for check in checks), default=0)
+    for check in checks:
+        show(f"  {check.name.ljust(width)}  {marks[check.ok]:4} {check.found}")
+
+
+def _show_model(model: str, checks: Sequence[Check], json: bool, loading: Options) -> None:
+    """Show what a model's blocks consist of, every parameter, and whether units can be cut; and checks of an export."""
     from secateur.search import app as rooms
     from secateur.search.results.run import notes_on_model
 
     with open_display() as display:
         found = rooms.describe_model(model, say=display.say, **loading)
     if json:
-        show_json(found)
+        show_json(found | ({"checks": [asdict(check) for check in checks]} if checks else {}))
         return
+    _show_checks(checks)
     show_facts(
         {
             "family": found["family"],

@@ -174,8 +174,8 @@ class Stage:
         """Refuse other settings with as many tokens, which would be the same fidelity of the study."""
         path = self.directory(number) / RECORD
         try:
-            there = json.loads(path.read_text(encoding="utf-8"))["recipe"]
-        except (OSError, ValueError, KeyError, TypeError):
+            there = dict(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             there = {}
         changed = [name for name, value in self._training.items() if there.get(name) != value]
         if changed:

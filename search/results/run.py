@@ -124,7 +124,7 @@ class Run:
             number = next(i for i, line in lines if json.loads(line)["candidate"] == text)
             raise UsageError(
                 f"Expected a candidate of the run's space in line {number} of {path}, got {text[:40]!r}: {error} "
-                f"Restore the line, or remove it."
+                f"Restore the line, or remove it (`secateur doctor RUN --repair`)."
             ) from None
 
     def check(self) -> None:

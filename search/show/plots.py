@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.search.show.values import scaled
+from secateur.spaces.whole_file import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ ANNOTATED_BLOCKS = 16  # most blocks for which an allocation's numbers fit into 
 
 @contextmanager
 def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Figure that is written as PNG at the end, without a window and without pyplot's state."""
+    """Figure that is written as PNG at the end, whole or not at all, without a window and without pyplot's state."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,7 +49,8 @@ def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
         FigureCanvasAgg(figure)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160, metadata={"Software": "Secateur"})
+        with whole_file(path) as new:
+            figure.savefig(new, format="png", dpi=160, metadata={"Software": "Secateur"})
 
 
 def spread_out(axes: Axes, values: Sequence[float]) -> bool:

@@ -32,6 +32,7 @@ from secateur.search.show.screening import plot_screening, screened
 from secateur.search.show.summary import grouped, summary
 from secateur.search.show.values import duration, perplexity, scaled, shown
 from secateur.search.study.overlap import read_overlap
+from secateur.spaces.whole_file import whole_file
 
 DIRECTORY = "report"
 N_TYPESET = 8
@@ -59,7 +60,9 @@ def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
     pictures = {name: directory / f"{name}.png" for name in names}
     _draw(run, trial, pictures)
     page = directory / "index.html"
-    page.write_text(_page(run, rows, trial, pictures), encoding="utf-8")
+    text = _page(run, rows, trial, pictures)
+    with whole_file(page) as new:
+        new.write_text(text, encoding="utf-8")
     return [page, *pictures.values()]
 
 

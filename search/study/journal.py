@@ -7,7 +7,7 @@ import gc
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,22 +66,43 @@ def read_journal(
     n_found = n_read = 0
     after = f" after byte {start}" if start else ""
     with no_collection():
-        for number, line in enumerate(lines, start=1):
-            try:
-                measurement = Measurement.from_json(from_json(line, cache_strings="keys"))
-                key = measurement.key
-                first = known[key].measurement if key in known else found.setdefault(key, measurement)
-                if first is not measurement and first.values != measurement.values:
-                    raise ValueError("the values differ from those of the same candidate and fidelity before")
-            except (ValueError, KeyError, AttributeError, OverflowError) as error:
+        for number, (line, read) in enumerate(zip(lines, lines_of(lines, known), strict=True), start=1):
+            if isinstance(read, Exception):
                 shown = line[:40].decode(errors="replace")
                 raise UsageError(
-                    f"Expected a measurement in line {number}{after} of {path}, got {shown!r} "
-                    f"({type(error).__name__}: {error}). Restore the line, or remove it."
-                ) from None
+                    f"Expected a measurement in line {number}{after} of {path}, got {shown!r} ({type(read).__name__}: "
+                    f"{read}). Restore the line, or remove it (`secateur doctor RUN --repair`)."
+                )
+            found.setdefault(read.key, read)
             n_read += len(line) + 1
             n_found = len(found) if n_read <= unchanged else n_found
-    return JournalContent(tuple(found.values()), start + end, len(data) - end, n_found)
+    new = tuple(measurement for key, measurement in found.items() if key not in known)
+    return JournalContent(new, start + end, len(data) - end, n_found)
+
+
+def lines_of(
+    lines: Iterable[bytes], known: Mapping[tuple[str, str], Trial]
+) -> Iterator[Measurement | Exception]:
+    """Measurement of each line, or the error of a line that is none or contradicts one before.
+
+    Args:
+        lines: without their ends.
+        known: trials before them.
+    """
+    first: dict[tuple[str, str], Mapping[str, float]] = {}
+    for line in lines:
+        try:
+            measurement = Measurement.from_json(from_json(line, cache_strings="keys"))
+            key = measurement.key
+            values = (
+                known[key].measurement.values if key in known else first.setdefault(key, measurement.values)
+            )
+            if values is not measurement.values and values != measurement.values:
+                raise ValueError("the values differ from those of the same candidate and fidelity before")
+        except (ValueError, KeyError, AttributeError, OverflowError) as error:
+            yield error
+        else:
+            yield measurement
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def writer_of(directory: Path) -> str | None:
             os.kill(pid, 0)  # sends nothing; fails if there is no such process
     except PermissionError:  # it is there, and another user's
         pass
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return f"process {pid} on {host}"
 

@@ -57,6 +57,17 @@ class Study:
         Raises:
             UsageError: if the directory holds no study, or a damaged one.
         """
+        study = cls.without_trials(directory)
+        study.refresh()
+        return study
+
+    @classmethod
+    def without_trials(cls, directory: str | Path) -> Study:
+        """Study with its description and settings, whose measurements `refresh` reads.
+
+        Raises:
+            UsageError: if the directory holds no study, or one with a damaged description or settings.
+        """
         directory = Path(directory)
         if not (directory / ABOUT).is_file():
             raise UsageError(
@@ -66,9 +77,7 @@ class Study:
         settings = read_yaml(path) if path.exists() else {}
         if not isinstance(settings, dict):
             raise UsageError(f"Expected keys and values in {path}, got {settings!r:.40}. Restore the file.")
-        study = cls(directory, settings, about)
-        study.refresh()
-        return study
+        return cls(directory, settings, about)
 
     @classmethod
     def open_or_create(cls, directory: str | Path, settings: Mapping[str, Any], about: About) -> Study:

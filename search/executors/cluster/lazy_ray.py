@@ -22,8 +22,15 @@ def prepare_ray() -> None:
     """Set the environment variables that Ray reads at its first import."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if any(name in os.environ for name in _TOKENS) or (Path.home() / ".ray" / "auth_token").exists():
+    if token_source() is not None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # a head sets this by itself, a driver does not
+
+
+def token_source() -> str | None:
+    """Place that Ray's token comes from: a variable of the environment, or a file; None if there is none."""
+    file = Path.home() / ".ray" / "auth_token"
+    found = [f"${name}" for name in _TOKENS if name in os.environ] + [str(file)] * file.exists()
+    return found[0] if found else None
 
 
 def load_ray() -> Any:
