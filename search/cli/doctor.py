@@ -37,7 +37,7 @@ ROOM_GB = 2.0
 @with_group("loading", LOADING)
 def doctor(
     what: Annotated[
-        str | None, typer.Argument(metavar="[WHAT]", help=f"A run's directory, or a model: {MODEL_HELP}")
+        str | None, typer.Argument(metavar="[WHAT]", help=f"A run or a model. {MODEL_HELP}")
     ] = None,
     repair: Annotated[
         bool,

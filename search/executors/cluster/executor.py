@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from secateur.search.executors.cluster.connection import Connection, check_pickl
 from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import FileServer, describe
-from secateur.search.executors.cluster.watchdog import REMEDY, ClusterLostError, Watchdog, places
+from secateur.search.executors.cluster.survivor import Survivor
+from secateur.search.executors.cluster.watchdog import REMEDY, SAFE, ClusterLostError, Watchdog, places
 from secateur.search.executors.cluster.worker_pool import IN_FLIGHT, Call, Result, WorkerPool
+from secateur.search.mirror.address import masked
 from secateur.spaces.measurement import Measurement
 
 CALL_S = 0.1
@@ -40,7 +43,9 @@ class RayExecutor(Executor):
         try:
             check_pickles(setup)
             self._pool, self._file_server = _start_pool(settings, self._connection, setup)
-            self._watchdog = Watchdog(places(), _complain)
+            found = places()
+            self._survivor = Survivor(found, _advice())
+            self._watchdog = Watchdog(found, self._complain)
         except BaseException:
             disconnect(self._connection)
             raise
@@ -102,6 +107,7 @@ class RayExecutor(Executor):
         self._closed = True
         self._open.clear()
         self._pool.waiting.clear()
+        self._survivor.dismiss()
         if self._watchdog.lost is not None:  # Ray's calls may hang; the watchdog then ends the process
             return
         self._watchdog.close()
@@ -109,6 +115,11 @@ class RayExecutor(Executor):
         if self._file_server is not None:
             load_ray().kill(self._file_server, no_restart=True)
         disconnect(self._connection)
+
+    def _complain(self, line: str) -> None:
+        """What the watchdog says, in place of the survivor."""
+        self._survivor.dismiss()
+        sys.stderr.write(f"secateur: error: {line}\n")
 
     def _take(self, call: Call, result: Result) -> BaseException | None:
         """Record the end of a call. Returns the evaluator's exception, if any; the job is dropped then."""
@@ -155,5 +166,8 @@ def _start_pool(settings: RaySettings, connection: Connection, setup: Setup) -> 
     return WorkerPool(settings, connection.n_workers, setup, folders, file_server), file_server
 
 
-def _complain(line: str) -> None:
-    sys.stderr.write(f"secateur: error: {line}\n")
+def _advice() -> str:
+    """Advice for the driver's sudden end, with the command that continues."""
+    program = "secateur" if Path(sys.argv[0]).name in ("secateur", "__main__.py") else f"python {sys.argv[0]}"
+    command = masked(f"{program} {shlex.join(sys.argv[1:])}".strip())
+    return f"{SAFE} Continue with: {command}"

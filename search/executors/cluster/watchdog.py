@@ -24,7 +24,8 @@ message."""
 NOTE_S = 3.0
 """Time within which the main thread reports the loss, unless it hangs."""
 
-REMEDY = "All finished measurements are safe. Start the cluster again; then the same command continues."
+SAFE = "All finished measurements are safe."
+REMEDY = f"{SAFE} Start the cluster again; then the same command continues."
 
 
 class ClusterLostError(ExecutorError):
