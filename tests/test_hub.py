@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import huggingface_hub.constants as hub_constants
 import pytest
 
 from secateur.pruners.models.checkpoints import hub, smollm2
-from secateur.pruners.models.loading import EMBEDDED
+from secateur.pruners.models.loading import EMBEDDED, find_checkpoint, load_model
 from tests.checkpoints import fails
 
 
@@ -92,3 +94,34 @@ def test_smollm2_comes_from_the_hub_where_there_is_one(answers):
 
 def test_smollm2_can_be_held_to_the_hub(hub_cache):
     fails("smollm2-135m@hub", "HF_HUB_OFFLINE is set")
+
+
+def cached_model(hub_cache: Path, commit: str, **changes: object) -> Path:
+    """The embedded model in the hub's cache, with another config."""
+    snapshot = hub_cache / "models--someone--model" / "snapshots" / commit
+    shutil.copytree(find_checkpoint("tiny").location, snapshot)
+    config = snapshot / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(commit)
+    return snapshot
+
+
+@pytest.mark.parametrize("n_layers", [0, 1, 1_000_000_000])
+def test_a_config_that_contradicts_the_stored_weights_is_refused_before_a_model_is_built(hub_cache, n_layers):
+    cached_model(hub_cache, "f" * 40, num_hidden_layers=n_layers)
+    fails("someone/model", f"to be 6, as the stored weights have it, got {n_layers}")
+
+
+def test_shards_elsewhere_are_refused(hub_cache):
+    snapshot = cached_model(hub_cache, "f" * 40)
+    (snapshot / "model.safetensors").rename(snapshot.parent / "secret.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../secret.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    fails("someone/model", "to files beside it")
+
+
+def test_a_model_in_the_hubs_cache_loads(hub_cache):
+    cached_model(hub_cache, "f" * 40)
+    assert load_model("someone/model").fingerprint == "f" * 40

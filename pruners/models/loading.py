@@ -17,7 +17,7 @@ from secateur.pruners.models.checkpoints.cache import cached
 from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, Say, one_line, silent
 from secateur.pruners.models.checkpoints.directory import check_sizes, open_directory
 from secateur.pruners.models.checkpoints.gguf_file import open_gguf
-from secateur.pruners.models.checkpoints.hub import open_hub
+from secateur.pruners.models.checkpoints.hub import fetched, open_hub
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.spaces.names import did_you_mean
 
@@ -170,10 +170,13 @@ def _load(
 
     where: dict[str, Any] = {"revision": checkpoint.revision, "trust_remote_code": trust_remote_code}
     placed = {"device_map": "auto"} if spread else {}
+    directory: Path | None = Path(checkpoint.location)
     if checkpoint.revision is None:
         where = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-        if not trust_remote_code:  # code of its own may name and count otherwise
-            check_sizes(Path(checkpoint.location))
+    else:
+        directory = None if trust_remote_code else fetched(checkpoint.location, checkpoint.revision)
+    if directory is not None and not trust_remote_code:  # code of its own may name and count otherwise
+        check_sizes(directory)
     try:
         config = AutoConfig.from_pretrained(checkpoint.location, **where)
     except Exception as error:  # transformers raises all kinds

@@ -46,7 +46,7 @@ def open_directory(directory: Path) -> Checkpoint:
             f"Expected a tokenizer beside the model ({', '.join(TOKENIZERS)}), found none in {str(directory)!r}. "
             f"Save the tokenizer there, too."
         )
-    weights = _weight_files(directory)
+    weights = weight_files(directory)
     for path in weights:
         _check_weights(path)
     identify = partial(hash_files, [directory / CONFIG, *weights])
@@ -63,7 +63,7 @@ def check_sizes(directory: Path) -> None:
         return
     width = ["word_embed_proj_dim"] if config.get("word_embed_proj_dim") else ["hidden_size", "n_embd"]
     stored: dict[str, int] = {}
-    for path in (path for path in _weight_files(directory) if path.suffix == ".safetensors"):
+    for path in (path for path in weight_files(directory) if path.suffix == ".safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # no mapping
                 if layer := LAYER.match(name):
@@ -89,7 +89,7 @@ def hash_files(paths: list[Path]) -> str:
     return total.hexdigest()
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
     """The files that hold the weights, without a look inside."""
     first = next((directory / name for name in WEIGHTS if (directory / name).is_file()), None)
     if first is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError
+from secateur.pruners.models.checkpoints.directory import CONFIG, WEIGHTS, weight_files
 
 TIMEOUT_S = 5.0
 
@@ -23,6 +24,33 @@ def open_hub(repo: str) -> Checkpoint:
             f"Go online, or name a local directory or an embedded model."
         )
     return Checkpoint(repo, f"hub {repo}@{commit}", lambda: commit, revision=commit)
+
+
+def fetched(repo: str, commit: str) -> Path | None:
+    """Directory with the config and the safetensors of a commit, from the hub or its cache; None if it has none.
+
+    They are the files that transformers takes, so that they can be checked before it builds a model.
+
+    Raises:
+        ModelError: if the index names shards that are no plain file names.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def get(name: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(repo, name, revision=commit, local_files_only=is_offline()))
+        except (EntryNotFoundError, OSError, ValueError):  # transformers says what is wrong
+            return None
+
+    config = get(CONFIG)
+    if config is None:
+        return None
+    if get(WEIGHTS[0]) is not None:
+        return config.parent
+    index = get(WEIGHTS[1])
+    whole = index is not None and all(get(path.name) is not None for path in weight_files(config.parent))
+    return config.parent if whole else None
 
 
 def is_offline() -> bool:
