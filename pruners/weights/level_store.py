@@ -15,7 +15,7 @@ from secateur.pruners.calibration.gradients import gradients_path, gradients_to_
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Linear
-from secateur.pruners.stores.block_files import Key, StoredBlocks, build_store
+from secateur.pruners.stores.block_files import Key, StoredBlocks, build_store, load_block
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
 from secateur.spaces.levels import Sparsities, sparsities_of

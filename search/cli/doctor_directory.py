@@ -64,17 +64,22 @@ def _stores(directory: Path) -> Iterator[Check]:
     from secateur.pruners.stores.block_files import INDEX, LevelStoreError, load_block, load_tensors
 
     for store in sorted(path.parent for path in directory.rglob(INDEX)):
-        name, n_blocks = str(store.relative_to(directory)), len(list(store.glob("block-*.safetensors")))
-        yield _checked(
-            name, lambda s=store, n=n_blocks: [load_block(s, i) for i in range(n)], f"{n_blocks} blocks"
-        )
+        n_blocks = len(list(store.glob("block-*.safetensors")))
+
+        def read_blocks(store: Path = store, n_blocks: int = n_blocks) -> str:
+            for index in range(n_blocks):
+                load_block(store, index)
+            return f"{n_blocks} blocks"
+
+        yield _checked(str(store.relative_to(directory)), read_blocks)
     for file in sorted(directory.glob("*.safetensors")):
 
-        def read(file: Path = file) -> None:
+        def read_file(file: Path = file) -> str:
             if load_tensors(file, None) is None:
                 raise LevelStoreError(f"Expected stored tensors, got {file}, which is damaged. Delete it.")
+            return "whole"
 
-        yield _checked(file.name, read, "whole")
+        yield _checked(file.name, read_file)
 
 
 def _exports(directory: Path) -> Iterator[Check]:
@@ -92,7 +97,7 @@ def _export(directory: Path) -> Check:
         n_files = check_files(directory)
         return f"{n_files} files as they were exported" if n_files else "whole weights; no checksums in it"
 
-    return _checked(f"export {directory.name}", read, "")
+    return _checked(f"export {directory.name}", read)
 
 
 def _leftovers(parent: Path, name: str) -> Iterator[Check]:
@@ -102,9 +107,8 @@ def _leftovers(parent: Path, name: str) -> Iterator[Check]:
         yield Check("leftover", f"{left}, of a killed export. The next export to there removes it.", None)
 
 
-def _checked(name: str, read: Callable[[], object], whole: str) -> Check:
+def _checked(name: str, read: Callable[[], str]) -> Check:
     try:
-        found = read()
+        return Check(name, read())
     except (ValueError, OSError) as error:
         return Check(name, str(error), ok=False)
-    return Check(name, found if isinstance(found, str) else whole)
