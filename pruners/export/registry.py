@@ -77,7 +77,7 @@ FORMATS: Registry[FormatRow] = Registry(
 
 def check_config(name: str | None, config: Any) -> None:
     """Raise a ValueError if `name` is a format that can't carry the family of a config of transformers."""
-    if name in FORMATS:
+    if name is not None and name in FORMATS:
         check_format(config.model_type, name)
 
 

@@ -116,7 +116,7 @@ def _tensors(path: Path, skeleton: torch.nn.Module, say: Say) -> Iterator[tuple[
             parsed_parameters=parsed,
         )
         if found.name in names:
-            yield names[found.name], torch.from_numpy(np.require(found.weights, np.float32, "CW"))
+            yield names[found.name], torch.from_numpy(np.require(found.weights, np.float32, ["C", "W"]))
         if (tenth := 10 * index // n_tensors) > told:
             told = tenth
             say(f"converting {path.name}: {index} of {n_tensors} tensors")
