@@ -14,8 +14,10 @@ from typing import Any, Literal, get_args
 from secateur.spaces.plugins import Registry, Row, resolve
 
 Stage = Literal["metric", "reconstruction", "importance", "repair", "allocation", "depth"]
-Unit = Literal["weights", "structure", "blocks"]
-UNITS: tuple[Unit, ...] = get_args(Unit)
+Unit = Literal["weights", "structure", "blocks", "experts"]
+UNITS: tuple[Unit, ...] = ("weights", "structure", "blocks")
+"""Units of recipes."""
+
 Scope = Literal["block", "model"]
 Detail = Literal["nothing", "moments", "gram"]
 """Statistics of inputs: each detail includes those before it."""
@@ -64,8 +66,8 @@ class MethodRow(Row):
     Args:
         name: in settings and recipes; alone in its stage and unit.
         stage: the step of pruning that it does.
-        unit: what it prunes: single weights, KV groups and FFN channels (structure), or whole blocks; of an allocation
-            rule one or both of the first two.
+        unit: what it prunes: single weights, KV groups and FFN channels (structure), whole blocks, or routed experts;
+            of an allocation rule one or both of the first two.
         path: of its function, ``module:name``; of a metric of weights also of a formula (see `formulas.tree`).
         summary: one line for people.
         paper: address.
@@ -147,6 +149,9 @@ SIGNATURES: dict[str, str] = {
     "reconstruction of weights": "(layer, sparsities) -> the weight at each sparsity",
     "reconstruction of weights, a block at once": "(anatomy, block, tokens, states, sparsity, *, dampening) -> weights",
     "importance of structure": "(evidence) -> a score a unit",
+    "importance of experts": "(evidence) -> a score an expert",
+    "importance of experts, a block at once": "(evidence, counts) -> the kept experts of each count",
+    "repair of experts": "(evidence, kept) -> the kept experts, and weights by name",
     "repair of weights": "(masked) -> the weight, or an addition to the bias",
     "repair of structure": "(inputs, counts) -> weights or biases, one a count",
     "repair of structure, the model at once": "(anatomy, layouts, stays, tokens) -> weights by projection",
@@ -168,6 +173,9 @@ TABLE: tuple[MethodRow, ...] = (
     MethodRow("wanda", "metric", "weights", "secateur.pruners.weights.wanda:wanda",
               "|w| times input norm", "https://arxiv.org/abs/2306.11695", needs="moments", comparison="output",
               searched=True),
+    MethodRow("moe_pruner", "metric", "weights", "secateur.pruners.weights.moe_pruner:moe_pruner",
+              "|w| times the norm of inputs weighted by the router, in experts; else Wanda",
+              "https://arxiv.org/abs/2410.12013", needs="moments", comparison="output"),
     MethodRow("ria", "metric", "weights", "secateur.pruners.weights.ria:ria",
               "relative importance and activations", "https://openreview.net/forum?id=Tr0lPx9woF", needs="moments",
               comparison="output", searched=True),
@@ -243,6 +251,21 @@ TABLE: tuple[MethodRow, ...] = (
     MethodRow("greedy_output", "importance", "structure", "secateur.pruners.structure.greedy_output:greedy_output",
               "channels by the error after a re-fit, groups by similarity", "https://arxiv.org/abs/2407.19126",
               needs="gram"),
+    # Scores of the routed experts of a mixture, higher = keep.
+    MethodRow("reap", "importance", "experts", "secateur.pruners.experts.scores:reap",
+              "mean of the router's weight times the norm of the expert's output", "https://arxiv.org/abs/2510.13999",
+              needs="data"),
+    MethodRow("frequency", "importance", "experts", "secateur.pruners.experts.scores:frequency",
+              "share of the tokens that are routed to the expert", "https://arxiv.org/abs/2310.01334", needs="data"),
+    MethodRow("mean_gate", "importance", "experts", "secateur.pruners.experts.scores:mean_gate",
+              "mean weight with which tokens are routed to the expert", "https://arxiv.org/abs/2404.05089",
+              needs="data"),
+    MethodRow("easy_ep", "importance", "experts", "secateur.pruners.experts.scores:easy_ep",
+              "weight times output norm, summed over tokens by how far the experts turn them",
+              "https://arxiv.org/abs/2504.06792", needs="data"),
+    MethodRow("nae", "importance", "experts", "secateur.pruners.experts.not_all_experts:kept_by_output",
+              "Not All Experts: the set of experts that changes the mixture's output least",
+              "https://arxiv.org/abs/2402.14800", needs="data", scope="block"),
     # Repairs of masked projections.
     MethodRow("none", "repair", "weights", "secateur.pruners.weights.mask_repairs:nothing",
               "the kept weights are as they were", searched=True),
@@ -277,6 +300,18 @@ TABLE: tuple[MethodRow, ...] = (
               "least squares of what is missing to the dense stream, from the first block up",
               "https://arxiv.org/abs/2308.03449", needs="gram", gives="weight", scope="model",
               check_path="secateur.pruners.structure.kprune:check_stream"),
+    # Merging of experts that go into those that stay.
+    MethodRow("none", "repair", "experts", "secateur.pruners.experts.merging:nothing",
+              "the kept experts are as they were"),
+    MethodRow("ream", "repair", "experts", "secateur.pruners.experts.merging:ream",
+              "aligned and averaged into the kept expert with the most similar gated outputs, weighted by REAP",
+              "https://arxiv.org/abs/2604.04356", needs="data", gives="weight"),
+    MethodRow("mc_smoe", "repair", "experts", "secateur.pruners.experts.merging:mc_smoe",
+              "aligned and averaged into the kept expert that the router chooses alike, weighted by frequency",
+              "https://arxiv.org/abs/2310.01334", needs="data", gives="weight"),
+    MethodRow("hc_smoe", "repair", "experts", "secateur.pruners.experts.merging:hc_smoe",
+              "clusters of alike mean outputs are averaged, weighted by frequency",
+              "https://arxiv.org/abs/2410.08589", needs="data", gives="weight"),
     # Repairs of the block before dropped ones.
     MethodRow("none", "repair", "blocks", "secateur.pruners.depth.merge_targets:nothing",
               "the kept weights are as they were", searched=True),
@@ -358,14 +393,18 @@ class Methods(Mapping[str, MethodRow]):
 
     Args:
         stage: the stage.
-        unit: what they prune; None: any.
+        unit: what they prune, one or several; None: any.
         scope: what they work on at once; None: any. The table's rows without one are of the usual scope, ``""``.
     """
 
     def __init__(
-        self, stage: Stage, unit: Unit | None = None, scope: Scope | Literal[""] | None = None
+        self,
+        stage: Stage,
+        unit: Unit | tuple[Unit, ...] | None = None,
+        scope: Scope | Literal[""] | None = None,
     ) -> None:
-        self._stage, self._unit, self._scope = stage, unit, scope
+        self._stage, self._scope = stage, scope
+        self._units = get_args(Unit) if unit is None else unit if isinstance(unit, tuple) else (unit,)
 
     def __getitem__(self, name: str) -> MethodRow:
         return self._rows[name]
@@ -382,7 +421,7 @@ class Methods(Mapping[str, MethodRow]):
             row.name: row
             for row in METHODS.values()
             if row.stage == self._stage
-            and (self._unit is None or self._unit in row.units)
+            and not set(self._units).isdisjoint(row.units)
             and (self._scope is None or (row.scope or "") == self._scope)
         }
 
@@ -393,10 +432,14 @@ BLOCK_RECONSTRUCTIONS = Methods("reconstruction", "weights", "block")
 UPDATES = Methods("reconstruction", "weights")
 """Both: metrics of recipes that have no scores, and repair by themselves."""
 IMPORTANCES = Methods("importance", "structure")
+EXPERT_IMPORTANCES = Methods("importance", "experts")
 RULES = Methods("allocation")
 DEPTH = Methods("depth", "blocks")
 MASK_REPAIRS = Methods("repair", "weights")
 CUT_REPAIRS = Methods("repair", "structure", "")
+EXPERT_REPAIRS = Methods("repair", "experts")
+UNIT_REPAIRS = Methods("repair", ("structure", "experts"), "")
+"""Those of KV groups and channels, and of experts: one name may be of both."""
 STREAM_REPAIRS = Methods("repair", "structure", "model")
 DEPTH_REPAIRS = Methods("repair", "blocks")
 REPAIRS: dict[Unit, Methods] = {unit: Methods("repair", unit) for unit in UNITS}

@@ -13,6 +13,30 @@ _MAY_BE_NONE = {"attention_params", "mlp_params", "attention_bias", "mlp_bias", 
 
 
 @dataclass(frozen=True)
+class ExpertShape:
+    """Routing of a mixture of experts, whose experts take the place of channels in a block's shape.
+
+    Args:
+        top_k: experts that a token is routed to.
+        fewest: least number of experts that can stay.
+        multiple: divisor of every number of experts that stay.
+        router_macs: multiply-accumulates a token of one expert's row of the router.
+        shared_macs: those of shared experts.
+    """
+
+    top_k: int
+    fewest: int = 1
+    multiple: int = 1
+    router_macs: int = 0
+    shared_macs: int = 0
+
+    def macs(self, n_experts: int, expert_macs: int) -> int:
+        """Multiply-accumulates a token of a mixture with so many experts; 0: none."""
+        used = min(n_experts, self.top_k) * expert_macs
+        return used + n_experts * self.router_macs + self.shared_macs if n_experts else 0
+
+
+@dataclass(frozen=True)
 class BlockShape:
     """Sizes of one dense block's parts.
 
@@ -32,6 +56,8 @@ class BlockShape:
         attention_bias: parameters of a bias that a repair adds to the attention's output; 0: it has one already.
         mlp_bias: likewise.
         shared_params: parameters of norms that attention and MLP both read, which go with the last of them.
+        rigid: True if its attention is kept or removed as a whole.
+        experts: of a block with a mixture, whose routed experts then take the place of channels.
 
     Raises:
         ValueError: if a part is empty or a number negative.
@@ -49,9 +75,12 @@ class BlockShape:
     attention_bias: int = 0
     mlp_bias: int = 0
     shared_params: int = 0
+    rigid: bool = False
+    experts: ExpertShape | None = None
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
+        sizes = {name: value for name, value in vars(self).items() if name not in ("experts", "rigid")}
+        for name, value in sizes.items():
             least = 0 if name in _MAY_BE_NONE else 1
             if value < least:
                 raise ValueError(f"Expected `{name}` >= {least}, got {value}.")
@@ -69,7 +98,8 @@ class BlockShape:
 
     def macs(self, kv_groups: int, ffn: int) -> int:
         """Multiply-accumulates a token of the block with these numbers of groups and channels."""
-        return kv_groups * self.group_macs + ffn * self.channel_macs
+        mlp = ffn * self.channel_macs if self.experts is None else self.experts.macs(ffn, self.channel_macs)
+        return kv_groups * self.group_macs + mlp
 
     def kv_bytes(self, kv_groups: int) -> int:
         """Bytes a token of its keys and values, as stored."""

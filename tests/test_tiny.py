@@ -15,6 +15,8 @@ import torch
 from secateur.evaluators.data.text import Text, load_text
 from secateur.evaluators.data.tokens import windows
 from secateur.evaluators.perplexity import cross_entropy
+from secateur.pruners.calibration.stream import stream_blocks
+from secateur.pruners.experts.scores import frequency
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model
 from secateur.pruners.weights.method import Method
@@ -57,6 +59,19 @@ def test_weights_gone_at_random_by_magnitude_and_by_wanda(dense, sparsity):
     assert found["wanda"] > dense
 
 
-def test_it_fits():
-    size = sum(file.stat().st_size for file in files("secateur.pruners").joinpath("data", "tiny").iterdir())
+def test_experts_of_the_mixture_differ_in_use(dense):
+    loaded = load_model("tiny-moe")
+    anatomy = dissect(loaded.model)
+    tokens = docs("test", N_TOKENS, loaded.tokenizer)
+    assert exp(cross_entropy(loaded.model, tokens)) < 1.1 * dense
+    for part in stream_blocks(anatomy, tokens[:16], experts=True):
+        assert part.experts is not None
+        used = frequency(part.experts)
+        assert len(used) == 8
+        assert used.max() > 1.5 * used.mean()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-moe"])
+def test_it_fits(name):
+    size = sum(file.stat().st_size for file in files("secateur.pruners").joinpath("data", name).iterdir())
     assert size <= 8e6

@@ -24,7 +24,7 @@ Pieces: TypeAlias = Sequence[dict[str, Tensor]]
 """Tensors of each block, by name."""
 _OWNERS, _INFLUENCE = "owners", "influence"
 _OF_OUTPUTS = ("total", "total_abs", "sum_squares", "window_squares")
-VERSION = 1
+VERSION = 2
 """Version of the collectors: a cache outlives an upgrade, and entries of an older one must not be found."""
 
 
@@ -91,11 +91,13 @@ class CalibrationStatistics:
             if owner not in found:
                 matrix = piece[f"gram.{owner}"].to(device) if gram else None
                 squares = piece[f"inputs.sum_squares.{owner}"].to(device)
+                routed = piece.get(f"inputs.routed_squares.{owner}")
                 found[owner] = InputStatistics(
-                    self._tokens.numel(),
+                    int(piece[f"inputs.n_tokens.{owner}"]),
                     squares if matrix is None else matrix.diagonal(),
                     matrix,
                     piece[f"inputs.total.{owner}"].to(device),
+                    None if routed is None else routed.to(device),
                 )
             found[linear.name] = found[owner]
         return found
@@ -105,7 +107,7 @@ class CalibrationStatistics:
         piece = self._of_walk(gram)[block]
         linears, found = self._anatomy.blocks[block].linears, dict[str, OutputStatistics]()
         for linear, index in zip(linears, piece[_OWNERS].tolist(), strict=True):
-            if linear.role in ROLES:
+            if linear.role in ROLES and linear.expert is None:
                 device = linear.weight.device
                 moments = {x: piece[f"outputs.{x}.{linear.name}"].to(device) for x in _OF_OUTPUTS}
                 matrix = piece[f"gram.{linears[index].name}"].to(device) if gram else None
@@ -195,6 +197,8 @@ def _pack(part: BlockStatistics) -> dict[str, Tensor]:
     for name in (part.block.linears[index].name for index in first.values()):
         piece[f"inputs.total.{name}"] = part.inputs[name].total
         piece[f"inputs.sum_squares.{name}"] = part.inputs[name].sum_squares
+        piece[f"inputs.routed_squares.{name}"] = part.inputs[name].routed_squares
+        piece[f"inputs.n_tokens.{name}"] = torch.tensor(part.inputs[name].n_tokens)
         if part.grams:
             piece[f"gram.{name}"] = part.grams[name].gram
     for name, statistics in part.outputs.items():
@@ -205,7 +209,7 @@ def _pack(part: BlockStatistics) -> dict[str, Tensor]:
 
 def gram_bytes(anatomy: Anatomy) -> int:
     """Size of all Gram matrices: of the input of each sub-layer, and of its output projection."""
-    sizes = {(x.block, x.sublayer, x.role in ROLES): x.in_features for x in anatomy.linears}
+    sizes = {(x.block, x.sublayer, x.expert, x.role in ROLES): x.in_features for x in anatomy.linears}
     return sum(4 * size**2 for size in sizes.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -33,12 +33,15 @@ class InputStatistics:
         sum_squares: sum over tokens of the squared input, per feature.
         gram: sum over tokens of the outer product of the input with itself, or None if not collected.
         total: sum over tokens of the input, or None if not collected.
+        routed_squares: of an expert, sum over tokens of the squared product of the input with the weight with which the
+            token is routed to the expert; else None.
     """
 
     n_tokens: int
     sum_squares: Float[Tensor, " in"]
     gram: Float[Tensor, "in in"] | None
     total: Float[Tensor, " in"] | None = None
+    routed_squares: Float[Tensor, " in"] | None = None
     roles: ClassVar[Sequence[str]] = get_args(Role)
 
     @classmethod
@@ -48,9 +51,12 @@ class InputStatistics:
         squares, total = torch.zeros(2, n_features, device=device)
         return cls(0, squares, matrix, total)
 
-    def add(self, inputs: Float[Tensor, "... in"]) -> None:
-        """Add a batch of inputs."""
+    def add(self, inputs: Float[Tensor, "... in"], routing: Float[Tensor, " tokens"] | None = None) -> None:
+        """Add a batch of inputs, and the weights of an expert's tokens."""
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        if routing is not None:
+            squares = (rows * routing[:, None].float()).square().sum(0)
+            self.routed_squares = squares if self.routed_squares is None else self.routed_squares + squares
         self.n_tokens += rows.shape[0]
         if self.total is not None:
             self.total += rows.sum(0)
@@ -64,6 +70,12 @@ class InputStatistics:
     def norm(self) -> Float[Tensor, " in"]:
         """Root mean square of each input feature: its l2 norm over the tokens, divided by sqrt(n_tokens)."""
         return (self.sum_squares / max(self.n_tokens, 1)).sqrt()
+
+    @property
+    def routed_norm(self) -> Float[Tensor, " in"]:
+        """Likewise of the inputs times the weights of routing; outside of experts the same as `norm`."""
+        squares = self.sum_squares if self.routed_squares is None else self.routed_squares
+        return (squares / max(self.n_tokens, 1)).sqrt()
 
 
 @dataclass
@@ -138,6 +150,9 @@ T = TypeVar("T", InputStatistics, OutputStatistics)
 class Collector(Generic[T]):
     """Accumulator of inputs of projections; a tensor that several of them read in turn is added once, for all.
 
+    Inputs of an expert are those of the tokens that are routed to it (or all, see `Experts.every_token`); their output
+    statistics, which are of whole windows, are not collected.
+
     Args:
         kind: `InputStatistics`, of all projections; `OutputStatistics`, of output projections alone.
         gram: collect Gram matrices.
@@ -152,15 +167,23 @@ class Collector(Generic[T]):
         """By the projection's full name; projections that read the same tensor share one object."""
 
     def of(self, block: Block) -> dict[str, T]:
-        """Statistics of the block's projections, by their full names.
+        """Statistics of the block's projections, by their full names; empty of experts that no token was routed to.
 
         Raises:
-            RuntimeError: if one of them was not called.
+            RuntimeError: if another one was not called.
         """
-        missing = [linear.name for linear in block.linears if linear.name not in self.found]
-        if missing:
-            raise RuntimeError(f"Expected a forward pass to call every projection, got no call of {missing}.")
+        missing = [linear for linear in block.linears if linear.name not in self.found]
+        for linear in missing:
+            if linear.expert is None:
+                names = [x.name for x in missing]
+                raise RuntimeError(
+                    f"Expected a forward pass to call every projection, got no call of {names}."
+                )
+            self.found[linear.name] = self._empty(linear.weight, linear.in_features)
         return self.found
+
+    def _empty(self, like: Tensor, n_features: int) -> T:
+        return self._kind.empty(n_features, gram=self._gram, device=like.device)
 
     def hook(self, linear: Linear) -> Hook | None:
         """See `HookOf`."""
@@ -172,11 +195,15 @@ class Collector(Generic[T]):
                 return
             self._last, self._last_name = inputs, name
             if name not in self.found:
-                self.found[name] = self._kind.empty(inputs.shape[-1], gram=self._gram, device=inputs.device)
-            # OPT's MLP reads windows that were joined.
-            self.found[name].add(inputs.reshape(-1, self._length, inputs.shape[-1]))
+                self.found[name] = self._empty(inputs, inputs.shape[-1])
+            found: Any = self.found[name]
+            if linear.expert is not None:
+                found.add(inputs, linear.expert.routing)
+            else:  # OPT's MLP reads windows that were joined.
+                found.add(inputs.reshape(-1, self._length, inputs.shape[-1]))
 
-        return add if linear.role in self._kind.roles else None
+        watched = linear.role in self._kind.roles and (linear.expert is None or self._kind is InputStatistics)
+        return add if watched else None
 
 
 class InputRecorder:

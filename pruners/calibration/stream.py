@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.statistics import Collector, HookOf, InputStatistics, OutputStatistics
 from secateur.pruners.depth.shortgpt import block_influence
+from secateur.pruners.experts.evidence import ExpertEvidence, MixtureRecorder
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
 from secateur.spaces.methods import Detail
@@ -59,6 +60,7 @@ class BlockStatistics:
         outputs: of its output projections.
         grams: as `inputs`, with Gram matrices.
         influence: see `shortgpt.block_influence`; 0 where no `outputs` were asked for.
+        experts: evidence of the block's mixture, where it was asked for and there is one.
     """
 
     block: Block
@@ -66,6 +68,7 @@ class BlockStatistics:
     outputs: dict[str, OutputStatistics] = field(default_factory=dict)
     grams: dict[str, InputStatistics] = field(default_factory=dict)
     influence: float = 0.0
+    experts: ExpertEvidence | None = None
 
 
 @torch.no_grad()
@@ -76,6 +79,7 @@ def stream_blocks(
     inputs: Detail | Literal["both"] = "nothing",
     outputs: Detail = "nothing",
     gram_blocks: Collection[int] = (),
+    experts: bool = False,
     sequential: bool = False,
 ) -> Iterator[BlockStatistics]:
     """Yield each block with its statistics; the consumer may prune the block before the next one.
@@ -88,11 +92,12 @@ def stream_blocks(
             both: moments that do not depend on the Gram matrices beside them, in `grams`.
         outputs: statistics of output projections.
         gram_blocks: blocks whose `inputs` get full second moments where moments are asked for.
+        experts: collect the evidence of mixtures.
         sequential: compute a block's output with the weights that the consumer gave it, so that later statistics come
             from already pruned blocks. Otherwise one pass serves statistics and output, and all statistics are those
             of the model as it was.
     """
-    if inputs == outputs == "nothing":
+    if inputs == outputs == "nothing" and not experts:
         yield from map(BlockStatistics, anatomy.blocks)
         return
     walk, length = Walk(anatomy, tokens), tokens.shape[1]
@@ -103,13 +108,17 @@ def stream_blocks(
         grams = Collector(InputStatistics, length, gram=True)
         watch = [of_inputs.hook] if inputs != "nothing" else []
         watch += [of_outputs.hook] if outputs != "nothing" else []
-        hidden = walk.through(block, watch + ([grams.hook] if inputs == "both" else []))
+        mixture = block.mixture if experts else None
+        recorder = None if mixture is None else MixtureRecorder(mixture, block.module)
+        with recorder.watching() if recorder else nullcontext():
+            hidden = walk.through(block, watch + ([grams.hook] if inputs == "both" else []))
         yield BlockStatistics(
             block,
             of_inputs.of(block) if inputs != "nothing" else {},
             of_outputs.found,
-            grams.found,
+            grams.of(block) if inputs == "both" else {},
             block_influence(walk.hidden, hidden) if outputs != "nothing" else 0.0,
+            recorder.evidence if recorder else None,
         )
         walk.hidden = walk.through(block) if sequential else hidden
 

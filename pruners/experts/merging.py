@@ -81,7 +81,7 @@ def _clusters(points: Float[np.ndarray, "experts width"], n_clusters: int) -> An
     """A label for each; exactly so many clusters."""
     if n_clusters == len(points):
         return np.arange(len(points))
-    return cut_tree(linkage(points, "average"), n_clusters=n_clusters)[:, 0]
+    return cut_tree(linkage(points, "average"), n_clusters=[n_clusters])[:, 0]
 
 
 def _outputs(evidence: ExpertEvidence) -> list[Float[Tensor, "tokens width"]]:
@@ -126,7 +126,7 @@ def _averaged(
     aligned: bool,
 ) -> Merged:
     """Weighted means of each group's parameters, in fp32; equal weights where all of a group are 0."""
-    experts, found = evidence.mixture.experts, {}
+    experts, found = evidence.mixture.experts, dict[str, Tensor]()
     for centre, group in centres.items():
         if len(group) == 1:
             continue

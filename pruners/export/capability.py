@@ -8,7 +8,7 @@ from secateur.pruners.export.registry import ANY, check_format
 from secateur.pruners.export.stock import stock_groups, takes_biases
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import text_config
-from secateur.spaces.methods import CUT_REPAIRS
+from secateur.spaces.methods import UNIT_REPAIRS
 
 PARENT_CLASS = ("hf-stock", "hf-padded")
 """Carry shapes and biases of the parent's class."""
@@ -32,9 +32,9 @@ def check_carries(space: Any, config: Any) -> None:
 def check_capability(space: Any, anatomy: Anatomy) -> None:
     """Raise a ValueError, which names the settings that work, unless an export can carry every architecture."""
     check_carries(space, anatomy.model.config)
-    biased = [name for name in space.repairs if CUT_REPAIRS[name].gives in ("bias", "both")]
+    biased = [name for name in space.repairs if UNIT_REPAIRS[name].gives in ("bias", "both")]
     if biased and space.target_format in PARENT_CLASS and not takes_biases(anatomy):
-        others = ", ".join(name for name, row in CUT_REPAIRS.items() if row.gives in ("nothing", "weight"))
+        others = ", ".join(name for name, row in UNIT_REPAIRS.items() if row.gives in ("nothing", "weight"))
         raise ValueError(
             f"Expected a `space.repair` that adds no bias, as the stock class of {anatomy.family} has no place for "
             f"one, got {biased[0]}. Choose among {others}, or another `space.target_format`."

@@ -15,11 +15,17 @@ from transformers import PreTrainedTokenizerBase
 from secateur.pruners.export.export_check import Comparison
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
 from secateur.pruners.models.discover import text_config
+from secateur.pruners.models.experts import joined_experts
 from secateur.pruners.models.layout import Form, Placement, check_kept, place
+from secateur.pruners.models.mixture import Mixture
 from secateur.spaces.architecture.candidate import Kept
 
 BLOCKWISE = ("layer_types", "no_rope_layers", "mlp_layer_types", "attention_layers")
 """Lists in configs with a place for each block."""
+
+
+TOP_K = ("num_experts_per_tok", "moe_k", "moe_topk")
+"""What configs call the number of experts that a token is routed to."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +70,42 @@ class CutModel:
         return tuple(index for index, kept in enumerate(self.kept) if kept.kv_groups or kept.ffn)
 
     @property
-    def shapes(self) -> set[Kept]:
-        """Different shapes of the kept blocks."""
-        return {self.kept[index] for index in self.kept_blocks}
+    def alike(self) -> bool:
+        """True if the kept blocks have one shape: those with a mixture, and those with an MLP."""
+        kept = [
+            (self.kept[index], self.anatomy.blocks[index].mixture is not None) for index in self.kept_blocks
+        ]
+        same_groups = len({units.kv_groups for units, _ in kept}) == 1
+        same = all(len({units.ffn for units, mixed in kept if mixed == kind}) <= 1 for kind in (True, False))
+        return same_groups and same and all(all(units) for units, _ in kept)
 
     def shape(self, index: int) -> dict[str, int]:
-        """Heads and channels that a block keeps, by their names in configs."""
+        """Heads, and channels or experts, that a block keeps, by their names in configs."""
         block, kept = self.anatomy.blocks[index], self.kept[index]
-        return {
-            "num_attention_heads": kept.kv_groups * (block.n_heads // block.n_kv_heads),
+        heads = {
+            "num_attention_heads": kept.kv_groups * (block.n_heads // block.attention_units),
             "num_key_value_heads": kept.kv_groups,
-            "intermediate_size": kept.ffn,
         }
+        return (heads if block.n_heads else {}) | self.ffn_shape(index, kept.ffn)
+
+    def ffn_shape(self, index: int, n_kept: int) -> dict[str, int]:
+        """So many channels; or so many experts in a block with a mixture, and how many of them it uses."""
+        mixture = self.anatomy.blocks[index].mixture
+        if mixture is None:
+            return {"intermediate_size": n_kept}
+        content = self.config.to_dict()
+        numbers = {
+            name: n_kept
+            for name, value in content.items()
+            if "expert" in name
+            and "shared" not in name
+            and "per_tok" not in name
+            and value == mixture.n_experts
+        }
+        used = {
+            name: n_kept for name in TOP_K if content.get(name) == mixture.top_k and n_kept < mixture.top_k
+        }
+        return numbers | used
 
     def base_config(self) -> dict[str, Any]:
         """The dense config's content for a model of the kept blocks, with their dense shapes."""
@@ -110,8 +140,9 @@ class CutModel:
     def _values(self) -> dict[str, Tensor]:
         """Parameters and saved buffers under their live names, without empty ones."""
         model = self.anatomy.model
-        saved = set(model.state_dict())
-        named = [*model.named_parameters(), *model.named_buffers()]
+        with joined_experts(model):
+            saved = set(model.state_dict())
+            named = [*model.named_parameters(), *model.named_buffers()]
         values = {name: value.detach() for name, value in named if name in saved}
         if self.planned:
             values = {name: torch.empty_like(value, device="meta") for name, value in values.items()}
@@ -129,10 +160,14 @@ class CutModel:
                     shape[axis] = sum(placement.parts) * n_kept
                     yield full, shape
 
+        for block, kept in zip(self.anatomy.blocks, self.kept, strict=True):
+            if block.mixture is not None:
+                yield from _planned_experts(block.mixture, kept.ffn, dense)
+
     def placements(self, form: Form = "contiguous") -> Iterator[tuple[Placement, int, int]]:
         """Places of the units in each projection, with the numbers of kept and of all units."""
         for block, kept in zip(self.anatomy.blocks, self.kept, strict=True):
-            for placement in place(block, "attention", form):
+            for placement in place(block, "attention", form) if block.n_kv_heads else ():
                 yield placement, kept.kv_groups, block.n_kv_heads
             for placement in place(block, "mlp", form):
                 yield placement, kept.ffn, block.ffn_width
@@ -145,7 +180,8 @@ class CutModel:
             for block in self.anatomy.blocks
             if block.index in self.kept_blocks
             for linear in block.linears
-            if f"{linear.name}.bias" not in wanted
+            if linear.expert is None
+            and f"{linear.name}.bias" not in wanted
             and isinstance(bias := linear.module.bias, Tensor)
             and bias.numel()
         ]
@@ -190,8 +226,26 @@ class Saved:
     smaller: bool = True
 
 
+def _planned_experts(
+    mixture: Mixture, n_kept: int, dense: Mapping[str, Tensor]
+) -> Iterator[tuple[str, list[int]]]:
+    """Shapes of the tensors of a mixture with an entry an expert; all that is below its module, if none stays."""
+    owners = {module: path for path, module in mixture.module.named_modules()}
+    axes = {f"{mixture.name}.{owners[x.module]}.{x.name}".replace("..", "."): x.axis for x in mixture.entries}
+    inside = f"{mixture.name}.{owners[mixture.experts]}."
+    for name, value in dense.items():
+        shape = list(value.shape)
+        if name.startswith(f"{mixture.name}.") and not n_kept:
+            yield name, [0] * len(shape)
+        elif name in axes or name.startswith(inside):
+            shape[axes.get(name, 0)] = n_kept
+            yield name, shape
+
+
 def sublayer_path(block: Block, sublayer: Sublayer) -> str:
     """Path of the module that a sub-layer is, within the block; "" where it has none of its own (OPT's MLP)."""
+    if sublayer == "mlp" and block.mixture is not None:
+        return block.mixture.name.removeprefix(block.name).removeprefix(".")
     parents = {x.name.rpartition(".")[0] for x in block.linears if x.sublayer == sublayer}
     return parents.pop().removeprefix(block.name).removeprefix(".") if len(parents) == 1 else ""
 

@@ -25,6 +25,7 @@ from secateur.pruners.export.registry import FORMATS
 from secateur.pruners.export.saving import check_dtypes, new_directory, versions
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints.quiet import quiet
+from secateur.pruners.models.experts import joined_experts
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 
 
@@ -79,12 +80,14 @@ def export_model(
     n_bytes = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     with new_directory(directory, n_bytes) as (made, scratch):
         with _stored_as(model, dtype) as lossy, quiet():
-            model.save_pretrained(made)
-            tokenizer.save_pretrained(made)
             zeros, weights = _count_asked(model, manifest.asked)
+            with joined_experts(model):
+                model.save_pretrained(made)
+                counted = _zeros_of_parameters(model, zeros)
+            tokenizer.save_pretrained(made)
         tolerance = max(TOLERANCES[model.dtype], TOLERANCES[dtype] if lossy else 0.0)
         comparison = check_saved(
-            made, scratch, model, tokenizer, zeros=zeros, tokens=check_tokens, tolerance=tolerance
+            made, scratch, model, tokenizer, zeros=counted, tokens=check_tokens, tolerance=tolerance
         )
         manifest = _write_record(made, manifest, dtype, comparison, zeros=zeros, weights=weights)
     return ExportReport(directory, manifest, comparison)
@@ -209,6 +212,16 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 # Both -----------------------------------------------------------------------------------------------------
+
+
+def _zeros_of_parameters(model: PreTrainedModel, zeros: Mapping[str, int]) -> dict[str, int]:
+    """Zeros by full names of parameters of the joined model; of experts those of all in their fused tensors."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        if owner in zeros or any(x.startswith(f"{owner}.") and parameter.ndim == 3 for x in zeros):
+            found[name] = parameter.numel() - int(parameter.count_nonzero())
+    return found
 
 
 def _count_asked(model: PreTrainedModel, asked: Mapping[str, float]) -> tuple[dict[str, int], dict[str, int]]:

@@ -78,7 +78,7 @@ def check_saved(
     Args:
         saved: the directory of the saved model.
         scratch: a directory for messages between the processes.
-        zeros: expected in the weight of each linear.
+        zeros: expected in each of these parameters, by their full names.
         tolerance: of the logits, relative to the largest.
         trust_remote_code: run the code in the directory to load it.
 
@@ -87,7 +87,7 @@ def check_saved(
     """
     request = {
         "dtype": dtype_name(model.dtype),
-        "linears": list(zeros),
+        "parameters": list(zeros),
         "text": _TEXT,
         "trust_remote_code": trust_remote_code,
     }

@@ -52,7 +52,7 @@ def save_gguf(job: Job, made: Path, scratch: Path) -> Saved:
     """
     check_config(job.cut, job.tokenizer)
     tensors, lossy = stored(dict(_tensors(job.cut)), job.dtype)
-    uniform = len(job.cut.shapes) == 1 and 0 not in next(iter(job.cut.shapes))
+    uniform = job.cut.alike
     arch = "llama" if uniform else "deci"
     _write(made / FILE, arch, job, scratch, tensors)
     model: Any = job.cut.anatomy.model

@@ -10,6 +10,7 @@ its own, the class that builds it, and the schema for caches.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import resources
 from string import Template
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel, sublayer_path
 from secateur.pruners.export.stock import width_name
-from secateur.pruners.models.anatomy import Sublayer
+from secateur.pruners.models.anatomy import Block, Sublayer
 from secateur.pruners.models.cutting import head_counts
 from secateur.pruners.models.runner import BlockRunner
 
@@ -67,7 +68,8 @@ def heterogeneous_model(
         model_type=content["model_type"],
         container=cut.anatomy.blocks[0].name.rpartition(".")[0],
         parts=_parts(cut),
-        n_outputs=_n_outputs(cut),
+        n_outputs=_n_outputs(cut, "attention"),
+        mlp_outputs=_n_outputs(cut, "mlp"),
     )
     return content, weights, {f"{module}.py": code}
 
@@ -75,7 +77,9 @@ def heterogeneous_model(
 def _head_dim(cut: CutModel) -> dict[str, int]:
     """Width of the heads, for configs that would compute another from their number."""
     computed = isinstance(getattr(type(cut.config), "head_dim", None), property)
-    return {} if computed else {"head_dim": cut.anatomy.blocks[0].head_dim}
+    return (
+        {} if computed or not cut.anatomy.blocks[0].head_dim else {"head_dim": cut.anatomy.blocks[0].head_dim}
+    )
 
 
 def _layer(cut: CutModel, index: int) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def _layer(cut: CutModel, index: int) -> dict[str, Any]:
         for name, value in cut.shape(index).items()
         if name in known or cut.config.attribute_map.get(name) in known
     }
-    width = width_name(known)
+    width = width_name(known) if cut.anatomy.blocks[index].mixture is None else None
     if not kept.kv_groups:  # a place in static caches, should the cache count its tokens here
         fields = {name: 1 for name in fields if name == "num_key_value_heads"} | {"skip": ["attention"]}
     if kept.ffn and width is not None:
@@ -99,21 +103,39 @@ def _layer(cut: CutModel, index: int) -> dict[str, Any]:
 def _block(cut: CutModel, index: int, weights: dict[str, Tensor]) -> dict[str, Any]:
     """What the code reads: removed sub-layers, sizes of linears, numbers of heads."""
     block, kept = cut.anatomy.blocks[index], cut.kept[index]
-    removed = {"attention": not kept.kv_groups, "mlp": not kept.ffn}
+    removed = {"attention": not kept.kv_groups, "mlp": not kept.ffn, "experts": not kept.ffn}
     saved, shapes = cut.saved_name(index), dict[str, list[int]]()
     for linear in block.linears:
-        if not removed[linear.sublayer]:
+        if not removed[linear.sublayer] and linear.expert is None:
             own = linear.name.removeprefix(block.name)
             shape = list(weights[f"{saved}{own}.weight"].shape)
             shapes[own.removeprefix(".")] = shape[::-1] if linear.transposed else shape
     owner: Any = block.module.get_submodule(sublayer_path(block, "attention")) if kept.kv_groups else None
-    counts = head_counts(kept.kv_groups, block.n_heads // block.n_kv_heads, block.head_dim)
+    counts = head_counts(kept.kv_groups, block.n_heads // block.attention_units, block.head_dim)
+    names = ("num_attention_heads", "num_key_value_heads") if block.n_heads else ()
     return {
-        "skip": [kind for kind, gone in removed.items() if gone],
+        "skip": [kind for kind in ("attention", "mlp") if removed[kind]],
         "linears": shapes,
-        "attention": {name: value for name, value in counts.items() if hasattr(owner, name)},
-        "config": {name: counts[name] for name in ("num_attention_heads", "num_key_value_heads")},
+        "attention": {name: value for name, value in counts.items() if hasattr(owner, name)} if names else {},
+        "config": {name: counts[name] for name in names},
+        **(_experts(block, saved, kept.ffn, weights) if block.mixture and kept.ffn else {}),
     }
+
+
+def _experts(block: Block, saved: str, n_kept: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the code reads about a mixture: shapes of tensors with an entry an expert, and numbers of experts."""
+    mixture = block.mixture
+    assert mixture is not None
+    paths = {module: path for path, module in block.module.named_modules()}
+    inside = f"{paths[mixture.experts]}."
+    tensors = [f"{paths[x.module]}.{x.name}" for x in mixture.entries]
+    tensors += [
+        n for name in weights if (n := name.removeprefix(f"{saved}.")).startswith(inside) and n != name
+    ]
+    numbers: dict[str, dict[str, int]] = {inside[:-1]: {"num_experts": n_kept}}
+    for module, name, value in mixture.numbers(n_kept):
+        numbers.setdefault(paths[module], {})[name] = value
+    return {"tensors": {name: list(weights[f"{saved}.{name}"].shape) for name in tensors}, "numbers": numbers}
 
 
 def _parts(cut: CutModel) -> str:
@@ -124,7 +146,7 @@ def _parts(cut: CutModel) -> str:
 
 def _modules(cut: CutModel, kind: Sublayer) -> list[str]:
     """The sub-layer's module, or its projections where it has none of its own (OPT's MLP)."""
-    block = cut.anatomy.blocks[0]
+    block = cut.anatomy.blocks[-1]
     path = sublayer_path(block, kind)
     inner = [x.name.removeprefix(f"{block.name}.") for x in block.linears if x.sublayer == kind]
     return [path] if path else inner
@@ -147,15 +169,21 @@ def _norms(cut: CutModel, kind: Sublayer) -> list[str]:
 
 
 @torch.no_grad()
-def _n_outputs(cut: CutModel) -> int:
-    """Length of the tuple that the attention of the first block returns, which is always there; 0: a bare tensor."""
+def _n_outputs(cut: CutModel, kind: Sublayer) -> int:
+    """Length of the tuple that the sub-layer returns in the first block with it; 0: a bare tensor."""
     found: list[Any] = []
-    owner = cut.anatomy.blocks[0].module.get_submodule(sublayer_path(cut.anatomy.blocks[0], "attention"))
+    kept = [of.kv_groups if kind == "attention" else of.ffn for of in cut.kept]
+    index = next((index for index, n_units in enumerate(kept) if n_units), 0)
+    block = cut.anatomy.blocks[index]
+    path = sublayer_path(block, kind)
+    if not path or not kept[index]:
+        return 0
+    owner = block.module.get_submodule(path)
     handle = owner.register_forward_hook(lambda module, args, output: found.append(output))
     runner = BlockRunner(cut.anatomy)
     try:
         inputs = runner.start(torch.zeros(1, 2, dtype=torch.int64))
-        runner.block(0, inputs.hidden, inputs)
+        runner.block(index, inputs.hidden, inputs)
     finally:
         handle.remove()
     return len(found[0]) if isinstance(found[0], tuple) else 0

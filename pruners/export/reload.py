@@ -4,7 +4,7 @@ It imports nothing of this project, so that its results are those of anybody who
 
     python -P reload.py MODEL CHECK
 
-CHECK is a directory with ``request.json`` (``dtype`` to compute in, ``linears`` to count zeros in, ``text`` to
+CHECK is a directory with ``request.json`` (``dtype`` to compute in, ``parameters`` to count zeros in, ``text`` to
 tokenize, ``trust_remote_code``) and ``request.safetensors`` (``tokens``: ``rows length`` int64). It gets
 ``answer.json`` and ``answer.safetensors`` (``logits``: ``rows length vocabulary`` in float32).
 """
@@ -35,7 +35,7 @@ def main(directory: Path, check: Path) -> None:
     with torch.inference_mode():
         logits = torch.cat([model(row[None], use_cache=False).logits.float() for row in tokens])
         generated, gap = _generate(model, tokens[:1, :N_PROMPT])
-    weights = {name: model.get_submodule(name).weight for name in request["linears"]}
+    weights = {name: model.get_parameter(name) for name in request["parameters"]}
     answer = {
         "architecture": type(model).__name__,
         "missing": sorted(loading["missing_keys"]),

@@ -32,17 +32,21 @@ def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         NotStockError: if it hasn't.
     """
-    if len(cut.shapes) > 1 or 0 in next(iter(cut.shapes)):
+    if not cut.alike:
         raise NotStockError("the blocks that stay don't have one shape")
     content = cut.base_config()
     inner = cut.text_part(content)
     block, kept = cut.anatomy.blocks[0], cut.kept[0]
-    if kept.kv_groups != block.n_kv_heads:
+    if kept.kv_groups != block.attention_units:
         inner |= cut.shape(0) | {"head_dim": block.head_dim}
-    width = width_name(inner)
-    if width is None:
-        raise NotStockError("its config has no number of channels")
-    inner[width] = kept.ffn
+    for index in cut.kept_blocks:
+        if cut.anatomy.blocks[index].mixture is not None:
+            inner |= cut.ffn_shape(index, cut.kept[index].ffn)
+            continue
+        width = width_name(inner)
+        if width is None:
+            raise NotStockError("its config has no number of channels")
+        inner[width] = cut.kept[index].ffn
     return fit(cut, content, cut.weights())
 
 
@@ -58,7 +62,7 @@ def stock_groups(anatomy: Anatomy) -> tuple[int, ...]:
     """
     found = []
     for n_groups in range(anatomy.blocks[0].n_kv_heads, 0, -1):
-        kept = [Kept(n_groups, block.ffn_width) for block in anatomy.blocks]
+        kept = [Kept(n_groups, block.ffn_units) for block in anatomy.blocks]
         with suppress(NotStockError):
             stock_model(CutModel(anatomy, kept, planned=True))
             found.append(n_groups)
@@ -73,7 +77,7 @@ def takes_biases(anatomy: Anatomy) -> bool:
     with torch.device("meta"):
         skeleton: Any = type(anatomy.model)(type(anatomy.model.config)(**content))
     known = {name for name, _ in skeleton.named_parameters()}
-    return all(f"{x.name}.bias" in known for x in anatomy.linears if x.is_output)
+    return all(f"{x.name}.bias" in known for x in anatomy.linears if x.is_output and x.expert is None)
 
 
 def fit(

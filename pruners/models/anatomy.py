@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from secateur.pruners.models.experts import Expert
+from secateur.pruners.models.mixture import Mixture
 from secateur.spaces.architecture.candidate import Kept
 
 Sublayer = Literal["attention", "recurrent", "mlp", "experts"]
@@ -29,6 +31,7 @@ class Linear:
         sublayer: kind of its mixer.
         block: index of its block.
         transposed: True if the module stores its weight as ``in out`` (GPT-2's Conv1D).
+        expert: the routed expert of a mixture that it belongs to; None elsewhere.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Linear:
     sublayer: Sublayer
     block: int
     transposed: bool
+    expert: Expert | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -98,6 +102,7 @@ class Mixer:
         channels: of an MLP of up and down, with a gate or without, fused or not; else 0.
         score_macs: multiply-accumulates of its attention for one token and one token that it attends to.
         cache_width: numbers that one token adds to its cache; 0 of a state of fixed size.
+        mixture: router and routed experts of a mixture of experts; else None.
     """
 
     kind: Sublayer
@@ -106,6 +111,7 @@ class Mixer:
     channels: int = 0
     score_macs: int = 0
     cache_width: int = 0
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,12 @@ class Block:
         return found[0] if len(found) == 1 else None
 
     @property
+    def mixture(self) -> Mixture | None:
+        """Router and routed experts; None in a block without."""
+        found = self.mixer("experts")
+        return None if found is None else found.mixture
+
+    @property
     def heads(self) -> Heads:
         """Heads of the attention; none in a block without, or with one that has no units."""
         attention = self.mixer("attention")
@@ -168,9 +180,19 @@ class Block:
         return 0 if mlp is None else mlp.channels
 
     @property
+    def attention_units(self) -> int:
+        """Units of its attention: KV groups, or one if it has no such heads."""
+        return self.n_kv_heads or int(self.mixer("attention") is not None)
+
+    @property
+    def ffn_units(self) -> int:
+        """Units of its MLP: channels, or the routed experts of a mixture."""
+        return self.ffn_width if self.mixture is None else self.mixture.n_experts
+
+    @property
     def whole(self) -> Kept:
         """All of its units."""
-        return Kept(self.n_kv_heads, self.ffn_width)
+        return Kept(self.attention_units, self.ffn_units)
 
     def attended(self, context: int) -> int:
         """Tokens that a token at the end of `context` tokens (itself included) attends to."""

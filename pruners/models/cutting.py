@@ -71,7 +71,7 @@ class LiveSublayer:
         """Make the sub-layer a zero: empty parameters, norms that do nothing."""
         self.restore()
         for norm in self._layout.norms:
-            self._patch(norm, _unchanged)
+            self._patch(norm, unchanged)
         if self._layout.owner is not None:
             layer = getattr(self._layout.owner, "layer_idx", None)
             self._patch(self._layout.owner, partial(_no_attention, layer, self._layout.n_outputs))
@@ -151,7 +151,8 @@ def set_bias(module: nn.Module, bias: Tensor | None) -> None:
         parameter.data = bias
 
 
-def _unchanged(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def unchanged(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Forward pass of a module that does nothing."""
     return hidden
 
 

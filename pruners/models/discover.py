@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
+from secateur.pruners.models.experts import split_experts
 from secateur.pruners.models.mixers import MixesTokens, find_mixers, is_kept
 from secateur.pruners.models.probe import check_blocks, mixes_tokens
 from secateur.pruners.models.tail import find_tail
@@ -46,6 +47,7 @@ def _dissect(model: nn.Module, bos: int | None) -> Anatomy:
     if whole is None or getattr(whole, "is_encoder_decoder", False):
         raise ValueError("Expected a decoder-only model with a config, got another kind.")
     config = text_config(whole)
+    split_experts(model)
     embedding, head = _find_ends(model)
     name, container = _find_container(model, embedding, getattr(config, "num_hidden_layers", None))
     mixes = partial(mixes_tokens, model)

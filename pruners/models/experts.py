@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -177,9 +178,10 @@ class Experts(nn.ModuleList):
 
     def fused(self) -> nn.Module:
         """The module that this one stands for, with the present weights of the kept experts."""
-        fused = self._fused[0]
+        fused: nn.Module = copy.copy(self._fused[0])
+        fused._parameters = dict(fused._parameters)
         experts: list[Any] = [self[index] for index in self.kept]
-        fused.num_experts = len(experts)
+        fused.num_experts = len(experts)  # type: ignore[assignment]  # a plain attribute
         ups = [_joined(expert, self._form) for expert in experts]
         downs = [(expert.down_proj.weight, expert.down_proj.bias) for expert in experts]
         for own, pieces in ((_up(fused), ups), (DOWN, downs)):
@@ -214,6 +216,8 @@ def split_experts(model: nn.Module) -> None:
                     f"computes something else [at {name}]. This mixture can't be pruned."
                 )
             setattr(parent, name.rpartition(".")[2], Experts(module, form))
+            for parameter in module.parameters(recurse=False):  # the experts' views keep what is still used
+                parameter.data = parameter.data.new_empty(0)
             forms.sort(key=lambda other: other is not form)  # tried first at the next one
 
 

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer, Piece
-from secateur.pruners.models.layout import FORMS, BlockLayout, Form, Placement, SublayerLayout, place
+from secateur.pruners.models.layout import (
+    FORMS,
+    BlockLayout,
+    Form,
+    MixtureLayout,
+    Placement,
+    SublayerLayout,
+    place,
+    whole_placements,
+)
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
 
 N_TOKENS = 4
@@ -27,19 +36,24 @@ class _Seen(NamedTuple):
 
 
 @torch.no_grad()
-def find_layouts(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
-    """Layouts of the KV groups and channels in every block of a dense model.
+def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayout, ...]:
+    """Layouts of the KV groups and channels, and of routed experts, in every block of a dense model.
 
     No table of families is used. Norms are told by the modules that they feed; the form of fused projections, and
     that nothing else depends on the number of heads or their places, by cutting the first unit of one block of each
     kind, with the order of the others reversed: the inputs of the output projection must follow. The model is not
     changed.
 
+    Args:
+        anatomy: of the model.
+        experts: whether mixtures of experts are of use.
+
     Raises:
         ValueError: if a sub-layer can't be cut, e.g. as a norm runs over all heads.
     """
+    mixed = experts and any(block.mixture for block in anatomy.blocks)
     for block in anatomy.blocks:
-        _check_parts(block, anatomy.family)
+        _check_parts(block, anatomy.family, experts=experts, rigid=mixed)
     runner = BlockRunner(anatomy)
     ids = torch.arange(N_TOKENS, device=runner.device)[None] % anatomy.vocab_size
     training = anatomy.model.training
@@ -47,10 +61,13 @@ def find_layouts(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
     try:
         inputs = runner.start(ids)
         seen = [_run(runner, block, inputs) for block in anatomy.blocks]
-        forms: dict[Hashable, dict[Sublayer, Form]] = {}
+        forms: dict[Hashable, dict[Sublayer, Form | None]] = {}
         for block, run in zip(anatomy.blocks, seen, strict=True):
             if _kind(block) not in forms:
-                forms[_kind(block)] = {kind: _form(runner, block, kind, inputs, run) for kind in OUTPUTS}
+                kinds = [kind for kind in OUTPUTS if block.mixer(kind) is not None]
+                forms[_kind(block)] = {
+                    kind: _form(runner, block, kind, inputs, run, rigid=mixed) for kind in kinds
+                }
     finally:
         anatomy.model.train(training)
     return tuple(
@@ -58,17 +75,23 @@ def find_layouts(anatomy: Anatomy) -> tuple[BlockLayout, ...]:
     )
 
 
-def _check_parts(block: Block, family: str) -> None:
-    """Raise a ValueError unless the block is one attention with heads and one MLP with channels."""
+def _check_parts(block: Block, family: str, *, experts: bool, rigid: bool) -> None:
+    """Raise a ValueError unless the block is one attention with heads and one MLP with channels, or a mixture."""
     kinds = [mixer.kind for mixer in block.mixers]
     for mixer in block.mixers:
-        if mixer.kind in OUTPUTS and not (mixer.heads or mixer.channels):
+        if mixer.kind in OUTPUTS and not (mixer.heads or mixer.channels or rigid):
             raise ValueError(
                 f"Expected an attention of the projections q, k, v and o to cut, got one of "
                 f"{', '.join(x.name.removeprefix(f'{block.name}.') for x in mixer.linears)} [at {block.name}]. "
                 f"This family ({family}) can't be cut."
             )
-    if sorted(kinds) != ["attention", "mlp"] or block.unknown:
+    if sorted(kinds) == ["attention", "experts"] and block.mixture and not experts:
+        raise ValueError(
+            f"Expected blocks of one attention and one MLP, got a mixture of experts [at {block.name}]. Experts are "
+            "units of the space architecture."
+        )
+    mixed = sorted(kinds) == ["attention", "experts"] and block.mixture
+    if not (mixed or sorted(kinds) == ["attention", "mlp"]) or block.unknown:
         found = [*kinds, *block.unknown]
         raise ValueError(
             f"Expected blocks of one attention and one MLP to cut, got {', '.join(found)} [at {block.name}]. "
@@ -82,17 +105,45 @@ def _kind(block: Block) -> Hashable:
     return tuple(type(module) for module in block.module.modules()), linears, block.window
 
 
-def _layout(block: Block, forms: Mapping[Sublayer, Form], run: _Seen) -> BlockLayout:
-    attention, mlp = (_sublayer(block, kind, forms[kind], run) for kind in OUTPUTS)
+def _layout(block: Block, forms: Mapping[Sublayer, Form | None], run: _Seen) -> BlockLayout:
+    attention = _sublayer(block, "attention", forms["attention"], run)
+    mlp = _mixture(block, run) if block.mixture else _sublayer(block, "mlp", forms["mlp"], run)
     return BlockLayout(block, attention, mlp, _shared_norms(block, run))
 
 
-def _form(runner: BlockRunner, block: Block, kind: Sublayer, inputs: BlockInputs, dense: _Seen) -> Form:
-    """The first form under which a cut block computes the values of the dense one."""
+def _mixture(block: Block, seen: _Seen) -> MixtureLayout:
+    """Layout of the block's mixture; its owner is the child of the block that holds it."""
+    mixture = block.mixture
+    assert mixture is not None
+    owner = next(child for child in block.module.children() if mixture.experts in set(child.modules()))
+    names = {f"{block.name}.{name}": module for name, module in block.module.named_modules()}
+    norms = tuple(
+        norm
+        for norm in (names[name] for name in block.norms)
+        if norm in set(owner.modules())
+        or seen.outputs[norm] is seen.inputs[owner]
+        or seen.inputs[norm] is seen.outputs[owner]
+    )
+    returned = seen.outputs[owner]
+    n_outputs = len(returned) if isinstance(returned, tuple) else 0
+    return MixtureLayout(f"the experts of {block.name}", mixture, owner, norms, n_outputs)
+
+
+def _form(
+    runner: BlockRunner, block: Block, kind: Sublayer, inputs: BlockInputs, dense: _Seen, *, rigid: bool
+) -> Form | None:
+    """The first form under which a cut block computes the values of the dense one.
+
+    None: of an attention that can only be kept or removed as a whole, in a model of whose mixtures experts are cut.
+    """
+    if rigid and kind == "attention" and not block.n_kv_heads:
+        return None
     for form in FORMS:
         layout = _sublayer(block, kind, form, dense)
         if layout.n_units == 1 or _same_without_first(runner, block, layout, inputs, dense):
             return form
+    if rigid and kind == "attention":
+        return None
     raise ValueError(
         f"Expected the units of {_name(block, kind)} to be alike, independent of each other and found in "
         f"{', '.join(placement.linear.name for placement in place(block, kind, FORMS[0]))}, but the block without one "
@@ -133,8 +184,9 @@ def _without_last(layout: SublayerLayout, order: Int[Tensor, " units"]) -> dict[
     return pieces
 
 
-def _sublayer(block: Block, kind: Sublayer, form: Form, seen: _Seen) -> SublayerLayout:
-    placements = place(block, kind, form)
+def _sublayer(block: Block, kind: Sublayer, form: Form | None, seen: _Seen) -> SublayerLayout:
+    n_units = block.attention_units if kind == "attention" else block.ffn_width
+    placements = whole_placements(block, kind, n_units) if form is None else place(block, kind, form)
     names = {f"{block.name}.{name}": module for name, module in block.module.named_modules() if name}
     owner = names.get(placements[-1].linear.name.rpartition(".")[0]) if kind == "attention" else None
     if kind == "attention" and owner is None:
@@ -143,13 +195,14 @@ def _sublayer(block: Block, kind: Sublayer, form: Form, seen: _Seen) -> Sublayer
     return SublayerLayout(
         name=_name(block, kind),
         kind=kind,
-        n_units=block.n_kv_heads if kind == "attention" else block.ffn_width,
+        n_units=n_units,
         placements=placements,
         norms=_norms(block, [names[name] for name in block.norms], placements, owner, seen),
         owner=owner,
         n_outputs=len(returned) if isinstance(returned, tuple) else 0,
         head_dim=block.head_dim,
-        heads_per_group=block.n_heads // block.n_kv_heads,
+        heads_per_group=block.n_heads // block.attention_units,
+        rigid=form is None,
     )
 
 
@@ -184,7 +237,9 @@ def _shared_norms(block: Block, seen: _Seen) -> tuple[nn.Module, ...]:
     """Norms that several mixers read, as where attention and MLP are parallel (Cohere, GPT-J, Falcon)."""
     names = {f"{block.name}.{name}": module for name, module in block.module.named_modules()}
     readers = {
-        names[name]: {x.sublayer for x in block.linears if seen.inputs[x.module] is seen.outputs[names[name]]}
+        names[name]: {
+            x.sublayer for x in block.linears if seen.inputs.get(x.module) is seen.outputs[names[name]]
+        }
         for name in block.norms
     }
     return tuple(norm for norm, kinds in readers.items() if len(kinds) > 1)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear, Role, Sublayer
+from secateur.pruners.models.mixture import Mixture
 from secateur.spaces.architecture.candidate import Kept
 
 Form = Literal["contiguous", "interleaved"]
@@ -73,6 +74,7 @@ class SublayerLayout:
         n_outputs: length of the tuple that the attention's module returns; 0 if it is a bare tensor.
         head_dim: width of a head.
         heads_per_group: query heads of a KV group.
+        rigid: True if it can only be kept or removed as a whole.
     """
 
     name: str
@@ -84,6 +86,7 @@ class SublayerLayout:
     n_outputs: int
     head_dim: int
     heads_per_group: int
+    rigid: bool = False
 
     @property
     def output(self) -> Linear:
@@ -116,30 +119,86 @@ class SublayerLayout:
 
 
 @dataclass(frozen=True)
+class MixtureLayout:
+    """Layout of a mixture of experts, whose units are the routed experts.
+
+    Args:
+        name: for errors, e.g. ``the experts of model.layers.3``.
+        mixture: router and routed experts.
+        owner: the module that is removed with the last expert: they, and shared experts.
+        norms: norms that serve it alone.
+        n_outputs: length of the tuple that the owner returns; 0 if it is a bare tensor.
+    """
+
+    name: str
+    mixture: Mixture
+    owner: nn.Module
+    norms: tuple[nn.Module, ...]
+    n_outputs: int
+    kind: Literal["experts"] = "experts"
+
+    @property
+    def n_units(self) -> int:
+        return self.mixture.n_experts
+
+    @property
+    def modules(self) -> Iterator[nn.Module]:
+        """All modules that are removed with it."""
+        yield from self.owner.modules()
+        yield from self.norms
+
+    @property
+    def unit_params(self) -> int:
+        """Parameters of one expert, with its entries in the router."""
+        return self.mixture.expert_params
+
+    @property
+    def fixed_params(self) -> int:
+        """Parameters that are removed with the last expert: norms, shared experts and their gate."""
+        total = sum(p.numel() for module in self.modules for p in module.parameters(recurse=False))
+        return total - self.n_units * self.unit_params
+
+
+@dataclass(frozen=True)
 class BlockLayout:
     """Both sub-layers of a block.
 
     Args:
         block: the block.
         attention: in KV groups.
-        mlp: in channels.
+        mlp: in channels, or a mixture in experts.
         shared: norms that both read; removed with the whole block alone.
     """
 
     block: Block
     attention: SublayerLayout
-    mlp: SublayerLayout
+    mlp: SublayerLayout | MixtureLayout
     shared: tuple[nn.Module, ...] = ()
 
     @property
+    def parts(self) -> tuple[SublayerLayout, SublayerLayout | MixtureLayout]:
+        """Attention, and MLP or mixture."""
+        return self.attention, self.mlp
+
+    @property
     def sublayers(self) -> tuple[SublayerLayout, SublayerLayout]:
-        """Attention, MLP."""
+        """Attention, and an MLP; for callers that found layouts without experts."""
+        assert isinstance(self.mlp, SublayerLayout)
         return self.attention, self.mlp
 
     @property
     def shared_params(self) -> int:
         """Parameters of the shared norms."""
         return sum(p.numel() for norm in self.shared for p in norm.parameters())
+
+
+def whole_placements(block: Block, kind: Sublayer, n_units: int) -> tuple[Placement, ...]:
+    """Placements that share every projection out among units, of a sub-layer that is never cut to some of them."""
+    mixer = block.mixer(kind)
+    return tuple(
+        Placement(x, int(x.is_output), ((x.in_features if x.is_output else x.out_features) // n_units,))  # type: ignore[arg-type]
+        for x in (mixer.linears if mixer is not None else ())
+    )
 
 
 def place(block: Block, kind: Sublayer, form: Form) -> tuple[Placement, ...]:
@@ -152,7 +211,7 @@ def place(block: Block, kind: Sublayer, form: Form) -> tuple[Placement, ...]:
 
 
 def _parts(block: Block, role: Role, form: Form) -> tuple[int, ...]:
-    head, queries = block.head_dim, block.head_dim * (block.n_heads // block.n_kv_heads)
+    head, queries = block.head_dim, block.head_dim * (block.n_heads // max(block.n_kv_heads, 1))
     parts: dict[Role, tuple[int, ...]] = {"q": (queries,), "o": (queries,), "k": (head,), "v": (head,)}
     parts |= {"qkv": (queries, head, head), "gate_up": (1, 1)}
     found = parts.get(role, (1,))  # of a channel
@@ -172,9 +231,11 @@ def check_kept(anatomy: Anatomy, blocks: Sequence[Kept]) -> None:
 def check_block(block: Block, kept: Kept) -> None:
     """Raise a ValueError unless the block can be cut to this."""
     fewest = 1 if block.index == 0 else 0
-    if not fewest <= kept.kv_groups <= block.n_kv_heads:
+    if not fewest <= kept.kv_groups <= block.attention_units:
         raise ValueError(
-            f"Expected `kv_groups` from {fewest} to {block.n_kv_heads}, got {kept.kv_groups} at {block.name}."
+            f"Expected `kv_groups` from {fewest} to {block.attention_units}, got {kept.kv_groups} at {block.name}."
         )
-    if not 0 <= kept.ffn <= block.ffn_width:
+    if block.mixture is not None:
+        block.mixture.check(kept.ffn)
+    elif not 0 <= kept.ffn <= block.ffn_width:
         raise ValueError(f"Expected `ffn` from 0 to {block.ffn_width}, got {kept.ffn} at {block.name}.")

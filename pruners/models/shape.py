@@ -6,9 +6,10 @@ from torch import nn
 
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import BlockLayout, SublayerLayout
+from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
+from secateur.pruners.models.mixture import Mixture
 from secateur.spaces.latency import LatencyTable
-from secateur.spaces.shape import BlockShape, ModelShape, Prunable
+from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape, Prunable
 
 
 def prunables(anatomy: Anatomy) -> list[Prunable]:
@@ -40,11 +41,12 @@ def model_shape(
         ValueError: if blocks are asked for and the model can't be cut, see `find_layouts`.
     """
     attention = sum(mixer.score_macs * x.attended(context) for x in anatomy.blocks for mixer in x.mixers)
-    inside = sum(linear.n_weights for linear in anatomy.linears)
+    inside = sum(linear.n_weights for linear in anatomy.linears if linear.expert is None)
+    routed = sum(_macs_of_experts(block.mixture) for block in anatomy.blocks if block.mixture)
     return ModelShape(
         n_params=sum(parameter.numel() for parameter in anatomy.model.parameters()),
         bytes_per_param=stored_bytes,
-        macs_per_token=inside + fixed_macs(anatomy) + attention,
+        macs_per_token=inside + routed + fixed_macs(anatomy) + attention,
         kv_bytes_per_token=sum(mixer.cache_width for x in anatomy.blocks for mixer in x.mixers)
         * stored_bytes,
         blocks=block_shapes(anatomy, context, stored_bytes) if blocks else (),
@@ -62,12 +64,14 @@ def fixed_macs(anatomy: Anatomy) -> int:
 
 def block_shapes(anatomy: Anatomy, context: int, stored_bytes: int) -> tuple[BlockShape, ...]:
     """The shapes of all blocks, see `model_shape`."""
-    return tuple(_block_shape(layout, context, stored_bytes) for layout in find_layouts(anatomy))
+    layouts = find_layouts(anatomy, experts=True)
+    return tuple(_block_shape(layout, context, stored_bytes) for layout in layouts)
 
 
 def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockShape:
     attention, mlp = layout.attention, layout.mlp
-    heads = attention.heads_per_group * attention.head_dim  # width of a group's queries
+    mixer = layout.block.mixer("attention")
+    assert mixer is not None, "blocks with layouts have one"
     return BlockShape(
         n_kv_groups=attention.n_units,
         group_params=attention.unit_params,
@@ -76,13 +80,39 @@ def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockS
         channel_params=mlp.unit_params,
         mlp_params=mlp.fixed_params,
         group_macs=_unit_weights(attention)
-        + 2 * heads * layout.block.attended(context),  # scores, weighted sum
-        channel_macs=_unit_weights(mlp),
-        group_kv_bytes=2 * attention.head_dim * stored_bytes,
+        + mixer.score_macs * layout.block.attended(context) // attention.n_units,
+        channel_macs=_unit_weights(mlp) if isinstance(mlp, SublayerLayout) else _expert_macs(mlp.mixture),
+        group_kv_bytes=mixer.cache_width // attention.n_units * stored_bytes,
         attention_bias=_bias_to_come(attention),
-        mlp_bias=_bias_to_come(mlp),
+        mlp_bias=_bias_to_come(mlp) if isinstance(mlp, SublayerLayout) else 0,
         shared_params=layout.shared_params,
+        rigid=attention.rigid,
+        experts=None if isinstance(mlp, SublayerLayout) else _expert_shape(mlp),
     )
+
+
+def _expert_shape(layout: MixtureLayout) -> ExpertShape:
+    mixture = layout.mixture
+    shared = [x for x in layout.owner.modules() if isinstance(x, nn.Linear)]
+    routed = set(mixture.experts.modules())
+    return ExpertShape(
+        top_k=mixture.top_k,
+        fewest=mixture.fewest,
+        multiple=mixture.n_groups,
+        router_macs=mixture.router.shape[1],
+        shared_macs=sum(
+            x.weight.numel() for x in shared if x not in routed and x.weight is not mixture.entries[0].owned
+        ),
+    )
+
+
+def _expert_macs(mixture: Mixture) -> int:
+    return sum(p.numel() for p in mixture.experts[0].parameters() if p.ndim > 1)
+
+
+def _macs_of_experts(mixture: Mixture) -> int:
+    """Multiply-accumulates a token of the router and of the experts that it is routed to."""
+    return mixture.router.numel() + mixture.top_k * _expert_macs(mixture)
 
 
 def _bias_to_come(layout: SublayerLayout) -> int:

@@ -76,7 +76,7 @@ def _wanted(dense: Walk, layout: BlockLayout) -> dict[Sublayer, Float[Tensor, "t
     before, behind = _rows(dense.hidden), _rows(outputs)
     attention = before + _given(layout.attention, seen)
     tolerance = 16 * torch.finfo(outputs[0].dtype).eps * float(behind.abs().max())
-    if not torch.allclose(attention + _given(layout.mlp, seen), behind, rtol=0.0, atol=tolerance):
+    if not torch.allclose(attention + _given(layout.sublayers[1], seen), behind, rtol=0.0, atol=tolerance):
         raise ValueError(
             "Expected a family that adds the outputs of its projections to the stream as they are for the repair "
             f"kprune, got another sum at {layout.block.name}. Use the repair refit."

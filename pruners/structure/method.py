@@ -11,7 +11,14 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.structure.evidence import Evidence
-from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES, Detail
+from secateur.spaces.methods import (
+    CUT_REPAIRS,
+    EXPERT_IMPORTANCES,
+    EXPERT_REPAIRS,
+    IMPORTANCES,
+    UNIT_REPAIRS,
+    Detail,
+)
 from secateur.spaces.names import nearest
 
 
@@ -21,8 +28,9 @@ class StructureMethod:
 
     Args:
         importance: a row of `IMPORTANCES`.
-        repairs: rows of `CUT_REPAIRS` to prepare.
+        repairs: rows of `CUT_REPAIRS` or `EXPERT_REPAIRS` to prepare.
         dampening: of second moments that importances and repairs invert, as a fraction of the mean diagonal, > 0.
+        experts: a row of `EXPERT_IMPORTANCES`; "": of a model without mixtures.
 
     Raises:
         ValueError: on an unknown name, or `dampening` out of range.
@@ -31,25 +39,45 @@ class StructureMethod:
     importance: str
     repairs: tuple[str, ...] = ("none",)
     dampening: float = 0.01
+    experts: str = ""
 
     def __post_init__(self) -> None:
         check_importance(self.importance)
         for repair in self.repairs:
-            if repair not in CUT_REPAIRS:
-                raise ValueError(f"Expected a known `repair`, got {repair!r}.{nearest(repair, CUT_REPAIRS)}")
+            if repair not in UNIT_REPAIRS:
+                raise ValueError(f"Expected a known `repair`, got {repair!r}.{nearest(repair, UNIT_REPAIRS)}")
+        if self.experts and self.experts not in EXPERT_IMPORTANCES:
+            raise ValueError(
+                f"Expected a known importance of experts, got {self.experts!r}."
+                f"{nearest(self.experts, EXPERT_IMPORTANCES)}"
+            )
         if not self.dampening > 0:
             raise ValueError(f"Expected `dampening` > 0, got {self.dampening}.")
 
     @property
     def needs(self) -> Detail:
         """Statistics of the output projections' inputs that must be collected."""
-        rows = (IMPORTANCES[self.importance], *(CUT_REPAIRS[name] for name in self.repairs))
+        rows = (IMPORTANCES[self.importance], *(CUT_REPAIRS[name] for name in self.of_sublayers))
         return max((row.inputs for row in rows), key=get_args(Detail).index)
 
     @property
     def repair_needs(self) -> Detail:
         """Statistics that repairs alone need."""
-        return max((CUT_REPAIRS[name].inputs for name in self.repairs), key=get_args(Detail).index)
+        return max(
+            (CUT_REPAIRS[name].inputs for name in self.of_sublayers),
+            key=get_args(Detail).index,
+            default="nothing",
+        )
+
+    @property
+    def of_sublayers(self) -> tuple[str, ...]:
+        """The repairs of KV groups and channels."""
+        return tuple(name for name in self.repairs if name in CUT_REPAIRS)
+
+    @property
+    def of_experts(self) -> tuple[str, ...]:
+        """The repairs of experts, ``none`` among them."""
+        return tuple(dict.fromkeys(("none", *(name for name in self.repairs if name in EXPERT_REPAIRS))))
 
     @property
     def gradients(self) -> tuple[Kind, ...]:

@@ -17,6 +17,7 @@ from secateur.pruners.calibration.gradients import model_statistics
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.depth.depth import depth_scores
+from secateur.pruners.experts.levels import expert_level, expert_levels
 from secateur.pruners.export.capability import check_capability, check_carries, stock_kv_groups
 from secateur.pruners.export.export import ExportReport, check_structured, export_structured
 from secateur.pruners.export.manifest import Manifest
@@ -24,7 +25,8 @@ from secateur.pruners.export.registry import FORMATS
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import SublayerLayout, check_kept
+from secateur.pruners.models.layout import MixtureLayout, SublayerLayout, check_kept
+from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.models.memory import available_bytes
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
@@ -86,12 +88,18 @@ class ArchitecturePruner(Pruner):
             model=self.dense.fingerprint,
             dtype=self.dense.dtype,
             calibration=self.calibration.sha256,
-            method=_method_of(of),
+            method=self._method,
             kv_groups=_union(block.kv_groups for block in levels) if repaired else (),
             ffn=_union(block.ffn for block in levels) if repaired else (),
         )
         if not is_built(directory, key):
             build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
+
+    @property
+    def _method(self) -> StructureMethod:
+        """Without an importance of experts where the model has none."""
+        method = _method_of(self.settings)
+        return method if any(block.mixture for block in self.anatomy.blocks) else replace(method, experts="")
 
     def open(self, directory: Path) -> None:
         self._store = StructureStore(directory, self.anatomy)
@@ -123,7 +131,8 @@ class ArchitecturePruner(Pruner):
 
     def baselines(self, directory: Path) -> Mapping[str, Any]:
         """Architectures that known allocations give, from scores in the store or beside it."""
-        kinds = self.settings.scored
+        mixed = any(block.mixture for block in self.anatomy.blocks)  # FLAP has no scores of experts
+        kinds = [kind for kind in self.settings.scored if not (mixed and kind == "flap")]
         if not kinds:
             return {}
         scores = StructureStore(directory, self.anatomy).scores
@@ -145,6 +154,7 @@ class ArchitecturePruner(Pruner):
             importance=self.settings.importance,
             repair=config["repair"],
             dampening=self.settings.dampening,
+            experts=self.settings.expert_importance,
             tokens=self.calibration.tokens,
             sequential=sequential,
             on_block=on_block,
@@ -159,8 +169,9 @@ class ArchitecturePruner(Pruner):
         blocks = []
         rows = by_depth(form["blocks"], len(self.anatomy.blocks))
         for block, row in zip(self.anatomy.blocks, rows, strict=True):
-            groups = _share(row["kv_groups"], block.n_kv_heads, 1)
-            ffn = _share(row["ffn"], block.ffn_width, self.settings.multiple_of)
+            groups = _share(row["kv_groups"], block.attention_units, 1)
+            multiple = self.settings.multiple_of if block.mixture is None else block.mixture.n_groups
+            ffn = _share(row["ffn"], block.ffn_units, multiple)
             blocks.append({"kv_groups": max(groups, int(block.index == 0)), "ffn": ffn})
         return {"blocks": blocks, "repair": form["repair"]}
 
@@ -173,7 +184,8 @@ class ArchitecturePruner(Pruner):
 
     def record(self, config: Config) -> dict[str, Any]:
         of = self.settings
-        return {"importance": of.importance, "repair": config["repair"], "damp": of.dampening}
+        record = {"importance": of.importance, "repair": config["repair"], "damp": of.dampening}
+        return record | ({"expert_importance": self._method.experts} if self._method.experts else {})
 
     def asked(self, config: Config) -> dict[str, Any]:
         return {"asked": {}, "kept": config["blocks"]}
@@ -200,7 +212,9 @@ class ArchitecturePruner(Pruner):
 
 
 def _method_of(settings: Any) -> StructureMethod:
-    return StructureMethod(settings.importance, settings.repairs, settings.dampening)
+    return StructureMethod(
+        settings.importance, settings.repairs, settings.dampening, settings.expert_importance
+    )
 
 
 def _share(kept: str, n_units: int, multiple: int) -> int:
@@ -224,7 +238,7 @@ def _has_room(anatomy: Anatomy) -> bool:
 
 def _repairable(block: Block, kept: Kept) -> bool:
     """True if a sub-layer lost a part: one that is whole or removed needs no repair."""
-    return 0 < kept.kv_groups < block.n_kv_heads or 0 < kept.ffn < block.ffn_width
+    return 0 < kept.kv_groups < block.attention_units or 0 < kept.ffn < block.ffn_units
 
 
 @torch.no_grad()
@@ -235,6 +249,7 @@ def prune_structure(
     importance: str,
     repair: str,
     dampening: float = 0.01,
+    experts: str = "reap",
     tokens: Int[Tensor, "windows length"],
     sequential: bool,
     on_block: OnBlock = no_report,
@@ -250,6 +265,7 @@ def prune_structure(
         importance: name of an importance of structure.
         repair: name of a repair of output projections.
         dampening: see `StructureMethod`.
+        experts: name of an importance of experts.
         tokens: calibration windows.
         sequential: statistics of a block come from already pruned blocks; otherwise from the dense model, as in a
             store. Gradients are the dense model's either way.
@@ -261,18 +277,44 @@ def prune_structure(
     Raises:
         ValueError: on an unknown name, blocks that don't fit, or a model that can't be cut (see `find_layouts`).
     """
-    method = StructureMethod(importance, (repair,), dampening)
+    mixed = any(block.mixture for block in anatomy.blocks)
+    method = StructureMethod(importance, (repair,), dampening, experts if mixed else "")
     check_kept(anatomy, blocks)
-    layouts = find_layouts(anatomy)
+    layouts = find_layouts(anatomy, experts=True)
     whole = model_statistics(anatomy, tokens, gradients=method.gradients)
     units = []
-    parts = stream_blocks(anatomy, tokens, outputs=method.needs, sequential=sequential)
+    parts = stream_blocks(anatomy, tokens, outputs=method.needs, experts=mixed, sequential=sequential)
     for part, layout, kept in zip(parts, layouts, blocks, strict=True):
         groups = _cut_for_good(layout.attention, kept.kv_groups, part, whole, method)
-        channels = _cut_for_good(layout.mlp, kept.ffn, part, whole, method)
+        if isinstance(layout.mlp, MixtureLayout):
+            channels = _cut_experts(layout.mlp, kept.ffn, part, method)
+        else:
+            channels = _cut_for_good(layout.mlp, kept.ffn, part, whole, method)
         units.append(KeptUnits(groups, channels))
         on_block(layout.block.index)
     return tuple(units)
+
+
+def _cut_experts(
+    layout: MixtureLayout, n_kept: int, part: BlockStatistics, method: StructureMethod
+) -> tuple[int, ...]:
+    """Cut a mixture, free the memory of the removed experts, and return the numbers of the kept ones."""
+    if n_kept == layout.n_units:
+        return tuple(range(n_kept))
+    live = LiveExperts(layout)
+    kept: tuple[int, ...] = ()
+    if n_kept == 0:
+        live.remove()
+    else:
+        assert part.experts is not None, "collected where blocks have mixtures"
+        repair = method.of_experts[-1]
+        tensors = expert_levels(layout, method.experts, part.experts, {repair: (n_kept,)})
+        kept, weights = expert_level(layout, tensors, n_kept, repair)
+        live.cut(kept, weights)
+        live.empty_others(kept)
+    for parameter in (p for module in layout.modules for p in module.parameters(recurse=False)):
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    return kept
 
 
 def _cut_for_good(

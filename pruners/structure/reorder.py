@@ -67,7 +67,7 @@ def reorder_by(
 ) -> dict[str, Tensor]:
     """`reorder` by the importance and with the repairs of a method, from the statistics that it needs."""
     order = importance_order(method.importance, Evidence(layout, inputs, gradients, method.dampening))
-    return reorder(layout, order, inputs, counts, method.repairs, method.dampening)
+    return reorder(layout, order, inputs, counts, method.of_sublayers, method.dampening)
 
 
 def cut_pieces(
@@ -112,7 +112,7 @@ class ImportanceOrdered:
             ValueError: if it was not.
         """
         found = {x.linear.name: self._piece(x, n_kept) for x in self.layout.placements}
-        gives = CUT_REPAIRS[repair].gives
+        gives = CUT_REPAIRS[repair].gives if repair in CUT_REPAIRS else "nothing"  # a repair of experts
         if gives == "nothing":
             return found
         name, repaired = self.layout.output.name, self._repair(repair, n_kept)

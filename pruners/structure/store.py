@@ -14,10 +14,12 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, model_statistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
+from secateur.pruners.experts.levels import counts_of, expert_level, expert_levels
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import BlockLayout, SublayerLayout, check_block
+from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout, check_block
+from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.stores.block_files import Key, StoredBlocks, build_store, recorded
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.evidence import Evidence
@@ -27,7 +29,7 @@ from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
 from secateur.pruners.weights.level_store import CACHE_BYTES
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.scores import Scores
-from secateur.spaces.methods import CUT_REPAIRS
+from secateur.spaces.methods import CUT_REPAIRS, Detail
 
 _INFLUENCE = "influence"
 
@@ -57,7 +59,8 @@ class StructureKey(Key):
     def record(self) -> dict[str, Any]:
         """All of it as plain values."""
         fields = {name: value for name, value in super().record.items() if name != "method"}
-        return fields | recorded(asdict(self.method))
+        method = recorded(asdict(self.method))
+        return fields | {name: value for name, value in method.items() if name != "experts" or value}
 
 
 class StructureStore:
@@ -77,14 +80,19 @@ class StructureStore:
     """
 
     def __init__(self, directory: Path, anatomy: Anatomy) -> None:
-        self.layouts = find_layouts(anatomy)
+        self.layouts = find_layouts(anatomy, experts=True)
         device = anatomy.embedding.weight.device
         n_bytes = sum(linear.n_weights * linear.weight.element_size() for linear in anatomy.linears)
         copies = Recent[Tensor](n_bytes + CACHE_BYTES)
         stored = StoredBlocks(directory, len(self.layouts))
         self._tensors = [_OnDevice(tensors, device, copies) for tensors in stored]
-        self._dense = {x.output.name: x.output.weight for layout in self.layouts for x in layout.sublayers}
-        self._live = [[LiveSublayer(part) for part in layout.sublayers] for layout in self.layouts]
+        self._dense = {
+            x.output.name: x.output.weight
+            for layout in self.layouts
+            for x in layout.parts
+            if isinstance(x, SublayerLayout)
+        }
+        self._live = [[_live(part) for part in layout.parts] for layout in self.layouts]
 
     @property
     def scores(self) -> Scores:
@@ -92,8 +100,9 @@ class StructureStore:
         flap: dict[Sublayer, list[tuple[float, ...]]] = {"attention": [], "mlp": []}
         influence = []
         for layout, tensors in zip(self.layouts, self._tensors, strict=True):
-            for part in layout.sublayers:
-                flap[part.kind].append(tuple(tensors[_flap_name(part)].tolist()))
+            for part in layout.parts:
+                if isinstance(part, SublayerLayout):
+                    flap[part.kind].append(tuple(tensors[_flap_name(part)].tolist()))
             influence.append(float(tensors[_INFLUENCE]))
         return Scores(tuple(flap["attention"]), tuple(flap["mlp"]), tuple(influence))
 
@@ -114,22 +123,28 @@ class StructureStore:
         """
         layout = self.layouts[block]
         check_block(layout.block, kept)
-        for part, live, n_kept in zip(layout.sublayers, self._live[block], kept, strict=True):
+        for part, live, n_kept in zip(layout.parts, self._live[block], kept, strict=True):
             if n_kept == part.n_units:
                 live.restore()
             elif n_kept == 0:
                 live.remove()
+            elif isinstance(live, LiveExperts):
+                assert isinstance(part, MixtureLayout)
+                live.cut(*expert_level(part, self._tensors[block], n_kept, repair))
             else:
+                assert isinstance(part, SublayerLayout)
                 live.cut(n_kept, self.ordered(block, part.kind).pieces(n_kept, repair))
 
     def outputs(self, block: int, kept: Kept, repair: str = "none") -> dict[str, Tensor]:
         """Weights of a cut block's output projections in their dense shapes, zero in the columns of removed units.
 
-        By full name; arguments as of `cut`. What a repair adds to the bias is not part of it.
+        By full name; arguments as of `cut`. What a repair adds to the bias is not part of it, nor are mixtures.
         """
         layout = self.layouts[block]
         found = {}
-        for part, n_kept in zip(layout.sublayers, kept, strict=True):
+        for part, n_kept in zip(layout.parts, kept, strict=True):
+            if isinstance(part, MixtureLayout):
+                continue
             dense = self._dense[part.output.name]
             if n_kept == part.n_units:
                 found[part.output.name] = dense
@@ -148,6 +163,10 @@ class StructureStore:
         for block in self._live:
             for live in block:
                 live.restore()
+
+
+def _live(layout: SublayerLayout | MixtureLayout) -> LiveSublayer | LiveExperts:
+    return LiveSublayer(layout) if isinstance(layout, SublayerLayout) else LiveExperts(layout)
 
 
 class _OnDevice(UserDict[str, Tensor]):
@@ -189,18 +208,22 @@ def build_structure(
         LevelStoreError: if there is no room on the disk.
         ValueError: if the model can't be cut (see `find_layouts`), or inputs are not finite.
     """
-    layouts = find_layouts(anatomy)
-    method, counts = key.method, {"attention": key.kv_groups, "mlp": key.ffn}
+    layouts = find_layouts(anatomy, experts=True)
+    method, counts = key.method, {"attention": key.kv_groups, "mlp": key.ffn, "experts": key.ffn}
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
         identity, gradients = f"{key.model} {key.calibration}", method.gradients if missing else ()
         whole = model_statistics(
             anatomy, tokens, gradients=gradients, path=gradients_path(directory), identity=identity
         )
-        parts = stream_blocks(anatomy, tokens, outputs="gram" if method.needs == "gram" else "moments")
+        detail: Detail = "gram" if method.needs == "gram" else "moments"
+        parts = stream_blocks(anatomy, tokens, outputs=detail, experts=bool(method.experts))
         for part, layout in zip(parts, layouts, strict=True):
             tensors: dict[str, Tensor] = {}
-            for sub in layout.sublayers if part.block.index in missing else ():
+            for sub in layout.parts if part.block.index in missing else ():
+                if isinstance(sub, MixtureLayout):
+                    tensors |= _experts(method, sub, part, counts["experts"])
+                    continue
                 inputs = part.outputs[sub.output.name]
                 tensors |= reorder_by(method, sub, inputs, whole.gradients, counts[sub.kind])
             yield tensors | _scores(layout, part) if tensors else {}
@@ -216,10 +239,21 @@ def build_structure(
     )
 
 
+def _experts(
+    method: StructureMethod, layout: MixtureLayout, part: BlockStatistics, repaired: Sequence[int]
+) -> dict[str, Tensor]:
+    """Levels of a mixture: all without a repair, these with one."""
+    assert part.experts is not None, "collected where blocks have mixtures"
+    every = counts_of(layout.mixture)
+    some = [count for count in every if count in repaired]
+    repairs = {name: every if name == "none" else some for name in method.of_experts}
+    return expert_levels(layout, method.experts, part.experts, repairs)
+
+
 def _scores(layout: BlockLayout, part: BlockStatistics) -> dict[str, Tensor]:
     """Tensors that `StructureStore.scores` reads."""
     found = {_INFLUENCE: torch.tensor(part.influence, dtype=torch.float64)}
-    for sublayer in layout.sublayers:
+    for sublayer in (x for x in layout.parts if isinstance(x, SublayerLayout)):
         evidence = Evidence(sublayer, part.outputs[sublayer.output.name], {}, dampening=0.0)
         found[_flap_name(sublayer)] = standardised_flap(evidence)
     return found
@@ -232,10 +266,14 @@ def _flap_name(layout: SublayerLayout) -> str:
 def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key: StructureKey) -> int:
     """Upper bound of the bytes to write."""
     n_weights = 0
-    n_repairs = sum(CUT_REPAIRS[name].gives in ("weight", "both") for name in key.method.repairs)
+    n_repairs = sum(CUT_REPAIRS[name].gives in ("weight", "both") for name in key.method.of_sublayers)
+    n_merges = len(key.method.of_experts) - 1
     for layout in todo:
-        n_weights += sum(linear.n_weights + linear.out_features for linear in layout.block.linears)
+        n_weights += sum(x.n_weights + x.out_features for x in layout.block.linears if x.expert is None)
         for part, counts in ((layout.attention, key.kv_groups), (layout.mlp, key.ffn)):
+            if isinstance(part, MixtureLayout):
+                n_weights += n_merges * part.unit_params * sum(n for n in counts if n < part.n_units)
+                continue
             n_weights += n_repairs * sum(counts) * part.unit_width * part.output.out_features
     needed = n_weights * next(anatomy.linears).weight.element_size()
     return needed + gradients_to_write(gradients_path(directory), anatomy, key.method.gradients)

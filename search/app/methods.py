@@ -8,7 +8,7 @@ from secateur.spaces.methods import METHODS, RULES, MethodRow
 
 Row = dict[str, str]
 
-UNIT = {"weights": "weight", "structure": "KV group, channel", "blocks": "block"}
+UNIT = {"weights": "weight", "structure": "KV group, channel", "blocks": "block", "experts": "expert"}
 SETTING = {
     "metric": "metric",
     "reconstruction": "metric",
@@ -41,9 +41,11 @@ def method_rows() -> list[Row]:
 def _row(row: MethodRow) -> Row:
     of_structure = row.stage == "repair" and row.unit == "structure"
     setting = "repair" if of_structure and not row.scope else SETTING[row.stage]
+    if row.unit == "experts":
+        setting = "repair" if row.stage == "repair" else "expert_importance"
     return {
         "name": row.name,
-        "setting": "space.metrics" if row.scope == "block" else f"space.{setting}",
+        "setting": "space.metrics" if row.scope == "block" and row.unit == "weights" else f"space.{setting}",
         "unit": "output projection" if of_structure else ", ".join(UNIT[unit] for unit in row.units),
         "needs": ", ".join(dict.fromkeys(_needs(row))) or "nothing",
         "origin": row.origin,

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from secateur.spaces.methods import CUT_REPAIRS
+from secateur.spaces.methods import UNIT_REPAIRS
 
 
 class Kept(NamedTuple):
@@ -17,7 +17,7 @@ class Kept(NamedTuple):
 
     Args:
         kv_groups: KV heads, each with the query heads that read it.
-        ffn: channels of the MLP.
+        ffn: channels of the MLP, or routed experts of a mixture.
     """
 
     kv_groups: int
@@ -35,7 +35,7 @@ class KeptUnits:
 
     Args:
         kv_groups: key/value heads.
-        channels: of the MLP.
+        channels: of the MLP, or routed experts of a mixture.
     """
 
     kv_groups: tuple[int, ...]
@@ -83,7 +83,7 @@ class Architecture:
         blocks = [Kept(int(x[1]), int(x[2])) for x in found if x and few for _ in range(int(x[3] or 1))]
         repair = (whole and whole[2]) or ""
         architecture = cls(tuple(blocks), repair)
-        if whole and architecture.text == text and repair in ("", *CUT_REPAIRS):
+        if whole and architecture.text == text and repair in ("", *UNIT_REPAIRS):
             return architecture
         raise ValueError(
             f"Expected an architecture such as 'architecture:3/1536x5,0/1024', got {text[:80]!r}."

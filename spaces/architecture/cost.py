@@ -7,7 +7,7 @@ from typing import Literal
 
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.latency import PHASES, PhaseName
-from secateur.spaces.methods import CUT_REPAIRS
+from secateur.spaces.methods import UNIT_REPAIRS
 from secateur.spaces.shape import BlockShape, ModelShape
 
 CostName = Literal["params", "macs", "kv_bytes", "latency_prefill", "latency_decode"]
@@ -75,7 +75,7 @@ def cost(shape: ModelShape, blocks: Sequence[Kept], repair: str = "none") -> dic
     )
     added = (
         sum(block.bias_params(*kept) for block, _, kept in pairs)
-        if CUT_REPAIRS[repair].gives in ("bias", "both")
+        if UNIT_REPAIRS[repair].gives in ("bias", "both")
         else 0
     )
     left = shape.n_params - params + added

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from secateur.spaces.architecture.candidate import Kept
-from secateur.spaces.shape import BlockShape, ModelShape
+from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape
 
-Removable = Literal["groups", "channels", "attention", "mlp", "blocks"]
+Removable = Literal["groups", "channels", "experts", "attention", "mlp", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class LevelRules:
     """Rules for the levels.
 
     Args:
-        units: removable units: single KV ``groups`` and FFN ``channels``, whole ``attention`` and ``mlp`` sub-layers,
-            or whole ``blocks``.
-        ffn_step: channels between levels; None: see `default_step`.
+        units: removable units: single KV ``groups`` and FFN ``channels``, routed ``experts``, whole ``attention`` and
+            ``mlp`` sub-layers, or whole ``blocks``.
+        ffn_step: channels between levels; None: see `default_step`, as for experts.
         multiple_of: divisor of every number of kept channels.
         smallest_mlp: least channels of an MLP beside an attention, for formats that require an MLP.
         protect: indices of blocks kept dense.
@@ -61,17 +61,24 @@ class LevelRules:
     def _of(self, block: BlockShape, index: int) -> BlockLevels:
         kv_groups, ffn = [block.n_kv_groups], [block.ffn_width]
         if index not in self.protect:
-            if "groups" in self.units:
+            if "groups" in self.units and not block.rigid:
                 fewer = range(block.n_kv_groups - 1, 0, -1)
                 kv_groups += [n for n in fewer if self.held_groups is None or n in self.held_groups]
-            if "channels" in self.units:
+            if "channels" in self.units and block.experts is None:
                 ffn += self._widths(block, index)
+            if "experts" in self.units and block.experts is not None:
+                ffn += self._numbers_of_experts(block.ffn_width, block.experts)
             if self.units & {"attention", "blocks"} and index:
                 kv_groups.append(0)
             if "mlp" in self.units or ("blocks" in self.units and index):
                 smallest = self.smallest_mlp if "mlp" in self.units else 0
                 ffn += [smallest] if smallest < ffn[-1] else []
         return BlockLevels(tuple(kv_groups), tuple(ffn))
+
+    def _numbers_of_experts(self, n_experts: int, of: ExpertShape) -> list[int]:
+        """Numbers of experts between all and none, descending."""
+        step = default_step(n_experts, of.multiple, self.n_steps)
+        return [kept for kept in range(n_experts - step, 0, -step) if kept >= of.fewest]
 
     def _widths(self, block: BlockShape, index: int) -> list[int]:
         """Numbers of channels between all and none, descending."""

@@ -13,7 +13,7 @@ from secateur.spaces.architecture.cost import CostName
 from secateur.spaces.architecture.levels import LevelRules, Removable
 from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.architecture.tied import TiedSpace
-from secateur.spaces.methods import CUT_REPAIRS, DEPTH
+from secateur.spaces.methods import DEPTH, EXPERT_IMPORTANCES, UNIT_REPAIRS
 from secateur.spaces.plugins import points
 from secateur.spaces.section import one_of
 from secateur.spaces.shape import ModelShape, Prunable
@@ -21,6 +21,9 @@ from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
 
 UNITS: frozenset[Removable] = frozenset({"groups", "channels", "attention", "mlp"})
 TIED_UNITS: frozenset[Removable] = frozenset({"groups", "channels", "blocks"})
+EXPERTS: frozenset[Removable] = frozenset({"experts"})
+"""By default beside the others where a model has mixtures."""
+
 SMALLEST_MLP = {"gguf": 32}  # llama.cpp miscomputes blocks with an attention and no MLP
 
 DEFAULT_BASELINES = ("flap", "shortgpt")
@@ -32,7 +35,8 @@ def scored_baselines() -> tuple[str, ...]:
     return ("flap", *DEPTH)
 
 
-Repair = Annotated[str, one_of(lambda: CUT_REPAIRS)]
+Repair = Annotated[str, one_of(lambda: UNIT_REPAIRS)]
+ExpertImportance = Annotated[str, one_of(lambda: EXPERT_IMPORTANCES)]
 Scored = Annotated[str, one_of(scored_baselines)]
 Format = Annotated[str, one_of(lambda: (*FORMATS, *(point.name for point in points("secateur.formats"))))]
 
@@ -43,17 +47,20 @@ class ArchitectureSettings(SpaceSettings):
     Args:
         target: share of the blocks' `of` to remove; one value, a list, or a range.
         of: quantity of the target. Latencies are predicted from a table measured before.
-        units: removable units: single KV ``groups`` (a KV head with its query heads) and FFN ``channels``, whole
-            ``attention`` and ``mlp`` sub-layers, whole ``blocks``; None: all but blocks, or groups, channels and
-            blocks if tied. ``blocks`` are allowed alone, beside both sub-layers, or tied.
+        units: removable units: single KV ``groups`` (a KV head with its query heads) and FFN ``channels``, routed
+            ``experts`` of mixtures, whole ``attention`` and ``mlp`` sub-layers, whole ``blocks``; None: all but blocks,
+            or groups, channels, experts and blocks if tied. ``blocks`` are allowed alone, beside both sub-layers, or
+            tied.
         ffn_step: channels between levels; None: about a 12th of the width, or a 48th if tied.
         multiple_of: divisor of every number of kept channels.
         tied: all kept blocks have equal shapes, so that stock classes load the model.
         importance: ranking of groups and channels; the highest are kept. None: ``obs``, or ``wanda_sp`` where the
             memory is short, `units` are whole sub-layers and blocks, or a repair leaves weights as they are, for which
             the order of ``obs`` isn't made.
-        repair: compensation for removed weights: ``none``, ``bias``, ``refit``, ``obs``, ``liar`` or ``admm``; each
-            candidate chooses one of a list. None: ``obs``, or ``none`` on the first two of these conditions.
+        expert_importance: ranking of the routed experts of a mixture, or the choice of those that stay (``nae``).
+        repair: compensation for removed weights: ``none``, ``bias``, ``refit``, ``obs``, ``liar`` or ``admm``; for
+            removed experts ``ream``, ``mc_smoe`` or ``hc_smoe``, which merge them into those that stay; each candidate
+            chooses one of a list. None: ``obs``, or ``none`` on the first two of these conditions.
         dampening: share of the mean diagonal added to Gram matrices.
         statistics: of exported models: ``sequential`` (collected behind pruned blocks) or ``dense`` (of the dense
             model).
@@ -75,7 +82,7 @@ class ArchitectureSettings(SpaceSettings):
 
     by_model: ClassVar[tuple[str, ...]] = ("importance", "repair")
 
-    later: ClassVar[tuple[str, ...]] = ("switches",)
+    later: ClassVar[tuple[str, ...]] = ("switches", "expert_importance")
 
     kind: Literal["architecture"] = "architecture"
     target: Target = 0.25
@@ -85,6 +92,7 @@ class ArchitectureSettings(SpaceSettings):
     multiple_of: int = Field(default=1, ge=1)
     tied: bool = False
     importance: str | None = None
+    expert_importance: ExpertImportance = "reap"
     repair: Repair | list[Repair] | None = None
     dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     statistics: Literal["sequential", "dense"] = "sequential"
@@ -114,10 +122,10 @@ class ArchitectureSettings(SpaceSettings):
         units = self.rules.units
         if not units:
             raise ValueError("Expected `units` to name some, got an empty list.")
-        if self.all_alike and not units <= TIED_UNITS:
+        if self.all_alike and not units <= TIED_UNITS | EXPERTS:
             raise ValueError(
-                f"Expected `units` out of {', '.join(sorted(TIED_UNITS))} where all blocks are alike (`tied`, or "
-                f"`target_format: hf-stock`), got {', '.join(sorted(units))}."
+                f"Expected `units` out of {', '.join(sorted(TIED_UNITS | EXPERTS))} where all blocks are alike "
+                f"(`tied`, or `target_format: hf-stock`), got {', '.join(sorted(units))}."
             )
         if not self.all_alike and "blocks" in units and len(units) > 1 and not units >= {"attention", "mlp"}:
             raise ValueError(
@@ -203,6 +211,14 @@ def build_architecture(
         replace(settings.rules, held_groups=held),
         (settings.targets, settings.of, settings.repairs),
     )
+    mixed = any(block.experts for block in shape.blocks)
+    if mixed and settings.units is None:
+        rules = replace(rules, units=rules.units | EXPERTS)
+    if "experts" in rules.units and not mixed:
+        raise ValueError(
+            f"Expected a model with a mixture of experts for experts in `units`, got one without. Name others: "
+            f"{', '.join(sorted(UNITS))}."
+        )
     if settings.all_alike:
         return TiedSpace(shape, rules, *counted)
     return ArchitectureSpace(shape, rules, *counted, alike=settings.switches == "alike")

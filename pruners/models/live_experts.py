@@ -1,0 +1,63 @@
+"""Live mixture of a block, cut to some of its experts or removed by reference, and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.pruners.models.cutting import unchanged
+from secateur.pruners.models.layout import MixtureLayout
+from secateur.pruners.models.mixture import LiveMixture
+
+
+class LiveExperts:
+    """One mixture of a live model, whole when this object is made."""
+
+    def __init__(self, layout: MixtureLayout) -> None:
+        self._layout = layout
+        self._mixture = LiveMixture(layout.mixture)
+        self._data = [(p, p.data) for module in layout.modules for p in module.parameters(recurse=False)]
+        self._patched: list[nn.Module] = []
+
+    def cut(self, kept: Sequence[int], weights: Mapping[str, Tensor]) -> None:
+        """Use these experts alone from now on, see `LiveMixture.cut`."""
+        self.restore()
+        self._mixture.cut(kept, weights)
+
+    def remove(self) -> None:
+        """Make it a zero, shared experts included: empty parameters, norms that do nothing."""
+        self.restore()
+        for norm in self._layout.norms:
+            self._patch(norm, unchanged)
+        self._patch(self._layout.owner, partial(_nothing, self._layout.n_outputs))
+        for parameter, data in self._data:
+            parameter.data = data.new_empty((0,) * data.ndim)
+
+    def restore(self) -> None:
+        """Put the same tensors back into the same parameters."""
+        for parameter, data in self._data:
+            parameter.data = data
+        self._mixture.restore()
+        for module in self._patched:
+            del module.forward
+        self._patched.clear()
+
+    def empty_others(self, kept: Sequence[int]) -> None:
+        """Free the memory of the experts that were cut away for good."""
+        for index, expert in enumerate(self._layout.mixture.experts):
+            if index not in kept:
+                for parameter in expert.parameters():
+                    parameter.data = parameter.data.new_empty((0,) * parameter.data.ndim)
+
+    def _patch(self, module: nn.Module, forward: Any) -> None:
+        module.forward = forward
+        self._patched.append(module)
+
+
+def _nothing(n_outputs: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    zeros = torch.zeros_like(hidden)
+    return (zeros, *[None] * (n_outputs - 1)) if n_outputs else zeros
