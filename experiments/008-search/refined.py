@@ -1,6 +1,6 @@
 """Searches on levels from dense, expected and refined statistics, at equal tokens, and the models that they export.
 
-    python refined.py RUNS [--model tiny] [--text docs] [--metrics admm_gradual sparsegpt] [--seeds 0 1 2]
+    python refined.py RUNS [--model tiny] [--text docs] [--metrics admm_gradual ...] [--seeds 0 1 2] [--tokens 61440]
 
 One run for each metric, kind of levels and seed; a run that is there is continued. Each model is measured on test text
 as it was searched, and pruned once more sequentially; the exports' default is the first for expected levels, and the
@@ -21,9 +21,6 @@ from secateur.search.app.found import best_of
 from secateur.search.settings.settings import load_settings
 
 HERE = Path(__file__).parent
-TOKENS = 61440
-"""Evaluated for the search, both stages together."""
-
 LEVELS = {
     "dense": ["space.statistics=dense"],
     "expected": ["space.statistics=expected"],
@@ -32,14 +29,14 @@ LEVELS = {
 COLUMNS = ("search KL", "test KL", "perplexity", "sequentially: test KL", "perplexity")
 
 
-def measure(run: Path, common: list[str], metric: str, kind: str, seed: int) -> list[float]:
-    """Values of the columns; kept in the run."""
+def measure(run: Path, common: list[str], metric: str, kind: str, seed: int, tokens: int) -> list[float]:
+    """Values of the columns after so many tokens, both stages together; kept in the run."""
     kept = run / "measured.json"
     if kept.exists():
         found: list[float] = json.loads(kept.read_text(encoding="utf-8"))
         return found
     stages = 2 if "refine" in kind else 1
-    changes = [f"space.metric={metric}", *LEVELS[kind], f"seed={seed}", f"budget.tokens={TOKENS // stages}"]
+    changes = [f"space.metric={metric}", *LEVELS[kind], f"seed={seed}", f"budget.tokens={tokens // stages}"]
     settings = load_settings(HERE / "refined.yaml", [*common, *changes])
     app.search_in_lines(settings, run)
     last = app.open_run(app.last_stage(run))
@@ -66,6 +63,7 @@ def main() -> None:
     parser.add_argument("--text", default="docs")
     parser.add_argument("--metrics", nargs="+", default=["admm_gradual", "sparsegpt"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tokens", type=int, default=61440)
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
     common = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
@@ -75,7 +73,7 @@ def main() -> None:
         rows = []
         for seed in args.seeds:
             run = args.runs / f"{metric}-{kind.replace(', ', '-').replace(' ', '-')}-{seed}"
-            rows.append(measure(run, common, metric, kind, seed))
+            rows.append(measure(run, common, metric, kind, seed, args.tokens))
         columns = zip(*rows, strict=True)
         cells = [f"{statistics.median(x):.4g} ({min(x):.4g} to {max(x):.4g})" for x in columns]
         lines.append(f"| {metric} | {kind} | {' | '.join(cells)} |")
