@@ -27,6 +27,8 @@ ARMS = {
     "evolution": EVOLUTION,
     "both": [*EVOLUTION, "controller.start=sensitivity", f"controller.sensitivity.levels={LEVELS}"],
     "trained": [*EVOLUTION, TRAINED],
+    "curvature": ["controller.kind=sensitivity", "controller.by=curvature"],
+    "trust_region": ["controller.kind=trust_region"],
     "front": [
         *EVOLUTION,
         "space.target={low: 0.05, high: 0.4, step: 0.05}",
