@@ -307,6 +307,29 @@ def kill_after_lines(process: subprocess.Popen, path: Path, n_lines: int) -> Non
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_run_that_is_moved_under_its_driver_keeps_what_is_measured(tmp_path, before):
+    with start(tmp_path / "old") as study:
+        study.append([measurement(number) for number in range(before)])
+        (tmp_path / "old").rename(tmp_path / "new")
+        study.append([measurement(5)])
+        study.append([measurement(6)])
+    found = [trial.measurement.candidate for trial in Study.open(tmp_path / "new").trials]
+    assert found == [*(f"c{number}" for number in range(before)), "c5", "c6"]
+    with start(tmp_path / "new") as study:
+        study.append([measurement(7)])
+    assert len(Study.open(tmp_path / "new").trials) == before + 3
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
+    with start(tmp_path) as study:
+        for number, now in enumerate((2e9, 1e9, 0.0)):
+            monkeypatch.setattr(time, "time", lambda now=now: now)
+            study.append([measurement(number)])
+    reader = Study.open(tmp_path)
+    assert len(reader.trials) == reader.n_unchanged == 3
+
+
 def test_a_driver_killed_while_appending_loses_nothing_and_leaves_no_lock(tmp_path):
     code = """
         study = start(directory)

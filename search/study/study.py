@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,11 +155,13 @@ class Study:
             raise ValueError(f"Expected measurements that are new to the study, got {twice[0]} again.")
         lines = [json.dumps(m.to_json(), ensure_ascii=False, allow_nan=False) for m in measurements]
         as_read = [Measurement.from_json(json.loads(line)) for line in lines]
-        path = self.directory / MEASUREMENTS
-        checksum = self._checksum or Checksum(path, path.read_bytes()[: self._n_bytes])
+        if self._checksum is None:
+            path = self.directory / MEASUREMENTS
+            with suppress(OSError):  # no reason to lose a measurement
+                self._checksum = Checksum(path, path.read_bytes()[: self._n_bytes])
         writer.append(lines, f"{len(self._trials)} measurements are safe")
-        checksum.add(lines)
-        self._checksum = checksum
+        if self._checksum is not None:
+            self._checksum.add(lines)
         return self._remember(as_read)
 
     def asks(self, about: Mapping[str, Any]) -> AskLog:
