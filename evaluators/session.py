@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.evaluators.cases import MAIN, Case, cases_of, in_general
-from secateur.evaluators.damaged import Damaged, find_damaged, read_damaged, reference_of
+from secateur.evaluators.damaged import Damaged, Windows, find_damaged, read_damaged, reference_of
 from secateur.evaluators.data.text import Part as TextPart
 from secateur.evaluators.data.text import Text, load_parts, load_sources
 from secateur.evaluators.data.tokens import Order, windows
@@ -257,7 +257,8 @@ class Session:
         if "weighted_kl" not in self.plan.measures:
             return
         path = directory / f"damaged-{self.loaded.fingerprint[:12]}.safetensors"
-        self.damaged, reference = read_damaged(path, self.windows)
+        windows: Windows = {"search": self.windows["search"], "test": self.windows["test"]}
+        self.damaged, reference = read_damaged(path, windows)
         if self.damaged is None and levels is None:
             raise ValueError(
                 f"Expected the positions of `weighted_kl` for these windows in {path}, got none. Continue the search, "
@@ -267,7 +268,7 @@ class Session:
             pruner = next(iter(self.cases.values())).pruner()
             pruner.open(levels)
             reference = reference or reference_of(self.space)
-            self.damaged = find_damaged(pruner, self.windows, reference, path, self._say)
+            self.damaged = find_damaged(pruner, windows, reference, path, self._say)
         if levels is not None:
             for other in self.others:
                 other.open_damaged(directory, other.beside(levels))

@@ -22,13 +22,18 @@ from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Fidelity
 
 LOSSES = ("kl", "ce", "weighted_kl", "acceptance")
-N_RANDOM = 48
+N_RANDOM = 24
 
 
 def opened(loss: str, work: Path, measures: list[str]) -> Session:
     raw: dict[str, Any] = settings("tiny", "docs", objectives=["loss"])
     raw["space"] |= {"step": 0.05, "max_sparsity": 0.9}
-    raw["evaluator"] |= {"window": 128, "fidelities": [256, 1024], "calibration_tokens": 4096}
+    raw["evaluator"] |= {
+        "window": 128,
+        "fidelities": [256, 1024],
+        "calibration_tokens": 4096,
+        "test_tokens": 2048,
+    }
     raw["evaluator"] |= {"loss": loss, "measures": measures}
     session = app.open_session(settings_from(raw))
     session.build_levels(work / "levels")

@@ -111,10 +111,8 @@ class Settings(Section):
             raise ValueError(
                 f"Expected no `evaluator.training` beside {task}, which is measured without. Leave one of them out."
             )
-        several = (
-            isinstance(self.space, SpaceSettings) and self.space.cases
-        )  # a plain section if it was refused
-        if several and self.evaluator.loss.startswith(MARGIN):
+        has_cases = isinstance(self.space, SpaceSettings) and self.space.cases  # a plain section if refused
+        if has_cases and self.evaluator.loss.startswith(MARGIN):
             raise ValueError(
                 f"Expected no `space.also` beside the loss {self.evaluator.loss}, which only one model has. Leave one "
                 f"of them out."
