@@ -18,7 +18,7 @@ from secateur.search.settings.settings import settings_from
 from secateur.search.show.values import spread
 from secateur.search.study.study import trials_of
 
-ALONE = {"levels": [0.6]}  # slots measured alone at the target; other levels are interpolated
+ALONE = {"levels": [0.6, 0.8]}  # slots measured alone at and above the target; other levels are interpolated
 ARMS = {
     "evolution": {"kind": "evolution"},
     "evolution-sensitivity": {"kind": "evolution", "start": "sensitivity", "sensitivity": ALONE},

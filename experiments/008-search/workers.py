@@ -31,7 +31,7 @@ from landscape import Profile  # noqa: E402  # beside this file
 from simulate import Landscape, simulate  # noqa: E402  # in the folder above
 
 CALL_S = 6.2
-ALONE = {"levels": [0.6]}  # slots measured alone at the target; other levels are interpolated
+ALONE = {"levels": [0.6, 0.8]}  # slots measured alone at and above the target; other levels are interpolated
 CONTROLLERS: dict[str, dict[str, Any]] = {
     "random": {"kind": "random"},
     "sensitivity": {"kind": "sensitivity", **ALONE},

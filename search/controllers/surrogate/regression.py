@@ -12,7 +12,6 @@ USUAL_SCALE = (
 )
 N_USUAL = 2.0
 SPREADS = (0.03, 0.1, 0.3, 1.0, 3.0)  # factors of the prior standard deviations to choose from
-N_FIRST = 3  # of them to draw from before any observation
 
 
 class Regression:
@@ -84,15 +83,9 @@ class Regression:
         self._rescale(shift)
 
     def draw(self, rng: np.random.Generator) -> Array:
-        """Weights drawn from the posterior.
-
-        Before there are observations the factor is drawn, too: the first one or one of the next two.
-        """
+        """Weights drawn from the posterior."""
         from scipy.linalg import solve_triangular  # takes half a second to import
 
-        if not self._counts.any():
-            spread = min(self._spread + int(rng.integers(N_FIRST)), len(SPREADS) - 1)
-            return self.mean + self._deviations(spread) * rng.standard_normal(len(self.mean))
         noise = rng.standard_normal(len(self.mean))
         drawn: Array = self.mean + solve_triangular(self._root.T, noise, lower=False)
         return drawn
