@@ -50,7 +50,7 @@ def cache_key(sha256: str) -> str:
 def convert(path: Path, directory: Path, say: Say = silent) -> None:
     """Write the model and the tokenizer of a GGUF file as a model directory with float32 weights.
 
-    A tensor is dequantised and written at a time: the memory is that of the largest.
+    One tensor is dequantised and written at a time.
 
     Raises:
         ModelError: as `open_gguf`.
