@@ -3,7 +3,7 @@
     python moe.py RUNS [--seeds 0 1 2]
 
 Every arm but `search` removes the same number of experts of each block, as nearly as whole numbers allow. A run that
-is there is continued. Prints a table, and writes results.jsonl beside this script.
+is there is continued. Prints a table, and writes moe.jsonl beside this script.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> None:
             rows += rows_of(arm, seed, open_run(directory))
     rows.sort(key=lambda row: ("none", *TARGETS.values()).index(row["experts"]))
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    (HERE / "results.jsonl").write_text(text, encoding="utf-8")
+    (HERE / "moe.jsonl").write_text(text, encoding="utf-8")
     print("\n".join(table(rows)))
 
 
