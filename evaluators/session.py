@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.evaluators.cases import MAIN, Case, cases_of, in_general
-from secateur.evaluators.damaged import Damaged, Windows, find_damaged, read_damaged, reference_of
+from secateur.evaluators.damaged import Damaged, find_damaged, read_damaged, reference_of
 from secateur.evaluators.data.text import Part as TextPart
 from secateur.evaluators.data.text import Text, load_parts, load_sources
 from secateur.evaluators.data.tokens import Order, windows
@@ -257,7 +257,7 @@ class Session:
         if "weighted_kl" not in self.plan.measures:
             return
         path = directory / f"damaged-{self.loaded.fingerprint[:12]}.safetensors"
-        windows: Windows = {"search": self.windows["search"], "test": self.windows["test"]}
+        windows = {part: tokens for part, tokens in self.windows.items() if part != "gradient"}
         self.damaged, reference = read_damaged(path, windows)
         if self.damaged is None and levels is None:
             raise ValueError(
