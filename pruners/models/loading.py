@@ -173,13 +173,10 @@ def _load(
 
     where: dict[str, Any] = {"revision": checkpoint.revision, "trust_remote_code": trust_remote_code}
     placed = {"device_map": "auto"} if spread else {}
-    directory: Path | None = Path(checkpoint.location)
     if checkpoint.revision is None:
         where = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    else:
-        directory = None if trust_remote_code else fetched(checkpoint.location, checkpoint.revision)
-    if directory is not None and not trust_remote_code:  # code of its own may name and count otherwise
-        check_sizes(directory)
+        if not trust_remote_code:  # code of its own may name and count otherwise
+            check_sizes(Path(checkpoint.location))
     try:
         config = AutoConfig.from_pretrained(checkpoint.location, **where)
     except Exception as error:  # transformers raises all kinds
@@ -187,6 +184,10 @@ def _load(
     stored = config.dtype
     check_config(config, checkpoint.location)
     check(config)
+    if checkpoint.revision is not None and not trust_remote_code:
+        directory = fetched(checkpoint.location, checkpoint.revision)  # after the checks that need no weights
+        if directory is not None:
+            check_sizes(directory)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.location, dtype=precision, output_loading_info=True, **placed, **where
