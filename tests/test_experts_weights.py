@@ -86,5 +86,8 @@ def test_pruned_mixture_is_saved_in_the_stock_form(name: str, metric: str, tmp_p
 
 
 def test_macs_count_the_experts_that_a_token_uses() -> None:
-    six, four = (model_shape(dissect(make_mixture("mixtral", num_local_experts=n)), 16, 4) for n in (6, 4))
+    six, four = (
+        model_shape(dissect(make_mixture("mixtral", num_experts=n, num_local_experts=n)), 16, 4)
+        for n in (6, 4)
+    )
     assert six.macs_per_token - four.macs_per_token == 2 * 2 * 32  # rows of the routers of two blocks
