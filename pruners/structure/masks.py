@@ -36,8 +36,17 @@ class MaskPruner(ArchitecturePruner):
         return settings
 
     @classmethod
+    def check_config(cls, settings: Any, config: Any) -> None:
+        """Formats are checked when a model is saved."""
+
+    @classmethod
     def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
-        """Any model that can be cut; formats are checked when one is saved."""
+        mixture = next((block.index for block in anatomy.blocks if block.mixture), None)
+        if mixture is not None:
+            raise ValueError(
+                f"Expected a model without experts for the space masks, got a mixture at block {mixture}. Use the "
+                f"space architecture."
+            )
 
     @classmethod
     def kv_groups_of(cls, settings: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
