@@ -257,7 +257,7 @@ class Session:
         if "weighted_kl" not in self.plan.measures:
             return
         path = directory / f"damaged-{self.loaded.fingerprint[:12]}.safetensors"
-        windows = {part: tokens for part, tokens in self.windows.items() if part != "gradient"}
+        windows: dict[Part, Tensor] = {part: x for part, x in self.windows.items() if part != "gradient"}
         self.damaged, reference = read_damaged(path, windows)
         if self.damaged is None and levels is None:
             raise ValueError(

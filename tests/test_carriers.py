@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from secateur.pruners.export.capability import check_capability, stock_kv_groups
+from secateur.pruners.export.capability import check_capability, check_carries, stock_kv_groups
 from secateur.pruners.export.export import check_structured
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import block_shapes
@@ -13,30 +13,34 @@ from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.shape import ModelShape
 from tests.cut_models import MODELS, small_tokenizer
+from tests.families import make
 
-WITH_SHAPES, WITHOUT = ("llama", "mistral", "gemma2"), ("gpt2", "opt", "gpt_neox")
+FAMILIES = ("llama", "mistral", "gemma2", "gpt2", "opt", "gpt_neox")
 
 
 @pytest.fixture(scope="module")
 def anatomies():
-    return {family: dissect(MODELS[family]()) for family in (*WITH_SHAPES, *WITHOUT)}
+    return {family: dissect(MODELS[family]()) for family in FAMILIES}
 
 
 def check(anatomy, **settings):
     check_capability(ArchitectureSettings(**settings), anatomy)
 
 
-@pytest.mark.parametrize("family", WITHOUT)
-def test_blocks_of_their_own_shapes_are_refused_where_no_format_carries_them(anatomies, family):
-    with pytest.raises(ValueError, match=rf"got '{family}'. Set `space.target_format` to hf-stock") as error:
-        check(anatomies[family])
-    assert "hf-padded" in str(error.value)
+def test_blocks_of_their_own_shapes_are_refused_where_no_format_carries_them():
+    config = make("gemma3 with images").config
+    for refused in ({}, {"target_format": "hf"}):
+        with pytest.raises(
+            ValueError, match=r"got gemma3, .* Set `space.target_format` to hf-stock"
+        ) as error:
+            check_carries(ArchitectureSettings(**refused), config)
+        assert "hf-padded" in str(error.value)
     for works in ({"target_format": "hf-stock"}, {"tied": True}, {"target_format": "hf-padded"}):
-        check(anatomies[family], **works)
-    check(anatomies[family], units=["blocks"])
+        check_carries(ArchitectureSettings(**works), config)
+    check_carries(ArchitectureSettings(units=["blocks"]), config)
 
 
-@pytest.mark.parametrize("family", WITH_SHAPES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_of_their_own_shapes_are_free_where_code_carries_them(anatomies, family):
     for settings in ({}, {"tied": True}, {"target_format": "hf"}, {"repair": "bias"}):
         check(anatomies[family], **settings)
@@ -58,7 +62,8 @@ def test_a_bias_needs_a_place_in_the_stock_class(anatomies):
         ("llama", {"target_format": "hf"}, None),
         ("llama", {"target_format": "hf-stock"}, (4, 2, 1)),  # 6 heads do not divide the width
         ("mistral", {"target_format": "hf-stock"}, (4, 3, 2, 1)),
-        ("gpt2", {"tied": True}, (4,)),  # whose width of a head is computed from their number
+        ("gpt2", {"tied": True}, None),
+        ("gpt2", {"target_format": "hf-stock"}, (4,)),  # whose width of a head is computed from their number
         ("gpt_neox", {"target_format": "hf-stock"}, (8,)),
     ],
 )

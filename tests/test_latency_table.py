@@ -71,7 +71,9 @@ def test_noise_does_not_make_a_smaller_sublayer_slower(anatomy, ms, monkeypatch)
 
 def test_blocks_of_several_shapes_have_no_table():
     anatomy = small_anatomy()
-    odd = replace(anatomy, blocks=(anatomy.blocks[0], replace(anatomy.blocks[1], ffn_width=24)))
+    *others, mlp = anatomy.blocks[1].mixers
+    odd_block = replace(anatomy.blocks[1], mixers=(*others, replace(mlp, channels=24)))
+    odd = replace(anatomy, blocks=(anatomy.blocks[0], odd_block))
     with pytest.raises(ValueError, match=r"Expected blocks of one shape .* got 2 shapes"):
         measure_table(odd, SETUP, clock=CountingClock())
 

@@ -11,8 +11,8 @@ import pytest
 from secateur.evaluators.latency.store import _read
 from secateur.pruners.models.loading import find_checkpoint
 from secateur.pruners.recipes.allocation.profile import read_profile
+from secateur.search.app import search
 from secateur.search.app.recipe_file import read_recipe
-from secateur.search.app.searching import search
 from secateur.search.settings.settings import load_settings, settings_from
 from secateur.spaces.plain_files import check_plain
 from tests.runs import make_run

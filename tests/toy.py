@@ -245,7 +245,8 @@ SPACE = OneMax(10, (5,))
 
 
 def measurement(i: int, fidelity: Fidelity = SMALL) -> Measurement:
-    return Measurement(f"c{i}", fidelity, {"loss": i / 7, "params": 10.0 - i}, n_tokens=64, seconds=0.1 + i)
+    params = 10.0 - i if i < 10 else 1 / i
+    return Measurement(f"c{i}", fidelity, {"loss": i / 7, "params": params}, n_tokens=64, seconds=0.1 + i)
 
 
 def start(directory: Path, about: About = ABOUT) -> Study:
