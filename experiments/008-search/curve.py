@@ -13,30 +13,39 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from secateur.search.app.session import open_session
 from secateur.search.results.run import Run, open_run
 from secateur.search.show.values import spread
+from secateur.spaces.measurement import Measurement
 
 MARKS = [8192, 16384, 25600, 61440, 122880, 245760]
 
 
-def best_at(run: Run, mark: int) -> dict[str, Any] | None:
-    """The best candidate within a number of tokens; None if none was measured by then."""
+def searched(run: Run) -> Iterator[tuple[int, Measurement]]:
+    """The controller's own measurements, each with the tokens spent until then."""
     baselines = {trial.number for trial in run.baselines.values()}
-    spent, losses = 0, dict[str, tuple[int, float, int]]()
+    spent = 0
     for trial in run.study.trials:
         m = trial.measurement
-        if m.fidelity.part == "search" and trial.number in baselines:
-            continue
-        if m.fidelity.part not in ("search", "gradient"):
-            continue
-        spent += m.n_tokens
-        if spent > mark:
-            break
-        if m.fidelity.part == "search" and m.infeasible is None:
+        if m.fidelity.part == "gradient" or (m.fidelity.part == "search" and trial.number not in baselines):
+            spent += m.n_tokens
+            yield spent, m
+
+
+def spent_by(run: Run) -> int:
+    """Tokens of the controller's own measurements."""
+    return max((spent for spent, _ in searched(run)), default=0)
+
+
+def best_at(run: Run, mark: int) -> dict[str, Any] | None:
+    """The best candidate within a number of tokens; None if none was measured by then."""
+    losses = dict[str, tuple[int, float, int]]()
+    for spent, m in searched(run):
+        if spent <= mark and m.fidelity.part == "search" and m.infeasible is None:
             known = losses.get(m.candidate, (0, 0.0, 0))
             losses[m.candidate] = max(known, (m.fidelity.n_tokens, m.values["kl"], spent))
     if not losses:
@@ -69,9 +78,10 @@ def main() -> None:
     for path in sorted(args.runs.glob("*-[0-9]")):
         run = open_run(path)
         target = run.settings.space.target
-        for mark in args.marks:
+        total = spent_by(run)
+        for mark in [*(mark for mark in args.marks if mark < total), total]:
             found = best_at(run, mark)
-            if found is None or (mark > args.marks[0] and run.study.spent.tokens < mark / 2):
+            if found is None:
                 continue
             key = (target, found["candidate"])
             if key not in known:
