@@ -279,7 +279,7 @@ class Session:
 
     @property
     def measured(self) -> dict[str, Any]:
-        """What `EvaluationData` measures besides KL and cross-entropy: its keyword arguments."""
+        """Keyword arguments of `EvaluationData` for measures besides KL and cross-entropy."""
         return {"acceptance": "acceptance" in self.plan.measures, "damaged": self.damaged}
 
     def evaluator(self, directory: Path) -> Evaluator:

@@ -1,4 +1,4 @@
-"""What a linear model of slots should learn, the loss or a transform of it, and from which measurements.
+"""Rank correlations of linear models of slots that learn the loss, or a transform of it.
 
     python links.py SCRATCH
 

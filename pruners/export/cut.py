@@ -25,7 +25,7 @@ BLOCKWISE = ("layer_types", "no_rope_layers", "mlp_layer_types", "attention_laye
 
 
 TOP_K = ("num_experts_per_tok", "moe_k", "moe_topk")
-"""What configs call the number of experts that a token is routed to."""
+"""Names in configs of the number of experts that a token is routed to."""
 
 
 @dataclass(frozen=True)
