@@ -286,7 +286,7 @@ def run_search(search: ModuleType, arm: str, names: Iterable[str], generations: 
 
 
 def measure(session: Session, levels: Path, candidate: str) -> dict[str, Any]:
-    """What our own controllers' candidates are measured with: the search windows and the test windows."""
+    """Windows that our own controllers' candidates are measured on: of the search and of the test."""
     evaluator = session.evaluator(levels)
     of = {f.part: evaluator.evaluate([candidate], f)[0].values for f in session.plan.final_fidelities}
     return {

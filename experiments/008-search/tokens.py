@@ -1,4 +1,4 @@
-"""What an evaluated token costs for offspring of one parent, and what generations behind a random depth find.
+"""Cost of an evaluated token for offspring of one parent, and losses that generations behind a random depth find.
 
     python tokens.py cost LEVELS [--text FILE] [--model NAME] [--rounds 3]
     python tokens.py search LEVELS [--seeds 8] [--tokens 61440]

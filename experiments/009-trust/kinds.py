@@ -1,4 +1,4 @@
-"""What hostile inputs are given to: one class a kind, prepared once, then called in a process of its own an input."""
+"""Readers of hostile inputs: one class a kind, prepared once, then called in a process of its own an input."""
 
 from __future__ import annotations
 

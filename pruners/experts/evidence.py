@@ -41,12 +41,12 @@ class ExpertEvidence:
 
     @property
     def logits(self) -> Float[Tensor, "tokens experts"]:
-        """Of the router, without biases."""
+        """Logits of the router, without biases."""
         return F.linear(self.hidden.float(), self.mixture.router.float())
 
     @torch.no_grad()
     def outputs(self, expert: int) -> Float[Tensor, "tokens width"]:
-        """Of an expert for all tokens, routed to it or not."""
+        """Output of an expert for all tokens, routed to it or not."""
         found: Tensor = self.mixture.experts[expert](self.hidden)
         return found
 
@@ -75,7 +75,7 @@ class MixtureRecorder:
 
     @property
     def evidence(self) -> ExpertEvidence:
-        """Of all batches until now."""
+        """Sums of all batches until now."""
         return ExpertEvidence(self._mixture, torch.cat(self._hidden), *self._sums)
 
     def _before(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -13,7 +13,7 @@ from secateur.pruners.experts.evidence import ExpertEvidence
 from secateur.pruners.models.mixture import LiveMixture, Mixture
 
 Loss = Callable[[tuple[int, ...]], float]
-"""Of a set of kept experts."""
+"""Loss of the layer when it keeps a set of experts."""
 
 N_TOKENS = 2048
 EXHAUSTIVE = 128
