@@ -12,13 +12,18 @@ from safetensors.torch import save_file
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.stores import block_files
 from secateur.pruners.stores.block_files import (
+    INDEX,
     LevelStoreError,
     StoredBlocks,
+    build_store,
+    finished_key,
     load_block,
     load_tensors,
     save_block,
     save_tensors,
 )
+from secateur.pruners.weights.level_store import StoreKey
+from secateur.pruners.weights.method import Method
 from secateur.search.errors import UsageError
 from secateur.search.results.run import Run, open_run
 from secateur.search.study.checksum import checksum_path, n_unchanged
@@ -179,3 +184,14 @@ def test_a_file_is_hashed_once_in_a_process(tmp_path, monkeypatch):
     monkeypatch.setattr(block_files, "_checked", set())
     assert load_block(tmp_path, 0).keys() == TENSORS.keys()
     assert len(block_files._checked) == 1
+
+
+@pytest.mark.parametrize("damage", [None, {}, [], {"levels": [0.0, 0.6], "model": "another"}])
+def test_an_index_whose_key_was_changed_is_no_store(tmp_path, damage):
+    key = StoreKey("model", "float32", "tokens", Method("wanda"), (0.0, 0.5))
+    build_store(tmp_path, key, 0, lambda missing: 0, lambda missing: (), otherwise="", on_block=print)
+    assert finished_key(tmp_path) == json.loads(json.dumps(key.record))
+    path = tmp_path / INDEX
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"key": damage}))
+    assert finished_key(tmp_path) is None

@@ -60,9 +60,11 @@ def is_built(directory: Path, key: Key) -> bool:
 
 
 def finished_key(directory: Path) -> Mapping[str, Any] | None:
-    """The record of the key of a finished store; None if there is none."""
+    """The record of the key of a finished store; None if there is none, or one whose index was damaged."""
     index = _read_index(directory)
-    return index["key"] if index.get("finished") is True else None
+    key = index.get("key")
+    whole = isinstance(key, dict) and index.get("finished") is True and index.get("digest") == digest_of(key)
+    return key if whole else None
 
 
 def build_store(
