@@ -101,7 +101,7 @@ def _layer(cut: CutModel, index: int) -> dict[str, Any]:
 
 
 def _block(cut: CutModel, index: int, weights: dict[str, Tensor]) -> dict[str, Any]:
-    """What the code reads: removed sub-layers, sizes of linears, numbers of heads."""
+    """Config entries for the exported code: removed sub-layers, sizes of linears, numbers of heads."""
     block, kept = cut.anatomy.blocks[index], cut.kept[index]
     removed = {"attention": not kept.kv_groups, "mlp": not kept.ffn, "experts": not kept.ffn}
     saved, shapes = cut.saved_name(index), dict[str, list[int]]()
@@ -123,7 +123,7 @@ def _block(cut: CutModel, index: int, weights: dict[str, Tensor]) -> dict[str, A
 
 
 def _experts(block: Block, saved: str, n_kept: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the code reads about a mixture: shapes of tensors with an entry an expert, and numbers of experts."""
+    """Config entries of a mixture: shapes of tensors with an entry an expert, and numbers of experts."""
     mixture = block.mixture
     assert mixture is not None
     paths = {module: path for path, module in block.module.named_modules()}

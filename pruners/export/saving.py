@@ -89,7 +89,7 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
 
 
 def leftovers(parent: Path, name: str) -> list[Path]:
-    """What killed processes of this machine left in a directory of exports with this name, or with any for ``*``."""
+    """Leftovers of killed processes of this machine in a directory of exports with this name, or with any for ``*``."""
     dead = []
     for left in parent.glob(
         f".{name if name == '*' else glob.escape(name)}-{'?' * 8}"

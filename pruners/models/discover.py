@@ -150,7 +150,7 @@ def _is_kept(block: nn.Module, path: str, kind: Sublayer | None) -> bool:
 
 
 def _window(config: Any, index: int) -> int | None:
-    """How many tokens the attention of a block sees at most, as the family's config gives it; None: all."""
+    """Largest number of tokens that a block's attention sees, by the family's config; None: all."""
     kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
     kind = "sliding_attention" if kinds is None else kinds[index]
     name = WINDOWS.get(kind)

@@ -36,7 +36,7 @@ def _clamped(fused: Any, gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _clamped_sigmoid(fused: Any, gate: Tensor, up: Tensor) -> Tensor:
-    """Of gpt-oss (arXiv 2508.10925): clamped, with a scaled sigmoid and one added to up."""
+    """Activation of gpt-oss (arXiv 2508.10925): clamped, with a scaled sigmoid and one added to up."""
     gate = gate.clamp(max=fused.limit)
     inner: Tensor = (up.clamp(-fused.limit, fused.limit) + 1) * gate * torch.sigmoid(gate * fused.alpha)
     return inner

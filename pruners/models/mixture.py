@@ -15,7 +15,7 @@ from secateur.pruners.models.experts import Experts
 TOP_K = "top_k"
 GROUPS = ("num_group", "n_group")
 LIMITS = ("topk_group",)
-"""What routers call the groups of experts, and the number of groups that a token may use."""
+"""Routers' names of the groups of experts, and of the number of groups that a token may use."""
 
 PROBE_TOKENS = 17
 """A prime: numbers of experts that groups do not divide fail."""

@@ -89,7 +89,7 @@ class Scaling:
 
 
 def _scalings(config: Any, plain: Tensor, wanted: Tensor) -> Iterator[Scaling]:
-    """What may stand between head and logits: nothing, a soft cap or a factor of the config, or a measured factor."""
+    """Possible steps between head and logits: nothing, a soft cap or a factor of the config, or a measured factor."""
     yield Scaling()
     values = config.to_dict().items()
     numbers = {name: float(x) for name, x in values if isinstance(x, float | int) and x > 0}

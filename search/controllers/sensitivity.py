@@ -85,7 +85,7 @@ class SensitivityProcedure:
         self._alone = {reference: alone(reference) for reference in self._references}
         self.solutions: dict[int, list[Any]] = {}  # target -> candidates, at the end of the procedure
         self.foretold: dict[int, tuple[list[Array], float]] = {}
-        """Of each target the losses by slot and option over the reference's, and the reference's, at the end."""
+        """Losses by slot and option over the reference's, and the reference's loss, by target, at the end."""
 
     @property
     def n_measurements(self) -> int:

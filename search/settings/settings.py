@@ -137,7 +137,7 @@ class Settings(Section):
 
     @property
     def task_values(self) -> tuple[str, ...]:
-        """Those of `optimised` that come from tasks, and a margin that is the loss."""
+        """Optimised values that come from tasks, and a margin that is the loss."""
         return tuple(x for x in (*self.optimised, self.evaluator.loss) if x.startswith((TASK, MARGIN)))
 
 

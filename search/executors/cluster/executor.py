@@ -117,7 +117,7 @@ class RayExecutor(Executor):
         disconnect(self._connection)
 
     def _complain(self, line: str) -> None:
-        """What the watchdog says, in place of the survivor."""
+        """Message of the watchdog, in place of the survivor."""
         self._survivor.dismiss()
         sys.stderr.write(f"secateur: error: {line}\n")
 
