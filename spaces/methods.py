@@ -15,7 +15,7 @@ from secateur.spaces.plugins import Registry, Row, resolve
 
 Stage = Literal["metric", "reconstruction", "importance", "repair", "allocation", "depth"]
 Unit = Literal["weights", "structure", "blocks", "experts"]
-UNITS: tuple[Unit, ...] = ("weights", "structure", "blocks")
+UNITS: tuple[Unit, ...] = ("weights", "structure", "blocks", "experts")
 """Units of recipes."""
 
 Scope = Literal["block", "model"]
@@ -67,7 +67,7 @@ class MethodRow(Row):
         name: in settings and recipes; alone in its stage and unit.
         stage: the step of pruning that it does.
         unit: what it prunes: single weights, KV groups and FFN channels (structure), whole blocks, or routed experts;
-            of an allocation rule one or both of the first two.
+            of an allocation rule one or more of these, not blocks.
         path: of its function, ``module:name``; of a metric of weights also of a formula (see `formulas.tree`).
         summary: one line for people.
         paper: address.
@@ -162,6 +162,7 @@ SIGNATURES: dict[str, str] = {
 """Parameters and results of the functions of each kind, see `MethodRow.kind`."""
 
 BOTH: tuple[Unit, ...] = ("weights", "structure")
+ALL_BUT_BLOCKS: tuple[Unit, ...] = (*BOTH, "experts")
 
 # fmt: off
 TABLE: tuple[MethodRow, ...] = (
@@ -254,18 +255,19 @@ TABLE: tuple[MethodRow, ...] = (
     # Scores of the routed experts of a mixture, higher = keep.
     MethodRow("reap", "importance", "experts", "secateur.pruners.experts.scores:reap",
               "mean of the router's weight times the norm of the expert's output", "https://arxiv.org/abs/2510.13999",
-              needs="data"),
+              needs="data", searched=True),
     MethodRow("frequency", "importance", "experts", "secateur.pruners.experts.scores:frequency",
-              "share of the tokens that are routed to the expert", "https://arxiv.org/abs/2310.01334", needs="data"),
+              "share of the tokens that are routed to the expert", "https://arxiv.org/abs/2310.01334", needs="data",
+              searched=True),
     MethodRow("mean_gate", "importance", "experts", "secateur.pruners.experts.scores:mean_gate",
               "mean weight with which tokens are routed to the expert", "https://arxiv.org/abs/2404.05089",
-              needs="data"),
+              needs="data", searched=True),
     MethodRow("easy_ep", "importance", "experts", "secateur.pruners.experts.scores:easy_ep",
               "weight times output norm, summed over tokens by how far the experts turn them",
-              "https://arxiv.org/abs/2504.06792", needs="data"),
+              "https://arxiv.org/abs/2504.06792", needs="data", searched=True),
     MethodRow("nae", "importance", "experts", "secateur.pruners.experts.not_all_experts:kept_by_output",
               "Not All Experts: the set of experts that changes the mixture's output least",
-              "https://arxiv.org/abs/2402.14800", needs="data", scope="block"),
+              "https://arxiv.org/abs/2402.14800", needs="data", scope="block", searched=True),
     # Repairs of masked projections.
     MethodRow("none", "repair", "weights", "secateur.pruners.weights.mask_repairs:nothing",
               "the kept weights are as they were", searched=True),
@@ -302,16 +304,16 @@ TABLE: tuple[MethodRow, ...] = (
               check_path="secateur.pruners.structure.kprune:check_stream"),
     # Merging of experts that go into those that stay.
     MethodRow("none", "repair", "experts", "secateur.pruners.experts.merging:nothing",
-              "the kept experts are as they were"),
+              "the kept experts are as they were", searched=True),
     MethodRow("ream", "repair", "experts", "secateur.pruners.experts.merging:ream",
               "aligned and averaged into the kept expert with the most similar gated outputs, weighted by REAP",
-              "https://arxiv.org/abs/2604.04356", needs="data", gives="weight"),
+              "https://arxiv.org/abs/2604.04356", needs="data", gives="weight", searched=True),
     MethodRow("mc_smoe", "repair", "experts", "secateur.pruners.experts.merging:mc_smoe",
               "aligned and averaged into the kept expert that the router chooses alike, weighted by frequency",
-              "https://arxiv.org/abs/2310.01334", needs="data", gives="weight"),
+              "https://arxiv.org/abs/2310.01334", needs="data", gives="weight", searched=True),
     MethodRow("hc_smoe", "repair", "experts", "secateur.pruners.experts.merging:hc_smoe",
               "clusters of alike mean outputs are averaged, weighted by frequency",
-              "https://arxiv.org/abs/2410.08589", needs="data", gives="weight"),
+              "https://arxiv.org/abs/2410.08589", needs="data", gives="weight", searched=True),
     # Repairs of the block before dropped ones.
     MethodRow("none", "repair", "blocks", "secateur.pruners.depth.merge_targets:nothing",
               "the kept weights are as they were", searched=True),
@@ -325,12 +327,12 @@ TABLE: tuple[MethodRow, ...] = (
               "the block before is trained to give what they gave", "https://arxiv.org/abs/2403.19135", needs="data",
               gives="weight", trains=True),
     # Allocation rules of recipes: how many units each layer loses.
-    MethodRow("uniform", "allocation", BOTH, "secateur.pruners.recipes.allocation.uniform:uniform",
+    MethodRow("uniform", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.uniform:uniform",
               "the same share everywhere, first and last blocks may be left alone",
               "https://arxiv.org/abs/2305.11627",
               parameters=(Parameter("skip_first", 0.0, (0.0, 0.0625, 0.125, 0.1875, 0.25), high=0.9),
                           Parameter("skip_last", 0.0, (0.0, 0.0625, 0.125, 0.1875, 0.25), high=0.9),)),
-    MethodRow("global", "allocation", BOTH, "secateur.pruners.recipes.allocation.threshold:one_threshold",
+    MethodRow("global", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.threshold:one_threshold",
               "one threshold for the scores of all layers", "https://arxiv.org/abs/2412.12441", evidence=("scores",),
               parameters=(Parameter("normalise", "none", ("none", "mean", "max", "zscore", "l2", "mask")),
                           Parameter("cost", 0.0, (-1.0, -0.5, 0.0, 0.5, 1.0), low=-2.0, high=2.0),)),
@@ -341,12 +343,12 @@ TABLE: tuple[MethodRow, ...] = (
               "MLPs lose a multiple of what attentions lose, with a threshold for each",
               "https://arxiv.org/abs/2509.14230", evidence=("scores",),
               parameters=(Parameter("gamma", 3.36, (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.36, 4.0, 6.0), 0.01, 100.0),)),
-    MethodRow("cfsp", "allocation", BOTH, "secateur.pruners.recipes.allocation.cfsp:cfsp",
+    MethodRow("cfsp", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.cfsp:cfsp",
               "the share that blocks keep follows the sigmoid of their influence",
               "https://arxiv.org/abs/2409.13199", evidence=("influence",),
               parameters=(Parameter("a", 1.0, (0.25, 0.5, 1.0, 2.0, 4.0), high=100.0),
                           Parameter("sublayers", "mlp", ("mlp", "both")),)),
-    MethodRow("adapt", "allocation", BOTH, "secateur.pruners.recipes.allocation.adapt:adapt",
+    MethodRow("adapt", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.adapt:adapt",
               "shares that grow step by step, faster where blocks matter less", "https://arxiv.org/abs/2502.03460",
               evidence=("influence",),
               parameters=(Parameter("rate", 0.02, (0.005, 0.01, 0.015, 0.02, 0.03, 0.04)),)),
@@ -354,7 +356,7 @@ TABLE: tuple[MethodRow, ...] = (
               "layers with many outliers lose less", "https://arxiv.org/abs/2310.05175", evidence=("outliers",),
               parameters=(Parameter("spread", 0.08, (0.02, 0.04, 0.08, 0.12, 0.16, 0.2)),
                           Parameter("factor", 5.0, (3.0, 5.0, 7.0, 10.0), low=1.0, high=1000.0),)),
-    MethodRow("profile", "allocation", BOTH, "secateur.pruners.recipes.allocation.profile:shares_of_file",
+    MethodRow("profile", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.profile:shares_of_file",
               "shares from a file", "https://arxiv.org/abs/2410.14649", evidence=("profile",)),
     MethodRow("prefix", "allocation", "structure", "secateur.pruners.recipes.allocation.profile:prefix",
               "whole sub-layers in the order of a file", "https://arxiv.org/abs/2406.10594", evidence=("profile",)),
@@ -447,8 +449,14 @@ REPAIRS: dict[Unit, Methods] = {unit: Methods("repair", unit) for unit in UNITS}
 
 def metrics_of(unit: Unit) -> dict[str, MethodRow]:
     """Metrics that recipes of a unit may name, beside formulas and the blend."""
-    found = {"weights": (METRICS, UPDATES), "structure": (IMPORTANCES,)}
+    found = {"weights": (METRICS, UPDATES), "structure": (IMPORTANCES,), "experts": (EXPERT_IMPORTANCES,)}
     return {name: row for methods in found.get(unit, (DEPTH,)) for name, row in methods.items()}
+
+
+def has_scores(metric: str) -> bool:
+    """False for metrics of recipes that choose what stays by themselves, without scores that rules could compare."""
+    choosing = EXPERT_IMPORTANCES.get(metric)
+    return metric not in UPDATES and (choosing is None or not choosing.scope)
 
 
 def searched(rows: Mapping[str, MethodRow]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.choices import Choice, Items, items_of
 from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
 from secateur.spaces.recipe.space import RecipeSpace
-from secateur.spaces.shape import BlockShape, ModelShape, Prunable
+from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape, Prunable
 
 LINEARS = tuple(
     Prunable(f"model.layers.{block}.{name}", block, name.partition(".")[0], 640)
@@ -28,8 +29,14 @@ SHAPE = ModelShape(
 )
 
 
+EXPERTS = replace(
+    SHAPE, blocks=(BlockShape(4, 200, 20, 6, 900, 20, 220, 850, 16, experts=ExpertShape(2)),) * 2
+)
+
+
 def recipe_space(**settings: Any) -> RecipeSpace:
-    return build_recipe(RecipeSettings(**settings), LINEARS, SHAPE)
+    shape = EXPERTS if settings.get("unit") == "experts" else SHAPE
+    return build_recipe(RecipeSettings(**settings), LINEARS, shape)
 
 
 class Landscape:

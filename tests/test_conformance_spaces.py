@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from secateur.spaces.latency import LatencyTable, Phase
 from secateur.spaces.registry import SPACES
-from secateur.spaces.shape import BlockShape, ModelShape, Prunable
+from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape, Prunable
 from secateur.spaces.space import SeparableSpace, Space
 
 SIZES = {"q": 96, "k": 32, "v": 32, "o": 96, "gate": 256, "up": 256, "down": 256}
@@ -28,6 +29,15 @@ SHAPE = ModelShape(
     kv_bytes_per_token=256,
     blocks=(BlockShape(4, 200, 20, 48, 30, 20, 220, 30, 16),) * 4,
     latency=LatencyTable("made up", {"prefill": PHASE, "decode": PHASE}),
+)
+
+MIXED = replace(
+    SHAPE,
+    blocks=(
+        *SHAPE.blocks[:1],
+        *[BlockShape(4, 200, 20, 6, 900, 30, 220, 850, 16, experts=ExpertShape(2))] * 3,
+    ),
+    latency=None,
 )
 
 FOUND = {x.name: (0.9, 0.3, 0.55, 0.65)[x.block] for x in LINEARS}
@@ -61,6 +71,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"target": [0.2, 0.5], "tied": True, "repair": ["none", "bias"]},
         {"target": 0.5, "target_format": "hf-stock", "units": ["blocks"]},
         {"target": 0.0},
+        {"target": [0.2, 0.4], "units": ["experts"], "repair": ["none", "ream"]},
     ],
     "formula": [
         {},
@@ -81,6 +92,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
             "search": ["metric", "repair"],
         },
         {"unit": "blocks", "target": 0.25},
+        {"unit": "experts", "target": [0.25, 0.5], "known": "all"},
         {"search": ["calibration"], "start": "llm_pruner_first", "choose": ["clusters"], "samples": [8]},
     ],
 }
@@ -90,7 +102,8 @@ CASES = [(kind, settings) for kind in SPACES for settings in SETTINGS[kind]]
 def build(case: tuple[str, dict[str, Any]]) -> Space[Any]:
     kind, settings = case
     row = SPACES[kind]
-    return row.build(row.settings(kind=kind, **settings), LINEARS, SHAPE)
+    mixed = "experts" in (settings.get("unit"), *settings.get("units", ()))
+    return row.build(row.settings(kind=kind, **settings), LINEARS, MIXED if mixed else SHAPE)
 
 
 @pytest.fixture(params=CASES, ids=str)

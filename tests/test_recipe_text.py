@@ -12,6 +12,8 @@ from secateur.spaces.methods import (
     CUT_REPAIRS,
     DEPTH,
     DEPTH_REPAIRS,
+    EXPERT_IMPORTANCES,
+    EXPERT_REPAIRS,
     IMPORTANCES,
     MASK_REPAIRS,
     METRICS,
@@ -28,7 +30,7 @@ from tests.recipe_toy import recipe_space
 
 PLAIN = {"unit": "structure", "sparsity": 0.2}
 BLEND = {"name": "blend"}
-START = {"structure": "wanda_sp", "weights": "wanda", "blocks": "shortgpt"}
+START = {"structure": "wanda_sp", "weights": "wanda", "blocks": "shortgpt", "experts": "reap"}
 
 
 def test_a_recipe_reads_as_a_line():
@@ -100,7 +102,7 @@ WEIGHTS = {"unit": "weights", "sparsity": 0.5}
 @pytest.mark.parametrize(
     ("plain", "message"),
     [
-        ({}, "Expected `unit` to be one of weights, structure, blocks, got None"),
+        ({}, "Expected `unit` to be one of weights, structure, blocks, experts, got None"),
         ({"unit": "structure", "sparsity": 1.2}, r"`sparsity` within \(0, 1\), got 1.2"),
         ({"unit": "structure", "sparsity": True}, "`sparsity` within"),
         ({**PLAIN, "metrics": "flap"}, "got `metrics`.*Did you mean 'metric"),
@@ -151,6 +153,7 @@ def test_names_agree_with_the_pruners():
     assert set(REPAIRS["weights"]) == set(MASK_REPAIRS)
     assert set(REPAIRS["structure"]) == {*CUT_REPAIRS, *STREAM_REPAIRS}
     assert set(REPAIRS["blocks"]) == set(DEPTH_REPAIRS)
+    assert set(REPAIRS["experts"]) == set(EXPERT_REPAIRS) == {"none", "ream", "mc_smoe", "hc_smoe"}
     assert {unit: keys.first_metric(unit) for unit in UNITS} == START
 
 
@@ -160,6 +163,7 @@ def test_known_recipes_are_ones_that_can_be_carried_out(unit):
         "structure": {*IMPORTANCES, keys.BLEND},
         "weights": {**METRICS, **RECONSTRUCTIONS, **BLOCK_RECONSTRUCTIONS},
         "blocks": {*DEPTH},
+        "experts": {*EXPERT_IMPORTANCES},
     }
     rows = {name: row for name, row in KNOWN.items() if row.unit == unit}
     assert START[unit] in rows

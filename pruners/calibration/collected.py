@@ -16,6 +16,7 @@ from secateur.pruners.calibration.gradients import Gradients, collect_gradients
 from secateur.pruners.calibration.statistics import ROLES, InputStatistics, ModelStatistics, OutputStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, most, stream_blocks
 from secateur.pruners.calibration.tokens import tokens_sha256
+from secateur.pruners.experts.evidence import SUMS, ExpertEvidence
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.stores.block_files import digest_of
 from secateur.spaces.methods import Detail
@@ -23,6 +24,7 @@ from secateur.spaces.methods import Detail
 Pieces: TypeAlias = Sequence[dict[str, Tensor]]
 """Tensors of each block, by name."""
 _OWNERS, _INFLUENCE = "owners", "influence"
+_EXPERTS = "experts"
 _OF_OUTPUTS = ("total", "total_abs", "sum_squares", "window_squares")
 VERSION = 2
 """Version of the collectors: a cache outlives an upgrade, and entries of an older one must not be found."""
@@ -113,6 +115,23 @@ class CalibrationStatistics:
                 matrix = piece[f"gram.{linears[index].name}"].to(device) if gram else None
                 found[linear.name] = OutputStatistics(n_tokens=self._tokens.numel(), gram=matrix, **moments)
         return found
+
+    def experts(self, block: int) -> ExpertEvidence:
+        """Evidence of a block's mixture."""
+        with self._cache.locked(self._group):
+            pieces = self._part(_EXPERTS) or self._walk_experts()
+        mixture = self._anatomy.blocks[block].mixture
+        assert mixture is not None, "asked for mixtures alone"
+        device = mixture.router.device
+        return ExpertEvidence(mixture, pieces[block]["hidden"].to(device), *pieces[block]["sums"].to(device))
+
+    def _walk_experts(self) -> Pieces:
+        mixtures = [block.mixture for block in self._anatomy.blocks if block.mixture]
+        n_numbers = sum(mixture.router.shape[1] for mixture in mixtures) * self._tokens.numel()
+        self._cache.make_room(n_numbers * mixtures[0].router.element_size(), "the inputs of experts")
+        walk = stream_blocks(self._anatomy, self._tokens, experts=True)
+        self._put(_EXPERTS, ({} if x.experts is None else packed(x.experts) for x in walk))
+        return self._parts[_EXPERTS]
 
     @property
     def influence(self) -> tuple[float, ...]:
@@ -205,6 +224,12 @@ def _pack(part: BlockStatistics) -> dict[str, Tensor]:
         piece |= {f"outputs.{field}.{name}": getattr(statistics, field) for field in _OF_OUTPUTS}
     piece[_INFLUENCE] = torch.tensor(part.influence, dtype=torch.float64)
     return {name: tensor for name, tensor in piece.items() if tensor is not None}
+
+
+def packed(evidence: ExpertEvidence) -> dict[str, Tensor]:
+    """The evidence of a mixture as tensors on the CPU."""
+    sums = torch.stack([getattr(evidence, name) for name in SUMS])
+    return {"hidden": evidence.hidden.contiguous().cpu(), "sums": sums.cpu()}
 
 
 def gram_bytes(anatomy: Anatomy) -> int:

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from secateur.pruners.models.experts import Expert
 from secateur.pruners.models.mixture import Mixture
 
+SUMS = ("n_routed", "gates", "norms", "gated_norms", "contributions")
+"""Sums of the evidence over tokens, in the order of its fields."""
+
 
 @dataclass(frozen=True)
 class ExpertEvidence:
@@ -57,7 +60,9 @@ class MixtureRecorder:
     def __init__(self, mixture: Mixture, block: nn.Module) -> None:
         self._mixture, self._block = mixture, block
         self._hidden: list[Tensor] = []
-        self._sums = torch.zeros(5, mixture.n_experts, dtype=torch.float64, device=mixture.router.device)
+        self._sums = torch.zeros(
+            len(SUMS), mixture.n_experts, dtype=torch.float64, device=mixture.router.device
+        )
         self._ran: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self._routed: Tensor | None = None
 

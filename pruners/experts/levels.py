@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.experts.evidence import ExpertEvidence
@@ -33,13 +34,22 @@ def chosen_experts(
     row = EXPERT_IMPORTANCES[importance]
     if row.scope == "block":
         return dict(zip(counts, row.function(evidence, counts), strict=True))
-    score: Tensor = row.function(evidence)
+    order = finite_scores(importance, evidence).argsort(stable=True).flip(0).tolist()
+    return {count: evidence.mixture.best(order, count) for count in counts}
+
+
+def finite_scores(importance: str, evidence: ExpertEvidence) -> Float[Tensor, " experts"]:
+    """Score of each expert, higher = keep, by an importance that has scores.
+
+    Raises:
+        ValueError: if one is not finite.
+    """
+    score: Tensor = EXPERT_IMPORTANCES[importance].function(evidence)
     if not torch.isfinite(score).all():
         raise ValueError(
             f"Expected finite scores, got NaN or infinity at {evidence.mixture.name}. Check the calibration text."
         )
-    order = score.argsort(stable=True).flip(0).tolist()
-    return {count: evidence.mixture.best(order, count) for count in counts}
+    return score
 
 
 def expert_levels(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.pruners.models.cutting import unchanged
-from secateur.pruners.models.layout import MixtureLayout
+from secateur.pruners.models.cutting import LiveSublayer, unchanged
+from secateur.pruners.models.layout import MixtureLayout, SublayerLayout
 from secateur.pruners.models.mixture import LiveMixture
 
 
@@ -46,16 +46,21 @@ class LiveExperts:
             del module.forward
         self._patched.clear()
 
-    def empty_others(self, kept: Sequence[int]) -> None:
-        """Free the memory of the experts that were cut away for good."""
+    def empty_others(self) -> None:
+        """Free the memory of the experts that are cut away now, for good."""
         for index, expert in enumerate(self._layout.mixture.experts):
-            if index not in kept:
+            if index not in self._layout.mixture.experts.kept:
                 for parameter in expert.parameters():
                     parameter.data = parameter.data.new_empty((0,) * parameter.data.ndim)
 
     def _patch(self, module: nn.Module, forward: Any) -> None:
         module.forward = forward
         self._patched.append(module)
+
+
+def live_part(layout: SublayerLayout | MixtureLayout) -> LiveSublayer | LiveExperts:
+    """The live sub-layer of a layout, whole now."""
+    return LiveSublayer(layout) if isinstance(layout, SublayerLayout) else LiveExperts(layout)
 
 
 def _nothing(n_outputs: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -16,12 +16,13 @@ from secateur.pruners.calibration.gradients import check_gradients
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.allocation.profile import read_profile
+from secateur.pruners.recipes.experts import check_mixtures
 from secateur.pruners.recipes.metric import importance_of
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, REPAIRS, STREAM_REPAIRS, Detail, Unit, metrics_of
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.form import completed
-from secateur.spaces.recipe.keys import BLEND
+from secateur.spaces.recipe.keys import BLEND, BLENDED
 from secateur.spaces.recipe.known import KNOWN
 
 Metric = Mapping[str, Any]
@@ -46,6 +47,8 @@ def check_family(space: Any, anatomy: Anatomy) -> None:
     Raises:
         ValueError: with the first block that does not fit.
     """
+    if space.unit == "experts":
+        check_mixtures(anatomy)
     start = _whole(space.start_name, space.unit)
     metrics = {start["metric"]["name"], *(space.metric_options if "metric" in space.search else ())}
     repairs = {start["repair"], *(space.repair_options if "repair" in space.search else ())}
@@ -77,11 +80,13 @@ def check_statistics(space: Any, anatomy: Anatomy) -> None:
 
 
 def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy) -> None:
-    """Refuse a complete plain form whose gradients this machine has no memory for.
+    """Refuse a complete plain form for a model without what it prunes, or whose gradients there is no memory for.
 
     Raises:
-        ValueError: with how much memory it takes.
+        ValueError: with what is missing, or how much memory it takes.
     """
+    if recipe["unit"] == "experts":
+        check_mixtures(anatomy)
     calibration = recipe["calibration"]
     forward = calibration.get("gradients") == "forward"
     check_gradients(anatomy, _kinds(recipe["unit"], recipe["metric"], forward=forward), calibration["length"])
@@ -128,7 +133,7 @@ def needs_of(unit: Unit, metric: Metric) -> tuple[Detail, tuple[Kind, ...]]:
         ValueError: if the unit does not have the metric.
     """
     name, rows = metric["name"], metrics_of(unit)
-    if unit != "blocks" and (name == BLEND or formula_of(name) is not None):
+    if unit in BLENDED and (name == BLEND or formula_of(name) is not None):
         found = importance_of(metric)
         return found.needs, found.gradients
     if name not in rows:

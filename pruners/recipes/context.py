@@ -82,8 +82,8 @@ class RecipeContext:
 
     @cached_property
     def layouts(self) -> tuple[BlockLayout, ...]:
-        """Layouts of the units; the model must be dense at the first use."""
-        return find_layouts(self.anatomy)
+        """Layouts of the units, experts too; the model must be dense at the first use."""
+        return find_layouts(self.anatomy, experts=True)
 
     def sample(self, calibration: Mapping[str, Any]) -> Sample:
         """The windows that a recipe chooses, with statistics of the dense model on them.

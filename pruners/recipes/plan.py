@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from secateur.pruners.models.anatomy import Block
-from secateur.pruners.models.cutting import LiveSublayer, Piece, set_bias
+from secateur.pruners.models.cutting import Piece, set_bias
 from secateur.pruners.models.layout import BlockLayout
+from secateur.pruners.models.live_experts import LiveExperts, live_part
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 
 DENSE = ""
@@ -29,7 +32,7 @@ class LiveBlock:
         self.block = block
         self._dense = [(parameter, parameter.data) for parameter in block.module.parameters()]
         self._biases = [(linear.module, linear.module.bias) for linear in block.linears]
-        self.sublayers = {part.kind: LiveSublayer(part) for part in (layout.sublayers if layout else ())}
+        self.sublayers = {part.kind: live_part(part) for part in (layout.parts if layout else ())}
 
     def use(self, pieces: Mapping[str, Piece]) -> None:
         """Use these weights, of the dense shapes, and biases, where there are some, by the projection's full name."""
@@ -37,6 +40,14 @@ class LiveBlock:
             if linear.name in pieces:
                 linear.point_to(pieces[linear.name].weight)
                 set_bias(linear.module, pieces[linear.name].bias)
+
+    def finish(self) -> None:
+        """Give the block's parameters memory of their own; what it was pruned of is gone for good."""
+        for sublayer in self.sublayers.values():
+            if isinstance(sublayer, LiveExperts):
+                sublayer.empty_others()
+        for parameter in self.block.module.parameters():
+            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
     def restore(self) -> None:
         """Make the block dense: the same tensors in the same parameters."""

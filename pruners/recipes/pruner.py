@@ -12,7 +12,6 @@ from tempfile import mkdtemp
 from typing import Any
 from weakref import finalize
 
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +30,7 @@ from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.blocks import plan_blocks
 from secateur.pruners.recipes.checks import check_family, check_names, check_statistics
 from secateur.pruners.recipes.context import RecipeContext
+from secateur.pruners.recipes.experts import plan_experts
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
 from secateur.pruners.recipes.units import plan_units
 from secateur.pruners.recipes.weights import plan_weights
@@ -50,6 +50,7 @@ PLAN: dict[str, Callable[[RecipeContext, Config], PruningPlan]] = {
     "weights": plan_weights,
     "structure": plan_units,
     "blocks": plan_blocks,
+    "experts": plan_experts,
 }
 
 
@@ -242,8 +243,7 @@ class RecipePruner(Pruner):
         for block, key in zip(self.anatomy.blocks, self.keys(config), strict=True):
             if key != DENSE:
                 self.apply(block.index, key)
-                for parameter in block.module.parameters():
-                    parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+                self._live[block.index].finish()
             on_block(block.index)
 
     @classmethod

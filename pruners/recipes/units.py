@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.stream import most
-from secateur.pruners.models.cutting import Piece
-from secateur.pruners.models.layout import BlockLayout, SublayerLayout
+from secateur.pruners.models.cutting import LiveSublayer, Piece
+from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.recipes.allocation.allocate import removed
 from secateur.pruners.recipes.allocation.layers import Layer, kind_of
 from secateur.pruners.recipes.context import RecipeContext, Sample
@@ -48,6 +48,7 @@ class UnitPlan(PruningPlan):
         index = live.block.index
         for layout in self.context.layouts[index].sublayers:
             kept, sublayer = self.numbers[index][layout.kind], live.sublayers[layout.kind]
+            assert isinstance(sublayer, LiveSublayer), "models with experts are refused"
             if not kept:
                 sublayer.remove()
             elif len(kept) < layout.n_units:
@@ -77,6 +78,12 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
         ValueError: if it can't be carried out: too few calibration windows, a rule that does not reach the
             sparsity, scores that rank nothing.
     """
+    mixed = next((x.mlp.name for x in context.layouts if isinstance(x.mlp, MixtureLayout)), "")
+    if mixed:
+        raise ValueError(
+            f"Expected blocks of one attention and one MLP for a recipe of structure, got {mixed}. Take a recipe of "
+            "experts, weights or blocks, or the space architecture."
+        )
     sample = context.sample(config["calibration"])
     row, stream = importance_of(config["metric"], len(context.layouts)), STREAM_REPAIRS.get(config["repair"])
     repair = "none" if stream else config["repair"]

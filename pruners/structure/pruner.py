@@ -311,7 +311,7 @@ def _cut_experts(
         tensors = expert_levels(layout, method.experts, part.experts, {repair: (n_kept,)})
         kept, weights = expert_level(layout, tensors, n_kept, repair)
         live.cut(kept, weights)
-        live.empty_others(kept)
+        live.empty_others()
     for parameter in (p for module in layout.modules for p in module.parameters(recurse=False)):
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     return kept

@@ -16,10 +16,9 @@ from secateur.pruners.calibration.gradients import gradients_path, gradients_to_
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.experts.levels import counts_of, expert_level, expert_levels
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
-from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout, check_block
-from secateur.pruners.models.live_experts import LiveExperts
+from secateur.pruners.models.live_experts import LiveExperts, live_part
 from secateur.pruners.stores.block_files import Key, StoredBlocks, build_store, recorded
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.evidence import Evidence
@@ -92,7 +91,7 @@ class StructureStore:
             for x in layout.parts
             if isinstance(x, SublayerLayout)
         }
-        self._live = [[_live(part) for part in layout.parts] for layout in self.layouts]
+        self._live = [[live_part(part) for part in layout.parts] for layout in self.layouts]
 
     @property
     def scores(self) -> Scores:
@@ -163,10 +162,6 @@ class StructureStore:
         for block in self._live:
             for live in block:
                 live.restore()
-
-
-def _live(layout: SublayerLayout | MixtureLayout) -> LiveSublayer | LiveExperts:
-    return LiveSublayer(layout) if isinstance(layout, SublayerLayout) else LiveExperts(layout)
 
 
 class _OnDevice(UserDict[str, Tensor]):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from secateur.spaces.methods import RULES, UPDATES, Unit
+from secateur.spaces.methods import RULES, UPDATES, Unit, has_scores
 from secateur.spaces.recipe.form import completed, flattened, nested
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, N_CLUSTERS, Condition, is_number, leaves
 from secateur.spaces.recipe.known import KNOWN
@@ -153,12 +153,13 @@ class Tree:
             return value or int(not any(before[other] for other in self._others[path]))
         if path == "metric.activation" and before["metric.order"] == "none":
             return value or int(not before["metric.magnitude"])
-        if before.get("metric.name") not in UPDATES:
+        metric = before.get("metric.name")
+        if metric is None or has_scores(metric):
             return value
         if path == "allocation.rule" and "scores" in RULES[value].evidence:
             rules = self._choices[path].options if path in self._choices else ()
             return next((rule for rule in rules if "scores" not in RULES[rule].evidence), "uniform")
-        return "none" if path == "repair" else value
+        return "none" if path == "repair" and metric in UPDATES else value
 
 
 def items_of(plain: Mapping[str, Any], sources: Sequence[str]) -> Items:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.spaces.formulas.metric import formula_of, metric_of
-from secateur.spaces.methods import RULES, UNITS, UPDATES
+from secateur.spaces.methods import RULES, UNITS, UPDATES, has_scores
 from secateur.spaces.names import did_you_mean
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, Condition, Flat, is_number, leaves
 
@@ -59,7 +59,7 @@ def check_together(flat: Flat) -> None:
             f"Expected `repair: none` with the metric {metric}, which repairs by itself, got {repair!r}."
         )
     rule = flat.get("allocation.rule", "uniform")
-    if metric in UPDATES and "scores" in RULES[rule].evidence:
+    if not has_scores(metric) and "scores" in RULES[rule].evidence:
         raise ValueError(
             f"Expected a rule that needs no scores with the metric {metric}, which has none, got {rule!r}. Use "
             f"uniform or another one."

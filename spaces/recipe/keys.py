@@ -12,6 +12,8 @@ from typing import Any
 from secateur.spaces.methods import IMPORTANCES, REPAIRS, RULES, Unit, metrics_of, searched
 
 BLEND = "blend"
+BLENDED: tuple[Unit, ...] = ("weights", "structure")
+"""Units whose metric may be the blend, or a formula."""
 N_CLUSTERS = 8
 CHUNK = 32
 """Tokens of a chunk, the unit of `choose`: windows of several chunks are chosen by the values of their chunks."""
@@ -143,7 +145,7 @@ def signed_metrics() -> tuple[str, ...]:
 def leaves(unit: Unit) -> dict[str, Leaf]:
     """Keys of recipes of a unit, each after those of its conditions."""
     metric = {"metric.name": Leaf(first_metric(unit), _NAME)}
-    if unit != "blocks":
+    if unit in BLENDED:
         metric |= _of_blend()
     if unit == "weights":
         fixed = tuple(name for name, row in metrics_of("weights").items() if row.comparison is None)

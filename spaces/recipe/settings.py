@@ -11,7 +11,15 @@ from pydantic import Field, field_validator, model_validator
 from secateur.spaces.formulas.metric import MetricName
 from secateur.spaces.methods import REPAIRS, RULES, Unit, metrics_of, searched
 from secateur.spaces.recipe.choices import Subspace, Tree, items_of_known
-from secateur.spaces.recipe.keys import BLEND, CHUNK, SOURCE_NAME, first_metric, leaves, signed_metrics
+from secateur.spaces.recipe.keys import (
+    BLEND,
+    BLENDED,
+    CHUNK,
+    SOURCE_NAME,
+    first_metric,
+    leaves,
+    signed_metrics,
+)
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.space import RecipeSpace
 from secateur.spaces.shape import ModelShape, Prunable, split_protected
@@ -22,11 +30,12 @@ class RecipeSettings(SpaceSettings):
     """Recipes to search: calibration data, metric, allocation and repair together, at one sparsity.
 
     Args:
-        unit: unit of pruning: single ``weights``, KV groups and FFN channels (``structure``), or whole ``blocks``.
-        target: share to remove, of the prunable weights or, for structure and blocks, of the blocks' parameters; one
-            value, a list, or a range.
+        unit: unit of pruning: single ``weights``, KV groups and FFN channels (``structure``), whole ``blocks``, or
+            routed ``experts`` of mixtures.
+        target: share to remove, of the prunable weights, for structure and blocks of the blocks' parameters, for
+            experts of those of the routed experts; one value, a list, or a range.
         search: sections to search; the others are those of `start`.
-        start: name of a published recipe; None: ``wanda``, ``wanda_sp`` or ``shortgpt``.
+        start: name of a published recipe; None: ``wanda``, ``wanda_sp``, ``shortgpt`` or ``reap``.
         known: names of published recipes to measure first, ``all`` of the unit, or None for a few.
         sources: calibration texts by name; none: the evaluator's calibration set, as ``calibration``.
         mixture: largest weight of a source in a mixture of several.
@@ -152,7 +161,7 @@ class RecipeSettings(SpaceSettings):
         if "metric" in self.search and "forward" in self.gradients:
             signed = (*signed_metrics(), BLEND)
             able = [name for name in self.metric_options if name in signed]
-            if not able or self.unit == "blocks":
+            if not able or self.unit not in BLENDED:
                 raise ValueError(
                     f"Expected one of `metrics` that takes signed gradients ({', '.join(signed)}) with "
                     f"`gradients: forward`, got {', '.join(self.metric_options)}."
@@ -196,7 +205,7 @@ class RecipeSettings(SpaceSettings):
         if self.metrics is not None:
             return tuple(self.metrics)
         of_start = items_of_known(self.start_name)["metric.name"]
-        blend = () if self.unit == "blocks" else (BLEND,)
+        blend = (BLEND,) if self.unit in BLENDED else ()
         return tuple(dict.fromkeys([*blend, *searched(metrics_of(self.unit)), of_start]))
 
     @property
@@ -218,6 +227,7 @@ FIRST_KNOWN: dict[Unit, tuple[str, ...]] = {
     "weights": ("magnitude", "sparsegpt"),
     "structure": ("flap", "ziplm"),
     "blocks": ("last",),
+    "experts": ("frequency", "easy_ep"),
 }
 """Default of `known`."""
 

@@ -28,7 +28,8 @@ class RecipeSpace(Space[Recipe]):
 
     Costs: ``sparsity``, ``params``, ``size_bytes``, ``macs``, ``kv_bytes`` and, with a latency table, latencies. The
     structure that a recipe removes is only known after it has run: for structure and blocks all costs except the
-    sparsity are interpolated between the dense model and one without blocks, and the evaluator reports exact ones.
+    sparsity are interpolated between the dense model and one without blocks, for experts they are those of the same
+    number in each mixture, and the evaluator reports exact ones.
 
     Args:
         targets: shares to remove, ascending.
@@ -37,7 +38,7 @@ class RecipeSpace(Space[Recipe]):
         known: further published recipes, measured first.
 
     Raises:
-        ValueError: if targets are out of order, or the shape has no blocks to cut.
+        ValueError: if targets are out of order, or the shape has no blocks to cut, or no experts.
     """
 
     shown_as = "recipe"
@@ -56,6 +57,11 @@ class RecipeSpace(Space[Recipe]):
         check_ascending("target", targets)
         if unit != "weights" and not shape.blocks:
             raise ValueError(f"Expected a model with known block shapes for recipes of {unit}, got none.")
+        if unit == "experts" and not any(block.experts for block in shape.blocks):
+            raise ValueError(
+                "Expected a model with a mixture of experts for recipes of experts, got one without. Set `space.unit` "
+                "to weights, structure or blocks."
+            )
         self.unit = unit
         self.sources = dict(sources)
         self._targets = tuple(targets)
@@ -158,6 +164,8 @@ class RecipeSpace(Space[Recipe]):
     def cost(self, candidate: Recipe) -> Mapping[str, float]:
         if self.unit == "weights":
             return self._shape.with_zeros(n_zeros(candidate.sparsity, self._n_weights), self._n_weights)
+        if self.unit == "experts":
+            return cost_of_experts(self._shape, candidate.sparsity)
         dense = cost(self._shape, [dense_of(block) for block in self._shape.blocks])
         nothing = cost(self._shape, [GONE] * len(self._shape.blocks))
         return {name: value + candidate.sparsity * (nothing[name] - value) for name, value in dense.items()}
@@ -186,6 +194,18 @@ class RecipeSpace(Space[Recipe]):
     def from_parameters(self, values: Mapping[str, int], target: int, rng: np.random.Generator) -> Recipe:
         items = {c.path: c.options[values[c.path]] for c in self.choices if c.path in values}
         return self._completed(items, self._targets[target], rng)
+
+
+def cost_of_experts(shape: ModelShape, sparsity: float) -> dict[str, float]:
+    """Costs of a model whose mixtures all lose this share of their routed experts, to the nearest number."""
+    kept = []
+    for block in shape.blocks:
+        whole, of = dense_of(block), block.experts
+        if of is not None:
+            n_kept = round((1 - sparsity) * block.ffn_width / of.multiple) * of.multiple
+            whole = whole._replace(ffn=min(max(n_kept, of.fewest), block.ffn_width))
+        kept.append(whole)
+    return cost(shape, kept) | {"sparsity": sparsity}
 
 
 def _any(choice: Choice, rng: np.random.Generator) -> Any:

@@ -62,7 +62,7 @@ def removed(
         **further,
     }
     evidence = RuleEvidence(**{name: parts[name]() for name in RULES[rule].evidence if name in parts})
-    return allocate(rule, layers, evidence, config["sparsity"], **parameters)
+    return allocate(rule, layers, evidence, config["sparsity"], config["unit"], **parameters)
 
 
 def allocate(
@@ -70,6 +70,7 @@ def allocate(
     layers: Sequence[Layer],
     evidence: RuleEvidence,
     sparsity: float,
+    unit: Unit | None = None,
     **parameters: int | float | str,
 ) -> tuple[int, ...]:
     """Number of units that each layer loses, at this share of all weights.
@@ -83,6 +84,7 @@ def allocate(
         layers: all that share the budget, protected ones too.
         evidence: inputs of the rule beside the layers' scores.
         sparsity: share of the weights to remove, in [0, 1].
+        unit: of the layers; None: weights if all units are of one weight, else structure.
         parameters: of the rule; others have their defaults.
 
     Returns:
@@ -93,7 +95,7 @@ def allocate(
         ValueError: on an unknown rule or parameter, or missing evidence.
     """
     is_weights = bool(layers) and all(layer.size == 1 for layer in layers)
-    check_rule(rule, "weights" if is_weights else "structure", parameters)
+    check_rule(rule, unit or ("weights" if is_weights else "structure"), parameters)
     if not 0 <= sparsity <= 1:
         raise ValueError(f"Expected `sparsity` within [0, 1], got {sparsity:g}. It is a share.")
     if not is_weights:
