@@ -179,9 +179,10 @@ def test_identity_holds_what_measurements_depend_on_and_nothing_else():
         "space.target=0.5",
         "device=cpu",
     ]
-    same += ["objectives=[kl]", "evaluator.fidelities=[512]", "evaluator.test_tokens=512", "seed=1"]
+    same += ["objectives=[kl]", "evaluator.fidelities=[512]", "evaluator.test_tokens=512"]
     for override in same:
         assert identity(load_settings(None, [override])) == base, override
+    assert identity(load_settings(None, ["evaluator.seed=0", "seed=1"])) == base, "of the controller alone"
     others = [
         "model=x",
         "dtype=float16",
@@ -194,6 +195,7 @@ def test_identity_holds_what_measurements_depend_on_and_nothing_else():
         "evaluator.data.search=x",
         "evaluator.calibration_tokens=512",
         "evaluator.seed=1",
+        "seed=1",
     ]
     for override in others:
         assert identity(load_settings(None, [override])) != base, override

@@ -47,7 +47,7 @@ def recipe_of(run: Run, trial: Trial) -> PruningFile:
         space={"kind": space.kind, **changed},
         candidate=dict(form),
         calibration=calibration,
-        seed=data.seed,
+        seed=run.settings.data_seed,
     )
 
 
@@ -57,7 +57,7 @@ def _recipe_file(run: Run, space: RecipeSettings, recipe: Recipe, sources: Mappi
         recipe=recipe.plain,
         sources={n: sources.get(n, text or of_evaluator) for n, text in space.texts.items() if n in used},
         pool_tokens=space.pool_tokens,
-        seed=run.settings.evaluator.seed,
+        seed=run.settings.data_seed,
         dampening=space.dampening,
         protect=space.protect,
         profile=space.profile,

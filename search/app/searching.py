@@ -22,6 +22,7 @@ from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
 from secateur.search.results.run import Run, notes_on_model
 from secateur.search.results.targets import best_by_target, target_sparsities
+from secateur.search.settings.seeds import seeds_line
 from secateur.search.settings.settings import Settings, resolved
 from secateur.search.study.about import ABOUT
 from secateur.search.study.overlap import write_overlap
@@ -49,6 +50,7 @@ def search_stage(
     *,
     observers: Sequence[Observer] = (),
     say: Say = silent,
+    note: Say | None = None,
     on_ready: Callable[[Search, Executor], None] = lambda search, executor: None,
     levels: Path | None = None,
 ) -> Outcome:
@@ -59,6 +61,7 @@ def search_stage(
         directory: of the run. The same settings continue it, also with another budget or target.
         observers: of the loop.
         say: given progress, one line at a time.
+        note: given the lines of it that are to stay in sight; None: `say`.
         on_ready: given the search, whose `stop` ends it cleanly, and its executor, before it starts.
         levels: directory of the level store, for runs that share one; None: in the run's directory.
 
@@ -73,6 +76,7 @@ def search_stage(
     for line in left_out():
         say(line)
     settings = _as_before(settings, directory)
+    (note or say)(seeds_line(settings))
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
         session = open_session(settings, say, _table_of(directory))
         settings = _settled(settings, session, say)
@@ -121,16 +125,29 @@ def search_stage(
 
 
 def _as_before(settings: Settings, directory: Path) -> Settings:
-    """The settings; what they leave to the model is as the run in the directory has it."""
-    missing = [key for key in settings.space.by_model if getattr(settings.space, key) is None]
-    if not missing or not (directory / ABOUT).is_file():
+    """The settings; what they leave to the model or to another seed is as the run in the directory has it."""
+    if not (directory / ABOUT).is_file():
         return settings
     with Study.open(directory) as study:
-        stored = Run(study).settings.space
-    if stored.kind != settings.space.kind:
+        recorded = Run(study).settings
+    settings = _with_seeds(settings, recorded)
+    stored = recorded.space
+    missing = [key for key in settings.space.by_model if getattr(settings.space, key) is None]
+    if not missing or stored.kind != settings.space.kind:
         return settings
     found = {key: getattr(stored, key) for key in missing}
     return settings.model_copy(update={"space": settings.space.model_copy(update=found)})
+
+
+def _with_seeds(settings: Settings, recorded: Settings) -> Settings:
+    """The settings, with the recorded seeds of data and training where they name none."""
+    of = settings.evaluator
+    if of.training is not None and of.training.seed is None:
+        training = of.training.model_copy(update={"seed": recorded.training_seed})
+        of = of.model_copy(update={"training": training})
+    if of.seed is None:
+        of = of.model_copy(update={"seed": recorded.data_seed})
+    return settings.model_copy(update={"evaluator": of})
 
 
 def _settled(settings: Settings, session: Session, say: Say) -> Settings:

@@ -64,8 +64,8 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
         window=of.window,
         calibration_tokens=of.calibration_tokens,
         fidelities=(*of.search_fidelities, of.test_fidelity),
-        seed=of.seed,
-        training=None if of.training is None else _training(of.training, of.seed),
+        seed=settings.data_seed,
+        training=None if of.training is None else _training(of.training, settings.training_seed),
         latency=_table_source(settings, table),
         tasks=_task_plan(settings),
         bos=of.bos,
@@ -93,7 +93,7 @@ def _task_plan(settings: Settings) -> TaskPlan | None:
     if of is None or not wanted:
         return None
     names = tuple(dict.fromkeys(name.removeprefix(TASK).removeprefix(MARGIN) for name in wanted))
-    seed, trust = settings.evaluator.seed, settings.trust_remote_code
+    seed, trust = settings.data_seed, settings.trust_remote_code
     return TaskPlan(names, Path(of.directory), of.samples, of.batch, seed, trust)
 
 

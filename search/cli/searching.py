@@ -50,7 +50,12 @@ def search(
 
         try:
             outcome = rooms.search(
-                loaded, directory, observers=[display, interrupt], say=display.say, on_ready=on_ready
+                loaded,
+                directory,
+                observers=[display, interrupt],
+                say=display.say,
+                note=display.note,
+                on_ready=on_ready,
             )
         except KeyboardInterrupt:
             display.note(f"Continue with: {again}")

@@ -42,6 +42,7 @@ class ControllerRow(Row):
         screens: whether it takes the keywords `proxy`, a fidelity or None, and `n_workers`.
         curvature: from its settings and the fidelities to that of the dense model's curvature, if it proposes
             measurements of the part ``gradient``, else None.
+        draws: whether its proposals depend on the seed.
     """
 
     settings: type[BaseModel]
@@ -51,6 +52,7 @@ class ControllerRow(Row):
     multi_objective: bool = False
     screens: bool = False
     curvature: Callable[[Any, Sequence[Fidelity]], Fidelity | None] = lambda settings, fidelities: None
+    draws: bool = True
 
 
 def curvature_of(settings: Any, fidelities: Sequence[Fidelity]) -> Fidelity | None:
@@ -70,7 +72,7 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
     ControllerRow,
     {
         "uniform": ControllerRow(
-            UniformSettings, Uniform, "the dense model and the uniform candidates alone"
+            UniformSettings, Uniform, "the dense model and the uniform candidates alone", draws=False
         ),
         "random": ControllerRow(RandomSettings, Random, "random candidates, the targets in turn"),
         "evolution": ControllerRow(

@@ -81,7 +81,8 @@ class EvaluatorSettings(Section):
         training: light training of candidates before they are measured; None for none.
         latency: table for latency objectives and targets; None for the one measured under default conditions.
         tasks: for objectives ``task:<name>`` and ``margin:<name>``, and for the latter as the loss.
-        seed: of the choice of windows, the metric ``random``, and the order of training.
+        seed: of the choice of windows, the metric ``random``, samples of tasks and the order of training; None: that of
+            the search.
     """
 
     loss: str = "kl"
@@ -95,7 +96,7 @@ class EvaluatorSettings(Section):
     training: TrainingSettings | None = None
     latency: LatencySettings | None = None
     tasks: TaskSettings | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: int | None = Field(default=None, ge=0)
 
     @field_validator("loss")
     @classmethod

@@ -56,7 +56,7 @@ class Settings(Section):
         budget: limits of the search.
         storage: address of a database that mirrors the study, such as ``postgresql://...`` with ``${NAMES}`` of
             environment variables; None for a journal file in the run.
-        seed: of the controller's proposals.
+        seed: of the controller's proposals, and of all that has no seed of its own: see `data_seed`.
     """
 
     model: str = Field(default="tiny", min_length=1)
@@ -136,6 +136,17 @@ class Settings(Section):
         return tuple(name for name in MEASURES if name in wanted)
 
     @property
+    def data_seed(self) -> int:
+        """Seed of the evaluator: its own, or that of the search."""
+        return self.seed if self.evaluator.seed is None else self.evaluator.seed
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of light training: its own, or the evaluator's."""
+        of = self.evaluator.training
+        return self.data_seed if of is None or of.seed is None else of.seed
+
+    @property
     def task_values(self) -> tuple[str, ...]:
         """Optimised values that come from tasks, and a margin that is the loss."""
         return tuple(x for x in (*self.optimised, self.evaluator.loss) if x.startswith((TASK, MARGIN)))
@@ -211,11 +222,14 @@ def identity(settings: Settings) -> dict[str, Any]:
     for optional in ("latency", "tasks"):  # absent in studies from before there were such sections
         if evaluator[optional] is None:
             del evaluator[optional]
+    evaluator["seed"] = settings.data_seed
     del evaluator["measures"]
     if settings.measures:  # likewise
         evaluator["measures"] = list(settings.measures)
     if training is not None:
-        evaluator["training"] = {key: value for key, value in training.items() if key != "tokens"}
+        evaluator["training"] = {key: x for key, x in training.items() if key not in ("tokens", "seed")}
+        if settings.training_seed != settings.data_seed:  # likewise
+            evaluator["training"]["seed"] = settings.training_seed
     kept = {key: values[key] for key in ("model", "dtype", "trust_remote_code")}
     return kept | {"space": space, "evaluator": evaluator}
 

@@ -26,6 +26,7 @@ class TrainingSettings(Section):
         learning_rate: the same in all steps; None for that of `learn` in `RATES`.
         batch: windows a step.
         rank: of the updates of ``lora``.
+        seed: of the order of windows; None: that of the evaluator.
     """
 
     tokens: tuple[int, ...] = Field(min_length=1)
@@ -34,6 +35,7 @@ class TrainingSettings(Section):
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     batch: int = Field(default=1, gt=0)
     rank: int = Field(default=16, gt=0)
+    seed: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> TrainingSettings:
