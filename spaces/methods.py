@@ -24,7 +24,7 @@ Detail = Literal["nothing", "moments", "gram"]
 
 Needs = Literal["nothing", "data", "moments", "gram"]
 Gradients = Literal["rms", "mean", "sums", "logits", "forward", "perturbed"]
-Evidence = Literal["scores", "influence", "flap", "outliers", "profile"]
+Evidence = Literal["scores", "influence", "flap", "outliers", "profile", "measured"]
 Comparison = Literal["output", "layer"]
 Gives = Literal["nothing", "weight", "bias", "both"]
 
@@ -83,6 +83,8 @@ class MethodRow(Row):
         patterns: whether a reconstruction can prune n of m.
         trains: whether a repair of blocks trains by gradients.
         check_path: of a function that raises a ValueError on a model that the method can't be used on.
+        measure_path: of an allocation rule with the evidence ``measured``, a function ``(anatomy, sample, *, some of
+            its parameters) -> a number a layer``, computed once for its windows and those parameters.
         searched: whether a search over recipes tries it where the settings name none; the first one of a unit is the
             default. Ours alone: what an installed package adds is tried where it is named.
     """
@@ -103,6 +105,7 @@ class MethodRow(Row):
     patterns: bool = False
     trains: bool = False
     check_path: str = ""
+    measure_path: str = ""
     searched: bool = False
 
     @property
@@ -133,6 +136,11 @@ class MethodRow(Row):
         """The function at `check_path`."""
         return resolve(self.check_path)
 
+    @property
+    def measure(self) -> Any:
+        """The function at `measure_path`."""
+        return resolve(self.measure_path)
+
     def keys(self, name: str) -> tuple[str, ...]:
         return tuple(f"{self.stage}/{unit}/{self.name}" for unit in self.units)
 
@@ -161,8 +169,7 @@ SIGNATURES: dict[str, str] = {
 }
 """Parameters and results of the functions of each kind, see `MethodRow.kind`."""
 
-BOTH: tuple[Unit, ...] = ("weights", "structure")
-ALL_BUT_BLOCKS: tuple[Unit, ...] = (*BOTH, "experts")
+ALL_BUT_BLOCKS: tuple[Unit, ...] = ("weights", "structure", "experts")
 
 # fmt: off
 TABLE: tuple[MethodRow, ...] = (
@@ -331,31 +338,68 @@ TABLE: tuple[MethodRow, ...] = (
               "the same share everywhere, first and last blocks may be left alone",
               "https://arxiv.org/abs/2305.11627",
               parameters=(Parameter("skip_first", 0.0, (0.0, 0.0625, 0.125, 0.1875, 0.25), high=0.9),
-                          Parameter("skip_last", 0.0, (0.0, 0.0625, 0.125, 0.1875, 0.25), high=0.9),)),
+                          Parameter("skip_last", 0.0, (0.0, 0.0625, 0.125, 0.1875, 0.25), high=0.9),),
+              searched=True),
     MethodRow("global", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.threshold:one_threshold",
               "one threshold for the scores of all layers", "https://arxiv.org/abs/2412.12441", evidence=("scores",),
               parameters=(Parameter("normalise", "none", ("none", "mean", "max", "zscore", "l2", "mask")),
-                          Parameter("cost", 0.0, (-1.0, -0.5, 0.0, 0.5, 1.0), low=-2.0, high=2.0),)),
+                          Parameter("cost", 0.0, (-1.0, -0.5, 0.0, 0.5, 1.0), low=-2.0, high=2.0),),
+              searched=True),
     MethodRow("flap", "allocation", "structure", "secateur.pruners.structure.flap:allocation",
               "one threshold for the standardised fluctuations of all layers", "https://arxiv.org/abs/2312.11983",
-              evidence=("flap",)),
+              evidence=("flap",), searched=True),
     MethodRow("nirvana", "allocation", "structure", "secateur.pruners.recipes.allocation.nirvana:nirvana",
               "MLPs lose a multiple of what attentions lose, with a threshold for each",
               "https://arxiv.org/abs/2509.14230", evidence=("scores",),
-              parameters=(Parameter("gamma", 3.36, (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.36, 4.0, 6.0), 0.01, 100.0),)),
+              parameters=(Parameter("gamma", 3.36, (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.36, 4.0, 6.0), 0.01, 100.0),),
+              searched=True),
     MethodRow("cfsp", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.cfsp:cfsp",
               "the share that blocks keep follows the sigmoid of their influence",
               "https://arxiv.org/abs/2409.13199", evidence=("influence",),
               parameters=(Parameter("a", 1.0, (0.25, 0.5, 1.0, 2.0, 4.0), high=100.0),
-                          Parameter("sublayers", "mlp", ("mlp", "both")),)),
+                          Parameter("sublayers", "mlp", ("mlp", "both")),), searched=True),
     MethodRow("adapt", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.adapt:adapt",
               "shares that grow step by step, faster where blocks matter less", "https://arxiv.org/abs/2502.03460",
               evidence=("influence",),
-              parameters=(Parameter("rate", 0.02, (0.005, 0.01, 0.015, 0.02, 0.03, 0.04)),)),
+              parameters=(Parameter("rate", 0.02, (0.005, 0.01, 0.015, 0.02, 0.03, 0.04)),), searched=True),
     MethodRow("owl", "allocation", "weights", "secateur.pruners.recipes.allocation.owl:owl",
               "layers with many outliers lose less", "https://arxiv.org/abs/2310.05175", evidence=("outliers",),
               parameters=(Parameter("spread", 0.08, (0.02, 0.04, 0.08, 0.12, 0.16, 0.2)),
-                          Parameter("factor", 5.0, (3.0, 5.0, 7.0, 10.0), low=1.0, high=1000.0),)),
+                          Parameter("factor", 5.0, (3.0, 5.0, 7.0, 10.0), low=1.0, high=1000.0),),
+              searched=True),
+    MethodRow("owl_released", "allocation", "weights", "secateur.pruners.recipes.allocation.owl:owl_released",
+              "OWL as its released code maps outliers, onto the whole range", "https://arxiv.org/abs/2310.05175",
+              needs="moments", evidence=("measured",),
+              measure_path="secateur.pruners.recipes.allocation.owl:released_outliers",
+              parameters=(Parameter("owl_lambda", 0.08, (0.02, 0.04, 0.08, 0.12, 0.16, 0.2)),
+                          Parameter("owl_m", 5.0, (3.0, 5.0, 7.0, 10.0), low=1.0, high=1000.0),)),
+    MethodRow("dlp", "allocation", "weights", "secateur.pruners.recipes.allocation.dlp:dlp",
+              "blocks with a larger median score lose more", "https://arxiv.org/abs/2505.23807",
+              needs="moments", evidence=("measured",),
+              measure_path="secateur.pruners.recipes.allocation.dlp:central_scores",
+              parameters=(Parameter("alpha", 0.15, (0.02, 0.05, 0.1, 0.15, 0.2, 0.25)),
+                          Parameter("centre", "median", ("median", "mean")),)),
+    MethodRow("atp", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.atp:atp",
+              "shares that grow by the same amount from block to block", "https://arxiv.org/abs/2502.14770",
+              parameters=(Parameter("slope", 0.5, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)),)),
+    MethodRow("alphapruning", "allocation", "weights",
+              "secateur.pruners.recipes.allocation.alphapruning:alphapruning",
+              "blocks lose less whose weights' spectra have heavier tails", "https://arxiv.org/abs/2410.10912",
+              evidence=("measured",),
+              measure_path="secateur.pruners.recipes.allocation.alphapruning:block_exponents",
+              parameters=(Parameter("epsilon", 0.3, (0.1, 0.2, 0.3, 0.4, 0.5)),)),
+    MethodRow("sap", "allocation", "weights", "secateur.pruners.recipes.allocation.sap:sap",
+              "layers lose more whose weights are sparser by themselves, by the PQ index",
+              "https://arxiv.org/abs/2302.05601", evidence=("measured",),
+              measure_path="secateur.pruners.recipes.allocation.sap:pq_indices",
+              parameters=(Parameter("pq_p", 0.5, (0.25, 0.5, 0.75), 0.05, 0.95),
+                          Parameter("pq_q", 1.0, (1.0, 1.5, 2.0), 1.0, 2.0),
+                          Parameter("eta", 0.0, (0.0, 0.001, 0.01, 0.1, 1.0)),)),
+    MethodRow("dsa", "allocation", "weights", "secateur.pruners.recipes.allocation.dsa:dsa",
+              "blocks lose more whose scores vary more, by the function that a search found",
+              "https://nips.cc/virtual/2024/poster/93422", needs="moments", evidence=("measured",),
+              measure_path="secateur.pruners.recipes.allocation.dsa:log_variances",
+              parameters=(Parameter("dsa_lambda", 0.08, (0.02, 0.04, 0.08, 0.12, 0.16, 0.2)),)),
     MethodRow("profile", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.profile:shares_of_file",
               "shares from a file", "https://arxiv.org/abs/2410.14649", evidence=("profile",)),
     MethodRow("prefix", "allocation", "structure", "secateur.pruners.recipes.allocation.profile:prefix",

@@ -35,6 +35,7 @@ def evidence_of(layers, seed=0):
     return RuleEvidence(
         influence=tuple(rng.uniform(0.01, 0.4, n_blocks)),
         flap=tuple(rng.normal(size=layer.n_units) for layer in layers if layer.size > 1),
+        measured=tuple(rng.uniform(0.05, 0.9, len(layers))),
         outliers=tuple(rng.uniform(0, 0.1, len(layers))),
         profile=tuple(
             Entry(block, None, None, share) for block, share in enumerate(rng.uniform(0.1, 1, n_blocks))

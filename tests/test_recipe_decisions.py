@@ -24,6 +24,7 @@ from secateur.pruners.recipes.pruner import RecipePruner
 from secateur.pruners.recipes.weight_pruning import spread_step
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import prune
+from secateur.spaces.methods import MethodRow
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
 from tests.models import count_zeros, random_tokens, small_llama
@@ -182,6 +183,23 @@ def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch,
     assert len(passes) == 2
     switcher.keys(config("structure", metric=blend, calibration={**CALIBRATION, "subset": 1}))
     assert len(passes) == 4
+
+
+def test_a_rule_measures_once_for_the_parameters_that_its_measure_takes(case, monkeypatch):
+    measured, real = [], MethodRow.measure.fget
+
+    def counted(row):
+        def measure(anatomy, sample, *, centre):
+            measured.append(centre)
+            return real(row)(anatomy, sample, centre=centre)
+
+        return measure
+
+    monkeypatch.setattr(MethodRow, "measure", property(counted))
+    switcher = switcher_of(case.basis, "weights")
+    for change in ({}, {"alpha": 0.05}, {"centre": "mean"}, {"alpha": 0.2}):
+        switcher.keys(config("weights", allocation={"rule": "dlp", **change}))
+    assert measured == ["median", "mean"]
 
 
 def test_equal_masks_have_equal_keys_whatever_they_come_from(case):

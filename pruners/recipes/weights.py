@@ -58,8 +58,9 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
     """
     sample = context.sample(config["calibration"])
     pruning = _weight_pruning(context, sample, config)
-    evidence = RULES[config["allocation"]["rule"]].evidence
-    needs = most(pruning.needs, "moments" if "outliers" in evidence else "nothing")
+    rule = RULES[config["allocation"]["rule"]]
+    evidence = rule.evidence
+    needs = most(pruning.needs, rule.inputs, "moments" if "outliers" in evidence else "nothing")
     sample.statistics.prepare(inputs=needs, gradients=pruning.gradients)
     linears, blocks = list(context.anatomy.linears), context.anatomy.blocks
     layers = [

@@ -59,7 +59,7 @@ def _needs(row: MethodRow) -> Iterator[str]:
     from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
 
     yield from STATISTICS[row.needs]
-    yield from sorted(EVIDENCE[name] for name in row.evidence)
+    yield from sorted(EVIDENCE[name] for name in row.evidence if name in EVIDENCE)
     if row.gradients:
         yield "data"
         memory = sum(map(n_bytes, row.gradients))

@@ -33,9 +33,10 @@ _ENDS = {"rule": "uniform", "skip_first": 0.125, "skip_last": 0.0625}  # 4 and 2
 def _of(
     unit: Unit, metric: str | dict[str, Any], summary: str, paper: str = "", **further: Any
 ) -> KnownRecipe:
-    """A row; its paper is that of the metric unless its arXiv number is given."""
+    """A row; its paper is that of the metric unless its address or arXiv number is given."""
     name = metric if isinstance(metric, str) else metric["name"]
-    address = f"https://arxiv.org/abs/{paper}" if paper else _PAPERS[unit, name]
+    given = paper if paper.startswith("https") else f"https://arxiv.org/abs/{paper}"
+    address = given if paper else _PAPERS[unit, name]
     return KnownRecipe(unit, {"metric": metric, **further}, address, summary)
 
 
@@ -58,6 +59,20 @@ KNOWN: dict[str, KnownRecipe] = {
     "owl": _of("weights", "wanda",
         "Wanda, blocks with more outliers less sparse",
         "2310.05175", allocation={"rule": "owl", "spread": 0.08, "factor": 5}),
+    "owl_released": _of("weights", "wanda",
+        "Wanda, OWL as its released code maps outliers", "2310.05175", allocation="owl_released"),
+    "dlp": _of("weights", "wanda", "Wanda, blocks with a larger median score sparser", "2505.23807", allocation="dlp"),
+    "atp": _of("weights", "wanda",
+        "Wanda, sparser by the same amount from block to block; its slope is not searched", "2502.14770",
+        allocation="atp"),
+    "alphapruning": _of("weights", "wanda",
+        "Wanda, blocks with heavier-tailed spectra less sparse", "2410.10912", allocation="alphapruning"),
+    "sap": _of("weights", {"name": "magnitude", "comparison": "layer"},
+        "magnitude, layers sparser by their PQ index; at once, without training between", "2302.05601",
+        allocation="sap"),
+    "dsa": _of("weights", "wanda",
+        "Wanda, blocks whose scores vary more sparser, by the released function",
+        "https://nips.cc/virtual/2024/poster/93422", allocation="dsa"),
     "wanda_sp": _of("structure", "wanda_sp", "Wanda summed over columns, the same share everywhere"),
     "magnitude_sp": _of("structure", "magnitude", "norm of the output columns alone"),
     "flap": _of("structure", "flap",

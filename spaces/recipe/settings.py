@@ -49,7 +49,7 @@ class RecipeSettings(SpaceSettings):
         gradients: by ``backward`` passes, or estimated by ``forward`` passes alone, for metrics that allow it.
         metrics: names, or formulas such as ``formula: abs(W) * X``; ``blend`` is a parametrised family. None: a
             selection, and that of the start.
-        allocations: rules; None: all that need no file.
+        allocations: rules; None: a selection, and that of the start.
         repairs: names; None: a selection, and that of the start.
         profile: file with shares, or an order, for the rules that need one.
         protect: patterns (``*`` and ``?``) of full names of linears kept dense; for structure and blocks, with all
@@ -212,8 +212,9 @@ class RecipeSettings(SpaceSettings):
     def allocation_options(self) -> tuple[str, ...]:
         if self.allocations is not None:
             return tuple(self.allocations)
-        ours = {name: row for name, row in RULES.items() if not row.origin and "profile" not in row.evidence}
-        return tuple(name for name, row in ours.items() if self.unit in row.units)
+        tried = searched({name: row for name, row in RULES.items() if self.unit in row.units})
+        of_start = items_of_known(self.start_name).get("allocation.rule")
+        return tuple(dict.fromkeys([*tried, *([of_start] if of_start else ())]))
 
     @property
     def repair_options(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -59,10 +60,27 @@ def removed(
     parts: dict[str, Callable[[], tuple[Any, ...]]] = {
         "influence": lambda: sample.statistics.influence,
         "profile": lambda: tuple(context.profile),
+        "measured": lambda: measured(rule, parameters, context, sample),
         **further,
     }
     evidence = RuleEvidence(**{name: parts[name]() for name in RULES[rule].evidence if name in parts})
     return allocate(rule, layers, evidence, config["sparsity"], config["unit"], **parameters)
+
+
+def measured(
+    rule: str, parameters: Mapping[str, Any], context: RecipeContext, sample: Sample
+) -> tuple[float, ...]:
+    """What a rule's row measures of each layer, once for its windows and the parameters that the measure takes."""
+    row = RULES[rule]
+    taken = inspect.signature(row.measure).parameters
+    given = {name: x for name, x in _complete(rule, parameters).items() if name in taken}
+    windows = "" if row.needs == "nothing" else sample.sha256
+    found = context.made.get(
+        ("measured", rule, windows, *sorted(given.items())),
+        lambda: {"measured": row.measure(context.anatomy, sample, **given)},
+    )
+    numbers: tuple[float, ...] = found["measured"]
+    return numbers
 
 
 def allocate(
@@ -105,9 +123,13 @@ def allocate(
     _check_needs(RULES[rule].evidence, layers, evidence, rule)
     if not wanted_weights(layers, sparsity):
         return (0,) * len(layers)
-    numbers = {name: float(x) if isinstance(x, int) else x for name, x in parameters.items()}  # 1, of 1.0
-    gone = RULES[rule].function(layers, evidence, sparsity, **defaults(rule) | numbers)
+    gone = RULES[rule].function(layers, evidence, sparsity, **_complete(rule, parameters))
     return tuple(gone.tolist())
+
+
+def _complete(rule: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of a rule; numbers as a function takes them, 1.0 of 1."""
+    return defaults(rule) | {name: float(x) if isinstance(x, int) else x for name, x in parameters.items()}
 
 
 def _check_needs(needs: Sequence[str], layers: Sequence[Layer], evidence: RuleEvidence, rule: str) -> None:
@@ -118,6 +140,7 @@ def _check_needs(needs: Sequence[str], layers: Sequence[Layer], evidence: RuleEv
         "flap": (len(evidence.flap), len(layers)),
         "outliers": (len(evidence.outliers), len(layers)),
         "profile": (min(len(evidence.profile), 1), 1),
+        "measured": (len(evidence.measured), len(layers)),
     }
     for need in sorted(needs):
         got, expected = lengths[need]

@@ -143,6 +143,20 @@ def relative_to_largest(centred: Floats) -> Floats:
     return centred / largest if largest > 1e-12 else np.zeros_like(centred)
 
 
+def over_range(layers: Sequence[Layer], importance: Sequence[float], sparsity: float, half: float) -> Floats:
+    """Shares to remove: kept ones grow linearly with the importance, over a range of twice `half`.
+
+    Their mean, by weights, is the sparsity, but for shares that would be below 0 or above 1; equal importances give
+    equal shares.
+    """
+    values = np.array(importance, np.float64)
+    weights = [layer.n_weights for layer in layers]
+    width = float(np.ptp(values))
+    place = (values - values.min()) / width if width > 1e-12 else np.zeros_like(values)
+    kept = 2 * half * (place - np.average(place, weights=weights)) + 1 - sparsity
+    return np.clip(1 - kept, 0.0, 1.0)
+
+
 def to_budget(layers: Sequence[Layer], shares: Sequence[float] | Floats, sparsity: float) -> Ints:
     """Numbers of removed units nearest to the shares, which are all scaled where they miss the budget."""
     wanted = wanted_weights(layers, sparsity)

@@ -113,9 +113,11 @@ class RuleEvidence:
         outliers: of each layer the share of its scores above `factor` times their mean. As published all of a block
             is counted together, and each of its linears has the block's share.
         profile: lines of a file.
+        measured: of each layer what the rule's row measures (`MethodRow.measure`).
     """
 
     influence: tuple[float, ...] = ()
     flap: tuple[Floats, ...] = ()
     outliers: tuple[float, ...] = ()
     profile: Profile = ()
+    measured: tuple[float, ...] = ()

@@ -9,8 +9,9 @@ import torch
 
 from secateur.pruners.calibration.collected import CalibrationStatistics
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.recipes.allocation.filling import relative_to_largest, to_budget
+from secateur.pruners.recipes.allocation.filling import over_range, relative_to_largest, to_budget
 from secateur.pruners.recipes.allocation.layers import Ints, Layer, RuleEvidence
+from secateur.pruners.recipes.context import Sample
 
 
 def owl(
@@ -31,6 +32,28 @@ def owl(
     outliers = np.array(evidence.outliers)
     centred = outliers - np.average(outliers, weights=[layer.n_weights for layer in layers])
     return to_budget(layers, np.clip(sparsity - spread * relative_to_largest(centred), 0.0, 1.0), sparsity)
+
+
+def owl_released(
+    layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float, *, owl_lambda: float, owl_m: float
+) -> Ints:
+    """Kept shares over a range of twice lambda by the share of outliers, as OWL's released code maps them.
+
+    OWL (Yin et al. 2024, arXiv 2310.05175, luuyin/OWL): the block with the most outliers keeps ``2 lambda`` more than
+    the one with the fewest, the others by their place between, and the mean is what is to be kept; see `owl` for the
+    paper's limit. No difference from the released code is known: both count in the dense model.
+
+    Args:
+        evidence: with the shares of `released_outliers`.
+        owl_lambda: half the range.
+        owl_m: the paper's M, already used in the evidence.
+    """
+    return to_budget(layers, over_range(layers, evidence.measured, sparsity, owl_lambda), sparsity)
+
+
+def released_outliers(anatomy: Anatomy, sample: Sample, *, owl_m: float) -> tuple[float, ...]:
+    """Share of outliers of each projection's block, see `outlier_shares`."""
+    return outlier_shares(anatomy, sample.statistics, owl_m)
 
 
 def outlier_shares(anatomy: Anatomy, statistics: CalibrationStatistics, factor: float) -> tuple[float, ...]:
