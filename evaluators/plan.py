@@ -29,6 +29,7 @@ class SessionPlan:
         latency: source of the latency table; None: no latencies.
         tasks: to measure candidates in, at the largest fidelity of the search; None: no tasks.
         bos: see `bos_token`.
+        moe_all_experts: see `Anatomy.all_experts`.
         curvature: fidelity of the curvature of the dense model, on calibration windows; None: no effects are asked for.
     """
 
@@ -49,6 +50,7 @@ class SessionPlan:
     latency: TableSource | None = None
     tasks: TaskPlan | None = None
     bos: bool | Literal["auto"] = "auto"
+    moe_all_experts: bool = False
     measures: tuple[str, ...] = ()
     curvature: Fidelity | None = None
 

@@ -25,6 +25,7 @@ from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
 from secateur.pruners.calibration.tokens import Calibration, Source, bos_token, tokenize
 from secateur.pruners.curvature import build_curvature
+from secateur.pruners.experts.routing import starved_experts
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import LoadedModel, load_model
@@ -77,7 +78,10 @@ class Session:
             check=partial(pruner_class(plan.space).check_config, plan.space),
             say=say,
         )
-        self.anatomy: Anatomy = dissect(self.loaded.model, bos_token(self.loaded.tokenizer, plan.bos))
+        self.anatomy: Anatomy = replace(
+            dissect(self.loaded.model, bos_token(self.loaded.tokenizer, plan.bos)),
+            all_experts=plan.moe_all_experts,
+        )
         self.prunables: list[Prunable] = prunables(self.anatomy)
         settled = pruner_class(plan.space).settled(plan.space, self.anatomy)
         plan = plan if settled is plan.space else replace(plan, space=settled)
@@ -128,6 +132,7 @@ class Session:
                 name: Source(tokenize(tokenizer, text.text, n_tokens), text.sha256, text.source)
                 for name, text in self.sources.items()
             },
+            of.moe_all_experts,
         )
 
     @cached_property
@@ -204,6 +209,10 @@ class Session:
         """Plain configuration of a candidate's canonical text; a ValueError if it is none."""
         config: Config = self.space.config(self.space.parse(candidate))
         return config
+
+    def starved_experts(self) -> dict[str, int]:
+        """The experts that get too few tokens of the calibration set, see `routing.starved_experts`."""
+        return starved_experts(self.anatomy, self._calibration.tokens)
 
     def facts(self) -> dict[str, str]:
         """Content hashes that measurements depend on."""

@@ -82,7 +82,9 @@ class WorkerSetup:
         loaded = load_model(
             str(model), dtype=plan.dtype, device=plan.device, trust_remote_code=plan.trust_remote_code
         )
-        anatomy = dissect(loaded.model, bos_token(loaded.tokenizer, plan.bos))
+        anatomy = replace(
+            dissect(loaded.model, bos_token(loaded.tokenizer, plan.bos)), all_experts=plan.moe_all_experts
+        )
         tokens = load_file(windows / WINDOWS)
         damaged = {part: tokens[DAMAGED + part].bool() for part in PARTS if DAMAGED + part in tokens}
         data = EvaluationData(

@@ -281,12 +281,13 @@ class Pruner(ABC):
     def calibration_record(self) -> dict[str, Any]:
         """The calibration data, for a manifest."""
         of = self.calibration
-        return {"text": of.text, "tokens": of.tokens.numel(), "sha256": of.sha256} | self.bos_record
+        return {"text": of.text, "tokens": of.tokens.numel(), "sha256": of.sha256} | self.further_record
 
     @property
-    def bos_record(self) -> dict[str, int]:
-        """The token that windows begin with, for records; nothing if there is none."""
-        return {} if self.anatomy.bos is None else {"bos": self.anatomy.bos}
+    def further_record(self) -> dict[str, Any]:
+        """The token that windows begin with, and whether experts saw all tokens, for records; nothing if neither."""
+        bos = {} if self.anatomy.bos is None else {"bos": self.anatomy.bos}
+        return bos | ({"moe_all_experts": True} if self.anatomy.all_experts else {})
 
     def save(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor
 from secateur.pruners.calibration.statistics import Collector, HookOf, InputStatistics, OutputStatistics
 from secateur.pruners.depth.shortgpt import block_influence
 from secateur.pruners.experts.evidence import ExpertEvidence, MixtureRecorder
+from secateur.pruners.experts.routing import every_token
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
 from secateur.spaces.methods import Detail
@@ -110,7 +111,8 @@ def stream_blocks(
         watch += [of_outputs.hook] if outputs != "nothing" else []
         mixture = block.mixture if experts else None
         recorder = None if mixture is None else MixtureRecorder(mixture, block.module)
-        with recorder.watching() if recorder else nullcontext():
+        widened = every_token(block) if anatomy.all_experts and inputs != "nothing" else nullcontext()
+        with widened, recorder.watching() if recorder else nullcontext():
             hidden = walk.through(block, watch + ([grams.hook] if inputs == "both" else []))
         yield BlockStatistics(
             block,

@@ -93,13 +93,15 @@ class Calibration:
         tokens: the windows that statistics are collected on.
         text: source of the text that they are cut from.
         sources: further texts by name, for spaces whose candidates choose their windows.
+        all_experts: see `Anatomy.all_experts`.
     """
 
     tokens: Int[Tensor, "windows length"]
     text: str
     sources: Mapping[str, Source] = field(default_factory=dict)
+    all_experts: bool = False
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the token ids."""
-        return tokens_sha256(self.tokens)
+        """Hash of the token ids, which says whether statistics of all experts are of all of them."""
+        return tokens_sha256(self.tokens) + ("-all-experts" if self.all_experts else "")

@@ -219,6 +219,8 @@ class Anatomy:
         final_norm: full path of the final norm, or "" if the family has none (OPT-350m).
         n_outputs: length of the tuple that a block returns; 0 if it is a bare tensor.
         bos: token that every window begins with; None if windows begin with the text.
+        all_experts: statistics of the projections of routed experts are of all calibration tokens, not only of those
+            that are routed to them.
     """
 
     family: str
@@ -234,6 +236,7 @@ class Anatomy:
     final_norm: str
     n_outputs: int = 0
     bos: int | None = None
+    all_experts: bool = False
 
     @property
     def first_scored(self) -> int:

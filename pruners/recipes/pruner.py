@@ -161,7 +161,8 @@ class RecipePruner(Pruner):
     @property
     def _model(self) -> str:
         """Identity of the model and its precision."""
-        return f"{self.dense.fingerprint} torch.{self.dense.dtype}"
+        whole = " all experts" if self.anatomy.all_experts else ""
+        return f"{self.dense.fingerprint} torch.{self.dense.dtype}{whole}"
 
     def plan(self, config: Config) -> PruningPlan | None:
         """The plan of a recipe, made once; None for the dense model.
@@ -271,7 +272,7 @@ class RecipePruner(Pruner):
             "sources": {name: source.name for name, source in sources.items()},
             "pool_tokens": self.settings.pool_tokens,
             "sha256": {name: source.sha256 for name, source in sources.items()},
-            **self.bos_record,
+            **self.further_record,
         }
 
     def save(

@@ -35,7 +35,7 @@ def about_of(settings: Settings, session: Session, of_plugins: dict[str, str]) -
     from secateur.evaluators.data.text import calibration_address
     from secateur.pruners.models.account import account, zeros_of
 
-    plan = session.plan
+    plan, starved = session.plan, session.starved_experts()
     content = session.facts() | session.facts_of_others()
     shape = {"linears": [asdict(linear) for linear in session.prunables], **session.dense.shape.to_json()}
     versions = {name: metadata.version(name) for name in ("torch", "transformers")} | of_plugins
@@ -51,6 +51,7 @@ def about_of(settings: Settings, session: Session, of_plugins: dict[str, str]) -
             "sources": sources,
             "parameters": [asdict(row) for row in account(session.anatomy)],
             "zeros": zeros_of(session.anatomy),
+            **({"starved_experts": starved} if starved else {}),
         },
     )
 

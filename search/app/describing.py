@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.session import Say, silent, usage_errors
+
+if TYPE_CHECKING:
+    from secateur.pruners.models.anatomy import Anatomy
+    from secateur.pruners.models.loading import LoadedModel
+
+WINDOW, N_TOKENS = 256, 8192
+"""Of text on which routing is counted."""
 
 
 @usage_errors()
@@ -21,7 +28,8 @@ def describe_model(model: str, *, say: Say = silent, **loading: Any) -> dict[str
     Returns:
         ``family``; ``blocks``, by their mixers the number of blocks; ``parameters``, one row for each path within a
         block, see `ParameterRow`; ``units``, ``works`` or the reason why not; ``zeros``, the share of the prunable
-        weights that are zero already; ``bos``, the token that windows begin with.
+        weights that are zero already; ``bos``, the token that windows begin with; ``starved_experts``, the experts that
+        too few of 8,192 tokens of the packages' documentation are routed to, with how many.
 
     Raises:
         UsageError: if the model can't be loaded, or is of a kind that can't be pruned.
@@ -36,7 +44,7 @@ def describe_model(model: str, *, say: Say = silent, **loading: Any) -> dict[str
     loaded = load_model(model, say=say, **loading)
     anatomy = dissect(loaded.model, bos_token(loaded.tokenizer))
     try:
-        find_layouts(anatomy)
+        find_layouts(anatomy, experts=True)
         units = "works"
     except ValueError as error:
         units = str(error)
@@ -47,4 +55,18 @@ def describe_model(model: str, *, say: Say = silent, **loading: Any) -> dict[str
         "units": units,
         "zeros": zeros_of(anatomy),
         "bos": anatomy.bos,
+        "starved_experts": _starved(loaded, anatomy),
     }
+
+
+def _starved(loaded: LoadedModel, anatomy: Anatomy) -> dict[str, int]:
+    """Tokens of the experts that get too few of the packages' documentation; nothing of a model without mixtures."""
+    from secateur.evaluators.data.text import load_parts
+    from secateur.evaluators.data.tokens import windows
+    from secateur.pruners.experts.routing import starved_experts
+
+    if not any(block.mixture for block in anatomy.blocks):
+        return {}
+    text = load_parts("docs", "docs", "docs")["calibration"]
+    tokens = windows(loaded.tokenizer, text, WINDOW, N_TOKENS, bos=anatomy.bos)
+    return starved_experts(anatomy, tokens)

@@ -48,6 +48,7 @@ def recipe_of(run: Run, trial: Trial) -> PruningFile:
         candidate=dict(form),
         calibration=calibration,
         seed=run.settings.data_seed,
+        moe_all_experts=data.moe_all_experts,
     )
 
 
@@ -58,6 +59,7 @@ def _recipe_file(run: Run, space: RecipeSettings, recipe: Recipe, sources: Mappi
         sources={n: sources.get(n, text or of_evaluator) for n, text in space.texts.items() if n in used},
         pool_tokens=space.pool_tokens,
         seed=run.settings.data_seed,
+        moe_all_experts=run.settings.evaluator.moe_all_experts,
         dampening=space.dampening,
         protect=space.protect,
         profile=space.profile,
@@ -91,7 +93,7 @@ def written(run: Run, trial: Trial) -> str:
     if isinstance(file, CandidateFile):  # what is at its default is left out
         defaults = file.settings.model_dump(mode="json", exclude_defaults=True)
         values["space"] = {"kind": file.space["kind"], **defaults}
-    kept = {name: value for name, value in values.items() if value not in ([], None)}
+    kept = {name: value for name, value in values.items() if value not in ([], None) and value is not False}
     found = trial.measurement
     others = ", ".join(
         f"{name} {shown('loss', baseline.measurement.values['loss'])}"

@@ -70,7 +70,7 @@ def prune(
     loaded = load_model(model, **{**defaults, **(loading or {})}, check=partial(check_config, form), say=say)
     tokenizer, pruner_type = loaded.tokenizer, pruner_class(file.settings)
     begun = bos_token(tokenizer, bos)
-    anatomy = dissect(loaded.model, begun)
+    anatomy = replace(dissect(loaded.model, begun), all_experts=file.moe_all_experts)
     file.check_model(anatomy)
     test = windows(tokenizer, parts["test"], window, tokens, bos=begun)
     calibrated = test[:0]  # where the form chooses its own windows
@@ -89,6 +89,7 @@ def prune(
                 name: Source(tokenize(tokenizer, source.text, n_first), source.sha256, source.source)
                 for name, source in sources.items()
             },
+            all_experts=file.moe_all_experts,
         ),
     )
     config = pruner.fitted(file.form)

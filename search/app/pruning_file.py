@@ -24,9 +24,11 @@ class PruningFile(Section, ABC):
 
     Args:
         seed: of whatever is drawn: calibration windows, clusters, the noise of methods that have some.
+        moe_all_experts: statistics of routed experts are of all calibration tokens.
     """
 
     seed: int = Field(default=0, ge=0)
+    moe_all_experts: bool = False
 
     @property
     @abstractmethod

@@ -20,7 +20,7 @@ from secateur.search.mirror.address import check_storage, refuse_password
 from secateur.search.mirror.mirror import Mirror
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
-from secateur.search.results.run import Run, notes_on_model
+from secateur.search.results.run import Run, notes_of_facts
 from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.seeds import seeds_line
 from secateur.search.settings.settings import Settings, resolved
@@ -85,7 +85,7 @@ def search_stage(
         _controller(settings, session)  # refuses what does not fit, while nothing is written
         with Study.open_or_create(directory, resolved(settings), about) as study:
             Run(study).check()
-            notes = notes_on_model(about.facts["zeros"], about.facts["parameters"])
+            notes = notes_of_facts(about.facts)
             for line in (*settings.renamed_keys, *study.warnings, *notes):
                 say(line)
             levels = levels or directory / LEVELS

@@ -69,6 +69,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
         latency=_table_source(settings, table),
         tasks=_task_plan(settings),
         bos=of.bos,
+        moe_all_experts=of.moe_all_experts,
         measures=settings.measures,
         curvature=CONTROLLERS[settings.controller.kind].curvature(settings.controller, of.search_fidelities),
     )

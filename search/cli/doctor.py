@@ -94,7 +94,7 @@ def _show_checks(checks: Sequence[Check]) -> None:
 def _show_model(model: str, checks: Sequence[Check], json: bool, loading: Options) -> None:
     """Show what a model's blocks consist of, every parameter, and whether units can be cut; and checks of an export."""
     from secateur.search import app as rooms
-    from secateur.search.results.run import notes_on_model
+    from secateur.search.results.run import notes_of_facts
 
     with open_display() as display:
         found = rooms.describe_model(model, say=display.say, **loading)
@@ -114,7 +114,7 @@ def _show_model(model: str, checks: Sequence[Check], json: bool, loading: Option
             },
         }
     )
-    for note in notes_on_model(found["zeros"], found["parameters"]):
+    for note in notes_of_facts(found):
         show(f"\n{note}")
 
 

@@ -22,13 +22,26 @@ from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import BlockShape, ModelShape, Prunable
 from secateur.spaces.space import Space
 
+MOST_NAMED = 8
+"""Experts that a note names."""
 
-def notes_on_model(zeros: float, parameters: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+
+def notes_of_facts(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Lines about a model that is to be pruned, from a run's record; records of old lack some facts."""
+    return notes_on_model(
+        facts.get("zeros", 0.0), facts.get("parameters", ()), facts.get("starved_experts", {})
+    )
+
+
+def notes_on_model(
+    zeros: float, parameters: Sequence[Mapping[str, Any]], starved: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
     """Lines about a model that is to be pruned.
 
     Args:
         zeros: share of its prunable weights.
         parameters: of its blocks, rows as a run's record has them.
+        starved: calibration tokens of experts that get too few, by full name.
     """
     found = []
     unknown = [row for row in parameters if row["state"] == "not understood"]
@@ -40,6 +53,13 @@ def notes_on_model(zeros: float, parameters: Sequence[Mapping[str, Any]]) -> tup
     if zeros >= 5e-5:
         found.append(
             f"{zeros:.2%} of the dense model's prunable weights are zeros already; its sparsity of 0 leaves them out."
+        )
+    if starved:
+        named = [f"{name} ({n})" for name, n in sorted(starved.items(), key=lambda pair: pair[1])]
+        more = f", and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+        found.append(
+            f"Experts that few calibration tokens are routed to, whose statistics are mostly chance: "
+            f"{', '.join(named[:MOST_NAMED])}{more}. Use more calibration tokens, or `evaluator.moe_all_experts`."
         )
     return tuple(found)
 
@@ -93,9 +113,8 @@ class Run:
 
     @cached_property
     def model_notes(self) -> tuple[str, ...]:
-        """Lines about the dense model that its numbers don't tell: zeros of its own, parameters not understood."""
-        facts = self.study.about.facts  # runs of old have neither
-        return notes_on_model(facts.get("zeros", 0.0), facts.get("parameters", ()))
+        """Lines about the dense model that its numbers don't tell, see `notes_on_model`."""
+        return notes_of_facts(self.study.about.facts)
 
     def _fact(self, place: str, kind: type[T]) -> T:
         value: Any = self.study.about.facts

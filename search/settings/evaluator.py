@@ -75,6 +75,8 @@ class EvaluatorSettings(Section):
         window: tokens of a sequence.
         bos: begin each sequence with the tokenizer's BOS token, whose position is not scored; ``auto``: where the
             tokenizer does so by itself.
+        moe_all_experts: statistics of the projections of routed experts are of all calibration tokens, where otherwise
+            an expert's are of those that are routed to it.
         calibration_tokens: size of the calibration set, a multiple of the window.
         test_tokens: size of the test measurements, a multiple of the window.
         fidelities: tokens of search measurements, ascending multiples of the window; nested.
@@ -90,6 +92,7 @@ class EvaluatorSettings(Section):
     data: DataSettings = DataSettings()
     window: int = Field(default=512, gt=1)
     bos: bool | Literal["auto"] = "auto"
+    moe_all_experts: bool = False
     calibration_tokens: int = Field(default=16384, gt=0)
     test_tokens: int = Field(default=8192, gt=0)
     fidelities: tuple[int, ...] = Field(default=(2048, 8192, 32768), min_length=1)

@@ -215,8 +215,9 @@ def identity(settings: Settings) -> dict[str, Any]:
     former = {new: old for old, new in of.renamed.items()}  # studies from before have those
     space = {former.get(key, key): x for key, x in values["space"].items() if key not in of.no_identity}
     space |= of.fixed
-    # A measurement names its own number of tokens; the BOS token that windows begin with is among the contents.
-    passing = ("fidelities", "test_tokens", "bos")
+    # A measurement names its own number of tokens; the BOS token that windows begin with, and whether experts saw all
+    # calibration tokens, are among the contents.
+    passing = ("fidelities", "test_tokens", "bos", "moe_all_experts")
     evaluator = {key: value for key, value in values["evaluator"].items() if key not in passing}
     training = evaluator.pop("training")
     for optional in ("latency", "tasks"):  # absent in studies from before there were such sections
