@@ -187,7 +187,7 @@ TABLE: tuple[MethodRow, ...] = (
     MethodRow("ria", "metric", "weights", "secateur.pruners.weights.ria:ria",
               "relative importance and activations", "https://openreview.net/forum?id=Tr0lPx9woF", needs="moments",
               comparison="output", searched=True),
-    MethodRow("gblm", "metric", "weights", "secateur.pruners.weights.gblm:GBLM",
+    MethodRow("gblm", "metric", "weights", "secateur.pruners.weights.gblm:gblm",
               "|w| times input norm and gradient", "https://arxiv.org/abs/2311.04902", needs="moments",
               gradients=("rms",), comparison="output"),
     # Pruned weights, updated, or with a mask that is none of a ranking.

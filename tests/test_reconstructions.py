@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from secateur.pruners.calibration.gradients import model_statistics
-from secateur.pruners.calibration.statistics import InputStatistics
+from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.masks import mask
 from secateur.pruners.weights.admm import Fit, admm
 from secateur.pruners.weights.admm_gradual import admm_gradual, shares
 from secateur.pruners.weights.dsnot import dsnot
 from secateur.pruners.weights.method import LayerProblem, Method
+from secateur.spaces.formulas.known import known_tree
 from secateur.spaces.levels import n_zeros
 from secateur.spaces.methods import METRICS, RECONSTRUCTIONS
 from tests.models import random_tokens, small_anatomy
@@ -236,10 +239,26 @@ def test_gblm_by_hand():
     linear = next(anatomy.linears)
     inputs = InputStatistics.empty(linear.in_features, gram=False, device=linear.weight.device)
     inputs.add(torch.randn(30, linear.in_features, generator=torch.Generator().manual_seed(0)) * 1e-2)
-    score = linear.weight.abs() * (inputs.norm + 25 * whole.gradients["rms"][linear.name])
+    # the released script's units: gradients times 100, summed squares over windows; inputs meant over windows
+    gradient = (3 * (100 * whole.gradients["rms"][linear.name]) ** 2).sqrt()
+    score = linear.weight.abs() * ((12 * inputs.norm**2).sqrt() + gradient)
     (found,) = Method("gblm").weights(linear, inputs, [0.5], whole)
     assert torch.equal(found != 0, mask(score, 0.5))
     assert not torch.equal(found != 0, mask(linear.weight.abs() * inputs.norm, 0.5))
+
+
+def test_gblm_at_the_published_sizes_is_its_formula():
+    linear = next(small_anatomy().linears)
+    inputs = InputStatistics.empty(linear.in_features, gram=False, device=linear.weight.device)
+    inputs.add(torch.randn(30, linear.in_features, generator=torch.Generator().manual_seed(0)) * 1e-2)
+    whole = ModelStatistics(
+        2, {"rms": {linear.name: linear.weight.abs().flip(0) * 1e-3}}, windows=(128, 2048)
+    )
+    formula = Method("gblm", formula=known_tree("gblm"))
+    found, expected = (x.scores(linear, inputs, whole) for x in (Method("gblm"), formula))
+    assert torch.allclose(found, expected, rtol=1e-5)
+    fewer = replace(whole, windows=(32, 2048))
+    assert not torch.allclose(Method("gblm").scores(linear, inputs, fewer), expected, rtol=1e-2)
 
 
 def test_patterns_are_refused_where_a_method_has_none():

@@ -146,7 +146,8 @@ class CalibrationStatistics:
 
     def whole(self, kinds: Collection[Kind] = ()) -> ModelStatistics:
         """Statistics of the model as a whole, with these kinds of gradients."""
-        return ModelStatistics(len(self._anatomy.blocks), self.gradients(kinds))
+        n_windows, length = self._tokens.shape
+        return ModelStatistics(len(self._anatomy.blocks), self.gradients(kinds), windows=(n_windows, length))
 
     def _source(self, kind: Kind) -> Kind:
         """The kind that is collected for this one."""

@@ -177,7 +177,8 @@ def model_statistics(
         if path:
             save_tensors(kind_path(path, kind), by_name, identity)
         found[kind] = by_name
-    return ModelStatistics(len(anatomy.blocks), found)
+    n_windows, length = tokens.shape
+    return ModelStatistics(len(anatomy.blocks), found, windows=(n_windows, length))
 
 
 def kind_path(path: Path, kind: Kind) -> Path:

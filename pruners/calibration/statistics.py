@@ -234,8 +234,10 @@ class ModelStatistics:
         gradients: those that were collected, by kind (see `gradient_kinds.KINDS`, `forward_kinds.FORWARD_KINDS`)
             and the projection's full name.
         influence: of each block (see `shortgpt.block_influence`), where a depth rule needs it.
+        windows: number and tokens of the windows that gradients are over.
     """
 
     n_blocks: int
     gradients: Mapping[Kind, Mapping[str, Float[Tensor, "..."]]]
     influence: tuple[float, ...] = ()
+    windows: tuple[int, int] = (0, 0)

@@ -162,7 +162,12 @@ class Method:
         if formula is None:
             digest = hashlib.sha256(f"{self.seed}/{linear.name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            scored: Tensor = METRICS[self.name].function(linear.weight, inputs, generator)
+            further: dict[str, Any] = {}
+            if self.gradients:
+                assert whole is not None, "collected where the table says that the metric needs gradients"
+                found = {kind: whole.gradients[kind][linear.name] for kind in self.gradients}
+                further = {"gradients": found, "windows": whole.windows}
+            scored: Tensor = METRICS[self.name].function(linear.weight, inputs, generator, **further)
             return scored
         return scores(
             formula,

@@ -33,7 +33,7 @@ KNOWN: dict[str, KnownFormula] = {
                         "https://openreview.net/forum?id=Tr0lPx9woF"),
     "gblm": KnownFormula(
         "abs(W) * (X + 25 * G)",
-        "the released script's weighting (gradients times 100, summed over 128 windows of 2048 tokens) in our units",
+        "the released script's weighting in our units, for its 128 windows of 2048 tokens; the metric takes any",
         "https://arxiv.org/abs/2311.04902"),
     "pruner-zero": KnownFormula("abs(W * W) * minmax(G)", "the best formula published", "https://arxiv.org/abs/2406.02924"),
     "obs": KnownFormula("square(W) / H", "optimal brain surgeon's saliency per weight, without the update",
