@@ -88,6 +88,8 @@ class BlockwiseEvaluator(Evaluator):
             record |= {"blocks": n, "blocks_saved": n_blocks - n}
             sums = sum((self._sums[batch.name, path] for batch in batches), LossSums())
             values, reason = self._values(candidate, sums.means())
+            if reason is None and fidelity.part == "test":
+                record["windows"] = sums.window_losses(self._loss)
             measurements.append(Measurement(candidate.text, fidelity, values, reason, **record))
         return measurements
 

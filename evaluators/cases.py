@@ -150,6 +150,7 @@ class GeneralEvaluator(Evaluator):
             measurements[0],
             values={} if reason else {**measurements[0].values, **self._losses(found, fidelity)},
             infeasible=reason,
+            windows=(),  # of the first case's loss alone
             n_tokens=sum(m.n_tokens for m in found.values()),
             seconds=sum(m.seconds for m in found.values()),
             blocks=sum(m.blocks for m in found.values()),

@@ -114,7 +114,7 @@ def export(
         sequential: see `Pruner.prune`.
         data: to measure on.
         fidelities: to measure at.
-        searched: earlier measurements, for the record.
+        searched: earlier measurements, for the record, before those of the exported model.
         say: given progress, one line at a time.
 
     Raises:
@@ -135,6 +135,6 @@ def export(
     say("measuring the pruned model")
     exported = {f"{fidelity.text}, as exported": data.live_losses(fidelity) for fidelity in fidelities}
     say("writing, and loading it again in a fresh process")
-    manifest = replace(manifest, measured={**exported, **searched})
+    manifest = replace(manifest, measured={**searched, **exported})
     saved = pruner.save(loaded, config, to, manifest, data.check_tokens).manifest
     return ExportSummary(to, False, saved.measured, saved.checks, saved.label, removed)

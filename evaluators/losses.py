@@ -26,19 +26,32 @@ class LossSums:
     """Sums over positions in float64 on the host, and the numbers of positions, by name.
 
     ``kl`` is the sum of KL(dense || pruned) and ``ce`` that of the cross-entropy of the next token, in nats;
-    `Teacher` says which others there are.
+    `Teacher` says which others there are. `windows` has the sum of each window by name.
     """
 
     sums: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    windows: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __add__(self, other: LossSums) -> LossSums:
         names = dict.fromkeys([*self.sums, *other.sums])
         pairs = {name: (self.sums.get(name, (0.0, 0)), other.sums.get(name, (0.0, 0))) for name in names}
-        return LossSums({name: (a + b, n + m) for name, ((a, n), (b, m)) in pairs.items()})
+        return LossSums(
+            {name: (a + b, n + m) for name, ((a, n), (b, m)) in pairs.items()},
+            {name: (*self.windows.get(name, ()), *other.windows.get(name, ())) for name in names},
+        )
 
     def means(self) -> dict[str, float]:
         """Means over positions: ``kl``, ``ce`` and ``weighted_kl`` in nats, ``acceptance`` a probability."""
         return {name: total / n for name, (total, n) in self.sums.items()}
+
+    def window_losses(self, loss: str) -> tuple[float, ...]:
+        """The value to minimise of each window, in six digits; their mean is that of all positions, see `minimised`.
+
+        Of a mean over some positions alone, such as ``weighted_kl``, a window's part counts as if each had as many.
+        """
+        windows, n_positions = self.windows[loss], self.sums[loss][1]
+        means = ({loss: total * len(windows) / n_positions} for total in windows)
+        return tuple(float(f"{minimised(loss, mean):.6g}") for mean in means)
 
 
 def minimised(loss: str, means: Mapping[str, float]) -> float:
@@ -203,14 +216,19 @@ def loss_sums(
     if teacher.damaged is not None:
         masks["weighted_kl"] = masks["kl"] & teacher.damaged
     sums = dict.fromkeys(masks, torch.zeros((), dtype=torch.float64, device=states.device))
+    parts: dict[str, list[Tensor]] = {name: [] for name in masks}
     for chunk, part in enumerate(states.split(CHUNK_TOKENS)):
         at = slice(chunk * CHUNK_TOKENS, chunk * CHUNK_TOKENS + part.shape[0])
         log_probs = anatomy.logits(part).float().log_softmax(-1)
         found = {"ce": -log_probs.gather(1, targets[at, None])[:, 0], **teacher.compare(chunk, log_probs)}
         found["weighted_kl"] = found["kl"]
         for name, mask in masks.items():
-            sums[name] = sums[name] + (found[name] * mask[at]).double().sum()
-    return LossSums({name: (float(total), int(masks[name].sum())) for name, total in sums.items()})
+            parts[name].append((found[name] * mask[at]).double())
+            sums[name] = sums[name] + parts[name][-1].sum()
+    return LossSums(
+        {name: (float(total), int(masks[name].sum())) for name, total in sums.items()},
+        {name: tuple(torch.cat(x).reshape(tokens.shape).sum(1).tolist()) for name, x in parts.items()},
+    )
 
 
 def position_kl(

@@ -12,9 +12,9 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from secateur.evaluators.data.windows import EvaluationData, losses_on
+from secateur.evaluators.data.windows import EvaluationData, sums_on
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.losses import minimised
+from secateur.evaluators.losses import LossSums, minimised
 from secateur.evaluators.prefix_tree import Path
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
@@ -64,7 +64,7 @@ class TrainedEvaluator(Evaluator):
         self._loss = loss
         self._states = Recent[Mapping[str, Any]](STATE_BYTES)
         self._teacher_states: dict[int, Tensor] = {}
-        self._known: dict[tuple[Path, Fidelity], dict[str, float] | str] = {}
+        self._known: dict[tuple[Path, Fidelity], LossSums | str] = {}
         self._dense = self._path(pruner.space.baselines()["dense"])
 
     def evaluate(self, candidates: Sequence[str], fidelity: Fidelity) -> list[Measurement]:
@@ -91,19 +91,22 @@ class TrainedEvaluator(Evaluator):
         again = (path, fidelity) in self._known  # another candidate with the same weights was measured
         if not again:
             self._known[path, fidelity] = self._trained_losses(path, fidelity)
-        losses = self._known[path, fidelity]
+        sums = self._known[path, fidelity]
         record["n_tokens"] = 0 if again else fidelity.total_tokens
         record["seconds"] = time.perf_counter() - started
-        if isinstance(losses, str):
-            return Measurement(text, fidelity, infeasible=losses, **record)
+        if isinstance(sums, str):
+            return Measurement(text, fidelity, infeasible=sums, **record)
+        if fidelity.part == "test":
+            record["windows"] = sums.window_losses(self._loss)
+        losses = sums.means()
         values = {"loss": minimised(self._loss, losses), **losses, **self._pruner.cost(candidate)}
         return Measurement(text, fidelity, values, **record)
 
     def _path(self, candidate: Any) -> Path:
         return tuple(self._pruner.keys(self._pruner.space.config(candidate)))
 
-    def _trained_losses(self, path: Path, fidelity: Fidelity) -> dict[str, float] | str:
-        """Means of the losses after training, or the reason for none."""
+    def _trained_losses(self, path: Path, fidelity: Fidelity) -> LossSums | str:
+        """Sums of the losses after training, or the reason for none."""
         trainee = self._cut(path)
         teacher = self._pruner.anatomy
         trainer = Trainer(trainee, self._training, self._windows, teacher, self._teacher_states)
@@ -117,10 +120,10 @@ class TrainedEvaluator(Evaluator):
         self._states.put(path, trainer.state_dict())
         trainer.finish()
         pairs = ((batch.tokens, batch.teacher) for batch in self._data.of(fidelity))
-        losses = losses_on(trainee, pairs)
-        if not all(math.isfinite(value) for value in losses.values()):
+        sums = sums_on(trainee, pairs)
+        if not all(math.isfinite(value) for value in sums.means().values()):
             return f"training diverged: after {fidelity.n_trained} tokens its loss is not finite"
-        return losses
+        return sums
 
     def _cut(self, path: Path) -> Anatomy:
         """A model of its own, pruned; its weights are shared until it trains."""

@@ -149,6 +149,10 @@ class Measurement:
         blocks: model blocks computed (per pass over the data, summed over data batches).
         blocks_saved: model blocks shared with other candidates of the batch, hence not computed.
         effects: of the candidate's slots, at the part ``gradient``.
+        windows: loss of each window of the part ``test``, whose mean is ``loss``; empty where it was not kept.
+        started: time of day when the work began, in seconds since 1970 by the driver's clock; 0 where not known. The
+            measurements of a batch by one worker begin and end together.
+        ended: likewise, when it was done.
 
     Raises:
         ValueError: if there are neither values nor a reason, both, or a value that is not finite.
@@ -165,6 +169,9 @@ class Measurement:
     blocks: int = 0
     blocks_saved: int = 0
     effects: Effects | None = None
+    windows: tuple[float, ...] = ()
+    started: float = field(default=0.0, compare=False)
+    ended: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
         if bool(self.values) == (self.infeasible is not None):
@@ -193,6 +200,10 @@ class Measurement:
             line["infeasible"] = self.infeasible
         line |= {"seed": self.seed, "tokens": self.n_tokens, "seconds": round(self.seconds, 6)}
         line |= {"worker": self.worker, "blocks": self.blocks, "blocks_saved": self.blocks_saved}
+        if self.windows:
+            line["windows"] = list(self.windows)
+        if self.ended:
+            line |= {"started": round(self.started, 3), "ended": round(self.ended, 3)}
         return line if self.effects is None else line | {"effects": self.effects.to_json()}
 
     @classmethod
@@ -225,6 +236,12 @@ class Measurement:
         if values and "loss" not in values:
             raise ValueError(f"Expected `loss` in `values`, got {', '.join(values)}.")
         effects = Effects.from_json(line["effects"]) if "effects" in line else None
+        windows = tuple(get("windows", ()))
+        if not all(type(x) in _NUMBERS and LEAST <= x < math.inf for x in windows):
+            raise ValueError(f"Expected `windows` with finite losses, got {str(line['windows'])[:40]!r}.")
+        started, ended = get("started", 0.0), get("ended", 0.0)
+        if not 0 <= started <= ended < _LATEST:
+            raise ValueError(f"Expected `started` <= `ended` in seconds since 1970, got {started}, {ended}.")
         fidelity, reason = Fidelity.parse(line["fidelity"]), get("infeasible")
         return cls(
             line["candidate"],
@@ -238,10 +255,14 @@ class Measurement:
             blocks,
             saved,
             effects,
+            windows,
+            started,
+            ended,
         )
 
 
 _NUMBERS, _END = {float, int}, 2**63
+_LATEST = 253_402_214_400.0  # the last day of the year 9999, in seconds since 1970
 _ANY = (TASK, MARGIN)  # of values that may be negative
 _COUNTS = ("tokens", "seconds", "blocks", "blocks_saved")
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -251,6 +272,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "values": (dict,),
     "infeasible": (str, type(None)),
     "effects": (dict,),
+    "windows": (list,),
+    "started": (float, int),
+    "ended": (float, int),
 }
 """Types of a line's values, by key."""
 

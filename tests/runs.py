@@ -13,6 +13,7 @@ from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import ModelShape, Prunable
 
 SEARCH, SMALL, TEST = Fidelity("search", 2048), Fidelity("search", 1024), Fidelity("test", 1024)
+N_WINDOWS = 5
 REASON = "Expected finite losses, got <nan>."
 LINEARS = [
     Prunable(f"model.layers.{block}.{name}", block, name.partition(".")[0], n_weights)
@@ -38,18 +39,30 @@ def make_space(settings: Settings):
 
 
 def measure(space, candidate, fidelity: Fidelity) -> Measurement:
-    """The later a linear, the more it hurts to prune it."""
+    """The later a linear, the more it hurts to prune it, in each window of the test to another degree."""
     sparsity = np.array(list(space.config(candidate)["sparsity"].values()))
     kl = float((np.arange(1, 1 + len(sparsity)) * sparsity**3).sum()) * (
         1.5 if fidelity.part == "test" else 1
     )
     values = {"loss": kl, "kl": kl, "ce": 3.0 + kl, **space.cost(candidate)}
+    windows = ()
+    if fidelity.part == "test":
+        weights = 1 + 0.3 * np.sin(np.arange(N_WINDOWS)[:, None] + np.arange(len(sparsity)))
+        losses = (weights * np.arange(1, 1 + len(sparsity)) * sparsity**3).sum(1)
+        windows = tuple((losses * (kl / losses.mean() if kl else 1)).tolist())
     return Measurement(
-        candidate.text, fidelity, values, n_tokens=fidelity.n_tokens, seconds=0.5, blocks=3, blocks_saved=1
+        candidate.text,
+        fidelity,
+        values,
+        n_tokens=fidelity.n_tokens,
+        seconds=0.5,
+        blocks=3,
+        blocks_saved=1,
+        windows=windows,
     )
 
 
-def make_run(directory: Path, n_trials: int = 12, **changes) -> Run:
+def make_run(directory: Path, n_trials: int = 12, *, draws: int = 0, **changes) -> Run:
     """A run with baselines, random trials, one failure, and the front on the test part."""
     settings = make_settings(**changes)
     space = make_space(settings)
@@ -59,7 +72,7 @@ def make_run(directory: Path, n_trials: int = 12, **changes) -> Run:
         baselines={name: candidate.text for name, candidate in space.baselines().items()},
         facts={"shape": shape, "versions": {"torch": "2.13.0"}},
     )
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(draws)
     with Study.open_or_create(directory, resolved(settings), about) as study:
         sampled = [space.sample(rng, i % len(space.targets)) for i in range(n_trials)]
         wanted = {c.text: c for c in [*space.baselines().values(), *sampled]}

@@ -308,7 +308,11 @@ def test_a_level_of_the_store_is_what_pruning_gives(tmp_path, method):
 def test_live_losses_are_those_of_the_weights_of_now(tmp_path):
     evaluator = make_evaluator(tmp_path)
     text = candidates(evaluator.space, 3)[-1]
-    by_store = evaluator.evaluate([text], TEST)[0].values
+    [measured] = evaluator.evaluate([text], TEST)
+    by_store = measured.values
+    assert len(measured.windows) == 2
+    assert sum(measured.windows) / 2 == pytest.approx(by_store["loss"], rel=1e-5)
+    assert evaluator.evaluate([text], SMALL)[0].windows == (), "of the test alone"
     anatomy = small_anatomy(n_layers=3)
     data = EvaluationData(anatomy, {"test": random_tokens(2, 16, 2)}, [TEST])
     data.of(TEST)

@@ -412,3 +412,30 @@ def test_a_result_without_margins_has_a_score():
     result = TaskResult({"acc": 0.5}, 2)
     assert result.margins == ()
     assert replace(result, margins=(1.0, -3.0)).margin == -1.0
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce", "acceptance", "weighted_kl"])
+def test_losses_of_windows_are_those_of_each_alone_and_mean_to_the_whole(loss, monkeypatch):
+    monkeypatch.setattr("secateur.evaluators.losses.CHUNK_TOKENS", 7)  # no whole number of windows
+    anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
+    dense_hidden, _ = dense_side(anatomy, tokens)
+    damaged = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)) < 0.3
+    hidden = dense_hidden + torch.roll(dense_hidden, 1, -1)
+
+    def sums(rows):
+        teacher = Teacher(
+            anatomy, lambda: dense_hidden[rows], keep=False, acceptance=True, damaged=damaged[rows]
+        )
+        return loss_sums(anatomy, hidden[rows], tokens[rows], teacher)
+
+    whole = sums(slice(0, 2)) + sums(slice(2, 3))
+    windows = whole.window_losses(loss)
+    mean = whole.means()[loss]
+    assert sum(windows) / 3 == pytest.approx(1 - mean if loss == "acceptance" else mean, rel=1e-5)
+    alone = [sums(slice(i, i + 1)) for i in range(3)]
+    if loss == "weighted_kl":  # a window of many such positions counts as much more
+        expected = [x.sums[loss][0] * 3 / whole.sums[loss][1] for x in alone]
+    else:
+        expected = [x.window_losses(loss)[0] for x in alone]
+    assert windows == pytest.approx(expected, rel=1e-5)
+    assert len({round(x, 4) for x in windows}) == 3

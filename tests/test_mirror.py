@@ -8,8 +8,10 @@ import sqlite3
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secateur.search.budget import Budget
@@ -18,6 +20,7 @@ from secateur.search.loop.loop import Search
 from secateur.search.mirror.mirror import Mirror
 from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
+from secateur.search.results.front import non_dominated
 from tests.toy import LARGE, SPACE, Ready, ToyController, ToyEvaluator, child, search, start
 
 
@@ -59,11 +62,47 @@ def assert_mirrored(study, address=None):
         assert copy.params == SPACE.to_parameters(SPACE.parse(m.candidate))
         assert copy.user_attrs["candidate"] == m.candidate
         if m.infeasible is None:
-            assert copy.values == [m.values["loss"], m.values["params"]]
+            assert copy.values == pytest.approx([m.values["loss"], m.values["params"]], rel=1e-12)
         else:
             assert copy.user_attrs["infeasible"] == m.infeasible
         assert copy.state.name == ("COMPLETE" if m.infeasible is None else "FAIL")
         assert copy.datetime_complete is not None
+
+
+def equal_to(study, numbers):
+    """Measurements of other candidates with the values of these trials, and one whose sparsity differs in no digit."""
+    texts = [SPACE.sample(np.random.default_rng(seed), 0).text for seed in range(40)]
+    known = {trial.measurement.candidate for trial in study.trials}
+    new = iter([text for text in dict.fromkeys(texts) if text not in known])
+    found = [replace(study.trials[number].measurement, candidate=next(new)) for number in numbers]
+    values = dict(found[0].values)
+    values |= {"params": values["params"] * 1.0001, "loss": values["loss"] + 1e-9}
+    return [*found, replace(found[0], candidate=next(new), values=values)]
+
+
+@pytest.mark.parametrize("objectives", [("loss", "params"), ("params", "loss")])
+def test_optunas_best_trials_are_the_front_with_names_and_times(tmp_path, address, objectives):
+    before = time.time()
+    search(tmp_path, Budget(evaluations=20))
+    with start(tmp_path) as study:
+        front = non_dominated(study.trials, objectives, LARGE)
+        with closing(copy_of(study, address, objectives)) as copy:
+            copy.catch_up()
+        study.append(equal_to(study, [trial.number for trial in front]))
+        with closing(copy_of(study, address, objectives)) as copy:
+            copy.catch_up()
+        storage = storage_of(study.directory, address)
+        seen = storage.load()
+        assert {t.user_attrs["number"] for t in seen.best_trials} == {t.number for t in front}
+        assert {t.number for t in non_dominated(study.trials, objectives, LARGE)} == {t.number for t in front}
+        assert seen.metric_names == list(objectives)
+        for found in seen.get_trials():
+            m = study.trials[found.user_attrs["number"]].measurement
+            assert found.datetime_start.timestamp() == pytest.approx(m.started, abs=1e-3)
+            assert found.datetime_complete.timestamp() == pytest.approx(m.ended, abs=1e-3)
+            assert before - 1 < m.started <= m.ended < time.time() + 1
+            assert m.ended - m.started >= m.seconds - 1e-3
+        storage.close()
 
 
 @pytest.fixture(params=["journal", "database"])

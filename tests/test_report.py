@@ -53,7 +53,7 @@ def test_rows_are_the_front_then_the_other_baselines(run):
 def test_a_row_is_compared_with_the_uniform_baseline_of_its_target(run):
     row = next(row for row in front_rows(run) if "uniform@0.6" in row.note and row.trial.number > 2)
     ratio = row.trial.measurement.values["loss"] / run.baselines["uniform@0.6"].measurement.values["loss"]
-    assert row.note == f"{ratio:.2f}x the loss of uniform@0.6"
+    assert row.note == f"{ratio:.2f}x the loss of uniform@0.6 in the search"
 
 
 def test_targets_hold_their_trials_and_best(run):

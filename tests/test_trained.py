@@ -106,13 +106,13 @@ def test_training_that_learns_what_is_measured_lowers_the_loss_and_keeps_zeros(
     make, candidates, method, monkeypatch
 ):
     needs(method)
-    zeros, losses_on = [], trained.losses_on
+    zeros, sums_on = [], trained.sums_on
 
     def spy(anatomy, pairs):
         zeros.append(count_zeros(anatomy))
-        return losses_on(anatomy, pairs)
+        return sums_on(anatomy, pairs)
 
-    monkeypatch.setattr(trained, "losses_on", spy)
+    monkeypatch.setattr(trained, "sums_on", spy)
     evaluator = make(method=method)
     evaluator._windows = SEARCH[:4]  # the windows that are measured: random tokens generalise to nothing
     (before,) = evaluator.evaluate(candidates[:1], Fidelity("search", 64))

@@ -187,9 +187,14 @@ def losses_on(
     anatomy: Anatomy, batches: Iterable[tuple[Int[Tensor, "batch length"], Teacher]]
 ) -> dict[str, float]:
     """Means of the losses of a live model, see `LossSums.means`; not finite if the model overflows."""
+    return sums_on(anatomy, batches).means()
+
+
+def sums_on(anatomy: Anatomy, batches: Iterable[tuple[Int[Tensor, "batch length"], Teacher]]) -> LossSums:
+    """Sums of the losses of a live model; not finite if the model overflows."""
     with torch.no_grad():
         sums = (loss_sums(anatomy, _last_hidden(anatomy, tokens), tokens, it) for tokens, it in batches)
-        return sum(sums, LossSums()).means()
+        return sum(sums, LossSums())
 
 
 def teacher_batches(

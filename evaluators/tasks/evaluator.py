@@ -61,7 +61,9 @@ class TaskEvaluator(Evaluator):
         if key not in self._known:
             self._known[key] = self._values(*key)
         seconds = measured.seconds + time.perf_counter() - started
-        return replace(measured, values={**measured.values, **self._known[key]}, seconds=seconds)
+        windows = measured.windows if self._margin is None else ()  # a margin's loss is of samples
+        values = {**measured.values, **self._known[key]}
+        return replace(measured, values=values, seconds=seconds, windows=windows)
 
     def _values(self, path: Path, fidelity: Fidelity) -> dict[str, float]:
         try:

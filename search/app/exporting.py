@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from secateur.search.app.session import Say, is_sequential, reopen_session, silent, usage_errors
 from secateur.search.controller import Trial
+from secateur.search.results.paired import against_baseline
 from secateur.search.results.run import Run, open_run
 from secateur.spaces.measurement import MARGIN, TASK, Fidelity
 
@@ -75,9 +76,20 @@ def export(
         sequential=sequential,
         data=session.data(),
         fidelities=plan.final_fidelities,
-        searched=_as_searched(view, candidate, plan.fidelities[-2:]),
+        searched=_against(view, trial) | _as_searched(view, candidate, plan.fidelities[-2:]),
         say=say,
     )
+
+
+def _against(view: Run, trial: Trial) -> dict[str, dict[str, float]]:
+    """Ratio of the test losses of the trial and of its target's baseline in the study, with its interval of 95 %."""
+    [searched] = view.as_searched([trial])
+    found = against_baseline(view, searched)
+    if found is None:
+        return {}
+    ends = {} if found.half is None else {"low": found.value - found.half, "high": found.value + found.half}
+    fidelity = view.settings.evaluator.test_fidelity.text
+    return {f"{fidelity}, as searched, against {found.of}": {"loss ratio": found.value, **ends}}
 
 
 def _as_searched(view: Run, candidate: str, fidelities: Sequence[Fidelity]) -> dict[str, dict[str, float]]:

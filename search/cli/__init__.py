@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from secateur.search.cli.comparing import compare
 from secateur.search.cli.doctor import doctor
 from secateur.search.cli.lists import list_
 from secateur.search.cli.models import evaluate, latency
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipe": recipe,
     "prune": prune,
     "recover": recover,
+    "compare": compare,
     "status": status,
     "dashboard": dashboard,
     "report": report,

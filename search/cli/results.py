@@ -39,6 +39,7 @@ def front(run: RunDir, json: Json = False) -> None:
 @with_bounds
 def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
     """Show the trial with the lowest loss within the bounds."""
+    from secateur.search.results.paired import against_baseline
     from secateur.search.results.run import open_run
     from secateur.search.show.front_table import row_json, row_of
 
@@ -49,8 +50,10 @@ def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
         show_json({"run": str(run), **row_json(row_of(view, trial)), "sparsity_of": view.allocation(trial)})
         return
     values = {**view.values_of(trial), "ppl": perplexity(trial.measurement.values)}
+    against = against_baseline(view, trial)
     show(f"trial {trial.number}: {trial.measurement.candidate}")
-    facts = {name: shown(name, value, absent="–") for name, value in values.items()}
+    facts = {} if against is None else {f"test loss / {against.of}": against.text}
+    facts |= {name: shown(name, value, absent="–") for name, value in values.items()}
     if test is not None and test.infeasible is None:
         facts |= {
             "test loss": shown("loss", test.values["loss"]),

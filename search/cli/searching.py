@@ -18,7 +18,8 @@ from secateur.search.show.console import complain, open_display, show, show_fact
 
 if TYPE_CHECKING:
     from secateur.search.executor import Executor
-    from secateur.search.loop.loop import Search
+    from secateur.search.loop.loop import Outcome, Search
+    from secateur.search.settings.settings import Settings
 
 
 def search(
@@ -31,17 +32,77 @@ def search(
     run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Directory of the run; default: runs/NAME.")
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="0,1,...", help="A search for each seed, in DIR-seed0, DIR-seed1, ..."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start a search, or continue one where it stopped. Ctrl-C is safe."""
     from secateur.search import app as rooms
-    from secateur.search.loop.interrupt import Interrupt
     from secateur.search.show.front_table import show_front
 
     loaded = rooms.load_settings(settings, override or ())
     directory = run or Path("runs") / (settings.stem if settings else Path(loaded.model).stem)
     words = [str(settings)] * (settings is not None) + [x for o in override or () for x in ("-o", o)]
-    again = masked(shlex.join(["secateur", "search", *words, "--run", str(directory)]))
+    words += ["--run", str(directory)] + (["--seeds", seeds] if seeds is not None else [])
+    again = masked(shlex.join(["secateur", "search", *words]))
+    if seeds is not None:
+        _search_seeds(loaded, directory, parse_seeds(seeds), again, json)
+        return
+    outcome = _search_one(loaded, directory, again)
+    directory = rooms.last_stage(directory)
+    view = rooms.open_run(directory)
+    ended = {"ended": outcome.reason, "spent": asdict(outcome.spent)}
+    if not view.front():
+        if json:
+            show_json({"run": str(directory), **ended, "front": []})
+        return
+    show_front(view, json, ended)
+    if not json:
+        where = shlex.quote(str(directory))
+        bound = f"--sparsity {max(t.measurement.values.get('sparsity', 0.0) for t in view.front()):.2g}"
+        show(f"\nNext:  secateur report {where}\n       secateur pick {where} {bound}")
+        show(f"       secateur export {where} {bound} --to {shlex.quote(str(directory / 'model'))}")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from a text such as ``0,1,2``.
+
+    Raises:
+        UsageError: if it is none, or names one twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    seeds = [int(part) for part in parts if part.isascii() and part.isdecimal()]
+    if len(seeds) < len(parts) or len(set(seeds)) < len(seeds):
+        raise UsageError(f"Expected `--seeds` such as 0,1,2, each once, got {text!r}.")
+    return seeds
+
+
+def _search_seeds(loaded: Settings, directory: Path, seeds: list[int], again: str, json: bool) -> None:
+    """Search once a seed, one after another, and compare what was found."""
+    from secateur.search import app as rooms
+    from secateur.search.cli.comparing import show_compared
+
+    directories = []
+    for seed in seeds:
+        place = directory.with_name(f"{directory.name}-seed{seed}")
+        if not json:
+            show(f"seed {seed}: {place}")
+        outcome = _search_one(loaded.model_copy(update={"seed": seed}), place, again)
+        if outcome.reason == "stopped":
+            return
+        directories.append(rooms.last_stage(place))
+    show_compared([rooms.open_run(place) for place in directories], json=json)
+    if not json:
+        show(f"\nNext:  secateur compare {shlex.join(map(str, directories))} --form latex")
+
+
+def _search_one(loaded: Settings, directory: Path, again: str) -> Outcome:
+    """Search with progress on stderr; `again` is the command that continues it."""
+    from secateur.search import app as rooms
+    from secateur.search.loop.interrupt import Interrupt
+
     with open_display(loaded) as display, Interrupt(display.note, again) as interrupt:
 
         def on_ready(loop: Search, executor: Executor) -> None:
@@ -60,21 +121,9 @@ def search(
         except KeyboardInterrupt:
             display.note(f"Continue with: {again}")
             raise
-    directory = rooms.last_stage(directory)
-    view = rooms.open_run(directory)
     if outcome.reason == "stopped":
         complain(f"Stopped. Continue with: {again}", "note")
-    ended = {"ended": outcome.reason, "spent": asdict(outcome.spent)}
-    if not view.front():
-        if json:
-            show_json({"run": str(directory), **ended, "front": []})
-        return
-    show_front(view, json, ended)
-    if not json:
-        where = shlex.quote(str(directory))
-        bound = f"--sparsity {max(t.measurement.values.get('sparsity', 0.0) for t in view.front()):.2g}"
-        show(f"\nNext:  secateur report {where}\n       secateur pick {where} {bound}")
-        show(f"       secateur export {where} {bound} --to {shlex.quote(str(directory / 'model'))}")
+    return outcome
 
 
 def status(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -23,8 +26,10 @@ BATCH = 100  # trials of the study that are looked at, and their copies written,
 class OptunaCopy:
     """Search trials of one fidelity in a storage of Optuna's, feasible ones as complete, others as failed.
 
-    Parameters are those of the space; candidate, trial number, fidelity and reason are user attributes. A copy that
-    is damaged, or of other objectives or another study, is replaced.
+    Parameters are those of the space; candidate, number of the trial in the run, fidelity and reason are user
+    attributes. Values are in the digits that count on the front, and the later of two trials that are equal there lies
+    the smallest possible step behind, so that Optuna's best trials are the run's front. A copy that is damaged, or of
+    other objectives or another study, is replaced.
     """
 
     def __init__(
@@ -44,7 +49,9 @@ class OptunaCopy:
             "objectives": list(objectives),
             "fidelity": fidelity.text,
             "slots": [parameter.name for parameter in space.parameters()],
+            "values": "as on the front",  # copies from before had all digits, and no times
         }
+        self._points: set[tuple[float, ...]] = set()  # of the feasible trials in the copy, as on the front
         self._distributions: dict[str, Any] = {}  # by parameter
         self._copy: optuna.Study | None = None
         self._n_copied = 0
@@ -94,8 +101,17 @@ class OptunaCopy:
         if copy is None:
             copy = self.storage.create([objective(name).direction for name in self._objectives])
             copy.set_user_attr("about", self._about)
+            with warnings.catch_warnings(
+                category=quiet_optuna().exceptions.ExperimentalWarning, action="ignore"
+            ):
+                copy.set_metric_names(list(self._objectives))
         self._n_copied = len(known or ())
         self._n_seen = known[-1] + 1 if known else 0
+        self._points = {
+            self._point(trial)
+            for trial in self._ours(self._study.trials[: self._n_seen])
+            if trial.measurement.infeasible is None
+        }
         self._copy = copy
 
     def _known(self, copy: optuna.Study | None) -> list[int] | None:
@@ -108,6 +124,20 @@ class OptunaCopy:
         ours = [(t.number, t.measurement.candidate) for t in self._ours(self._study.trials)]
         return [number for number, _ in known] if known == ours[: len(known)] else None
 
+    def _point(self, trial: Trial) -> tuple[float, ...]:
+        """Values of the objectives in the digits that count on the front."""
+        values = trial.measurement.values
+        return tuple(objective(name).rounded(values[name]) for name in self._objectives)
+
+    def _values(self, trial: Trial) -> list[float]:
+        """Values as the copy has them: of a trial that equals an earlier one, the first a step worse."""
+        point = self._point(trial)
+        if point not in self._points:
+            self._points.add(point)
+            return list(point)
+        worse = math.inf * objective(self._objectives[0]).sign
+        return [math.nextafter(point[0], worse), *point[1:]]
+
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
         """The trial as Optuna has it."""
         m, library = trial.measurement, quiet_optuna()
@@ -116,16 +146,17 @@ class OptunaCopy:
         values = self._space.to_parameters(self._space.parse(m.candidate))
         attributes = {"number": trial.number, "candidate": m.candidate, "fidelity": m.fidelity.text}
         feasible, states = m.infeasible is None, library.trial.TrialState
-        now = datetime.now()  # as Optuna keeps it
+        now = time.time()  # of runs from before times were recorded
+        started, ended = (datetime.fromtimestamp(at or now) for at in (m.started, m.ended))
         # Not by `create_trial`, which checks each parameter: the space's own values are in its own distributions.
         frozen: optuna.trial.FrozenTrial = library.trial.FrozenTrial(
             number=-1,
             trial_id=-1,
             state=states.COMPLETE if feasible else states.FAIL,
             value=None,
-            values=[m.values[name] for name in self._objectives] if feasible else None,
-            datetime_start=now,
-            datetime_complete=now,
+            values=self._values(trial) if feasible else None,
+            datetime_start=started,
+            datetime_complete=ended,
             params=values,
             distributions={name: self._distributions[name] for name in values},
             user_attrs=attributes if feasible else {**attributes, "infeasible": m.infeasible},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.errors import UsageError
 from secateur.search.losses import loss_of
 from secateur.search.objectives import objective
+from secateur.search.results.paired import Estimate, against_baseline
 from secateur.search.results.targets import references, target_of, target_sparsities
 from secateur.search.show.console import complain, show, show_json
 from secateur.search.show.values import perplexity, shown
@@ -37,6 +38,7 @@ class FrontRow:
         recovered: measurement of the candidate after recovery, on the test part, if any.
         note: name of a baseline, or the ratio to the loss of the target's baseline.
         on_front: False for a baseline that is listed below the front.
+        test_ratio: of the test loss to that of the target's baseline, if there is one.
     """
 
     trial: Trial
@@ -45,11 +47,13 @@ class FrontRow:
     recovered: Measurement | None
     note: str = ""
     on_front: bool = False
+    test_ratio: Estimate | None = None
 
 
 def row_of(run: Run, trial: Trial, note: str = "", *, on_front: bool = False) -> FrontRow:
     """Row of one trial."""
-    return FrontRow(trial, run.values_of(trial), run.test_of(trial), run.recovered_of(trial), note, on_front)
+    measured = run.test_of(trial), run.recovered_of(trial)
+    return FrontRow(trial, run.values_of(trial), *measured, note, on_front, against_baseline(run, trial))
 
 
 def front_rows(run: Run) -> list[FrontRow]:
@@ -85,7 +89,8 @@ def _compared(trial: Trial, baselines: Mapping[str, Trial], known: Mapping[str, 
         return ""
     name = references(baselines)[label]
     loss = baselines[name].measurement.values["loss"]
-    return f"{trial.measurement.values['loss'] / loss:.2f}x the loss of {name}" if loss > 0 else ""
+    ratio = trial.measurement.values["loss"] / loss if loss > 0 else None
+    return "" if ratio is None else f"{ratio:.2f}x the loss of {name} in the search"
 
 
 def columns(run: Run) -> list[tuple[str, Callable[[FrontRow], str]]]:
@@ -104,10 +109,12 @@ def columns(run: Run) -> list[tuple[str, Callable[[FrontRow], str]]]:
     names = [*run.objectives, *(n for n in ("sparsity",) if n not in run.objectives)]
     known = [n for n in names if all(n in row.values for row in rows)]
     found: list[tuple[str, Callable[[FrontRow], str]]] = [("trial", lambda row: str(row.trial.number))]
-    found += [(objective(name).label, value(name)) for name in known]
-    found.append(("perplexity", lambda row: ppl(row.trial.measurement)))
+    if any(row.test_ratio for row in rows):
+        found.append(("test loss / baseline", lambda row: row.test_ratio.text if row.test_ratio else ""))
     found.append(("test loss", lambda row: loss(row.test)))
     found.append(("test perplexity", lambda row: ppl(row.test)))
+    found += [(objective(name).label, value(name)) for name in known]
+    found.append(("perplexity", lambda row: ppl(row.trial.measurement)))
     if any(row.recovered for row in rows):
         found.append(("test loss, recovered", lambda row: loss(row.recovered)))
     if run.space.shown_as:
@@ -144,7 +151,8 @@ def caption(run: Run) -> str:
     after = f" after training on {trained:,} tokens" if trained else ""
     return (
         f"loss: {loss_words(run)} on {run.fidelity.n_tokens:,} search tokens{after}; test: {of.test_tokens:,} "
-        f"tokens; windows of {of.window}\n" + "\n".join([*run.model_notes, outlook(run)])
+        f"tokens; windows of {of.window}; ratios: to the target's baseline, ± 95 % over test windows\n"
+        + "\n".join([*run.model_notes, outlook(run)])
     )
 
 
@@ -189,6 +197,7 @@ def row_json(row: FrontRow) -> dict[str, Any]:
         "values": dict(row.values),
         "perplexity": perplexity(m.values),
         "test": _values_json(row.test),
+        "test_ratio": row.test_ratio and row.test_ratio.to_json(),
         "recovered": _values_json(row.recovered),
         "note": row.note,
     }

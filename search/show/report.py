@@ -15,6 +15,7 @@ from secateur.search.loop.notes import notes_line
 from secateur.search.losses import loss_of
 from secateur.search.mirror.address import masked
 from secateur.search.results.front import hypervolume_series
+from secateur.search.results.paired import against_baseline
 from secateur.search.results.run import Run
 from secateur.search.results.targets import best_by_target, loss_series, target_sparsities
 from secateur.search.show.front_plot import plot_front
@@ -118,7 +119,7 @@ def _page(run: Run, rows: Sequence[FrontRow], trial: Trial, pictures: Mapping[st
     return templates.get_template("report.html").render(
         title=f"{facts['space']} search of {facts['model']}",
         outlook=outlook(run),
-        numbers=_numbers(facts),
+        numbers={**_tested(run), **_numbers(facts)},
         pictures={
             name: base64.b64encode(path.read_bytes()).decode("ascii") for name, path in pictures.items()
         },
@@ -138,6 +139,17 @@ def _page(run: Run, rows: Sequence[FrontRow], trial: Trial, pictures: Mapping[st
     )
 
 
+def _tested(run: Run) -> dict[str, str]:
+    """Ratio of the test loss of each target's best model, by its caption."""
+    best = best_by_target(run.trials(), target_sparsities(feasible_baselines(run)))
+    found = {label: against_baseline(run, trial) for label, trial in best.items()}
+    return {
+        f"the loss of {x.of} on the test text, at sparsity {label}; ± 95 % over its windows": f"{x.text} ×"
+        for label, x in found.items()
+        if x is not None
+    }
+
+
 def _numbers(facts: Mapping[str, Any]) -> dict[str, str]:
     """Summary of the run in a few large numbers, by their captions."""
     spent = facts["spent"]
@@ -154,7 +166,7 @@ def _numbers(facts: Mapping[str, Any]) -> dict[str, str]:
     }
     for label, best in facts["best"].items():
         if best["reference_loss"] > 0:
-            name = f"the loss of {best['reference']}, at sparsity {label}"
+            name = f"the loss of {best['reference']}, at sparsity {label}, on the search text"
             cards[name] = f"{best['loss'] / best['reference_loss']:.2f} ×"
     return cards
 

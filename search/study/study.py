@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -21,6 +22,14 @@ from secateur.search.study.lock import RunLock
 from secateur.spaces.measurement import SEARCHED, Fidelity, Measurement, Part
 
 SETTINGS, MEASUREMENTS = "settings.yaml", "measurements.jsonl"
+
+
+def _timed(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The measurements with the time of day of their batch: its end is now, for each worker its work lies before."""
+    now, busy = time.time(), dict.fromkeys((m.worker for m in measurements), 0.0)
+    for measurement in measurements:
+        busy[measurement.worker] += measurement.seconds
+    return [replace(m, started=now - busy[m.worker], ended=now) for m in measurements]
 
 
 def trials_of(trials: Iterable[Trial], *parts: Part) -> list[Trial]:
@@ -153,6 +162,7 @@ class Study:
         twice = [key for i, key in enumerate(keys) if key in self._by_key or key in keys[:i]]
         if twice:
             raise ValueError(f"Expected measurements that are new to the study, got {twice[0]} again.")
+        measurements = _timed(measurements)
         lines = [json.dumps(m.to_json(), ensure_ascii=False, allow_nan=False) for m in measurements]
         as_read = [Measurement.from_json(json.loads(line)) for line in lines]
         if self._checksum is None:
