@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -75,6 +76,40 @@ def test_each_token_counts_for_as_many_experts_as_it_is_routed_to(name: str) -> 
     for value in (evidence.gates, evidence.gated_norms, evidence.contributions):
         assert torch.isfinite(value).all()
         assert (value[evidence.n_routed == 0] == 0).all()
+
+
+def test_easy_ep_leaves_shared_experts_out() -> None:
+    """A token counts by how far the routed experts alone turn what was there before the mixture."""
+    model = make_mixture("deepseek_v3")
+    evidence = _evidence(model)
+    block, seen = _last_block(model), dict[str, Any]()
+    for name, module in (("given", block.mlp), ("shared", block.mlp.shared_experts), ("after", block)):
+        module.register_forward_hook(lambda m, args, output, name=name: seen.update({name: output}))
+    sums = torch.zeros(6, dtype=torch.float64)
+
+    def add(module: Any, args: Any, output: torch.Tensor, index: int) -> None:
+        seen[f"expert{index}"] = (module.tokens, module.routing * output.norm(dim=-1))
+
+    for index in range(6):
+        evidence.mixture.experts[index].register_forward_hook(partial(add, index=index))
+    with torch.no_grad():
+        model(input_ids=IDS, use_cache=False)
+    given, shared, after = (seen[name].reshape(-1, 32) for name in ("given", "shared", "after"))
+    turned = 1 - F.cosine_similarity(after - given, after - shared, dim=-1)
+    for index in range(6):
+        if f"expert{index}" in seen:
+            tokens, gated = seen[f"expert{index}"]
+            sums[index] = (gated * turned[tokens]).sum()
+    torch.testing.assert_close(evidence.contributions, sums, rtol=1e-3, atol=1e-5)
+
+
+def test_ream_fills_the_groups_of_the_highest_scores_first() -> None:
+    """Groups of two: of four kept experts the two that score highest take one each, the others stay as they are."""
+    evidence = _evidence(make_mixture("mixtral"))
+    kept, weights = merging.ream(evidence, (0, 2, 3, 5))
+    assert kept == (0, 2, 3, 5)
+    ranked = sorted(kept, key=lambda expert: -float(scores.reap(evidence)[expert]))
+    assert {int(name.partition(".")[0]) for name in weights} == set(ranked[:2])
 
 
 def test_not_all_experts_finds_the_best_of_all_sets() -> None:

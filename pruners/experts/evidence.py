@@ -30,8 +30,8 @@ class ExpertEvidence:
         gates: sum of the weights with which they are.
         norms: sum of the l2 norms of the expert's outputs.
         gated_norms: sum of the weights times these norms.
-        contributions: sum of the weights times these norms times one minus the cosine between the block's output
-            without and with all routed experts' outputs.
+        contributions: sum of the weights times these norms times one minus the cosine between the hidden state before
+            the mixture and the same plus all routed experts' outputs.
     """
 
     mixture: Mixture
@@ -65,6 +65,7 @@ class MixtureRecorder:
         )
         self._ran: list[tuple[int, Tensor, Tensor, Tensor]] = []
         self._routed: Tensor | None = None
+        self._given: Tensor | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -75,6 +76,7 @@ class MixtureRecorder:
             of_experts = self._mixture.experts.register_forward_hook(self._after_experts)
             hooks.callback(of_experts.remove)
             hooks.callback(self._mixture.module.register_forward_pre_hook(self._before).remove)
+            hooks.callback(self._mixture.module.register_forward_hook(self._after_mixture).remove)
             hooks.callback(self._block.register_forward_hook(self._after_block).remove)
             yield
 
@@ -97,11 +99,18 @@ class MixtureRecorder:
     def _after_experts(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         self._routed = self._mixture.experts.summed(output)
 
+    def _after_mixture(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        self._given = output[0] if isinstance(output, tuple) else output
+
     def _after_block(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         assert self._routed is not None, "the block has run its mixture"
+        assert self._given is not None
         after = output[0] if isinstance(output, tuple) else output
-        after = after.reshape(self._routed.shape).double()
-        turned = 1 - F.cosine_similarity(after - self._routed.double(), after, dim=-1)
+        after, given, routed = (
+            value.reshape(self._routed.shape).double() for value in (after, self._given, self._routed)
+        )
+        before = after - given  # without shared experts
+        turned = (1 - F.cosine_similarity(before, before + routed, dim=-1)).clamp_min(0)
         for index, tokens, routing, norms in self._ran:
             gated = routing * norms
             used = routing != 0

@@ -27,6 +27,8 @@ def kept_by_output(evidence: ExpertEvidence, counts: Sequence[int]) -> list[tupl
     Not All Experts are Equal (Lu et al. 2024, arXiv 2402.14800): every set of so many experts is tried, the router
     choosing among them anew. Where there are more than 128 sets experts are removed one by one (one of each group of a
     router that is limited to groups), each time the one whose loss is least. The first 2,048 calibration tokens count.
+    As in the released code's layer-wise pruning (https://github.com/Lucky-Lance/Expert_Sparsity), but that it adds up
+    norms of batches, where this is one norm over all tokens.
 
     Args:
         evidence: of the whole mixture.

@@ -11,8 +11,9 @@ from secateur.pruners.experts.evidence import ExpertEvidence
 def reap(evidence: ExpertEvidence) -> Float[Tensor, " experts"]:
     """Mean over an expert's tokens of the router's weight times the l2 norm of the expert's output.
 
-    REAP (Lasby et al. 2025, arXiv 2510.13999). Weights are those with which the model adds the outputs up; an expert
-    without tokens scores 0.
+    REAP (Lasby et al. 2025, arXiv 2510.13999, eq. 9). Weights are those with which the model adds the outputs up: its
+    released code (https://github.com/CerebrasResearch/reap) takes the softmax over all experts, and those of a
+    token's experts add up to one on request alone. An expert without tokens scores 0.
     """
     return evidence.gated_norms / evidence.n_routed.clamp_min(1.0)
 
@@ -34,7 +35,9 @@ def easy_ep(evidence: ExpertEvidence) -> Float[Tensor, " experts"]:
     """Sum over the tokens of weight times output norm, each token counted by how far all routed experts turn it.
 
     EASY-EP (Dong et al. 2025, arXiv 2504.06792). How far a token is turned is one minus the cosine between the hidden
-    states before and after the routed experts; [INFER] here the block's output without and with their sum, so that
-    shared experts are in both.
+    state before the mixture and the same plus the routed experts' outputs, shared experts in neither, as in its
+    released code (https://github.com/RUCAIBox/EASYEP). Difference: there the longest 25 answers of a model to tasks
+    of one domain are scored, here the calibration text. The state before is the block's output minus the mixture's,
+    which is not exact where a family scales or normalises what it adds.
     """
     return evidence.contributions

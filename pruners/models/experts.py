@@ -89,14 +89,16 @@ class Expert(nn.Module):
         self.routing: Tensor | None = None
 
     def forward(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
-        up, fused = self.up_proj(hidden), self._fused[0]
-        inner = (
-            fused.act_fn(up)
-            if self.gate_proj is None
-            else self._form.activation(fused, self.gate_proj(hidden), up)
-        )
-        output: Tensor = self.down_proj(inner)
+        output: Tensor = self.down_proj(self.channels(hidden))
         return output
+
+    def channels(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens channels"]:
+        """Input of the down projection."""
+        up, fused = self.up_proj(hidden), self._fused[0]
+        if self.gate_proj is None:
+            inner: Tensor = fused.act_fn(up)
+            return inner
+        return self._form.activation(fused, self.gate_proj(hidden), up)
 
     def run(
         self, hidden: Tensor, tokens: Int[Tensor, " tokens"], routing: Float[Tensor, " tokens"]

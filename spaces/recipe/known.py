@@ -128,8 +128,9 @@ KNOWN: dict[str, KnownRecipe] = {
     "ream": _of("experts", "reap",
         "REAP's experts stay, the others are merged into them by gated outputs", "2604.04356", repair="ream"),
     "mc_smoe": _of("experts", "frequency",
-        "M-SMoE: frequent experts stay, the others are merged into them by the router's logits; not its low ranks",
-        "2310.01334", repair="mc_smoe"),
+        "M-SMoE: experts of the highest frequencies in all blocks stay, others are merged into them by logits; not its "
+        "low ranks",
+        "2310.01334", allocation={"rule": "global", "normalise": "none", "cost": 0}, repair="mc_smoe"),
     "hc_smoe": _of("experts", "frequency",
         "clusters of experts with alike mean outputs are merged", "2410.08589", repair="hc_smoe"),
     "shortgpt": _of("blocks", "shortgpt", "blocks that turn their input least"),
