@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
@@ -48,6 +49,7 @@ def about_of(settings: Settings, session: Session, of_plugins: dict[str, str]) -
         facts={
             "shape": shape,
             "versions": versions,
+            "host": platform.node(),
             "sources": sources,
             "parameters": [asdict(row) for row in account(session.anatomy)],
             "zeros": zeros_of(session.anatomy),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -77,14 +78,28 @@ def order(run: RunDir, json: Json = False) -> None:
 
 
 @with_bounds
-def report(run: RunDir, trial: TrialNumber = None, *, json: Json = False, bounds: Bounds) -> None:
+def report(
+    run: RunDir,
+    trial: TrialNumber = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="A further run in the same page; may be repeated."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page; default: RUN/report/index.html.")
+    ] = None,
+    *,
+    json: Json = False,
+    bounds: Bounds,
+) -> None:
     """Write a self-contained page, RUN/report/index.html; a trial's number or bounds choose the model in detail."""
     from secateur.search.results.run import open_run
     from secateur.search.show.report import write_report
 
     view = open_run(run)
     asked = trial is not None or any(bounds.values())
-    files = write_report(view, choose(view, trial, bounds) if asked else None)
+    chosen, others = choose(view, trial, bounds) if asked else None, [open_run(path) for path in beside or ()]
+    files = write_report(view, chosen, beside=others, to=to)
     if json:
         show_json({"run": str(run), "files": [str(file) for file in files]})
     else:

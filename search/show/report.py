@@ -1,8 +1,8 @@
-"""Report of a run: one self-contained page, ``report/index.html``, and its pictures as files beside it."""
+"""Report of runs: one self-contained page, by default ``report/index.html`` of a run, and its pictures as files."""
 
 from __future__ import annotations
 
-import base64
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from secateur.search.controller import Trial
 from secateur.search.files import dump_yaml
 from secateur.search.loop.notes import notes_line
-from secateur.search.losses import loss_of
 from secateur.search.mirror.address import masked
 from secateur.search.results.front import hypervolume_series
-from secateur.search.results.paired import against_baseline
 from secateur.search.results.run import Run
 from secateur.search.results.targets import best_by_target, loss_series, target_sparsities
-from secateur.search.show.front_plot import plot_front
-from secateur.search.show.front_table import (
-    FrontRow,
-    caption,
-    columns,
-    feasible_baselines,
-    front_rows,
-    loss_words,
-    outlook,
-)
-from secateur.search.show.plots import plot_allocation, plot_course, plot_typeset
+from secateur.search.show.front_plot import FrontPoints, plot_front, plot_fronts
+from secateur.search.show.front_table import caption, columns, feasible_baselines, front_rows, outlook
+from secateur.search.show.inline_svg import Picture, picture
+from secateur.search.show.phases import phase_lines, phases
+from secateur.search.show.plots import LEVELS, plot_allocation, plot_course, plot_typeset
+from secateur.search.show.report_details import details, heat_of, titles
+from secateur.search.show.report_facts import date, hashes, measured, method, numbers, tested
 from secateur.search.show.screening import plot_screening, screened
 from secateur.search.show.summary import grouped, summary
-from secateur.search.show.values import duration, perplexity, scaled, shown
+from secateur.search.show.values import shown
 from secateur.search.study.overlap import read_overlap
 from secateur.spaces.whole_file import whole_file
 
@@ -39,12 +33,16 @@ DIRECTORY = "report"
 N_TYPESET = 8
 
 
-def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
+def write_report(
+    run: Run, trial: Trial | None = None, *, beside: Sequence[Run] = (), to: Path | None = None
+) -> list[Path]:
     """Write the page and its pictures into the run's directory; existing ones are replaced.
 
     Args:
         run: with at least one feasible trial at its largest search fidelity.
         trial: shown in detail; None: the best one of the middle target.
+        beside: further such runs, in the same page.
+        to: file of the page; None: ``report/index.html`` of the run.
 
     Returns:
         The files, the page first.
@@ -53,18 +51,18 @@ def write_report(run: Run, trial: Trial | None = None) -> list[Path]:
         UsageError: if no trial can be compared.
         OSError: if the files can't be written.
     """
-    rows = front_rows(run)
-    trial = trial or _middle(run)
     directory = run.study.directory / DIRECTORY
-    drawn = ("candidate",) if not run.space.shown_as or _typeset(run) else ()
-    names = ("front", "course", *drawn, *(["screening"] if screened(run).numbers else []))
-    pictures = {name: directory / f"{name}.png" for name in names}
-    _draw(run, trial, pictures)
-    page = directory / "index.html"
-    text = _page(run, rows, trial, pictures)
+    page = to or directory / "index.html"
+    parts = [_part(view, trial if view is run else None, f"r{i}-") for i, view in enumerate([run, *beside])]
+    files = {name: directory / f"{name}.png" for name in parts[0]["draw"]}
+    for name, path in files.items():
+        function, *args = parts[0]["draw"][name]
+        function(path, *args)
+    text = _page([run, *beside], parts)
+    page.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(page) as new:
         new.write_text(text, encoding="utf-8")
-    return [page, *pictures.values()]
+    return [page, *files.values()]
 
 
 def _middle(run: Run) -> Trial:
@@ -74,24 +72,26 @@ def _middle(run: Run) -> Trial:
     return best[len(best) // 2]
 
 
-def _draw(run: Run, trial: Trial, pictures: Mapping[str, Path]) -> None:
+def _drawn(run: Run, trial: Trial) -> dict[str, tuple[Any, ...]]:
+    """Pictures of a run by name, each a function and its arguments after the path."""
     study = run.study
-    plot_front(pictures["front"], run)
     losses = loss_series(study.trials, run.fidelity, target_sparsities(feasible_baselines(run)))
     texts = set(study.about.baselines.values())
     volumes = hypervolume_series(study.trials, run.objectives, texts, run.fidelity)
     start = max((t.number for t in run.baselines.values()), default=0)  # volumes before it mean nothing
     volumes = [(number, volume) for number, volume in volumes if number >= start]
-    plot_course(pictures["course"], losses, volumes, study.spent.tokens)
-    if "screening" in pictures:
-        plot_screening(pictures["screening"], screened(run))
-    if "candidate" not in pictures:
-        return
-    if run.space.shown_as:
-        plot_typeset(pictures["candidate"], _typeset(run))
-        return
-    linears = study.about.facts["shape"]["linears"]
-    plot_allocation(pictures["candidate"], run.allocation(trial), linears, f"Trial {trial.number}")
+    found: dict[str, tuple[Any, ...]] = {
+        "front": (plot_front, run),
+        "course": (plot_course, losses, volumes, phases(run)),
+    }
+    if typeset := _typeset(run) if run.space.shown_as else []:
+        found["candidate"] = (plot_typeset, typeset)
+    elif not run.space.shown_as:
+        linears = study.about.facts["shape"]["linears"]
+        found["candidate"] = (plot_allocation, run.allocation(trial), linears, f"Trial {trial.number}")
+    if screened(run).numbers:
+        found["screening"] = (plot_screening, screened(run))
+    return found
 
 
 def _typeset(run: Run) -> list[tuple[str, str]]:
@@ -107,8 +107,7 @@ def _typeset(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _page(run: Run, rows: Sequence[FrontRow], trial: Trial, pictures: Mapping[str, Path]) -> str:
-    facts = summary(run)
+def _page(runs: Sequence[Run], parts: Sequence[Mapping[str, Any]]) -> str:
     templates = Environment(
         loader=PackageLoader("secateur.search.show"),
         autoescape=True,
@@ -116,93 +115,86 @@ def _page(run: Run, rows: Sequence[FrontRow], trial: Trial, pictures: Mapping[st
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    overview = None
+    if len(runs) > 1:
+        names = [str(run.study.directory) for run in runs]
+        text = "Fronts of the runs: " + "; ".join(
+            f"{name}: {FrontPoints(run).described()}" for name, run in zip(names, runs, strict=True)
+        )
+        overview = picture("fronts", text, plot_fronts, list(zip(names, runs, strict=True)))
     return templates.get_template("report.html").render(
-        title=f"{facts['space']} search of {facts['model']}",
-        outlook=outlook(run),
-        numbers={**_tested(run), **_numbers(facts)},
-        pictures={
-            name: base64.b64encode(path.read_bytes()).decode("ascii") for name, path in pictures.items()
-        },
-        columns=columns(run),
-        rows=rows,
-        caption=caption(run).partition("\n")[0],
-        notes=notes_line(run.notes),
-        screened=screened(run),
-        trial=trial,
-        measured=_measured(run, trial),
-        config=dump_yaml(dict(run.space.config(run.candidate(trial)))),
-        shown_as=run.space.shown_as,
-        overlap=read_overlap(run.study.directory),
-        method=_method(run),
-        failures=grouped(facts["infeasible"]),
-        settings=masked(dump_yaml(dict(run.study.settings))),
+        parts=parts, overview=overview, made=date(time.time()), levels=LEVELS
     )
 
 
-def _tested(run: Run) -> dict[str, str]:
-    """Ratio of the test loss of each target's best model, by its caption."""
-    best = best_by_target(run.trials(), target_sparsities(feasible_baselines(run)))
-    found = {label: against_baseline(run, trial) for label, trial in best.items()}
+def _part(run: Run, trial: Trial | None, prefix: str) -> dict[str, Any]:
+    """Values of the template for one run; `prefix` makes ids unique."""
+    rows, trial, facts = front_rows(run), trial or _middle(run), summary(run)
+    draw, listed = _drawn(run, trial), details(run, rows, trial)
     return {
-        f"the loss of {x.of} on the test text, at sparsity {label}; ± 95 % over its windows": f"{x.text} ×"
-        for label, x in found.items()
-        if x is not None
+        "id": prefix,
+        "draw": draw,
+        "directory": str(run.study.directory),
+        "title": f"{facts['space']} search of {facts['model']}",
+        "outlook": outlook(run),
+        "numbers": {**tested(run), **numbers(facts)},
+        "glance": _glance(facts),
+        "pictures": _pictures(run, draw, prefix),
+        "columns": columns(run),
+        "rows": rows,
+        "caption": caption(run).partition("\n")[0],
+        "fidelities": [f.n_tokens for f in run.settings.evaluator.search_fidelities],
+        "n_partial": len(FrontPoints(run).partial),
+        "phases": phase_lines(phases(run)),
+        "notes": notes_line(run.notes),
+        "screened": screened(run),
+        "trial": trial,
+        "measured": measured(run, trial),
+        "heat": heat_of(run, trial),
+        "details": listed[0],
+        "further": listed[1],
+        "config": dump_yaml(dict(run.space.config(run.candidate(trial)))),
+        "shown_as": run.space.shown_as,
+        "overlap": read_overlap(run.study.directory),
+        "method": method(run),
+        "hashes": hashes(run),
+        "failures": grouped(facts["infeasible"]),
+        "settings": masked(dump_yaml(dict(run.study.settings))),
     }
 
 
-def _numbers(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Summary of the run in a few large numbers, by their captions."""
-    spent = facts["spent"]
-    n_blocks = spent["blocks"] + spent["blocks_saved"]
-    limits = ", ".join(f"{value:,} {name}" for name, value in facts["budget"].items())
-    volume = facts["hypervolume"]
-    cards = {
-        f"evaluations, of a budget of {limits}": f"{spent['evaluations']:,}",
-        "tokens evaluated for the search": scaled(spent["tokens"]),
-        "of work, summed over workers": duration(spent["seconds"]),
-        f"of {n_blocks:,} block evaluations saved by sharing": f"{spent['blocks_saved'] / max(1, n_blocks):.0%}",
-        "trials on the front": str(facts["front"]),
-        "hypervolume (1 = the baselines' box)": "–" if volume is None else f"{volume:.3f}",
+def _glance(facts: Mapping[str, Any]) -> list[str]:
+    """Run in a row of a table of several: evaluations, tokens, front, hypervolume."""
+    spent, volume = facts["spent"], facts["hypervolume"]
+    last = "–" if volume is None else f"{volume:.3f}"
+    return [f"{spent['evaluations']:,}", f"{spent['tokens']:,}", str(facts["front"]), last]
+
+
+def _pictures(run: Run, draw: Mapping[str, tuple[Any, ...]], prefix: str) -> dict[str, Picture]:
+    """Pictures within the page; allocations are tables there."""
+    texts = {
+        "front": FrontPoints(run).described(),
+        "course": _course_words(draw["course"]),
+        "candidate": f"The best of each {run.space.shown_as}, typeset, with the loss of each.",
+        "screening": "Loss against proxy, and their rank correlation by trial"
+        + ("." if (rho := screened(run).correlation) is None else f"; over all candidates it is {rho:.2f}."),
     }
-    for label, best in facts["best"].items():
-        if best["reference_loss"] > 0:
-            name = f"the loss of {best['reference']}, at sparsity {label}, on the search text"
-            cards[name] = f"{best['loss'] / best['reference_loss']:.2f} ×"
-    return cards
-
-
-def _measured(run: Run, trial: Trial) -> str:
-    """Values of the trial in detail, on the search text and on the test text."""
-    values, test = trial.measurement.values, run.test_of(trial)
-    text = f"Sparsity {shown('sparsity', values.get('sparsity'))}, {_loss_and_perplexity(values)}"
-    if test is not None and test.infeasible is None:
-        text += f"; on the test text {_loss_and_perplexity(test.values)}"
-    return text
-
-
-def _loss_and_perplexity(values: Mapping[str, float]) -> str:
-    loss = f"loss {shown('loss', values['loss'])}"
-    return f"{loss}, perplexity {shown('ppl', perplexity(values))}" if "ce" in values else loss
-
-
-def _method(run: Run) -> dict[str, str]:
-    """Data, settings and versions behind the numbers, with hashes."""
-    of, about = run.settings.evaluator, run.study.about
-    facts = {
-        "model": run.settings.model,
-        "loss": loss_of(of.loss).summary + (", mean in " + unit if (unit := loss_of(of.loss).unit) else ""),
-        "perplexity": f"exp of the mean cross-entropy of the next token, windows of {of.window} tokens, no overlap",
-        "search text": f"{of.data.search}, {', '.join(f'{n:,}' for n in of.fidelities)} tokens (nested)",
-        "test text": f"{of.data.test}, {of.test_tokens:,} tokens; no controller sees it",
-        "calibration text": f"{of.data.calibration}, {of.calibration_tokens:,} tokens",
-        "seeds": f"{run.settings.seed} of the controller, {run.settings.data_seed} of the windows",
+    named: dict[str, dict[str, Any]] = {
+        "front": {"titles": titles(run), "link": lambda number: f"#{prefix}trial-{number}"}
     }
-    if of.training is not None:
-        facts["light training"] = of.training.text
-    also = [case.name for case in run.settings.space.cases]
-    if also:
-        facts["loss"] = f"{loss_words(run)}; cases: {'; '.join(['main', *also])}"
-    content = about.identity.get("content", {})
-    facts |= {f"sha256 of {name.replace('_', ' ')}": str(value) for name, value in content.items()}
-    facts |= {name: str(version) for name, version in about.facts.get("versions", {}).items()}
-    return facts
+    return {
+        name: picture(prefix + name, texts[name], function, *args, **named.get(name, {}))
+        for name, (function, *args) in draw.items()
+        if function is not plot_allocation
+    }
+
+
+def _course_words(drawn: Sequence[Any]) -> str:
+    """Course of the search in words, with numbers."""
+    _, losses, volumes, _ = drawn
+    parts = [
+        f"at {label} from {shown('loss', points[0][1])} to {shown('loss', points[-1][1])}"
+        for label, points in losses.items()
+    ]
+    text = "Best loss by tokens evaluated" + (f": {'; '.join(parts)}." if parts else ".")
+    return text + (f" Hypervolume of the front at the end: {volumes[-1][1]:.3f}." if volumes else "")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from secateur.search.controllers.genetic_programming.proxy_screening import spearman
 from secateur.search.results.run import Run
-from secateur.search.show.plots import BLUE, LOG_FROM, VERMILLION, figure_at
+from secateur.search.show.plots import BLUE, LOG_FROM, NARROW, VERMILLION, figure_at
 
 WINDOW = 64
 """Number of latest candidates behind each point of the running correlation."""
@@ -65,10 +65,10 @@ def screened(run: Run) -> Screened:
     )
 
 
-def plot_screening(path: Path, found: Screened) -> None:
+def plot_screening(path: Path, found: Screened, *, narrow: bool = False) -> None:
     """Plot of the loss against the proxy, and of their running rank correlation, for at least one candidate."""
-    with figure_at(path, 11, 4.4) as figure:
-        left, right = figure.subplots(1, 2)
+    with figure_at(path, *((NARROW, 7.4) if narrow else (11, 4.4))) as figure:
+        left, right = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
         left.scatter(found.proxies, found.losses, s=22, color=BLUE, alpha=0.6, linewidths=0)
         for values, scale in ((found.proxies, left.set_xscale), (found.losses, left.set_yscale)):
             if min(values) > 0 and max(values) / min(values) >= LOG_FROM:

@@ -1,0 +1,104 @@
+"""Numbers and words of a report: the run at a glance, and how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from secateur.search.controller import Trial
+from secateur.search.losses import loss_of
+from secateur.search.results.paired import against_baseline
+from secateur.search.results.run import Run
+from secateur.search.results.targets import best_by_target, target_sparsities
+from secateur.search.show.front_table import feasible_baselines, loss_words
+from secateur.search.show.values import duration, perplexity, scaled, shown
+from secateur.search.study.study import MEASUREMENTS
+
+
+def tested(run: Run) -> dict[str, str]:
+    """Ratio of the test loss of each target's best model, by its caption."""
+    best = best_by_target(run.trials(), target_sparsities(feasible_baselines(run)))
+    found = {label: against_baseline(run, trial) for label, trial in best.items()}
+    return {
+        f"the loss of {x.of} on the test text, at sparsity {label}; ± 95 % over its windows": f"{x.text} ×"
+        for label, x in found.items()
+        if x is not None
+    }
+
+
+def numbers(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Summary of the run in a few large numbers, by their captions."""
+    spent = facts["spent"]
+    n_blocks = spent["blocks"] + spent["blocks_saved"]
+    limits = ", ".join(f"{value:,} {name}" for name, value in facts["budget"].items())
+    volume = facts["hypervolume"]
+    cards = {
+        f"evaluations, of a budget of {limits}": f"{spent['evaluations']:,}",
+        "tokens evaluated for the search": scaled(spent["tokens"]),
+        "of work, summed over workers": duration(spent["seconds"]),
+        f"of {n_blocks:,} block evaluations saved by sharing": f"{spent['blocks_saved'] / max(1, n_blocks):.0%}",
+        "trials on the front": str(facts["front"]),
+        "hypervolume (1 = the baselines' box)": "–" if volume is None else f"{volume:.3f}",
+    }
+    for label, best in facts["best"].items():
+        if best["reference_loss"] > 0:
+            name = f"the loss of {best['reference']}, at sparsity {label}, on the search text"
+            cards[name] = f"{best['loss'] / best['reference_loss']:.2f} ×"
+    return cards
+
+
+def measured(run: Run, trial: Trial) -> str:
+    """Values of the trial in detail, on the search text and on the test text."""
+    values, test = trial.measurement.values, run.test_of(trial)
+    text = f"Sparsity {shown('sparsity', values.get('sparsity'))}, {_loss_and_perplexity(values)}"
+    if test is not None and test.infeasible is None:
+        text += f"; on the test text {_loss_and_perplexity(test.values)}"
+    return text
+
+
+def _loss_and_perplexity(values: Mapping[str, float]) -> str:
+    loss = f"loss {shown('loss', values['loss'])}"
+    return f"{loss}, perplexity {shown('ppl', perplexity(values))}" if "ce" in values else loss
+
+
+def method(run: Run) -> dict[str, str]:
+    """Data and settings behind the numbers, date and host."""
+    of, about = run.settings.evaluator, run.study.about
+    facts = {
+        "model": run.settings.model,
+        "loss": loss_of(of.loss).summary + (", mean in " + unit if (unit := loss_of(of.loss).unit) else ""),
+        "perplexity": f"exp of the mean cross-entropy of the next token, windows of {of.window} tokens, no overlap",
+        "search text": f"{of.data.search}, {', '.join(f'{n:,}' for n in of.fidelities)} tokens (nested)",
+        "test text": f"{of.data.test}, {of.test_tokens:,} tokens; no controller sees it",
+        "calibration text": f"{of.data.calibration}, {of.calibration_tokens:,} tokens",
+        "seeds": f"{run.settings.seed} of the controller, {run.settings.data_seed} of the windows",
+    }
+    if of.training is not None:
+        facts["light training"] = of.training.text
+    also = [case.name for case in run.settings.space.cases]
+    if also:
+        facts["loss"] = f"{loss_words(run)}; cases: {'; '.join(['main', *also])}"
+    if "host" in about.facts:
+        facts["host"] = f"{about.facts['host']}, the driver"
+    facts["last measurement"] = last_measured(run)
+    return facts
+
+
+def hashes(run: Run) -> dict[str, str]:
+    """Content hashes of model and data, and versions of packages, by name."""
+    about = run.study.about
+    content = about.identity.get("content", {})
+    found = {f"sha256 of {name.replace('_', ' ')}": str(value) for name, value in content.items()}
+    return found | {name: str(version) for name, version in about.facts.get("versions", {}).items()}
+
+
+def last_measured(run: Run) -> str:
+    """Date and time of the last change of the measurements."""
+    path = run.study.directory / MEASUREMENTS
+    return date(path.stat().st_mtime) if path.exists() else "–"
+
+
+def date(seconds: float) -> str:
+    """Text of a time since the epoch, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
