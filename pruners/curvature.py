@@ -18,15 +18,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.calibration.backward import backward_blocks, head_gradient
-from secateur.pruners.models.anatomy import Linear
-from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.calibration.fisher import Moments, walk_back
 from secateur.pruners.options import AllOptions, SlotOptions
 from secateur.pruners.pruner import OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import LevelStoreError, load_tensors, save_tensors
 
 FILE = "curvature.safetensors"
-BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -44,38 +41,6 @@ class Curvature:
         form = self.forms[slot].double()
         own = form.diagonal()
         return 0.5 * (own - 2 * form[:, position] + own[position]).clamp_min(0)
-
-
-class _Moments:
-    """Sums over tokens of the outer products of a projection's inputs, and of its outputs' gradients."""
-
-    def __init__(self) -> None:
-        self.inputs: dict[str, Tensor] = {}
-        self.gradients: dict[str, Tensor] = {}
-        self._last: tuple[Tensor, str] | None = None
-
-    def add(self, linear: Linear, inputs: Tensor, gradients: Tensor) -> None:
-        """Add a call of a projection; one that reads the same tensor as the call before shares its sum."""
-        name = linear.name
-        g = gradients.float()
-        self.gradients[name] = plus(self.gradients.get(name), g.T @ g)
-        same = self._last is not None and self._last[0].data_ptr() == inputs.data_ptr()
-        if same and self._last is not None:
-            self.inputs[name] = self.inputs[self._last[1]]
-            return
-        self._last = inputs, name
-        x = inputs.float()
-        self.inputs[name] = plus(self.inputs.get(name), x.T @ x)
-
-    def clear(self) -> None:
-        self.inputs.clear()
-        self.gradients.clear()
-        self._last = None
-
-
-def plus(total: Tensor | None, summand: Tensor) -> Tensor:
-    """The total with one more summand, in place."""
-    return summand if total is None else total.add_(summand)
 
 
 def load_curvature(directory: Path) -> Curvature:
@@ -116,20 +81,10 @@ def build_curvature(
     identity = _identity(pruner, tokens)
     if load_tensors(directory / FILE, identity) is not None:
         return
-    options, moments = AllOptions(pruner), _Moments()
-    anatomy, forms = pruner.anatomy, {}
-    dense = {linear.name: linear.weight for linear in anatomy.linears}
-    generator = torch.Generator(device="cpu").manual_seed(pruner.seed)
-    batches = [
-        BlockRunner(anatomy).start(part) for part in tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-    ]
-
-    def top(number: int, hidden: Tensor) -> Tensor:
-        gradient = head_gradient(anatomy, hidden, lambda chunk, logits: _drawn_residual(logits, generator))
-        gradient[:, : anatomy.first_scored] = 0  # what a BOS token predicts does not count
-        return gradient
-
-    walk = backward_blocks(anatomy, batches, top, moments.add, watched=options.watched)
+    options, moments, forms = AllOptions(pruner), Moments(), {}
+    dense = {linear.name: linear.weight for linear in pruner.anatomy.linears}
+    drawn = torch.Generator(device="cpu").manual_seed(pruner.seed)
+    walk = walk_back(pruner.anatomy, tokens, moments.add, watched=options.watched, drawn=drawn)
     for n_done, block in enumerate(walk):
         for each in options.of(block.index):
             forms[str(each.slot)] = _form(each, moments, dense, tokens.numel())
@@ -138,17 +93,8 @@ def build_curvature(
     save_tensors(directory / FILE, forms, identity)
 
 
-def _drawn_residual(
-    logits: Float[Tensor, "tokens vocab"], generator: torch.Generator
-) -> Float[Tensor, "tokens vocab"]:
-    """Gradient of the cross-entropy of labels that are drawn from the model's own distribution."""
-    residual = logits.softmax(-1)
-    labels = torch.multinomial(residual.cpu(), 1, generator=generator).to(residual.device)
-    return residual.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=residual.dtype))
-
-
 def _form(
-    each: SlotOptions, moments: _Moments, dense: dict[str, Tensor], n_tokens: int
+    each: SlotOptions, moments: Moments, dense: dict[str, Tensor], n_tokens: int
 ) -> Float[Tensor, "options options"]:
     """Sum over the slot's projections of ``tr(B D A D'^T)``."""
     total = torch.zeros(len(each.weights), len(each.weights), dtype=torch.float64)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from secateur.pruners.calibration.backward import Top, backward_blocks
-from secateur.pruners.curvature import Curvature, plus
+from secateur.pruners.calibration.fisher import plus
+from secateur.pruners.curvature import Curvature
 from secateur.pruners.models.anatomy import Linear
 from secateur.pruners.models.runner import BlockInputs
 from secateur.pruners.options import AllOptions, SlotOptions

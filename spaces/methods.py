@@ -23,7 +23,7 @@ Detail = Literal["nothing", "moments", "gram"]
 """Statistics of inputs: each detail includes those before it."""
 
 Needs = Literal["nothing", "data", "moments", "gram"]
-Gradients = Literal["rms", "mean", "sums", "logits", "forward", "perturbed"]
+Gradients = Literal["rms", "mean", "sums", "logits", "forward", "perturbed", "fisher", "fisher_outputs"]
 Evidence = Literal["scores", "influence", "flap", "outliers", "profile", "measured"]
 Comparison = Literal["output", "layer"]
 Gives = Literal["nothing", "weight", "bias", "both"]
@@ -72,11 +72,11 @@ class MethodRow(Row):
         summary: one line for people.
         paper: address.
         needs: calibration statistics that must be collected first: any data, moments or Gram matrices of inputs.
-        gradients: kinds of gradients that must be collected first, of `KINDS` or `FORWARD_KINDS`.
+        gradients: kinds of gradients that must be collected first, of `KINDS` or `PASS_KINDS`.
         evidence: further inputs: of an allocation rule, or ``influence`` of a depth rule.
         parameters: of an allocation rule.
-        scope: what it works on at once, where that is not the usual of its stage: a reconstruction of whole blocks, a
-            repair that needs the pruned model below.
+        scope: what it works on at once, where that is not the usual of its stage: a reconstruction of whole blocks or
+            of the model, a repair that needs the pruned model below.
         gives: what a repair changes beside what goes.
         comparison: of a metric or a reconstruction of weights, who competes with whom unless the settings say
             otherwise; None: nothing to choose.
@@ -116,6 +116,8 @@ class MethodRow(Row):
     @property
     def kind(self) -> str:
         """Stage, unit and scope in words, a key of `SIGNATURES`."""
+        if self.stage == "metric" and self.gradients:
+            return "metric of weights with gradients"
         of = "" if self.stage == "allocation" else f" of {self.units[0]}"
         return f"{self.stage}{of}" + (
             f", {'a' if self.scope == 'block' else 'the'} {self.scope} at once" if self.scope else ""
@@ -154,8 +156,10 @@ class MethodRow(Row):
 
 SIGNATURES: dict[str, str] = {
     "metric of weights": "(weight, inputs, generator) -> a score a weight, or a formula",
+    "metric of weights with gradients": "(weight, inputs, generator, *, gradients, windows, dampening) -> scores, or a formula",
     "reconstruction of weights": "(layer, sparsities) -> the weight at each sparsity",
     "reconstruction of weights, a block at once": "(anatomy, block, tokens, states, sparsity, *, dampening) -> weights",
+    "reconstruction of weights, the model at once": "(anatomy, tokens, sparsity, *, dampening, protected) -> weights",
     "importance of structure": "(evidence) -> a score a unit",
     "importance of experts": "(evidence) -> a score an expert",
     "importance of experts, a block at once": "(evidence, counts) -> the kept experts of each count",
@@ -190,6 +194,9 @@ TABLE: tuple[MethodRow, ...] = (
     MethodRow("gblm", "metric", "weights", "secateur.pruners.weights.gblm:gblm",
               "|w| times input norm and gradient", "https://arxiv.org/abs/2311.04902", needs="moments",
               gradients=("rms",), comparison="output"),
+    MethodRow("kfac", "metric", "weights", "secateur.pruners.weights.kfac:kfac",
+              "foretold loss with the best update of the others, by Kronecker-factored curvature",
+              "https://arxiv.org/abs/1503.05671", needs="gram", gradients=("fisher",), comparison="layer"),
     # Pruned weights, updated, or with a mask that is none of a ranking.
     MethodRow("sparsegpt", "reconstruction", "weights", "secateur.pruners.weights.sparsegpt:sparsegpt",
               "blocked optimal brain surgery with weight update", "https://arxiv.org/abs/2301.00774", needs="gram",
@@ -206,6 +213,10 @@ TABLE: tuple[MethodRow, ...] = (
     MethodRow("sparsellm", "reconstruction", "weights", "secateur.pruners.weights.sparsellm:sparsellm",
               "SparseGPT, with gate, up and down fitted to each other by turns", "https://arxiv.org/abs/2402.17946",
               needs="gram", scope="block", check_path="secateur.pruners.weights.sparsellm:check_gated"),
+    MethodRow("llm_surgeon", "reconstruction", "weights", "secateur.pruners.weights.llm_surgeon:llm_surgeon",
+              "The LLM Surgeon: pruned in 40 shots by Kronecker-factored curvature, with correlated updates",
+              "https://arxiv.org/abs/2312.17244", needs="data", scope="model",
+              check_path="secateur.pruners.weights.llm_surgeon:check_room"),
     # Scores of KV groups and FFN channels, higher = keep.
     MethodRow("wanda_sp", "importance", "structure", "secateur.pruners.structure.wanda_sp:wanda_sp",
               "|w| times input norm, mean over a column", "https://arxiv.org/abs/2312.11983", needs="moments",
@@ -259,6 +270,12 @@ TABLE: tuple[MethodRow, ...] = (
     MethodRow("greedy_output", "importance", "structure", "secateur.pruners.structure.greedy_output:greedy_output",
               "channels by the error after a re-fit, groups by similarity", "https://arxiv.org/abs/2407.19126",
               needs="gram"),
+    MethodRow("kfac", "importance", "structure", "secateur.pruners.structure.kfac:kfac",
+              "foretold loss of the removal, by Kronecker-factored curvature", "https://arxiv.org/abs/1503.05671",
+              needs="gram", gradients=("fisher_outputs",)),
+    MethodRow("kfac_obs", "importance", "structure", "secateur.pruners.structure.kfac:kfac_obs",
+              "greedy optimal brain surgery, outputs weighed by the curvature", "https://arxiv.org/abs/1503.05671",
+              needs="gram", gradients=("fisher_outputs",)),
     # Scores of the routed experts of a mixture, higher = keep.
     MethodRow("reap", "importance", "experts", "secateur.pruners.experts.scores:reap",
               "mean of the router's weight times the norm of the expert's output", "https://arxiv.org/abs/2510.13999",
@@ -475,8 +492,10 @@ class Methods(Mapping[str, MethodRow]):
 METRICS = Methods("metric", "weights")
 RECONSTRUCTIONS = Methods("reconstruction", "weights", "")
 BLOCK_RECONSTRUCTIONS = Methods("reconstruction", "weights", "block")
+MODEL_RECONSTRUCTIONS = Methods("reconstruction", "weights", "model")
+"""Those with one threshold of their own under the rule ``global``."""
 UPDATES = Methods("reconstruction", "weights")
-"""Both: metrics of recipes that have no scores, and repair by themselves."""
+"""All of them: metrics of recipes that have no scores, and repair by themselves."""
 IMPORTANCES = Methods("importance", "structure")
 EXPERT_IMPORTANCES = Methods("importance", "experts")
 RULES = Methods("allocation")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers as tf
 
-from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
+from secateur.pruners.calibration.pass_kinds import PASS_KINDS
 from secateur.pruners.calibration.zeroth_order import estimate_gradients
 from secateur.pruners.depth.merge_targets import Fitting, runs_of
 from secateur.pruners.models.anatomy import Anatomy
@@ -89,7 +89,7 @@ def take_few_passes(monkeypatch):
         "perturbed": partial(perturbation_scores, n_pairs=2),
     }
     for kind, collect in few.items():
-        monkeypatch.setitem(FORWARD_KINDS, kind, replace(FORWARD_KINDS[kind], collect=collect))
+        monkeypatch.setitem(PASS_KINDS, kind, replace(PASS_KINDS[kind], collect=collect))
 
 
 def repaired_blocks(anatomy, dropped, repair, tokens, fitting=None):

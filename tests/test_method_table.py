@@ -11,8 +11,8 @@ from typing import get_args
 
 import pytest
 
-from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
 from secateur.pruners.calibration.gradient_kinds import KINDS
+from secateur.pruners.calibration.pass_kinds import PASS_KINDS
 from secateur.pruners.formulas.terminals import needs
 from secateur.pruners.recipes.allocation.threshold import NORMALISATIONS
 from secateur.search.app.methods import method_rows
@@ -65,7 +65,7 @@ def test_names_are_alone_in_their_stage_and_unit():
 
 
 def test_the_table_says_what_the_pruners_have():
-    assert {*get_args(Gradients)} == {*KINDS, *FORWARD_KINDS}
+    assert {*get_args(Gradients)} == {*KINDS, *PASS_KINDS}
     assert RULES["global"].parameters[0].options == tuple(NORMALISATIONS)
 
 

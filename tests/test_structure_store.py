@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS
 from secateur.pruners.calibration.gradient_kinds import KINDS
 from secateur.pruners.calibration.gradients import collect_gradients
+from secateur.pruners.calibration.pass_kinds import PASS_KINDS
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.stores.block_files import LevelStoreError, is_built
 from secateur.pruners.structure.evidence import Evidence
@@ -113,7 +113,7 @@ def evidence(cases):
         anatomy, layouts = cases[name].anatomy, cases[name].store.layouts
         with pytest.MonkeyPatch.context() as monkeypatch:
             take_few_passes(monkeypatch)
-            gradients = collect_gradients(anatomy, TOKENS, (*KINDS, *FORWARD_KINDS))
+            gradients = collect_gradients(anatomy, TOKENS, (*KINDS, *PASS_KINDS))
         *_, last = stream_blocks(anatomy, TOKENS, outputs="gram")
         found += [
             Evidence(part, last.outputs[part.output.name], gradients, 0.01) for part in layouts[1].sublayers

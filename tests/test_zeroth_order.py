@@ -7,9 +7,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from secateur.pruners.calibration import zeroth_order
-from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
 from secateur.pruners.calibration.gradient_kinds import KINDS
 from secateur.pruners.calibration.gradients import collect_gradients, gradient_bytes, model_statistics
+from secateur.pruners.calibration.pass_kinds import PASS_KINDS, n_bytes
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.calibration.zeroth_order import estimate_bytes, estimate_gradients
 from secateur.pruners.models.discover import dissect
@@ -115,7 +115,7 @@ def test_memory_is_that_of_the_estimates_and_a_block():
 
 
 def test_both_registries_hold_different_kinds():
-    assert not KINDS.keys() & FORWARD_KINDS.keys()
+    assert not KINDS.keys() & PASS_KINDS.keys()
     assert {kind: n_bytes(kind) for kind in ("mean", "sums", "forward", "perturbed")} == {
         "mean": 4,
         "sums": 0,
@@ -127,7 +127,7 @@ def test_both_registries_hold_different_kinds():
 def test_forward_kinds_are_kept_in_files(tmp_path, monkeypatch):
     take_few_passes(monkeypatch)
     anatomy, path = small_anatomy(**SMALL), tmp_path / "g.safetensors"
-    kinds = tuple(FORWARD_KINDS)
+    kinds = tuple(PASS_KINDS)
     first = model_statistics(anatomy, TOKENS, gradients=kinds, path=path, identity="m t")
     monkeypatch.setattr(
         "secateur.pruners.calibration.gradients.collect_gradients", None

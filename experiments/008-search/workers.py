@@ -23,6 +23,7 @@ import numpy as np
 
 from secateur.search.results.run import open_run
 from secateur.search.show.values import spread
+from secateur.spaces.measurement import Effects, Fidelity, Measurement
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "002-scale"))
@@ -42,7 +43,13 @@ CONTROLLERS: dict[str, dict[str, Any]] = {
     "optuna nsga2": {"kind": "optuna", "sampler": "nsga2"},
     "surrogate": {"kind": "surrogate"},
     "surrogate from sensitivity": {"kind": "surrogate", "prior": "sensitivity", "sensitivity": ALONE},
+    "surrogate from curvature": {
+        "kind": "surrogate",
+        "prior": "sensitivity",
+        "sensitivity": {"by": "curvature"},
+    },
 }
+GRADIENT_COST = 5.6  # CPU time of a gradient over that of a loss on as many tokens, see `cost.py`
 
 
 class RealLevels(Landscape):
@@ -54,6 +61,28 @@ class RealLevels(Landscape):
         smallest = run.settings.evaluator.search_fidelities[0].text
         factor = CALL_S / float(np.mean(self.seconds[smallest]))
         self.seconds = {fidelity: [factor * s for s in times] for fidelity, times in self.seconds.items()}
+        alone = json.loads((HERE / "profile.json").read_text(encoding="utf-8"))["alone"]
+        self.curvature = tuple(tuple(float(x) for x in row) for row in alone)
+
+    def measure(self, text: str, fidelity: Fidelity) -> Measurement:
+        if fidelity.part == "gradient":
+            return self.dense_gradient(text, fidelity)
+        return super().measure(text, fidelity)
+
+    def dense_gradient(self, text: str, fidelity: Fidelity) -> Measurement:
+        """Curvature of the dense model: the profile before the seed's perturbation, so 30 % off in each slot."""
+        none = tuple((0.0,) * len(row) for row in self.curvature)
+        seconds = GRADIENT_COST * float(self.rng.choice(self.seconds[f"search:{fidelity.n_tokens}"]))
+        values = {"loss": 0.0, "kl": 0.0, **self.space.cost(self.space.parse(text))}
+        return Measurement(
+            text,
+            fidelity,
+            values,
+            n_tokens=fidelity.total_tokens,
+            seconds=seconds,
+            worker="s",
+            effects=Effects(none, self.curvature),
+        )
 
     def exact(self, candidate) -> float:
         return self.profile.exact(candidate)

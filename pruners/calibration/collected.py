@@ -10,9 +10,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.calibration.cache import StatisticsCache
-from secateur.pruners.calibration.forward_kinds import n_bytes
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
 from secateur.pruners.calibration.gradients import Gradients, collect_gradients
+from secateur.pruners.calibration.pass_kinds import n_bytes
 from secateur.pruners.calibration.statistics import ROLES, InputStatistics, ModelStatistics, OutputStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, most, stream_blocks
 from secateur.pruners.calibration.tokens import tokens_sha256

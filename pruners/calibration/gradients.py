@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind, Value, empty_like
+from secateur.pruners.calibration.pass_kinds import PASS_KINDS, n_bytes
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.memory import check_memory
@@ -34,13 +34,13 @@ def collect_gradients(
     """Gradients of the calibration windows, of several kinds: one pass for all kinds of one value.
 
     The computation is in fp32 whatever the model's dtype, window by window, so the result does not depend on
-    batches. Kinds without a backward pass are collected by `FORWARD_KINDS`. Memory: see
+    batches. Kinds with a pass of their own are collected by `PASS_KINDS`. Memory: see
     `gradient_bytes`; it is checked first.
 
     Args:
         anatomy: the dense model; not changed.
         tokens: calibration windows of at least two tokens.
-        kinds: rows of `KINDS` or of `FORWARD_KINDS`.
+        kinds: rows of `KINDS` or of `PASS_KINDS`.
         on_window: told the index of each window that is done, in each backward pass.
 
     Returns:
@@ -51,17 +51,17 @@ def collect_gradients(
         ValueError: if a gradient is not finite, or there is too little memory.
     """
     check_gradients(anatomy, kinds, tokens.shape[1])
-    forward = {kind: FORWARD_KINDS[kind] for kind in kinds if kind in FORWARD_KINDS}
+    own = {kind: PASS_KINDS[kind] for kind in kinds if kind in PASS_KINDS}
     found: dict[Kind, Gradients] = {
         kind: {linear.name: empty_like(kind, linear) for linear in anatomy.linears}
         for kind in kinds
-        if kind not in forward
+        if kind not in own
     }
     for value in dict.fromkeys(KINDS[kind].value for kind in found):
         _pass(anatomy, tokens, value, {k: x for k, x in found.items() if KINDS[k].value is value}, on_window)
     for kind, by_name in found.items():
         _finish(kind, by_name, len(tokens))
-    return found | {kind: row.collect(anatomy, tokens) for kind, row in forward.items()}
+    return found | {kind: row.collect(anatomy, tokens) for kind, row in own.items()}
 
 
 def check_gradients(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> None:
@@ -78,9 +78,9 @@ def check_gradients(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> N
 
 def gradient_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> int:
     """About the memory of `collect_gradients` beyond the model, in bytes: the results, and the work of one window."""
-    forward = [FORWARD_KINDS[kind].work_bytes(anatomy, length) for kind in kinds if kind in FORWARD_KINDS]
+    own = [PASS_KINDS[kind].work_bytes(anatomy, length) for kind in kinds if kind in PASS_KINDS]
     backward = [kind for kind in kinds if kind in KINDS]
-    return sum(forward) + (_backward_bytes(anatomy, backward, length) if backward else 0)
+    return sum(own) + (_backward_bytes(anatomy, backward, length) if backward else 0)
 
 
 def _backward_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> int:

@@ -231,7 +231,7 @@ class ModelStatistics:
 
     Args:
         n_blocks: length of the stack.
-        gradients: those that were collected, by kind (see `gradient_kinds.KINDS`, `forward_kinds.FORWARD_KINDS`)
+        gradients: those that were collected, by kind (see `gradient_kinds.KINDS`, `pass_kinds.PASS_KINDS`)
             and the projection's full name.
         influence: of each block (see `shortgpt.block_influence`), where a depth rule needs it.
         windows: number and tokens of the windows that gradients are over.

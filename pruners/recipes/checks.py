@@ -10,16 +10,24 @@ from typing import Any
 import torch
 
 from secateur.pruners.calibration.collected import gram_bytes
-from secateur.pruners.calibration.forward_kinds import n_bytes
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import check_gradients
+from secateur.pruners.calibration.pass_kinds import n_bytes
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.experts import check_mixtures
 from secateur.pruners.recipes.metric import importance_of
 from secateur.spaces.formulas.metric import formula_of
-from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, REPAIRS, STREAM_REPAIRS, Detail, Unit, metrics_of
+from secateur.spaces.methods import (
+    BLOCK_RECONSTRUCTIONS,
+    MODEL_RECONSTRUCTIONS,
+    REPAIRS,
+    STREAM_REPAIRS,
+    Detail,
+    Unit,
+    metrics_of,
+)
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.keys import BLEND, BLENDED
@@ -56,6 +64,8 @@ def check_family(space: Any, anatomy: Anatomy) -> None:
     for name in sorted(metrics & BLOCK_RECONSTRUCTIONS.keys()):
         for block in anatomy.blocks:
             BLOCK_RECONSTRUCTIONS[name].check(anatomy, block, tokens)
+    for name in sorted(metrics & MODEL_RECONSTRUCTIONS.keys()):
+        MODEL_RECONSTRUCTIONS[name].check(anatomy)
     for name in sorted(repairs & STREAM_REPAIRS.keys()):
         STREAM_REPAIRS[name].check(anatomy, find_layouts(anatomy))
 

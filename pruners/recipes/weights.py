@@ -14,6 +14,7 @@ from secateur.pruners.recipes.allocation.layers import Layer, kind_of
 from secateur.pruners.recipes.allocation.owl import outlier_shares
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.metric import ranking_of
+from secateur.pruners.recipes.model_reconstruction import ModelReconstruction
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
 from secateur.pruners.recipes.weight_pruning import (
     BlockReconstruction,
@@ -22,7 +23,8 @@ from secateur.pruners.recipes.weight_pruning import (
     WeightPruning,
 )
 from secateur.pruners.weights.method import Method
-from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, RULES
+from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, MODEL_RECONSTRUCTIONS, RULES
+from secateur.spaces.recipe.form import OWN_THRESHOLD
 
 SCORES = 1 << 16
 """So many scores of a projection, evenly spread, stand for all of them where thresholds are set."""
@@ -62,7 +64,9 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
     evidence = rule.evidence
     needs = most(pruning.needs, rule.inputs, "moments" if "outliers" in evidence else "nothing")
     sample.statistics.prepare(inputs=needs, gradients=pruning.gradients)
-    linears, blocks = list(context.anatomy.linears), context.anatomy.blocks
+    if isinstance(pruning, ModelReconstruction) and config["allocation"]["rule"] == OWN_THRESHOLD:
+        return _plan(context, pruning, pruning.spread(config["sparsity"]))
+    linears = list(context.anatomy.linears)
     layers = [
         Layer(
             linear.block,
@@ -80,13 +84,17 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
         return outlier_shares(context.anatomy, sample.statistics, float(config["allocation"]["factor"]))
 
     gone = removed(config, layers, context, sample, outliers=outliers)
-    counts = {linear.name: n for linear, n in zip(linears, gone, strict=True)}
+    return _plan(context, pruning, {linear.name: n for linear, n in zip(linears, gone, strict=True)})
+
+
+def _plan(context: RecipeContext, pruning: WeightPruning, counts: Mapping[str, int]) -> WeightPlan:
+    linears, blocks = list(context.anatomy.linears), context.anatomy.blocks
     keys = tuple(
         pruning.key(block, counts) if any(counts[linear.name] for linear in block.linears) else DENSE
         for block in blocks
     )
     n_biases = pruning.n_biases(counts)
-    costs = context.shape.with_zeros(sum(gone), sum(linear.n_weights for linear in linears))
+    costs = context.shape.with_zeros(sum(counts.values()), sum(linear.n_weights for linear in linears))
     costs["params"] += n_biases
     costs["size_bytes"] += n_biases * context.shape.bytes_per_param
     return WeightPlan(keys, costs, tuple(block.whole for block in blocks), pruning, counts)
@@ -94,6 +102,8 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
 
 def _weight_pruning(context: RecipeContext, sample: Sample, config: Mapping[str, Any]) -> WeightPruning:
     metric = config["metric"]
+    if metric["name"] in MODEL_RECONSTRUCTIONS:
+        return ModelReconstruction(context, sample, metric["name"])
     if metric["name"] in BLOCK_RECONSTRUCTIONS:
         return BlockReconstruction(context, sample, metric["name"])
     ranking = ranking_of(metric, dampening=context.dampening, seed=context.seed)

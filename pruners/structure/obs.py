@@ -153,9 +153,14 @@ def obs(evidence: Evidence) -> Float[Tensor, " units"]:
         dampening=evidence.dampening,
         name=layout.output.name,
     )
-    score = torch.empty(layout.n_units, device=order.device)
-    score[order] = torch.arange(layout.n_units, device=order.device).float()
-    return (score + 0.5) / layout.n_units
+    return places(order)
+
+
+def places(order: Int[Tensor, " units"]) -> Float[Tensor, " units"]:
+    """Place of each unit in an order of removal, as a share of the units."""
+    score = torch.empty(len(order), device=order.device)
+    score[order] = torch.arange(len(order), device=order.device).float()
+    return (score + 0.5) / len(order)
 
 
 def obs_update(inputs: RepairInputs, counts: Sequence[int]) -> list[Float[Tensor, "out _"]]:

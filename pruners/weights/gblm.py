@@ -23,6 +23,7 @@ def gblm(
     *,
     gradients: Mapping[Kind, Float[Tensor, "out in"]] | None = None,
     windows: tuple[int, int] = (0, 0),
+    dampening: float = 0.0,  # unused
 ) -> Float[Tensor, "out in"]:
     """``|w| (||x|| + 100 sqrt(N / L) g)``, compared per output (Das et al. 2023, arXiv 2311.04902, eq. 5).
 

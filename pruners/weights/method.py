@@ -166,7 +166,7 @@ class Method:
             if self.gradients:
                 assert whole is not None, "collected where the table says that the metric needs gradients"
                 found = {kind: whole.gradients[kind][linear.name] for kind in self.gradients}
-                further = {"gradients": found, "windows": whole.windows}
+                further = {"gradients": found, "windows": whole.windows, "dampening": self.dampening}
             scored: Tensor = METRICS[self.name].function(linear.weight, inputs, generator, **further)
             return scored
         return scores(

@@ -45,7 +45,7 @@ def _row(row: MethodRow) -> Row:
         setting = "repair" if row.stage == "repair" else "expert_importance"
     return {
         "name": row.name,
-        "setting": "space.metrics" if row.scope == "block" and row.unit == "weights" else f"space.{setting}",
+        "setting": "space.metrics" if row.scope and row.unit == "weights" else f"space.{setting}",
         "unit": "output projection" if of_structure else ", ".join(UNIT[unit] for unit in row.units),
         "needs": ", ".join(dict.fromkeys(_needs(row))) or "nothing",
         "origin": row.origin,
@@ -56,14 +56,15 @@ def _row(row: MethodRow) -> Row:
 
 def _needs(row: MethodRow) -> Iterator[str]:
     """Needs in words; gradients with their memory beside that of one window."""
-    from secateur.pruners.calibration.forward_kinds import FORWARD_KINDS, n_bytes
+    from secateur.pruners.calibration.pass_kinds import PASS_KINDS, n_bytes
 
     yield from STATISTICS[row.needs]
     yield from sorted(EVIDENCE[name] for name in row.evidence if name in EVIDENCE)
     if row.gradients:
         yield "data"
         memory = sum(map(n_bytes, row.gradients))
-        what = "gradients" if {*row.gradients} - {*FORWARD_KINDS} else "forward passes"
+        forward = all(kind in PASS_KINDS and not PASS_KINDS[kind].backward for kind in row.gradients)
+        what = "forward passes" if forward else "gradients"
         yield f"{what} ({memory} bytes a weight)" if memory else what
     if row.trains:
         yield "training"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from secateur.spaces.methods import RULES, UPDATES, Unit, has_scores
-from secateur.spaces.recipe.form import completed, flattened, nested
+from secateur.spaces.methods import MODEL_RECONSTRUCTIONS, RULES, UPDATES, Unit, has_scores
+from secateur.spaces.recipe.form import OWN_THRESHOLD, OWN_VALUES, completed, flattened, nested
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, N_CLUSTERS, Condition, is_number, leaves
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.space import IntParameter, Requirement
@@ -156,6 +156,8 @@ class Tree:
         metric = before.get("metric.name")
         if metric is None or has_scores(metric):
             return value
+        if metric in MODEL_RECONSTRUCTIONS and before.get("allocation.rule", value) == OWN_THRESHOLD:
+            return "none" if path == "repair" else OWN_VALUES.get(path, value)
         if path == "allocation.rule" and "scores" in RULES[value].evidence:
             rules = self._choices[path].options if path in self._choices else ()
             return next((rule for rule in rules if "scores" not in RULES[rule].evidence), "uniform")

@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.spaces.formulas.metric import formula_of, metric_of
-from secateur.spaces.methods import RULES, UNITS, UPDATES, has_scores
+from secateur.spaces.methods import MODEL_RECONSTRUCTIONS, RULES, UNITS, UPDATES, has_scores
 from secateur.spaces.names import did_you_mean
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, Condition, Flat, is_number, leaves
 
 _SECTIONS = ("calibration", "metric", "allocation")
 _SHORT = {"metric": "name", "allocation": "rule"}
+
+OWN_THRESHOLD = "global"
+"""Rule under which methods of the model at once spread the zeros by themselves."""
+
+OWN_VALUES: dict[str, Any] = {f"allocation.{x.name}": x.default for x in RULES[OWN_THRESHOLD].parameters}
+"""Values of its parameters there."""
 
 
 def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +65,14 @@ def check_together(flat: Flat) -> None:
             f"Expected `repair: none` with the metric {metric}, which repairs by itself, got {repair!r}."
         )
     rule = flat.get("allocation.rule", "uniform")
-    if not has_scores(metric) and "scores" in RULES[rule].evidence:
+    if metric in MODEL_RECONSTRUCTIONS and rule == OWN_THRESHOLD:
+        own = {path: flat[path] for path, value in OWN_VALUES.items() if flat[path] != value}
+        if own:
+            raise ValueError(
+                f"Expected the defaults of the rule {rule} with the metric {metric}, whose threshold is its own, got "
+                f"{own}. Remove them."
+            )
+    elif not has_scores(metric) and "scores" in RULES[rule].evidence:
         raise ValueError(
             f"Expected a rule that needs no scores with the metric {metric}, which has none, got {rule!r}. Use "
             f"uniform or another one."

@@ -51,6 +51,8 @@ KNOWN: dict[str, KnownRecipe] = {
     "pruner-zero": _of("weights", "formula: abs(W * W) * minmax(G)", "the best formula published", "2406.02924"),
     "sparsegpt": _of("weights", "sparsegpt", "optimal brain surgery; statistics of the dense model throughout"),
     "sparsellm": _of("weights", "sparsellm", "SparseGPT, with gate, up and down fitted to each other by turns"),
+    "llm_surgeon": _of("weights", "llm_surgeon",
+        "The LLM Surgeon, 40 shots under one threshold for all layers, single weights", allocation="global"),
     "admm": _of("weights", "wanda",
         "Wanda's mask, weights fitted by alternating directions", "2401.02938", repair="admm"),
     "admm_gradual": _of("weights", "admm_gradual",
