@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -18,6 +19,9 @@ from secateur.pruners.calibration.backward import head_gradient
 from secateur.pruners.effects import Foretelling
 from secateur.pruners.pruner import InfeasibleError, Pruner
 from secateur.spaces.measurement import Effects, Fidelity, Measurement, Table
+
+WALK_TOKENS = 8192
+"""Tokens of a backward walk, which holds the hidden states before every block; more are several walks."""
 
 DIGITS = 6
 """Significant digits of effects in a study."""
@@ -85,6 +89,17 @@ class EffectsEvaluator(Evaluator):
             return 0.0, Effects(tuple((0.0,) * len(row) for row in second), second)
         batches = self._data.drawn("gradient", hash_of(f"{text} {fidelity.text}"), fidelity.n_tokens)
         n_scored = sum(int(self._scored(batch).sum()) for batch in batches)
+        n_a_walk = max(1, WALK_TOKENS // batches[0].tokens.numel())
+        total, first = 0.0, [np.zeros(len(row)) for row in second]
+        for start in range(0, len(batches), n_a_walk):
+            losses, table = self._walk(options, batches[start : start + n_a_walk], n_scored)
+            total += losses
+            first = [a + np.array(b) for a, b in zip(first, table, strict=True)]
+        effects = Effects(_rounded(tuple(tuple(row.tolist()) for row in first)), second)
+        return max(total / n_scored, 0.0), effects
+
+    def _walk(self, options: tuple[int, ...], batches: Sequence[Batch], n_scored: int) -> tuple[float, Table]:
+        """Sum of the batches' losses, and the first-order effects as far as they come from these batches."""
         total = torch.zeros((), dtype=torch.float64)
 
         def top(number: int, hidden: Tensor) -> Tensor:
@@ -98,7 +113,7 @@ class EffectsEvaluator(Evaluator):
             return head_gradient(self._pruner.anatomy, hidden, residual)
 
         first = self._foretelling.first(options, [batch.inputs for batch in batches], top)
-        return max(float(total) / n_scored, 0.0), Effects(_rounded(first), second)
+        return float(total), first
 
     def _residual(
         self, batch: Batch, chunk: int, logits: Float[Tensor, "tokens vocab"]

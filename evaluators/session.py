@@ -185,8 +185,8 @@ class Session:
         if not len(rest):
             raise ValueError(
                 f"Expected a search text of more than the {n_used:,} tokens of the largest fidelity, for gradients on "
-                f"windows of their own, got {self._texts['search'].source}. Give a longer text, or lower "
-                "`evaluator.fidelities`."
+                f"windows of their own, got {self._texts['search'].source}. Give a longer text, lower "
+                "`evaluator.fidelities`, or name `controller: {kind: evolution}`, which takes no gradients."
             )
         return rest[: max(1, GRADIENT_TOKENS // window)]
 

@@ -41,6 +41,11 @@ class SpaceSettings(Section):
         return frozenset(self.changeable) | unused
 
     @property
+    def by_gradients(self) -> bool:
+        """True if a search starts with `trust_region` where its settings name no controller."""
+        return False
+
+    @property
     def stages_left(self) -> int:
         """Number of further stages, each around what the one before found, see `refined`."""
         return 0

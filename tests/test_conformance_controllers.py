@@ -34,6 +34,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"start": "sensitivity", "sensitivity": {"levels": [0.5]}},
         {"start": "sensitivity", "sensitivity": {"by": "curvature"}},
         {"start": "trust_region"},
+        {"guided": 4, "offspring": 5},
+        {"guided": 3, "start": "trust_region"},
         {"start": "greedy"},
     ],
     "greedy": [{}, {"moves": "block", "n_tokens": 256}],

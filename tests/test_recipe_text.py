@@ -8,7 +8,6 @@ import pytest
 from secateur.pruners.recipes.blend import Blend
 from secateur.pruners.weights.method import Method
 from secateur.spaces.methods import (
-    BLOCK_RECONSTRUCTIONS,
     CUT_REPAIRS,
     DEPTH,
     DEPTH_REPAIRS,
@@ -17,10 +16,10 @@ from secateur.spaces.methods import (
     IMPORTANCES,
     MASK_REPAIRS,
     METRICS,
-    RECONSTRUCTIONS,
     REPAIRS,
     STREAM_REPAIRS,
     UNITS,
+    UPDATES,
 )
 from secateur.spaces.recipe import keys
 from secateur.spaces.recipe.candidate import Recipe
@@ -161,7 +160,7 @@ def test_names_agree_with_the_pruners():
 def test_known_recipes_are_ones_that_can_be_carried_out(unit):
     known = {
         "structure": {*IMPORTANCES, keys.BLEND},
-        "weights": {**METRICS, **RECONSTRUCTIONS, **BLOCK_RECONSTRUCTIONS},
+        "weights": {**METRICS, **UPDATES},
         "blocks": {*DEPTH},
         "experts": {*EXPERT_IMPORTANCES},
     }

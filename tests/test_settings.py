@@ -29,6 +29,28 @@ def test_every_key_has_a_default():
     assert settings.budget.evaluations == 300
 
 
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        ([], "trust_region"),
+        (["space={kind: architecture, target: 0.25}"], "trust_region"),
+        (["space={kind: architecture, target: 0.25, units: [blocks]}"], "uniform"),
+        (["space={kind: architecture, target: 0.25, target_format: hf-stock}"], "uniform"),
+        (["space={kind: recipe, unit: weights}"], "uniform"),
+        (["evaluator.loss=ce"], "trust_region"),
+        (["evaluator.loss=acceptance"], "uniform"),
+        (["evaluator.training={tokens: [0, 512, 1024]}"], "uniform"),
+        (["evaluator.calibration_tokens=1024"], "uniform"),
+        (["controller={kind: evolution}"], "uniform"),
+        (["controller.offspring=8"], "uniform"),
+    ],
+)
+def test_where_no_controller_is_named_slots_are_searched_by_gradients_if_there_are_any(overrides, start):
+    settings = load_settings(None, overrides)
+    assert (settings.controller.kind, settings.controller.start) == ("evolution", start)
+    assert settings_from(resolved(settings)) == settings
+
+
 def test_a_search_over_recipes_asks_for_one_at_a_time_unless_told_otherwise():
     assert load_settings(None, ["space.kind=recipe"]).executor.batch == 1
     assert load_settings(None, ["space.kind=recipe", "executor={kind: ray, workers: 2}"]).executor.batch == 1

@@ -22,6 +22,11 @@ ALONE = {"levels": [0.6, 0.8]}  # slots measured alone at and above the target; 
 ARMS = {
     "evolution": {"kind": "evolution"},
     "evolution-sensitivity": {"kind": "evolution", "start": "sensitivity", "sensitivity": ALONE},
+    "evolution-guided": {"kind": "evolution", "guided": 8},
+    "evolution-trust_region": {"kind": "evolution", "start": "trust_region"},
+    "evolution-trust_region-guided": {"kind": "evolution", "start": "trust_region", "guided": 8},
+    "trust_region": {"kind": "trust_region"},
+    "surrogate-curvature": {"kind": "surrogate", "prior": "sensitivity", "sensitivity": {"by": "curvature"}},
     "surrogate": {"kind": "surrogate"},
     "surrogate-sensitivity": {"kind": "surrogate", "prior": "sensitivity", "sensitivity": ALONE},
 }

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from secateur.search.controller import Proposal
 from secateur.search.controllers.generations import GenerationalController
 from secateur.search.controllers.greedy import GreedyProcedure, GreedySettings
+from secateur.search.controllers.local_model import LocalModel, curvature_fidelity
 from secateur.search.controllers.procedure import Key, SearchProcedure
 from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings
 from secateur.search.controllers.separable import check_separable
@@ -31,6 +33,9 @@ class EvolutionSettings(Section):
         migration: probability of a parent from the next lower or higher target, repaired to this one.
         late: share of generations whose offspring differ from their parents behind a random depth of the model alone
             (`Space.mutate_after`): the blocks before it are computed once for all. Later blocks are varied more often.
+        guided: mutations drawn for each offspring, of which the one with the smallest foretold loss is measured; above
+            1 the gradient at each new elite is measured, too, for three times its tokens, and foretells the effect of
+            every switch. With the settings of `trust_region`.
         start: the first elites: the ``uniform`` candidates alone, or also the best of a generation of ``random``
             ones, or also the solutions of ``sensitivity``, ``greedy`` or ``trust_region``.
         sensitivity, greedy, trust_region: settings of these.
@@ -43,6 +48,7 @@ class EvolutionSettings(Section):
     crossover: float | None = Field(default=None, ge=0, le=1)
     migration: float = Field(default=0.2, ge=0, le=1)
     late: float = Field(default=0.0, ge=0, le=1)
+    guided: int = Field(default=1, ge=1)
     start: Literal["uniform", "random", "sensitivity", "greedy", "trust_region"] = "uniform"
     sensitivity: SensitivitySettings = SensitivitySettings()
     greedy: GreedySettings = GreedySettings()
@@ -91,7 +97,13 @@ class Evolution(GenerationalController):
         super().__init__(space, fidelities, seed, of.offspring, of.survivors, of.parents, objective)
         self._settings = settings
         self._depth = 0.0  # of the blocks that the present generation shares
+        self._target = 0  # of the present generation
         self._solver = _solver(space, fidelities, seed, settings, self.effects)
+        self._guides: dict[int, LocalModel] = {}  # by target, where offspring are guided
+        if settings.guided > 1:
+            self._gradient = curvature_fidelity(fidelities, settings.trust_region.n_tokens)
+            separable = check_separable(space, "guided")
+            self._guides = {target: LocalModel(separable) for target in range(len(space.targets))}
         self._open(self._start())
 
     @property
@@ -109,9 +121,26 @@ class Evolution(GenerationalController):
         if isinstance(self._solver, TrustRegionProcedure):
             known = self._solver.losses
         yield from self._start_with(starts, known)
+        for target in self._guides:
+            yield from self._look(target)
+
+    def _compete(self, target: int, candidates: list[Any]) -> SearchProcedure:
+        yield from super()._compete(target, candidates)
+        if target in self._guides:
+            yield from self._look(target)
+
+    def _look(self, target: int) -> SearchProcedure:
+        """Measure the gradient at the target's best elite, once."""
+        for _, elite in self._elites[target][:1]:
+            proposal = Proposal(elite, self._gradient)
+            if proposal.key not in self.effects:
+                yield [proposal]
+                if proposal.key in self.effects:
+                    effects = self.effects[proposal.key]
+                    self._guides[target].add(elite, self._gradient.n_tokens, effects)
 
     def _offspring(self, target: int, rng: np.random.Generator) -> list[Any]:
-        late = self._settings.late
+        late, self._target = self._settings.late, target
         self._depth = rng.random() if late and rng.random() < late else 0.0
         return super()._offspring(target, rng)
 
@@ -121,6 +150,13 @@ class Evolution(GenerationalController):
         return self._vary(target, rng)
 
     def _mutate(self, candidate: Any, rng: np.random.Generator) -> Any:
+        guide = self._guides.get(self._target)
+        if guide is None or not guide.known:
+            return self._mutated(candidate, rng)
+        drawn = [self._mutated(candidate, rng) for _ in range(self._settings.guided)]
+        return min(drawn, key=lambda child: guide.foretold(child, candidate))
+
+    def _mutated(self, candidate: Any, rng: np.random.Generator) -> Any:
         if self._depth:
             return self._space.mutate_after(candidate, self._depth, rng)
         return super()._mutate(candidate, rng)

@@ -78,6 +78,11 @@ class LocalModel:
         self._gradients.append((self.positions(candidate), n_tokens, quadratic(effects, DAMPING)))
         del self._gradients[:-MOST_GRADIENTS]
 
+    @property
+    def known(self) -> bool:
+        """True once there is a gradient."""
+        return bool(self._gradients)
+
     def n_tokens(self, candidate: Any) -> int:
         """Tokens of the gradients at this very candidate."""
         at = self.positions(candidate)
@@ -87,6 +92,11 @@ class LocalModel:
         """Positions of a candidate's options among those of their slots."""
         chosen = enumerate(self._space.disassemble(candidate))
         return tuple(list(self._space.options(slot)).index(option) for slot, option in chosen)
+
+    def foretold(self, candidate: Any, parent: Any) -> float:
+        """Foretold loss of a candidate over that of another one, in nats a token."""
+        at, there = self.positions(parent), self.positions(candidate)
+        return sum(float(curve[index]) for curve, index in zip(self._curves(at), there, strict=True))
 
     def step(self, target: int, candidate: Any, radius: int, most: float) -> Step:
         """The exact minimum of the model under the target, within the trust region.

@@ -56,9 +56,11 @@ class ControllerRow(Row):
 
 
 def curvature_of(settings: Any, fidelities: Sequence[Fidelity]) -> Fidelity | None:
-    """See `ControllerRow`: of `sensitivity` by curvature and `trust_region`, or a controller that starts with one."""
+    """See `ControllerRow`: of controllers that take the curvature or gradients, and of those that start with one."""
     if settings.kind == "trust_region" or (settings.kind == "sensitivity" and settings.by == "curvature"):
         return curvature_fidelity(fidelities, settings.n_tokens)
+    if getattr(settings, "guided", 1) > 1:
+        return curvature_fidelity(fidelities, settings.trust_region.n_tokens)
     first = getattr(settings, "start", None) or getattr(settings, "prior", None)
     return (
         curvature_of(getattr(settings, first), fidelities)

@@ -29,6 +29,9 @@ ATTEMPTS = 3
 FAILURES = 4
 """Gradients in a row without a better candidate, after which a minimum is reached."""
 
+ENOUGH = 0.05
+"""Relative gain of a step below which the next one is found and measured at the next fidelity."""
+
 SHRINKAGE, FEWEST = 3, 4
 GOOD, POOR = 0.5, 0.25
 
@@ -54,9 +57,10 @@ class TrustRegionProcedure:
     of the model under the target among the candidates whose slots move by at most `radius` options each, and by a
     bounded number in all. It is measured on windows that no gradient saw, and accepted if the loss is lower. The bound
     follows the ratio of the true to the foretold gain, as in textbook trust-region methods (Conn, Gould and Toint,
-    2000). The first step is found and measured on as many tokens as the smallest fidelity of at least 2,048 has, each
-    further one at the next fidelity, since later steps gain less and need less noise. A gradient costs three times its
-    tokens.
+    2000). The first step is found and measured on as many tokens as the smallest fidelity of at least 2,048 has. After
+    a gradient without a better candidate, or with one that is better by less than a twentieth, steps go on at the next
+    fidelity, since smaller gains need less noise. Each gradient is of windows of its own, which no loss is measured
+    on. A gradient costs three times its tokens.
 
     Args:
         effects: those measured so far, by their proposals, see `ProcedureController`.
@@ -113,7 +117,7 @@ class TrustRegionProcedure:
             if not math.isfinite(found):
                 return
             model.add(candidate, gradient.fidelity.n_tokens, self._effects[gradient.key])
-            n_failed += 1
+            n_failed, before = n_failed + 1, loss
             for _ in range(ATTEMPTS):
                 step = model.step(target, candidate, self._radius, most)
                 if not step.n_moved:
@@ -134,7 +138,7 @@ class TrustRegionProcedure:
                     self.solutions[target] = [candidate]
                     break
                 refused.add(step.candidate.text)
-            if further and n_failed in (0, FAILURES):
+            if further and (n_failed or before - loss < ENOUGH * before):
                 fidelity, refused, n_failed = further.pop(0), set(), 0
                 (loss,) = yield [Proposal(candidate, fidelity)]
             if not further:

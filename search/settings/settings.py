@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from secateur.search.budget import Budget
+from secateur.search.controllers.local_model import curvature_fidelity
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
@@ -179,7 +180,7 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
     """
     values, lines, renamed = dict(raw), list[str](), list[str]()
     for name, (registry, kind) in _REGISTRIES.items():
-        section = values.get(name, {})
+        section = values[name] if name in values else _usual(name, values)
         if isinstance(section, BaseModel):
             continue
         values[name], found = _section(name, section, registry, kind)
@@ -233,6 +234,20 @@ def identity(settings: Settings) -> dict[str, Any]:
             evaluator["training"]["seed"] = settings.training_seed
     kept = {key: values[key] for key in ("model", "dtype", "trust_remote_code")}
     return kept | {"space": space, "evaluator": evaluator}
+
+
+def _usual(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Section that is meant where none is given; of the controller by the space, and by whether there are gradients."""
+    space = values.get("space")
+    if name != "controller" or not isinstance(space, SpaceSettings) or not space.by_gradients:
+        return {}
+    try:
+        of = EvaluatorSettings.model_validate(values.get("evaluator", {}))
+    except ValidationError:  # named later
+        return {}
+    curvature = curvature_fidelity(of.search_fidelities, None).n_tokens
+    measured = of.loss in ("kl", "ce") and of.training is None and curvature <= of.calibration_tokens
+    return {"kind": "evolution", "start": "trust_region"} if measured else {}
 
 
 def _section(name: str, raw: Any, registry: Mapping[str, Any], default: str) -> tuple[BaseModel, list[str]]:

@@ -95,6 +95,10 @@ class AllocationSettings(SpaceSettings):
         return self
 
     @property
+    def by_gradients(self) -> bool:
+        return True
+
+    @property
     def export_statistics(self) -> str:
         return self.statistics
 

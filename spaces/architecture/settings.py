@@ -158,6 +158,10 @@ class ArchitectureSettings(SpaceSettings):
         return tuple(name for name in self._makeable if name in DEFAULT_BASELINES)
 
     @property
+    def by_gradients(self) -> bool:
+        return not self.all_alike and self.rules.units <= {"groups", "channels", "attention", "mlp"}
+
+    @property
     def all_alike(self) -> bool:
         """True if all kept blocks have equal shapes."""
         return self.tied or self.target_format == "hf-stock"
