@@ -18,10 +18,9 @@ def kfac(evidence: Evidence) -> Float[Tensor, " units"]:
     of its outputs (K-FAC, Martens and Grosse 2015, arXiv 1503.05671), for drawn labels. In one unit in all layers, so
     the rule `global` may compare them.
     """
-    width = evidence.layout.unit_width
-    seen = evidence.seen.second_moment
-    weight = evidence.weight.double()
+    width, weight = evidence.layout.unit_width, evidence.weight.double()
     product = weight.T @ evidence.gradient("fisher_outputs", evidence.layout.output).double() @ weight
+    seen = evidence.seen.second_moment
     starts = torch.arange(evidence.layout.n_units, device=product.device) * width
     at = starts[:, None] + torch.arange(width, device=product.device)
     blocks = at[:, :, None], at[:, None, :]
