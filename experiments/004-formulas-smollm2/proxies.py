@@ -16,9 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 
 from secateur.evaluators.session import Session, set_threads
+from secateur.pruners.calibration.fisher import Moments, walk_back
 from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.weights.formula_layers import FormulaLayers
 from secateur.pruners.weights.formula_proxy import FormulaProxy
@@ -76,28 +78,27 @@ def main() -> None:
             update={"proxy": settings.space.proxy.model_copy(update={"gram": kind})}
         )
         session = Session(replace(plan(settings), space=space), print)
-        session.build_levels(args.levels)
+        session.build_levels(args.levels / kind)
     n_blocks = len(session.anatomy.blocks)
     pruner = session.cases["main"].pruner()
-    pruner.open(args.levels)
+    pruner.open(args.levels / "full")
     texts = distinct(session, pruner.layers, args.formulas)
-    evaluator, fidelity = session.evaluator(args.levels), Fidelity("search", args.tokens)
+    evaluator, fidelity = session.evaluator(args.levels / "full"), Fidelity("search", args.tokens)
     evaluator.evaluate(["dense"], fidelity)  # the dense side of the loss
 
     def measured(some: list[str]) -> list[float]:
         return [m.values.get("loss", np.inf) for text in some for m in evaluator.evaluate([text], fidelity)]
 
     truth, seconds = timed(measured, texts)
-    better = np.argsort(truth)[: len(texts) // 2]
     print(
         json.dumps({"formulas": len(texts), "tokens": args.tokens, "measured_cpu_s": round(seconds, 3)}),
         flush=True,
     )
-    layers = pruner.layers
-    for kind in ("full", "diagonal"):
+    for kind in ("diagonal", "full"):
+        pruner.open(args.levels / kind)
         for n, rows in ((8, 32), (8, 8), (4, 32), (n_blocks, 32), (n_blocks, ALL_ROWS)):
             places = np.linspace(0, n_blocks - 1, min(n, n_blocks)).round().astype(int).tolist()
-            proxy = FormulaProxy(layers, Grams(tuple(places), kind), rows)
+            proxy = FormulaProxy(pruner.layers, Grams(tuple(places), kind), rows)
 
             def foretold(some: list[str], proxy: FormulaProxy = proxy) -> list[float]:
                 configs = (session.space.config(session.space.parse(text)) for text in some)
@@ -105,15 +106,74 @@ def main() -> None:
 
             foretold(texts[:1])  # draws the rows
             losses, cpu = timed(foretold, texts)
-            rho = [spearmanr(losses[chosen], truth[chosen]).statistic for chosen in (slice(None), better)]
             size = {"gram": kind, "blocks": len(places), "rows": "all" if rows == ALL_ROWS else rows}
-            line = {
-                **size,
-                "cpu_s": round(cpu, 4),
-                "rho": round(rho[0], 3),
-                "rho_better_half": round(rho[1], 3),
-            }
-            print(json.dumps(line), flush=True)
+            show(size | {"cpu_s": round(cpu, 4)}, losses, truth)
+    configs = [session.space.config(session.space.parse(text)) for text in texts]
+    show_curvature(session, pruner.layers, configs, truth, args.tokens)
+
+
+TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "of losses": lambda table: table.sum(1),
+    "of roots": lambda table: np.sqrt(table).sum(1),
+    "of log(1 + 10 x)": lambda table: np.log1p(10 * table).sum(1),
+    "of losses relative to Wanda's": lambda table: (table / table[0]).sum(1),
+}
+"""Foretold losses of formulas, by formula and projection, to one number a formula; the first formula is Wanda."""
+
+
+def show(about: dict[str, object], losses: np.ndarray, truth: np.ndarray) -> None:
+    """Print rank correlations of foretold losses with the true ones."""
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    better = np.argsort(truth)[: len(truth) // 2]
+    rho = [spearmanr(losses[chosen], truth[chosen]).statistic for chosen in (slice(None), better)]
+    print(json.dumps(about | {"rho": round(rho[0], 3), "rho_better_half": round(rho[1], 3)}), flush=True)
+
+
+def show_curvature(
+    session: Session,
+    layers: FormulaLayers,
+    configs: list[dict[str, object]],
+    truth: np.ndarray,
+    n_tokens: int,
+) -> None:
+    """Print rank correlations of losses foretold by the curvature, of all rows of all blocks."""
+    proxy = FormulaProxy(layers, Grams(tuple(range(len(session.anatomy.blocks))), "full"), ALL_ROWS)
+    moments = output_moments(session, n_tokens)
+    for outputs in ("whole", "diagonal"):
+        table = np.array([by_curvature(layers, proxy, config, moments, outputs) for config in configs])
+        for name, losses in TRANSFORMS.items():
+            show({"curvature": outputs, "sum": name}, losses(table), truth)
+
+
+def output_moments(session: Session, n_tokens: int) -> dict[str, torch.Tensor]:
+    """Second moment of the gradients of each projection's outputs, for drawn labels, on calibration windows."""
+    tokens = session.training_windows()
+    tokens = tokens[: max(1, n_tokens // tokens.shape[1])]
+    moments, drawn = Moments(), torch.Generator().manual_seed(0)
+    names = [linear.name for linear in session.anatomy.linears]
+    for _ in walk_back(session.anatomy, tokens, moments.add_gradients, watched=names, drawn=drawn):
+        pass
+    return {name: moment / tokens.numel() for name, moment in moments.gradients.items()}
+
+
+def by_curvature(
+    layers: FormulaLayers,
+    proxy: FormulaProxy,
+    config: dict[str, object],
+    moments: dict[str, torch.Tensor],
+    outputs: str,
+) -> list[float]:
+    """``tr(B D A D^T) / 2`` of each projection, D the pruned weights; B whole or its diagonal."""
+    formula, found = formula_of(config["metric"]), []
+    for sample in proxy.samples:
+        try:
+            kept = layers.mask(formula, sample.terminals, config["sparsity"][sample.name], sample.name)
+        except FormulaError:
+            return [float("inf")] * len(proxy.samples)
+        gone, b = sample.weight.masked_fill(kept[sample.rows], 0), moments[sample.name]
+        seen = (b @ gone if outputs == "whole" else b.diagonal()[:, None] * gone) @ sample.gram
+        found.append(float((seen * gone).sum()) / 2)
+    return found
 
 
 def _loss(proxy: FormulaProxy, config: dict[str, object]) -> float:
