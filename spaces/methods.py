@@ -156,7 +156,7 @@ class MethodRow(Row):
 
 SIGNATURES: dict[str, str] = {
     "metric of weights": "(weight, inputs, generator) -> a score a weight, or a formula",
-    "metric of weights with gradients": "(weight, inputs, generator, *, gradients, windows, dampening) -> scores, or a formula",
+    "metric of weights with gradients": "(weight, inputs, generator, *, gradients, windows, dampening) -> scores",
     "reconstruction of weights": "(layer, sparsities) -> the weight at each sparsity",
     "reconstruction of weights, a block at once": "(anatomy, block, tokens, states, sparsity, *, dampening) -> weights",
     "reconstruction of weights, the model at once": "(anatomy, tokens, sparsity, *, dampening, protected) -> weights",

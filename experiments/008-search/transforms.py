@@ -30,6 +30,8 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "x^0.75": lambda x: x**0.75,
     "x^0.5": np.sqrt,
     "x^1.25": lambda x: x**1.25,
+    "x^1.5": lambda x: x**1.5,
+    "x^2": np.square,
 }
 
 
@@ -39,6 +41,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--text", default="docs")
     parser.add_argument("--metric", default="sparsegpt")
+    parser.add_argument("--transforms", nargs="+", default=list(TRANSFORMS), choices=TRANSFORMS)
     parser.add_argument("--targets", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8])
     args = parser.parse_args()
     settings = settings_from(
@@ -67,8 +70,8 @@ def main() -> None:
     for index, target in enumerate(space.targets):
         uniform = list(space.baselines().values())[1 + index]
         candidates = {"uniform": uniform}
-        for name, transform in TRANSFORMS.items():
-            candidates[name] = solve(space, [transform(row) for row in foretold], index)
+        for name in args.transforms:
+            candidates[name] = solve(space, [TRANSFORMS[name](row) for row in foretold], index)
         for name, candidate in candidates.items():
             at = enumerate(space.disassemble(candidate))
             whole = sum(foretold[slot][list(space.options(slot)).index(option)] for slot, option in at)

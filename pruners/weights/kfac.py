@@ -19,7 +19,8 @@ def kfac(
     generator: torch.Generator,  # unused
     *,
     gradients: Mapping[Kind, Float[Tensor, " out"]],
-    dampening: float,
+    windows: tuple[int, int] = (0, 0),  # unused
+    dampening: float = 0.01,
 ) -> Float[Tensor, "out in"]:
     """Loss in nats a token of pruning each weight alone, all others of the projection updated for it.
 
