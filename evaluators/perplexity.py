@@ -67,12 +67,12 @@ def evaluate_model(
     Raises:
         ValueError: if the model, the text or a task is wrong.
     """
-    content = Text(part, text, load_text(text, part))
+    content = Text(part, text, load_text(text, part, say))
     say(f"loading {name}")
     loaded = load_model(name, say=say, **{"device": "auto", **loading})
     begun = bos_token(loaded.tokenizer, bos)
     anatomy = dissect(loaded.model, begun)
-    tokens = windows(loaded.tokenizer, content, window, n_tokens, bos=begun)
+    tokens = windows(loaded.tokenizer, content, window, n_tokens, bos=begun, say=say)
     scores = {} if tasks is None else _scores(TaskSet(tasks, loaded.model, loaded.tokenizer, bos), say)
     say(f"measuring {tokens.numel()} tokens")
     ce = cross_entropy(loaded.model, tokens, anatomy.first_scored)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from secateur.evaluators.latency.store import TableSource
@@ -31,6 +32,7 @@ class SessionPlan:
         bos: see `bos_token`.
         moe_all_experts: see `Anatomy.all_experts`.
         curvature: fidelity of the curvature of the dense model, on calibration windows; None: no effects are asked for.
+        folders: that a relative path of the model is looked for in, see `located`.
     """
 
     model: str
@@ -53,6 +55,7 @@ class SessionPlan:
     moe_all_experts: bool = False
     measures: tuple[str, ...] = ()
     curvature: Fidelity | None = None
+    folders: tuple[Path, ...] = ()
 
     @property
     def proxy(self) -> Fidelity | None:

@@ -28,10 +28,11 @@ from secateur.pruners.curvature import build_curvature
 from secateur.pruners.experts.routing import starved_experts
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.loading import LoadedModel, load_model
+from secateur.pruners.models.loading import EMBEDDED, LoadedModel, load_model
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, DenseModel, pruner_class
 from secateur.spaces.latency import LatencyTable
+from secateur.spaces.located import located
 from secateur.spaces.measurement import Fidelity, Part
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import Prunable
@@ -64,14 +65,15 @@ class Session:
     ) -> None:
         self._say = say
         pruner_class(plan.space).check_settings(plan.space)
-        self._texts = load_parts(plan.calibration, plan.search, plan.test)
+        self._texts = load_parts(plan.calibration, plan.search, plan.test, say)
         texts = plan.space.texts
         self.sources: Mapping[str, Text] = (
-            load_sources(texts, plan.calibration, plan.search, plan.test) if texts else {}
+            load_sources(texts, plan.calibration, plan.search, plan.test, say) if texts else {}
         )
         say(f"loading {plan.model}")
+        embedded = plan.model in EMBEDDED
         self.loaded: LoadedModel = load_model(
-            plan.model,
+            plan.model if embedded else located(plan.model, plan.folders),
             dtype=plan.dtype,
             device=plan.device,
             trust_remote_code=plan.trust_remote_code,
@@ -174,21 +176,25 @@ class Session:
         order: Order = "sequential" if part == "test" else "random"
         return self._windows(part, n_tokens, order)
 
-    def _windows(self, part: TextPart, n_tokens: int | None, order: Order) -> Int[Tensor, "windows length"]:
+    def _windows(
+        self, part: TextPart, n_tokens: int | None, order: Order, *, at_most: bool = False
+    ) -> Int[Tensor, "windows length"]:
         of, text, bos = self.plan, self._texts[part], self.anatomy.bos
-        return windows(self.loaded.tokenizer, text, of.window, n_tokens, order, of.seed, bos)
+        tokenizer, say = self.loaded.tokenizer, self._say
+        return windows(tokenizer, text, of.window, n_tokens, order, of.seed, bos, at_most=at_most, say=say)
 
     def _set_aside(self) -> Int[Tensor, "windows length"]:
         """Windows of the search part for gradients: `GRADIENT_TOKENS`, or as many as losses are not measured on."""
         n_used, window = self.plan.fidelities[-2].n_tokens, self.plan.window
-        rest = self._windows("search", None, "random")[n_used // window :]
+        most = n_used + max(1, GRADIENT_TOKENS // window) * window
+        rest = self._windows("search", most, "random", at_most=True)[n_used // window :]
         if not len(rest):
             raise ValueError(
                 f"Expected a search text of more than the {n_used:,} tokens of the largest fidelity, for gradients on "
                 f"windows of their own, got {self._texts['search'].source}. Give a longer text, lower "
                 "`evaluator.fidelities`, or name `controller: {kind: evolution}`, which takes no gradients."
             )
-        return rest[: max(1, GRADIENT_TOKENS // window)]
+        return rest
 
     def _curvature_tokens(self, fidelity: Fidelity) -> Int[Tensor, "windows length"]:
         """The first windows of the calibration set."""

@@ -15,6 +15,11 @@ from secateur.spaces.plain_files import check_plain
 MAX_BYTES, MAX_VALUES, MAX_LEVELS, MAX_DIGITS = 1_000_000, 10_000, 64, 300
 _TOO_LARGE = f"more than {MAX_VALUES:,} values or {MAX_LEVELS} levels"
 
+_CONTROL = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)?|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+_MERGE = "tag:yaml.org,2002:merge"
+
 Shown = Callable[[str, int], str]
 """Cuts a text to a number of characters, for a message."""
 
@@ -22,6 +27,11 @@ Shown = Callable[[str, int], str]
 def cut(text: str, most: int) -> str:
     """Text for a message, without its middle if it is long."""
     return text if len(text) <= most else f"{text[: most * 2 // 3]}...{text[len(text) - most // 3 + 3 :]}"
+
+
+def without_controls(text: str) -> str:
+    """Text without the codes that colour or move a terminal's output; line ends stay."""
+    return _CONTROL.sub("", text)
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,14 +61,30 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key_node, _), i in zip(node.value, range(len(keys)), strict=True):
+        own = [key for key, _ in node.value if key.tag != _MERGE]
+        keys = [self.construct_object(key, deep=True) for key in own]
+        for i, key_node in enumerate(own):
             if keys[i] in keys[:i]:
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {self._shown(repr(keys[i]), 60)} twice",
                     problem_mark=key_node.start_mark,
                 )
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Number; 0123 and 1:30, which YAML 1.1 reads to the base 8 and 60, are refused."""
+        value = int(super().construct_yaml_int(node))
+        if re.fullmatch(r"[-+]?0[0-9_]+", node.value) or ":" in node.value:
+            base = 60 if ":" in node.value else 8
+            raise yaml.MarkedYAMLError(
+                problem=f"{node.value}, which YAML reads as {value} (base {base}); write a decimal number without "
+                "leading zeros, or a text in quotes",
+                problem_mark=node.start_mark,
+            )
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 _Loader.add_implicit_resolver(

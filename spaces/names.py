@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-CUTOFF = 0.5  # of difflib's ratio; that of two swapped letters out of four
+CUTOFF = 0.6  # of difflib's ratio; two swapped letters out of four have 0.75
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

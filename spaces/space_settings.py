@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -67,6 +67,10 @@ class SpaceSettings(Section):
     def texts(self) -> Mapping[str, str]:
         """Calibration texts of candidates, by name; ``""``: the evaluator's calibration set."""
         return {}
+
+    def located(self, locate: Callable[[str], str], locate_text: Callable[[str], str]) -> SpaceSettings:
+        """Settings with the paths of files and of text sources as they are found."""
+        return self
 
     @property
     def n_text_tokens(self) -> int:

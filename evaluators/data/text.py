@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from secateur.evaluators.data import docs
-from secateur.evaluators.data.sources import DOCS, Span, TextError, TextSource, parse
+from secateur.evaluators.data.documents import Say, TextError, silent
+from secateur.evaluators.data.sources import DOCS, Span, TextSource, parse
 
 Part = Literal["calibration", "search", "test"]
 SHARES: Mapping[Part, float] = MappingProxyType({"calibration": 0.3, "search": 0.4, "test": 0.3})
@@ -42,7 +43,7 @@ class Text:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def load_parts(calibration: str, search: str, test: str) -> dict[Part, Text]:
+def load_parts(calibration: str, search: str, test: str, say: Say = silent) -> dict[Part, Text]:
     """The texts of the three parts, disjoint.
 
     ``docs`` gives each part its own topics. Another source that several parts name without a range, or with the same
@@ -56,7 +57,7 @@ def load_parts(calibration: str, search: str, test: str) -> dict[Part, Text]:
         _check_apart(
             a, b, "Give ranges that don't, e.g. PATH[0.0:0.4] and PATH[0.4:1.0], or PATH without any."
         )
-    read = cache(lambda base: next(x.source for x in pieces.values() if x.source.base == base).read())
+    read = cache(lambda base: next(x.source for x in pieces.values() if x.source.base == base).read(say))
     texts: dict[Part, Text] = {}
     for part, piece in pieces.items():
         whole = _read_docs(part) if piece.source.base == DOCS else read(piece.source.base)
@@ -66,7 +67,9 @@ def load_parts(calibration: str, search: str, test: str) -> dict[Part, Text]:
     return texts
 
 
-def load_sources(sources: Mapping[str, str], calibration: str, search: str, test: str) -> dict[str, Text]:
+def load_sources(
+    sources: Mapping[str, str], calibration: str, search: str, test: str, say: Say = silent
+) -> dict[str, Text]:
     """Further texts to calibrate on, by name, each disjoint from search and test, but not from one another.
 
     ``docs`` gives the topics of the calibration part. What `data.calibration` names, too, is cut as it is there.
@@ -90,7 +93,7 @@ def load_sources(sources: Mapping[str, str], calibration: str, search: str, test
         piece = _Piece(key, given, source, span)
         for part in MEASURED:
             _check_apart(piece, pieces[part], "Give ranges that don't, e.g. PATH[0.0:0.4] and PATH[0.4:1.0].")
-        whole = _read_docs("calibration") if source.base == DOCS else source.read()
+        whole = _read_docs("calibration") if source.base == DOCS else source.read(say)
         texts[name] = Text("calibration", piece.address, _cut(whole, piece))
         for part in MEASURED:
             _check_different(texts[name], key, parts[part])
@@ -121,7 +124,7 @@ def measured_address(source: str, among: Sequence[str] = ()) -> str:
     return source if parsed.span else f"{source}[{start!r}:{stop!r}]"
 
 
-def load_text(source: str, part: Part) -> str:
+def load_text(source: str, part: Part, say: Say = silent) -> str:
     """The text of one source: of ``docs`` the topics of `part`, of anything else all of it or its range.
 
     For one part alone, e.g. to evaluate a model; `load_parts` is what keeps parts apart.
@@ -131,7 +134,7 @@ def load_text(source: str, part: Part) -> str:
     """
     key = f"data.{part}"
     parsed = parse(source, key)
-    whole = _read_docs(part) if parsed.base == DOCS else parsed.read()
+    whole = _read_docs(part) if parsed.base == DOCS else parsed.read(say)
     return _cut(whole, _Piece(key, source, parsed, parsed.span))
 
 

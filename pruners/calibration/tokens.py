@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -19,10 +20,44 @@ def tokens_sha256(ids: Int64[Tensor, "..."]) -> str:
     return hashlib.sha256(ids.cpu().contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
+LARGE = 8_000_000
+"""Characters of a text from which on it is tokenised by pieces, and no more of it than is needed."""
+
+PIECE = 1_000_000  # characters
+_MARGIN = 64  # tokens before the end of a piece that do not depend on what follows
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, text: str, n_first: int | None = None
 ) -> Int64[Tensor, " tokens"]:
-    """The first token ids of a text, or all, without special tokens, and without a warning if they are many."""
+    """The first token ids of a text, or all, without special tokens, and without a warning if they are many.
+
+    Of a long text no more is tokenised than is needed, and by pieces that begin with a line if all of a `LARGE` one is.
+    """
+    if n_first is not None:
+        length = PIECE
+        while length < len(text):
+            ids = _ids(tokenizer, text[:length])
+            if len(ids) >= n_first + _MARGIN:
+                return torch.tensor(ids[:n_first], dtype=torch.int64)
+            length *= 2
+    elif len(text) > LARGE:
+        found = [torch.tensor(_ids(tokenizer, piece), dtype=torch.int64) for piece in pieces(text, PIECE)]
+        return torch.cat(found)
+    return torch.tensor(_ids(tokenizer, text)[:n_first], dtype=torch.int64)
+
+
+def pieces(text: str, size: int) -> list[str]:
+    """Contiguous pieces of about so many characters, each ending with a line, or where it has none with a word."""
+    starts = [0]
+    while starts[-1] + size < len(text):
+        start, stop = starts[-1], starts[-1] + size
+        ends = (text.rfind(mark, start + size // 2, stop) + 1 for mark in "\n ")
+        starts.append(next((end for end in ends if end), stop))
+    return [text[start:stop] for start, stop in pairwise([*starts, len(text)])]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids: list[int] = tokenizer(
         text,
         add_special_tokens=False,
@@ -30,7 +65,7 @@ def tokenize(
         return_attention_mask=False,
         return_token_type_ids=False,
     )["input_ids"]
-    return torch.tensor(ids[:n_first], dtype=torch.int64)
+    return ids
 
 
 def bos_token(tokenizer: PreTrainedTokenizerBase, asked: bool | Literal["auto"] = "auto") -> int | None:

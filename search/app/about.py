@@ -54,6 +54,7 @@ def about_of(settings: Settings, session: Session, of_plugins: dict[str, str]) -
             "parameters": [asdict(row) for row in account(session.anatomy)],
             "zeros": zeros_of(session.anatomy),
             **({"starved_experts": starved} if starved else {}),
+            "folders": [str(folder) for folder in settings.folders],
         },
     )
 

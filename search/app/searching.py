@@ -157,7 +157,8 @@ def _settled(settings: Settings, session: Session, say: Say) -> Settings:
     if not chosen:
         return settings
     say("chosen for this model: " + ", ".join(f"{key} {getattr(space, key)}" for key in chosen))
-    return settings.model_copy(update={"space": space})
+    found = {key: getattr(space, key) for key in chosen}
+    return settings.model_copy(update={"space": settings.space.model_copy(update=found)})
 
 
 def _table_of(directory: Path) -> LatencyTable | None:

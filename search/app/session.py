@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from secateur.search.results.run import Run
 from secateur.search.settings.evaluator import LatencySettings
 from secateur.search.settings.settings import Settings
 from secateur.search.settings.training import TrainingSettings
+from secateur.spaces.located import located
 from secateur.spaces.measurement import MARGIN, TASK
 
 if TYPE_CHECKING:
@@ -48,19 +50,21 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
     Args:
         table: the latency table of a run that is opened again; None: that of the settings.
     """
+    from secateur.evaluators.data.sources import located_text
     from secateur.evaluators.plan import SessionPlan
 
-    of, data = settings.evaluator, settings.evaluator.data
+    of, data, folders = settings.evaluator, settings.evaluator.data, settings.folders
+    locate, text = partial(located, folders=folders), partial(located_text, folders=folders)
     return SessionPlan(
         model=settings.model,
         dtype=settings.dtype,
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
-        space=settings.space,
+        space=settings.space.located(locate, text),
         loss=of.loss,
-        calibration=data.calibration,
-        search=data.search,
-        test=data.test,
+        calibration=text(data.calibration),
+        search=text(data.search),
+        test=text(data.test),
         window=of.window,
         calibration_tokens=of.calibration_tokens,
         fidelities=(*of.search_fidelities, of.test_fidelity),
@@ -72,6 +76,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
         moe_all_experts=of.moe_all_experts,
         measures=settings.measures,
         curvature=CONTROLLERS[settings.controller.kind].curvature(settings.controller, of.search_fidelities),
+        folders=folders,
     )
 
 
@@ -83,7 +88,8 @@ def _table_source(settings: Settings, table: LatencyTable | None) -> TableSource
     if not any(name.startswith("latency_") for name in (*settings.optimised, settings.space.counts)):
         return None
     of = settings.evaluator.latency or LatencySettings()
-    return TableSource(LatencySetup(of.batch, of.prompt, of.threads, of.clock), of.table, table)
+    path = of.table and located(of.table, settings.folders)
+    return TableSource(LatencySetup(of.batch, of.prompt, of.threads, of.clock), path, table)
 
 
 def _task_plan(settings: Settings) -> TaskPlan | None:
@@ -95,7 +101,8 @@ def _task_plan(settings: Settings) -> TaskPlan | None:
         return None
     names = tuple(dict.fromkeys(name.removeprefix(TASK).removeprefix(MARGIN) for name in wanted))
     seed, trust = settings.data_seed, settings.trust_remote_code
-    return TaskPlan(names, Path(of.directory), of.samples, of.batch, seed, trust)
+    directory = Path(located(of.directory, settings.folders))
+    return TaskPlan(names, directory, of.samples, of.batch, seed, trust)
 
 
 def _training(of: TrainingSettings, seed: int) -> Training:

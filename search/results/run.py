@@ -80,9 +80,11 @@ class Run:
     def settings(self) -> Settings:
         """Settings that the run was last continued with."""
         try:
-            return settings_from(self.study.settings)
+            settings = settings_from(self.study.settings)
         except UsageError as error:
             raise UsageError(f"In {self.study.directory / SETTINGS}: {error}") from None
+        folders = self.study.about.facts.get("folders", [])  # runs of old have none
+        return settings.found_from(Path(str(folder)) for folder in folders)
 
     @property
     def objectives(self) -> tuple[str, ...]:

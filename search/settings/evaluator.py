@@ -24,11 +24,24 @@ class DataSettings(Section):
         calibration: for statistics of the model.
         search: for the losses that controllers see.
         test: for the final measurements alone.
+        format: ``text`` reads files as plain text whatever their suffix is, as ``text:PATH`` does for one of them.
     """
 
     calibration: str = "docs"
     search: str = "docs"
     test: str = "docs"
+    format: Literal["auto", "text"] = Field(default="auto", exclude=True)
+
+    @model_validator(mode="after")
+    def _as_text(self) -> DataSettings:
+        if self.format == "auto":
+            return self
+        for part in ("calibration", "search", "test"):
+            source = getattr(self, part)
+            if source != "docs" and not source.startswith(("hub:", "text:")):
+                object.__setattr__(self, part, f"text:{source}")
+        object.__setattr__(self, "format", "auto")  # what it says is in the sources now
+        return self
 
 
 class LatencySettings(Section):

@@ -14,6 +14,8 @@ from pydantic_core import ErrorDetails
 from secateur.search.mirror.address import readable
 from secateur.spaces.names import nearest
 
+_COMMA = " YAML reads 0,5 as text, and as two values within braces or brackets: write 0.5."
+
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: Sequence[str] = ()) -> list[str]:
     """One line for each key at fault of a model at a path (`prefix`) of the settings, in the model's order."""
@@ -79,9 +81,14 @@ def _line(found: Sequence[tuple[ErrorDetails, _Place]]) -> str:
     detail, place = found[0]
     if detail["type"] == "missing":
         return f"Expected `{place.path}`, got nothing."
+    if detail["type"] == "invalid_key":
+        section = f"`{place.section}`" if place.section else "the settings"
+        given = readable(repr(detail["input"]))
+        return f"Expected names as keys in {section}, got {given}.{_COMMA}"
     rules = dict.fromkeys(_rule(detail["msg"]) for detail, _ in found)
     given = readable(repr(detail["input"]))
-    return f"Expected `{place.path}` to {' or '.join(rules).replace(' or be ', ' or ')}, got {given}."
+    comma = _COMMA if re.fullmatch(r"'\d+,\d+'", given) else ""
+    return f"Expected `{place.path}` to {' or '.join(rules).replace(' or be ', ' or ')}, got {given}.{comma}"
 
 
 def _rule(message: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +73,7 @@ class Settings(Section):
     storage: str | None = None
     seed: int = Field(default=0, ge=0)
     _renamed: tuple[str, ...] = PrivateAttr(default=())
+    _folders: tuple[Path, ...] = PrivateAttr(default=())
 
     @field_validator("executor")
     @classmethod
@@ -126,6 +127,16 @@ class Settings(Section):
         return self._renamed
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folders that relative paths are looked for in: the settings file's, then the one the search began in."""
+        return self._folders
+
+    def found_from(self, folders: Iterable[Path]) -> Settings:
+        """The settings, with relative paths that are looked for in these folders."""
+        self._folders = tuple(dict.fromkeys(folder.absolute() for folder in folders))
+        return self
+
+    @property
     def optimised(self) -> tuple[str, ...]:
         """Objectives of the search and those of the controller's own."""
         return (*self.objectives, *(getattr(self.controller, "objectives", None) or ()))
@@ -169,7 +180,8 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
         raise UsageError(f"Expected keys and values in {path}, got {type(raw).__name__}. See the README.")
     for override in overrides:
         _override(raw, override)
-    return settings_from(raw)
+    folder = Path.cwd() if path is None else Path(path).parent
+    return settings_from(raw).found_from([folder, Path.cwd()])
 
 
 def settings_from(raw: Mapping[str, Any]) -> Settings:

@@ -14,7 +14,7 @@ import typer
 
 from secateur.search.errors import DISK_FULL, UsageError
 from secateur.search.mirror.address import masked
-from secateur.spaces.limited_text import cut
+from secateur.spaces.limited_text import cut, without_controls
 from secateur.spaces.plugins import left_out
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _keep_traceback(error: Exception) -> str:
 
 def complain(message: str, kind: str = "error") -> None:
     """Print one line on stderr, without its middle if it repeats something endless."""
-    line = cut(" ".join(masked(message).split()), LONGEST)
+    line = cut(" ".join(without_controls(masked(message)).split()), LONGEST)
     print(f"secateur: {kind}: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -11,6 +12,8 @@ from secateur.spaces.methods import UNIT_REPAIRS
 from secateur.spaces.shape import BlockShape, ModelShape
 
 CostName = Literal["params", "macs", "kv_bytes", "latency_prefill", "latency_decode"]
+ShareOf = Literal["blocks", "model"]
+PHASES_OF: dict[CostName, PhaseName] = {"latency_prefill": "prefill", "latency_decode": "decode"}
 
 
 def _latency(phase: PhaseName) -> Callable[[ModelShape, BlockShape, Kept], int]:
@@ -59,6 +62,38 @@ def check_latency(shape: ModelShape, of: CostName) -> None:
                     f"one for {known.kv_groups} and {known.ffn} at block {index}. Measure another: secateur latency "
                     f"MODEL."
                 )
+
+
+def whole_cost(shape: ModelShape, of: CostName) -> float:
+    """Cost of the whole dense model, in the unit of `USAGES`."""
+    if shape.latency is not None and of.startswith("latency"):
+        inside = sum(USAGES[of](shape, block, dense_of(block)) for block in shape.blocks)
+        return inside + shape.latency.phases[PHASES_OF[of]].rest_ms * 1e6
+    whole = {"params": shape.n_params, "macs": shape.macs_per_token, "kv_bytes": shape.kv_bytes_per_token}
+    return float(whole[of])
+
+
+def block_shares(
+    shape: ModelShape, targets: Sequence[float], share_of: ShareOf, of: CostName = "params"
+) -> tuple[float, ...]:
+    """Shares of the blocks' cost to remove, for shares of the blocks or of the whole model.
+
+    Those of the model are rounded up to a hundredth of a percent of the blocks.
+
+    Raises:
+        ValueError: if the blocks do not hold as much of the model, or the latency is not known.
+    """
+    if share_of == "blocks":
+        return tuple(targets)
+    check_latency(shape, of)
+    held = sum(USAGES[of](shape, block, dense_of(block)) for block in shape.blocks) / whole_cost(shape, of)
+    for target in targets:
+        if target > held:
+            raise ValueError(
+                f"Expected `target` of at most {held:.2%} of the model, which is what the blocks hold of its {of}, got "
+                f"{target:.2%}. Remove less."
+            )
+    return tuple(min(1.0, math.ceil(round(target / held * 1e4, 6)) / 1e4) for target in targets)
 
 
 def cost(shape: ModelShape, blocks: Sequence[Kept], repair: str = "none") -> dict[str, float]:

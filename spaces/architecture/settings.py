@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from secateur.spaces.architecture.cost import CostName
+from secateur.spaces.architecture.cost import CostName, ShareOf, block_shares
 from secateur.spaces.architecture.levels import LevelRules, Removable
 from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.architecture.tied import TiedSpace
@@ -47,6 +47,7 @@ class ArchitectureSettings(SpaceSettings):
     Args:
         target: share of the blocks' `of` to remove; one value, a list, or a range.
         of: quantity of the target. Latencies are predicted from a table measured before.
+        share_of: what `target` is a share of: the ``blocks``, or the whole ``model``.
         units: removable units: single KV ``groups`` (a KV head with its query heads) and FFN ``channels``, routed
             ``experts`` of mixtures, whole ``attention`` and ``mlp`` sub-layers, whole ``blocks``; None: all but blocks,
             or groups, channels, experts and blocks if tied. ``blocks`` are allowed alone, beside both sub-layers, or
@@ -84,9 +85,12 @@ class ArchitectureSettings(SpaceSettings):
 
     later: ClassVar[tuple[str, ...]] = ("switches", "expert_importance")
 
+    changeable: ClassVar[tuple[str, ...]] = ("target", "share_of", "statistics")
+
     kind: Literal["architecture"] = "architecture"
     target: Target = 0.25
     of: CostName = "params"
+    share_of: ShareOf = "blocks"
     units: list[Removable] | None = None
     ffn_step: int | None = Field(default=None, ge=1)
     multiple_of: int = Field(default=1, ge=1)
@@ -213,7 +217,11 @@ def build_architecture(
     held = None if shape.held_groups is None else frozenset(shape.held_groups)
     rules, counted = (
         replace(settings.rules, held_groups=held),
-        (settings.targets, settings.of, settings.repairs),
+        (
+            block_shares(shape, settings.targets, settings.share_of, settings.of),
+            settings.of,
+            settings.repairs,
+        ),
     )
     mixed = any(block.experts for block in shape.blocks)
     if mixed and settings.units is None:

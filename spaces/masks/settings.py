@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from secateur.spaces.architecture.cost import ShareOf, block_shares
 from secateur.spaces.masks.space import MaskSpace, Variation
 from secateur.spaces.methods import CUT_REPAIRS
 from secateur.spaces.section import one_of
@@ -19,6 +20,7 @@ class MaskSettings(SpaceSettings):
 
     Args:
         target: share of the blocks' `of` to remove; one value, a list, or a range.
+        share_of: what `target` is a share of: the ``blocks``, or the whole ``model``.
         of: quantity of the target.
         channels: neighbouring channels that are kept or removed together, a divisor of the FFN width; None: about a
             48th of it.
@@ -33,6 +35,7 @@ class MaskSettings(SpaceSettings):
     kind: Literal["masks"] = "masks"
     target: Target = 0.2
     of: Literal["params", "macs"] = "params"
+    share_of: ShareOf = "blocks"
     channels: int | None = Field(default=None, ge=1)
     importance: str = "wanda_sp"
     mutation: float = Field(default=0.2, ge=0, le=1)
@@ -41,7 +44,7 @@ class MaskSettings(SpaceSettings):
     dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     statistics: Literal["sequential", "dense"] = "sequential"
 
-    changeable: ClassVar[tuple[str, ...]] = ("target", "statistics", "repair")
+    changeable: ClassVar[tuple[str, ...]] = ("target", "share_of", "statistics", "repair")
     """Keys that may change when a search is continued: no measurement depends on them."""
 
     @property
@@ -60,4 +63,5 @@ def build_masks(settings: MaskSettings, linears: Sequence[Prunable], shape: Mode
         ValueError: if the settings don't fit the model, or a target can't be met.
     """
     variation = Variation(settings.mutation, settings.similarity)
-    return MaskSpace(shape, settings.channels, settings.targets, settings.of, variation)
+    targets = block_shares(shape, settings.targets, settings.share_of, settings.of)
+    return MaskSpace(shape, settings.channels, targets, settings.of, variation)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from secateur.spaces.architecture.cost import ShareOf, block_shares
 from secateur.spaces.formulas.metric import MetricName
 from secateur.spaces.methods import REPAIRS, RULES, Unit, metrics_of, searched
 from secateur.spaces.recipe.choices import Subspace, Tree, items_of_known
@@ -34,6 +35,7 @@ class RecipeSettings(SpaceSettings):
             routed ``experts`` of mixtures.
         target: share to remove, of the prunable weights, for structure and blocks of the blocks' parameters, for
             experts of those of the routed experts; one value, a list, or a range.
+        share_of: what `target` is a share of: the ``blocks``, or the whole ``model`` (structure and blocks alone).
         search: sections to search; the others are those of `start`.
         start: name of a published recipe; None: ``wanda``, ``wanda_sp``, ``shortgpt`` or ``reap``.
         known: names of published recipes to measure first, ``all`` of the unit, or None for a few.
@@ -64,6 +66,7 @@ class RecipeSettings(SpaceSettings):
     kind: Literal["recipe"] = "recipe"
     unit: Unit = "structure"
     target: Target = 0.2
+    share_of: ShareOf = "blocks"
     search: list[Subspace] = Field(default=list(get_args(Subspace)))
     start: str | None = None
     known: list[str] | Literal["all"] | None = None
@@ -89,7 +92,7 @@ class RecipeSettings(SpaceSettings):
     batch: ClassVar[int] = 1
     """Default number of candidates a round: few are measured, and they share no blocks."""
 
-    changeable: ClassVar[tuple[str, ...]] = ("target", "cache_gb")
+    changeable: ClassVar[tuple[str, ...]] = ("target", "share_of", "cache_gb")
     """Keys that may change when a search is continued: candidates name their sparsity, and the cache is recomputed."""
 
     @field_validator("target")
@@ -112,6 +115,11 @@ class RecipeSettings(SpaceSettings):
                 raise ValueError(
                     f"Expected `{name}` to ascend from at least {least}, got {getattr(self, name)}."
                 )
+        if self.share_of == "model" and self.unit not in ("structure", "blocks"):
+            raise ValueError(
+                f"Expected `share_of: blocks` with the unit {self.unit}, got model. Leave it out, or choose the unit "
+                "structure or blocks."
+            )
         self._check_calibration()
         self._check_names()
         return self
@@ -174,6 +182,11 @@ class RecipeSettings(SpaceSettings):
     @property
     def files(self) -> dict[str, Path]:
         return {} if self.profile is None else {"profile": Path(self.profile)}
+
+    def located(self, locate: Callable[[str], str], locate_text: Callable[[str], str]) -> RecipeSettings:
+        sources = {name: locate_text(text) for name, text in self.sources.items()}
+        profile = self.profile and locate(self.profile)
+        return self.model_copy(update={"sources": sources, "profile": profile})
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -244,7 +257,7 @@ def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: M
     start, names, options = settings.start_name, settings.source_names, _options(settings)
     return RecipeSpace(
         settings.unit,
-        settings.targets,
+        block_shares(shape, settings.targets, settings.share_of),
         Tree(settings.unit, names, start, settings.search, options),
         settings.texts,
         start,

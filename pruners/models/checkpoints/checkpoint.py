@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from secateur.spaces.limited_text import without_controls
+
 Say = Callable[[str], None]
 """Given progress, one line at a time."""
 
@@ -41,7 +43,13 @@ class Checkpoint:
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """The first line of an error's text, without the full stop, cut to `limit` characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first line of an error's text, and the next where it ends with a colon, without colours and full stop.
+
+    Args:
+        limit: of its characters.
+    """
+    lines = [line.strip() for line in without_controls(str(error)).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if text.endswith(":") and len(lines) > 1:
+        text = f"{text} {lines[1]}"
     return text[:limit].rstrip(". ")
