@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class ExportSummary:
         label: expected gain in size and speed, in words.
         removed: paths of leftovers of killed exports to the directory, beside it.
         text: source and range of the text that was measured on; "" where the run says it.
+        shares: removed ones of a structured model, see `removed_shares`.
     """
 
     directory: Path
@@ -38,6 +39,7 @@ class ExportSummary:
     label: str
     removed: Sequence[str] = ()
     text: str = ""
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 def new_manifest(

@@ -259,6 +259,16 @@ class Pruner(ABC):
             f"Expected a pruner that fits candidates of other models, got {type(self).__name__}, which does not."
         )
 
+    def costs_of(self, config: Config) -> Mapping[str, float]:
+        """Exact counts of a configuration by name, see `Space.cost`.
+
+        Raises:
+            ValueError: if the pruned model is no smaller, or can't be made.
+        """
+        raise ValueError(
+            "Expected a recipe that removes structure for a bound, got one whose zeros are stored."
+        )
+
     def reuse(self, directory: Path) -> None:
         """Use the store of an earlier search where it still fits, instead of recomputing it."""
 

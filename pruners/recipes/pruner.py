@@ -231,6 +231,10 @@ class RecipePruner(Pruner):
         """The recipe itself: it names no part of a model but protected projections."""
         return form
 
+    def costs_of(self, config: Config) -> Mapping[str, float]:
+        plan = self.plan(config) if self.is_smaller(self.settings) else None
+        return super().costs_of(config) if plan is None else plan.costs
+
     def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
         """Prune the live model by the recipe; the weights are those that a search measures.
 

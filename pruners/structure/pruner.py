@@ -29,13 +29,16 @@ from secateur.pruners.models.layout import MixtureLayout, SublayerLayout, check_
 from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.models.memory import available_bytes
+from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.structure.method import StructureMethod, check_importance
 from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
+from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import CUT_REPAIRS, DEPTH
+from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import by_depth
 
 OBS_MATRICES = 6
@@ -164,8 +167,13 @@ class ArchitecturePruner(Pruner):
         """Kept shares of units of the block at the same relative depth, to the nearest number of units.
 
         A sub-layer that keeps a share keeps at least one unit, and the first block a KV group; numbers of channels are
-        multiples of the settings' `multiple_of`.
+        multiples of the settings' `multiple_of`. Of a form ``{"uniform": share}`` the uniform candidate of that target,
+        in the space of the settings.
         """
+        if "uniform" in form:
+            settings = self.settings.model_copy(update={"target": form["uniform"]})
+            space = SPACES[settings.kind].build(settings, prunables(self.anatomy), self.dense.shape)
+            return dict(space.config(space.uniform(0)))
         blocks = []
         rows = by_depth(form["blocks"], len(self.anatomy.blocks))
         for block, row in zip(self.anatomy.blocks, rows, strict=True):
@@ -174,6 +182,9 @@ class ArchitecturePruner(Pruner):
             ffn = _share(row["ffn"], block.ffn_units, multiple)
             blocks.append({"kv_groups": max(groups, int(block.index == 0)), "ffn": ffn})
         return {"blocks": blocks, "repair": form["repair"]}
+
+    def costs_of(self, config: Config) -> Mapping[str, float]:
+        return cost(self.dense.shape, read_kept(config), config["repair"])
 
     @classmethod
     def formats(cls, settings: Any) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ class CalibrationData(Section):
 class CandidateFile(PruningFile):
     """A candidate of any other space, in a form that fits other models: units by relative depth and role.
 
+    A candidate ``{uniform: 0.3}`` is the uniform one of that target, in a space of architectures.
+
     Args:
         space: settings of the space, with its `kind`.
         candidate: form of the candidate, see `Space.portable`.
@@ -80,6 +82,8 @@ class CandidateFile(PruningFile):
         return self.settings.export_statistics == "sequential"
 
     def with_sparsity(self, sparsity: float) -> CandidateFile:
+        if "uniform" in self.candidate:
+            return checked(CandidateFile, self.model_dump() | {"candidate": {"uniform": sparsity}})
         if "blocks" in self.candidate:
             raise UsageError(
                 "Expected no `--sparsity` with a file whose blocks have their own shares, got "

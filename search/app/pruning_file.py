@@ -77,6 +77,16 @@ class PruningFile(Section, ABC):
     def check(self) -> None:
         """Raise a ValueError for what fits no model; called before one is loaded."""
 
+    def check_form(self, form: str | None) -> None:
+        """Raise a ValueError for an export format that it can't be saved in; called before a model is loaded."""
+        from secateur.pruners.pruner import pruner_class
+
+        formats = pruner_class(self.settings).formats(self.settings)
+        if form not in (None, "any", *formats):
+            raise UsageError(
+                f"Expected a format out of {', '.join(formats)}, got {form!r}. See `secateur list formats`."
+            )
+
     @abstractmethod
     def check_model(self, anatomy: Anatomy) -> None:
         """Raise a ValueError for what does not fit this model."""

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from secateur.search.app.candidate_file import CandidateFile
 from secateur.search.app.pruning_file import CALIBRATION, PruningFile, checked
+from secateur.search.app.stock import SHARE, STOCK, stock_file
 from secateur.search.errors import UsageError
 from secateur.search.files import read_yaml
 from secateur.spaces.methods import RULES, Unit
@@ -98,6 +99,16 @@ class RecipeFile(PruningFile):
 
         needs_of(self.unit, self.recipe["metric"])
 
+    def check_form(self, form: str | None) -> None:
+        super().check_form(form)
+        of = self.recipe.get("allocation", {})
+        uneven = of.get("rule", "uniform") != "uniform" or of.get("skip_first") or of.get("skip_last")
+        if form == "hf-stock" and self.unit == "structure" and (uneven or self.protect):
+            raise UsageError(
+                f"Expected an allocation that leaves all blocks alike for the format hf-stock, got {of.get('rule')} "
+                "that does not. Choose another format, or leave the recipe out."
+            )
+
     def check_model(self, anatomy: Anatomy) -> None:
         from secateur.pruners.recipes.checks import check_recipe
 
@@ -173,6 +184,40 @@ def known_recipe(name: str, sparsity: float | None, source: str = CALIBRATION) -
     row = KNOWN[name]
     form = {"unit": row.unit, "sparsity": sparsity, **row.form}
     return checked(RecipeFile, {"recipe": form, "sources": {"calibration": source}})
+
+
+def file_for(
+    recipe: str | None,
+    sparsity: float | None = None,
+    source: str | None = None,
+    form: str | None = None,
+    *,
+    bounded: bool = False,
+) -> tuple[PruningFile, str]:
+    """The file that ``secateur prune`` runs, and a line about what was chosen; "" if everything was named.
+
+    Without a recipe, and for a published one of structure in the format ``hf-stock``, see `stock_file`.
+
+    Args:
+        recipe: name or file, see `open_recipe`; None: none.
+        sparsity: share to prune.
+        source: of the calibration text.
+        form: export format; None: the usual one.
+        bounded: the share follows from bounds.
+
+    Raises:
+        UsageError: as `open_recipe` does.
+    """
+    published = recipe in KNOWN and not Path(str(recipe)).is_file()
+    if recipe is None or (published and form == STOCK and KNOWN[str(recipe)].unit == "structure"):
+        share = SHARE if sparsity is None else sparsity
+        what = "the default recipe" if recipe is None else recipe
+        asked = "" if bounded or sparsity is not None else f", {SHARE:.0%} of the blocks' parameters"
+        line = f"{what}: equal blocks for {form or STOCK}{asked}; --recipe, --sparsity, --max-params choose otherwise"
+        return stock_file(recipe, share, source, form), line
+    if bounded and sparsity is None and published:
+        sparsity = 0.5  # replaced
+    return open_recipe(str(recipe), sparsity, source), ""
 
 
 def open_recipe(name: str, sparsity: float | None = None, source: str | None = None) -> PruningFile:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.about import about_of, baselines_of, plugin_versions
+from secateur.search.app.bounded import target_lines
 from secateur.search.app.exporting import LEVELS
 from secateur.search.app.session import Say, open_session, plan, silent, usage_errors
 from secateur.search.controllers.registry import CONTROLLERS
@@ -80,6 +81,8 @@ def search_stage(
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
         session = open_session(settings, say, _table_of(directory))
         settings = _settled(settings, session, say)
+        for line in target_lines(settings, session.dense.shape):
+            (note or say)(line)
         _check_objectives(settings, session)
         about = about_of(settings, session, of_plugins)
         _controller(settings, session)  # refuses what does not fit, while nothing is written

@@ -19,9 +19,11 @@ from secateur.search.cli.models import evaluate, latency
 from secateur.search.cli.recipes import prune, recipe
 from secateur.search.cli.results import export, front, order, pick, recover, report
 from secateur.search.cli.searching import dashboard, search, status
+from secateur.search.cli.starting import init, schema
 from secateur.search.show.console import run_command, show
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init,
     "search": search,
     "front": front,
     "pick": pick,
@@ -38,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "latency": latency,
     "list": list_,
     "doctor": doctor,
+    "schema": schema,
 }
 
 

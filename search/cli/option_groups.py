@@ -126,6 +126,12 @@ def with_bounds(command: Callable[..., None]) -> Callable[..., None]:
     return with_group("bounds", {name: (_option(name), None) for name in BOUND_KINDS})(command)
 
 
+def with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: as `with_bounds`, the upper limits on a whole model alone, as the argument ``limits``."""
+    kinds = [name for name, kind in BOUND_KINDS.items() if not kind.at_least]
+    return with_group("limits", {name: (_option(name), None) for name in kinds})(command)
+
+
 def _option(name: str) -> Any:
     kind = BOUND_KINDS[name]
     side, relative = ("Lower", "") if kind.at_least else ("Upper", ", or 0.7x of the dense model's")

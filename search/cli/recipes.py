@@ -22,9 +22,11 @@ from secateur.search.cli.option_groups import (
     choose,
     with_bounds,
     with_group,
+    with_limits,
 )
 from secateur.search.cli.results import show_export
 from secateur.search.errors import UsageError
+from secateur.search.results.pick import parse_bounds
 from secateur.search.show.console import open_display, show, show_json
 
 
@@ -58,17 +60,24 @@ def recipe(
         show(text.rstrip() if to is None else f"trial {chosen.number}: {to}")
 
 
+@with_limits
 @with_group("measuring", MEASURING)
 @with_group("loading", LOADING)
 def prune(
     model: ModelName,
-    recipe: Annotated[
-        str,
-        typer.Option(metavar="FILE|NAME", help="Recipe file, or a name of `secateur list recipes`."),
-    ],
     to: NewDir,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Recipe file, or a name of `secateur list recipes`; default: equal blocks for a stock class.",
+        ),
+    ] = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share to prune, in [0, 1]; default: see the recipe.")
+        float | None,
+        typer.Option(
+            help="Share to prune, in [0, 1], of the weights or of the blocks' parameters; default: see the recipe."
+        ),
     ] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Calibration text of a published recipe; default: docs.")
@@ -76,17 +85,25 @@ def prune(
     form: ExportFormat = None,
     json: Json = False,
     *,
+    limits: Bounds,
     measuring: Options,
     loading: Options,
 ) -> None:
     """Prune a model by a recipe, measure it, and write a directory that stock transformers loads."""
     from secateur.search import app as rooms
-    from secateur.search.app.recipe_file import open_recipe
+    from secateur.search.app.recipe_file import file_for
 
-    file = open_recipe(recipe, sparsity, calibration)
+    bounds = parse_bounds(limits) if any(limits.values()) else ()
+    if bounds and sparsity is not None:
+        raise UsageError("Expected `--sparsity` or limits such as `--max-params`, got both. Leave one out.")
+    file, chosen = file_for(recipe, sparsity, calibration, form, bounded=bool(bounds))
     measuring["bos"] = bos_asked(measuring["bos"])
     with open_display() as display:
-        summary = rooms.prune(file, model, to, **measuring, form=form, loading=loading, say=display.say)
+        if chosen:
+            display.note(chosen)
+        summary = rooms.prune(
+            file, model, to, **measuring, form=form, bounds=bounds, loading=loading, say=display.say
+        )
     if json:
         show_json({**vars(summary), "directory": str(summary.directory), "recipe": dict(file.form)})
     else:

@@ -20,6 +20,7 @@ from secateur.search.cli.option_groups import (
     with_bounds,
 )
 from secateur.search.errors import UsageError
+from secateur.search.results.shares import shares_words
 from secateur.search.show.console import FAILED, open_display, show, show_facts, show_json
 from secateur.search.show.values import one_line, perplexity, shown
 
@@ -55,6 +56,10 @@ def pick(run: RunDir, *, json: Json = False, bounds: Bounds) -> None:
     show(f"trial {trial.number}: {trial.measurement.candidate}")
     facts = {} if against is None else {f"test loss / {against.of}": against.text}
     facts |= {name: shown(name, value, absent="–") for name, value in values.items()}
+    if view.structured:  # what is removed is no zero
+        del facts["sparsity"]
+    if (removed := view.removed(trial)) is not None:
+        facts["removed"] = shares_words(removed)
     if test is not None and test.infeasible is None:
         facts |= {
             "test loss": shown("loss", test.values["loss"]),
@@ -140,6 +145,8 @@ def show_export(summary: ExportSummary, what: str) -> None:
     show(f"{what} {'was exported before' if summary.already else 'exported'}: {summary.directory}")
     show_facts({where: one_line(values) for where, values in summary.measured.items()})
     show_facts({name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in summary.checks.items()})
+    if summary.shares:
+        show_facts({"removed": shares_words(summary.shares)})
     if summary.text:
         show(f"measured on {summary.text}")
     show(summary.label)

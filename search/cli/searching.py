@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 from dataclasses import asdict
 from json import dumps
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.search.cli.option_groups import Json, RunDir
+from secateur.search.cli.option_groups import Bounds, Json, RunDir, with_limits
 from secateur.search.errors import UsageError
 from secateur.search.mirror.address import masked
 from secateur.search.show.console import complain, open_display, show, show_facts, show_json, show_line
@@ -19,9 +20,20 @@ from secateur.search.show.console import complain, open_display, show, show_fact
 if TYPE_CHECKING:
     from secateur.search.executor import Executor
     from secateur.search.loop.loop import Outcome, Search
+    from secateur.search.results.run import Run
     from secateur.search.settings.settings import Settings
 
 
+def _next_bound(view: Run) -> str:
+    """Bound that the smallest trial of the front meets, for the command of the next step."""
+    front = [trial.measurement.values for trial in view.front()]
+    if view.structured:
+        share = min(values["params"] for values in front) / view.shape.n_params
+        return f"--max-params {math.ceil(share * 100) / 100:.2f}x"
+    return f"--sparsity {max(values.get('sparsity', 0.0) for values in front):.2g}"
+
+
+@with_limits
 def search(
     settings: Annotated[
         Path | None, typer.Argument(metavar="SETTINGS.yaml", help="Settings file; default: none.")
@@ -37,15 +49,19 @@ def search(
         typer.Option(metavar="0,1,...", help="A search for each seed, in DIR-seed0, DIR-seed1, ..."),
     ] = None,
     json: Json = False,
+    *,
+    limits: Bounds,
 ) -> None:
     """Start a search, or continue one where it stopped. Ctrl-C is safe."""
     from secateur.search import app as rooms
+    from secateur.search.app.bounded import bounded
     from secateur.search.show.front_table import show_front
 
-    loaded = rooms.load_settings(settings, override or ())
+    loaded = bounded(rooms.load_settings(settings, override or ()), limits)
     directory = run or Path("runs") / (settings.stem if settings else Path(loaded.model).stem)
     words = [str(settings)] * (settings is not None) + [x for o in override or () for x in ("-o", o)]
     words += ["--run", str(directory)] + (["--seeds", seeds] if seeds is not None else [])
+    words += [x for name, text in limits.items() if text is not None for x in (f"--{name}", text)]
     again = masked(shlex.join(["secateur", "search", *words]))
     if seeds is not None:
         _search_seeds(loaded, directory, parse_seeds(seeds), again, json)
@@ -61,7 +77,7 @@ def search(
     show_front(view, json, ended)
     if not json:
         where = shlex.quote(str(directory))
-        bound = f"--sparsity {max(t.measurement.values.get('sparsity', 0.0) for t in view.front()):.2g}"
+        bound = _next_bound(view)
         show(f"\nNext:  secateur report {where}\n       secateur pick {where} {bound}")
         show(f"       secateur export {where} {bound} --to {shlex.quote(str(directory / 'model'))}")
 

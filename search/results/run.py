@@ -14,6 +14,7 @@ from secateur.search.files import T, checked
 from secateur.search.loop.notes import read_notes
 from secateur.search.results.front import comparable, non_dominated
 from secateur.search.results.pick import Bound, pick, pick_number
+from secateur.search.results.shares import removed_shares
 from secateur.search.settings.settings import Settings, settings_from
 from secateur.search.study.about import ABOUT
 from secateur.search.study.study import MEASUREMENTS, SETTINGS, Study
@@ -219,6 +220,12 @@ class Run:
     def structured(self) -> bool:
         """True if candidates are structured: removed parts are neither stored nor computed."""
         return bool(self.shape.blocks)
+
+    def removed(self, trial: Trial) -> dict[str, float] | None:
+        """Removed shares of a structured candidate, see `removed_shares`; None of others, and where not known."""
+        if not self.structured or self.stand_ins(trial):
+            return None
+        return removed_shares(trial.measurement.values, self.shape.n_params)
 
     def allocation(self, trial: Trial) -> dict[str, float]:
         """Share of each linear that is zeroed or cut, by its full name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,11 +35,22 @@ from secateur.spaces.section import Section
 from secateur.spaces.space_settings import SpaceSettings
 
 # Sections whose keys depend on their `kind`, with the kind that is meant where none is given.
-_REGISTRIES: dict[str, tuple[Mapping[str, Any], str]] = {
+REGISTRIES: dict[str, tuple[Mapping[str, Any], str]] = {
     "space": (SPACES, "allocation"),
     "controller": (CONTROLLERS, "evolution"),
     "executor": (EXECUTORS, "local"),
 }
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where settings come from, which makes no difference between equal ones.
+
+    Args:
+        folders: that relative paths are looked for in.
+    """
+
+    folders: tuple[Path, ...] = field(default=(), compare=False)
 
 
 class Settings(Section):
@@ -73,7 +85,7 @@ class Settings(Section):
     storage: str | None = None
     seed: int = Field(default=0, ge=0)
     _renamed: tuple[str, ...] = PrivateAttr(default=())
-    _folders: tuple[Path, ...] = PrivateAttr(default=())
+    _origin: _Origin = PrivateAttr(default=_Origin())
 
     @field_validator("executor")
     @classmethod
@@ -129,11 +141,11 @@ class Settings(Section):
     @property
     def folders(self) -> tuple[Path, ...]:
         """Folders that relative paths are looked for in: the settings file's, then the one the search began in."""
-        return self._folders
+        return self._origin.folders
 
     def found_from(self, folders: Iterable[Path]) -> Settings:
         """The settings, with relative paths that are looked for in these folders."""
-        self._folders = tuple(dict.fromkeys(folder.absolute() for folder in folders))
+        self._origin = _Origin(tuple(dict.fromkeys(folder.absolute() for folder in folders)))
         return self
 
     @property
@@ -180,8 +192,8 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
         raise UsageError(f"Expected keys and values in {path}, got {type(raw).__name__}. See the README.")
     for override in overrides:
         _override(raw, override)
-    folder = Path.cwd() if path is None else Path(path).parent
-    return settings_from(raw).found_from([folder, Path.cwd()])
+    settings = settings_from(raw)
+    return settings if path is None else settings.found_from([Path(path).parent, Path.cwd()])
 
 
 def settings_from(raw: Mapping[str, Any]) -> Settings:
@@ -191,7 +203,7 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
         UsageError: in one line, with the first of the problems.
     """
     values, lines, renamed = dict(raw), list[str](), list[str]()
-    for name, (registry, kind) in _REGISTRIES.items():
+    for name, (registry, kind) in REGISTRIES.items():
         section = values[name] if name in values else _usual(name, values)
         if isinstance(section, BaseModel):
             continue
@@ -210,7 +222,7 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise UsageError(lines[0] + more)
     settings._renamed = tuple(renamed)
-    return settings
+    return settings.found_from([Path.cwd()])
 
 
 def resolved(settings: Settings) -> dict[str, Any]:

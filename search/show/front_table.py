@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.errors import UsageError
@@ -39,6 +40,7 @@ class FrontRow:
         note: name of a baseline, or the ratio to the loss of the target's baseline.
         on_front: False for a baseline that is listed below the front.
         test_ratio: of the test loss to that of the target's baseline, if there is one.
+        removed: shares of a structured candidate, see `Run.removed`.
     """
 
     trial: Trial
@@ -48,12 +50,22 @@ class FrontRow:
     note: str = ""
     on_front: bool = False
     test_ratio: Estimate | None = None
+    removed: Mapping[str, float] | None = None
 
 
 def row_of(run: Run, trial: Trial, note: str = "", *, on_front: bool = False) -> FrontRow:
     """Row of one trial."""
-    measured = run.test_of(trial), run.recovered_of(trial)
-    return FrontRow(trial, run.values_of(trial), *measured, note, on_front, against_baseline(run, trial))
+    test, recovered = run.test_of(trial), run.recovered_of(trial)
+    return FrontRow(
+        trial,
+        run.values_of(trial),
+        test,
+        recovered,
+        note,
+        on_front,
+        against_baseline(run, trial),
+        run.removed(trial),
+    )
 
 
 def front_rows(run: Run) -> list[FrontRow]:
@@ -113,13 +125,20 @@ def columns(run: Run) -> list[tuple[str, Callable[[FrontRow], str]]]:
         found.append(("test loss / baseline", lambda row: row.test_ratio.text if row.test_ratio else ""))
     found.append(("test loss", lambda row: loss(row.test)))
     found.append(("test perplexity", lambda row: ppl(row.test)))
-    found += [(objective(name).label, value(name)) for name in known]
+    zeros = [name for name in known if not (name == "sparsity" and run.structured)]
+    found += [(objective(name).label, value(name)) for name in zeros]
+    if run.structured:  # removed parts are no zeros
+        found += [(f"of {of} removed", partial(_removed, of)) for of in ("blocks", "model")]
     found.append(("perplexity", lambda row: ppl(row.trial.measurement)))
     if any(row.recovered for row in rows):
         found.append(("test loss, recovered", lambda row: loss(row.recovered)))
     if run.space.shown_as:
         found.append((run.space.shown_as, lambda row: row.trial.measurement.candidate.replace(" | ", "\n")))
     return [*found, ("", lambda row: row.note)]
+
+
+def _removed(of: str, row: FrontRow) -> str:
+    return "–" if row.removed is None else f"{row.removed[of]:.1%}"
 
 
 def as_table(run: Run, rows: Sequence[FrontRow]) -> Table:
@@ -195,6 +214,7 @@ def row_json(row: FrontRow) -> dict[str, Any]:
         "trial": row.trial.number,
         "candidate": m.candidate,
         "values": dict(row.values),
+        "removed": row.removed and dict(row.removed),
         "perplexity": perplexity(m.values),
         "test": _values_json(row.test),
         "test_ratio": row.test_ratio and row.test_ratio.to_json(),

@@ -10,6 +10,7 @@ from secateur.search.controller import Trial
 from secateur.search.losses import loss_of
 from secateur.search.results.paired import against_baseline
 from secateur.search.results.run import Run
+from secateur.search.results.shares import shares_words
 from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.show.front_table import feasible_baselines, loss_words
 from secateur.search.show.values import duration, perplexity, scaled, shown
@@ -51,7 +52,11 @@ def numbers(facts: Mapping[str, Any]) -> dict[str, str]:
 def measured(run: Run, trial: Trial) -> str:
     """Values of the trial in detail, on the search text and on the test text."""
     values, test = trial.measurement.values, run.test_of(trial)
-    text = f"Sparsity {shown('sparsity', values.get('sparsity'))}, {_loss_and_perplexity(values)}"
+    removed = run.removed(trial)
+    share = (
+        f"Sparsity {shown('sparsity', values.get('sparsity'))}" if removed is None else shares_words(removed)
+    )
+    text = f"{share}, {_loss_and_perplexity(values)}"
     if test is not None and test.infeasible is None:
         text += f"; on the test text {_loss_and_perplexity(test.values)}"
     return text

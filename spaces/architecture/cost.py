@@ -73,6 +73,11 @@ def whole_cost(shape: ModelShape, of: CostName) -> float:
     return float(whole[of])
 
 
+def held_by_blocks(shape: ModelShape, of: CostName = "params") -> float:
+    """Share of the whole model's cost that its blocks hold."""
+    return sum(USAGES[of](shape, block, dense_of(block)) for block in shape.blocks) / whole_cost(shape, of)
+
+
 def block_shares(
     shape: ModelShape, targets: Sequence[float], share_of: ShareOf, of: CostName = "params"
 ) -> tuple[float, ...]:
@@ -86,7 +91,7 @@ def block_shares(
     if share_of == "blocks":
         return tuple(targets)
     check_latency(shape, of)
-    held = sum(USAGES[of](shape, block, dense_of(block)) for block in shape.blocks) / whole_cost(shape, of)
+    held = held_by_blocks(shape, of)
     for target in targets:
         if target > held:
             raise ValueError(
