@@ -10,14 +10,13 @@ second for dense ones.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import statistics
 from itertools import product
 from pathlib import Path
 
+from exported import COLUMNS, exported
+
 from secateur.search import app
-from secateur.search.app.found import best_of
 from secateur.search.settings.settings import load_settings
 
 HERE = Path(__file__).parent
@@ -26,32 +25,15 @@ LEVELS = {
     "expected": ["space.statistics=expected"],
     "expected, then refined": ["space.statistics=expected", "space.refine=1"],
 }
-COLUMNS = ("search KL", "test KL", "perplexity", "sequentially: test KL", "perplexity")
 
 
 def measure(run: Path, common: list[str], metric: str, kind: str, seed: int, tokens: int) -> list[float]:
-    """Values of the columns after so many tokens, both stages together; kept in the run."""
-    kept = run / "measured.json"
-    if kept.exists():
-        found: list[float] = json.loads(kept.read_text(encoding="utf-8"))
-        return found
+    """Values of the columns of `exported` after so many tokens, both stages together."""
     stages = 2 if "refine" in kind else 1
     changes = [f"space.metric={metric}", *LEVELS[kind], f"seed={seed}", f"budget.tokens={tokens // stages}"]
     settings = load_settings(HERE / "refined.yaml", [*common, *changes])
     app.search_in_lines(settings, run)
-    last = app.open_run(app.last_stage(run))
-    best = best_of(last)
-    test = last.test_of(best)
-    assert test is not None
-    session = app.open_session(last.settings)
-    data = session.data()
-    data.of(session.plan.final_fidelities[-1])  # the dense side, while the model is dense
-    session.pruner.prune(session.config(best.measurement.candidate), sequential=True)
-    behind = data.live_losses(session.plan.final_fidelities[-1])
-    values = [best.measurement.values["kl"], test.values["kl"], math.exp(test.values["ce"])]
-    values += [behind["kl"], math.exp(behind["ce"])]
-    kept.write_text(json.dumps(values), encoding="utf-8")
-    return values
+    return exported(run)
 
 
 def main() -> None:
