@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from secateur.search.controller import Trial
@@ -56,6 +57,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+@lru_cache(maxsize=64)  # asked for with each trial
 def objective(name: str, loss: str = "kl") -> Objective:
     """Objective of this name: a row of `OBJECTIVES`, or the accuracy or margin in a task, ``task:<name>``.
 

@@ -220,16 +220,18 @@ class Balance:
 
     def _approach(self, changes: Sequence[tuple[int, int]], direction: int, rng: np.random.Generator) -> bool:
         """Move units once, in random order, without overshooting; True if the total changed."""
-        before = self._total
-        low, high = self._window.low, self._window.high
-        for index in rng.permutation(len(changes)).tolist():
+        before = total = self._total
+        low, high, levels, moved = self._window.low, self._window.high, self.levels, self._moved
+        for index in rng.permutation(len(changes)).tolist():  # no calls: most of the time of a mutation
             unit, change = changes[index]
-            if low <= self._total + change if direction < 0 else self._total + change <= high:
-                if change:
-                    self.move(unit, direction)
-                if self.is_met:
+            if change and (low <= total + change if direction < 0 else total + change <= high):
+                total += change
+                levels[unit] += direction
+                moved[unit] = direction
+                if low <= total <= high:
                     break
-        return self._total != before
+        self._total = total
+        return total != before
 
 
 def spread_order(n: int) -> list[int]:

@@ -228,7 +228,8 @@ class Measurement:
         if wrong is not None:
             what = _TYPES[wrong][0].__name__ + " >= 0" * (wrong in _COUNTS)
             raise ValueError(f"Expected `{wrong}` to be {what}, got {str(line[wrong])[:40]!r}.")
-        for name, value in values.items():
+        plain = _all_numbers(tuple(map(type, values.values()))) and values.get("sparsity", 0) <= 1
+        for name, value in () if plain and min(values.values()) >= LEAST else values.items():
             is_least = type(value) in _NUMBERS and (value >= LEAST or name.startswith(_ANY))
             if not is_least or (value > 1 and name == "sparsity"):
                 what = "a number" + " >= 0" * (not name.startswith(_ANY)) + " and <= 1" * (name == "sparsity")
@@ -280,6 +281,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 @lru_cache(maxsize=64)  # the lines of a study are of few kinds
+def _all_numbers(types: tuple[type, ...]) -> bool:
+    """True if there are values, all of which are numbers."""
+    return bool(types) and _NUMBERS.issuperset(types)
+
+
+@lru_cache(maxsize=64)
 def _of_wrong_type(names: tuple[str, ...], types: tuple[type, ...]) -> str | None:
     """The first key of a line whose value has another type; None if there is none."""
     pairs = zip(names, types, strict=True)

@@ -26,7 +26,7 @@ from secateur.pruners.weights.level_store import StoreKey
 from secateur.pruners.weights.method import Method
 from secateur.search.errors import UsageError
 from secateur.search.results.run import Run, open_run
-from secateur.search.study.checksum import checksum_path, n_unchanged
+from secateur.search.study.checksum import checksum_path
 from secateur.search.study.study import MEASUREMENTS, Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from tests.runs import make_run
@@ -73,12 +73,16 @@ def test_the_checksum_covers_what_drivers_wrote_one_after_the_other(tmp_path):
     for number in range(3):
         with start(tmp_path) as study:
             study.append([measurement(number)])
-        data = path.read_bytes()
-        assert n_unchanged(path, data) == len(data)
         assert Study.open(tmp_path).n_unchanged == number + 1
-    assert n_unchanged(path, data.replace(b"c1", b"c7")) == 0
-    assert n_unchanged(path, data + b"{}\n") == len(data)
-    assert n_unchanged(path, data[:-1]) == 0
+    data, further = path.read_bytes(), json.dumps(measurement(7).to_json()).encode() + b"\n"
+    for content, n_unchanged in (
+        (data + further, 3),
+        (data[:-1], 0),
+        (data.replace(b"c1", b"c7"), 0),
+        (data, 3),
+    ):
+        path.write_bytes(content)
+        assert Study.open(tmp_path).n_unchanged == n_unchanged
     with start(tmp_path) as study, path.open("ab"):
         assert study.n_unchanged == 3
 

@@ -170,6 +170,27 @@ def test_settings_that_are_no_mapping_are_not_taken_for_defaults(secateur, run, 
     assert str(run / "settings.yaml") in err
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("facts.parameters", [{"name": "x"}]),
+        ("facts.parameters", {"x": 1}),
+        ("facts.zeros", "none"),
+        ("facts.versions", ["torch"]),
+        ("identity.content", ["model"]),
+    ],
+)
+def test_a_fact_of_another_type_is_named_by_its_place(secateur, run, place, value):
+    path, (part, name) = run / "study.json", place.split(".")
+    about = json.loads(path.read_text())
+    about[part][name] = value
+    path.write_text(json.dumps(about))
+    code, _, err = secateur("report", run)
+    assert code == 2
+    assert one_line(err), err
+    assert f"Expected `{place}` in {path}, got an error" in err
+
+
 @pytest.mark.parametrize("name", ["settings.yaml", "study.json", MEASUREMENTS])
 def test_a_file_that_is_no_text_is_not_dumped(secateur, run, name):
     (run / name).write_bytes(bytes(range(256)) * 400 + b"\n{}\n")

@@ -300,9 +300,9 @@ class Outage:
                 self.over.set()
             raise ConnectionError("the database has gone away")
 
-    def load(self):
+    def held(self):
         self._fail()
-        return self._storage.load()
+        return self._storage.held()
 
 
 class Outlasts(ToyEvaluator):
@@ -334,8 +334,8 @@ def test_an_outage_in_the_middle_leaves_nothing_twice(tmp_path):
     """A batch that fails after it was written, as when the connection breaks at the commit."""
 
     class Breaks(Outage):
-        def load(self):
-            return self._storage.load()
+        def held(self):
+            return self._storage.held()
 
         def add(self, *batch):
             self._storage.add(*batch)
@@ -374,9 +374,9 @@ def test_a_storage_that_hangs_does_not_hold_up_the_search(tmp_path):
     storage = storage_of(run, None)
 
     class Hangs(Outage):
-        def load(self):
+        def held(self):
             free.wait()
-            return self._storage.load()
+            return self._storage.held()
 
     with start(run) as study:
         mirror = Mirror(copy_of(study), said.append, patience=0.01)

@@ -39,6 +39,32 @@ def kill(pids: list[int]) -> None:
             continue
 
 
+def descendants(pid: int) -> list[int]:
+    """Processes that a child of this program has begun, and theirs."""
+    above: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            above.setdefault(int((entry / "stat").read_text().rpartition(")")[2].split()[1]), []).append(
+                int(entry.name)
+            )
+        except OSError:  # ended meanwhile
+            continue
+    found = list(above.get(pid, ()))
+    for child in found:
+        found += above.get(child, ())
+    return found
+
+
+def program(pid: int) -> str:
+    """Command of a process: its program's name, and its arguments where that is Python."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return ""
+    name = Path(words[0]).name
+    return " ".join([name, *words[1:]]) if name.startswith("python") else name
+
+
 class Node:
     """What one ``ray start`` starts, in a session of its own.
 

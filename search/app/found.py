@@ -29,7 +29,7 @@ def recipe_of(run: Run, trial: Trial) -> PruningFile:
         raise UsageError(
             f"Expected a pruned model, got trial {trial.number}, the dense one. Name another trial."
         )
-    sources: Mapping[str, str] = run.study.about.facts.get("sources", {})  # runs of old have none
+    sources = run.described("facts.sources", dict[str, str], {})  # runs of old have none
     if isinstance(space, RecipeSettings):
         return _recipe_file(run, space, Recipe.parse(text), sources)
     try:

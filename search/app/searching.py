@@ -131,8 +131,7 @@ def _as_before(settings: Settings, directory: Path) -> Settings:
     """The settings; what they leave to the model or to another seed is as the run in the directory has it."""
     if not (directory / ABOUT).is_file():
         return settings
-    with Study.open(directory) as study:
-        recorded = Run(study).settings
+    recorded = Run(Study.without_trials(directory)).settings
     settings = _with_seeds(settings, recorded)
     stored = recorded.space
     missing = [key for key in settings.space.by_model if getattr(settings.space, key) is None]
@@ -166,7 +165,9 @@ def _settled(settings: Settings, session: Session, say: Say) -> Settings:
 
 def _table_of(directory: Path) -> LatencyTable | None:
     """The latency table that a run began with, and keeps, whatever was measured since."""
-    return Run(Study.open(directory)).shape.latency if (directory / ABOUT).is_file() else None
+    if not (directory / ABOUT).is_file():
+        return None
+    return Run(Study.without_trials(directory)).shape.latency
 
 
 def _warn_of_budget(settings: Settings, controller: Any, say: Say) -> None:

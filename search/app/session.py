@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
@@ -171,7 +171,7 @@ def reopen_session(run: Run, say: Say = silent) -> Session:
         UsageError: if they have changed.
     """
     session = open_session(run.settings, say, run.shape.latency)
-    old, new = run.study.about.identity["content"], session.facts()
+    old, new = run.described("identity.content", dict[str, Any]), session.facts()
     changed = [name for name in new if old.get(name) != new[name]]
     if changed:
         raise UsageError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.search.controller import Trial
 from secateur.search.controllers.optuna.samplers import distribution_of, quiet_optuna
-from secateur.search.mirror.storages import Storage
+from secateur.search.mirror.storages import Held, Storage
 from secateur.search.objectives import objective
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity
@@ -53,7 +53,7 @@ class OptunaCopy:
         }
         self._points: set[tuple[float, ...]] = set()  # of the feasible trials in the copy, as on the front
         self._distributions: dict[str, Any] = {}  # by parameter
-        self._copy: optuna.Study | None = None
+        self._is_open = False
         self._n_copied = 0
         self._n_seen = 0  # trials of the study that are in the copy or don't belong there
 
@@ -68,7 +68,7 @@ class OptunaCopy:
         Raises:
             Exception: whatever the storage raises; call `close` before the next try, which looks anew.
         """
-        if self._copy is None:
+        if not self._is_open:
             self._open()
         while self._n_seen < len(self._study.trials) and not enough():
             chunk = self._study.trials[self._n_seen : self._n_seen + BATCH]
@@ -80,7 +80,7 @@ class OptunaCopy:
 
     def close(self) -> None:
         """Close the storage."""
-        self._copy = None
+        self._is_open = False
         self.storage.close()
 
     def _ours(self, trials: Sequence[Trial]) -> list[Trial]:
@@ -89,16 +89,16 @@ class OptunaCopy:
     def _open(self) -> None:
         """Open the existing copy, or make one."""
         self.storage.repair()
-        copy = None
+        held = None
         try:
-            copy = self.storage.load()
-            known = self._known(copy)
+            held = self.storage.held()
+            known = [] if held is None else self._known(held)
         except self.storage.damage:
             known = None
         if known is None:  # damaged, or of something else
             self.storage.renew()
-            copy = None
-        if copy is None:
+            held = None
+        if held is None:
             copy = self.storage.create([objective(name).direction for name in self._objectives])
             copy.set_user_attr("about", self._about)
             with warnings.catch_warnings(
@@ -112,17 +112,14 @@ class OptunaCopy:
             for trial in self._ours(self._study.trials[: self._n_seen])
             if trial.measurement.infeasible is None
         }
-        self._copy = copy
+        self._is_open = True
 
-    def _known(self, copy: optuna.Study | None) -> list[int] | None:
+    def _known(self, held: Held) -> list[int] | None:
         """Numbers of the trials in the copy; None if they are not the first ones of this study."""
-        if copy is None:
-            return []
-        if copy.user_attrs.get("about") != self._about:
+        if held.about != self._about:
             return None
-        known = self.storage.known(copy)
         ours = [(t.number, t.measurement.candidate) for t in self._ours(self._study.trials)]
-        return [number for number, _ in known] if known == ours[: len(known)] else None
+        return [number for number, _ in held.trials] if held.trials == ours[: len(held.trials)] else None
 
     def _point(self, trial: Trial) -> tuple[float, ...]:
         """Values of the objectives in the digits that count on the front."""

@@ -13,9 +13,12 @@ import os
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
 
 from secateur.search.controllers.optuna.samplers import quiet_optuna
 from secateur.search.mirror.address import engine_options, engine_url, masked_address, reason_of
@@ -27,11 +30,24 @@ if TYPE_CHECKING:  # takes a second to import
 JOURNAL, NAME = "optuna.log", "optuna.name"
 
 
+@dataclass(frozen=True)
+class Held:
+    """Content of a study in a storage, as far as the mirror compares it.
+
+    Args:
+        about: the study's attribute of this name, or None.
+        trials: trial number and candidate of each trial, in order.
+    """
+
+    about: Any
+    trials: list[tuple[int, str]]
+
+
 class Storage(ABC):
     """Storage of one Optuna study for a run. Methods may raise what the storage raises."""
 
     damage: tuple[type[Exception], ...] = ()
-    """Exceptions of `load` and `known` for a study that can't be continued."""
+    """Exceptions of `held` for a study that can't be continued."""
 
     def __init__(self, text: str) -> None:
         self.text = text  # path or address, for people
@@ -58,8 +74,8 @@ class Storage(ABC):
         """Forget the run's study; `create` then makes another."""
 
     @abstractmethod
-    def known(self, copy: optuna.Study) -> list[tuple[int, str]]:
-        """Trial number and candidate of each of the study's trials, in order."""
+    def held(self) -> Held | None:
+        """Content of the run's study, to which `add` then appends; None if there is none."""
 
     @abstractmethod
     def add(self, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
@@ -115,7 +131,7 @@ class Journal(Storage):
 
     damage = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
     STUDY_NAME = "secateur"
-    CREATE_TRIAL = 4  # Optuna's code of such a line
+    CREATE_STUDY, DELETE_STUDY, SET_ATTRIBUTE, CREATE_TRIAL = 0, 1, 2, 4  # Optuna's codes of such lines
     WRITER = "secateur"  # no reader of Optuna's has this name
 
     def __init__(self, directory: Path) -> None:
@@ -148,9 +164,28 @@ class Journal(Storage):
     def renew(self) -> None:
         self._path.unlink(missing_ok=True)
 
-    def known(self, copy: optuna.Study) -> list[tuple[int, str]]:
-        found = [trial.user_attrs for trial in copy.get_trials(deepcopy=False)]
-        return [(attributes["number"], attributes["candidate"]) for attributes in found]
+    def held(self) -> Held | None:
+        """Read line by line: Optuna would keep parameters and distributions of every trial in memory."""
+        if not self._path.exists():
+            return None
+        names, about, trials = list[str](), None, list[tuple[int, str]]()
+        with self._path.open("rb") as file:
+            for line in file:
+                entry = from_json(line, cache_strings="keys")
+                code = entry["op_code"]
+                if code == self.CREATE_STUDY:
+                    names.append(entry["study_name"])
+                elif code == self.DELETE_STUDY:
+                    raise ValueError("a study was deleted")
+                elif code == self.SET_ATTRIBUTE:
+                    about = entry["user_attr"].get("about", about)
+                elif code == self.CREATE_TRIAL:
+                    attributes = entry["user_attrs"]
+                    trials.append((attributes["number"], attributes["candidate"]))
+        if not names:
+            return None
+        self._study_id = names.index(self.STUDY_NAME)
+        return Held(about, trials)
 
     def add(self, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
         """In one piece, locked and flushed once."""
@@ -220,10 +255,12 @@ class Database(Storage):
     def renew(self) -> None:
         (self._directory / NAME).unlink(missing_ok=True)
 
-    def known(self, copy: optuna.Study) -> list[tuple[int, str]]:
+    def held(self) -> Held | None:
         """From two attributes of each trial, without its parameters, which are most of the database."""
         from sqlalchemy import select
 
+        if (copy := self.load()) is None:
+            return None
         engine = self.open().engine
         trials, attributes = self._tables["trials"], self._tables["trial_user_attributes"]
         query = (
@@ -236,7 +273,8 @@ class Database(Storage):
         with engine.connect() as connection:
             for number, key, text in connection.execute(query):
                 found.setdefault(number, {})[key] = json.loads(text or "null")
-        return [(one.get("number", -1), one.get("candidate", "")) for one in found.values()]
+        ours = [(one.get("number", -1), one.get("candidate", "")) for one in found.values()]
+        return Held(copy.user_attrs.get("about"), ours)
 
     def add(self, trials: Sequence[optuna.trial.FrozenTrial], n_known: int) -> None:
         """In one transaction of a few statements."""

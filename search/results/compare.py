@@ -172,7 +172,7 @@ def _against(row: ComparedRow, first: ComparedRow) -> ComparedRow:
 
 def _tested(run: Run) -> dict[str, Any]:
     """All that decides what a test loss means: model, loss, and windows."""
-    of, content = run.settings.evaluator, run.study.about.identity.get("content", {})
+    of, content = run.settings.evaluator, run.described("identity.content", dict[str, Any], {})
     kept = {name: content.get(name) for name in ("model", "test_text", "bos")}
     return {**kept, "loss": of.loss, "window": of.window, "fidelity": of.test_fidelity.text}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def notes_on_model(
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class _Parameters:
+    """Row of a run's account of parameters, as far as it is shown."""
+
+    state: str
+    name: str
+    share: float
+
+
 class Run:
     """Study with its settings, space, front and baselines.
 
@@ -108,22 +118,37 @@ class Run:
     @cached_property
     def shape(self) -> ModelShape:
         """Shape of the dense model, with the run's latency table if it has one."""
-        return self._fact("shape", ModelShape)
+        return self.described("facts.shape", ModelShape)
 
     @cached_property
     def linears(self) -> list[Prunable]:
-        return self._fact("shape.linears", list[Prunable])
+        return self.described("facts.shape.linears", list[Prunable])
 
     @cached_property
     def model_notes(self) -> tuple[str, ...]:
         """Lines about the dense model that its numbers don't tell, see `notes_on_model`."""
-        return notes_of_facts(self.study.about.facts)
+        rows = self.described("facts.parameters", list[_Parameters], [])  # runs of old have none of these
+        zeros = self.described("facts.zeros", float, 0.0)
+        starved = self.described("facts.starved_experts", dict[str, int], {})
+        return notes_on_model(zeros, [vars(row) for row in rows], starved)
 
-    def _fact(self, place: str, kind: type[T]) -> T:
-        value: Any = self.study.about.facts
+    def described(self, place: str, kind: type[T], absent: T | None = None) -> T:
+        """Value in the study's description, by its dotted place.
+
+        Args:
+            place: such as ``facts.shape``.
+            kind: the types that it must have.
+            absent: for a study without it; None: it has to be there.
+
+        Raises:
+            UsageError: if it is of other types.
+        """
+        value: Any = vars(self.study.about)
         for key in place.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
-        return checked(json.dumps(value), kind, f"`facts.{place}` in {self.study.directory / ABOUT}")
+        if value is None and absent is not None:
+            return absent
+        return checked(json.dumps(value), kind, f"`{place}` in {self.study.directory / ABOUT}")
 
     @cached_property
     def space(self) -> Space[Any]:

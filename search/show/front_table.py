@@ -183,7 +183,7 @@ def loss_words(run: Run) -> str:
     n_cases = 1 + len(run.settings.space.cases)
     if n_cases == 1:
         return loss
-    reference = run.study.about.baselines[next(name for name in run.study.about.baselines if name != "dense")]
+    reference = next((text for name, text in run.study.about.baselines.items() if name != "dense"), "dense")
     return f"geometric mean over {n_cases} cases of the ratio to the loss of {reference} ({loss})"
 
 

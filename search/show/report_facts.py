@@ -92,10 +92,10 @@ def method(run: Run) -> dict[str, str]:
 
 def hashes(run: Run) -> dict[str, str]:
     """Content hashes of model and data, and versions of packages, by name."""
-    about = run.study.about
-    content = about.identity.get("content", {})
+    content = run.described("identity.content", dict[str, Any], {})
     found = {f"sha256 of {name.replace('_', ' ')}": str(value) for name, value in content.items()}
-    return found | {name: str(version) for name, version in about.facts.get("versions", {}).items()}
+    versions = run.described("facts.versions", dict[str, Any], {})
+    return found | {name: str(version) for name, version in versions.items()}
 
 
 def last_measured(run: Run) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from secateur.search.errors import UsageError
 from secateur.search.files import checked
@@ -33,12 +34,12 @@ class Checksum:
 
     Args:
         path: of the measurements.
-        written: content of the file so far.
+        n_bytes: length of the lines so far.
     """
 
-    def __init__(self, path: Path, written: bytes) -> None:
+    def __init__(self, path: Path, n_bytes: int) -> None:
         self._path = checksum_path(path)
-        self._hash, self._n_bytes = hashlib.sha256(written), len(written)
+        self._hash, self._n_bytes = _sha256(path, n_bytes), n_bytes
         self._due = time.monotonic()
 
     def add(self, lines: Sequence[str]) -> None:
@@ -62,11 +63,21 @@ def checksum_path(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def n_unchanged(path: Path, data: bytes) -> int:
-    """Number of bytes from the beginning of the data that a driver wrote so; 0 where that is unknown."""
+def n_unchanged(path: Path) -> int:
+    """Number of bytes from the beginning of the file that a driver wrote so; 0 where that is unknown."""
     try:
         record = checked(checksum_path(path), _Record, "a checksum")
-    except UsageError:
+        same = record.bytes > 0 and _sha256(path, record.bytes).hexdigest() == record.sha256
+    except (UsageError, OSError):
         return 0
-    same = 0 < record.bytes <= len(data) and hashlib.sha256(data[: record.bytes]).hexdigest() == record.sha256
     return record.bytes if same else 0
+
+
+def _sha256(path: Path, n_bytes: int) -> Any:
+    """Hash of so many bytes from the beginning of a file, or of all there are."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(min(n_bytes, 1 << 20)):
+            found.update(part)
+            n_bytes -= len(part)
+    return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,52 +58,63 @@ def read_journal(
     Raises:
         UsageError: on a line, other than a torn last one, that is no measurement or contradicts one before.
     """
-    data = _read_from(path, start)
-    lines, unchanged = data.split(b"\n"), 0 if start else n_unchanged(path, data)
-    end = len(data) - len(lines.pop())  # what follows the last newline is torn, or empty
-    if lines and not _is_json(lines[-1]):
-        end -= len(lines.pop()) + 1
     found: dict[tuple[str, str], Measurement] = {}
-    n_found = n_read = 0
-    after = f" after byte {start}" if start else ""
-    with no_collection():
-        for number, (line, read) in enumerate(zip(lines, lines_of(lines, known), strict=True), start=1):
-            if isinstance(read, Exception):
-                shown = line[:40].decode(errors="replace")
-                raise UsageError(
-                    f"Expected a measurement in line {number}{after} of {path}, got {shown!r} ({type(read).__name__}: "
-                    f"{read}). Restore the line, or remove it (`secateur doctor RUN --repair`)."
+    bad: UsageError | None = None
+    end, n_found, unchanged = start, 0, 0 if start else n_unchanged(path)
+    with no_collection(), path.open("rb") if path.exists() else io.BytesIO() as file:
+        file.seek(start)
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            if bad is not None:  # and not the last line
+                raise bad
+            try:
+                read_line(line, found, known)
+            except LINE_ERRORS as error:
+                bad = _refusal(
+                    line, f"line {number}{f' after byte {start}' if start else ''} of {path}", error
                 )
-            found.setdefault(read.key, read)
-            n_read += len(line) + 1
-            n_found = len(found) if n_read <= unchanged else n_found
-    new = tuple(measurement for key, measurement in found.items() if key not in known)
-    return JournalContent(new, start + end, len(data) - end, n_found)
+                if _is_json(line):
+                    raise bad from None
+                continue  # torn, if it is the last
+            end += len(line)
+            if end <= unchanged:
+                n_found = len(found)
+        n_torn = file.tell() - end
+    return JournalContent(tuple(found.values()), end, n_torn, n_found)
 
 
-def lines_of(
-    lines: Iterable[bytes], known: Mapping[tuple[str, str], Trial]
-) -> Iterator[Measurement | Exception]:
-    """Measurement of each line, or the error of a line that is none or contradicts one before.
+def read_line(
+    line: bytes, found: dict[tuple[str, str], Measurement], known: Mapping[tuple[str, str], Trial]
+) -> Measurement:
+    """Measurement in a line.
 
     Args:
-        lines: without their ends.
-        known: trials before them.
+        line: with or without its end.
+        found: measurements of the lines before, by key; a new one is added.
+        known: trials before those.
+
+    Raises:
+        ValueError, KeyError, AttributeError, OverflowError: if the line is no measurement or contradicts one before:
+            `LINE_ERRORS`.
     """
-    first: dict[tuple[str, str], Mapping[str, float]] = {}
-    for line in lines:
-        try:
-            measurement = Measurement.from_json(from_json(line, cache_strings="keys"))
-            key = measurement.key
-            values = (
-                known[key].measurement.values if key in known else first.setdefault(key, measurement.values)
-            )
-            if values is not measurement.values and values != measurement.values:
-                raise ValueError("the values differ from those of the same candidate and fidelity before")
-        except (ValueError, KeyError, AttributeError, OverflowError) as error:
-            yield error
-        else:
-            yield measurement
+    measurement = Measurement.from_json(from_json(line, cache_strings="keys"))
+    key = measurement.key
+    same = known[key].measurement if key in known else found.setdefault(key, measurement)
+    if same is not measurement and same.values != measurement.values:
+        raise ValueError("the values differ from those of the same candidate and fidelity before")
+    return measurement
+
+
+LINE_ERRORS = (ValueError, KeyError, AttributeError, OverflowError)
+
+
+def _refusal(line: bytes, where: str, error: Exception) -> UsageError:
+    shown = line[:40].rstrip(b"\n").decode(errors="replace")
+    return UsageError(
+        f"Expected a measurement in {where}, got {shown!r} ({type(error).__name__}: {error}). Restore the line, or "
+        f"remove it (`secateur doctor RUN --repair`)."
+    )
 
 
 @contextmanager
@@ -115,14 +127,6 @@ def no_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _read_from(path: Path, start: int) -> bytes:
-    if not path.exists():
-        return b""
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read()
 
 
 def _is_json(line: bytes) -> bool:

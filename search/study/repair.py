@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.search.study.checksum import checksum_path
-from secateur.search.study.journal import lines_of
+from secateur.search.study.journal import LINE_ERRORS, read_line
 from secateur.search.study.lock import RunLock
 from secateur.search.study.study import MEASUREMENTS
+from secateur.spaces.measurement import Measurement
 from secateur.spaces.whole_file import whole_file
 
 ASIDE = "measurements.bad.jsonl"
@@ -42,8 +43,12 @@ def bad_lines(directory: Path, parse: Callable[[str], object]) -> list[BadLine]:
     path, found = directory / MEASUREMENTS, list[BadLine]()
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     known: dict[str, str] = {}  # reasons, "" for candidates of the space
-    for number, (line, read) in enumerate(zip(lines, lines_of(lines, {}), strict=True), start=1):
-        reason = str(read) if isinstance(read, Exception) else _refused(read.candidate, parse, known)
+    before: dict[tuple[str, str], Measurement] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            reason = _refused(read_line(line, before, {}).candidate, parse, known)
+        except LINE_ERRORS as error:
+            reason = str(error)
         if reason:
             found.append(BadLine(number, " ".join(reason.split())[:200], line))
     return found

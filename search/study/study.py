@@ -168,7 +168,7 @@ class Study:
         if self._checksum is None:
             path = self.directory / MEASUREMENTS
             with suppress(OSError):  # no reason to lose a measurement
-                self._checksum = Checksum(path, path.read_bytes()[: self._n_bytes])
+                self._checksum = Checksum(path, self._n_bytes)
         writer.append(lines, f"{len(self._trials)} measurements are safe")
         if self._checksum is not None:
             self._checksum.add(lines)
@@ -203,13 +203,12 @@ class Study:
         return self._remember(content.measurements)
 
     def _remember(self, measurements: Iterable[Measurement]) -> list[Trial]:
-        first = len(self._trials)
-        for measurement in measurements:
-            trial = Trial(len(self._trials), measurement)
-            self._trials.append(trial)
-            self._by_key[measurement.key] = trial
-            self.fidelities[measurement.fidelity] = None
-        return self._trials[first:]
+        new = [Trial(number, m) for number, m in enumerate(measurements, start=len(self._trials))]
+        self._trials += new
+        self._by_key.update((trial.measurement.key, trial) for trial in new)
+        several = {id(trial.measurement.fidelity): trial.measurement.fidelity for trial in new}
+        self.fidelities |= dict.fromkeys(several.values())
+        return new
 
     def close(self) -> None:
         """Close the files and release the lock, whatever happens. May be called twice.
