@@ -1,10 +1,12 @@
 """Hostile inputs by the thousand: what is accepted, refused in one line, or ends otherwise.
 
-    python run.py [KIND ...] [--share 1] [--seed 0] [--jobs 2] [--results results.jsonl] [--only KIND:NUMBER]
+    python run.py [KIND ...] [--share 1] [--seed 0] [--jobs 2] [--log DIR] [--results results.jsonl]
+    python run.py --only KIND:NUMBER [--seed 0]
 
 Each input has a seed of its own and is given to the code, or to the command, that reads it, in a process of its own
 with a limit of CPU time and memory. A table is printed; the exit status is 1 if anything but acceptance or one line of
-refusal came. ``--only`` repeats one input, with its traceback. Needs Linux.
+refusal came. ``--only`` repeats one input, with its traceback; with ``--log`` a run that was killed goes on with what
+is missing in its directory. Needs Linux.
 """
 
 from __future__ import annotations
@@ -171,6 +173,9 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, help="file for the table's rows, and for each input that ended badly"
     )
+    parser.add_argument(
+        "--log", type=Path, help="directory for each outcome as it comes, of which none is repeated"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="kinds at a time")
     parser.add_argument("--say", action="store_true", help="print each input's outcome")
     parser.add_argument("--only", metavar="KIND:NUMBER", help="repeat one input in this process")
@@ -203,6 +208,7 @@ def in_process(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One kind in a process of its own: the table's row, and the inputs that ended badly."""
     more = ["--share", str(args.share), "--seed", str(args.seed), "--results", str(results)]
+    more += ["--log", str(args.log)] if args.log else []
     done = subprocess.run([sys.executable, __file__, name, *more], stdout=subprocess.DEVNULL, check=False)
     if not results.exists():
         raise RuntimeError(f"The kind {name} ended with status {done.returncode}.")
@@ -219,9 +225,17 @@ def measure_kind(
         kind = make(scratch)
     gc.collect()
     gc.freeze()  # children share it
+    log = (args.log or scratch) / f"{name}.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    before = {row["seed"]: row for row in known}
     found, bad = [], []
     for number in range(max(1, round(n * args.share))):
-        found.append(measure(kind, f"{args.seed}:{name}:{number}", scratch))
+        seed = f"{args.seed}:{name}:{number}"
+        found.append(before.get(seed) or measure(kind, seed, scratch))
+        if seed not in before:
+            with log.open("a") as file:
+                file.write(json.dumps(found[-1]) + "\n")
         if args.say:
             print(json.dumps(found[-1]))
         if found[-1]["outcome"] not in ("accepted", "refused") or found[-1]["cpu_s"] > SLOW_S:
