@@ -23,6 +23,7 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model, mappable
 from secateur.pruners.pruner import DenseModel
 from secateur.spaces.measurement import PARTS
+from secateur.spaces.own_metrics import HeldMethod, held_methods, hold
 from secateur.spaces.shape import ModelShape
 
 WINDOWS = "windows.safetensors"
@@ -49,6 +50,7 @@ class WorkerSetup:
         own: directories of a model whose weights are mapped as they are stored, so that the workers of a node share one
             copy; of the token windows; of the level store.
         others: setups for the cases' other models.
+        held: methods that the driver has registered and workers can't import.
     """
 
     plan: SessionPlan
@@ -58,6 +60,7 @@ class WorkerSetup:
     fingerprint: str
     own: tuple[Path, Path, Path]
     others: tuple[WorkerSetup, ...] = ()
+    held: tuple[HeldMethod, ...] = ()
 
     @property
     def directories(self) -> tuple[Path, ...]:
@@ -71,6 +74,7 @@ class WorkerSetup:
             directories: paths of those of the setup on this node.
         """
         set_threads(self.threads)
+        hold(self.held)
         found: dict[str, Evaluator] = {}
         for number, setup in enumerate((self, *self.others)):
             found |= setup.evaluators(*directories[3 * number : 3 * number + 3])
@@ -150,4 +154,5 @@ def worker_setup(
             worker_setup(other, other.beside(directory), other.beside(levels), threads=threads, spread=spread)
             for other in session.others
         ),
+        held_methods(),
     )

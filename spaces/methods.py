@@ -6,12 +6,15 @@ Functions are imported at first use, so that this table loads no torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, get_args
 
 from secateur.spaces.plugins import Registry, Row, resolve
+from secateur.spaces.source import source_sha256
 
 Stage = Literal["metric", "reconstruction", "importance", "repair", "allocation", "depth"]
 Unit = Literal["weights", "structure", "blocks", "experts"]
@@ -132,6 +135,11 @@ class MethodRow(Row):
     def function(self) -> Any:
         """Its function, or the formula that it is."""
         return resolve(self.path)
+
+    @property
+    def source(self) -> str:
+        """Hash of the source of its function, see `source_sha256`."""
+        return source_sha256(self.function)
 
     @property
     def check(self) -> Any:
@@ -451,8 +459,53 @@ METHODS: Registry[MethodRow] = Registry(
 """All methods by ``stage/unit/name``."""
 
 
+OWN_NEEDS: dict[Stage, Needs] = {"metric": "moments", "importance": "moments"}
+"""Stages that a path may name a function of, with what such a function is given."""
+
+REGISTERED: dict[str, MethodRow] = {}
+"""Rows that this process has registered, by name and by path, see `register_metric`."""
+
+_PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
+
+
+def is_path(name: str) -> bool:
+    """True of the path of a function, ``package.module:function``."""
+    return _PATH.fullmatch(name) is not None and not name.startswith("formula:")
+
+
+def own_row(name: str, stage: Stage, unit: Unit) -> MethodRow | None:
+    """Row of a registered name, or of the function or row at a path; None of any other name.
+
+    The path's module is imported, by the rules of Python's own imports. A function that its module does not register
+    is given moments of inputs, and its scores are compared per output.
+
+    Raises:
+        ValueError: if there is no such module or function.
+    """
+    if name in REGISTERED or not is_path(name):
+        return REGISTERED.get(name)
+    try:
+        found = resolve(name)
+    except (Exception, SystemExit) as error:  # other people's modules may raise anything
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"Expected `{stage}` to be a function that can be imported, got {name!r}: {type(error).__name__}: {why} "
+            "Install its package, or put its directory on PYTHONPATH."
+        ) from error
+    if isinstance(found, MethodRow):
+        return replace(found, name=name)
+    if name in REGISTERED:  # by its module
+        return REGISTERED[name]
+    if not callable(found):
+        raise ValueError(
+            f"Expected `{stage}` to be a function or a MethodRow, got {found!r:.40} at {name!r}."
+        )
+    comparison: Comparison | None = "output" if unit == "weights" else None
+    return MethodRow(name, stage, unit, name, "of your own", needs=OWN_NEEDS[stage], comparison=comparison)
+
+
 class Methods(Mapping[str, MethodRow]):
-    """The methods of a stage by name, in the table's order.
+    """The methods of a stage by name, in the table's order, then those registered; a path names one of one's own.
 
     Args:
         stage: the stage.
@@ -470,13 +523,25 @@ class Methods(Mapping[str, MethodRow]):
         self._units = get_args(Unit) if unit is None else unit if isinstance(unit, tuple) else (unit,)
 
     def __getitem__(self, name: str) -> MethodRow:
-        return self._rows[name]
+        row = self._rows.get(name) or (own_row(name, self._stage, self._units[0]) if self._named else None)
+        if row is None or row.stage != self._stage or set(self._units).isdisjoint(row.units):
+            raise KeyError(name)
+        return row
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
+        yield from self._rows
+        own = {row.name: row for row in REGISTERED.values()} if self._named else {}
+        yield from (x for x, row in own.items() if row.stage == self._stage and row.units[0] in self._units)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(1 for _ in self)
+
+    @property
+    def _named(self) -> bool:
+        """True if one's own functions may be of this kind."""
+        return (
+            self._stage in OWN_NEEDS and len(self._units) == 1 and self._units[0] in ("weights", "structure")
+        )
 
     @cached_property
     def _rows(self) -> dict[str, MethodRow]:
@@ -510,10 +575,31 @@ DEPTH_REPAIRS = Methods("repair", "blocks")
 REPAIRS: dict[Unit, Methods] = {unit: Methods("repair", unit) for unit in UNITS}
 
 
-def metrics_of(unit: Unit) -> dict[str, MethodRow]:
+def metrics_of(unit: Unit) -> Mapping[str, MethodRow]:
     """Metrics that recipes of a unit may name, beside formulas and the blend."""
-    found = {"weights": (METRICS, UPDATES), "structure": (IMPORTANCES,), "experts": (EXPERT_IMPORTANCES,)}
-    return {name: row for methods in found.get(unit, (DEPTH,)) for name, row in methods.items()}
+    found: dict[str, Mapping[str, MethodRow]] = {
+        "weights": _Together(METRICS, UPDATES),
+        "structure": IMPORTANCES,
+        "experts": EXPERT_IMPORTANCES,
+    }
+    return found.get(unit, DEPTH)
+
+
+class _Together(Mapping[str, MethodRow]):
+    """Several mappings as one, in their order."""
+
+    def __init__(self, *parts: Mapping[str, MethodRow]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> MethodRow:
+        part = next((part for part in self._parts if name in part), self._parts[-1])
+        return part[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(*self._parts)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
 
 
 def has_scores(metric: str) -> bool:

@@ -83,6 +83,11 @@ class SpaceSettings(Section):
         return {}
 
     @property
+    def method_names(self) -> tuple[str, ...]:
+        """Names of metrics, importances and further methods that candidates may have."""
+        return ()
+
+    @property
     def has_proxy(self) -> bool:
         """True if the space has a proxy for the loss."""
         return False

@@ -234,7 +234,8 @@ def test_a_disk_that_is_full_is_seen_behind_another_error(capsys):
 def test_search_ends_with_the_front_and_what_to_do_next(secateur, monkeypatch, tmp_path):
     seen = {}
 
-    def search(settings, directory, *, observers, say, on_ready):
+    def search(settings, directory, *, observers, say, note, on_ready):
+        note("seed 0 decides: proposals")
         say("loading tiny")
         run = make_run(directory)
         on_ready(
@@ -254,6 +255,7 @@ def test_search_ends_with_the_front_and_what_to_do_next(secateur, monkeypatch, t
     assert status == 0
     assert seen["settings"].budget.evaluations == 7
     assert f"secateur export {tmp_path / 'run'} --sparsity 0.6" in out
+    assert err.startswith("seed 0 decides: proposals")
     assert "loading tiny" in err
     assert "search ended (its budget is used up)" in err
     (tmp_path / "run" / "measurements.jsonl").rename(tmp_path / "gone")

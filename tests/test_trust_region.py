@@ -30,7 +30,10 @@ def settings(kind: str, controller: str, evaluations: int, **changes):
 def lines_of(directory) -> list[dict]:
     """Measurements of a run without what depends on the clock."""
     lines = map(json.loads, (directory / "measurements.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if key not in {"seconds", "worker"}} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in {"seconds", "worker", "started", "ended"}}
+        for line in lines
+    ]
 
 
 @pytest.mark.parametrize("kind", SPACES)

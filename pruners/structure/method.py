@@ -55,6 +55,13 @@ class StructureMethod:
             raise ValueError(f"Expected `dampening` > 0, got {self.dampening}.")
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Hashes of the sources of importance and repairs, by stage and name."""
+        rows = [IMPORTANCES[self.importance], *(UNIT_REPAIRS[name] for name in self.repairs)]
+        rows += [EXPERT_IMPORTANCES[self.experts]] if self.experts else []
+        return {f"{row.stage}/{row.units[0]}/{row.name}": row.source for row in rows}
+
+    @property
     def needs(self) -> Detail:
         """Statistics of the output projections' inputs that must be collected."""
         rows = (IMPORTANCES[self.importance], *(CUT_REPAIRS[name] for name in self.of_sublayers))

@@ -56,8 +56,9 @@ class StructureKey(Key):
 
     @property
     def record(self) -> dict[str, Any]:
-        """All of it as plain values."""
-        fields = {name: value for name, value in super().record.items() if name != "method"}
+        """All of it as plain values, with the sources of the methods."""
+        fields: dict[str, Any] = {"sources": self.method.sources}
+        fields |= {name: value for name, value in super().record.items() if name != "method"}
         method = recorded(asdict(self.method))
         return fields | {name: value for name, value in method.items() if name != "experts" or value}
 

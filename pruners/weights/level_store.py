@@ -48,8 +48,10 @@ class StoreKey(Key):
 
     @property
     def record(self) -> dict[str, Any]:
-        """All of it as plain values; without `expected` where the model is dense."""
+        """All of it as plain values, with the source of the method; without `expected` where the model is dense."""
         record = super().record | {"method": self.method.record}
+        if self.method.source is not None:
+            record["source"] = self.method.source
         if self.expected is None:
             del record["expected"]
         return record

@@ -76,10 +76,11 @@ class Method:
             needs(self.formula)  # checks it
             return
         known = [*METRICS, *RECONSTRUCTIONS]
-        if self.name not in known:
+        if self.name not in known and self.name not in METRICS:  # a path of one's own
             raise ValueError(
                 f"Expected a known `metric`, got {self.name!r}.{nearest(self.name, known)} "
-                "List them with `secateur list metrics`; a formula is written `formula: abs(W) * X`."
+                "List them with `secateur list metrics`; a formula is written `formula: abs(W) * X`, a "
+                "function of your own `package.module:function`."
             )
         if self.updates_weights and self.group_size is not None and not RECONSTRUCTIONS[self.name].patterns:
             can = ", ".join(name for name in known if name in METRICS or RECONSTRUCTIONS[name].patterns)
@@ -112,6 +113,11 @@ class Method:
         if self.formula is not None:
             return needs(self.formula)[1]
         return self._row.gradients
+
+    @property
+    def source(self) -> str | None:
+        """Hash of the source of the metric's or reconstruction's function; None of a formula."""
+        return None if self.formula is not None else self._row.source
 
     @property
     def _row(self) -> MethodRow:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secateur.pruners.export.registry import FORMATS
+from secateur.search.app.method_sources import method_sources, recorded_sources, texts_in
 from secateur.search.app.session import usage_errors
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.settings.settings import Settings, identity, resolved
-from secateur.search.study.about import About
+from secateur.search.study.about import ABOUT, About, read_about
 from secateur.spaces.methods import METHODS
 from secateur.spaces.registry import SPACES
 
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
 
 @usage_errors()
-def about_of(settings: Settings, session: Session, of_plugins: dict[str, str]) -> About:
+def about_of(settings: Settings, session: Session, of_plugins: dict[str, str], directory: Path) -> About:
     """Description of a search.
 
     Args:
         settings: of the search.
         session: with its model and data.
         of_plugins: `plugin_versions`.
+        directory: of the run; one from before sources of methods were recorded goes on without.
 
     Raises:
         UsageError: if something in the settings does not fit a further model.
@@ -38,6 +40,10 @@ def about_of(settings: Settings, session: Session, of_plugins: dict[str, str]) -
 
     plan, starved = session.plan, session.starved_experts()
     content = session.facts() | session.facts_of_others()
+    if (directory / ABOUT).is_file():
+        content |= recorded_sources(settings, read_about(directory))
+    else:
+        content |= method_sources(settings)
     shape = {"linears": [asdict(linear) for linear in session.prunables], **session.dense.shape.to_json()}
     versions = {name: metadata.version(name) for name in ("torch", "transformers")} | of_plugins
     sources = {name: text.source for name, text in session.sources.items()}
@@ -71,18 +77,7 @@ def plugin_versions(settings: Settings) -> dict[str, str]:
         CONTROLLERS[settings.controller.kind],
         EXECUTORS[settings.executor.kind],
     ]
-    names = set(_texts(resolved(settings)["space"]))
+    names = set(texts_in(resolved(settings)["space"]))
     rows += [row for row in METHODS.values() if row.name in names]
     rows += [row for name, row in FORMATS.items() if name in names]
     return dict(sorted(row.origin.rsplit(" ", 1) for row in rows if row.origin))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in plain values."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from _texts([*value.values()])
-    elif isinstance(value, list):
-        for held in value:
-            yield from _texts(held)

@@ -84,7 +84,7 @@ def search_stage(
         for line in target_lines(settings, session.dense.shape):
             (note or say)(line)
         _check_objectives(settings, session)
-        about = about_of(settings, session, of_plugins)
+        about = about_of(settings, session, of_plugins, directory)
         _controller(settings, session)  # refuses what does not fit, while nothing is written
         with Study.open_or_create(directory, resolved(settings), about) as study:
             Run(study).check()

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.search.app.method_sources import recorded_sources
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.results.run import Run
@@ -168,14 +169,15 @@ def reopen_session(run: Run, say: Say = silent) -> Session:
     """The session of a run, on the model and texts that it was searched with.
 
     Raises:
-        UsageError: if they have changed.
+        UsageError: if they have changed, or the source of a method has.
     """
     session = open_session(run.settings, say, run.shape.latency)
-    old, new = run.described("identity.content", dict[str, Any]), session.facts()
+    old = run.described("identity.content", dict[str, Any])
+    new = session.facts() | recorded_sources(run.settings, run.study.about)
     changed = [name for name in new if old.get(name) != new[name]]
     if changed:
         raise UsageError(
-            f"Expected the model and texts that {run.study.directory} was searched with, got another "
+            f"Expected the model, texts and methods that {run.study.directory} was searched with, got another "
             f"{', '.join(changed)}. Restore them, or search again."
         )
     return session

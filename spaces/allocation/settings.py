@@ -99,6 +99,10 @@ class AllocationSettings(SpaceSettings):
         return True
 
     @property
+    def method_names(self) -> tuple[str, ...]:
+        return (self.metric,)
+
+    @property
     def export_statistics(self) -> str:
         return self.statistics
 

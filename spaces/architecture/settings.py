@@ -147,6 +147,10 @@ class ArchitectureSettings(SpaceSettings):
                 )
 
     @property
+    def method_names(self) -> tuple[str, ...]:
+        return () if self.importance is None else (self.importance,)
+
+    @property
     def _makeable(self) -> tuple[str, ...]:
         """Published allocations that the units allow."""
         units = self.rules.units

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from secateur.spaces.formulas.grammar import FormulaTextError, parse, print_formula
 from secateur.spaces.formulas.tree import Tree
+from secateur.spaces.methods import REGISTERED
 
 PREFIX = "formula:"
 
@@ -36,11 +37,14 @@ def _canonical(metric: str, info: ValidationInfo) -> str:
         tree = formula_of(metric)
     except FormulaTextError as error:
         raise ValueError(f"`{info.field_name}`: {error}") from error
-    return metric if tree is None else metric_of(tree)
+    registered = REGISTERED.get(metric)
+    own = registered.path if registered is not None and registered.path else metric
+    return own if tree is None else metric_of(tree)
 
 
 MetricName = Annotated[str, BeforeValidator(_as_text), AfterValidator(_canonical)]
-"""Field of settings: the canonical text of a formula, or any other name, which the pruners check.
+"""Field of settings: the canonical text of a formula, or any other name, which the pruners check. A name that was
+registered in Python becomes the path of its function, which other processes find.
 
 Accepts the mapping that YAML reads from ``formula: ...`` without quotes.
 """

@@ -48,6 +48,10 @@ class MaskSettings(SpaceSettings):
     """Keys that may change when a search is continued: no measurement depends on them."""
 
     @property
+    def method_names(self) -> tuple[str, ...]:
+        return (self.importance,)
+
+    @property
     def export_statistics(self) -> str:
         return self.statistics
 

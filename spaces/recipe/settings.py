@@ -236,6 +236,10 @@ class RecipeSettings(SpaceSettings):
         of_start = items_of_known(self.start_name)["repair"]
         return tuple(dict.fromkeys([*searched(REPAIRS[self.unit]), of_start]))
 
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        return (*self.metric_options, *self.allocation_options, *self.repair_options)
+
 
 FIRST_KNOWN: dict[Unit, tuple[str, ...]] = {
     "weights": ("magnitude", "sparsegpt"),
