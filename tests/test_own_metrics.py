@@ -289,5 +289,6 @@ def test_workers_of_a_cluster_find_it(write, tmp_path, ray_cluster):
     run = app.run(Path(tmp_path / "run"), **RECIPE, executor=executor)
     found = [t.measurement for t in run.study.trials if "mine_of_a_test:score" in t.measurement.candidate]
     assert found
-    assert all(m.infeasible is None and m.values["loss"] > 0 for m in found)
+    assert [m.infeasible for m in found] == [None] * len(found)
+    assert all(m.values["loss"] > 0 for m in found)
     assert {m.worker for m in found} != {"local"}
