@@ -24,6 +24,7 @@ from secateur.pruners.models.loading import load_model, mappable
 from secateur.pruners.pruner import DenseModel
 from secateur.spaces.measurement import PARTS
 from secateur.spaces.own_metrics import HeldMethod, held_methods, hold
+from secateur.spaces.sent_modules import SentModule, install, modules_of
 from secateur.spaces.shape import ModelShape
 
 WINDOWS = "windows.safetensors"
@@ -51,6 +52,7 @@ class WorkerSetup:
             copy; of the token windows; of the level store.
         others: setups for the cases' other models.
         held: methods that the driver has registered and workers can't import.
+        modules: of metrics that the settings name by a path, for workers that do not find them.
     """
 
     plan: SessionPlan
@@ -61,6 +63,7 @@ class WorkerSetup:
     own: tuple[Path, Path, Path]
     others: tuple[WorkerSetup, ...] = ()
     held: tuple[HeldMethod, ...] = ()
+    modules: tuple[SentModule, ...] = ()
 
     @property
     def directories(self) -> tuple[Path, ...]:
@@ -75,6 +78,7 @@ class WorkerSetup:
         """
         set_threads(self.threads)
         hold(self.held)
+        install(self.modules)
         found: dict[str, Evaluator] = {}
         for number, setup in enumerate((self, *self.others)):
             found |= setup.evaluators(*directories[3 * number : 3 * number + 3])
@@ -155,4 +159,5 @@ def worker_setup(
             for other in session.others
         ),
         held_methods(),
+        modules_of(session.plan.space.method_names),
     )
