@@ -37,7 +37,9 @@ def modules_of(names: Iterable[str]) -> tuple[SentModule, ...]:
     Raises:
         ValueError: if one is no Python file or package of them, or too large.
     """
-    tops = sorted({name.partition(":")[0].partition(".")[0] for name in names if is_path(name)} - {"secateur"})
+    tops = sorted(
+        {name.partition(":")[0].partition(".")[0] for name in names if is_path(name)} - {"secateur"}
+    )
     return tuple(_module(top) for top in tops)
 
 
@@ -69,7 +71,7 @@ def _module(top: str) -> SentModule:
         ]
     if not found or sum(path.stat().st_size for _, path in found) > MOST_BYTES:
         raise ValueError(
-            f"Expected the module {top} of a metric as Python files of at most {MOST_BYTES:,} bytes, to send it to workers, "
-            f"got {len(found)} files. Move the metric into a module of its own."
+            f"Expected the module {top} of a metric as Python files of at most {MOST_BYTES:,} bytes, to send it to "
+            f"workers, got {len(found)} files. Move the metric into a module of its own."
         )
     return SentModule(top, tuple((name, path.read_text(encoding="utf-8")) for name, path in found))

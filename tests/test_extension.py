@@ -64,7 +64,7 @@ METHODS = {
             return to_budget(layers, [1 + steepness * layer.block for layer in layers], sparsity)
 
         PARAMETERS = (Parameter("steepness", 0.5, (0.0, 0.5)),)
-        row = MethodRow("extra_rule", "allocation", BOTH, HERE, "one", parameters=PARAMETERS)
+        row = MethodRow("extra_rule", "allocation", ("weights", "structure"), HERE, "one", parameters=PARAMETERS)
         """,
     "depth": """
         def function(anatomy, tokens, whole):
@@ -166,7 +166,7 @@ def site(tmp_path_factory) -> Path:
     (package / "__init__.py").touch()
     points = {"secateur.methods": {name: f"extra.{name}:row" for name in METHODS}}
     for name, source in METHODS.items():
-        imports = "from secateur.spaces.methods import BOTH, MethodRow, Parameter"
+        imports = "from secateur.spaces.methods import MethodRow, Parameter"
         text = f'{imports}\n\nHERE = "extra.{name}:function"\n{dedent(source)}'
         (package / f"{name}.py").write_text(text)
     for group, (name, source) in OTHERS.items():
