@@ -26,7 +26,9 @@ Detail = Literal["nothing", "moments", "gram"]
 """Statistics of inputs: each detail includes those before it."""
 
 Needs = Literal["nothing", "data", "moments", "gram"]
-Gradients = Literal["rms", "mean", "sums", "logits", "forward", "perturbed", "fisher", "fisher_outputs"]
+Gradients = Literal[
+    "rms", "mean", "sums", "logits", "forward", "perturbed", "perturbed_round", "fisher", "fisher_outputs"
+]
 Evidence = Literal["scores", "influence", "flap", "outliers", "profile", "measured"]
 Comparison = Literal["output", "layer"]
 Gives = Literal["nothing", "weight", "bias", "both"]
@@ -268,8 +270,11 @@ TABLE: tuple[MethodRow, ...] = (
               "|w g| times input norm, g estimated by forward passes alone", "https://arxiv.org/abs/2407.11681",
               needs="moments", gradients=("forward",)),
     MethodRow("bonsai", "importance", "structure", "secateur.pruners.structure.bonsai:bonsai",
-              "effect on the loss of leaving the unit out, by regression over random masks",
+              "Bonsai's regression once, over masks of half of the units: effect on the loss of leaving the unit out",
               "https://arxiv.org/abs/2402.05406", gradients=("perturbed",)),
+    MethodRow("bonsai_round", "importance", "structure", "secateur.pruners.structure.bonsai:bonsai_round",
+              "Bonsai's round: effect on the loss, by regression over masks of the lowest tenth",
+              "https://arxiv.org/abs/2402.05406", gradients=("perturbed_round",)),
     MethodRow("llm_bip", "importance", "structure", "secateur.pruners.structure.llm_bip:llm_bip",
               "size of what the unit adds to the output", "https://arxiv.org/abs/2412.06419", needs="gram"),
     MethodRow("numerical", "importance", "structure", "secateur.pruners.structure.numerical:newton",
@@ -438,6 +443,9 @@ TABLE: tuple[MethodRow, ...] = (
     MethodRow("shortened_ppl", "depth", "blocks", "secateur.pruners.depth.shortened:loss_without",
               "blocks go first without which the loss is lowest", "https://arxiv.org/abs/2402.02834", needs="data",
               searched=True),
+    MethodRow("sleb", "depth", "blocks", "secateur.pruners.depth.sleb:sleb",
+              "the same, with the first and the last block kept; measured again after each one with a schedule",
+              "https://arxiv.org/abs/2402.09025", needs="data"),
     MethodRow("shortened_taylor", "depth", "blocks", "secateur.pruners.depth.shortened:taylor_plus",
               "blocks of least first-order effect go first, the ends last", "https://arxiv.org/abs/2402.02834",
               needs="data", gradients=("mean",), searched=True),

@@ -15,7 +15,7 @@ from secateur.pruners.calibration.zeroth_order import estimate_gradients
 from secateur.pruners.depth.merge_targets import Fitting, runs_of
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.structure.bonsai import perturbation_scores
+from secateur.pruners.structure.bonsai import perturbation_scores, round_scores
 from secateur.pruners.structure.method import StructureMethod
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept
@@ -87,6 +87,7 @@ def take_few_passes(monkeypatch):
     few = {
         "forward": partial(estimate_gradients, n_draws=2),
         "perturbed": partial(perturbation_scores, n_pairs=2),
+        "perturbed_round": partial(round_scores, n_pairs=2),
     }
     for kind, collect in few.items():
         monkeypatch.setitem(PASS_KINDS, kind, replace(PASS_KINDS[kind], collect=collect))

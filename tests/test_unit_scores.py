@@ -306,7 +306,17 @@ def test_every_importance_says_what_it_needs_and_needs_no_more(anatomy, evidence
 
 @pytest.mark.parametrize(
     "name",
-    ["llm_pruner_mixed", "nirvana", "saap", "cfsp", "numerical", "greedy_output", "mini_llm", "bonsai"],
+    [
+        "llm_pruner_mixed",
+        "nirvana",
+        "saap",
+        "cfsp",
+        "numerical",
+        "greedy_output",
+        "mini_llm",
+        "bonsai",
+        "bonsai_round",
+    ],
 )
 @pytest.mark.parametrize("family", ["gpt2", "phi3"])
 def test_a_model_is_cut_by_them(name, family, monkeypatch):

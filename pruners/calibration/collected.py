@@ -62,6 +62,12 @@ class CalibrationStatistics:
         self._group = digest_of(record | {"shape": list(tokens.shape)})[:32]
         self._parts: dict[str, Pieces] = {}
 
+    def of_another(self, identity: str) -> CalibrationStatistics:
+        """Statistics on the same windows of the live model when it is another one, with this identity."""
+        return CalibrationStatistics(
+            self._anatomy, self._tokens, self._cache, identity, forward=self._forward
+        )
+
     def prepare(
         self, *, inputs: Detail = "nothing", outputs: Detail = "nothing", gradients: Collection[Kind] = ()
     ) -> None:

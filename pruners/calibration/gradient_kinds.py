@@ -15,7 +15,7 @@ from secateur.pruners.models.anatomy import Linear
 from secateur.spaces.methods import Gradients
 
 Kind: TypeAlias = Gradients
-"""The last four have passes of their own: `pass_kinds.PASS_KINDS`; the others are `KINDS`."""
+"""The last five have passes of their own: `pass_kinds.PASS_KINDS`; the others are `KINDS`."""
 
 Value: TypeAlias = Callable[[Float[Tensor, "length vocab"], Int[Tensor, " length"]], Float[Tensor, ""]]
 

@@ -12,7 +12,7 @@ from secateur.pruners.calibration.fisher import moments_bytes, output_costs, out
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
 from secateur.pruners.calibration.zeroth_order import estimate_bytes, estimate_gradients
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.structure.bonsai import perturbation_bytes, perturbation_scores
+from secateur.pruners.structure.bonsai import perturbation_bytes, perturbation_scores, round_scores
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ PASS_KINDS: dict[Kind, PassKind] = {
     "forward": PassKind(estimate_gradients, estimate_bytes, 4),
     # Effect of leaving out a unit, by regression over random masks; at output projections.
     "perturbed": PassKind(perturbation_scores, perturbation_bytes, 0),
+    "perturbed_round": PassKind(round_scores, perturbation_bytes, 0),
     # Curvature of the loss in each output, the others free to follow; a vector.
     "fisher": PassKind(output_costs, pass_bytes, 0, backward=True),
     # Second moment of the gradients of the outputs, of drawn labels; at output projections.

@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from secateur.pruners.depth.merge_targets import DroppedRun, Fitting, point_block, runs_of
+from secateur.pruners.models.layout import MixtureLayout
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
+from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import DEPTH, DEPTH_REPAIRS
@@ -50,7 +52,7 @@ def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
             comes near to.
     """
     sample = context.sample(config["calibration"])
-    dropped = _lowest(context, _scores(context, sample, config["metric"]["name"]), config["sparsity"])
+    dropped = _dropped(context, sample, config)
     blocks, repair = context.anatomy.blocks, config["repair"]
     fitting = Fitting(seed=context.seed)
     merged: dict[int, Mapping[str, Tensor]] = {}
@@ -62,6 +64,28 @@ def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
         )
     kept = tuple(Kept(0, 0) if block.index in dropped else block.whole for block in blocks)
     return BlockPlan(tuple(keys), cost(context.shape, kept), kept, merged)
+
+
+def _dropped(context: RecipeContext, sample: Sample, config: Mapping[str, Any]) -> list[int]:
+    """Indices of the blocks to drop, chosen round by round."""
+    name, dropped, shares = config["metric"]["name"], list[int](), shares_of(config)
+    if len(shares) == 1:
+        return _lowest(context, _scores(context, sample, name), config["sparsity"])
+    mixed = next((x.mlp.name for x in context.layouts if isinstance(x.mlp, MixtureLayout)), "")
+    if mixed:
+        raise ValueError(
+            f"Expected blocks of one attention and one MLP with a `schedule`, got {mixed}. Leave it out."
+        )
+    whole = whole_numbers(context.layouts)
+    for share in shares:
+        if not _lowest(context, [0.0] * len(whole), share, dropped, check=False):
+            continue  # nothing to measure for
+        numbers = [dict.fromkeys(kept, ()) if index in dropped else kept for index, kept in enumerate(whole)]
+        now = context.silenced_sample(sample, numbers) if dropped else sample
+        with silenced(context.layouts, numbers):
+            scores = _scores(context, now, name)
+        dropped += _lowest(context, scores, share, dropped, check=share == shares[-1])
+    return sorted(dropped)
 
 
 def _merged(
@@ -85,23 +109,34 @@ def _scores(context: RecipeContext, sample: Sample, name: str) -> tuple[float, .
     return context.block_scores[key]
 
 
-def _lowest(context: RecipeContext, scores: Sequence[float], sparsity: float) -> list[int]:
+def _lowest(
+    context: RecipeContext,
+    scores: Sequence[float],
+    sparsity: float,
+    before: Sequence[int] = (),
+    *,
+    check: bool = True,
+) -> list[int]:
     """The blocks that score least, as many as come nearest to the sparsity; the first block is kept.
+
+    Args:
+        before: blocks that are dropped already.
+        check: that the sparsity is met.
 
     Raises:
         ValueError: if none comes near.
     """
     sizes = [shape.params(shape.n_kv_groups, shape.ffn_width) for shape in context.shape.blocks]
     protected = {linear.block for linear in context.anatomy.linears if linear.name in context.protected}
-    free = [index for index in range(1, len(sizes)) if index not in protected]
+    free = [index for index in range(1, len(sizes)) if index not in {*protected, *before}]
     dropped: list[int] = []
-    missing = sparsity * sum(sizes)
+    missing = sparsity * sum(sizes) - sum(sizes[index] for index in before)
     for index in sorted(free, key=lambda index: scores[index]):
         if abs(missing - sizes[index]) >= missing:
             break
         dropped.append(index)
         missing -= sizes[index]
-    if not dropped or missing > max(sizes) / 2:
+    if check and (not [*before, *dropped] or missing > max(sizes) / 2):
         shares = [min(sizes) / sum(sizes), sum(sizes[index] for index in free) / sum(sizes)]
         raise ValueError(
             f"Expected a sparsity that whole blocks come near to, between {shares[0]:.4f} and {shares[1]:.4f}, got "

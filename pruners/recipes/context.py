@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -97,6 +98,14 @@ class RecipeContext:
         while len(self._samples) > N_SAMPLES:
             del self._samples[next(iter(self._samples))]
         return found
+
+    def silenced_sample(self, sample: Sample, numbers: Sequence[Mapping[Any, tuple[int, ...]]]) -> Sample:
+        """The windows of a sample, with statistics of the live model with these units alone, once it is silenced."""
+        digest = hashlib.sha256(repr([sorted(kept.items()) for kept in numbers]).encode()).hexdigest()
+        sha256 = f"{sample.sha256} {digest[:32]}"
+        return replace(
+            sample, sha256=sha256, statistics=sample.statistics.of_another(f"{self.model} {sha256}")
+        )
 
     def holds(self, calibration: Mapping[str, Any]) -> bool:
         """True if this choice is one of those used last."""

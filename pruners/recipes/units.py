@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from secateur.pruners.recipes.allocation.layers import Layer, kind_of
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.metric import Importance, importance_of
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
+from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.kprune import KeptNumbers
@@ -87,23 +88,13 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     sample = context.sample(config["calibration"])
     row, stream = importance_of(config["metric"], len(context.layouts)), STREAM_REPAIRS.get(config["repair"])
     repair = "none" if stream else config["repair"]
-    flap = "flap" in RULES[config["allocation"]["rule"]].evidence
-    needs = most(row.needs, CUT_REPAIRS[repair].inputs, "moments" if flap else "nothing")
-    sample.statistics.prepare(outputs=needs, gradients=row.gradients)
-    evidence = _evidence(context, sample, row, needs)
-    scores = [row.function(one) for one in evidence]
-    gone = removed(
-        config,
-        [_layer(one.layout, score, context) for one, score in zip(evidence, scores, strict=True)],
-        context,
-        sample,
-        flap=lambda: tuple(standardised_flap(one).double().cpu().numpy() for one in evidence),
-    )
-    parts = [
-        (one.layout.kind, _highest(score, one.layout.n_units - n))
-        for one, score, n in zip(evidence, scores, gone, strict=True)
-    ]
-    numbers: tuple[KeptNumbers, ...] = tuple(map(dict, zip(parts[::2], parts[1::2], strict=True)))
+    numbers = whole_numbers(context.layouts)
+    for share in shares_of(config):
+        now = (
+            sample if numbers == whole_numbers(context.layouts) else context.silenced_sample(sample, numbers)
+        )
+        with silenced(context.layouts, numbers):
+            numbers = _round(context, {**config, "sparsity": share}, now, row, repair, numbers)
     seen = f"{sample.sha256} {context.dampening}"
     keys = tuple(
         _key(layout, numbers[index], config["repair"], f"{seen} {numbers[:index] if stream else ()}")
@@ -112,6 +103,60 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     kept = tuple(Kept(len(block["attention"]), len(block["mlp"])) for block in numbers)
     outputs = stream.function(context.anatomy, context.layouts, numbers, sample.tokens) if stream else {}
     return UnitPlan(keys, cost(context.shape, kept, repair), kept, context, sample, repair, numbers, outputs)
+
+
+def _round(
+    context: RecipeContext,
+    config: Mapping[str, Any],
+    sample: Sample,
+    row: Importance,
+    repair: str,
+    before: Sequence[KeptNumbers],
+) -> tuple[KeptNumbers, ...]:
+    """Units that are kept at a share of the dense model's, out of those of the live model.
+
+    Args:
+        config: with the share as its sparsity.
+        sample: with statistics of the live model.
+        repair: whose statistics are collected with the others.
+        before: units that the live model has.
+    """
+    flap = "flap" in RULES[config["allocation"]["rule"]].evidence
+    needs = most(row.needs, CUT_REPAIRS[repair].inputs, "moments" if flap else "nothing")
+    sample.statistics.prepare(outputs=needs, gradients=row.gradients)
+    evidence = _evidence(context, sample, row, needs)
+    scores = [row.function(one) for one in evidence]
+    left = [
+        list(kept[part.kind]) for kept, x in zip(before, context.layouts, strict=True) for part in x.sublayers
+    ]
+    dense = [_layer(one.layout, score, context) for one, score in zip(evidence, scores, strict=True)]
+    layers = [_left(layer, units) for layer, units in zip(dense, left, strict=True) if units]
+    gone = iter(
+        removed(
+            {**config, "sparsity": _of_the_rest(config["sparsity"], dense, layers)},
+            layers,
+            context,
+            sample,
+            flap=lambda: tuple(standardised_flap(one).double().cpu().numpy() for one in evidence),
+        )
+    )
+    parts = [
+        (one.layout.kind, _highest(score, units, len(units) - next(gone)) if units else ())
+        for one, score, units in zip(evidence, scores, left, strict=True)
+    ]
+    return tuple(map(dict, zip(parts[::2], parts[1::2], strict=True)))
+
+
+def _left(layer: Layer, units: Sequence[int]) -> Layer:
+    """The layer with these units alone."""
+    kept = len(units) if layer.keep else 0
+    return replace(layer, n_units=len(units), scores=layer.scores[list(units)], keep=kept)
+
+
+def _of_the_rest(share: float, dense: Sequence[Layer], layers: Sequence[Layer]) -> float:
+    """Share of what is left that is to go, so that this share of all will have gone."""
+    whole, rest = (sum(layer.n_weights for layer in some) for some in (dense, layers))
+    return share if whole == rest else max(0.0, (share * whole - (whole - rest)) / rest)
 
 
 def _evidence(context: RecipeContext, sample: Sample, row: Importance, needs: Detail) -> list[Evidence]:
@@ -142,9 +187,10 @@ def _layer(layout: SublayerLayout, score: Float[Tensor, " units"], context: Reci
     )
 
 
-def _highest(score: Float[Tensor, " units"], n_kept: int) -> tuple[int, ...]:
-    """The units that score highest, by number; of equal ones those with the larger numbers."""
-    return tuple(sorted(score.argsort(stable=True).flip(0)[:n_kept].tolist()))
+def _highest(score: Float[Tensor, " units"], units: Sequence[int], n_kept: int) -> tuple[int, ...]:
+    """Those of some units that score highest, by number; of equal ones those with the larger numbers."""
+    order = score[list(units)].argsort(stable=True).flip(0)[:n_kept]
+    return tuple(sorted(units[place] for place in order.tolist()))
 
 
 def _key(layout: BlockLayout, numbers: KeptNumbers, repair: str, seen: str) -> str:

@@ -28,7 +28,10 @@ N_PAIRS = 32
 N_TOKENS = 512
 
 SHARE = 0.5
-"""Units of each sub-layer that may be left out, half of them at a time."""
+"""Share of the units of each sub-layer that may be left out, half of them at a time."""
+
+ROUND_PAIRS, ROUND_SHARE = 100, 0.1
+"""The paper's 200 masks of a round, of the lowest tenth of the units, for a round that removes a twentieth."""
 
 PENALTIES = tuple(10.0**power for power in range(-4, 5))
 
@@ -42,12 +45,39 @@ class _Sublayer:
     Args:
         layout: of the dense sub-layer.
         prior: of all units, higher = keep.
-        loose: the units of the lowest prior.
+        loose: the units of the lowest prior, of those that are there.
     """
 
     layout: SublayerLayout
     prior: Float[Tensor, " units"]
     loose: Int[Tensor, " loose"]
+
+
+@torch.no_grad()
+def round_scores(
+    anatomy: Anatomy, tokens: Int[Tensor, "windows length"], *, n_pairs: int = ROUND_PAIRS, seed: int = 0
+) -> dict[str, Float[Tensor, " units"]]:
+    """Increase of the loss without a unit, in nats per token, for one round of Bonsai.
+
+    Bonsai (Dery et al. 2024, arXiv 2402.05406): with ``schedule: {step: 0.05}`` and one threshold a round removes a
+    twentieth of the dense model, and the next one measures what is left anew. Of each sub-layer the tenth of its units
+    with the lowest prior, one at least, may be left out; each of 100 masks leaves out half of those, of all sub-layers
+    together, and comes with its complement; one regression over all of them gives the effects.
+
+    Differences from the paper: the regression, see `ridge`, and the loss in place of perplexity; the prior has no
+    other form than `importance.wanda_sp`; whole KV groups in place of heads. No training between or behind the rounds.
+
+    Args:
+        anatomy: the dense model, or one whose units that are gone have zero columns; left as it was.
+        tokens: calibration windows of at least two tokens; 32 as published.
+        n_pairs: of masks; two forward passes each.
+        seed: of the masks.
+
+    Raises:
+        ValueError: as `perturbation_scores`.
+    """
+    sublayers = _sublayers(anatomy, tokens, lambda n: n - int(n * (1 - ROUND_SHARE) + 1e-9))
+    return _regressed(anatomy, tokens, [sublayers], n_pairs, seed)
 
 
 @torch.no_grad()
@@ -80,11 +110,29 @@ def perturbation_scores(
     Raises:
         ValueError: if the model can't be cut (see `find_layouts`), or a loss is not finite.
     """
-    sublayers = _sublayers(anatomy, tokens)
+    sublayers = _sublayers(anatomy, tokens, lambda n: n_zeros(SHARE, n))
+    kinds = dict.fromkeys(x.layout.kind for x in sublayers)
+    together = [[x for x in sublayers if x.layout.kind == kind] for kind in kinds]
+    few = tokens[: math.ceil(N_TOKENS / tokens.shape[1])]
+    return _regressed(anatomy, few, together, n_pairs, seed)
+
+
+def _regressed(
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    together: Sequence[Sequence[_Sublayer]],
+    n_pairs: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Scores of all units.
+
+    Args:
+        together: sub-layers that are masked, and regressed over, at once.
+    """
     generator = torch.Generator().manual_seed(seed)
     with in_fp32(anatomy.model):
         runner = BlockRunner(anatomy)
-        few = tokens[: math.ceil(N_TOKENS / tokens.shape[1])].to(runner.device)
+        few = tokens.to(runner.device)
         inputs = runner.start(few)
 
         def loss_without(gone: Sequence[tuple[_Sublayer, Tensor]]) -> float:
@@ -94,8 +142,7 @@ def perturbation_scores(
                 return mean_loss(anatomy, runner.run(inputs), few)
 
         found: list[tuple[_Sublayer, Tensor]] = []
-        for kind in dict.fromkeys(x.layout.kind for x in sublayers):
-            alike = [x for x in sublayers if x.layout.kind == kind]
+        for alike in together:
             effects = _effects(alike, loss_without, n_pairs, generator)
             found += zip(alike, effects.split([len(x.loose) for x in alike]), strict=True)
     return _scores(found)
@@ -111,7 +158,10 @@ def perturbation_bytes(anatomy: Anatomy, length: int) -> int:
     return fp32_bytes(anatomy.model) + forward_bytes(anatomy, length)
 
 
-def _sublayers(anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> list[_Sublayer]:
+def _sublayers(
+    anatomy: Anatomy, tokens: Int[Tensor, "windows length"], n_loose: Callable[[int], int]
+) -> list[_Sublayer]:
+    """Sub-layers with their loose units, as many as `n_loose` says of so many that are there."""
     layouts = find_layouts(anatomy)
     found = []
     for part, block in zip(stream_blocks(anatomy, tokens, outputs="moments"), layouts, strict=True):
@@ -122,9 +172,16 @@ def _sublayers(anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> list[
                 raise ValueError(
                     f"Expected finite inputs, got NaN or infinity at {layout.name}. Check the calibration text."
                 )
-            loose = lowest(prior, n_zeros(SHARE, layout.n_units)).nonzero().flatten()
+            there = _there(layout)
+            loose = there[lowest(prior[there], n_loose(len(there))).nonzero().flatten()]
             found.append(_Sublayer(layout, prior, loose))
     return found
+
+
+def _there(layout: SublayerLayout) -> Int[Tensor, " units"]:
+    """Units whose columns of the output projection are not all zero; all of them where none are there."""
+    columns = (layout.output.weight != 0).any(0).reshape(layout.n_units, -1).any(1).cpu()
+    return (columns if columns.any() else torch.ones_like(columns)).nonzero().flatten()
 
 
 def _effects(
@@ -209,6 +266,11 @@ def _scores(found: Sequence[tuple[_Sublayer, Tensor]]) -> dict[str, Tensor]:
         output = sublayer.layout.output
         scores[output.name] = score.float().to(output.weight.device)
     return scores
+
+
+def bonsai_round(evidence: Evidence) -> Float[Tensor, " units"]:
+    """Increase of the loss without the unit, see `round_scores`."""
+    return evidence.gradient("perturbed_round", evidence.layout.output)
 
 
 def bonsai(evidence: Evidence) -> Float[Tensor, " units"]:

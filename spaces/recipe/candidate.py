@@ -11,7 +11,13 @@ from typing import Any
 from secateur.spaces.recipe.form import completed
 
 DENSE = "dense"
-_HEADS = {"calibration": "sources", "metric": "name", "allocation": "rule", "repair": ""}
+_HEADS = {
+    "calibration": "sources",
+    "metric": "name",
+    "allocation": "rule",
+    "schedule": "step",
+    "repair": "",
+}
 """First key of each section in the text, whose name is omitted."""
 _NUMBER = re.compile(r"-?\d{1,18}(\.\d{1,18})?(e-?\d{1,3})?", re.ASCII)
 

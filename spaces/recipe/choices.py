@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from secateur.spaces.methods import MODEL_RECONSTRUCTIONS, RULES, UPDATES, Unit, has_scores
-from secateur.spaces.recipe.form import OWN_THRESHOLD, OWN_VALUES, completed, flattened, nested
+from secateur.spaces.recipe.form import (
+    OWN_THRESHOLD,
+    OWN_VALUES,
+    completed,
+    flattened,
+    looks_at_dense,
+    nested,
+)
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, N_CLUSTERS, Condition, is_number, leaves
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.space import IntParameter, Requirement
@@ -153,6 +160,8 @@ class Tree:
             return value or int(not any(before[other] for other in self._others[path]))
         if path == "metric.activation" and before["metric.order"] == "none":
             return value or int(not before["metric.magnitude"])
+        if path == "schedule.step" and looks_at_dense(before.get("allocation.rule", "uniform")):
+            return 1
         metric = before.get("metric.name")
         if metric is None or has_scores(metric):
             return value
@@ -165,8 +174,9 @@ class Tree:
 
 
 def items_of(plain: Mapping[str, Any], sources: Sequence[str]) -> Items:
-    """Single values of a complete plain form, see `form.completed`."""
-    return expanded(flattened(plain), sources)
+    """Single values of a complete plain form, see `form.completed`, and the defaults that it leaves out."""
+    later = {key: leaf.default for key, leaf in leaves(plain["unit"]).items() if leaf.later}
+    return expanded(later | flattened(plain), sources)
 
 
 def items_of_known(name: str) -> Items:

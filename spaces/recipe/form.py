@@ -11,7 +11,7 @@ from secateur.spaces.methods import MODEL_RECONSTRUCTIONS, RULES, UNITS, UPDATES
 from secateur.spaces.names import did_you_mean
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, Condition, Flat, is_number, leaves
 
-_SECTIONS = ("calibration", "metric", "allocation")
+_SECTIONS = ("calibration", "metric", "allocation", "schedule")
 _SHORT = {"metric": "name", "allocation": "rule"}
 
 OWN_THRESHOLD = "global"
@@ -47,7 +47,8 @@ def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
         if leaf.applies(flat):
             if not leaf.rule.holds(value):
                 raise ValueError(f"Expected `{path}` {leaf.rule.words}, got {value!r}.")
-            flat[path] = _canonical(path, value)
+            if not leaf.later or value != leaf.default:
+                flat[path] = _canonical(path, value)
         elif value != leaf.default:
             unmet = "; ".join(
                 _words(c, flat) for c in leaf.when if c.path in flat and not c.holds(flat[c.path])
@@ -77,6 +78,11 @@ def check_together(flat: Flat) -> None:
             f"Expected a rule that needs no scores with the metric {metric}, which has none, got {rule!r}. Use "
             f"uniform or another one."
         )
+    if flat.get("schedule.step", 1) < 1 and looks_at_dense(rule):
+        raise ValueError(
+            f"Expected no `schedule` with the rule {rule}, which looks at the dense model, got one. Use another rule, "
+            "or leave it out."
+        )
     if flat.get("metric.order") == "none" and flat["metric.magnitude"] == flat["metric.activation"] == 0:
         raise ValueError(
             "Expected `metric.magnitude` or `metric.activation` > 0 where `metric.order` is none, got 0 and 0: all "
@@ -89,6 +95,11 @@ def check_together(flat: Flat) -> None:
                 f"Expected one of `metric.weights` of {', '.join(matrices)} > 0, got 0 for all: their units would "
                 f"all score the same."
             )
+
+
+def looks_at_dense(rule: str) -> bool:
+    """True if the rule compares a layer with the dense model's, so that it can't go on where it stopped."""
+    return not {"flap", "profile"}.isdisjoint(RULES[rule].evidence)
 
 
 def nested(flat: Flat) -> dict[str, Any]:

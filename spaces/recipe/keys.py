@@ -21,6 +21,9 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 N_ATTENTION = 4
 """Number of attention matrices among them; the others are of the MLP."""
 
+SCHEDULED: tuple[Unit, ...] = ("structure", "blocks")
+"""Units that may be removed in rounds."""
+
 Flat = Mapping[str, Any]
 """Values by ``section.key``."""
 
@@ -60,6 +63,7 @@ class Leaf:
         when: conditions, all of which must hold for the key to apply.
         options: values that a search tries where the settings name none.
         ordered: neighbouring options mean similar recipes.
+        later: not written at its default: texts of recipes are older than the key.
     """
 
     default: Any
@@ -67,6 +71,7 @@ class Leaf:
     when: tuple[Condition, ...] = ()
     options: tuple[Any, ...] = ()
     ordered: bool = False
+    later: bool = False
 
     def applies(self, flat: Flat) -> bool:
         """True if the key applies, given the keys before it."""
@@ -155,7 +160,8 @@ def leaves(unit: Unit) -> dict[str, Leaf]:
         metric |= _of_structure()
     allocation = _of_allocation(unit) if unit != "blocks" else {}
     repair = Leaf("none", _one_of(*REPAIRS[unit]))
-    return {**metric, **_of_calibration(), **allocation, "repair": repair}
+    rounds = {"schedule.step": Leaf(1, _between(0.001, 1), later=True)} if unit in SCHEDULED else {}
+    return {**metric, **_of_calibration(), **allocation, **rounds, "repair": repair}
 
 
 def _names(*names: Any, when: tuple[Condition, ...] = ()) -> Leaf:

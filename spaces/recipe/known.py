@@ -15,7 +15,8 @@ class KnownRecipe:
 
     Args:
         unit: what it removes.
-        form: the sections metric, allocation and repair of its plain form; omitted ones are at their defaults.
+        form: the sections metric, allocation, schedule and repair of its plain form; omitted ones are at their
+            defaults.
         paper: address.
         summary: one line, with differences from the paper.
     """
@@ -114,8 +115,11 @@ KNOWN: dict[str, KnownRecipe] = {
     "minitron": _of("structure", "activation", "size of activations, width alone"),
     "mini_llm": _of("structure", "mini_llm",
         "weight, activation and gradients estimated by forward passes; inferred from the abstract"),
-    "bonsai": _of("structure", "bonsai",
-        "regression over random perturbations, one round", allocation={"rule": "global", "normalise": "none"}),
+    "bonsai": _of("structure", "bonsai_round",
+        "rounds of 5 %, in each a regression over 200 random masks of what is left; without training",
+        allocation={"rule": "global", "normalise": "none"}, schedule={"step": 0.05}),
+    "bonsai_at_once": _of("structure", "bonsai",
+        "its regression once, over masks of half of the units", allocation={"rule": "global", "normalise": "none"}),
     "adapt_pruner": _of("structure", "llm_pruner_first",
         "blocks that turn their input less lose more; influence of the dense model throughout",
         "2502.03460", allocation={"rule": "adapt", "rate": 0.02}),
@@ -138,6 +142,8 @@ KNOWN: dict[str, KnownRecipe] = {
     "shortgpt": _of("blocks", "shortgpt", "blocks that turn their input least"),
     "last": _of("blocks", "last", "the last blocks"),
     "shortened_ppl": _of("blocks", "shortened_ppl", "blocks without which the loss is lowest"),
+    "sleb": _of("blocks", "sleb",
+        "the block without which the loss is lowest, one after the other", schedule={"step": 0.001}),
     "shortened_taylor": _of("blocks", "shortened_taylor", "blocks of least first-order effect"),
     "laco": _of("blocks", "laco", "blocks merged into an earlier one by their differences from it", repair="laco"),
     "mka": _of("blocks", "mka", "similar blocks merged, weighted by their similarity", repair="mka"),

@@ -139,9 +139,10 @@ class RecipeSpace(Space[Recipe]):
         return candidate
 
     def crossover(self, first: Recipe, second: Recipe, rng: np.random.Generator) -> Recipe:
-        """Uniform crossover: each section from either parent."""
+        """Uniform crossover: each section from either parent; the schedule is the first one's."""
         pair = self._items(first), self._items(second)
         of = [(section, pair[rng.integers(2)]) for section in get_args(Subspace)]
+        of.append(("schedule", pair[0]))
         items = {p: v for section, held in of for p, v in held.items() if p.partition(".")[0] == section}
         return self._completed(items, first.sparsity)
 

@@ -58,7 +58,7 @@ def removed(
     parameters = dict(config["allocation"])
     rule = parameters.pop("rule")
     parts: dict[str, Callable[[], tuple[Any, ...]]] = {
-        "influence": lambda: sample.statistics.influence,
+        "influence": lambda: sample.statistics.influence[: max(layer.block for layer in layers) + 1],
         "profile": lambda: tuple(context.profile),
         "measured": lambda: measured(rule, parameters, context, sample),
         **further,
