@@ -118,7 +118,7 @@ class Session:
             plan.window,
             blocks=pruner.is_smaller(settings),
             latency=self.latency_table,
-            kv_groups=pruner.kv_groups_of(settings, self.anatomy),
+            held=pruner.held_of(settings, self.anatomy),
         )
         space = SPACES[settings.kind].build(settings, self.prunables, dense.shape)
         return Case(plan, space, dense, self._calibration)

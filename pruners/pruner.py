@@ -61,7 +61,7 @@ class DenseModel:
         *,
         blocks: bool,
         latency: LatencyTable | None = None,
-        kv_groups: tuple[int, ...] | None = None,
+        held: Mapping[str, Any] | None = None,
     ) -> DenseModel:
         """Dense model of a loaded one, with its sizes: bytes as it is stored.
 
@@ -71,13 +71,13 @@ class DenseModel:
             context: tokens that a token attends to, when multiply-accumulates are counted.
             blocks: count the parts of each block, too, for smaller candidates.
             latency: times of these parts, if targets or objectives need them.
-            kv_groups: see `Pruner.kv_groups_of`.
+            held: see `Pruner.held_of`.
 
         Raises:
             ValueError: if blocks are to be counted of a model that can't be cut.
         """
         stored = loaded.stored_dtype.itemsize
-        shape = model_shape(anatomy, context, stored, blocks=blocks, latency=latency, held_groups=kv_groups)
+        shape = model_shape(anatomy, context, stored, blocks=blocks, latency=latency, held=held or {})
         return cls(anatomy, loaded.fingerprint, shape)
 
     @property
@@ -158,9 +158,9 @@ class Pruner(ABC):
         return False
 
     @classmethod
-    def kv_groups_of(cls, settings: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
-        """Numbers of KV groups that an export can hold if all blocks are alike; None: any."""
-        return None
+    def held_of(cls, settings: Any, anatomy: Anatomy) -> Mapping[str, Any]:
+        """Shapes that an export can hold if all blocks are alike: fields ``held_`` of `ModelShape`."""
+        return {}
 
     # --- in a search: switched by reference ---
 

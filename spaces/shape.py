@@ -9,7 +9,15 @@ from typing import Any, Literal, TypeVar
 
 from secateur.spaces.latency import LatencyTable
 
-_MAY_BE_NONE = {"attention_params", "mlp_params", "attention_bias", "mlp_bias", "shared_params"}
+_MAY_BE_NONE = {
+    "attention_params",
+    "mlp_params",
+    "attention_bias",
+    "mlp_bias",
+    "shared_params",
+    "query_params",
+    "query_macs",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,9 @@ class BlockShape:
         mlp_bias: likewise.
         shared_params: parameters of norms that attention and MLP both read, which go with the last of them.
         rigid: True if its attention is kept or removed as a whole.
+        n_queries: query heads of a KV group that can be cut singly, equally many in each group; 1: they can't.
+        query_params: parameters of one query head, of those of its group.
+        query_macs: multiply-accumulates of one query head, likewise.
         experts: of a block with a mixture, whose routed experts then take the place of channels.
 
     Raises:
@@ -76,6 +87,9 @@ class BlockShape:
     mlp_bias: int = 0
     shared_params: int = 0
     rigid: bool = False
+    n_queries: int = 1
+    query_params: int = 0
+    query_macs: int = 0
     experts: ExpertShape | None = None
 
     def __post_init__(self) -> None:
@@ -85,21 +99,36 @@ class BlockShape:
             if value < least:
                 raise ValueError(f"Expected `{name}` >= {least}, got {value}.")
 
-    def params(self, kv_groups: int, ffn: int) -> int:
-        """Parameters of the block with these numbers of groups and channels; 0: without the sub-layer."""
-        attention = kv_groups * self.group_params + (self.attention_params if kv_groups else 0)
+    def params(self, kv_groups: int, ffn: int, queries: int = 0) -> int:
+        """Parameters of the block with these numbers of groups and channels; 0: without the sub-layer.
+
+        Args:
+            queries: query heads of each group; 0: all.
+        """
+        group = self.group_params - self._fewer(queries) * self.query_params
+        attention = kv_groups * group + (self.attention_params if kv_groups else 0)
         shared = self.shared_params if kv_groups or ffn else 0
         return attention + ffn * self.channel_params + (self.mlp_params if ffn else 0) + shared
 
-    def bias_params(self, kv_groups: int, ffn: int) -> int:
+    def _fewer(self, queries: int) -> int:
+        """Query heads that each group is without."""
+        return self.n_queries - queries if queries else 0
+
+    def bias_params(self, kv_groups: int, ffn: int, queries: int = 0) -> int:
         """Parameters of the biases added by a repair; dense and removed sub-layers get none."""
-        attention = self.attention_bias if 0 < kv_groups < self.n_kv_groups else 0
+        is_cut = 0 < kv_groups < self.n_kv_groups or (kv_groups and self._fewer(queries))
+        attention = self.attention_bias if is_cut else 0
         return attention + (self.mlp_bias if 0 < ffn < self.ffn_width else 0)
 
-    def macs(self, kv_groups: int, ffn: int) -> int:
+    def macs(self, kv_groups: int, ffn: int, queries: int = 0) -> int:
         """Multiply-accumulates a token of the block with these numbers of groups and channels."""
         mlp = ffn * self.channel_macs if self.experts is None else self.experts.macs(ffn, self.channel_macs)
-        return kv_groups * self.group_macs + mlp
+        return kv_groups * (self.group_macs - self._fewer(queries) * self.query_macs) + mlp
+
+    @property
+    def query_share(self) -> float:
+        """Share of a group's parameters that one query head is."""
+        return self.query_params / self.group_params
 
     def kv_bytes(self, kv_groups: int) -> int:
         """Bytes a token of its keys and values, as stored."""
@@ -119,6 +148,7 @@ class ModelShape:
         latency: measured times of their parts on the target device, or None.
         held_groups: numbers of KV groups that the form in which models are saved can hold, if all blocks are alike;
             None: all.
+        held_queries: likewise pairs of KV groups and query heads of each, where these are cut.
     """
 
     n_params: int
@@ -128,6 +158,7 @@ class ModelShape:
     blocks: tuple[BlockShape, ...] = ()
     latency: LatencyTable | None = None
     held_groups: tuple[int, ...] | None = None
+    held_queries: tuple[tuple[int, int], ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.latency import LatencyTable, Phase
 from secateur.spaces.shape import BlockShape, ModelShape
@@ -19,6 +21,13 @@ BLOCK = BlockShape(
     channel_macs=3 * WIDTH,
     group_kv_bytes=2 * HEAD * 2,
 )
+SPLIT = replace(
+    BLOCK,
+    n_queries=QUERIES,
+    query_params=2 * HEAD * WIDTH,
+    query_macs=2 * HEAD * WIDTH + 2 * HEAD * WINDOW,
+)
+"""The same block, whose query heads can be cut singly."""
 TABLE = LatencyTable(
     "made up",
     {
@@ -38,6 +47,10 @@ def shape_of(n_blocks: int, latency: LatencyTable | None = TABLE) -> ModelShape:
         blocks=(BLOCK,) * n_blocks,
         latency=latency,
     )
+
+
+def split_shape(n_blocks: int) -> ModelShape:
+    return replace(shape_of(n_blocks, None), blocks=(SPLIT,) * n_blocks)
 
 
 def build(n_blocks: int = 8, shape: ModelShape | None = None, **settings):

@@ -18,6 +18,7 @@ from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.models.shape import model_shape
 from secateur.pruners.structure.pruner import prune_structure
+from secateur.pruners.structure.reorder import ImportanceOrdered, reorder
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import prune
 from secateur.spaces.architecture.candidate import Kept
@@ -28,6 +29,8 @@ from tests.models import random_tokens
 
 TOKENS = random_tokens(2, 3 * WINDOW, vocab_size=VOCABULARY - 10)
 TABLE = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8").splitlines()
+WHOLE_GROUPS = ("gpt_bigcode",)
+"""Families whose attention takes the number of query heads from the width of the stream."""
 CUT = [name for name, (_, _, refusal) in FAMILIES.items() if not refusal]
 
 
@@ -136,6 +139,38 @@ def test_units_are_cut_or_refused_with_the_reason(family):
     assert torch.equal(own_logits(model), dense)
 
 
+def test_query_heads_are_cut_singly_wherever_several_share_a_kv_head(family):
+    """Removed is zeroed: the logits are those of the model with zeros in the heads' columns of o."""
+    name, model, anatomy = family
+    if FAMILIES[name][2]:
+        return
+    dense = own_logits(model)
+    for layout in find_layouts(anatomy):
+        part = layout.attention
+        assert part.splits == (part.heads_per_group > 1 and name not in WHOLE_GROUPS)
+        if not part.splits:
+            continue
+        n, size, kept = part.n_units, part.heads_per_group, part.heads_per_group - 1
+        heads = torch.tensor([[(x + group + 1) % size for x in range(size)] for group in range(n)])
+        tensors = reorder(part, torch.arange(n).flip(0), None, (), ("none",), 0.0, heads)
+        ordered = ImportanceOrdered(part, tensors)
+        weight, zeroed = part.output.weight, torch.zeros_like(part.output.weight)
+        columns = ordered.columns(n, kept)
+        zeroed[:, columns] = weight[:, columns]
+        part.output.point_to(zeroed)
+        wanted = own_logits(model)
+        part.output.point_to(weight)
+        live = LiveSublayer(part)
+        live.cut(n, ordered.pieces(n, "none", kept), kept)
+        try:
+            got = own_logits(model)
+        finally:
+            live.restore()
+        assert close(got, wanted)
+        assert not close(wanted, dense)
+        assert torch.equal(own_logits(model), dense)
+
+
 @pytest.mark.usefixtures("forked_reload")
 @pytest.mark.parametrize("name", CUT)
 def test_whatever_can_be_cut_is_exported_with_a_shape_for_each_block(name, tmp_path):
@@ -143,7 +178,9 @@ def test_whatever_can_be_cut_is_exported_with_a_shape_for_each_block(name, tmp_p
     model = make(name)
     anatomy = dissect(model)
     n, last = anatomy.blocks[0].n_kv_heads, len(anatomy.blocks) - 1
-    kept = [Kept(max(1, n // 2), 20), *[Kept(n, 30)] * (last - 1), Kept(0, 17)]
+    attention = find_layouts(anatomy)[0].attention
+    queries = attention.heads_per_group - 1 if attention.splits else 0
+    kept = [Kept(max(1, n // 2), 20, queries), *[Kept(n, 30)] * (last - 1), Kept(0, 17)]
     if name == "gemma3 with images":
         with pytest.raises(ValueError, match="a model of text alone"):
             check_structured(anatomy, small_tokenizer(), kept, "hf")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,17 +22,19 @@ from tests.architectures import (
     GROUPS,
     HEAD,
     QUERIES,
+    TABLE,
     WIDTH,
     WINDOW,
     build,
     shape_of,
+    split_shape,
 )
 
 # --- text ---
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=20),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 2)), min_size=1, max_size=20),
     st.sampled_from(["", "none", "bias", "refit", "obs"]),
 )
 def test_text_is_read_back(blocks, repair):
@@ -42,6 +45,7 @@ def test_text_is_read_back(blocks, repair):
 def test_text_is_compact():
     blocks = (Kept(3, 1536),) * 5 + (Kept(0, 1024), Kept(3, 0))
     assert Architecture(blocks, "refit").text == "architecture:3/1536x5,0/1024,3/0;repair=refit"
+    assert Architecture((Kept(3, 1536, 2),) * 2).text == "architecture:3q2/1536x2"
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,9 @@ def test_text_is_compact():
             "architecture:01/2",
             "architecture:1",
             "architecture:1/2,",
+            "architecture:3q0/2",
+            "architecture:3q/2",
+            "architecture:q1/2",
         ),
         *(
             "architecture:1/2;repair=",
@@ -93,8 +100,8 @@ def test_architectures_of_other_spaces_are_refused(settings, text, message):
 def slow_count(blocks) -> dict[str, float]:
     """Parameters, multiply-accumulates and cache from the shapes of what is left, matrix by matrix."""
     params, macs, cached = 50_000 * WIDTH, 49_152 * WIDTH, 0
-    for kv_groups, ffn in blocks:
-        queries = kv_groups * QUERIES * HEAD
+    for kv_groups, ffn, of_group in blocks:
+        queries = kv_groups * (of_group or QUERIES) * HEAD
         attention = [(queries, WIDTH), *[(kv_groups * HEAD, WIDTH)] * 2, (WIDTH, queries)]
         matrices = [*attention, (ffn, WIDTH), (ffn, WIDTH), (WIDTH, ffn)]
         n_weights = sum(rows * columns for rows, columns in matrices)
@@ -104,9 +111,19 @@ def slow_count(blocks) -> dict[str, float]:
     return {"params": params, "macs": macs, "kv_bytes": cached, "size_bytes": 2 * params}
 
 
-@pytest.mark.parametrize("settings", [{"units": EVERYTHING}, {"tied": True, "target": 0.4}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"units": EVERYTHING},
+        {"tied": True, "target": 0.4},
+        {"units": ["heads", "groups", "channels", "attention", "mlp"]},
+        {"units": ["heads", "channels", "blocks"], "tied": True},
+    ],
+    ids=str,
+)
 def test_cost_counts_exactly(settings):
-    space, rng = build(**settings), np.random.default_rng(0)
+    shape = split_shape(8) if "heads" in settings.get("units", ()) else None
+    space, rng = build(shape=shape, **settings), np.random.default_rng(0)
     dense = space.baselines()["dense"]
     for candidate in [dense, *(space.sample(rng, 0) for _ in range(50))]:
         cost = space.cost(candidate)
@@ -155,7 +172,7 @@ def test_uniform_removes_the_same_share_everywhere():
     assert np.mean([kept.kv_groups for kept in uniform.blocks]) == pytest.approx(0.75 * 3, abs=0.1)
     halves = [sum(kept.kv_groups for kept in uniform.blocks[half]) for half in (slice(15), slice(15, 30))]
     assert abs(halves[0] - halves[1]) <= 1
-    assert space.config(uniform)["blocks"][1] == uniform.blocks[1]._asdict()
+    assert space.config(uniform)["blocks"][1] == uniform.blocks[1].plain
 
 
 def test_uniform_without_levels_drops_evenly():
@@ -177,3 +194,49 @@ def test_uniform_of_tied_blocks_keeps_as_many_as_it_can():
         .blocks
     )
     assert 0 < blocks.count(Kept(0, 0)) < 29
+
+
+# --- query heads ---
+
+
+def test_query_heads_are_cut_beside_groups_at_the_exact_cost():
+    space = build(shape=split_shape(4), units=["heads", "groups", "channels"])
+    rng = np.random.default_rng(0)
+    found = [space.sample(rng, 0) for _ in range(60)]
+    attentions = {(kept.kv_groups, kept.queries) for each in found for kept in each.blocks}
+    assert attentions >= {(3, 0), (3, 2), (3, 1), (2, 0), (2, 2), (1, 0)}
+    for each in found:
+        assert space.parse(each.text) == each
+        assert space.target_of(space.mutate(each, rng)) == 0
+        assert space.cost(each)["kv_bytes"] == sum(kept.kv_groups for kept in each.blocks) * 2 * HEAD * 2
+    slot = next(i for i, name in enumerate(space.slots) if name == "block1.attention")
+    usages = [space.usage(slot, option) for option in space.options(slot)]
+    assert usages == sorted(usages), "ascending"
+    assert usages[1] == 3 * 2 * HEAD * WIDTH, "one query head of each group"
+
+
+def test_query_heads_that_save_nothing_are_no_levels():
+    space = build(shape=split_shape(4), units=["heads", "groups"], of="kv_bytes")
+    assert {kept.queries for kept in space.sample(np.random.default_rng(0), 0).blocks} == {0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shape": shape_of(4, None)}, "got one each. Use groups"),
+        ({"shape": split_shape(4), "of": "latency_decode"}, "latency tables have no times of them"),
+        ({"shape": replace(split_shape(4), latency=TABLE)}, "tables have no times of them"),
+    ],
+    ids=["one query a group", "target", "objective"],
+)
+def test_query_heads_are_refused_where_they_don_t_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(units=["heads", "channels"], **settings)
+
+
+def test_tied_query_heads_are_those_that_the_stock_class_holds():
+    shape = replace(split_shape(8), held_groups=(3,), held_queries=((3, 2),))
+    space = build(shape=shape, units=["heads", "channels"], tied=True)
+    rng = np.random.default_rng(0)
+    assert {space.sample(rng, 0).blocks[0].queries for _ in range(50)} == {0, 2}
+    assert {each.name for each in space.parameters()} == {"ffn", "queries"}

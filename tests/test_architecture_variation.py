@@ -99,7 +99,7 @@ def test_sub_layers_and_blocks_come_and_go():
     candidate, changes = space.sample(rng, 0), []
     for _ in range(300):
         child = space.mutate(candidate, rng)
-        pairs = list(zip(candidate.blocks, child.blocks, strict=True))
+        pairs = [(a.units, b.units) for a, b in zip(candidate.blocks, child.blocks, strict=True)]
         changes += [(a, b) for a, b in pairs if (a == (0, 0)) != (b == (0, 0)) or (0 in a) != (0 in b)]
         candidate = child
     assert {0 in a for a, _ in changes} == {True, False}
@@ -131,7 +131,7 @@ def test_candidates_without_a_target_are_not_varied():
 def loss_of(candidate: Architecture) -> float:
     """Late attention and early channels are needed most."""
     blocks = enumerate(candidate.blocks)
-    return sum((i + 1) * (3 - groups) / 3 + (7 - i) * (1 - ffn / FFN) ** 2 for i, (groups, ffn) in blocks)
+    return sum((i + 1) * (3 - groups) / 3 + (7 - i) * (1 - ffn / FFN) ** 2 for i, (groups, ffn, _) in blocks)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,9 @@ SHAPE = ModelShape(
     blocks=(BlockShape(4, 200, 20, 48, 30, 20, 220, 30, 16),) * 4,
     latency=LatencyTable("made up", {"prefill": PHASE, "decode": PHASE}),
 )
+BLOCK = replace(SHAPE.blocks[0], n_queries=3, query_params=40, query_macs=45)
+SPLIT = replace(SHAPE, blocks=(BLOCK,) * 4, latency=None)
+"""The same model, whose query heads can be cut singly."""
 
 MIXED = replace(
     SHAPE,
@@ -68,6 +71,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         },
         {"target": 0.25, "of": "kv_bytes", "target_format": "gguf"},
         {"target": 0.5, "units": ["blocks"]},
+        {"target": 0.3, "units": ["heads", "groups", "channels", "attention", "mlp"]},
+        {"target": 0.3, "units": ["heads", "channels", "blocks"], "tied": True},
         {"target": [0.2, 0.5], "tied": True, "repair": ["none", "bias"]},
         {"target": 0.5, "target_format": "hf-stock", "units": ["blocks"]},
         {"target": 0.0},
@@ -103,7 +108,8 @@ def build(case: tuple[str, dict[str, Any]]) -> Space[Any]:
     kind, settings = case
     row = SPACES[kind]
     mixed = "experts" in (settings.get("unit"), *settings.get("units", ()))
-    return row.build(row.settings(kind=kind, **settings), LINEARS, MIXED if mixed else SHAPE)
+    shape = SPLIT if "heads" in settings.get("units", ()) else MIXED if mixed else SHAPE
+    return row.build(row.settings(kind=kind, **settings), LINEARS, shape)
 
 
 @pytest.fixture(params=CASES, ids=str)

@@ -11,6 +11,7 @@ from secateur.search.budget import Budget
 from secateur.search.controller import Trial
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.controllers.greedy import Greedy, GreedySettings
+from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.settings import ArchitectureSettings, build_architecture
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.shape import BlockShape, ModelShape
@@ -99,9 +100,9 @@ def test_the_order_of_results_does_not_matter():
 def test_blocks_lose_both_sub_layers_at_once():
     space = build(6, target=0.3333, units=["attention", "mlp", "channels"], protect=[0])
     done = run(Greedy(space, FIDELITIES, 0, GreedySettings(moves="block", n_tokens=64)), additive(space, 1))
-    assert sum(kept == (0, 0) for kept in done[-1].candidate.blocks) == 2
+    assert sum(kept == Kept(0, 0) for kept in done[-1].candidate.blocks) == 2
     steps = [proposal.candidate for proposal in done if proposal.fidelity == FIDELITIES[0]]
-    assert all(candidate.blocks.count((0, 0)) == 1 for candidate in steps[:5])
+    assert all(candidate.blocks.count(Kept(0, 0)) == 1 for candidate in steps[:5])
 
 
 def test_the_space_closes_the_gap_that_whole_removals_leave():

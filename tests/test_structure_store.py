@@ -214,7 +214,7 @@ def test_repairs_lower_the_output_error_and_obs_orders_best(cases):
             errors = {}
             for importance in ("wanda_sp", "flap", "obs"):
                 method = StructureMethod(importance, REPAIR_NAMES, 1e-3)
-                tensors = reorder_by(method, part, last.outputs[part.output.name], {}, (n_kept,))
+                tensors = reorder_by(method, part, last.outputs[part.output.name], {}, ((n_kept, 0),))
                 for repair in CUT_REPAIRS:
                     errors[importance, repair] = output_error(case, part, tensors, n_kept, repair)
                 plain = errors[importance, "none"]

@@ -13,7 +13,7 @@ from secateur.evaluators.latency.forward import Forward
 from secateur.evaluators.latency.rounds import ROUNDS, Timing, time_in_turns
 from secateur.pruners.export.manifest import manifest_of
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.architecture.candidate import Kept, read_kept
 from secateur.spaces.latency import PHASES, LatencyTable, PhaseName
 
 
@@ -65,7 +65,7 @@ def kept_in(model: str, anatomy: Anatomy, fingerprint: str) -> tuple[Kept, ...] 
     manifest = manifest_of(Path(model))
     if manifest is None or manifest.fingerprint != fingerprint or len(manifest.kept) != len(anatomy.blocks):
         return None
-    return tuple(Kept(block["kv_groups"], block["ffn"]) for block in manifest.kept)
+    return read_kept({"blocks": manifest.kept})
 
 
 def all_of(anatomy: Anatomy) -> tuple[Kept, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.pruners.export.registry import ANY, check_format
-from secateur.pruners.export.stock import stock_groups, takes_biases
+from secateur.pruners.export.stock import stock_groups, stock_queries, takes_biases
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import text_config
 from secateur.spaces.methods import UNIT_REPAIRS
@@ -43,12 +43,22 @@ def check_capability(space: Any, anatomy: Anatomy) -> None:
 
 def stock_kv_groups(space: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
     """Numbers of KV groups that blocks which are all alike may keep; None: any."""
+    return stock_groups(anatomy) if _only_stock(space, anatomy) else None
+
+
+def stock_query_heads(space: Any, anatomy: Anatomy) -> tuple[tuple[int, int], ...] | None:
+    """Likewise pairs of KV groups and query heads of each, where these are cut."""
+    cuts = "heads" in space.rules.units if _only_stock(space, anatomy) else False
+    return stock_queries(anatomy) if cuts else None
+
+
+def _only_stock(space: Any, anatomy: Anatomy) -> bool:
+    """True if blocks are all alike, and a stock class must hold them."""
     if not getattr(space, "all_alike", False):
-        return None
-    stock = space.target_format == "hf-stock" or (
+        return False
+    return space.target_format == "hf-stock" or (
         space.target_format == ANY and _is_nested(anatomy.model.config)
     )
-    return stock_groups(anatomy) if stock else None
 
 
 def _is_nested(config: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ from secateur.pruners.export.export_check import Comparison
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
 from secateur.pruners.models.discover import text_config
 from secateur.pruners.models.experts import joined_experts
-from secateur.pruners.models.layout import Form, Placement, check_kept, place
+from secateur.pruners.models.layout import ALL, Form, Placement, check_kept, place
 from secateur.pruners.models.mixture import Mixture
 from secateur.spaces.architecture.candidate import Kept
 
@@ -75,18 +76,23 @@ class CutModel:
         kept = [
             (self.kept[index], self.anatomy.blocks[index].mixture is not None) for index in self.kept_blocks
         ]
-        same_groups = len({units.kv_groups for units, _ in kept}) == 1
+        same_groups = len({(units.kv_groups, units.queries) for units, _ in kept}) == 1
         same = all(len({units.ffn for units, mixed in kept if mixed == kind}) <= 1 for kind in (True, False))
-        return same_groups and same and all(all(units) for units, _ in kept)
+        return same_groups and same and all(all(units.units) for units, _ in kept)
 
     def shape(self, index: int) -> dict[str, int]:
         """Heads, and channels or experts, that a block keeps, by their names in configs."""
         block, kept = self.anatomy.blocks[index], self.kept[index]
         heads = {
-            "num_attention_heads": kept.kv_groups * (block.n_heads // block.attention_units),
+            "num_attention_heads": kept.kv_groups * self.heads_per_group(index),
             "num_key_value_heads": kept.kv_groups,
         }
         return (heads if block.n_heads else {}) | self.ffn_shape(index, kept.ffn)
+
+    def heads_per_group(self, index: int) -> int:
+        """Query heads that each kept KV group of a block keeps."""
+        block = self.anatomy.blocks[index]
+        return self.kept[index].queries or block.n_heads // block.attention_units
 
     def ffn_shape(self, index: int, n_kept: int) -> dict[str, int]:
         """So many channels; or so many experts in a block with a mixture, and how many of them it uses."""
@@ -151,26 +157,27 @@ class CutModel:
 
     def _planned_shapes(self, dense: Mapping[str, Tensor]) -> Iterator[tuple[str, list[int]]]:
         """Shapes of the projections' weights and biases, by name, once they are cut from these."""
-        for placement, n_kept, _ in self.placements():
+        for placement, n_kept, _, share in self.placements():
             linear = placement.linear
             for name, axis in (("weight", placement.axis ^ linear.transposed), ("bias", 0)):
                 full = f"{linear.name}.{name}"
                 if full in dense and (name == "weight" or placement.axis == 0):
                     shape = list(dense[full].shape)
-                    shape[axis] = sum(placement.parts) * n_kept
+                    shape[axis] = placement.size(n_kept, share)
                     yield full, shape
 
         for block, kept in zip(self.anatomy.blocks, self.kept, strict=True):
             if block.mixture is not None:
                 yield from _planned_experts(block.mixture, kept.ffn, dense)
 
-    def placements(self, form: Form = "contiguous") -> Iterator[tuple[Placement, int, int]]:
-        """Places of the units in each projection, with the numbers of kept and of all units."""
+    def placements(self, form: Form = "contiguous") -> Iterator[tuple[Placement, int, int, Fraction]]:
+        """Places of the units in each projection, numbers of kept and of all units, and share of query heads."""
         for block, kept in zip(self.anatomy.blocks, self.kept, strict=True):
             for placement in place(block, "attention", form) if block.n_kv_heads else ():
-                yield placement, kept.kv_groups, block.n_kv_heads
+                share = Fraction(self.heads_per_group(block.index) * block.n_kv_heads, block.n_heads)
+                yield placement, kept.kv_groups, block.n_kv_heads, share
             for placement in place(block, "mlp", form):
-                yield placement, kept.ffn, block.ffn_width
+                yield placement, kept.ffn, block.ffn_width, ALL
 
     def added_biases(self) -> list[str]:
         """Output projections, by their path in the saved model, that have a bias which the dense model hasn't."""

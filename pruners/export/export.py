@@ -180,11 +180,12 @@ def export_structured(
             dtype,
             saved.comparison,
             label=manifest.label if zeros else _label(saved, n_parent),
-            kept=[] if zeros else [{"kv_groups": block.kv_groups, "ffn": block.ffn} for block in kept],
+            kept=[] if zeros else [block.plain for block in kept],
             zeros=zeros,
             weights=weights,
             indices={
                 block.name: {"kv_groups": ranges(x.kv_groups), "ffn": ranges(x.channels)}
+                | ({"queries": ranges(x.queries)} if x.queries else {})
                 for block, x in zip(anatomy.blocks, units, strict=False)
             },
             shapes={cut.saved_name(index): cut.shape(index) for index in cut.kept_blocks},

@@ -111,7 +111,7 @@ def _block(cut: CutModel, index: int, weights: dict[str, Tensor]) -> dict[str, A
             shape = list(weights[f"{saved}{own}.weight"].shape)
             shapes[own.removeprefix(".")] = shape[::-1] if linear.transposed else shape
     owner: Any = block.module.get_submodule(sublayer_path(block, "attention")) if kept.kv_groups else None
-    counts = head_counts(kept.kv_groups, block.n_heads // block.attention_units, block.head_dim)
+    counts = head_counts(kept.kv_groups, cut.heads_per_group(index), block.head_dim)
     names = ("num_attention_heads", "num_key_value_heads") if block.n_heads else ()
     return {
         "skip": [kind for kind in ("attention", "mlp") if removed[kind]],

@@ -46,12 +46,13 @@ class Manifest:
         revision: the parent's revision, if it has one.
         format: of the directory, a name in `FORMATS`; ``hf`` loads with stock transformers.
         kept: for a structured model, what each block of the parent keeps: ``kv_groups`` (a KV head with its query
-            heads) and ``ffn`` (channels); 0 = that sub-layer is removed.
+            heads) and ``ffn`` (channels); 0 = that sub-layer is removed; ``queries``: query heads of each KV head,
+            where not all stay.
         dtype: of the saved weights; the export fills in this and all that follows.
         zeros: counted in the saved weight of each linear in `asked`.
         weights: number of weights of each of these.
-        indices: which ``kv_groups`` and ``ffn`` channels of the parent these are, in the order in which they are
-            stored, by the parent's block path; ranges as ``0-3,7``.
+        indices: which ``kv_groups``, ``ffn`` channels and ``queries`` of the parent these are, in the order in which
+            they are stored, by the parent's block path; ranges as ``0-3,7``.
         shapes: heads and widths of each block of the saved model, by its path.
         parameters: of the ``parent`` and as ``saved``, a tied weight counted once.
         size_bytes: of the weight files.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import accumulate
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.stock import fit
-from secateur.pruners.models.layout import Placement
+from secateur.pruners.models.layout import ALL, Placement
 
 # Fused projections that join q, k and v head by head; the others join all q, all k, all v.
 _INTERLEAVED = ("query_key_value",)
@@ -28,32 +29,44 @@ def padded_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     live = dict(cut.anatomy.model.named_parameters())
     weights = {name: parameter.detach() for name, parameter in live.items() if parameter.numel()}
     fused = any(linear.name.endswith(_INTERLEAVED) for linear in cut.anatomy.linears)
-    for placement, n_kept, n_units in cut.placements("interleaved" if fused else "contiguous"):
-        _pad_linear(weights, placement, n_kept, n_units)
+    for placement, n_kept, n_units, share in cut.placements("interleaved" if fused else "contiguous"):
+        _pad_linear(weights, placement, n_kept, n_units, share)
     for name, parameter in cut.skeleton(cut.config).named_parameters():
         weights.setdefault(name, torch.zeros(parameter.shape, dtype=cut.anatomy.head.weight.dtype))
     return fit(cut, cut.config.to_dict(), weights)
 
 
-def _pad_linear(weights: dict[str, Tensor], placement: Placement, n_kept: int, n_units: int) -> None:
+def _pad_linear(
+    weights: dict[str, Tensor], placement: Placement, n_kept: int, n_units: int, share: Fraction
+) -> None:
     """Put the padded weight and bias of a projection in place of the cut ones, unless it is removed."""
     linear = placement.linear
     if f"{linear.name}.weight" not in weights:
         return
-    padded = pad(linear.weight, placement, n_kept, n_units)
+    padded = pad(linear.weight, placement, n_kept, n_units, share)
     weights[f"{linear.name}.weight"] = padded.T if linear.transposed else padded
     bias = weights.get(f"{linear.name}.bias")
     if bias is not None and placement.axis == 0:
-        weights[f"{linear.name}.bias"] = pad(bias, placement, n_kept, n_units)
+        weights[f"{linear.name}.bias"] = pad(bias, placement, n_kept, n_units, share)
 
 
-def pad(cut: Tensor, placement: Placement, n_kept: int, n_units: int) -> Tensor:
-    """Inverse of `Placement.first`, with zeros for the units that are gone."""
+def pad(cut: Tensor, placement: Placement, n_kept: int, n_units: int, share: Fraction = ALL) -> Tensor:
+    """Inverse of `Placement.first`, with zeros for the units and query heads that are gone."""
     axis = min(placement.axis, cut.ndim - 1)
-    starts = [n_kept * before for before in (0, *accumulate(placement.parts))]
+    queries = int(placement.queries * share)
+    sizes = [placement.parts[0] - placement.queries + queries, *placement.parts[1:]]
+    starts = [n_kept * before for before in (0, *accumulate(sizes))]
     pieces = []
-    for start, size in zip(starts, placement.parts, strict=False):
-        piece = cut.narrow(axis, start, n_kept * size)
+    for start, width, size in zip(starts, sizes, placement.parts, strict=False):
+        piece = cut.narrow(axis, start, n_kept * width)
+        if width < size:
+            by_unit = piece.unflatten(axis, (n_kept, width))
+            missing = list(by_unit.shape)
+            missing[axis + 1] = size - width
+            parts = by_unit.split([queries, width - queries], axis + 1)
+            piece = torch.cat([parts[0], by_unit.new_zeros(missing), parts[1]], axis + 1).flatten(
+                axis, axis + 1
+            )
         gone = list(piece.shape)
         gone[axis] = (n_units - n_kept) * size
         pieces += [piece, piece.new_zeros(gone)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     content = cut.base_config()
     inner = cut.text_part(content)
     block, kept = cut.anatomy.blocks[0], cut.kept[0]
-    if kept.kv_groups != block.attention_units:
+    if kept.kv_groups != block.attention_units or kept.queries:
         inner |= cut.shape(0) | {"head_dim": block.head_dim}
     for index in cut.kept_blocks:
         if cut.anatomy.blocks[index].mixture is not None:
@@ -60,13 +61,22 @@ def stock_groups(anatomy: Anatomy) -> tuple[int, ...]:
 
     Configs without a width of heads compute it from their number, and validators refuse some numbers.
     """
-    found = []
-    for n_groups in range(anatomy.blocks[0].n_kv_heads, 0, -1):
-        kept = [Kept(n_groups, block.ffn_units) for block in anatomy.blocks]
-        with suppress(NotStockError):
-            stock_model(CutModel(anatomy, kept, planned=True))
-            found.append(n_groups)
-    return tuple(found)
+    return tuple(n for n in range(anatomy.blocks[0].n_kv_heads, 0, -1) if _is_stock(anatomy, n, 0))
+
+
+def stock_queries(anatomy: Anatomy) -> tuple[tuple[int, int], ...]:
+    """Likewise pairs of KV groups and query heads of each, fewer than all."""
+    n_groups, n_heads = anatomy.blocks[0].n_kv_heads, anatomy.blocks[0].n_heads
+    pairs = product(range(n_groups, 0, -1), range(n_heads // max(n_groups, 1) - 1, 0, -1))
+    return tuple(pair for pair in pairs if _is_stock(anatomy, *pair))
+
+
+def _is_stock(anatomy: Anatomy, n_groups: int, queries: int) -> bool:
+    kept = [Kept(n_groups, block.ffn_units, queries) for block in anatomy.blocks]
+    with suppress(NotStockError):
+        stock_model(CutModel(anatomy, kept, planned=True))
+        return True
+    return False
 
 
 def takes_biases(anatomy: Anatomy) -> bool:

@@ -52,12 +52,13 @@ class LiveSublayer:
         self._dense = {name: getattr(layout.owner, name) for name in self._attributes}
         self._patched: list[nn.Module] = []
 
-    def cut(self, n_kept: int, pieces: Mapping[str, Piece]) -> None:
+    def cut(self, n_kept: int, pieces: Mapping[str, Piece], queries: int = 0) -> None:
         """Use these weights from now on, by reference.
 
         Args:
             n_kept: units, > 0.
             pieces: by the projection's full name.
+            queries: query heads of each kept KV group; 0: all.
         """
         self.restore()
         for placement in self._layout.placements:
@@ -65,7 +66,7 @@ class LiveSublayer:
             linear.point_to(piece.weight)
             set_bias(linear.module, piece.bias)
             _tell_size(linear)
-        self._set(_attributes(self._layout, n_kept) if self._layout.owner else {})
+        self._set(_attributes(self._layout, n_kept, queries) if self._layout.owner else {})
 
     def remove(self) -> None:
         """Make the sub-layer a zero: empty parameters, norms that do nothing."""
@@ -105,10 +106,10 @@ class LiveSublayer:
         self._patched.append(module)
 
 
-def _attributes(layout: SublayerLayout, n_groups: int) -> dict[str, Any]:
+def _attributes(layout: SublayerLayout, n_groups: int, queries: int = 0) -> dict[str, Any]:
     """Attributes that attentions of the families read about their heads, as far as this one has them."""
     assert layout.owner is not None
-    counts = head_counts(n_groups, layout.heads_per_group, layout.head_dim)
+    counts = head_counts(n_groups, queries or layout.heads_per_group, layout.head_dim)
     found: dict[str, Any] = {name: value for name, value in counts.items() if hasattr(layout.owner, name)}
     config = getattr(layout.owner, "config", None)
     if config is not None:  # Phi3 counts its query heads there; the model's own config is not changed
@@ -128,6 +129,7 @@ def head_counts(n_groups: int, heads_per_group: int, head_dim: int) -> dict[str,
         "num_attention_heads": heads,
         "num_key_value_heads": n_groups,  # Phi3
         "num_kv_heads": n_groups,  # Falcon
+        "num_key_value_groups": heads_per_group,  # query heads of each
         "split_size": heads * head_dim,  # GPT-2: the width of q, of k and of v
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer, Piece
 from secateur.pruners.models.layout import (
+    ALL,
     FORMS,
     BlockLayout,
     Form,
@@ -35,14 +37,21 @@ class _Seen(NamedTuple):
     outputs: dict[nn.Module, Any]
 
 
+class _Cuttable(NamedTuple):
+    """Form of a sub-layer's fused projections, None if it is kept or removed as a whole; and `splits` of its layout."""
+
+    form: Form | None
+    splits: bool = False
+
+
 @torch.no_grad()
 def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayout, ...]:
     """Layouts of the KV groups and channels, and of routed experts, in every block of a dense model.
 
     No table of families is used. Norms are told by the modules that they feed; the form of fused projections, and
     that nothing else depends on the number of heads or their places, by cutting the first unit of one block of each
-    kind, with the order of the others reversed: the inputs of the output projection must follow. The model is not
-    changed.
+    kind, with the order of the others reversed: the inputs of the output projection must follow; and likewise the first
+    query head of each KV group. The model is not changed.
 
     Args:
         anatomy: of the model.
@@ -61,7 +70,7 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
     try:
         inputs = runner.start(ids)
         seen = [_run(runner, block, inputs) for block in anatomy.blocks]
-        forms: dict[Hashable, dict[Sublayer, Form | None]] = {}
+        forms: dict[Hashable, dict[Sublayer, _Cuttable]] = {}
         for block, run in zip(anatomy.blocks, seen, strict=True):
             if _kind(block) not in forms:
                 kinds = [kind for kind in OUTPUTS if block.mixer(kind) is not None]
@@ -105,7 +114,7 @@ def _kind(block: Block) -> Hashable:
     return tuple(type(module) for module in block.module.modules()), linears, block.window
 
 
-def _layout(block: Block, forms: Mapping[Sublayer, Form | None], run: _Seen) -> BlockLayout:
+def _layout(block: Block, forms: Mapping[Sublayer, _Cuttable], run: _Seen) -> BlockLayout:
     attention = _sublayer(block, "attention", forms["attention"], run)
     mlp = _mixture(block, run) if block.mixture else _sublayer(block, "mlp", forms["mlp"], run)
     return BlockLayout(block, attention, mlp, _shared_norms(block, run))
@@ -131,19 +140,20 @@ def _mixture(block: Block, seen: _Seen) -> MixtureLayout:
 
 def _form(
     runner: BlockRunner, block: Block, kind: Sublayer, inputs: BlockInputs, dense: _Seen, *, rigid: bool
-) -> Form | None:
+) -> _Cuttable:
     """The first form under which a cut block computes the values of the dense one.
 
     None: of an attention that can only be kept or removed as a whole, in a model of whose mixtures experts are cut.
     """
     if rigid and kind == "attention" and not block.n_kv_heads:
-        return None
+        return _Cuttable(None)
     for form in FORMS:
-        layout = _sublayer(block, kind, form, dense)
+        layout = _sublayer(block, kind, _Cuttable(form), dense)
         if layout.n_units == 1 or _same_without_first(runner, block, layout, inputs, dense):
-            return form
+            several = kind == "attention" and layout.heads_per_group > 1
+            return _Cuttable(form, several and _same_without_queries(runner, block, layout, inputs, dense))
     if rigid and kind == "attention":
-        return None
+        return _Cuttable(None)
     raise ValueError(
         f"Expected the units of {_name(block, kind)} to be alike, independent of each other and found in "
         f"{', '.join(placement.linear.name for placement in place(block, kind, FORMS[0]))}, but the block without one "
@@ -156,35 +166,69 @@ def _same_without_first(
 ) -> bool:
     """True if the units from the last to the second, in this order, compute the same as in the dense block."""
     backwards = torch.arange(layout.n_units - 1, -1, -1, device=runner.device)
+    columns = layout.placements[-1].index(backwards)[: -layout.unit_width]
+    pieces = _ordered(layout, backwards, None, layout.n_units - 1, ALL)
+    return _same_inputs(runner, block, layout, inputs, dense, (layout.n_units - 1, pieces, 0), columns)
+
+
+def _same_without_queries(
+    runner: BlockRunner, block: Block, layout: SublayerLayout, inputs: BlockInputs, dense: _Seen
+) -> bool:
+    """Likewise if the query heads of each KV group stand in reversed order, without the first one."""
+    n_units, n_kept, device = layout.n_units, layout.heads_per_group - 1, runner.device
+    order, share = torch.arange(n_units, device=device), layout.share_of(n_kept)
+    heads = torch.arange(n_kept, -1, -1, device=device).expand(n_units, -1)
+    output = layout.placements[-1]
+    columns = output.first(output.index(order, heads), n_units, n_units, share)
+    pieces = _ordered(layout, order, heads, n_units, share)
+    return _same_inputs(runner, block, layout, inputs, dense, (n_units, pieces, n_kept), columns)
+
+
+def _same_inputs(
+    runner: BlockRunner,
+    block: Block,
+    layout: SublayerLayout,
+    inputs: BlockInputs,
+    dense: _Seen,
+    cut: tuple[int, Mapping[str, Piece], int],
+    columns: Int[Tensor, " kept"],
+) -> bool:
+    """True if the cut block gives its output projection the values of these columns in the dense one."""
     live = LiveSublayer(layout)
     try:
-        live.cut(layout.n_units - 1, _without_last(layout, backwards))
-        cut = _run(runner, block, inputs)
+        live.cut(*cut)
+        seen = _run(runner, block, inputs)
     except (RuntimeError, ValueError, TypeError):  # shapes that don't fit: another form, or another family
         return False
     finally:
         live.restore()
-    columns = layout.placements[-1].index(backwards)[: -layout.unit_width]
     module = layout.output.module
-    wanted, got = dense.inputs[module][..., columns], cut.inputs[module]
+    wanted, got = dense.inputs[module][..., columns], seen.inputs[module]
     tolerance = 16 * torch.finfo(wanted.dtype).eps * float(wanted.abs().max())
     return got.shape == wanted.shape and torch.allclose(got, wanted, rtol=0.0, atol=tolerance)
 
 
-def _without_last(layout: SublayerLayout, order: Int[Tensor, " units"]) -> dict[str, Piece]:
-    """The live weights with their units in this order, and without the last of them."""
+def _ordered(
+    layout: SublayerLayout,
+    order: Int[Tensor, " units"],
+    heads: Int[Tensor, "units heads"] | None,
+    n_kept: int,
+    share: Fraction,
+) -> dict[str, Piece]:
+    """The live weights with their units, and the query heads in them, in this order: the first of them."""
     n_units, pieces = layout.n_units, {}
     for placement in layout.placements:
-        index = placement.index(order)
+        index = placement.index(order, heads)
         bias = placement.linear.bias
         if bias is not None and placement.axis == 0:
-            bias = placement.first(bias[index], n_units - 1, n_units)
+            bias = placement.first(bias[index], n_kept, n_units, share)
         weight = placement.linear.weight.index_select(placement.axis, index)
-        pieces[placement.linear.name] = Piece(placement.first(weight, n_units - 1, n_units), bias)
+        pieces[placement.linear.name] = Piece(placement.first(weight, n_kept, n_units, share), bias)
     return pieces
 
 
-def _sublayer(block: Block, kind: Sublayer, form: Form | None, seen: _Seen) -> SublayerLayout:
+def _sublayer(block: Block, kind: Sublayer, cuttable: _Cuttable, seen: _Seen) -> SublayerLayout:
+    form = cuttable.form
     n_units = block.attention_units if kind == "attention" else block.ffn_width
     placements = whole_placements(block, kind, n_units) if form is None else place(block, kind, form)
     names = {f"{block.name}.{name}": module for name, module in block.module.named_modules() if name}
@@ -203,6 +247,7 @@ def _sublayer(block: Block, kind: Sublayer, form: Form | None, seen: _Seen) -> S
         head_dim=block.head_dim,
         heads_per_group=block.n_heads // block.attention_units,
         rigid=form is None,
+        splits=cuttable.splits,
     )
 
 

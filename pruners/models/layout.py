@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import accumulate
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear, Role, Sublayer
 from secateur.pruners.models.mixture import Mixture
 from secateur.spaces.architecture.candidate import Kept
+
+ALL = Fraction(1)
+"""Share of query heads."""
 
 Form = Literal["contiguous", "interleaved"]
 FORMS: tuple[Form, ...] = ("contiguous", "interleaved")
@@ -31,32 +35,61 @@ class Placement:
         linear: the projection.
         axis: 0 = units are rows of the ``out in`` weight, 1 = columns.
         parts: entries of one unit in each part.
+        queries: entries of a KV group's query heads, with which its entries of the first part begin; 0: none.
     """
 
     linear: Linear
     axis: Literal[0, 1]
     parts: tuple[int, ...]
+    queries: int = 0
 
-    def first(self, tensor: Float[Tensor, "..."], n_kept: int, n_units: int) -> Float[Tensor, "..."]:
-        """The first units of a weight, or of a bias: a view if there is one part, else a copy."""
+    def first(
+        self, tensor: Shaped[Tensor, "..."], n_kept: int, n_units: int, share: Fraction = ALL
+    ) -> Shaped[Tensor, "..."]:
+        """The first units of a weight, or of a bias: a view if there is one part, else a copy.
+
+        Args:
+            share: of the query heads of each unit, the first of which are kept; with fewer than all it is a copy.
+        """
         axis = min(self.axis, tensor.ndim - 1)
         starts = [n_units * before for before in (0, *accumulate(self.parts))]
         pieces = [
             tensor.narrow(axis, start, n_kept * size) for start, size in zip(starts, self.parts, strict=False)
         ]
+        if self.queries and share != ALL:
+            by_unit = pieces[0].unflatten(axis, (n_kept, self.parts[0]))
+            rest = by_unit.narrow(axis + 1, self.queries, self.parts[0] - self.queries)
+            queries = by_unit.narrow(axis + 1, 0, int(self.queries * share))
+            pieces[0] = torch.cat([queries, rest], axis + 1).flatten(axis, axis + 1)
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, axis)
 
-    def index(self, order: Int[Tensor, " units"]) -> Int[Tensor, " axis"]:
-        """Entries of the axis when the units stand in this order."""
-        n_units, start, found = order.numel(), 0, []
+    def size(self, n_kept: int, share: Fraction = ALL) -> int:
+        """Entries of the axis that `first` keeps."""
+        return n_kept * (sum(self.parts) - self.queries + int(self.queries * share))
+
+    def index(
+        self, order: Int[Tensor, " units"], heads: Int[Tensor, "units heads"] | None = None
+    ) -> Int[Tensor, " axis"]:
+        """Entries of the axis when the units stand in this order.
+
+        Args:
+            heads: order of the query heads of each unit, by the unit's number; None: as they are.
+        """
+        n_units, start = order.numel(), 0
+        found: list[Tensor] = []
         for size in self.parts:
-            found.append((start + order[:, None] * size + torch.arange(size, device=order.device)).flatten())
+            inside = torch.arange(size, device=order.device).expand(n_units, size)
+            if heads is not None and self.queries and not found:
+                width = self.queries // heads.shape[1]
+                turned = (heads[:, :, None] * width + torch.arange(width, device=order.device)).flatten(1)
+                inside = torch.cat([turned, inside[:, self.queries :]], 1)
+            found.append((start + order[:, None] * size + inside[order]).flatten())
             start += n_units * size
         return torch.cat(found)
 
     def per_unit(self, values: Float[Tensor, " axis"], n_units: int) -> Float[Tensor, " units"]:
-        """Sum over each unit's entries."""
-        split = values.split([n_units * size for size in self.parts])
+        """Sum over each unit's entries; of entries behind those of units nothing."""
+        split = values[: n_units * sum(self.parts)].split([n_units * size for size in self.parts])
         return torch.stack([part.reshape(n_units, -1).sum(1) for part in split]).sum(0)
 
 
@@ -75,6 +108,7 @@ class SublayerLayout:
         head_dim: width of a head.
         heads_per_group: query heads of a KV group.
         rigid: True if it can only be kept or removed as a whole.
+        splits: True if query heads can be cut singly, equally many of each KV group.
     """
 
     name: str
@@ -87,11 +121,52 @@ class SublayerLayout:
     head_dim: int
     heads_per_group: int
     rigid: bool = False
+    splits: bool = False
 
     @property
     def output(self) -> Linear:
         """The output projection, o or down."""
         return self.placements[-1].linear
+
+    @property
+    def query_params(self) -> int:
+        """Parameters of one query head: its rows of q with their biases, its columns of o."""
+        n_heads = self.n_units * self.heads_per_group
+        biases = [0 if x.axis or x.linear.bias is None else x.queries * self.n_units for x in self.placements]
+        return (self.query_weights * n_heads + sum(biases)) // n_heads
+
+    @property
+    def query_weights(self) -> int:
+        """Entries of weight matrices that belong to one query head."""
+        lines = [x.linear.in_features if x.axis == 0 else x.linear.out_features for x in self.placements]
+        entries = [x.queries // self.heads_per_group for x in self.placements]
+        return sum(line * entry for line, entry in zip(lines, entries, strict=True))
+
+    def leading_queries(self, queries: int) -> Int[Tensor, " columns"]:
+        """Columns of the output projection, those of the first so many query heads of each unit first; 0: all."""
+        columns = torch.arange(self.n_units * self.unit_width, device=self.output.weight.device)
+        by_unit = columns.reshape(self.n_units, -1)
+        width = int(self.unit_width * self.share_of(queries))
+        return torch.cat([by_unit[:, :width].flatten(), by_unit[:, width:].flatten()])
+
+    def of_queries(self) -> SublayerLayout:
+        """The same attention with single query heads as units: those of the first group, of the second, and so on.
+
+        Where q, k and v of a group are fused head by head, their rows are left out, and o's columns are all of a unit.
+        """
+        width = self.unit_width // self.heads_per_group
+        alone = (x for x in self.placements if x.queries and (len(x.parts) > 1 or x.queries == x.parts[0]))
+        return replace(
+            self,
+            n_units=self.n_units * self.heads_per_group,
+            placements=tuple(replace(x, parts=(width,), queries=0) for x in alone),
+            heads_per_group=1,
+            splits=False,
+        )
+
+    def share_of(self, queries: int) -> Fraction:
+        """Share of each group's query heads; 0: all."""
+        return Fraction(queries, self.heads_per_group) if queries else ALL
 
     @property
     def unit_width(self) -> int:
@@ -205,7 +280,12 @@ def place(block: Block, kind: Sublayer, form: Form) -> tuple[Placement, ...]:
     """The placements in one sub-layer if its fused projections have this form."""
     mixer = block.mixer(kind)
     return tuple(
-        Placement(linear, 1 if linear.is_output else 0, _parts(block, linear.role, form))
+        Placement(
+            linear,
+            1 if linear.is_output else 0,
+            _parts(block, linear.role, form),
+            _queries(block, linear.role),
+        )
         for linear in (mixer.linears if mixer is not None else ())
     )
 
@@ -218,6 +298,12 @@ def _parts(block: Block, role: Role, form: Form) -> tuple[int, ...]:
     return found if form == "contiguous" else (sum(found),)
 
 
+def _queries(block: Block, role: Role) -> int:
+    """Entries of a KV group's query heads in a projection, which come first."""
+    of_group = block.head_dim * (block.n_heads // max(block.n_kv_heads, 1))
+    return of_group if role in ("q", "qkv", "o") else 0
+
+
 def check_kept(anatomy: Anatomy, blocks: Sequence[Kept]) -> None:
     """Raise a ValueError unless the model can be cut to this; the first block's attention has the caches' length."""
     if len(blocks) != len(anatomy.blocks):
@@ -228,12 +314,28 @@ def check_kept(anatomy: Anatomy, blocks: Sequence[Kept]) -> None:
         check_block(block, kept)
 
 
+def check_splits(layouts: Sequence[BlockLayout], blocks: Sequence[Kept]) -> None:
+    """Raise a ValueError if query heads are to be cut singly where that can't be done."""
+    for layout, kept in zip(layouts, blocks, strict=True):
+        if kept.queries and not layout.attention.splits:
+            raise ValueError(
+                f"Expected query heads that can be cut singly for `queries`, got {kept.queries} at "
+                f"{layout.block.name}, whose heads can't. Cut KV groups."
+            )
+
+
 def check_block(block: Block, kept: Kept) -> None:
     """Raise a ValueError unless the block can be cut to this."""
     fewest = 1 if block.index == 0 else 0
     if not fewest <= kept.kv_groups <= block.attention_units:
         raise ValueError(
             f"Expected `kv_groups` from {fewest} to {block.attention_units}, got {kept.kv_groups} at {block.name}."
+        )
+    most = block.n_heads // block.attention_units - 1 if block.attention_units else 0
+    if kept.queries and not (kept.kv_groups and 0 < kept.queries <= most):
+        raise ValueError(
+            f"Expected `queries` from 1 to {most} beside KV groups, or none, got {kept.queries} beside "
+            f"{kept.kv_groups} at {block.name}."
         )
     if block.mixture is not None:
         block.mixture.check(kept.ffn)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from torch import nn
 
 from secateur.pruners.models.anatomy import Anatomy
@@ -24,7 +28,7 @@ def model_shape(
     *,
     blocks: bool = True,
     latency: LatencyTable | None = None,
-    held_groups: tuple[int, ...] | None = None,
+    held: Mapping[str, Any] = MappingProxyType({}),
 ) -> ModelShape:
     """The sizes of a model; zeros count as weights, a tied weight once as parameters.
 
@@ -35,7 +39,8 @@ def model_shape(
         context: tokens that a token attends to, itself included, when multiply-accumulates are counted.
         stored_bytes: of one number, as stored; the KV cache is held in it too.
         blocks: count the parts of blocks, too.
-        latency, held_groups: see `ModelShape`.
+        latency: see `ModelShape`.
+        held: its fields ``held_``.
 
     Raises:
         ValueError: if blocks are asked for and the model can't be cut, see `find_layouts`.
@@ -51,7 +56,7 @@ def model_shape(
         * stored_bytes,
         blocks=block_shapes(anatomy, context, stored_bytes) if blocks else (),
         latency=latency,
-        held_groups=held_groups,
+        **held,
     )
 
 
@@ -72,6 +77,7 @@ def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockS
     attention, mlp = layout.attention, layout.mlp
     mixer = layout.block.mixer("attention")
     assert mixer is not None, "blocks with layouts have one"
+    n_queries = attention.heads_per_group if attention.splits else 1
     return BlockShape(
         n_kv_groups=attention.n_units,
         group_params=attention.unit_params,
@@ -87,6 +93,12 @@ def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockS
         mlp_bias=_bias_to_come(mlp) if isinstance(mlp, SublayerLayout) else 0,
         shared_params=layout.shared_params,
         rigid=attention.rigid,
+        n_queries=n_queries,
+        query_params=attention.query_params if attention.splits else 0,
+        query_macs=attention.query_weights
+        + mixer.score_macs * layout.block.attended(context) // (attention.n_units * n_queries)
+        if attention.splits
+        else 0,
         experts=None if isinstance(mlp, SublayerLayout) else _expert_shape(mlp),
     )
 

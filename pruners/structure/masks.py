@@ -49,8 +49,8 @@ class MaskPruner(ArchitecturePruner):
             )
 
     @classmethod
-    def kv_groups_of(cls, settings: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
-        return None
+    def held_of(cls, settings: Any, anatomy: Anatomy) -> Mapping[str, Any]:
+        return {}
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         """Write the order of importance, with the weights in it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -31,6 +31,7 @@ class StructureMethod:
         repairs: rows of `CUT_REPAIRS` or `EXPERT_REPAIRS` to prepare.
         dampening: of second moments that importances and repairs invert, as a fraction of the mean diagonal, > 0.
         experts: a row of `EXPERT_IMPORTANCES`; "": of a model without mixtures.
+        heads: rank the query heads of each KV group, too, by the same importance.
 
     Raises:
         ValueError: on an unknown name, or `dampening` out of range.
@@ -40,6 +41,7 @@ class StructureMethod:
     repairs: tuple[str, ...] = ("none",)
     dampening: float = 0.01
     experts: str = ""
+    heads: bool = False
 
     def __post_init__(self) -> None:
         check_importance(self.importance)
@@ -50,6 +52,10 @@ class StructureMethod:
             raise ValueError(
                 f"Expected a known importance of experts, got {self.experts!r}."
                 f"{nearest(self.experts, EXPERT_IMPORTANCES)}"
+            )
+        if self.heads and "perturbed" in self.gradients:
+            raise ValueError(
+                f"Expected an importance that scores single query heads, got {self.importance}, which scores KV groups."
             )
         if not self.dampening > 0:
             raise ValueError(f"Expected `dampening` > 0, got {self.dampening}.")
@@ -104,6 +110,20 @@ def importance_order(importance: str, evidence: Evidence) -> Int[Tensor, " units
             f"Expected finite scores, got NaN or infinity at {evidence.layout.name}. Check the calibration text."
         )
     return score.argsort(stable=True).flip(0)
+
+
+def query_order(importance: str, evidence: Evidence) -> Int[Tensor, "groups heads"]:
+    """Query heads of each KV group from the most important on, numbered within it; ties as in `importance_order`.
+
+    Scores are those of single heads, of which each group loses as many, ranked within it (Minitron, arXiv 2407.14679).
+
+    Args:
+        evidence: of the attention.
+    """
+    order = importance_order(importance, replace(evidence, layout=evidence.layout.of_queries()))
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return place.reshape(evidence.layout.n_units, -1).argsort(1)
 
 
 def check_importance(name: str, key: str = "importance") -> None:

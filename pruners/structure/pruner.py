@@ -18,14 +18,19 @@ from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.depth.depth import depth_scores
 from secateur.pruners.experts.levels import expert_level, expert_levels
-from secateur.pruners.export.capability import check_capability, check_carries, stock_kv_groups
+from secateur.pruners.export.capability import (
+    check_capability,
+    check_carries,
+    stock_kv_groups,
+    stock_query_heads,
+)
 from secateur.pruners.export.export import ExportReport, check_structured, export_structured
 from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.export.registry import FORMATS
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import MixtureLayout, SublayerLayout, check_kept
+from secateur.pruners.models.layout import MixtureLayout, SublayerLayout, check_kept, check_splits
 from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.models.memory import available_bytes
@@ -33,7 +38,7 @@ from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.structure.method import StructureMethod, check_importance
-from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
+from secateur.pruners.structure.reorder import Count, ImportanceOrdered, reorder_by
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
 from secateur.spaces.architecture.cost import cost
@@ -55,7 +60,7 @@ class ArchitecturePruner(Pruner):
 
     @classmethod
     def settled(cls, settings: Any, anatomy: Anatomy) -> Any:
-        fits = bool(settings.rules.units & {"groups", "channels"}) and _has_room(anatomy)
+        fits = bool(settings.rules.units & {"groups", "heads", "channels"}) and _has_room(anatomy)
         if settings.repair is None:
             settings = settings.model_copy(update={"repair": "obs" if fits else "none"})
         if settings.importance is None:
@@ -79,10 +84,15 @@ class ArchitecturePruner(Pruner):
     @classmethod
     def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
         check_capability(settings, anatomy)
+        if "heads" in settings.rules.units and settings.importance is not None:
+            StructureMethod(settings.importance, heads=True)
 
     @classmethod
-    def kv_groups_of(cls, settings: Any, anatomy: Anatomy) -> tuple[int, ...] | None:
-        return stock_kv_groups(settings, anatomy)
+    def held_of(cls, settings: Any, anatomy: Anatomy) -> Mapping[str, Any]:
+        return {
+            "held_groups": stock_kv_groups(settings, anatomy),
+            "held_queries": stock_query_heads(settings, anatomy),
+        }
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         of, levels = self.settings, self.space.levels
@@ -94,14 +104,16 @@ class ArchitecturePruner(Pruner):
             method=self._method,
             kv_groups=_union(block.kv_groups for block in levels) if repaired else (),
             ffn=_union(block.ffn for block in levels) if repaired else (),
+            queries=_union(block.queries for block in levels)[1:] if repaired else (),
         )
         if not is_built(directory, key):
             build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
 
     @property
     def _method(self) -> StructureMethod:
-        """Without an importance of experts where the model has none."""
-        method = _method_of(self.settings)
+        """Without an importance of experts where the model has none; with one of query heads where they are cut."""
+        splits = any(len(block.queries) > 1 for block in self.space.levels) if self.space else False
+        method = replace(_method_of(self.settings), heads=splits)
         return method if any(block.mixture for block in self.anatomy.blocks) else replace(method, experts="")
 
     def open(self, directory: Path) -> None:
@@ -180,7 +192,8 @@ class ArchitecturePruner(Pruner):
             groups = _share(row["kv_groups"], block.attention_units, 1)
             multiple = self.settings.multiple_of if block.mixture is None else block.mixture.n_groups
             ffn = _share(row["ffn"], block.ffn_units, multiple)
-            blocks.append({"kv_groups": max(groups, int(block.index == 0)), "ffn": ffn})
+            kept = Kept(max(groups, int(block.index == 0)), ffn, _queries(row, block))
+            blocks.append(kept.plain)
         return {"blocks": blocks, "repair": form["repair"]}
 
     def costs_of(self, config: Config) -> Mapping[str, float]:
@@ -236,6 +249,13 @@ def _share(kept: str, n_units: int, multiple: int) -> int:
     return min(max(round(share * n_units / multiple), 1) * multiple, n_units)
 
 
+def _queries(row: Mapping[str, Any], block: Block) -> int:
+    """Number of query heads of each group nearest to a share such as ``2/3``; 0: all, or none to cut."""
+    per_group = block.n_heads // max(block.attention_units, 1)
+    kept = max(round(Fraction(row.get("queries", "1")) * per_group), 1)
+    return kept if kept < per_group and Fraction(row["kv_groups"]) else 0
+
+
 def _union(levels: Iterable[Sequence[int]]) -> tuple[int, ...]:
     return tuple(sorted({number for block in levels for number in block}))
 
@@ -249,7 +269,7 @@ def _has_room(anatomy: Anatomy) -> bool:
 
 def _repairable(block: Block, kept: Kept) -> bool:
     """True if a sub-layer lost a part: one that is whole or removed needs no repair."""
-    return 0 < kept.kv_groups < block.attention_units or 0 < kept.ffn < block.ffn_units
+    return bool(kept.queries) or 0 < kept.kv_groups < block.attention_units or 0 < kept.ffn < block.ffn_units
 
 
 @torch.no_grad()
@@ -289,19 +309,22 @@ def prune_structure(
         ValueError: on an unknown name, blocks that don't fit, or a model that can't be cut (see `find_layouts`).
     """
     mixed = any(block.mixture for block in anatomy.blocks)
-    method = StructureMethod(importance, (repair,), dampening, experts if mixed else "")
+    splits = any(kept.queries for kept in blocks)
+    method = StructureMethod(importance, (repair,), dampening, experts if mixed else "", heads=splits)
     check_kept(anatomy, blocks)
     layouts = find_layouts(anatomy, experts=True)
+    check_splits(layouts, blocks)
     whole = model_statistics(anatomy, tokens, gradients=method.gradients)
     units = []
     parts = stream_blocks(anatomy, tokens, outputs=method.needs, experts=mixed, sequential=sequential)
     for part, layout, kept in zip(parts, layouts, blocks, strict=True):
-        groups = _cut_for_good(layout.attention, kept.kv_groups, part, whole, method)
+        attention = (kept.kv_groups, kept.queries)
+        groups, queries = _cut_for_good(layout.attention, attention, part, whole, method)
         if isinstance(layout.mlp, MixtureLayout):
             channels = _cut_experts(layout.mlp, kept.ffn, part, method)
         else:
-            channels = _cut_for_good(layout.mlp, kept.ffn, part, whole, method)
-        units.append(KeptUnits(groups, channels))
+            channels, _ = _cut_for_good(layout.mlp, (kept.ffn, 0), part, whole, method)
+        units.append(KeptUnits(groups, channels, queries))
         on_block(layout.block.index)
     return tuple(units)
 
@@ -330,25 +353,33 @@ def _cut_experts(
 
 def _cut_for_good(
     layout: SublayerLayout,
-    n_kept: int,
+    count: Count,
     part: BlockStatistics,
     whole: ModelStatistics,
     method: StructureMethod,
-) -> tuple[int, ...]:
-    """Cut a sub-layer, free the memory of the removed part, and return the numbers of the kept units."""
-    if n_kept == layout.n_units:
-        return tuple(range(n_kept))
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cut a sub-layer, free the memory of the removed part, and return the numbers of the kept units.
+
+    Likewise those of the kept query heads, where some of each group go.
+    """
+    n_kept, queries = count
+    if n_kept == layout.n_units and not queries:
+        return tuple(range(n_kept)), ()
     live = LiveSublayer(layout)
     chosen: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
     if n_kept == 0:
         live.remove()
     else:
         inputs = part.outputs.get(layout.output.name)
-        ordered = ImportanceOrdered(layout, reorder_by(method, layout, inputs, whole.gradients, (n_kept,)))
+        ordered = ImportanceOrdered(layout, reorder_by(method, layout, inputs, whole.gradients, (count,)))
         (repair,) = method.repairs
-        live.cut(n_kept, ordered.pieces(n_kept, repair))
+        live.cut(n_kept, ordered.pieces(n_kept, repair, queries), queries)
         chosen = ordered.order[:n_kept]
+        if queries:
+            size = layout.heads_per_group
+            heads = tuple(group * size + x for group in chosen for x in ordered.heads[group][:queries])
     for module in layout.modules:
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-    return chosen
+    return chosen, heads

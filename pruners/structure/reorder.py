@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import torch
 from jaxtyping import Float, Int
@@ -13,18 +14,22 @@ from secateur.pruners.calibration.statistics import OutputStatistics
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import Placement, SublayerLayout
 from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.method import StructureMethod, importance_order
+from secateur.pruners.structure.method import StructureMethod, importance_order, query_order
 from secateur.pruners.structure.refit import RepairInputs
 from secateur.spaces.methods import CUT_REPAIRS
+
+Count = tuple[int, int]
+"""Kept units, and query heads of each; 0: all of them."""
 
 
 def reorder(
     layout: SublayerLayout,
     order: Int[Tensor, " units"],
     inputs: OutputStatistics | None,
-    counts: Sequence[int],
+    counts: Sequence[Count],
     repairs: Sequence[str],
     dampening: float,
+    heads: Int[Tensor, "units heads"] | None = None,
 ) -> dict[str, Tensor]:
     """Weights of a sub-layer with their units in this order, and repairs, by names that `ImportanceOrdered` reads.
 
@@ -32,29 +37,34 @@ def reorder(
         layout: of the live, dense sub-layer.
         order: the numbers of all units, the kept ones of each level first.
         inputs: statistics, if a repair needs them.
-        counts: levels to repair, as numbers of kept units; those of none and of all need no repair.
+        counts: levels to repair; those of none and of all need no repair.
         repairs: rows of `CUT_REPAIRS`.
         dampening: of repairs, see `StructureMethod`.
+        heads: order of the query heads of each KV group, by the group's number; None: as they are.
     """
-    tensors = {_order_name(layout): order}
+    tensors = {_order_name(layout): order} | ({} if heads is None else {_heads_name(layout): heads})
     for placement in layout.placements:
-        linear, index = placement.linear, placement.index(order)
+        linear, index = placement.linear, placement.index(order, heads)
         tensors[f"{linear.name}.weight"] = linear.weight.index_select(placement.axis, index)
         if linear.bias is not None:
             tensors[f"{linear.name}.bias"] = linear.bias if placement.axis == 1 else linear.bias[index]
-    counts = [count for count in counts if 0 < count < layout.n_units]
+    counts = [(n, queries) for n, queries in counts if 0 < n < layout.n_units or (n and queries)]
     rows = {name: CUT_REPAIRS[name] for name in repairs if CUT_REPAIRS[name].gives != "nothing"}
     if not rows or not counts:
         return tensors
     assert inputs is not None, "the caller collects what a repair needs"
-    index, output = layout.placements[-1].index(order), layout.output
+    index, output = layout.placements[-1].index(order, heads), layout.output
     gram = any(row.needs == "gram" for row in rows.values())
-    moment = inputs.second_moment[index][:, index] if gram else None
-    given = RepairInputs(tensors[f"{output.name}.weight"], inputs.mean[index], moment, dampening, output.name)
-    for name, row in rows.items():
-        results = row.function(given, [count * layout.unit_width for count in counts])
-        for count, result in zip(counts, results, strict=True):
-            tensors[_repair_name(layout, name, count)] = result.to(output.weight.dtype)
+    for queries in dict.fromkeys(queries for _, queries in counts):
+        alike = [count for count in counts if count[1] == queries]
+        columns = index[layout.leading_queries(queries)]
+        moment = inputs.second_moment[columns][:, columns] if gram else None
+        weight = tensors[f"{output.name}.weight"] if not queries else output.weight[:, columns]
+        given = RepairInputs(weight, inputs.mean[columns], moment, dampening, output.name)
+        widths = [layout.placements[-1].size(n, layout.share_of(queries)) for n, _ in alike]
+        for name, row in rows.items():
+            for count, result in zip(alike, row.function(given, widths), strict=True):
+                tensors[_repair_name(layout, name, count)] = result.to(output.weight.dtype)
     return tensors
 
 
@@ -63,11 +73,13 @@ def reorder_by(
     layout: SublayerLayout,
     inputs: OutputStatistics | None,
     gradients: Mapping[Kind, Mapping[str, Float[Tensor, "..."]]],
-    counts: Sequence[int],
+    counts: Sequence[Count],
 ) -> dict[str, Tensor]:
     """`reorder` by the importance and with the repairs of a method, from the statistics that it needs."""
-    order = importance_order(method.importance, Evidence(layout, inputs, gradients, method.dampening))
-    return reorder(layout, order, inputs, counts, method.of_sublayers, method.dampening)
+    evidence = Evidence(layout, inputs, gradients, method.dampening)
+    order = importance_order(method.importance, evidence)
+    heads = query_order(method.importance, evidence) if method.heads and layout.splits else None
+    return reorder(layout, order, inputs, counts, method.of_sublayers, method.dampening, heads)
 
 
 def cut_pieces(
@@ -80,7 +92,7 @@ def cut_pieces(
     """Pieces of a sub-layer cut to these units, in their order, and repaired; see `reorder`."""
     rest = sorted(set(range(layout.n_units)) - set(kept))
     order = torch.tensor([*kept, *rest], device=layout.output.weight.device)
-    tensors = reorder(layout, order, inputs, (len(kept),), (repair,), dampening)
+    tensors = reorder(layout, order, inputs, ((len(kept), 0),), (repair,), dampening)
     return ImportanceOrdered(layout, tensors).pieces(len(kept), repair)
 
 
@@ -101,21 +113,36 @@ class ImportanceOrdered:
         """Numbers of the units, the most important first."""
         return tuple(self._tensors[_order_name(self.layout)].tolist())
 
-    def pieces(self, n_kept: int, repair: str) -> dict[str, Piece]:
-        """Weight and bias of each cut projection: views, except where projections are fused contiguously.
+    @property
+    def heads(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the query heads of each KV group within it, the most important first; empty if not ranked."""
+        name = _heads_name(self.layout)
+        return tuple(map(tuple, self._tensors[name].tolist())) if name in self._tensors else ()
+
+    def columns(self, n_kept: int, queries: int = 0) -> Int[Tensor, " kept"]:
+        """Numbers of the kept columns of the output projection, in their order."""
+        heads = self._tensors[_heads_name(self.layout)] if queries else None
+        placement = self.layout.placements[-1]
+        index = placement.index(self._tensors[_order_name(self.layout)], heads)
+        return placement.first(index, n_kept, self.layout.n_units, self.layout.share_of(queries))
+
+    def pieces(self, n_kept: int, repair: str, queries: int = 0) -> dict[str, Piece]:
+        """Weight and bias of each cut projection: views, except where query heads are cut or parts fused contiguously.
 
         Args:
-            n_kept: units, > 0 and not all of them.
+            n_kept: units, > 0 and not all of them, unless query heads are cut.
             repair: one that was prepared for this level.
+            queries: query heads of each kept KV group; 0: all.
 
         Raises:
             ValueError: if it was not.
         """
-        found = {x.linear.name: self._piece(x, n_kept) for x in self.layout.placements}
+        share = self.layout.share_of(queries)
+        found = {x.linear.name: self._piece(x, n_kept, share) for x in self.layout.placements}
         gives = CUT_REPAIRS[repair].gives if repair in CUT_REPAIRS else "nothing"  # a repair of experts
         if gives == "nothing":
             return found
-        name, repaired = self.layout.output.name, self._repair(repair, n_kept)
+        name, repaired = self.layout.output.name, self._repair(repair, (n_kept, queries))
         changes = {
             "weight": (repaired, None),
             "bias": (None, repaired),
@@ -123,19 +150,19 @@ class ImportanceOrdered:
         }
         return found | {name: found[name].changed(*changes[gives])}
 
-    def _piece(self, placement: Placement, n_kept: int) -> Piece:
+    def _piece(self, placement: Placement, n_kept: int, share: Fraction) -> Piece:
         name, n_units = placement.linear.name, self.layout.n_units
         bias = self._tensors.get(f"{name}.bias")
         if bias is not None and placement.axis == 0:
-            bias = placement.first(bias, n_kept, n_units)
-        return Piece(placement.first(self._tensors[f"{name}.weight"], n_kept, n_units), bias)
+            bias = placement.first(bias, n_kept, n_units, share)
+        return Piece(placement.first(self._tensors[f"{name}.weight"], n_kept, n_units, share), bias)
 
-    def _repair(self, repair: str, n_kept: int) -> Tensor:
+    def _repair(self, repair: str, count: Count) -> Tensor:
         try:
-            return self._tensors[_repair_name(self.layout, repair, n_kept)]
+            return self._tensors[_repair_name(self.layout, repair, count)]
         except KeyError as error:
             raise ValueError(
-                f"Expected a level whose repair {repair!r} was prepared, got {n_kept} of {self.layout.n_units} units "
+                f"Expected a level whose repair {repair!r} was prepared, got {count[0]} of {self.layout.n_units} units "
                 f"[at {self.layout.name}]. Add it to the levels."
             ) from error
 
@@ -144,5 +171,10 @@ def _order_name(layout: SublayerLayout) -> str:
     return f"{layout.output.name}.order"
 
 
-def _repair_name(layout: SublayerLayout, repair: str, n_kept: int) -> str:
-    return f"{layout.output.name}.{repair}.{n_kept}"
+def _heads_name(layout: SublayerLayout) -> str:
+    return f"{layout.output.name}.heads"
+
+
+def _repair_name(layout: SublayerLayout, repair: str, count: Count) -> str:
+    n_kept, queries = count
+    return f"{layout.output.name}.{repair}.{n_kept}" + (f"q{queries}" if queries else "")

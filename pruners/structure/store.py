@@ -17,14 +17,20 @@ from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.experts.levels import counts_of, expert_level, expert_levels
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout, check_block
+from secateur.pruners.models.layout import (
+    BlockLayout,
+    MixtureLayout,
+    SublayerLayout,
+    check_block,
+    check_splits,
+)
 from secateur.pruners.models.live_experts import LiveExperts, live_part
 from secateur.pruners.stores.block_files import Key, StoredBlocks, build_store, recorded
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.method import StructureMethod
-from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
+from secateur.pruners.structure.reorder import Count, ImportanceOrdered, reorder_by
 from secateur.pruners.weights.level_store import CACHE_BYTES
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.scores import Scores
@@ -45,6 +51,7 @@ class StructureKey(Key):
         kv_groups: levels of attentions that are repaired, as numbers of kept groups. Without a repair every number is
             a level.
         ffn: likewise of MLPs, as numbers of kept channels.
+        queries: of levels of attentions, beside 0: all, numbers of query heads that each KV group keeps.
     """
 
     model: str
@@ -53,6 +60,7 @@ class StructureKey(Key):
     method: StructureMethod
     kv_groups: tuple[int, ...]
     ffn: tuple[int, ...]
+    queries: tuple[int, ...] = ()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -60,7 +68,15 @@ class StructureKey(Key):
         fields: dict[str, Any] = {"sources": self.method.sources}
         fields |= {name: value for name, value in super().record.items() if name != "method"}
         method = recorded(asdict(self.method))
-        return fields | {name: value for name, value in method.items() if name != "experts" or value}
+        found = fields | method
+        later = ("experts", "heads", "queries")
+        return {name: value for name, value in found.items() if name not in later or value}
+
+    @property
+    def counts(self) -> dict[str, list[Count]]:
+        """Levels to repair, by kind of sub-layer."""
+        groups = [(n, queries) for queries in (0, *self.queries) for n in self.kv_groups]
+        return {"attention": groups, "mlp": [(n, 0) for n in self.ffn]}
 
 
 class StructureStore:
@@ -123,8 +139,9 @@ class StructureStore:
         """
         layout = self.layouts[block]
         check_block(layout.block, kept)
-        for part, live, n_kept in zip(layout.parts, self._live[block], kept, strict=True):
-            if n_kept == part.n_units:
+        check_splits([layout], [kept])
+        for part, live, (n_kept, queries) in zip(layout.parts, self._live[block], _counts(kept), strict=True):
+            if n_kept == part.n_units and not queries:
                 live.restore()
             elif n_kept == 0:
                 live.remove()
@@ -133,7 +150,8 @@ class StructureStore:
                 live.cut(*expert_level(part, self._tensors[block], n_kept, repair))
             else:
                 assert isinstance(part, SublayerLayout)
-                live.cut(n_kept, self.ordered(block, part.kind).pieces(n_kept, repair))
+                assert not isinstance(live, LiveExperts)
+                live.cut(n_kept, self.ordered(block, part.kind).pieces(n_kept, repair, queries), queries)
 
     def outputs(self, block: int, kept: Kept, repair: str = "none") -> dict[str, Tensor]:
         """Weights of a cut block's output projections in their dense shapes, zero in the columns of removed units.
@@ -142,19 +160,18 @@ class StructureStore:
         """
         layout = self.layouts[block]
         found = {}
-        for part, n_kept in zip(layout.parts, kept, strict=True):
+        for part, (n_kept, queries) in zip(layout.parts, _counts(kept), strict=True):
             if isinstance(part, MixtureLayout):
                 continue
             dense = self._dense[part.output.name]
-            if n_kept == part.n_units:
+            if n_kept == part.n_units and not queries:
                 found[part.output.name] = dense
                 continue
             weight = torch.zeros_like(dense)
             if n_kept:
                 ordered = self.ordered(block, part.kind)
-                index = part.placements[-1].index(torch.tensor(ordered.order, device=dense.device))
-                cut = ordered.pieces(n_kept, repair)[part.output.name].weight
-                weight[:, index[: cut.shape[1]]] = cut
+                cut = ordered.pieces(n_kept, repair, queries)[part.output.name].weight
+                weight[:, ordered.columns(n_kept, queries)] = cut
             found[part.output.name] = weight
         return found
 
@@ -163,6 +180,11 @@ class StructureStore:
         for block in self._live:
             for live in block:
                 live.restore()
+
+
+def _counts(kept: Kept) -> tuple[Count, Count]:
+    """Units of attention and MLP or mixture, each with query heads."""
+    return (kept.kv_groups, kept.queries), (kept.ffn, 0)
 
 
 class _OnDevice(UserDict[str, Tensor]):
@@ -205,7 +227,7 @@ def build_structure(
         ValueError: if the model can't be cut (see `find_layouts`), or inputs are not finite.
     """
     layouts = find_layouts(anatomy, experts=True)
-    method, counts = key.method, {"attention": key.kv_groups, "mlp": key.ffn, "experts": key.ffn}
+    method, counts = key.method, key.counts
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
         identity, gradients = f"{key.model} {key.calibration}", method.gradients if missing else ()
@@ -218,7 +240,7 @@ def build_structure(
             tensors: dict[str, Tensor] = {}
             for sub in layout.parts if part.block.index in missing else ():
                 if isinstance(sub, MixtureLayout):
-                    tensors |= _experts(method, sub, part, counts["experts"])
+                    tensors |= _experts(method, sub, part, key.ffn)
                     continue
                 inputs = part.outputs[sub.output.name]
                 tensors |= reorder_by(method, sub, inputs, whole.gradients, counts[sub.kind])
@@ -266,10 +288,11 @@ def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key
     n_merges = len(key.method.of_experts) - 1
     for layout in todo:
         n_weights += sum(x.n_weights + x.out_features for x in layout.block.linears if x.expert is None)
-        for part, counts in ((layout.attention, key.kv_groups), (layout.mlp, key.ffn)):
+        for part in layout.parts:
             if isinstance(part, MixtureLayout):
-                n_weights += n_merges * part.unit_params * sum(n for n in counts if n < part.n_units)
+                n_weights += n_merges * part.unit_params * sum(n for n in key.ffn if n < part.n_units)
                 continue
-            n_weights += n_repairs * sum(counts) * part.unit_width * part.output.out_features
+            columns = sum(n * part.unit_width for n, _ in key.counts[part.kind])
+            n_weights += n_repairs * columns * part.output.out_features
     needed = n_weights * next(anatomy.linears).weight.element_size()
     return needed + gradients_to_write(gradients_path(directory), anatomy, key.method.gradients)

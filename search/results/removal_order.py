@@ -69,6 +69,8 @@ def _removed(config: Mapping[str, Any], shapes: Sequence[BlockShape]) -> Removed
     lacks = set()
     for index, (kept, shape) in enumerate(zip(config.get("blocks", ()), shapes, strict=False)):
         whole = {"attention": shape.n_kv_groups, "mlp": shape.ffn_width}
+        if kept.get("queries"):
+            return None
         for kind, name in PARTS.items():
             if kept[name] == 0:
                 lacks.add((index, kind))

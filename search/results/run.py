@@ -266,9 +266,14 @@ class Run:
 def _cut_shares(
     kept: Sequence[Mapping[str, int]], blocks: Sequence[BlockShape], linears: Sequence[Prunable]
 ) -> dict[str, float]:
-    """Cut share of each linear, which is the same for all linears of a sub-layer."""
+    """Cut share of each linear, which is the same for all linears of a sub-layer; of query heads the mean."""
     parts = [
-        {"attention": after["kv_groups"] / before.n_kv_groups, "mlp": after["ffn"] / before.ffn_width}
+        {
+            "attention": after["kv_groups"]
+            / before.n_kv_groups
+            * (1 - before.query_share * (before.n_queries - after.get("queries", before.n_queries))),
+            "mlp": after["ffn"] / before.ffn_width,
+        }
         for after, before in zip(kept, blocks, strict=True)
     ]
     return {x.name: 1 - parts[x.block][x.sublayer] for x in linears}

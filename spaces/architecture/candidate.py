@@ -1,4 +1,4 @@
-"""Candidates of the space `architecture`: numbers of KV groups and FFN channels of each block."""
+"""Candidates of the space `architecture`: numbers of KV groups, query heads and FFN channels of each block."""
 
 from __future__ import annotations
 
@@ -18,10 +18,23 @@ class Kept(NamedTuple):
     Args:
         kv_groups: KV heads, each with the query heads that read it.
         ffn: channels of the MLP, or routed experts of a mixture.
+        queries: query heads of each kept group; 0: all of them.
     """
 
     kv_groups: int
     ffn: int
+    queries: int = 0
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """KV groups and channels (or experts)."""
+        return self.kv_groups, self.ffn
+
+    @property
+    def plain(self) -> dict[str, int]:
+        """``{"kv_groups": 3, "ffn": 1536}``, and ``"queries": 2`` where query heads are cut."""
+        plain = {"kv_groups": self.kv_groups, "ffn": self.ffn}
+        return plain | ({"queries": self.queries} if self.queries else {})
 
 
 GONE = Kept(0, 0)
@@ -36,15 +49,19 @@ class KeptUnits:
     Args:
         kv_groups: key/value heads.
         channels: of the MLP, or routed experts of a mixture.
+        queries: query heads, group by group; empty where all of each kept group stay.
     """
 
     kv_groups: tuple[int, ...]
     channels: tuple[int, ...]
+    queries: tuple[int, ...] = ()
 
 
 def read_kept(config: Mapping[str, Any]) -> tuple[Kept, ...]:
-    """The blocks of a plain configuration, ``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...]}``."""
-    return tuple(Kept(block["kv_groups"], block["ffn"]) for block in config["blocks"])
+    """The blocks of a plain configuration, ``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...]}``, see `Kept.plain`."""
+    return tuple(
+        Kept(block["kv_groups"], block["ffn"], block.get("queries", 0)) for block in config["blocks"]
+    )
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,8 @@ class Architecture:
     """Kept units of each block, and the repair if it is searched too.
 
     Its text lists the blocks in order, equal neighbours as ``<kept>x<times>``:
-    ``architecture:3/1536x5,0/1024,3/1536``, followed by ``;repair=refit`` if there are several repairs.
+    ``architecture:3/1536x5,0/1024,3/1536``, followed by ``;repair=refit`` if there are several repairs. ``3q2``: 2
+    query heads of each of 3 KV groups.
 
     Args:
         blocks: one entry a block.
@@ -65,7 +83,7 @@ class Architecture:
     @cached_property
     def text(self) -> str:
         runs = [(kept, len(list(group))) for kept, group in groupby(self.blocks)]
-        body = ",".join(f"{g}/{w}" + (f"x{n}" if n > 1 else "") for (g, w), n in runs)
+        body = ",".join(_text(kept) + (f"x{n}" if n > 1 else "") for kept, n in runs)
         return f"architecture:{body}" + (f";repair={self.repair}" if self.repair else "")
 
     @classmethod
@@ -75,12 +93,13 @@ class Architecture:
         Raises:
             ValueError: if it is not the text of an architecture.
         """
-        whole = re.fullmatch(r"architecture:([\d/x,]+)(?:;repair=(\S+))?", text, re.ASCII)
+        whole = re.fullmatch(r"architecture:([\d/xq,]+)(?:;repair=(\S+))?", text, re.ASCII)
         runs = whole[1].split(",") if whole else []
-        found = [re.fullmatch(r"(\d{1,6})/(\d{1,6})(?:x(\d{1,6}))?", run) for run in runs]
-        n_blocks = sum(int(x[3] or 1) for x in found if x)
+        found = [re.fullmatch(r"(\d{1,6})(?:q(\d{1,6}))?/(\d{1,6})(?:x(\d{1,6}))?", run) for run in runs]
+        n_blocks = sum(int(x[4] or 1) for x in found if x)
         few = n_blocks <= MAX_BLOCKS
-        blocks = [Kept(int(x[1]), int(x[2])) for x in found if x and few for _ in range(int(x[3] or 1))]
+        kept = [(Kept(int(x[1]), int(x[3]), int(x[2] or 0)), int(x[4] or 1)) for x in found if x and few]
+        blocks = [each for each, times in kept for _ in range(times)]
         repair = (whole and whole[2]) or ""
         architecture = cls(tuple(blocks), repair)
         if whole and architecture.text == text and repair in ("", *UNIT_REPAIRS):
@@ -88,3 +107,8 @@ class Architecture:
         raise ValueError(
             f"Expected an architecture such as 'architecture:3/1536x5,0/1024', got {text[:80]!r}."
         )
+
+
+def _text(kept: Kept) -> str:
+    groups = f"{kept.kv_groups}q{kept.queries}" if kept.queries else f"{kept.kv_groups}"
+    return f"{groups}/{kept.ffn}"

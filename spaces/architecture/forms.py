@@ -64,7 +64,7 @@ class FormTargets:
     def _removed(self) -> dict[Form, float]:
         """Cost removed by each form; a dropped block counts as the mean of the droppable ones."""
         found = {}
-        for kept in (Kept(g, w) for g in self.alike.kv_groups for w in self.alike.ffn):
+        for kept in self.shapes:
             usages = [USAGES[self._of](self._shape, block, kept) for block in self._shape.blocks]
             mean = sum(usages[i] for i in self.droppable) / (len(self.droppable) or 1)
             for n in range(len(self.droppable) + 1):
@@ -94,10 +94,13 @@ class FormTargets:
     def _smallest_step(self) -> float:
         """Smallest mean step: one level of all blocks' groups or channels, or one dense block."""
         (n_blocks, kept), (groups, ffn) = self.dense, (self.alike.kv_groups, self.alike.ffn)
+        queries = self.alike.queries
         steps = [
             self._removed[Form(n_blocks, kept._replace(kv_groups=groups[-1]))] / max(len(groups) - 1, 1),
             self._removed[Form(n_blocks, kept._replace(ffn=ffn[-1]))] / max(len(ffn) - 1, 1),
             self._removed.get(Form(n_blocks - 1, kept), 0.0),
+            self._removed.get(Form(n_blocks, kept._replace(queries=queries[-1])), 0.0)
+            / max(len(queries) - 1, 1),
         ]
         return min((step for step in steps if step), default=1.0)
 
@@ -137,8 +140,8 @@ class FormTargets:
         """
 
         def rank(form: Form) -> tuple[int, float]:
-            shares = [kept / dense for kept, dense in zip(form.kept, self.dense.kept, strict=True)]
-            return form.n_blocks if shallow else -form.n_blocks, abs(shares[0] - shares[1])
+            heads, ffn = self._shares(form.kept)
+            return form.n_blocks if shallow else -form.n_blocks, abs(heads - ffn)
 
         for form in sorted(self.forms[target], key=rank):
             dropped = list(order[: self.dense.n_blocks - form.n_blocks])
@@ -157,13 +160,35 @@ class FormTargets:
     @property
     def levels(self) -> tuple[BlockLevels, ...]:
         zeros = [(0,) if index in self.droppable else () for index in range(self.dense.n_blocks)]
-        return tuple(BlockLevels((*self.alike.kv_groups, *zero), (*self.alike.ffn, *zero)) for zero in zeros)
+        groups, ffn, queries = self.alike.kv_groups, self.alike.ffn, self.alike.queries
+        return tuple(BlockLevels((*groups, *zero), (*ffn, *zero), queries) for zero in zeros)
+
+    @cached_property
+    def shapes(self) -> tuple[Kept, ...]:
+        """Shapes that all kept blocks may have."""
+        found = (
+            Kept(groups, width, queries)
+            for groups in self.alike.kv_groups
+            for queries in self.alike.queries
+            for width in self.alike.ffn
+        )
+        held = self._shape.held_queries
+        return tuple(x for x in found if not x.queries or held is None or (x.kv_groups, x.queries) in held)
+
+    def _shares(self, kept: Kept) -> tuple[float, float]:
+        """Shares of query heads and of channels that are kept."""
+        n_queries, dense = self._shape.blocks[0].n_queries, self.dense.kept
+        heads = kept.kv_groups * (kept.queries or n_queries) / (dense.kv_groups * n_queries)
+        return heads, kept.ffn / dense.ffn
 
     def distance(self, first: Form, second: Form) -> float:
-        """Sum of the differences in the shares of blocks, groups and channels."""
-        pairs = zip((first.n_blocks, *first.kept), (second.n_blocks, *second.kept), strict=True)
-        dense = (self.dense.n_blocks, *self.dense.kept)
-        return sum(abs(a - b) / whole for (a, b), whole in zip(pairs, dense, strict=True))
+        """Sum of the differences in the shares of blocks, groups, channels and query heads of a group."""
+        n_queries = self._shape.blocks[0].n_queries
+        of_first, of_second, dense = (
+            (form.n_blocks, *form.kept.units, form.kept.queries or n_queries)
+            for form in (first, second, self.dense)
+        )
+        return sum(abs(a - b) / whole for a, b, whole in zip(of_first, of_second, dense, strict=True))
 
 
 def _the_block(shape: ModelShape) -> Kept:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape
 
-Removable = Literal["groups", "channels", "experts", "attention", "mlp", "blocks"]
+Removable = Literal["groups", "heads", "channels", "experts", "attention", "mlp", "blocks"]
 
 
 @dataclass(frozen=True)
 class BlockLevels:
-    """Levels of one block, descending from the dense numbers; 0 if the sub-layer is removable."""
+    """Levels of one block, descending from the dense numbers; 0 if the sub-layer is removable.
+
+    Args:
+        queries: of query heads of a kept KV group; 0, the first one: all.
+    """
 
     kv_groups: tuple[int, ...]
     ffn: tuple[int, ...]
+    queries: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class LevelRules:
     """Rules for the levels.
 
     Args:
-        units: removable units: single KV ``groups`` and FFN ``channels``, routed ``experts``, whole ``attention`` and
-            ``mlp`` sub-layers, or whole ``blocks``.
+        units: removable units: single KV ``groups`` and FFN ``channels``, query ``heads`` (of each KV group equally
+            many), routed ``experts``, whole ``attention`` and ``mlp`` sub-layers, or whole ``blocks``.
         ffn_step: channels between levels; None: see `default_step`, as for experts.
         multiple_of: divisor of every number of kept channels.
         smallest_mlp: least channels of an MLP beside an attention, for formats that require an MLP.
@@ -73,7 +78,10 @@ class LevelRules:
             if "mlp" in self.units or ("blocks" in self.units and index):
                 smallest = self.smallest_mlp if "mlp" in self.units else 0
                 ffn += [smallest] if smallest < ffn[-1] else []
-        return BlockLevels(tuple(kv_groups), tuple(ffn))
+        splits = "heads" in self.units and index not in self.protect
+        return BlockLevels(
+            tuple(kv_groups), tuple(ffn), (0, *range(block.n_queries - 1, 0, -1)) if splits else (0,)
+        )
 
     def _numbers_of_experts(self, n_experts: int, of: ExpertShape) -> list[int]:
         """Numbers of experts between all and none, descending."""
@@ -117,6 +125,8 @@ class Slot:
         kv_groups: kept KV groups of each option, the dense number first; empty if the slot has none.
         ffn: kept channels, likewise.
         removable: whether the last option removes the slot as a whole.
+        queries: query heads that each kept KV group keeps in each option, 0: all; empty if they are never cut.
+        gone: with them, share of the slot that each option removes.
     """
 
     name: str
@@ -124,6 +134,8 @@ class Slot:
     kv_groups: tuple[int, ...]
     ffn: tuple[int, ...]
     removable: bool
+    queries: tuple[int, ...] = ()
+    gone: tuple[float, ...] = ()
 
     @property
     def n_options(self) -> int:
@@ -139,20 +151,27 @@ class Slot:
         return Kept(
             self.kv_groups[option] if self.kv_groups else before.kv_groups,
             self.ffn[option] if self.ffn else before.ffn,
+            self.queries[option] if self.queries else before.queries,
         )
 
     def option_of(self, kept: Kept) -> int:
         """Option of these kept units; a ValueError if there is none."""
+        if self.queries:
+            return list(zip(self.kv_groups, self.queries, strict=True)).index((kept.kv_groups, kept.queries))
         return self.kv_groups.index(kept.kv_groups) if self.kv_groups else self.ffn.index(kept.ffn)
 
     @property
     def shares(self) -> tuple[float, ...]:
         """Fraction of the slot removed by each option."""
+        if self.gone:
+            return self.gone
         kept = self.kv_groups or self.ffn
         return tuple(1 - n / kept[0] for n in kept)
 
 
-def slots_of(levels: Sequence[BlockLevels], units: frozenset[Removable]) -> tuple[Slot, ...]:
+def slots_of(
+    levels: Sequence[BlockLevels], units: frozenset[Removable], blocks: Sequence[BlockShape]
+) -> tuple[Slot, ...]:
     """Slots with more than one option: blocks if only these are removable, else sub-layers."""
     slots = []
     for block, of in enumerate(levels):
@@ -160,6 +179,24 @@ def slots_of(levels: Sequence[BlockLevels], units: frozenset[Removable]) -> tupl
             slots.append(Slot(f"block{block}", block, of.kv_groups, of.ffn, True))
         else:
             removable = of.kv_groups[-1] == 0
-            slots.append(Slot(f"block{block}.attention", block, of.kv_groups, (), removable))
+            attention = Slot(f"block{block}.attention", block, of.kv_groups, (), removable)
+            slots.append(attention if len(of.queries) == 1 else _with_queries(attention, of, blocks[block]))
             slots.append(Slot(f"block{block}.mlp", block, (), of.ffn, "mlp" in units))
     return tuple(slot for slot in slots if slot.n_options > 1)
+
+
+def _with_queries(slot: Slot, of: BlockLevels, shape: BlockShape) -> Slot:
+    """The slot with an option for each number of KV groups and of query heads in each, by ascending removed share."""
+    dense = of.kv_groups[0]
+    options = []
+    for groups in of.kv_groups:
+        for queries in of.queries if groups else (0,):
+            without = shape.query_share * (shape.n_queries - queries) if queries else 0.0
+            options.append((1 - groups * (1 - without) / dense, groups, queries))
+    options.sort(key=lambda option: option[0])
+    return replace(
+        slot,
+        kv_groups=tuple(groups for _, groups, _ in options),
+        queries=tuple(queries for _, _, queries in options),
+        gone=tuple(gone for gone, _, _ in options),
+    )

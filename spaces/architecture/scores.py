@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from secateur.spaces.architecture.levels import Slot
 from secateur.spaces.levels import Table, Window
@@ -36,7 +37,8 @@ def unit_moves(slots: Sequence[Slot], scores: Scores) -> list[Move]:
     """Single levels in the order of a rising global threshold over all units' scores.
 
     FLAP's allocation (An et al. 2024, arXiv 2312.11983): one threshold for the standardised scores of all groups and
-    channels, as high as their costs allow. Here each kept number is rounded to the nearest level.
+    channels, as high as their costs allow. Here each kept number is rounded to the nearest level. Query heads are not
+    cut singly.
     """
     found = []
     for index, slot in enumerate(slots):
@@ -44,8 +46,9 @@ def unit_moves(slots: Sequence[Slot], scores: Scores) -> list[Move]:
             continue
         of = scores.attention if slot.kind == "attention" else scores.mlp
         ascending, kept = sorted(of[slot.block]), slot.kv_groups or slot.ffn
-        for level in range(1, slot.n_options):
-            n_gone = math.ceil(len(ascending) - (kept[level - 1] + kept[level]) / 2)  # nearer to this level
+        levels = [level for level in range(slot.n_options) if not (slot.queries and slot.queries[level])]
+        for before, level in pairwise(levels):
+            n_gone = math.ceil(len(ascending) - (kept[before] + kept[level]) / 2)  # nearer to this level
             found.append((ascending[n_gone - 1], index, level))
     return [{index: level} for _, index, level in sorted(found)]
 

@@ -21,6 +21,9 @@ from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
 
 UNITS: frozenset[Removable] = frozenset({"groups", "channels", "attention", "mlp"})
 TIED_UNITS: frozenset[Removable] = frozenset({"groups", "channels", "blocks"})
+HEADS: frozenset[Removable] = frozenset({"heads"})
+"""Where they are named alone."""
+
 EXPERTS: frozenset[Removable] = frozenset({"experts"})
 """By default beside the others where a model has mixtures."""
 
@@ -48,10 +51,10 @@ class ArchitectureSettings(SpaceSettings):
         target: share of the blocks' `of` to remove; one value, a list, or a range.
         of: quantity of the target. Latencies are predicted from a table measured before.
         share_of: what `target` is a share of: the ``blocks``, or the whole ``model``.
-        units: removable units: single KV ``groups`` (a KV head with its query heads) and FFN ``channels``, routed
-            ``experts`` of mixtures, whole ``attention`` and ``mlp`` sub-layers, whole ``blocks``; None: all but blocks,
-            or groups, channels, experts and blocks if tied. ``blocks`` are allowed alone, beside both sub-layers, or
-            tied.
+        units: removable units: single KV ``groups`` (a KV head with its query heads) and FFN ``channels``, query
+            ``heads`` (equally many of each KV group; not by default), routed ``experts`` of mixtures, whole
+            ``attention`` and ``mlp`` sub-layers, whole ``blocks``; None: all but heads and blocks, or groups, channels,
+            experts and blocks if tied. ``blocks`` are allowed alone, beside both sub-layers, or tied.
         ffn_step: channels between levels; None: about a 12th of the width, or a 48th if tied.
         multiple_of: divisor of every number of kept channels.
         tied: all kept blocks have equal shapes, so that stock classes load the model.
@@ -126,10 +129,14 @@ class ArchitectureSettings(SpaceSettings):
         units = self.rules.units
         if not units:
             raise ValueError("Expected `units` to name some, got an empty list.")
-        if self.all_alike and not units <= TIED_UNITS | EXPERTS:
+        if self.all_alike and not units <= TIED_UNITS | HEADS | EXPERTS:
             raise ValueError(
-                f"Expected `units` out of {', '.join(sorted(TIED_UNITS | EXPERTS))} where all blocks are alike "
+                f"Expected `units` out of {', '.join(sorted(TIED_UNITS | HEADS | EXPERTS))} where all blocks are alike "
                 f"(`tied`, or `target_format: hf-stock`), got {', '.join(sorted(units))}."
+            )
+        if "heads" in units and self.of.startswith("latency"):
+            raise ValueError(
+                f"Expected no heads in `units` with `of: {self.of}`, as latency tables have no times of them, got both."
             )
         if not self.all_alike and "blocks" in units and len(units) > 1 and not units >= {"attention", "mlp"}:
             raise ValueError(
@@ -234,6 +241,14 @@ def build_architecture(
         raise ValueError(
             f"Expected a model with a mixture of experts for experts in `units`, got one without. Name others: "
             f"{', '.join(sorted(UNITS))}."
+        )
+    if "heads" in rules.units and all(block.n_queries == 1 for block in shape.blocks):
+        raise ValueError(
+            "Expected several query heads that share a KV head for heads in `units`, got one each. Use groups."
+        )
+    if "heads" in rules.units and shape.latency is not None:
+        raise ValueError(
+            "Expected no latencies with heads in `units`, as their tables have no times of them."
         )
     if settings.all_alike:
         return TiedSpace(shape, rules, *counted)

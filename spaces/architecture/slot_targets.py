@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -38,7 +39,8 @@ class SlotTargets:
         self._units = ", ".join(sorted(rules.units))
         self.targets = tuple(targets)
         self.dense = tuple(map(dense_of, shape.blocks))
-        rows = {slot: self._row(slot) for slot in slots_of(rules.levels(shape), rules.units)}
+        slots = slots_of(rules.levels(shape), rules.units, shape.blocks)
+        rows = dict(self._ascending(slot, self._row(slot)) for slot in slots)
         self.slots = tuple(slot for slot, row in rows.items() if row[-1])  # slots without cost stay dense
         self.table = tuple(rows[slot] for slot in self.slots)
         self.shares = tuple(
@@ -59,7 +61,11 @@ class SlotTargets:
         levels = [BlockLevels((dense.kv_groups,), (dense.ffn,)) for dense in self.dense]
         for slot in self.slots:
             before = levels[slot.block]
-            levels[slot.block] = BlockLevels(slot.kv_groups or before.kv_groups, slot.ffn or before.ffn)
+            levels[slot.block] = BlockLevels(
+                tuple(dict.fromkeys(slot.kv_groups)) or before.kv_groups,
+                slot.ffn or before.ffn,
+                tuple(dict.fromkeys(slot.queries)) or before.queries,
+            )
         return tuple(levels)
 
     def _row(self, slot: Slot) -> tuple[int, ...]:
@@ -68,6 +74,25 @@ class SlotTargets:
         kept = [slot.kept(option, dense) for option in range(slot.n_options)]
         usages = [USAGES[self._of](self._shape, block, each) for each in kept]
         return tuple(usages[0] - usage for usage in usages)
+
+    def _ascending(self, slot: Slot, row: tuple[int, ...]) -> tuple[Slot, tuple[int, ...]]:
+        """The slot in the order of the cost, without options of query heads that cost as much as all of them."""
+        if not slot.queries:
+            return slot, row
+        whole = {(slot.kv_groups[i], row[i]) for i, queries in enumerate(slot.queries) if not queries}
+        useful = [
+            i
+            for i, queries in enumerate(slot.queries)
+            if not queries or (slot.kv_groups[i], row[i]) not in whole
+        ]
+        order = sorted(useful, key=lambda i: row[i])
+        ordered = replace(
+            slot,
+            kv_groups=tuple(slot.kv_groups[i] for i in order),
+            queries=tuple(slot.queries[i] for i in order),
+            gone=tuple(slot.gone[i] for i in order),
+        )
+        return ordered, tuple(row[i] for i in order)
 
     def _check_targets(self) -> None:
         highest = sum(row[-1] for row in self.table)

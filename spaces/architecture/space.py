@@ -159,10 +159,16 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     def _check_blocks(self, candidate: Architecture) -> None:
         for index, (kept, levels) in enumerate(zip(candidate.blocks, self.levels, strict=True)):
-            if kept.kv_groups not in levels.kv_groups or kept.ffn not in levels.ffn:
+            known = kept.kv_groups in levels.kv_groups and kept.ffn in levels.ffn
+            if not known or kept.queries not in levels.queries:
+                heads = f" with {levels.queries} query heads each (0: all)" if len(levels.queries) > 1 else ""
                 raise ValueError(
-                    f"Expected one of {levels.kv_groups} KV groups and of {levels.ffn} channels, got "
-                    f"{kept.kv_groups}/{kept.ffn} at block {index}."
+                    f"Expected one of {levels.kv_groups} KV groups{heads} and of {levels.ffn} channels, got "
+                    f"{Architecture((kept,)).text.partition(':')[2]} at block {index}."
+                )
+            if kept.queries and not kept.kv_groups:
+                raise ValueError(
+                    f"Expected no query heads without KV groups, got {kept.queries} at block {index}."
                 )
         if self.assemble(self.disassemble(candidate)) != candidate:
             raise ValueError(f"Expected an architecture that `units` can make, got {candidate.text[:80]!r}.")

@@ -79,14 +79,15 @@ class StructuredSpace(Space[Architecture]):
         return cost(self._shape, candidate.blocks, candidate.repair or self.repairs[0])
 
     def config(self, candidate: Architecture) -> Mapping[str, Any]:
-        """``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...], "repair": "none"}``."""
-        blocks = [kept._asdict() for kept in candidate.blocks]
+        """``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...], "repair": "none"}``, see `Kept.plain`."""
+        blocks = [kept.plain for kept in candidate.blocks]
         return {"blocks": blocks, "repair": candidate.repair or self.repairs[0]}
 
     def portable(self, candidate: Architecture, linears: Sequence[Prunable]) -> Mapping[str, Any]:
         """``{"blocks": [{"kv_groups": "2/3", "ffn": "1024/1536"}, ...], "repair": ...}``: kept of all units."""
         blocks = [
             {"kv_groups": f"{kept.kv_groups}/{dense.n_kv_groups}", "ffn": f"{kept.ffn}/{dense.ffn_width}"}
+            | ({"queries": f"{kept.queries}/{dense.n_queries}"} if kept.queries else {})
             for kept, dense in zip(candidate.blocks, self._shape.blocks, strict=True)
         ]
         return {"blocks": blocks, "repair": candidate.repair or self.repairs[0]}

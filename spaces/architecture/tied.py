@@ -28,7 +28,7 @@ class TiedSpace(StructuredSpace):
 
     Args:
         shape: of the dense model, with equal blocks.
-        rules: for the levels; `units` out of groups, channels, blocks.
+        rules: for the levels; `units` out of groups, heads, channels, blocks.
         targets: shares of the blocks' `of` to remove, ascending.
         of: quantity of the target.
         repairs: compensations for removed weights.
@@ -141,15 +141,15 @@ class TiedSpace(StructuredSpace):
     def _check_blocks(self, candidate: Architecture) -> None:
         form, dropped, repair = self._parts(candidate)
         alike = self._forms.alike
-        fits = form.kept.kv_groups in alike.kv_groups and form.kept.ffn in alike.ffn
         if (
-            not fits
+            form.kept not in self._forms.shapes
             or not set(dropped) <= set(self._droppable)
             or self._architecture(form, dropped, repair) != candidate
         ):
             raise ValueError(
                 f"Expected {self._forms.dense.n_blocks} blocks, each dropped or with the same one of "
-                f"{alike.kv_groups} KV groups and of {alike.ffn} channels, got {candidate.text[:80]!r}."
+                f"{alike.kv_groups} KV groups and of {alike.ffn} channels"
+                f"{_of_queries(alike.queries)}, got {candidate.text[:80]!r}."
             )
 
     def locality_key(self, candidate: Architecture) -> Any:
@@ -163,6 +163,7 @@ class TiedSpace(StructuredSpace):
         last = {
             "kv_groups": len(self._forms.alike.kv_groups) - 1,
             "ffn": len(self._forms.alike.ffn) - 1,
+            "queries": len(self._forms.alike.queries) - 1,
             **{f"block{index}": 1 for index in self._droppable},
             "repair": len(self.repairs) - 1,
         }
@@ -173,6 +174,7 @@ class TiedSpace(StructuredSpace):
         values = {
             "kv_groups": self._forms.alike.kv_groups.index(form.kept.kv_groups),
             "ffn": self._forms.alike.ffn.index(form.kept.ffn),
+            "queries": self._forms.alike.queries.index(form.kept.queries),
             **{f"block{index}": int(index in dropped) for index in self._droppable},
             "repair": repair,
         }
@@ -184,7 +186,9 @@ class TiedSpace(StructuredSpace):
         alike, dense = self._forms.alike, self._forms.dense
         dropped = [index for index in self._droppable if values[f"block{index}"]]
         kept = dense.kept._replace(
-            kv_groups=alike.kv_groups[values.get("kv_groups", 0)], ffn=alike.ffn[values.get("ffn", 0)]
+            kv_groups=alike.kv_groups[values.get("kv_groups", 0)],
+            ffn=alike.ffn[values.get("ffn", 0)],
+            queries=alike.queries[values.get("queries", 0)],
         )
         form = Form(dense.n_blocks - len(dropped), kept)
         return self.repair(self._architecture(form, dropped, values.get("repair", 0)), target, rng)
@@ -199,3 +203,7 @@ class TiedSpace(StructuredSpace):
         dropped = [index for index, kept in enumerate(candidate.blocks) if kept == GONE]
         form = Form(len(candidate.blocks) - len(dropped), candidate.blocks[0])
         return form, dropped, self._repair_of(candidate)
+
+
+def _of_queries(queries: Sequence[int]) -> str:
+    return f", with {', '.join(map(str, queries))} query heads a group (0: all)" if len(queries) > 1 else ""

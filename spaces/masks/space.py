@@ -220,7 +220,7 @@ class MaskSpace(Space[UnitMasks]):
             step = self._step_of(slot) if slot.ffn else 1
             chosen = np.flatnonzero(np.repeat(mask, step)).tolist()
             units[slot.block]["channels" if slot.ffn else "kv_groups"] = chosen
-        return {"blocks": [kept._asdict() for kept in self.kept(candidate)], "units": units}
+        return {"blocks": [kept.plain for kept in self.kept(candidate)], "units": units}
 
     def locality_key(self, candidate: UnitMasks) -> Any:
         return candidate.blocks
