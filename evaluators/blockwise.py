@@ -128,6 +128,7 @@ class BlockwiseEvaluator(Evaluator):
             return self._prefixes.get((batch.name, path), compute, first_to_go=alone)
 
         for members, hidden in walk([paths[member] for member in new], batch.inputs.hidden, step):
+            self._pruner.finish(paths[new[members[0]]][-1])
             found = loss_sums(self._anatomy, hidden, batch.tokens, batch.teacher)
             self._sums[batch.name, paths[new[members[0]]]] = found
 

@@ -103,9 +103,10 @@ def _damaged(pruner: Pruner, config: Config, window: Int[Tensor, "1 length"]) ->
             hidden = runner.block(block, hidden, inputs)
             if pruner.copies:
                 pruner.release(block)
+        pruner.finish(key)
+        kl, first = position_kl(pruner.anatomy, hidden, teacher)[0].cpu(), pruner.anatomy.first_scored
     finally:
         pruner.restore()
-    kl, first = position_kl(pruner.anatomy, hidden, teacher)[0].cpu(), pruner.anatomy.first_scored
     n_damaged = math.ceil(DAMAGED_SHARE * (len(kl) - first))
     worst = first + kl[first:].argsort(descending=True, stable=True)[:n_damaged]
     chosen = torch.zeros_like(kl, dtype=torch.bool)

@@ -130,6 +130,7 @@ class TrainedEvaluator(Evaluator):
         try:
             for block, key in enumerate(path):
                 self._pruner.apply(block, key)
+            self._pruner.finish(path[-1])
             return own_modules(self._pruner.anatomy)
         finally:
             self._pruner.restore()

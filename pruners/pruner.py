@@ -188,6 +188,9 @@ class Pruner(ABC):
     def apply(self, block: int, key: Hashable) -> None:
         """Point the live block to the weights of a key."""
 
+    def finish(self, key: Hashable) -> None:  # most change blocks alone
+        """Point what follows the last block to the weights that go with the last block's key."""
+
     def release(self, block: int) -> None:
         """Make one block dense again after it was computed; its memory may serve others."""
 

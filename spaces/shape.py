@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
@@ -136,6 +136,25 @@ class BlockShape:
 
 
 @dataclass(frozen=True)
+class NarrowShape:
+    """Sizes of the model with fewer hidden channels, all units kept.
+
+    Args:
+        width: hidden channels, those of the residual stream.
+        n_params: parameters of the whole model.
+        macs_per_token: multiply-accumulates to compute one token.
+        blocks: shapes of its blocks.
+        held: pairs of KV groups and query heads of each (0: all) that a stock class holds at this width.
+    """
+
+    width: int
+    n_params: int
+    macs_per_token: int
+    blocks: tuple[BlockShape, ...]
+    held: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """Size of the dense model.
 
@@ -149,6 +168,7 @@ class ModelShape:
         held_groups: numbers of KV groups that the form in which models are saved can hold, if all blocks are alike;
             None: all.
         held_queries: likewise pairs of KV groups and query heads of each, where these are cut.
+        narrower: the model with fewer hidden channels, widths descending; empty where these are never cut.
     """
 
     n_params: int
@@ -159,6 +179,19 @@ class ModelShape:
     latency: LatencyTable | None = None
     held_groups: tuple[int, ...] | None = None
     held_queries: tuple[tuple[int, int], ...] | None = None
+    narrower: tuple[NarrowShape, ...] = ()
+
+    def at(self, hidden: int) -> ModelShape:
+        """The shape with so many hidden channels; 0: all of them."""
+        found = next((x for x in self.narrower if x.width == hidden), None)
+        if hidden and found is None:
+            widths = ", ".join(str(x.width) for x in self.narrower) or "none"
+            raise ValueError(f"Expected one of the hidden widths {widths}, got {hidden}.")
+        if found is None:
+            return self
+        return replace(
+            self, n_params=found.n_params, macs_per_token=found.macs_per_token, blocks=found.blocks
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -230,6 +230,29 @@ REFUSED = {
     ),
 }
 
+HELD_WIDTHS = (
+    *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3 text", "gemma4 text"),
+    *(
+        "vaultgemma",
+        "phi",
+        "phi3",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "granite",
+        "smollm3",
+        "cohere",
+        "cohere2",
+        "glm",
+    ),
+    *("glm4", "exaone4", "nemotron", "starcoder2", "seed_oss", "ernie4_5", "hunyuan", "arcee", "apertus"),
+    *("nanochat", "cwm", "ministral3", "jais2", "hyperclovax", "llama4, dense"),
+)
+"""Families whose stock class holds fewer hidden channels with heads of the same width."""
+
+WHOLE_GROUPS = ("gpt_bigcode",)
+"""Families with grouped queries whose attention takes their number from the width of the stream."""
+
 # Families whose configs know none of the common values.
 _OWN_NAMES = ("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "bloom", "mpt", "mamba", "mamba2", "xlstm")
 _WITHOUT = {

@@ -24,13 +24,11 @@ from secateur.pruners.weights.pruner import prune
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.cost import cost
 from tests.cut_models import manifest, small_tokenizer
-from tests.families import FAMILIES, REFUSED, VOCABULARY, WINDOW, make, row
+from tests.families import FAMILIES, REFUSED, VOCABULARY, WHOLE_GROUPS, WINDOW, make, row
 from tests.models import random_tokens
 
 TOKENS = random_tokens(2, 3 * WINDOW, vocab_size=VOCABULARY - 10)
 TABLE = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8").splitlines()
-WHOLE_GROUPS = ("gpt_bigcode",)
-"""Families whose attention takes the number of query heads from the width of the stream."""
 CUT = [name for name, (_, _, refusal) in FAMILIES.items() if not refusal]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from secateur.search.files import checked
 from secateur.spaces.architecture.candidate import Architecture, Kept
 from secateur.spaces.latency import Phase
-from secateur.spaces.shape import ModelShape
+from secateur.spaces.shape import ModelShape, NarrowShape
 from tests.architectures import (
     BLOCK,
     EVERYTHING,
@@ -22,6 +22,7 @@ from tests.architectures import (
     GROUPS,
     HEAD,
     QUERIES,
+    SPLIT,
     TABLE,
     WIDTH,
     WINDOW,
@@ -97,15 +98,15 @@ def test_architectures_of_other_spaces_are_refused(settings, text, message):
 # --- costs ---
 
 
-def slow_count(blocks) -> dict[str, float]:
+def slow_count(blocks, width: int = WIDTH) -> dict[str, float]:
     """Parameters, multiply-accumulates and cache from the shapes of what is left, matrix by matrix."""
-    params, macs, cached = 50_000 * WIDTH, 49_152 * WIDTH, 0
+    params, macs, cached = 50_000 * width, 49_152 * width, 0
     for kv_groups, ffn, of_group in blocks:
         queries = kv_groups * (of_group or QUERIES) * HEAD
-        attention = [(queries, WIDTH), *[(kv_groups * HEAD, WIDTH)] * 2, (WIDTH, queries)]
-        matrices = [*attention, (ffn, WIDTH), (ffn, WIDTH), (WIDTH, ffn)]
+        attention = [(queries, width), *[(kv_groups * HEAD, width)] * 2, (width, queries)]
+        matrices = [*attention, (ffn, width), (ffn, width), (width, ffn)]
         n_weights = sum(rows * columns for rows, columns in matrices)
-        params += n_weights + WIDTH * (kv_groups > 0) + WIDTH * (ffn > 0)
+        params += n_weights + width * (kv_groups > 0) + width * (ffn > 0)
         macs += n_weights + 2 * queries * WINDOW
         cached += 2 * kv_groups * HEAD * 2
     return {"params": params, "macs": macs, "kv_bytes": cached, "size_bytes": 2 * params}
@@ -240,3 +241,67 @@ def test_tied_query_heads_are_those_that_the_stock_class_holds():
     rng = np.random.default_rng(0)
     assert {space.sample(rng, 0).blocks[0].queries for _ in range(50)} == {0, 2}
     assert {each.name for each in space.parameters()} == {"ffn", "queries"}
+
+
+# --- hidden width ---
+
+
+def narrow_shape(n_blocks: int = 8) -> ModelShape:
+    """SmolLM2's sizes, which can be 512 or 448 wide, with some numbers of heads."""
+    shape = split_shape(n_blocks)
+
+    def at(width: int) -> NarrowShape:
+        part = {
+            name: value * width // WIDTH
+            for name, value in vars(SPLIT).items()
+            if name in ("group_params", "channel_params", "attention_params", "mlp_params", "query_params")
+        }
+        macs = 2 * (QUERIES + 1) * HEAD * width + 2 * QUERIES * HEAD * WINDOW
+        block = replace(
+            SPLIT, **part, group_macs=macs, channel_macs=3 * width, query_macs=2 * HEAD * (width + WINDOW)
+        )
+        blocks = (block,) * n_blocks
+        n_params = 50_000 * width + n_blocks * block.params(GROUPS, FFN)
+        n_macs = 49_152 * width + n_blocks * block.macs(GROUPS, FFN)
+        return NarrowShape(width, n_params, n_macs, blocks, ((3, 0), (2, 0), (1, 0), (3, 2)))
+
+    return replace(shape, narrower=(at(512), at(448)))
+
+
+def test_one_hidden_width_is_searched_at_the_exact_cost():
+    space = build(shape=narrow_shape(), units=["groups", "heads", "channels", "hidden"], tied=True)
+    rng = np.random.default_rng(0)
+    found = [space.sample(rng, 0) for _ in range(200)]
+    assert {each.hidden for each in found} == {0, 512, 448}
+    for each in found:
+        cost, width = space.cost(each), each.hidden or WIDTH
+        counted = slow_count(each.blocks, width)
+        assert {name: cost[name] for name in counted} == counted
+        assert space.parse(each.text) == each == space.from_parameters(space.to_parameters(each), 0, rng)
+        assert space.target_of(space.mutate(each, rng)) == 0
+        head = each.blocks[0].kv_groups, each.blocks[0].queries
+        assert not each.hidden or head in ((3, 0), (2, 0), (1, 0), (3, 2)), "what the stock class holds"
+    assert space.uniform(0).hidden == 0
+    narrow = next(each for each in found if each.hidden == 512)
+    assert space.config(narrow)["hidden"] == 512
+    assert narrow.text.endswith(";hidden=512")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shape": split_shape(4), "tied": True}, "whose stock class holds fewer hidden channels"),
+        ({"shape": narrow_shape()}, "one width serves all"),
+        ({"shape": narrow_shape(), "tied": True, "target_format": "hf-padded"}, "any, hf or hf-stock"),
+        ({"shape": replace(narrow_shape(), latency=TABLE), "tied": True}, "no latencies with hidden"),
+    ],
+    ids=["no such class", "free", "format", "latency"],
+)
+def test_a_hidden_width_is_refused_where_it_does_not_work(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build(units=["hidden", "channels"], **settings)
+
+
+def test_free_spaces_have_all_hidden_channels():
+    with pytest.raises(ValueError, match="all hidden channels unless blocks are alike, got 512"):
+        build().parse("architecture:3/1536x8;hidden=512")

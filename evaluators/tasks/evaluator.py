@@ -69,6 +69,7 @@ class TaskEvaluator(Evaluator):
         try:
             for block, key in enumerate(path):
                 self._pruner.apply(block, key)
+            self._pruner.finish(path[-1])
             if self._margin is None:
                 return task_values(self._tasks.measure())
             found = self._tasks.measure(self._samples(fidelity))

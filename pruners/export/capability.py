@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.pruners.export.registry import ANY, check_format
-from secateur.pruners.export.stock import stock_groups, stock_queries, takes_biases
+from secateur.pruners.export.stock import stock_groups, stock_hidden, stock_queries, takes_biases
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import text_config
+from secateur.pruners.models.narrow import stream_axes
+from secateur.spaces.architecture.levels import default_step
 from secateur.spaces.methods import UNIT_REPAIRS
 
 PARENT_CLASS = ("hf-stock", "hf-padded")
@@ -50,6 +52,31 @@ def stock_query_heads(space: Any, anatomy: Anatomy) -> tuple[tuple[int, int], ..
     """Likewise pairs of KV groups and query heads of each, where these are cut."""
     cuts = "heads" in space.rules.units if _only_stock(space, anatomy) else False
     return stock_queries(anatomy) if cuts else None
+
+
+def stock_widths(space: Any, anatomy: Anatomy) -> dict[int, tuple[tuple[int, int], ...]]:
+    """Numbers of hidden channels from which a search chooses, each with the heads that a stock class holds beside it.
+
+    Steps of about a 12th of all down to half of them; none where hidden channels are not cut.
+
+    Raises:
+        ValueError: if the model can't lose hidden channels, or no stock class holds fewer.
+    """
+    units = space.rules.units
+    if "hidden" not in units:
+        return {}
+    stream_axes(anatomy)
+    step = default_step(anatomy.width, 1, 12)
+    widths = range(anatomy.width - step, anatomy.width // 2 - 1, -step)
+    groups, queries = "groups" in units, "heads" in units
+    pairs = {width: stock_hidden(anatomy, width, groups=groups, queries=queries) for width in widths}
+    held = {width: heads for width, heads in pairs.items() if heads}
+    if not held:
+        raise ValueError(
+            f"Expected a stock class that holds fewer hidden channels for hidden in `units`, got {anatomy.family}, "
+            f"in which the width of heads follows theirs. Name other units."
+        )
+    return held
 
 
 def _only_stock(space: Any, anatomy: Anatomy) -> bool:

@@ -19,6 +19,7 @@ from secateur.pruners.models.discover import text_config
 from secateur.pruners.models.experts import joined_experts
 from secateur.pruners.models.layout import ALL, Form, Placement, check_kept, place
 from secateur.pruners.models.mixture import Mixture
+from secateur.pruners.models.narrow import Narrow, narrow_weights
 from secateur.spaces.architecture.candidate import Kept
 
 BLOCKWISE = ("layer_types", "no_rope_layers", "mlp_layer_types", "attention_layers")
@@ -38,6 +39,7 @@ class CutModel:
             The parameters of removed sub-layers and of their norms are empty.
         kept: of each block.
         planned: the model is still dense; weights are given without memory, in the shapes that they will have.
+        narrow: hidden channels that stay; None: all. The live tensors have all of them.
 
     Raises:
         ValueError: if `kept` does not fit the model.
@@ -46,6 +48,7 @@ class CutModel:
     anatomy: Anatomy
     kept: Sequence[Kept]
     planned: bool = False
+    narrow: Narrow | None = None
 
     def __post_init__(self) -> None:
         check_kept(self.anatomy, self.kept)
@@ -54,6 +57,11 @@ class CutModel:
     def config(self) -> Any:
         """The dense model's."""
         return self.anatomy.model.config
+
+    @property
+    def width(self) -> int:
+        """Hidden channels."""
+        return self.anatomy.width if self.narrow is None else len(self.narrow.channels)
 
     @property
     def is_nested(self) -> bool:
@@ -89,6 +97,13 @@ class CutModel:
         }
         return (heads if block.n_heads else {}) | self.ffn_shape(index, kept.ffn)
 
+    @property
+    def head_dim(self) -> dict[str, int]:
+        """Width of the heads, for configs that would compute another from their number."""
+        computed = isinstance(getattr(type(self.config), "head_dim", None), property)
+        width = self.anatomy.blocks[0].head_dim
+        return {} if computed or not width else {"head_dim": width}
+
     def heads_per_group(self, index: int) -> int:
         """Query heads that each kept KV group of a block keeps."""
         block = self.anatomy.blocks[index]
@@ -122,6 +137,8 @@ class CutModel:
             if isinstance(values, list) and len(values) == of.num_hidden_layers:
                 inner[name] = [values[index] for index in self.kept_blocks]
         inner[of.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(self.kept_blocks)
+        if self.narrow is not None:
+            inner[of.attribute_map.get("hidden_size", "hidden_size")] = self.width
         return content
 
     def saved_name(self, index: int) -> str:
@@ -153,6 +170,8 @@ class CutModel:
         if self.planned:
             values = {name: torch.empty_like(value, device="meta") for name, value in values.items()}
             values |= {name: values[name].new_empty(shape) for name, shape in self._planned_shapes(values)}
+        if self.narrow is not None:
+            values = narrow_weights(self.anatomy, values, self.narrow, planned=self.planned)
         return {name: value for name, value in values.items() if value.numel()}
 
     def _planned_shapes(self, dense: Mapping[str, Tensor]) -> Iterator[tuple[str, list[int]]]:

@@ -26,6 +26,7 @@ from secateur.pruners.export.saving import check_dtypes, new_directory, versions
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.pruners.models.experts import joined_experts
+from secateur.pruners.models.narrow import Narrow
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 
 
@@ -125,16 +126,21 @@ def _stored_as(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[bool]:
 
 
 def check_structured(
-    anatomy: Anatomy, tokenizer: PreTrainedTokenizerBase, kept: Sequence[Kept], form: str
+    anatomy: Anatomy,
+    tokenizer: PreTrainedTokenizerBase,
+    kept: Sequence[Kept],
+    form: str,
+    narrow: Narrow | None = None,
 ) -> None:
     """Raise a ValueError if the format can't carry the model once it is cut; it is dense, and is not changed.
 
     Args:
         form: a name in `FORMATS`.
+        narrow: hidden channels that stay; None: all.
     """
     if form not in FORMATS:
         raise ValueError(f"Expected a format ({', '.join(FORMATS)}), got {form!r}.")
-    FORMATS[form].check(CutModel(anatomy, kept, planned=True), tokenizer)
+    FORMATS[form].check(CutModel(anatomy, kept, planned=True, narrow=narrow), tokenizer)
 
 
 def export_structured(
@@ -147,6 +153,7 @@ def export_structured(
     check_tokens: Int64[Tensor, "rows length"],
     dtype: torch.dtype | None = None,
     units: Sequence[KeptUnits] = (),
+    narrow: Narrow | None = None,
 ) -> ExportReport:
     """Save a live model that is cut, or has zeros and new biases, and check the saved one against it.
 
@@ -158,6 +165,7 @@ def export_structured(
         check_tokens: ids to compare logits on; a few hundred tokens are plenty.
         dtype: of the saved weights; None: as in memory.
         units: which of the parent's these are, for the record.
+        narrow: hidden channels that stay, masked in the live model; None: all.
 
     Raises:
         ValueError: if the directory is not empty, or the format can't carry the model.
@@ -168,7 +176,7 @@ def export_structured(
     check_dtypes(model.dtype, dtype)
     if manifest.format not in FORMATS:
         raise ValueError(f"Expected `format` to be one of {', '.join(FORMATS)}, got {manifest.format!r}.")
-    cut = CutModel(anatomy, kept)
+    cut = CutModel(anatomy, kept, narrow=narrow)
     n_parent = sum(parameter.numel() for parameter in cut.skeleton(cut.config).parameters())
     with new_directory(to, n_parent * dtype.itemsize) as (made, scratch):
         zeros, weights = _count_asked(model, manifest.asked)
@@ -187,7 +195,8 @@ def export_structured(
                 block.name: {"kv_groups": ranges(x.kv_groups), "ffn": ranges(x.channels)}
                 | ({"queries": ranges(x.queries)} if x.queries else {})
                 for block, x in zip(anatomy.blocks, units, strict=False)
-            },
+            }
+            | ({} if narrow is None else {"hidden": {"channels": ranges(narrow.channels)}}),
             shapes={cut.saved_name(index): cut.shape(index) for index in cut.kept_blocks},
             parameters={"parent": n_parent, "saved": saved.n_params},
         )

@@ -95,7 +95,7 @@ def _tensors(cut: CutModel) -> Iterator[tuple[str, Tensor]]:
         yield f"blk.{block}.{target}.{kind}", _turned(value, head_dim) if target in _ROTATED else value
     for place, index in enumerate(cut.kept_blocks):
         if not cut.kept[index].ffn:
-            yield from _zero_mlp(place, cut.anatomy.width, next(iter(weights.values())))
+            yield from _zero_mlp(place, cut.width, next(iter(weights.values())))
     factors = _frequency_factors(cut)
     if factors is not None:
         yield "rope_freqs.weight", factors
@@ -132,7 +132,7 @@ def _write(path: Path, arch: str, job: Job, scratch: Path, tensors: dict[str, Te
     writer = gguf.GGUFWriter(str(path), arch)
     writer.add_name(job.parent)
     writer.add_context_length(min(window for window in windows if window))
-    writer.add_embedding_length(cut.anatomy.width)
+    writer.add_embedding_length(cut.width)
     writer.add_block_count(len(cut.kept_blocks))
     _add_shapes(writer, cut, arch)
     writer.add_key_length(head_dim)

@@ -49,7 +49,7 @@ def heterogeneous_model(
         "model_type": f"secateur_{cut.anatomy.family}",
         "architectures": [model],
         "auto_map": {"AutoConfig": f"{module}.{config}", "AutoModelForCausalLM": f"{module}.{model}"},
-        **_head_dim(cut),
+        **cut.head_dim,
         # Keys are padded to sort as numbers.
         "per_layer_config": {
             str(place).zfill(len(str(len(cut.kept_blocks) - 1))): _layer(cut, index)
@@ -72,14 +72,6 @@ def heterogeneous_model(
         mlp_outputs=_n_outputs(cut, "mlp"),
     )
     return content, weights, {f"{module}.py": code}
-
-
-def _head_dim(cut: CutModel) -> dict[str, int]:
-    """Width of the heads, for configs that would compute another from their number."""
-    computed = isinstance(getattr(type(cut.config), "head_dim", None), property)
-    return (
-        {} if computed or not cut.anatomy.blocks[0].head_dim else {"head_dim": cut.anatomy.blocks[0].head_dim}
-    )
 
 
 def _layer(cut: CutModel, index: int) -> dict[str, Any]:

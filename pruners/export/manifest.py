@@ -52,7 +52,8 @@ class Manifest:
         zeros: counted in the saved weight of each linear in `asked`.
         weights: number of weights of each of these.
         indices: which ``kv_groups``, ``ffn`` channels and ``queries`` of the parent these are, in the order in which
-            they are stored, by the parent's block path; ranges as ``0-3,7``.
+            they are stored, by the parent's block path, and which hidden ``channels`` of the parent, at ``hidden``;
+            ranges as ``0-3,7``.
         shapes: heads and widths of each block of the saved model, by its path.
         parameters: of the ``parent`` and as ``saved``, a tied weight counted once.
         size_bytes: of the weight files.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel
-from secateur.pruners.export.stock import fit
+from secateur.pruners.export.stock import NotStockError, fit
 from secateur.pruners.models.layout import ALL, Placement
 
 # Fused projections that join q, k and v head by head; the others join all q, all k, all v.
@@ -26,6 +26,8 @@ def padded_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         NotStockError: if the class has no place for a bias that a repair added.
     """
+    if cut.narrow is not None:
+        raise NotStockError("it has fewer hidden channels")
     live = dict(cut.anatomy.model.named_parameters())
     weights = {name: parameter.detach() for name, parameter in live.items() if parameter.numel()}
     fused = any(linear.name.endswith(_INTERLEAVED) for linear in cut.anatomy.linears)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.narrow import Narrow
 from secateur.spaces.architecture.candidate import Kept
 
 # What families call the number of channels, and the switches for biases in either sub-layer.
@@ -38,8 +39,8 @@ def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     content = cut.base_config()
     inner = cut.text_part(content)
     block, kept = cut.anatomy.blocks[0], cut.kept[0]
-    if kept.kv_groups != block.attention_units or kept.queries:
-        inner |= cut.shape(0) | {"head_dim": block.head_dim}
+    if kept.kv_groups != block.attention_units or kept.queries or cut.narrow:
+        inner |= cut.shape(0) | cut.head_dim
     for index in cut.kept_blocks:
         if cut.anatomy.blocks[index].mixture is not None:
             inner |= cut.ffn_shape(index, cut.kept[index].ffn)
@@ -71,10 +72,26 @@ def stock_queries(anatomy: Anatomy) -> tuple[tuple[int, int], ...]:
     return tuple(pair for pair in pairs if _is_stock(anatomy, *pair))
 
 
-def _is_stock(anatomy: Anatomy, n_groups: int, queries: int) -> bool:
+def stock_hidden(anatomy: Anatomy, width: int, *, groups: bool, queries: bool) -> tuple[tuple[int, int], ...]:
+    """Pairs of KV groups and query heads of each (0: all) that the stock class takes with so many hidden channels.
+
+    Args:
+        groups, queries: whether there may be fewer than all of them.
+    """
+    n_groups = anatomy.blocks[0].n_kv_heads
+    per_group = anatomy.blocks[0].n_heads // max(n_groups, 1)
+    pairs = product(
+        range(n_groups, 0 if groups else n_groups - 1, -1),
+        (0, *range(per_group - 1, 0, -1)) if queries else (0,),
+    )
+    return tuple(pair for pair in pairs if _is_stock(anatomy, *pair, width))
+
+
+def _is_stock(anatomy: Anatomy, n_groups: int, queries: int, hidden: int = 0) -> bool:
     kept = [Kept(n_groups, block.ffn_units, queries) for block in anatomy.blocks]
+    narrow = Narrow(tuple(range(hidden)), {}) if hidden else None
     with suppress(NotStockError):
-        stock_model(CutModel(anatomy, kept, planned=True))
+        stock_model(CutModel(anatomy, kept, planned=True, narrow=narrow))
         return True
     return False
 

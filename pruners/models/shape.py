@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,8 +13,9 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.models.mixture import Mixture
+from secateur.pruners.models.narrow import count_narrow, stream_axes
 from secateur.spaces.latency import LatencyTable
-from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape, Prunable
+from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape, NarrowShape, Prunable
 
 
 def prunables(anatomy: Anatomy) -> list[Prunable]:
@@ -40,11 +42,13 @@ def model_shape(
         stored_bytes: of one number, as stored; the KV cache is held in it too.
         blocks: count the parts of blocks, too.
         latency: see `ModelShape`.
-        held: its fields ``held_``.
+        held: its fields ``held_``, and ``widths``, numbers of hidden channels with the heads that go with each.
 
     Raises:
         ValueError: if blocks are asked for and the model can't be cut, see `find_layouts`.
     """
+    held = dict(held)
+    widths = held.pop("widths", {})
     attention = sum(mixer.score_macs * x.attended(context) for x in anatomy.blocks for mixer in x.mixers)
     inside = sum(linear.n_weights for linear in anatomy.linears if linear.expert is None)
     routed = sum(_macs_of_experts(block.mixture) for block in anatomy.blocks if block.mixture)
@@ -56,6 +60,9 @@ def model_shape(
         * stored_bytes,
         blocks=block_shapes(anatomy, context, stored_bytes) if blocks else (),
         latency=latency,
+        narrower=tuple(
+            _narrow_shape(anatomy, context, stored_bytes, width, heads) for width, heads in widths.items()
+        ),
         **held,
     )
 
@@ -100,6 +107,57 @@ def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockS
         if attention.splits
         else 0,
         experts=None if isinstance(mlp, SublayerLayout) else _expert_shape(mlp),
+    )
+
+
+def _narrow_shape(
+    anatomy: Anatomy, context: int, stored_bytes: int, width: int, held: tuple[tuple[int, int], ...]
+) -> NarrowShape:
+    """Sizes with fewer hidden channels: every matrix of a block, and the head, has them on one side."""
+    dense = anatomy.width
+    weights = sum(linear.n_weights for linear in anatomy.linears) + fixed_macs(anatomy)
+    layouts = find_layouts(anatomy)
+    macs = model_shape(anatomy, context, stored_bytes, blocks=False).macs_per_token
+    return NarrowShape(
+        width=width,
+        n_params=count_narrow(anatomy, width),
+        macs_per_token=macs - weights + weights * width // dense,
+        blocks=tuple(
+            _narrow_block(layout, _block_shape(layout, context, stored_bytes), anatomy, width)
+            for layout in layouts
+        ),
+        held=held,
+    )
+
+
+def _narrow_block(layout: BlockLayout, block: BlockShape, anatomy: Anatomy, width: int) -> BlockShape:
+    attention, mlp = layout.sublayers
+
+    def lost(n_weights: int) -> int:
+        return n_weights - n_weights * width // anatomy.width
+
+    names = stream_axes(anatomy)
+    stream = {id(p) for name, p in anatomy.model.named_parameters() if name in names and p.ndim == 1}
+
+    def lost_vectors(modules: Iterable[nn.Module]) -> int:
+        vectors = (p for module in modules for p in module.parameters(recurse=False) if id(p) in stream)
+        return sum(lost(p.numel()) for p in vectors)
+
+    of_group, of_channel = lost(_unit_weights(attention)), lost(_unit_weights(mlp))
+    of_query = lost(attention.query_weights) if attention.splits else 0
+    return replace(
+        block,
+        group_params=block.group_params - of_group,
+        group_macs=block.group_macs - of_group,
+        query_params=block.query_params - of_query,
+        query_macs=block.query_macs - of_query,
+        channel_params=block.channel_params - of_channel,
+        channel_macs=block.channel_macs - of_channel,
+        attention_params=block.attention_params - lost_vectors(attention.modules),
+        mlp_params=block.mlp_params - lost_vectors(mlp.modules),
+        shared_params=block.shared_params - lost_vectors(layout.shared),
+        attention_bias=block.attention_bias - lost(block.attention_bias),
+        mlp_bias=block.mlp_bias - lost(block.mlp_bias),
     )
 
 

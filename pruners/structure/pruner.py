@@ -23,6 +23,7 @@ from secateur.pruners.export.capability import (
     check_carries,
     stock_kv_groups,
     stock_query_heads,
+    stock_widths,
 )
 from secateur.pruners.export.export import ExportReport, check_structured, export_structured
 from secateur.pruners.export.manifest import Manifest
@@ -34,9 +35,11 @@ from secateur.pruners.models.layout import MixtureLayout, SublayerLayout, check_
 from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.models.memory import available_bytes
+from secateur.pruners.models.narrow import LiveStream, Narrow
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
+from secateur.pruners.structure.hidden import hidden_order, read_order
 from secateur.pruners.structure.method import StructureMethod, check_importance
 from secateur.pruners.structure.reorder import Count, ImportanceOrdered, reorder_by
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
@@ -45,6 +48,9 @@ from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import CUT_REPAIRS, DEPTH
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import by_depth
+
+HIDDEN = "hidden.safetensors"
+"""File of the order of hidden channels that `ArchitecturePruner.prepare` writes."""
 
 OBS_MATRICES = 6
 """Largest number of fp64 matrices, inputs by inputs, that optimal brain surgery holds at a time."""
@@ -57,6 +63,9 @@ class ArchitecturePruner(Pruner):
 
     units: Sequence[KeptUnits] = ()
     """Units of each block that `prune` kept."""
+
+    narrow: Narrow | None = None
+    """Hidden channels that it kept; None: all."""
 
     @classmethod
     def settled(cls, settings: Any, anatomy: Anatomy) -> Any:
@@ -92,6 +101,7 @@ class ArchitecturePruner(Pruner):
         return {
             "held_groups": stock_kv_groups(settings, anatomy),
             "held_queries": stock_query_heads(settings, anatomy),
+            "widths": stock_widths(settings, anatomy),
         }
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
@@ -108,6 +118,14 @@ class ArchitecturePruner(Pruner):
         )
         if not is_built(directory, key):
             build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
+        if self._widths:
+            identity = f"{self.dense.fingerprint} {self.dense.dtype} {self.calibration.sha256}"
+            hidden_order(self.anatomy, self.calibration.tokens, self._widths, directory / HIDDEN, identity)
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Numbers of hidden channels that candidates may keep, fewer than all."""
+        return tuple(x.width for x in self.dense.shape.narrower)
 
     @property
     def _method(self) -> StructureMethod:
@@ -120,12 +138,18 @@ class ArchitecturePruner(Pruner):
         self._store = StructureStore(directory, self.anatomy)
         self._dense = tuple((block.whole, "none") for block in self.anatomy.blocks)
         self._now: list[Hashable] = list(self._dense)
+        self._hidden = read_order(directory / HIDDEN, self.anatomy, self._widths) if self._widths else None
+        self._stream = LiveStream(self.anatomy) if self._widths else None
 
     def keys(self, config: Config) -> Sequence[Hashable]:
-        """Pairs of kept units and repair, one a block; ``none`` where nothing is left to repair."""
+        """Pairs of kept units and repair, one a block; ``none`` where nothing is left to repair.
+
+        With fewer hidden channels than all their number is the third.
+        """
         repair = config["repair"]
+        hidden = (config["hidden"],) if config.get("hidden") else ()
         return [
-            (kept, repair if _repairable(block, kept) else "none")
+            (kept, repair if _repairable(block, kept) else "none", *hidden)
             for block, kept in zip(self.anatomy.blocks, read_kept(config), strict=True)
         ]
 
@@ -133,15 +157,31 @@ class ArchitecturePruner(Pruner):
         """Cut the block, unless it has this key."""
         if self._now[block] != key:
             assert isinstance(key, tuple)
-            self._store.cut(block, *key)
+            self._store.cut(block, *key[:2])
+            self._narrow(block, key)
             self._now[block] = key
+
+    def finish(self, key: Hashable) -> None:
+        self._narrow(len(self.anatomy.blocks), key)
+
+    def _narrow(self, block: int, key: Hashable) -> None:
+        """Narrow the stream in a block, or behind the last one, as its key says."""
+        assert isinstance(key, tuple)
+        if self._stream is None or self._hidden is None:
+            return
+        if len(key) > 2:
+            self._stream.narrow_block(block, self._hidden.at(key[2]))
+        else:
+            self._stream.restore_part(block)
 
     def weights_of(self, block: int, key: Hashable) -> Mapping[str, Tensor]:
         assert isinstance(key, tuple)
-        return self._store.outputs(block, *key)
+        return self._store.outputs(block, *key[:2])
 
     def restore(self) -> None:
         self._store.restore()
+        if self._stream is not None:
+            self._stream.restore()
         self._now = list(self._dense)
 
     def baselines(self, directory: Path) -> Mapping[str, Any]:
@@ -163,6 +203,10 @@ class ArchitecturePruner(Pruner):
         return found
 
     def prune(self, config: Config, *, sequential: bool, on_block: OnBlock = no_report) -> None:
+        """Cut the live model, see `prune_structure`; hidden channels are masked, and left out when it is saved."""
+        if config.get("hidden"):
+            order = hidden_order(self.anatomy, self.calibration.tokens, (config["hidden"],))
+            self.narrow = order.at(config["hidden"])
         self.units = prune_structure(
             self.anatomy,
             read_kept(config),
@@ -174,6 +218,10 @@ class ArchitecturePruner(Pruner):
             sequential=sequential,
             on_block=on_block,
         )
+        if self.narrow is not None:
+            stream = LiveStream(self.anatomy)
+            for block in range(len(self.anatomy.blocks) + 1):
+                stream.narrow_block(block, self.narrow)
 
     def fitted(self, form: Mapping[str, Any]) -> Config:
         """Kept shares of units of the block at the same relative depth, to the nearest number of units.
@@ -204,7 +252,9 @@ class ArchitecturePruner(Pruner):
         return tuple(FORMATS)
 
     def check_format(self, config: Config, tokenizer: PreTrainedTokenizerBase, form: str) -> None:
-        check_structured(self.anatomy, tokenizer, read_kept(config), form)
+        hidden = config.get("hidden")
+        narrow = Narrow(tuple(range(hidden)), {}) if hidden else None
+        check_structured(self.anatomy, tokenizer, read_kept(config), form, narrow)
 
     def record(self, config: Config) -> dict[str, Any]:
         of = self.settings
@@ -232,6 +282,7 @@ class ArchitecturePruner(Pruner):
             check_tokens=check_tokens,
             dtype=loaded.stored_dtype,
             units=self.units,
+            narrow=self.narrow,
         )
 
 

@@ -21,7 +21,7 @@ from secateur.search.study.about import ABOUT
 from secateur.search.study.study import MEASUREMENTS, SETTINGS, Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.registry import SPACES
-from secateur.spaces.shape import BlockShape, ModelShape, Prunable
+from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space import Space
 
 MOST_NAMED = 8
@@ -259,23 +259,21 @@ class Run:
         """
         config = self.space.config(self.candidate(trial))
         if "blocks" in config:
-            return _cut_shares(config["blocks"], self.shape.blocks, self.linears)
+            return _cut_shares(config["blocks"], self.shape, config.get("hidden", 0), self.linears)
         return dict(config["sparsity"]) if isinstance(config["sparsity"], Mapping) else {}
 
 
 def _cut_shares(
-    kept: Sequence[Mapping[str, int]], blocks: Sequence[BlockShape], linears: Sequence[Prunable]
+    kept: Sequence[Mapping[str, int]], shape: ModelShape, hidden: int, linears: Sequence[Prunable]
 ) -> dict[str, float]:
     """Cut share of each linear, which is the same for all linears of a sub-layer; of query heads the mean."""
-    parts = [
-        {
-            "attention": after["kv_groups"]
-            / before.n_kv_groups
-            * (1 - before.query_share * (before.n_queries - after.get("queries", before.n_queries))),
-            "mlp": after["ffn"] / before.ffn_width,
-        }
-        for after, before in zip(kept, blocks, strict=True)
-    ]
+    parts = []
+    for after, before, narrow in zip(kept, shape.blocks, shape.at(hidden).blocks, strict=True):
+        fewer = before.n_queries - after.get("queries", before.n_queries)
+        group = narrow.group_params - fewer * narrow.query_params
+        attention = after["kv_groups"] * group / (before.n_kv_groups * before.group_params)
+        mlp = after["ffn"] * narrow.channel_params / (before.ffn_width * before.channel_params)
+        parts.append({"attention": attention, "mlp": mlp})
     return {x.name: 1 - parts[x.block][x.sublayer] for x in linears}
 
 

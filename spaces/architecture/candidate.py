@@ -70,21 +70,24 @@ class Architecture:
 
     Its text lists the blocks in order, equal neighbours as ``<kept>x<times>``:
     ``architecture:3/1536x5,0/1024,3/1536``, followed by ``;repair=refit`` if there are several repairs. ``3q2``: 2
-    query heads of each of 3 KV groups.
+    query heads of each of 3 KV groups. ``;hidden=512`` before the repair: hidden channels of the whole model.
 
     Args:
         blocks: one entry a block.
         repair: compensation for removed weights; "" if the space has only one repair.
+        hidden: hidden channels; 0: all.
     """
 
     blocks: tuple[Kept, ...]
     repair: str = ""
+    hidden: int = 0
 
     @cached_property
     def text(self) -> str:
         runs = [(kept, len(list(group))) for kept, group in groupby(self.blocks)]
         body = ",".join(_text(kept) + (f"x{n}" if n > 1 else "") for kept, n in runs)
-        return f"architecture:{body}" + (f";repair={self.repair}" if self.repair else "")
+        hidden = f";hidden={self.hidden}" if self.hidden else ""
+        return f"architecture:{body}{hidden}" + (f";repair={self.repair}" if self.repair else "")
 
     @classmethod
     def parse(cls, text: str) -> Architecture:
@@ -93,15 +96,16 @@ class Architecture:
         Raises:
             ValueError: if it is not the text of an architecture.
         """
-        whole = re.fullmatch(r"architecture:([\d/xq,]+)(?:;repair=(\S+))?", text, re.ASCII)
+        form = r"architecture:([\d/xq,]+)(?:;hidden=(\d{1,6}))?(?:;repair=(\S+))?"
+        whole = re.fullmatch(form, text, re.ASCII)
         runs = whole[1].split(",") if whole else []
         found = [re.fullmatch(r"(\d{1,6})(?:q(\d{1,6}))?/(\d{1,6})(?:x(\d{1,6}))?", run) for run in runs]
         n_blocks = sum(int(x[4] or 1) for x in found if x)
         few = n_blocks <= MAX_BLOCKS
         kept = [(Kept(int(x[1]), int(x[3]), int(x[2] or 0)), int(x[4] or 1)) for x in found if x and few]
         blocks = [each for each, times in kept for _ in range(times)]
-        repair = (whole and whole[2]) or ""
-        architecture = cls(tuple(blocks), repair)
+        repair = (whole and whole[3]) or ""
+        architecture = cls(tuple(blocks), repair, int((whole and whole[2]) or 0))
         if whole and architecture.text == text and repair in ("", *UNIT_REPAIRS):
             return architecture
         raise ValueError(

@@ -101,14 +101,22 @@ def block_shares(
     return tuple(min(1.0, math.ceil(round(target / held * 1e4, 6)) / 1e4) for target in targets)
 
 
-def cost(shape: ModelShape, blocks: Sequence[Kept], repair: str = "none") -> dict[str, float]:
+def cost(
+    shape: ModelShape, blocks: Sequence[Kept], repair: str = "none", hidden: int = 0
+) -> dict[str, float]:
     """Costs of the whole model; ``sparsity`` is the removed share of the blocks' parameters.
+
+    With fewer hidden channels the embedding and the head are smaller, too, which counts in all but the sparsity.
+
 
     Biases added by a repair count in ``params`` and ``size_bytes``, not in the sparsity, so that targets do not depend
     on the repair. (A stock class may store further zero biases, see `pruners.export`.) Latencies, in milliseconds, are
     predicted from the table, if there is one.
     """
+    n_dense = sum(block.params(*dense_of(block)) for block in shape.blocks)
+    shape = shape.at(hidden)
     pairs = [(block, dense_of(block), kept) for block, kept in zip(shape.blocks, blocks, strict=True)]
+    n_narrow = sum(block.params(*dense) for block, dense, _ in pairs)
     params, macs, kv_bytes = (
         sum(USAGES[of](shape, block, dense) - USAGES[of](shape, block, kept) for block, dense, kept in pairs)
         for of in ("params", "macs", "kv_bytes")
@@ -120,7 +128,7 @@ def cost(shape: ModelShape, blocks: Sequence[Kept], repair: str = "none") -> dic
     )
     left = shape.n_params - params + added
     costs = {
-        "sparsity": params / sum(block.params(*dense) for block, dense, _ in pairs),
+        "sparsity": (n_dense - n_narrow + params) / n_dense,
         "params": left,
         "size_bytes": left * shape.bytes_per_param,
         "macs": shape.macs_per_token - macs,

@@ -22,10 +22,12 @@ class Form(NamedTuple):
     Args:
         n_blocks: number of kept blocks.
         kept: units of each of them.
+        hidden: hidden channels; 0: all.
     """
 
     n_blocks: int
     kept: Kept
+    hidden: int = 0
 
 
 class FormTargets:
@@ -51,25 +53,32 @@ class FormTargets:
         self.droppable = [index for index, block in enumerate(levels) if block.kv_groups[-1] == 0]
         self.dense = Form(len(shape.blocks), _the_block(shape))
         (self.alike,) = replace(rules, protect=frozenset()).levels(replace(shape, blocks=shape.blocks[:1]))
+        self.hidden = (0, *(x.width for x in shape.narrower)) if "hidden" in rules.units else (0,)
         self._n_total = self._usage(self.blocks(self.dense, ()))
         self.windows = self._find_windows()
 
-    def _usage(self, blocks: Sequence[Kept]) -> int:
-        usage = USAGES[self._of]
-        return sum(
-            usage(self._shape, block, kept) for block, kept in zip(self._shape.blocks, blocks, strict=True)
-        )
+    def _usage(self, blocks: Sequence[Kept], hidden: int = 0) -> int:
+        usage, shape = USAGES[self._of], self._shape.at(hidden)
+        return sum(usage(shape, block, kept) for block, kept in zip(shape.blocks, blocks, strict=True))
 
     @cached_property
     def _removed(self) -> dict[Form, float]:
         """Cost removed by each form; a dropped block counts as the mean of the droppable ones."""
         found = {}
-        for kept in self.shapes:
-            usages = [USAGES[self._of](self._shape, block, kept) for block in self._shape.blocks]
+        for kept, hidden in ((kept, hidden) for hidden in self.hidden for kept in self.shapes):
+            if not self.is_held(kept, hidden):
+                continue
+            shape = self._shape.at(hidden)
+            usages = [USAGES[self._of](shape, block, kept) for block in shape.blocks]
             mean = sum(usages[i] for i in self.droppable) / (len(self.droppable) or 1)
             for n in range(len(self.droppable) + 1):
-                found[Form(len(usages) - n, kept)] = self._n_total - sum(usages) + n * mean
+                found[Form(len(usages) - n, kept, hidden)] = self._n_total - sum(usages) + n * mean
         return found
+
+    def is_held(self, kept: Kept, hidden: int) -> bool:
+        """True if the form in which models are saved holds these heads at this hidden width."""
+        held = next((x.held for x in self._shape.narrower if x.width == hidden), None)
+        return held is None or (kept.kv_groups, kept.queries) in held
 
     def _find_windows(self) -> tuple[Window, ...]:
         removed, total = self._removed.values(), self._n_total
@@ -93,7 +102,7 @@ class FormTargets:
 
     def _smallest_step(self) -> float:
         """Smallest mean step: one level of all blocks' groups or channels, or one dense block."""
-        (n_blocks, kept), (groups, ffn) = self.dense, (self.alike.kv_groups, self.alike.ffn)
+        (n_blocks, kept, _), (groups, ffn) = self.dense, (self.alike.kv_groups, self.alike.ffn)
         queries = self.alike.queries
         steps = [
             self._removed[Form(n_blocks, kept._replace(kv_groups=groups[-1]))] / max(len(groups) - 1, 1),
@@ -101,6 +110,7 @@ class FormTargets:
             self._removed.get(Form(n_blocks - 1, kept), 0.0),
             self._removed.get(Form(n_blocks, kept._replace(queries=queries[-1])), 0.0)
             / max(len(queries) - 1, 1),
+            self._removed.get(Form(n_blocks, kept, self.hidden[-1]), 0.0) / max(len(self.hidden) - 1, 1),
         ]
         return min((step for step in steps if step), default=1.0)
 
@@ -132,26 +142,27 @@ class FormTargets:
     ) -> tuple[Form, list[int]] | None:
         """A form that meets the target, with its dropped blocks; None if there is none.
 
-        Shares of groups and channels are as equal as possible.
+        All hidden channels stay if that is possible; shares of groups and channels are as equal as possible.
 
         Args:
             order: droppable blocks, the first ones are dropped first.
             shallow: drop the most blocks instead of the fewest.
         """
 
-        def rank(form: Form) -> tuple[int, float]:
+        def rank(form: Form) -> tuple[int, bool, float]:
             heads, ffn = self._shares(form.kept)
-            return form.n_blocks if shallow else -form.n_blocks, abs(heads - ffn)
+            n_blocks = form.n_blocks if shallow else -form.n_blocks
+            return n_blocks, form.hidden > 0, abs(heads - ffn)
 
         for form in sorted(self.forms[target], key=rank):
             dropped = list(order[: self.dense.n_blocks - form.n_blocks])
-            if self.target_of(self.blocks(form, dropped)) == target:
+            if self.target_of(self.blocks(form, dropped), form.hidden) == target:
                 return form, dropped
         return None
 
-    def target_of(self, blocks: Sequence[Kept]) -> int | None:
+    def target_of(self, blocks: Sequence[Kept], hidden: int = 0) -> int | None:
         """Index of the target that the architecture meets, or None."""
-        removed = self._n_total - self._usage(blocks)
+        removed = self._n_total - self._usage(blocks, hidden)
         return next((i for i, window in enumerate(self.windows) if removed in window), None)
 
     def blocks(self, form: Form, dropped: Collection[int]) -> tuple[Kept, ...]:
@@ -188,7 +199,9 @@ class FormTargets:
             (form.n_blocks, *form.kept.units, form.kept.queries or n_queries)
             for form in (first, second, self.dense)
         )
-        return sum(abs(a - b) / whole for a, b, whole in zip(of_first, of_second, dense, strict=True))
+        near = sum(abs(a - b) / whole for a, b, whole in zip(of_first, of_second, dense, strict=True))
+        one, other = (self.hidden.index(form.hidden) for form in (first, second))
+        return near + abs(one - other) / len(self.hidden)
 
 
 def _the_block(shape: ModelShape) -> Kept:

@@ -9,7 +9,7 @@ from typing import Literal
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape
 
-Removable = Literal["groups", "heads", "channels", "experts", "attention", "mlp", "blocks"]
+Removable = Literal["groups", "heads", "channels", "experts", "attention", "mlp", "blocks", "hidden"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class LevelRules:
 
     Args:
         units: removable units: single KV ``groups`` and FFN ``channels``, query ``heads`` (of each KV group equally
-            many), routed ``experts``, whole ``attention`` and ``mlp`` sub-layers, or whole ``blocks``.
+            many), routed ``experts``, whole ``attention`` and ``mlp`` sub-layers, whole
+            ``blocks``, or ``hidden`` channels of the whole model.
         ffn_step: channels between levels; None: see `default_step`, as for experts.
         multiple_of: divisor of every number of kept channels.
         smallest_mlp: least channels of an MLP beside an attention, for formats that require an MLP.

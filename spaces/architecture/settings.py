@@ -22,7 +22,8 @@ from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
 UNITS: frozenset[Removable] = frozenset({"groups", "channels", "attention", "mlp"})
 TIED_UNITS: frozenset[Removable] = frozenset({"groups", "channels", "blocks"})
 HEADS: frozenset[Removable] = frozenset({"heads"})
-"""Where they are named alone."""
+HIDDEN: frozenset[Removable] = frozenset({"hidden"})
+"""Not by default."""
 
 EXPERTS: frozenset[Removable] = frozenset({"experts"})
 """By default beside the others where a model has mixtures."""
@@ -52,9 +53,10 @@ class ArchitectureSettings(SpaceSettings):
         of: quantity of the target. Latencies are predicted from a table measured before.
         share_of: what `target` is a share of: the ``blocks``, or the whole ``model``.
         units: removable units: single KV ``groups`` (a KV head with its query heads) and FFN ``channels``, query
-            ``heads`` (equally many of each KV group; not by default), routed ``experts`` of mixtures, whole
-            ``attention`` and ``mlp`` sub-layers, whole ``blocks``; None: all but heads and blocks, or groups, channels,
-            experts and blocks if tied. ``blocks`` are allowed alone, beside both sub-layers, or tied.
+            ``heads`` (equally many of each KV group), routed ``experts`` of mixtures, whole ``attention`` and ``mlp``
+            sub-layers, whole ``blocks``, or ``hidden`` channels, one width for the whole model (tied alone); None: all
+            but heads, hidden and blocks, or groups, channels, experts and blocks if tied. ``blocks`` are allowed alone,
+            beside both sub-layers, or tied.
         ffn_step: channels between levels; None: about a 12th of the width, or a 48th if tied.
         multiple_of: divisor of every number of kept channels.
         tied: all kept blocks have equal shapes, so that stock classes load the model.
@@ -129,14 +131,26 @@ class ArchitectureSettings(SpaceSettings):
         units = self.rules.units
         if not units:
             raise ValueError("Expected `units` to name some, got an empty list.")
-        if self.all_alike and not units <= TIED_UNITS | HEADS | EXPERTS:
+        of_alike = TIED_UNITS | HEADS | HIDDEN | EXPERTS
+        if self.all_alike and not units <= of_alike:
             raise ValueError(
-                f"Expected `units` out of {', '.join(sorted(TIED_UNITS | HEADS | EXPERTS))} where all blocks are alike "
-                f"(`tied`, or `target_format: hf-stock`), got {', '.join(sorted(units))}."
+                f"Expected `units` out of {', '.join(sorted(of_alike))} where all blocks are alike (`tied`, or "
+                f"`target_format: hf-stock`), got {', '.join(sorted(units))}."
             )
-        if "heads" in units and self.of.startswith("latency"):
+        untimed = units & (HEADS | HIDDEN)
+        if untimed and self.of.startswith("latency"):
             raise ValueError(
-                f"Expected no heads in `units` with `of: {self.of}`, as latency tables have no times of them, got both."
+                f"Expected no {min(untimed)} in `units` with `of: {self.of}`, as latency tables have no times of them, "
+                f"got both."
+            )
+        if not self.all_alike and "hidden" in units:
+            raise ValueError(
+                "Expected `tied: true`, or `target_format: hf-stock`, with hidden in `units`, as one width serves all "
+                "blocks, got blocks of different shapes."
+            )
+        if "hidden" in units and self.target_format not in ("any", "hf", "hf-stock"):
+            raise ValueError(
+                f"Expected `target_format` any, hf or hf-stock with hidden in `units`, got {self.target_format}."
             )
         if not self.all_alike and "blocks" in units and len(units) > 1 and not units >= {"attention", "mlp"}:
             raise ValueError(
@@ -246,9 +260,14 @@ def build_architecture(
         raise ValueError(
             "Expected several query heads that share a KV head for heads in `units`, got one each. Use groups."
         )
-    if "heads" in rules.units and shape.latency is not None:
+    untimed = rules.units & (HEADS | HIDDEN)
+    if untimed and shape.latency is not None:
         raise ValueError(
-            "Expected no latencies with heads in `units`, as their tables have no times of them."
+            f"Expected no latencies with {min(untimed)} in `units`, as their tables have no times of them, got some."
+        )
+    if "hidden" in rules.units and not shape.narrower:
+        raise ValueError(
+            "Expected a model whose stock class holds fewer hidden channels for hidden in `units`, got another."
         )
     if settings.all_alike:
         return TiedSpace(shape, rules, *counted)

@@ -158,6 +158,8 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
     # --- meaning of a candidate ---
 
     def _check_blocks(self, candidate: Architecture) -> None:
+        if candidate.hidden:
+            raise ValueError(f"Expected all hidden channels unless blocks are alike, got {candidate.hidden}.")
         for index, (kept, levels) in enumerate(zip(candidate.blocks, self.levels, strict=True)):
             known = kept.kv_groups in levels.kv_groups and kept.ffn in levels.ffn
             if not known or kept.queries not in levels.queries:

@@ -76,12 +76,17 @@ class StructuredSpace(Space[Architecture]):
         return other
 
     def cost(self, candidate: Architecture) -> Mapping[str, float]:
-        return cost(self._shape, candidate.blocks, candidate.repair or self.repairs[0])
+        repair = candidate.repair or self.repairs[0]
+        return cost(self._shape, candidate.blocks, repair, candidate.hidden)
 
     def config(self, candidate: Architecture) -> Mapping[str, Any]:
-        """``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...], "repair": "none"}``, see `Kept.plain`."""
+        """``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...], "repair": "none"}``, see `Kept.plain`.
+
+        And ``"hidden": 512`` where hidden channels are cut.
+        """
         blocks = [kept.plain for kept in candidate.blocks]
-        return {"blocks": blocks, "repair": candidate.repair or self.repairs[0]}
+        plain = {"blocks": blocks, "repair": candidate.repair or self.repairs[0]}
+        return plain | ({"hidden": candidate.hidden} if candidate.hidden else {})
 
     def portable(self, candidate: Architecture, linears: Sequence[Prunable]) -> Mapping[str, Any]:
         """``{"blocks": [{"kv_groups": "2/3", "ffn": "1024/1536"}, ...], "repair": ...}``: kept of all units."""
@@ -90,6 +95,10 @@ class StructuredSpace(Space[Architecture]):
             | ({"queries": f"{kept.queries}/{dense.n_queries}"} if kept.queries else {})
             for kept, dense in zip(candidate.blocks, self._shape.blocks, strict=True)
         ]
+        if candidate.hidden:
+            raise ValueError(
+                f"Expected an architecture with all hidden channels to carry to other models, got {candidate.hidden}."
+            )
         return {"blocks": blocks, "repair": candidate.repair or self.repairs[0]}
 
     def parse(self, text: str) -> Architecture:

@@ -24,11 +24,14 @@ NEIGHBOURS = 4  # nearest forms within one mutation
 class TiedSpace(StructuredSpace):
     """Equal numbers of KV groups and FFN channels in all kept blocks; other blocks are dropped.
 
+    With the unit `hidden` the width of the residual stream is searched, too: one number for the whole model, as in
+    Minitron (arXiv 2407.14679).
+
     Each target is met by a few forms; a form leaves the choice of the dropped blocks. Costs: see `cost.cost`.
 
     Args:
         shape: of the dense model, with equal blocks.
-        rules: for the levels; `units` out of groups, heads, channels, blocks.
+        rules: for the levels; `units` out of groups, heads, channels, hidden, blocks.
         targets: shares of the blocks' `of` to remove, ascending.
         of: quantity of the target.
         repairs: compensations for removed weights.
@@ -51,7 +54,7 @@ class TiedSpace(StructuredSpace):
         self._uniform = [self._architecture(*self._forms.uniform(i)) for i in range(len(targets))]
 
     def target_of(self, candidate: Architecture) -> int | None:
-        return self._forms.target_of(candidate.blocks)
+        return self._forms.target_of(candidate.blocks, candidate.hidden)
 
     @property
     def dense(self) -> Architecture:
@@ -143,6 +146,8 @@ class TiedSpace(StructuredSpace):
         alike = self._forms.alike
         if (
             form.kept not in self._forms.shapes
+            or form.hidden not in self._forms.hidden
+            or not self._forms.is_held(form.kept, form.hidden)
             or not set(dropped) <= set(self._droppable)
             or self._architecture(form, dropped, repair) != candidate
         ):
@@ -154,7 +159,7 @@ class TiedSpace(StructuredSpace):
 
     def locality_key(self, candidate: Architecture) -> Any:
         """The repair first, since it changes every block."""
-        return candidate.repair, candidate.blocks
+        return candidate.repair, candidate.hidden, candidate.blocks
 
     # --- parameters ---
 
@@ -164,6 +169,7 @@ class TiedSpace(StructuredSpace):
             "kv_groups": len(self._forms.alike.kv_groups) - 1,
             "ffn": len(self._forms.alike.ffn) - 1,
             "queries": len(self._forms.alike.queries) - 1,
+            "hidden": len(self._forms.hidden) - 1,
             **{f"block{index}": 1 for index in self._droppable},
             "repair": len(self.repairs) - 1,
         }
@@ -175,6 +181,7 @@ class TiedSpace(StructuredSpace):
             "kv_groups": self._forms.alike.kv_groups.index(form.kept.kv_groups),
             "ffn": self._forms.alike.ffn.index(form.kept.ffn),
             "queries": self._forms.alike.queries.index(form.kept.queries),
+            "hidden": self._forms.hidden.index(form.hidden),
             **{f"block{index}": int(index in dropped) for index in self._droppable},
             "repair": repair,
         }
@@ -190,18 +197,18 @@ class TiedSpace(StructuredSpace):
             ffn=alike.ffn[values.get("ffn", 0)],
             queries=alike.queries[values.get("queries", 0)],
         )
-        form = Form(dense.n_blocks - len(dropped), kept)
+        form = Form(dense.n_blocks - len(dropped), kept, self._forms.hidden[values.get("hidden", 0)])
         return self.repair(self._architecture(form, dropped, values.get("repair", 0)), target, rng)
 
     # --- helpers ---
 
     def _architecture(self, form: Form, dropped: Collection[int], repair: int = 0) -> Architecture:
-        return Architecture(self._forms.blocks(form, dropped), self._repair_name(repair))
+        return Architecture(self._forms.blocks(form, dropped), self._repair_name(repair), form.hidden)
 
     def _parts(self, candidate: Architecture) -> tuple[Form, list[int], int]:
         """Form, dropped blocks and index of the repair; block 0 is never dropped."""
         dropped = [index for index, kept in enumerate(candidate.blocks) if kept == GONE]
-        form = Form(len(candidate.blocks) - len(dropped), candidate.blocks[0])
+        form = Form(len(candidate.blocks) - len(dropped), candidate.blocks[0], candidate.hidden)
         return form, dropped, self._repair_of(candidate)
 
 
