@@ -61,7 +61,7 @@ def _check(anatomy: Anatomy) -> None:
         reason = "an attention of other projections than q, k, v and o"
     elif not anatomy.final_norm:
         reason = "no norm behind the last block"
-    elif sum(1 for _ in anatomy.tail.children()) > 1:  # type: ignore[attr-defined]  # an nn.Sequential
+    elif isinstance(anatomy.tail, nn.Sequential) and len(anatomy.tail) > 1:
         reason = "more than a norm between blocks and head"
     elif anatomy.embedding.embedding_dim != anatomy.width or any(block.unknown for block in anatomy.blocks):
         reason = "an embedding of another width, or matrices that are not understood"
@@ -142,7 +142,8 @@ def narrow_norm(norm: nn.Module, channels: Sequence[int], factor: float = 1.0) -
         setattr(small, name, nn.Parameter(value, requires_grad=False))
     if hasattr(small, "normalized_shape"):
         small.normalized_shape = (len(index),)
-    return small.eval()
+    made: nn.Module = small.eval()
+    return made
 
 
 def offset(norm: nn.Module) -> float:
@@ -150,9 +151,9 @@ def offset(norm: nn.Module) -> float:
     probe: Any = copy.deepcopy(norm)
     for parameter in probe.parameters():
         parameter.data.zero_()
-    width = norm.weight.numel()  # type: ignore[operator, union-attr]
+    weight: Any = norm.weight
     with torch.no_grad():
-        ones = torch.arange(1.0, width + 1, device=norm.weight.device, dtype=norm.weight.dtype)  # type: ignore[arg-type, union-attr]
+        ones = torch.arange(1.0, weight.numel() + 1, device=weight.device, dtype=weight.dtype)
         return float(bool(probe.forward(ones[None, None]).abs().max() > 0))  # without hooks
 
 
@@ -161,7 +162,8 @@ def plain_norm(norm: nn.Module) -> nn.Module:
     plain: Any = copy.deepcopy(norm)
     for name, parameter in plain.named_parameters():
         parameter.data.fill_(1.0 - offset(norm) if name == "weight" else 0.0)
-    return plain.eval()
+    made: nn.Module = plain.eval()
+    return made
 
 
 def stream_axes(anatomy: Anatomy) -> dict[str, int]:

@@ -16,6 +16,7 @@ from secateur.pruners.calibration.gradients import gradients_path, gradients_to_
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.experts.levels import counts_of, expert_level, expert_levels
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
+from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import (
     BlockLayout,
@@ -150,7 +151,7 @@ class StructureStore:
                 live.cut(*expert_level(part, self._tensors[block], n_kept, repair))
             else:
                 assert isinstance(part, SublayerLayout)
-                assert not isinstance(live, LiveExperts)
+                assert isinstance(live, LiveSublayer)
                 live.cut(n_kept, self.ordered(block, part.kind).pieces(n_kept, repair, queries), queries)
 
     def outputs(self, block: int, kept: Kept, repair: str = "none") -> dict[str, Tensor]:
