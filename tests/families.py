@@ -250,6 +250,20 @@ HELD_WIDTHS = (
 )
 """Families whose stock class holds fewer hidden channels with heads of the same width."""
 
+FEWER_HEADS = (
+    *(
+        "stablelm",
+        "stablelm, parallel",
+        "helium",
+        "gpt_neo",
+        "gpt_neox",
+        "falcon",
+        "falcon, new",
+        "persimmon",
+    ),
+)
+"""Families whose stock class takes the width of a head from those of the stream and of all heads."""
+
 WHOLE_GROUPS = ("gpt_bigcode",)
 """Families with grouped queries whose attention takes their number from the width of the stream."""
 
@@ -310,8 +324,9 @@ WHY = {
 }
 """Reasons in words, by what errors match."""
 
-HEADER = """| family | blocks | weights: allocation, formula, recipes | units: architecture, recipes |
-|---|---|---|---|"""
+HEADER = """| family | blocks | weights: allocation, formula, recipes | units: architecture, recipes | query heads | \
+hidden width |
+|---|---|---|---|---|---|"""
 
 
 def row(name: str, anatomy: Anatomy | None) -> str:
@@ -319,9 +334,31 @@ def row(name: str, anatomy: Anatomy | None) -> str:
     kind, _, refusal = (FAMILIES | REFUSED)[name]
     family = f"{name} (`{kind}`)"
     if anatomy is None:
-        return f"| {family} | | {WHY[refusal]} | refused |"
+        return f"| {family} | | {WHY[refusal]} | refused | refused | refused |"
     blocks = dict.fromkeys(" + ".join(mixer.kind for mixer in block.mixers) for block in anatomy.blocks)
-    return f"| {family} | {'; '.join(blocks)} | works | {WHY[refusal] if refusal else 'works'} |"
+    units = WHY[refusal] if refusal else "works"
+    further = f"{_query_heads(name, anatomy)} | {_hidden(name)}"
+    return f"| {family} | {'; '.join(blocks)} | works | {units} | {further} |"
+
+
+def _query_heads(name: str, anatomy: Anatomy) -> str:
+    if FAMILIES[name][2]:
+        return "refused"
+    if all(block.n_heads == block.n_kv_heads for block in anatomy.blocks):
+        return "refused: each has a KV head of its own"
+    return "refused: their number follows the hidden width" if name in WHOLE_GROUPS else "works"
+
+
+def _hidden(name: str) -> str:
+    if FAMILIES[name][2]:
+        return "refused"
+    if name in HELD_WIDTHS:
+        return "works"
+    if name in FEWER_HEADS:
+        return "beside fewer heads alone: their width follows it"
+    return "refused: " + (
+        "a language tower that is a part" if "images" in name else "the width of all heads follows it"
+    )
 
 
 if __name__ == "__main__":

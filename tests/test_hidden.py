@@ -24,7 +24,7 @@ from secateur.search.app.session import plan
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.measurement import Fidelity
-from tests.families import FAMILIES, HELD_WIDTHS, VOCABULARY, make
+from tests.families import FAMILIES, FEWER_HEADS, HELD_WIDTHS, VOCABULARY, make
 from tests.models import random_tokens
 from tests.structures import CONFIGS, build
 
@@ -90,6 +90,7 @@ def test_other_families_are_refused_in_one_line_or_hold_none_with_all_heads(name
         assert "\n" not in said
     else:
         assert stock_hidden(anatomy, WIDTH, groups=False, queries=False) == ()
+        assert bool(stock_hidden(anatomy, 16, groups=True, queries=True)) == (name in FEWER_HEADS)
 
 
 def refusal(anatomy):
