@@ -356,9 +356,9 @@ def _hidden(name: str) -> str:
         return "works"
     if name in FEWER_HEADS:
         return "beside fewer heads alone: their width follows it"
-    return "refused: " + (
-        "a language tower that is a part" if "images" in name else "the width of all heads follows it"
-    )
+    if "images" in name:
+        return "refused: a language tower that is a part"
+    return "refused: the width of all heads follows it"
 
 
 if __name__ == "__main__":

@@ -292,10 +292,11 @@ def test_one_hidden_width_is_searched_at_the_exact_cost():
     [
         ({"shape": split_shape(4), "tied": True}, "whose stock class holds fewer hidden channels"),
         ({"shape": narrow_shape()}, "one width serves all"),
+        ({"shape": narrow_shape(), "tied": True, "share_of": "model"}, "take from the embedding too"),
         ({"shape": narrow_shape(), "tied": True, "target_format": "hf-padded"}, "any, hf or hf-stock"),
         ({"shape": replace(narrow_shape(), latency=TABLE), "tied": True}, "no latencies with hidden"),
     ],
-    ids=["no such class", "free", "format", "latency"],
+    ids=["no such class", "free", "share", "format", "latency"],
 )
 def test_a_hidden_width_is_refused_where_it_does_not_work(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -245,7 +245,7 @@ class ArchitecturePruner(Pruner):
         return {"blocks": blocks, "repair": form["repair"]}
 
     def costs_of(self, config: Config) -> Mapping[str, float]:
-        return cost(self.dense.shape, read_kept(config), config["repair"])
+        return cost(self.dense.shape, read_kept(config), config["repair"], config.get("hidden", 0))
 
     @classmethod
     def formats(cls, settings: Any) -> tuple[str, ...]:

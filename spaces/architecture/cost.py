@@ -108,7 +108,6 @@ def cost(
 
     With fewer hidden channels the embedding and the head are smaller, too, which counts in all but the sparsity.
 
-
     Biases added by a repair count in ``params`` and ``size_bytes``, not in the sparsity, so that targets do not depend
     on the repair. (A stock class may store further zero biases, see `pruners.export`.) Latencies, in milliseconds, are
     predicted from the table, if there is one.

@@ -148,6 +148,10 @@ class ArchitectureSettings(SpaceSettings):
                 "Expected `tied: true`, or `target_format: hf-stock`, with hidden in `units`, as one width serves all "
                 "blocks, got blocks of different shapes."
             )
+        if "hidden" in units and self.share_of == "model":
+            raise ValueError(
+                "Expected `share_of: blocks` with hidden in `units`, which take from the embedding too, got model."
+            )
         if "hidden" in units and self.target_format not in ("any", "hf", "hf-stock"):
             raise ValueError(
                 f"Expected `target_format` any, hf or hf-stock with hidden in `units`, got {self.target_format}."
