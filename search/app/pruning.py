@@ -159,7 +159,7 @@ def _opened(  # all that `prune` is given
         window,
         blocks=pruner_type.is_smaller(settings),
         latency=_latency(anatomy, model, bounds),
-        kv_groups=pruner_type.kv_groups_of(settings, anatomy),
+        held=pruner_type.held_of(settings, anatomy),
     )
     calibration = Calibration(calibrated, file.calibration_text, chosen, all_experts=file.moe_all_experts)
     return loaded, pruner_type(settings, dense, seed=file.seed, calibration=calibration), test
