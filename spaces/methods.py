@@ -170,6 +170,9 @@ SIGNATURES: dict[str, str] = {
     "reconstruction of weights": "(layer, sparsities) -> the weight at each sparsity",
     "reconstruction of weights, a block at once": "(anatomy, block, tokens, states, sparsity, *, dampening) -> weights",
     "reconstruction of weights, the model at once": "(anatomy, tokens, sparsity, *, dampening, protected) -> weights",
+    "reconstruction of structure, the model at once": (
+        "(anatomy, layouts, tokens, sparsity, *, protected) -> units, weights"
+    ),
     "importance of structure": "(evidence) -> a score a unit",
     "importance of experts": "(evidence) -> a score an expert",
     "importance of experts, a block at once": "(evidence, counts) -> the kept experts of each count",
@@ -305,6 +308,11 @@ TABLE: tuple[MethodRow, ...] = (
     MethodRow("nae", "importance", "experts", "secateur.pruners.experts.not_all_experts:kept_by_output",
               "Not All Experts: the set of experts that changes the mixture's output least",
               "https://arxiv.org/abs/2402.14800", needs="data", scope="block", searched=True),
+    # Choice of KV groups and channels together with their weights.
+    MethodRow("kprune", "reconstruction", "structure", "secateur.pruners.structure.knowledge:kprune",
+              "K-prune: sub-layers chosen by their knowledge, cut and fitted to the dense stream, from the first up",
+              "https://arxiv.org/abs/2308.03449", needs="data", scope="model",
+              check_path="secateur.pruners.structure.knowledge:check"),
     # Repairs of masked projections.
     MethodRow("none", "repair", "weights", "secateur.pruners.weights.mask_repairs:nothing",
               "the kept weights are as they were", searched=True),
@@ -570,6 +578,8 @@ MODEL_RECONSTRUCTIONS = Methods("reconstruction", "weights", "model")
 UPDATES = Methods("reconstruction", "weights")
 """All of them: metrics of recipes that have no scores, and repair by themselves."""
 IMPORTANCES = Methods("importance", "structure")
+UNIT_RECONSTRUCTIONS = Methods("reconstruction", "structure", "model")
+"""Metrics of recipes that choose units and fit what stays by themselves, under the rule ``global``."""
 EXPERT_IMPORTANCES = Methods("importance", "experts")
 RULES = Methods("allocation")
 DEPTH = Methods("depth", "blocks")
@@ -587,7 +597,7 @@ def metrics_of(unit: Unit) -> Mapping[str, MethodRow]:
     """Metrics that recipes of a unit may name, beside formulas and the blend."""
     found: dict[str, Mapping[str, MethodRow]] = {
         "weights": _Together(METRICS, UPDATES),
-        "structure": IMPORTANCES,
+        "structure": _Together(IMPORTANCES, UNIT_RECONSTRUCTIONS),
         "experts": EXPERT_IMPORTANCES,
     }
     return found.get(unit, DEPTH)
@@ -613,7 +623,12 @@ class _Together(Mapping[str, MethodRow]):
 def has_scores(metric: str) -> bool:
     """False for metrics of recipes that choose what stays by themselves, without scores that rules could compare."""
     choosing = EXPERT_IMPORTANCES.get(metric)
-    return metric not in UPDATES and (choosing is None or not choosing.scope)
+    return not repairs_itself(metric) and (choosing is None or not choosing.scope)
+
+
+def repairs_itself(metric: str) -> bool:
+    """True for metrics of recipes that give weights, too."""
+    return metric in UPDATES or metric in UNIT_RECONSTRUCTIONS
 
 
 def searched(rows: Mapping[str, MethodRow]) -> tuple[str, ...]:

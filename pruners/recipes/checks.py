@@ -24,6 +24,7 @@ from secateur.spaces.methods import (
     MODEL_RECONSTRUCTIONS,
     REPAIRS,
     STREAM_REPAIRS,
+    UNIT_RECONSTRUCTIONS,
     Detail,
     Unit,
     metrics_of,
@@ -66,6 +67,8 @@ def check_family(space: Any, anatomy: Anatomy) -> None:
             BLOCK_RECONSTRUCTIONS[name].check(anatomy, block, tokens)
     for name in sorted(metrics & MODEL_RECONSTRUCTIONS.keys()):
         MODEL_RECONSTRUCTIONS[name].check(anatomy)
+    for name in sorted(metrics & UNIT_RECONSTRUCTIONS.keys()):
+        UNIT_RECONSTRUCTIONS[name].check(anatomy)
     for name in sorted(repairs & STREAM_REPAIRS.keys()):
         STREAM_REPAIRS[name].check(anatomy, find_layouts(anatomy))
 

@@ -24,7 +24,7 @@ from secateur.pruners.structure.kprune import KeptNumbers
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
-from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, Detail
+from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, UNIT_RECONSTRUCTIONS, Detail
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,46 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
             "experts, weights or blocks, or the space architecture."
         )
     sample = context.sample(config["calibration"])
-    row, stream = importance_of(config["metric"], len(context.layouts)), STREAM_REPAIRS.get(config["repair"])
+    name, stream = config["metric"]["name"], STREAM_REPAIRS.get(config["repair"])
+    if name in UNIT_RECONSTRUCTIONS:
+        numbers, outputs = UNIT_RECONSTRUCTIONS[name].function(
+            context.anatomy, context.layouts, sample.tokens, config["sparsity"], protected=context.protected
+        )
+        return _plan(context, sample, numbers, outputs, "none", follows=name)
     repair = "none" if stream else config["repair"]
+    numbers = _numbers(context, sample, config, repair)
+    outputs = stream.function(context.anatomy, context.layouts, numbers, sample.tokens) if stream else {}
+    return _plan(context, sample, numbers, outputs, repair, follows=config["repair"] if stream else "")
+
+
+def _plan(
+    context: RecipeContext,
+    sample: Sample,
+    numbers: tuple[KeptNumbers, ...],
+    outputs: Mapping[str, Tensor],
+    repair: str,
+    *,
+    follows: str,
+) -> UnitPlan:
+    """The plan with these units.
+
+    Args:
+        follows: method whose weights follow the pruned stream; "": none.
+    """
+    seen = f"{sample.sha256} {context.dampening}"
+    keys = tuple(
+        _key(layout, numbers[index], follows or repair, f"{seen} {numbers[:index] if follows else ()}")
+        for index, layout in enumerate(context.layouts)
+    )
+    kept = tuple(Kept(len(block["attention"]), len(block["mlp"])) for block in numbers)
+    return UnitPlan(keys, cost(context.shape, kept, repair), kept, context, sample, repair, numbers, outputs)
+
+
+def _numbers(
+    context: RecipeContext, sample: Sample, config: Mapping[str, Any], repair: str
+) -> tuple[KeptNumbers, ...]:
+    """Kept units of each block by the recipe's metric, rule and schedule."""
+    row = importance_of(config["metric"], len(context.layouts))
     numbers = whole_numbers(context.layouts)
     for share in shares_of(config):
         now = (
@@ -95,14 +133,7 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
         )
         with silenced(context.layouts, numbers):
             numbers = _round(context, {**config, "sparsity": share}, now, row, repair, numbers)
-    seen = f"{sample.sha256} {context.dampening}"
-    keys = tuple(
-        _key(layout, numbers[index], config["repair"], f"{seen} {numbers[:index] if stream else ()}")
-        for index, layout in enumerate(context.layouts)
-    )
-    kept = tuple(Kept(len(block["attention"]), len(block["mlp"])) for block in numbers)
-    outputs = stream.function(context.anatomy, context.layouts, numbers, sample.tokens) if stream else {}
-    return UnitPlan(keys, cost(context.shape, kept, repair), kept, context, sample, repair, numbers, outputs)
+    return numbers
 
 
 def _round(

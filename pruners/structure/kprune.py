@@ -1,4 +1,4 @@
-"""K-prune: reconstruction of each cut sub-layer against the dense model's stream."""
+"""K-prune's tuning: reconstruction of each cut sub-layer against the dense model's stream."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def reconstructed(
     far, x its residual stream before the sub-layer, and x_dense + y_dense the dense model's stream behind it. So later
     sub-layers compensate for the errors of earlier ones, unlike `refit.least_squares`. Undampened but for rounding.
 
-    Differences from the paper: decoders in place of encoders; what is cut is given, not chosen on the way; sub-layers
-    that are kept whole are not fitted anew.
+    Differences from the paper: decoders in place of encoders; what is cut is given, where `knowledge.kprune` chooses
+    it on the way; sub-layers that are kept whole are not fitted anew.
 
     Args:
         anatomy: the dense model, of a family that adds the outputs of its projections to the stream as they are.
@@ -52,7 +52,7 @@ def reconstructed(
     dense, pruned = Walk(anatomy, tokens), Walk(anatomy, tokens)
     found: dict[str, Tensor] = {}
     for layout, kept in zip(layouts, stays, strict=True):
-        wanted = _wanted(dense, layout)
+        wanted = dense_targets(dense, layout)
         live = [LiveSublayer(part) for part in layout.sublayers]
         try:
             found |= _fit_block(pruned, layout, live, kept, wanted)
@@ -66,14 +66,14 @@ def reconstructed(
 @torch.no_grad()
 def check_stream(anatomy: Anatomy, layouts: Sequence[BlockLayout]) -> None:
     """Raise a ValueError unless the family adds the outputs of its projections to the stream as they are."""
-    _wanted(Walk(anatomy, torch.arange(16)[None] % anatomy.vocab_size), layouts[0])
+    dense_targets(Walk(anatomy, torch.arange(16)[None] % anatomy.vocab_size), layouts[0])
 
 
-def _wanted(dense: Walk, layout: BlockLayout) -> dict[Sublayer, Float[Tensor, "tokens width"]]:
+def dense_targets(dense: Walk, layout: BlockLayout) -> dict[Sublayer, Float[Tensor, "tokens width"]]:
     """The dense stream behind each sub-layer of a block; afterwards the walk is behind the block."""
     seen = InputRecorder(*ROLES)
     outputs = dense.through(layout.block, [seen.hook])
-    before, behind = _rows(dense.hidden), _rows(outputs)
+    before, behind = rows(dense.hidden), rows(outputs)
     attention = before + _given(layout.attention, seen)
     tolerance = 16 * torch.finfo(outputs[0].dtype).eps * float(behind.abs().max())
     if not torch.allclose(attention + _given(layout.sublayers[1], seen), behind, rtol=0.0, atol=tolerance):
@@ -94,26 +94,49 @@ def _fit_block(
 ) -> dict[str, Tensor]:
     """Cut the live block, and fit its output projections one after the other."""
     found = {}
-    stream = _rows(pruned.hidden)
+    stream = rows(pruned.hidden)
     for part, one in zip(layout.sublayers, live, strict=True):
-        n_kept = len(kept[part.kind])
-        if n_kept == 0:
-            one.remove()
-            continue
-        if n_kept < part.n_units:
-            one.cut(n_kept, cut_pieces(part, kept[part.kind]))
-        seen = InputRecorder(*ROLES)
-        pruned.through(layout.block, [seen.hook])
-        if n_kept < part.n_units:
-            found[part.output.name] = _fitted(
-                part.output, seen.of(part.output.role), wanted[part.kind] - stream
-            )
-            part.output.point_to(found[part.output.name])
-        stream = stream + _given(part, seen)
+        weight, stream = fit_sublayer(pruned, layout, one, part, kept[part.kind], wanted[part.kind], stream)
+        if weight is not None:
+            found[part.output.name] = weight
     return found
 
 
-def _rows(stream: Sequence[Float[Tensor, "batch length width"]]) -> Float[Tensor, "tokens width"]:
+def fit_sublayer(
+    pruned: Walk,
+    layout: BlockLayout,
+    one: LiveSublayer,
+    part: SublayerLayout,
+    kept: tuple[int, ...],
+    wanted: Float[Tensor, "tokens width"],
+    stream: Float[Tensor, "tokens width"],
+) -> tuple[Float[Tensor, "out _"] | None, Float[Tensor, "tokens width"]]:
+    """Cut a live sub-layer to these units, and fit its output projection.
+
+    Args:
+        pruned: before the block, which is pruned as far as below the sub-layer.
+        wanted: the dense stream behind the sub-layer.
+        stream: the pruned one before it.
+
+    Returns:
+        The weight, None where it is kept whole or removed; and the stream behind the sub-layer.
+    """
+    if not kept:
+        one.remove()
+        return None, stream
+    weight = None
+    if len(kept) < part.n_units:
+        one.cut(len(kept), cut_pieces(part, kept))
+    seen = InputRecorder(*ROLES)
+    pruned.through(layout.block, [seen.hook])
+    if len(kept) < part.n_units:
+        weight = _fitted(part.output, seen.of(part.output.role), wanted - stream)
+        part.output.point_to(weight)
+    return weight, stream + _given(part, seen)
+
+
+def rows(stream: Sequence[Float[Tensor, "batch length width"]]) -> Float[Tensor, "tokens width"]:
+    """Batches of states as one matrix, in fp32."""
     return torch.cat([states.flatten(0, 1) for states in stream]).float()
 
 

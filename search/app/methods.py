@@ -45,7 +45,7 @@ def _row(row: MethodRow) -> Row:
         setting = "repair" if row.stage == "repair" else "expert_importance"
     return {
         "name": row.name,
-        "setting": "space.metrics" if row.scope and row.unit == "weights" else f"space.{setting}",
+        "setting": "space.metrics" if row.scope and row.stage == "reconstruction" else f"space.{setting}",
         "unit": "output projection" if of_structure else ", ".join(UNIT[unit] for unit in row.units),
         "needs": ", ".join(dict.fromkeys(_needs(row))) or "nothing",
         "origin": row.origin,

@@ -6,7 +6,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from secateur.spaces.methods import MODEL_RECONSTRUCTIONS, RULES, UPDATES, Unit, has_scores
+from secateur.spaces.methods import (
+    MODEL_RECONSTRUCTIONS,
+    RULES,
+    UNIT_RECONSTRUCTIONS,
+    Unit,
+    has_scores,
+    repairs_itself,
+)
 from secateur.spaces.recipe.form import (
     OWN_THRESHOLD,
     OWN_VALUES,
@@ -165,12 +172,15 @@ class Tree:
         metric = before.get("metric.name")
         if metric is None or has_scores(metric):
             return value
+        if metric in UNIT_RECONSTRUCTIONS:
+            own = {"allocation.rule": OWN_THRESHOLD, "repair": "none", "schedule.step": 1, **OWN_VALUES}
+            return own.get(path, value)
         if metric in MODEL_RECONSTRUCTIONS and before.get("allocation.rule", value) == OWN_THRESHOLD:
             return "none" if path == "repair" else OWN_VALUES.get(path, value)
         if path == "allocation.rule" and "scores" in RULES[value].evidence:
             rules = self._choices[path].options if path in self._choices else ()
             return next((rule for rule in rules if "scores" not in RULES[rule].evidence), "uniform")
-        return "none" if path == "repair" and metric in UPDATES else value
+        return "none" if path == "repair" and repairs_itself(metric) else value
 
 
 def items_of(plain: Mapping[str, Any], sources: Sequence[str]) -> Items:

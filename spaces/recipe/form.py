@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.spaces.formulas.metric import formula_of, metric_of
-from secateur.spaces.methods import MODEL_RECONSTRUCTIONS, RULES, UNITS, UPDATES, has_scores
+from secateur.spaces.methods import (
+    MODEL_RECONSTRUCTIONS,
+    RULES,
+    UNIT_RECONSTRUCTIONS,
+    UNITS,
+    has_scores,
+    repairs_itself,
+)
 from secateur.spaces.names import did_you_mean
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, Condition, Flat, is_number, leaves
 
@@ -61,12 +68,17 @@ def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
 def check_together(flat: Flat) -> None:
     """Check that keys do not contradict each other."""
     metric, repair = flat["metric.name"], flat["repair"]
-    if metric in UPDATES and repair != "none":
+    if repairs_itself(metric) and repair != "none":
         raise ValueError(
             f"Expected `repair: none` with the metric {metric}, which repairs by itself, got {repair!r}."
         )
     rule = flat.get("allocation.rule", "uniform")
-    if metric in MODEL_RECONSTRUCTIONS and rule == OWN_THRESHOLD:
+    if metric in UNIT_RECONSTRUCTIONS and (rule != OWN_THRESHOLD or "schedule.step" in flat):
+        raise ValueError(
+            f"Expected the rule {OWN_THRESHOLD} and no `schedule` with the metric {metric}, which chooses by itself, "
+            f"got {rule!r}. Say `allocation: {OWN_THRESHOLD}`."
+        )
+    if metric in {**MODEL_RECONSTRUCTIONS, **UNIT_RECONSTRUCTIONS} and rule == OWN_THRESHOLD:
         own = {path: flat[path] for path, value in OWN_VALUES.items() if flat[path] != value}
         if own:
             raise ValueError(
