@@ -193,3 +193,4 @@ def test_addresses_of_the_kernel():
     assert _address("0100007F") == "127.0.0.1"
     assert _address("00000000") == "0.0.0.0"
     assert _address("00000000000000000000000001000000") == "::1"
+    assert _address("0000000000000000FFFF00000100007F") == "127.0.0.1"  # of IPv4, in IPv6's table

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -126,3 +128,30 @@ def test_a_raylet_that_is_gone_is_said_before_ray_ends_its_driver(monkeypatch):
         in said[0]
     )
     assert "the same command continues" in said[0]
+
+
+OWN = """
+import os, socket
+from secateur.search.executors.cluster.connection import connect, disconnect
+from secateur.search.executors.cluster.settings import RaySettings
+from secateur.search.executors.cluster.watchdog import places
+
+connection, found = connect(RaySettings(workers=1)), []
+for host, port in places().values():
+    socket.create_connection((host, port), timeout=5).close()
+    with socket.socket() as other:  # answers only what listens to all addresses
+        found.append((host, other.connect_ex(("127.0.0.2", port)) == 0))
+disconnect(connection)
+print(found, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" in os.environ)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="127.0.0.2 is an address of Linux alone")
+def test_a_ray_of_our_own_listens_to_this_machine_alone():
+    pytest.importorskip("ray")
+    done = subprocess.run(
+        [sys.executable, "-c", OWN], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.stdout.splitlines()[-1:] == ["[('127.0.0.1', False), ('127.0.0.1', False)] False"], (
+        done.stderr
+    )

@@ -16,7 +16,7 @@ from typing import Any
 
 from secateur.search.errors import UsageError
 from secateur.search.executors.cluster.code import missing_code
-from secateur.search.executors.cluster.lazy_ray import load_ray
+from secateur.search.executors.cluster.lazy_ray import kept_to_this_machine, load_ray
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.watchdog import ClusterLostError
 
@@ -52,12 +52,13 @@ def connect(settings: RaySettings) -> Connection:
         UsageError: if Ray is not installed, no cluster answers at the address, it runs another version of Ray or
             Python, or has too few CPUs or GPUs.
     """
-    ray = load_ray()
-    known = ray.is_initialized()
-    if not known:
-        _started.clear()  # they have ended; their addresses may be reused
-        with _own_signal_handlers():
-            _start(settings) if settings.address is None else _join_with_code(settings.address)
+    with kept_to_this_machine() if settings.address is None else contextlib.nullcontext():
+        ray = load_ray()
+        known = ray.is_initialized()
+        if not known:
+            _started.clear()  # they have ended; their addresses may be reused
+            with _own_signal_handlers():
+                _start(settings) if settings.address is None else _join_with_code(settings.address)
     joined = ray.get_runtime_context().gcs_address not in _started
     try:
         return Connection(joined, not known, _n_workers(settings))

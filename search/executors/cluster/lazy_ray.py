@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ _ENVIRONMENT = {
 }
 """Defaults: variables set by the user take precedence."""
 
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -24,6 +27,22 @@ def prepare_ray() -> None:
         os.environ.setdefault(name, value)
     if token_source() is not None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # a head sets this by itself, a driver does not
+
+
+@contextlib.contextmanager
+def kept_to_this_machine() -> Iterator[None]:
+    """Context in which a Ray that is started listens to 127.0.0.1 alone, as it always does on macOS and Windows.
+
+    Ray reads the variable when it is first imported: the context has to hold that, too. A process that has started such
+    a Ray joins no cluster of other machines afterwards.
+    """
+    before = os.environ.get(_CLUSTERS)
+    os.environ.setdefault(_CLUSTERS, "0")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_CLUSTERS]
 
 
 def token_source() -> str | None:

@@ -97,4 +97,5 @@ def _sockets(proc: Path) -> Iterator[tuple[str, tuple[str, int]]]:
 def _address(digits: str) -> str:
     """Address from the kernel's form: words of 32 bits, in the byte order of the machine."""
     words = [bytes.fromhex(digits[i : i + 8])[::-1] for i in range(0, len(digits), 8)]
-    return str(ipaddress.ip_address(b"".join(words)))
+    address = ipaddress.ip_address(b"".join(words))
+    return str(getattr(address, "ipv4_mapped", None) or address)
