@@ -61,6 +61,9 @@ class Controller(ABC):
     def tell(self, trials: Sequence[Trial]) -> None:
         """Learn from results, in any order, once a proposal; baselines, which it did not propose, are included."""
 
+    ending: str = "it has proposed all that it has"
+    """Why it proposes nothing more, when it has finished."""
+
     @property
     def n_measurements(self) -> int:
         """Measurements needed before a first result; 0 if none are."""

@@ -100,7 +100,7 @@ class Executor(ABC):
 
     @abstractmethod
     def wait(self) -> list[tuple[Job, list[Measurement]]]:
-        """Finished jobs with their measurements; blocks until there is at least one.
+        """Finished jobs with their measurements; blocks until there is one, or briefly while no worker is ready.
 
         Raises:
             RuntimeError: if nothing is pending.

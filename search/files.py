@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from secateur.search.errors import DISK_FULL, UsageError
+from secateur.search.errors import DISK_FULL, NO_ROOM, UsageError
 from secateur.search.mirror.address import readable
 from secateur.spaces import limited_text
 from secateur.spaces.plain_files import check_plain
@@ -70,6 +70,8 @@ def dump_yaml(value: Any) -> str:
 
 class StudyWriteError(UsageError):
     """Full disk: the measurements that were written are safe, and the study can be continued."""
+
+    status = NO_ROOM
 
 
 def no_room(error: OSError, path: Path, safe: str) -> OSError | StudyWriteError:

@@ -11,7 +11,7 @@ import pytest
 
 from secateur.search.errors import UsageError
 from secateur.search.executor import ExecutorError, Job
-from secateur.search.executors.cluster import watchdog, worker_pool
+from secateur.search.executors.cluster import watchdog
 from secateur.search.executors.cluster.connection import connect, reached
 from secateur.search.executors.cluster.executor import RayExecutor
 from secateur.search.executors.cluster.settings import RaySettings
@@ -123,12 +123,13 @@ def test_what_is_wrong_with_the_setup_is_said(ray_cluster):
             executor.wait()
 
 
-def test_no_room_for_any_worker_is_said(executor, monkeypatch):
+def test_no_room_for_any_worker_is_said(executor):
     run(executor, Job(5, (GOOD[0],), SMALL))  # its workers have taken their places
-    monkeypatch.setattr(worker_pool, "START_S", 0.5)
-    with RayExecutor(RaySettings(workers=1, cpus_per_worker=2), Ready(Dangerous(SPACE))) as second:
+    settings = RaySettings(workers=1, cpus_per_worker=2, start_s=0.5)
+    with RayExecutor(settings, Ready(Dangerous(SPACE))) as second:
         second.submit(Job(0, (GOOD[0],), SMALL))
-        with pytest.raises(ExecutorError, match="a worker to be ready"):
+        assert second.wait() == []  # none is ready: a search may be stopped meanwhile
+        with pytest.raises(ExecutorError, match=r"to be ready within 0\.5 s \(`executor\.start_s`\)"):
             second.wait()
 
 

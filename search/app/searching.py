@@ -15,6 +15,7 @@ from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executor import Executor, measure_all
 from secateur.search.executors.registry import EXECUTORS
+from secateur.search.loop.driven import DrivenRun
 from secateur.search.loop.loop import Observer, Outcome, Search
 from secateur.search.loop.notes import NotesKeeper
 from secateur.search.mirror.address import check_storage, refuse_password
@@ -24,7 +25,7 @@ from secateur.search.mirror.storages import storage_of
 from secateur.search.results.run import Run, notes_of_facts
 from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.seeds import seeds_line
-from secateur.search.settings.settings import Settings, resolved
+from secateur.search.settings.settings import Settings, identity, resolved
 from secateur.search.study.about import ABOUT
 from secateur.search.study.overlap import write_overlap
 from secateur.search.study.study import Study
@@ -72,24 +73,40 @@ def search_stage(
         StudyWriteError: if the disk is full; the study can be continued.
     """
     refuse_password(settings.storage)
-    check_storage(settings.storage)
-    of_plugins = plugin_versions(settings)
-    for line in left_out():
-        say(line)
+    for line in (*check_storage(settings.storage), *left_out()):
+        (note or say)(line)
     settings = _as_before(settings, directory)
-    (note or say)(seeds_line(settings))
+    with DrivenRun(directory, identity(settings)) as driven:
+        told, noted = driven.telling(say), driven.telling(note or say)
+        outcome = _search(settings, directory, driven, [*observers, driven], told, noted, on_ready, levels)
+        driven.end(outcome)
+    return outcome
+
+
+def _search(  # what `search_stage` is given
+    settings: Settings,
+    directory: Path,
+    driven: DrivenRun,
+    observers: Sequence[Observer],
+    say: Say,
+    note: Say,
+    on_ready: Callable[[Search, Executor], None],
+    levels: Path | None,
+) -> Outcome:
+    """Search in a run that is driven, and measure what was found."""
+    of_plugins = plugin_versions(settings)
+    note(seeds_line(settings))
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
         session = open_session(settings, say, _table_of(directory))
         settings = _settled(settings, session, say)
         for line in target_lines(settings, session.dense.shape):
-            (note or say)(line)
+            note(line)
         _check_objectives(settings, session)
         about = about_of(settings, session, of_plugins, directory)
         _controller(settings, session)  # refuses what does not fit, while nothing is written
-        with Study.open_or_create(directory, resolved(settings), about) as study:
+        with Study.open_or_create(directory, resolved(settings), about, driven.lock) as study:
             Run(study).check()
-            notes = notes_of_facts(about.facts)
-            for line in (*settings.renamed_keys, *study.warnings, *notes):
+            for line in (*settings.renamed_keys, *study.warnings, *notes_of_facts(about.facts)):
                 say(line)
             levels = levels or directory / LEVELS
             _build_levels(session, levels, say)

@@ -20,6 +20,7 @@ from secateur.search.cli.recipes import prune, recipe
 from secateur.search.cli.results import export, front, order, pick, recover, report
 from secateur.search.cli.searching import dashboard, search, status
 from secateur.search.cli.starting import init, schema
+from secateur.search.errors import STATUSES
 from secateur.search.show.console import run_command, show
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -58,6 +59,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 def _app() -> typer.Typer:
     app = typer.Typer(
+        epilog="Exit status: " + "; ".join(f"{number} {what}" for number, what in STATUSES.items()) + ".",
         add_completion=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

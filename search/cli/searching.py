@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.search.cli.option_groups import Bounds, Json, RunDir, with_limits
-from secateur.search.errors import UsageError
+from secateur.search.errors import DONE, STOPPED, UsageError
 from secateur.search.mirror.address import masked
 from secateur.search.show.console import complain, open_display, show, show_facts, show_json, show_line
+from secateur.search.study.about import ABOUT
+from secateur.search.study.state import RunState, read_state, state_words
 
 if TYPE_CHECKING:
     from secateur.search.executor import Executor
@@ -73,13 +75,15 @@ def search(
     if not view.front():
         if json:
             show_json({"run": str(directory), **ended, "front": []})
-        return
+        raise typer.Exit(STOPPED if outcome.reason == "stopped" else DONE)
     show_front(view, json, ended)
-    if not json:
+    if not json and outcome.reason != "stopped":
         where = shlex.quote(str(directory))
         bound = _next_bound(view)
         show(f"\nNext:  secateur report {where}\n       secateur pick {where} {bound}")
         show(f"       secateur export {where} {bound} --to {shlex.quote(str(directory / 'model'))}")
+    if outcome.reason == "stopped":
+        raise typer.Exit(STOPPED)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -107,7 +111,7 @@ def _search_seeds(loaded: Settings, directory: Path, seeds: list[int], again: st
             show(f"seed {seed}: {place}")
         outcome = _search_one(loaded.model_copy(update={"seed": seed}), place, again)
         if outcome.reason == "stopped":
-            return
+            raise typer.Exit(STOPPED)
         directories.append(rooms.last_stage(place))
     show_compared([rooms.open_run(place) for place in directories], json=json)
     if not json:
@@ -158,11 +162,22 @@ def status(
     if watch:
         _watch(run, every, json)
         return
+    state = read_state(run)
+    if state is not None and not (run / ABOUT).is_file():  # no study yet
+        early = {"run": str(run), "state": state.to_json()}
+        show_json(early) if json else show_facts({"run": str(run), "state": _early_words(run, state)})
+        return
     facts = summary(open_run(run))
     if json:
         show_json(facts)
     else:
         show_facts(status_lines(facts))
+
+
+def _early_words(run: Path, state: RunState) -> str:
+    from secateur.search.show.watch import preparing
+
+    return preparing(run) if state.state == "preparing" else state_words(state)
 
 
 def _watch(run: Path, every: float, json: bool) -> None:

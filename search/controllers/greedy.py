@@ -123,6 +123,8 @@ class Greedy(ProcedureController):
         ValueError: if the space is not separable, or `n_tokens` names no fidelity.
     """
 
+    ending = "its removals have reached the last target"
+
     def __init__(
         self,
         space: Space[Any],

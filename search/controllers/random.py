@@ -29,6 +29,8 @@ class Random(Controller):
     target.
     """
 
+    ending = "it drew no candidate that is new"
+
     def __init__(
         self, space: Space[Any], fidelities: Sequence[Fidelity], seed: int, settings: RandomSettings
     ) -> None:

@@ -175,6 +175,8 @@ class Sensitivity(ProcedureController):
     solution is proposed with every repair of the space.
     """
 
+    ending = "every slot and the best combinations by them are measured"
+
     def __init__(
         self,
         space: Space[Any],

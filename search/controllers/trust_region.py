@@ -157,6 +157,8 @@ class TrustRegion(ProcedureController):
         ValueError: if the space is not separable, or the fidelities are out of order.
     """
 
+    ending = "no step lowers the loss of any target any more"
+
     def __init__(
         self,
         space: Space[Any],

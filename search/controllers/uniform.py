@@ -21,6 +21,8 @@ class UniformSettings(Section):
 class Uniform(Controller):
     """The dense model and the uniform candidates at the largest fidelity: the reference of every search."""
 
+    ending = "every baseline is measured, and it proposes nothing else"
+
     def __init__(
         self, space: Space[Any], fidelities: Sequence[Fidelity], seed: int, settings: UniformSettings
     ) -> None:

@@ -11,6 +11,14 @@ from secateur.search.controller import Proposal, Trial
 Key = tuple[str, str]
 Reason = Literal["budget", "finished", "exhausted", "stopped"]
 
+ENDINGS: dict[Reason, str] = {
+    "budget": "its budget is used up",
+    "finished": "the controller has finished",
+    "exhausted": "nothing new is left to propose",
+    "stopped": "stopped",
+}
+"""Reasons for the end of a search."""
+
 MAX_KNOWN_IN_A_ROW = 1000
 """Known proposals in a row after which a controller counts as exhausted."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from secateur.search.budget import Budget, Spent
 from secateur.search.controller import Controller, Proposal, Trial
 from secateur.search.executor import Executor, Job
-from secateur.search.loop.ledger import Key, Ledger, Reason
+from secateur.search.loop.ledger import ENDINGS, Key, Ledger, Reason
 from secateur.search.loop.resume import Resume
 from secateur.search.study.asks import Ask, AskLog
 from secateur.search.study.study import Study
@@ -24,10 +24,17 @@ class Outcome:
         reason: the ``budget`` is used up; the controller has ``finished``, or is ``exhausted`` and repeats known
             proposals; or the search was ``stopped``.
         spent: work of the measurements told to the controller, stored ones included.
+        ending: why the controller has finished, if it has.
     """
 
     reason: Reason
     spent: Spent
+    ending: str = ""
+
+    @property
+    def why(self) -> str:
+        """The reason for people, with the controller's own where it has finished."""
+        return f"{ENDINGS[self.reason]}: {self.ending}" if self.ending else ENDINGS[self.reason]
 
 
 class Observer:
@@ -142,7 +149,8 @@ class Search:
         else:
             self._resume.run(self._log, self._baselines, self._begin, self._deliver)
         self._work(asking=True)
-        outcome = Outcome(self._ledger.reason or "finished", self._ledger.spent)
+        reason = self._ledger.reason or "finished"
+        outcome = Outcome(reason, self._ledger.spent, self._controller.ending if reason == "finished" else "")
         for observer in self._observers:
             observer.on_end(outcome)
         return outcome
@@ -155,6 +163,8 @@ class Search:
                 self._ask()
             if not self._executor.n_pending:
                 return
+            if self._ledger.reason == "stopped" and not self._executor.worker_status.workers:
+                return  # none has begun: the next run measures what is pending
             self._receive()
 
     def _ask(self) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.errors import UsageError
+from secateur.search.errors import UnavailableError, UsageError
 from secateur.spaces.limited_text import cut
 
 if TYPE_CHECKING:  # takes half a second to import
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # takes half a second to import
 
 FORM = "postgresql://user:${PASSWORD}@host/database or sqlite:///file.db"
 TIMEOUT_S = 5
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
 # Timeouts, by driver.
 _PSYCOPG = {"connect_timeout": TIMEOUT_S, "tcp_user_timeout": 4000 * TIMEOUT_S}  # the second one in ms
@@ -110,14 +112,17 @@ def reason_of(error: BaseException, address: str) -> str:
     return masked(words.replace(password, "***") if password else words) or type(error).__name__
 
 
-def check_storage(address: str | None) -> None:
-    """Check, without changing anything, that the database (None: none) answers, before a search starts.
+def check_storage(address: str | None) -> list[str]:
+    """Check, without changing anything, the database (None: none) before a search starts.
+
+    Returns:
+        A line if it is down: its host is there, and nothing listens at its port. The mirror catches up later.
 
     Raises:
-        UsageError: if the address is not valid, its kind is unknown, its driver is missing, or nothing answers in time.
+        UsageError: if the address is not valid, its kind is unknown, its driver is missing, or it refuses the user.
     """
     if address is None:
-        return
+        return []
     import sqlalchemy
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
@@ -133,9 +138,29 @@ def check_storage(address: str | None) -> None:
     try:
         sqlalchemy.inspect(engine).has_table("studies")
     except (SQLAlchemyError, OSError, ValueError) as error:
-        raise UsageError(
+        if _is_down(url):
+            return [
+                f"the database {masked_address(address)} does not answer; the search begins, and the mirror waits"
+            ]
+        raise (UnavailableError if url.host else UsageError)(
             f"Expected a `storage` that answers, got {masked_address(address)}: {reason_of(error, address)}. "
             f"Correct the address, start the database, or leave `storage` out."
         ) from None
     finally:
         engine.dispose()
+    return []
+
+
+def _is_down(url: sqlalchemy.engine.URL) -> bool:
+    """True if a server's host has an address, and nothing listens there or answers in time."""
+    if not url.host:
+        return False
+    try:
+        place = socket.getaddrinfo(url.host, url.port or _PORTS.get(url.get_backend_name(), 0))[0][4]
+    except (socket.gaierror, UnicodeError):
+        return False
+    try:
+        socket.create_connection((str(place[0]), int(place[1])), timeout=TIMEOUT_S).close()
+    except OSError:
+        return True
+    return False

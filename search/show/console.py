@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from secateur.search.errors import DISK_FULL, UsageError
+from secateur.search.errors import (
+    DISK_FULL,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    NO_ROOM,
+    WRONG_USE,
+    UsageError,
+)
 from secateur.search.mirror.address import masked
 from secateur.spaces.limited_text import cut, without_controls
 from secateur.spaces.plugins import left_out
@@ -22,7 +30,6 @@ if TYPE_CHECKING:
     from secateur.search.show.display import Display
 
 LONGEST = 1400  # characters of a line
-DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 # Base class of typer's own errors: click's or a copy of it, depending on typer's version.
 _TyperError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -65,7 +72,11 @@ def _failed(error: Exception) -> int:
         complain(f"Expected to read and write files, got: {what}.")
     else:
         complain(f"{type(error).__name__}: {error}. This is a bug. {_keep_traceback(error)}")
-    return WRONG_USE if _is_wrong_use(error) or _is_disk_full(error) else FAILED
+    if _is_disk_full(error):
+        return NO_ROOM
+    if isinstance(error, UsageError):
+        return error.status
+    return WRONG_USE if _is_wrong_use(error) else FAILED
 
 
 def _is_wrong_use(error: Exception) -> bool:

@@ -19,7 +19,7 @@ from secateur.search.executor import Executor, WorkerStatus
 from secateur.search.loop.loop import Observer, Outcome
 from secateur.search.settings.settings import Settings
 from secateur.search.show.progress import Progress
-from secateur.search.show.summary import ENDINGS, as_table, status_line, status_lines
+from secateur.search.show.summary import as_table, status_line, status_lines
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -120,7 +120,7 @@ class Display(Observer):
     def on_end(self, outcome: Outcome) -> None:
         if self._progress is not None:
             facts = self._facts(self._progress) | {"seconds_left": None}
-            self.note(f"search ended ({ENDINGS[outcome.reason]}): {status_line(facts)}")
+            self.note(f"search ended ({outcome.why}): {status_line(facts)}")
         if self._bar is not None:
             self._bar.show(None, "")
 

@@ -13,7 +13,7 @@ from secateur.search.loop.loop import Observer, Outcome
 from secateur.search.settings.settings import Settings
 from secateur.search.show.console import show_line
 from secateur.search.show.progress import Progress
-from secateur.search.show.summary import ENDINGS, status_line
+from secateur.search.show.summary import status_line
 from secateur.search.study.study import trials_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Lines(Observer):
             self.say(f"{self._status()}; {self._clock() - self._began:.0f} CPU s")
 
     def on_end(self, outcome: Outcome) -> None:
-        self.say(f"ended ({ENDINGS[outcome.reason]}): {self._status()}")
+        self.say(f"ended ({outcome.why}): {self._status()}")
 
     def _status(self) -> str:
         progress = self._progress

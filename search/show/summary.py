@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.loop.ledger import Reason
 from secateur.search.loop.notes import notes_line
 from secateur.search.results.run import Run
 from secateur.search.show.progress import Progress
 from secateur.search.show.values import duration, shown
 from secateur.search.study.lock import writer_of
+from secateur.search.study.state import RunState, read_state, state_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 Facts = Mapping[str, Any]
 
 N_REASONS = 6
-ENDINGS: dict[Reason, str] = {
-    "budget": "its budget is used up",
-    "finished": "the controller has finished",
-    "exhausted": "nothing new is left to propose",
-    "stopped": "stopped",
-}
-"""Reasons for the end of a search."""
-
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -44,6 +36,7 @@ def summary(run: Run, progress: Progress | None = None) -> dict[str, Any]:
         "space": run.settings.space.kind,
         "controller": run.settings.controller.kind,
         "writer": writer_of(run.study.directory),
+        "state": None if (state := read_state(run.study.directory)) is None else state.to_json(),
         **progress.facts(),
         "notes": run.notes,
     }
@@ -57,6 +50,7 @@ def status_lines(facts: Facts) -> dict[str, str]:
         lines = {
             "run": facts["run"],
             "search": f"{facts['space']} of {facts['model']}, controller {facts['controller']}",
+            **({"state": state_words(RunState(**facts["state"]))} if facts["state"] else {}),
             "now": f"written by {facts['writer']}" if facts["writer"] else "no process is writing it",
         }
     lines |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from secateur.search.show.progress import PACE, Progress
 from secateur.search.show.summary import Facts, as_table, status_line, status_lines, summary
 from secateur.search.study.about import ABOUT
 from secateur.search.study.lock import writer_of
+from secateur.search.study.state import LOG, read_state
 from secateur.search.study.study import MEASUREMENTS, SETTINGS
 
 if TYPE_CHECKING:
@@ -64,16 +66,37 @@ class Watch:
         return found
 
 
-def watch(directory: Path, show_facts: Callable[[Facts], None], every: float) -> None:
-    """Show a run until no process writes it any more. A KeyboardInterrupt is passed on.
+def preparing(directory: Path) -> str:
+    """What a run that has no study yet is doing: the last line of its log."""
+    with contextlib.suppress(OSError):
+        lines = (directory / LOG).read_text(encoding="utf-8").splitlines()
+        return f"preparing: {lines[-1].partition(' ')[2]}" if lines else "preparing"
+    return "preparing"
+
+
+def watch(
+    directory: Path,
+    show_facts: Callable[[Facts], None],
+    every: float,
+    show_preparing: Callable[[Path], None] = lambda directory: None,
+) -> None:
+    """Show a run until no process writes it any more; one that is being prepared is waited for.
+
+    A KeyboardInterrupt is passed on.
 
     Args:
+        show_preparing: called with the directory now and then, while there is no study yet.
         show_facts: called at once and after each pause, the last time with all measurements.
         every: seconds of a pause.
 
     Raises:
         UsageError: if the directory holds no study.
     """
+    while (
+        (state := read_state(directory)) and state.state == "preparing" and not (directory / ABOUT).is_file()
+    ):
+        show_preparing(directory)
+        time.sleep(every)
     of = Watch(directory)
     while True:
         alive = writer_of(directory) is not None  # before the update, so that the last one is complete
@@ -102,7 +125,12 @@ def watch_here(directory: Path, console: Console, every: float) -> None:
     from rich.live import Live
 
     if not console.is_terminal:
-        watch(directory, line_printer(), every)
+        watch(directory, line_printer(), every, lambda directory: show_line(preparing(directory)))
         return
     with Live(console=console, auto_refresh=False) as live:
-        watch(directory, lambda facts: live.update(as_table(status_lines(facts)), refresh=True), every)
+        watch(
+            directory,
+            lambda facts: live.update(as_table(status_lines(facts)), refresh=True),
+            every,
+            lambda directory: live.update(preparing(directory), refresh=True),
+        )

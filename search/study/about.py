@@ -11,6 +11,7 @@ from typing import Any
 from secateur.search.errors import UsageError
 from secateur.search.files import checked
 from secateur.search.study.lock import RunLock
+from secateur.search.study.state import LOG, STATE
 from secateur.spaces.plain_files import check_plain
 
 FORMAT = 1
@@ -64,7 +65,13 @@ def check_directory(directory: Path, identity: Mapping[str, Any]) -> None:
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"Expected a run directory, got the file {directory}. Name another.")
     if not (directory / ABOUT).exists():
-        own = {RunLock.NAME, ABOUT + ".new"}  # left by a driver that was killed at once
+        own = {
+            RunLock.NAME,
+            STATE,
+            LOG,
+            ABOUT + ".new",
+            STATE + ".new",
+        }  # left by a driver that was killed at once
         names = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
         others = [name for name in names if name not in own]
         if others:
@@ -83,6 +90,18 @@ def check_directory(directory: Path, identity: Mapping[str, Any]) -> None:
             f"Expected the search that {directory} belongs to, got another ({shown}). "
             f"Undo the change, or name another directory."
         )
+
+
+def check_before(directory: Path, identity: Mapping[str, Any]) -> None:
+    """`check_directory` before a model is loaded: what its content and its texts' decide is left out.
+
+    Raises:
+        UsageError: as `check_directory` does.
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(dict(identity), default=dict))
+    if (directory / ABOUT).exists():
+        plain["content"] = read_about(directory).identity.get("content", {})
+    check_directory(directory, plain)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

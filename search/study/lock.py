@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from secateur.search.errors import UsageError
+from secateur.search.errors import BusyError
 
 
 def writer_of(directory: Path) -> str | None:
@@ -33,7 +33,7 @@ class RunLock:
     The kernel releases the lock of a dead process; a file left behind locks nothing.
 
     Raises:
-        UsageError: with host and process of the driver that holds it.
+        BusyError: with host and process of the driver that holds it.
     """
 
     NAME = "run.lock"
@@ -45,7 +45,7 @@ class RunLock:
             self._lock.acquire()
         except Timeout:
             writer = writer_of(directory) or "another process"  # has not yet written its name
-            raise UsageError(
+            raise BusyError(
                 f"Expected {directory} to be free, got one that {writer} is writing. Wait for it, or stop it."
             ) from None
         self._path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))

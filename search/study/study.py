@@ -89,7 +89,9 @@ class Study:
         return cls(directory, settings, about)
 
     @classmethod
-    def open_or_create(cls, directory: str | Path, settings: Mapping[str, Any], about: About) -> Study:
+    def open_or_create(
+        cls, directory: str | Path, settings: Mapping[str, Any], about: About, lock: RunLock | None = None
+    ) -> Study:
         """Study to write to: a new one in a new or empty directory, or the existing one, continued.
 
         A torn last line is cut off, and a warning about it left in `warnings`.
@@ -98,6 +100,7 @@ class Study:
             directory: made if it is missing.
             settings: all of them, as plain values; kept for readers.
             about: description of the search, plain values.
+            lock: of the directory, held by the caller; None: the study takes it itself.
 
         Raises:
             UsageError: if the directory holds another search, other files, a damaged file, or a study that another
@@ -107,7 +110,7 @@ class Study:
         about = About(**json.loads(json.dumps(vars(about), default=dict)))  # as it will be read back
         check_directory(directory, about.identity)
         directory.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(directory)
+        own = RunLock(directory) if lock is None else None
         try:
             check_directory(directory, about.identity)  # again: it may have been made meanwhile
             content = read_journal(directory / MEASUREMENTS)
@@ -116,9 +119,10 @@ class Study:
             study = cls(directory, dict(settings), about)
             study._writer = Appender(directory / MEASUREMENTS, content.n_bytes, flush_s=FLUSH_S)
         except BaseException:
-            lock.close()
+            if own is not None:
+                own.close()
             raise
-        study._lock = lock
+        study._lock = own
         study._n_bytes, study.n_unchanged = content.n_bytes, content.n_unchanged
         study._remember(content.measurements)
         if content.n_torn:

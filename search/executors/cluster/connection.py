@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.search.errors import UsageError
+from secateur.search.errors import UnavailableError, UsageError
 from secateur.search.executors.cluster.code import missing_code
 from secateur.search.executors.cluster.lazy_ray import kept_to_this_machine, load_ray
 from secateur.search.executors.cluster.settings import RaySettings
@@ -146,7 +146,7 @@ def _join(address: str, **options: Any) -> None:
                 f"Set RAY_AUTH_MODE (here: {mode}) as it is at the head; if that is `token`, ~/.ray/auth_token must be "
                 f"the same in both places."
             )
-        raise UsageError(
+        raise UnavailableError(
             f"Expected a Ray cluster at `executor.address` {address}, got none ({_first_line(error)}). {advice}"
         ) from None
     except RuntimeError as error:
@@ -164,7 +164,7 @@ def _probe(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_S).close()
     except (OSError, OverflowError) as error:
-        raise UsageError(
+        raise UnavailableError(
             f"Expected a Ray cluster at `executor.address` {address}, got: {_first_line(error)}. Start its head "
             f"with `ray start --head --port {port}`, or correct the address."
         ) from None

@@ -100,6 +100,8 @@ class RayExecutor(Executor):
             self._pool.assign()
             if errors:
                 raise errors[0]
+            if not ended and not self._pool.worker_status.workers:
+                return []  # so that a search can be stopped while workers start
 
     def close(self) -> None:
         if self._closed:

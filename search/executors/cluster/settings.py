@@ -23,6 +23,7 @@ class RaySettings(Section):
         gpus_per_worker: GPUs of a worker; below 1 several workers share one, each with a copy of the model; above 1
             the model is spread over them.
         attempts: tries of a candidate that crashes its worker before it counts as infeasible.
+        start_s: longest time in seconds without a ready worker, such as for a large model from a slow disk.
         timeout_s: longest time of a call in seconds, after which its worker counts as hung; None: no limit.
         batch: least number of candidates in flight over all workers or, in a deterministic search, in a round.
         deterministic: ask in rounds, as the local executor does: equal trials for equal seeds, whatever the number of
@@ -35,6 +36,7 @@ class RaySettings(Section):
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     attempts: int = Field(default=2, gt=0)
+    start_s: float = Field(default=300, gt=0)
     timeout_s: float | None = Field(default=3600, gt=0)
     batch: int = Field(default=16, gt=0)
     deterministic: bool = False

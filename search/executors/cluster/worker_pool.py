@@ -18,9 +18,6 @@ from secateur.spaces.measurement import Fidelity, Measurement
 IN_FLIGHT = 2
 """Calls a worker holds at a time: one that runs and one queued behind it."""
 
-START_S = 300.0
-"""Longest time without a ready worker."""
-
 N_TROUBLES = 5
 
 
@@ -202,12 +199,13 @@ class WorkerPool:
     def _check_alive(self) -> None:
         if any(worker.name is not None for worker in self._workers):
             self._last_ready = time.monotonic()
-        elif time.monotonic() - self._last_ready > START_S:
+        elif time.monotonic() - self._last_ready > self._settings.start_s:
             free = self._ray.available_resources().items()
             have = {name: round(n, 2) for name, n in free if name in {"CPU", "GPU"}}
             raise ExecutorError(
-                f"Expected a worker to be ready within {START_S:g} s, got none; each takes "
-                f"{self._settings.cpus_per_worker:g} CPUs and {self._settings.gpus_per_worker:g} GPUs, free are {have}."
+                f"Expected a worker to be ready within {self._settings.start_s:g} s (`executor.start_s`), got none; "
+                f"each takes {self._settings.cpus_per_worker:g} CPUs and {self._settings.gpus_per_worker:g} GPUs, free "
+                f"are {have}."
             )
 
 
