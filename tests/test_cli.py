@@ -187,7 +187,7 @@ class RoomError(ValueError):
         (RoomError("A text\nthat is too short."), 2),
         (ValueError("Expected `levels` to ascend, got [1, 0]."), 2),
         (ValueError("math domain error"), 1),
-        (OSError(errno.ENOSPC, "No space left on device", "levels/0.bin"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "levels/0.bin"), 6),
         (OSError(errno.EACCES, "Permission denied", "levels/0.bin"), 1),
         (ZeroDivisionError("division by zero"), 1),
         (KeyboardInterrupt(), 130),
@@ -224,7 +224,7 @@ def test_a_disk_that_is_full_is_seen_behind_another_error(capsys):
             errno.ENOSPC, "No space left on device"
         )
 
-    assert console.run_command(fail) == 2
+    assert console.run_command(fail) == 6
     assert is_one_line(capsys.readouterr().err)
 
 
