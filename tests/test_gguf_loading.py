@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 import torch
+from jinja2.exceptions import SecurityError
 
 from secateur.pruners.models.checkpoints import gemma3, smollm2
 from secateur.pruners.models.checkpoints.cache import cache_root
@@ -42,10 +43,15 @@ PARTS = {
 
 @pytest.fixture(scope="module")
 def gguf_file(model, tmp_path_factory):
+    return write_gguf(model, tmp_path_factory.mktemp("gguf") / "small.gguf")
+
+
+def write_gguf(model, path, name="small", template=None):
     gguf = pytest.importorskip("gguf")
-    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("small")
+    writer.add_name(name)
+    if template is not None:
+        writer.add_chat_template(template)
     writer.add_vocab_size(8)
     writer.add_context_length(64)
     writer.add_embedding_length(32)
@@ -101,6 +107,29 @@ def test_a_converted_model_is_saved_like_any_other(gguf_file, cache, tmp_path):
     with quiet():
         loaded.model.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").is_file()
+
+
+def test_strings_of_a_gguf_file_are_data(model, cache, tmp_path, monkeypatch):
+    template = "{{ cycler.__init__.__globals__.os.system('touch ran') }}"
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    path = write_gguf(model, tmp_path / "hostile.gguf", "../../../outside/$(touch ran)", template)
+    loaded = load_model(str(path))
+    check_same(loaded, model)
+    assert not list(place.iterdir())
+    assert sorted(x.name for x in tmp_path.iterdir()) == sorted({cache.name, "place", "hostile.gguf"})
+    assert loaded.tokenizer.chat_template == template
+    with pytest.raises(SecurityError, match="unsafe"):  # in transformers' sandbox
+        loaded.tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert not list(place.iterdir())
+
+
+def test_a_gguf_file_of_an_architecture_that_is_no_name_is_refused(gguf_file, cache, tmp_path):
+    path = tmp_path / "other.gguf"
+    path.write_bytes(gguf_file.read_bytes().replace(b"llama", b"../..", 1))
+    fails(path, "Expected a whole GGUF file")
+    assert not [x for x in cache.iterdir() if x.is_dir()]
 
 
 def test_a_truncated_gguf_file_is_an_error_and_leaves_nothing_in_the_cache(gguf_file, cache, tmp_path):

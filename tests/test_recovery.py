@@ -279,6 +279,13 @@ def test_a_tiny_model_is_recovered_and_saved(ray_cluster, tmp_path, monkeypatch)
     view = app.open_run("run")
     settings = recovery_settings(method="full", tokens=10240, lr=1e-3)
     trial, lines = view.baselines["uniform@0.6"], []
+    with monkeypatch.context() as patch:  # training that came with the run
+        (planted := tmp_path / "planted").mkdir()
+        (planted / "tuner.pkl").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+        patch.setattr(Stage, "experiment", planted)
+        with pytest.raises(UsageError, match=r"Expected training that was begun here, got .*planted"):
+            app.recover(Path("run"), [trial], settings)
+    assert not Path("ran").exists()
     (result,) = app.recover(Path("run"), [trial], settings, say=lines.append)
     view = app.open_run("run")
     m, test = view.recovered_of(trial), view.test_of(trial)

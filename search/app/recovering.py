@@ -32,9 +32,12 @@ def recover(
 
     Raises:
         UsageError: if Ray or PEFT is not installed, the run's model or data have changed, somebody is writing the
-            run, or a trial was recovered by other settings with as many tokens.
+            run, a trial was recovered by other settings with as many tokens, or a training that was not begun here
+            waits to be continued.
     """
     from secateur.evaluators.recovery import Recovery, RecoveryJob, export_recovered, new_training
+    from secateur.pruners.models.checkpoints.cache import cache_root
+    from secateur.search.recovery.own_training import claim
     from secateur.search.recovery.stage import Stage
     from secateur.search.recovery.tuning import ray_started, train_all
 
@@ -59,6 +62,7 @@ def recover(
         stage = Stage(study, picked, training.to_json(), of.evaluator.test_tokens)
 
         def train(numbers: Sequence[int]) -> Mapping[int, Any]:
+            claim(stage.experiment, cache_root() / "training")
             say("starting Ray")
             with ray_started(settings.address):
                 return train_all(
