@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from copy import deepcopy
 
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.depth import streamline
+from secateur.pruners.depth.angular import angles, by_angle
 from secateur.pruners.depth.merge_targets import DroppedRun, Fitting, block_tensors, point_block
 from secateur.pruners.depth.streamline import by_window, nested_order
 from secateur.pruners.models.discover import dissect
@@ -62,6 +64,29 @@ def test_windows_are_scored_by_cosines_of_the_stream(anatomy):
     cosines = torch.tensor([[F.cosine_similarity(x, y, dim=-1).mean() for y in states] for x in states])
     scores = by_window(anatomy, TOKENS, WHOLE)
     assert sorted(range(N_BLOCKS), key=scores.__getitem__) == [*nested_order(cosines), 0]
+
+
+# --- angular distance ---
+
+
+def test_the_window_of_a_quarter_turns_the_last_token_least():
+    """The slow form, over windows of dropped blocks alone."""
+    config = deepcopy(CONFIGS["llama-biased"])
+    config.num_hidden_layers = 8
+    anatomy = dissect(build(config))
+    states = [x[:, -1].double() for x in stream_states(anatomy, TOKENS)]
+
+    def distance(start, stop):
+        cosines = [F.cosine_similarity(x, y, dim=0) for x, y in zip(states[start], states[stop], strict=True)]
+        return sum(math.acos(min(1.0, float(x))) / math.pi for x in cosines) / len(cosines)
+
+    found = angles(states)
+    assert float(found[2, 5]) == pytest.approx(distance(2, 5), rel=1e-6)
+    scores = by_angle(anatomy, TOKENS, WHOLE)
+    first = sorted(range(8), key=scores.__getitem__)[:2]
+    start = min(range(1, 7), key=lambda x: distance(x, x + 2))
+    assert sorted(first) == [start, start + 1]
+    assert scores[0] == math.inf
 
 
 # --- LLM-Streamline's replacement ---

@@ -144,16 +144,17 @@ def _cosines(states: Sequence[Float[Tensor, "windows length width"]]) -> Float[T
     return torch.stack([(one * unit).sum(-1).double().mean(-1) for one in unit])
 
 
-def nested_order(cosines: Float[Tensor, "borders borders"]) -> list[int]:
+def nested_order(cosines: Float[Tensor, "borders borders"], *, replaced: bool = True) -> list[int]:
     """All blocks but the first, in the order of removal; see `by_window`.
 
     Args:
-        cosines: between the stream at any two borders; border b lies before block b.
+        cosines: likeness of the stream at any two borders; border b lies before block b.
+        replaced: of windows with the block before them, which stands in for them; else of the dropped blocks alone.
     """
     n_blocks = len(cosines) - 1
 
-    def similarity(window: range) -> float:  # of the dropped blocks and the one before them
-        return float(cosines[window.start - 1, window.stop])
+    def similarity(window: range) -> float:
+        return float(cosines[window.start - replaced, window.stop])
 
     size = min(max(1, n_blocks // 4), n_blocks - 1)
     start = max((range(first, first + size) for first in range(1, n_blocks - size + 1)), key=similarity)

@@ -151,6 +151,7 @@ KNOWN: dict[str, KnownRecipe] = {
     "shortened_taylor": _of("blocks", "shortened_taylor", "blocks of least first-order effect"),
     "laco": _of("blocks", "laco", "blocks merged into an earlier one by their differences from it", repair="laco"),
     "mka": _of("blocks", "mka", "similar blocks merged, weighted by their similarity", repair="mka"),
+    "angular": _of("blocks", "angular", "the window of blocks that turns the last token least, without healing"),
     "streamline": _of("blocks", "streamline",
         "a run of blocks replaced by one that is trained on hidden states", repair="streamline"),
 }
