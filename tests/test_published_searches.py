@@ -10,16 +10,17 @@ import pytest
 from secateur.search import app
 from secateur.search.settings.settings import load_settings
 from secateur.spaces.levels import n_zeros, sparsities_of
+from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import BlockShape, ModelShape, Prunable
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 WIDTH, N_BLOCKS, HEAD = 4096, 32, 128
 MODELS = {
-    "evopress": (8, 14336),
+    **dict.fromkeys(("evopress", "nirvana"), (8, 14336)),
     **dict.fromkeys(("darwinlm", "search-llm", "pruner-zero", "adapruner"), (32, 11008)),
 }
-"""KV heads and FFN channels of the model of each: Mistral-7B, or Llama(-2)-7B."""
+"""KV heads and FFN channels of the model of each: Mistral-7B or Llama-3.1-8B, or Llama(-2)-7B."""
 
 DATA = "evaluator.data={calibration: docs, search: docs, test: docs}"
 ON_TINY = ["model=tiny", "dtype=float32", DATA, "evaluator.window=64", "evaluator.test_tokens=128"]
@@ -45,6 +46,10 @@ SCALED = {
         *("space.samples=[4, 8]", "space.length=[64]", "space.pool_tokens=2048", "space.subsets=2"),
         *("evaluator.fidelities=[128]", "evaluator.calibration_tokens=256", "budget.evaluations=8"),
         "controller.start=1",
+    ],
+    "nirvana": [
+        *("space.samples=[4]", "space.length=[64]", "space.pool_tokens=2048", "space.subsets=4"),
+        *("evaluator.fidelities=[128]", "evaluator.calibration_tokens=256", "budget.evaluations=5"),
     ],
 }
 
@@ -89,6 +94,15 @@ def test_it_fits_its_own_model(name):
     candidate = space.mutate(space.sample(rng, 0), rng)
     assert space.target_of(candidate) == 0
     assert space.parse(candidate.text) == candidate
+
+
+def test_nirvana_measures_each_subset_once(tmp_path):
+    app.search(settings_of("nirvana", *ON_TINY, *SCALED["nirvana"]), tmp_path / "run")
+    forms = [Recipe.parse(trial.measurement.candidate) for trial in app.open_run(tmp_path / "run").trials()]
+    plain = [recipe.plain for recipe in forms if not recipe.is_dense]
+    assert sorted(form["calibration"]["subset"] for form in plain) == [0, 1, 2, 3]
+    assert {form["metric"]["name"] for form in plain} == {"nirvana"}
+    assert {form["allocation"]["gamma"] for form in plain} == {3.36}
 
 
 def test_evopress_is_its_released_script():

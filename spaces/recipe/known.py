@@ -94,7 +94,7 @@ KNOWN: dict[str, KnownRecipe] = {
         "LLM-Pruner, sums of w^2; first and last blocks stay dense", allocation=_ENDS),
     "taylor": _of("structure", "taylor", "first-order effect, root mean square over windows"),
     "nirvana": _of("structure", "nirvana",
-        "peaks of logits; MLPs lose 3.36 times the share of attentions; subset of calibration data not selected",
+        "peaks of logits; MLPs lose 3.36 times the share of attentions; its choice of data is examples/nirvana.yaml",
         allocation={"rule": "nirvana", "gamma": 3.36}),
     "saap": _of("structure", "saap",
         "coarse and fine first-order scores, one threshold; inferred from the abstract",
