@@ -232,7 +232,7 @@ class ArchitecturePruner(Pruner):
         """
         if "uniform" in form:
             settings = self.settings.model_copy(update={"target": form["uniform"]})
-            space = SPACES[settings.kind].build(settings, prunables(self.anatomy), self.dense.shape)
+            space: Any = SPACES[settings.kind].build(settings, prunables(self.anatomy), self.dense.shape)
             return dict(space.config(space.uniform(0)))
         blocks = []
         rows = by_depth(form["blocks"], len(self.anatomy.blocks))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.describing import describe_model
+from secateur.search.app.dry_run import dry_run
 from secateur.search.app.evaluating import evaluate, tasks_in
 from secateur.search.app.exporting import export
 from secateur.search.app.pruning import prune
@@ -28,6 +29,7 @@ __all__ = [
     "SearchedRun",
     "compare_latency",
     "describe_model",
+    "dry_run",
     "evaluate",
     "export",
     "last_stage",

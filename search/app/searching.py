@@ -26,7 +26,7 @@ from secateur.search.results.run import Run, notes_of_facts
 from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.seeds import seeds_line
 from secateur.search.settings.settings import Settings, identity, resolved
-from secateur.search.study.about import ABOUT
+from secateur.search.study.about import ABOUT, About
 from secateur.search.study.overlap import write_overlap
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import MARGIN, TASK, Fidelity
@@ -75,7 +75,7 @@ def search_stage(
     refuse_password(settings.storage)
     for line in (*check_storage(settings.storage), *left_out()):
         (note or say)(line)
-    settings = _as_before(settings, directory)
+    settings = as_before(settings, directory)
     with DrivenRun(directory, identity(settings)) as driven:
         told, noted = driven.telling(say), driven.telling(note or say)
         outcome = _search(settings, directory, driven, [*observers, driven], told, noted, on_ready, levels)
@@ -97,13 +97,9 @@ def _search(  # what `search_stage` is given
     of_plugins = plugin_versions(settings)
     note(seeds_line(settings))
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
-        session = open_session(settings, say, _table_of(directory))
-        settings = _settled(settings, session, say)
-        for line in target_lines(settings, session.dense.shape):
-            note(line)
-        _check_objectives(settings, session)
-        about = about_of(settings, session, of_plugins, directory)
-        _controller(settings, session)  # refuses what does not fit, while nothing is written
+        settings, session, about, _ = prepared(
+            settings, directory, of_plugins, say, note
+        )  # nothing is written yet
         with Study.open_or_create(directory, resolved(settings), about, driven.lock) as study:
             Run(study).check()
             for line in (*settings.renamed_keys, *study.warnings, *notes_of_facts(about.facts)):
@@ -144,7 +140,30 @@ def _search(  # what `search_stage` is given
     return outcome
 
 
-def _as_before(settings: Settings, directory: Path) -> Settings:
+def prepared(
+    settings: Settings, directory: Path, of_plugins: dict[str, str], say: Say, note: Say
+) -> tuple[Settings, Session, About, Any]:
+    """The settings with what they left to the model, its session, the run's description and the controller.
+
+    Nothing is written.
+
+    Raises:
+        UsageError: if something does not fit.
+    """
+    session = open_session(settings, say, _table_of(directory))
+    settings = _settled(settings, session, say)
+    for line in target_lines(settings, session.dense.shape):
+        note(line)
+    _check_objectives(settings, session)
+    return (
+        settings,
+        session,
+        about_of(settings, session, of_plugins, directory),
+        _controller(settings, session),
+    )
+
+
+def as_before(settings: Settings, directory: Path) -> Settings:
     """The settings; what they leave to the model or to another seed is as the run in the directory has it."""
     if not (directory / ABOUT).is_file():
         return settings

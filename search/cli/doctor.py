@@ -18,8 +18,8 @@ import typer
 
 from secateur.search.cli.check import Check
 from secateur.search.cli.option_groups import LOADING, MODEL_HELP, Json, Options, with_group
-from secateur.search.errors import UsageError
-from secateur.search.show.console import FAILED, open_display, show, show_facts, show_json
+from secateur.search.errors import FAILED, UsageError
+from secateur.search.show.console import open_display, show, show_facts, show_json
 
 # Extra: its modules, and their purpose.
 EXTRAS = {

@@ -19,9 +19,9 @@ from secateur.search.cli.option_groups import (
     choose,
     with_bounds,
 )
-from secateur.search.errors import UsageError
+from secateur.search.errors import FAILED, UsageError
 from secateur.search.results.shares import shares_words
-from secateur.search.show.console import FAILED, open_display, show, show_facts, show_json
+from secateur.search.show.console import open_display, show, show_facts, show_json
 from secateur.search.show.values import one_line, perplexity, shown
 
 if TYPE_CHECKING:

@@ -50,6 +50,10 @@ def search(
         str | None,
         typer.Option(metavar="0,1,...", help="A search for each seed, in DIR-seed0, DIR-seed1, ..."),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be done: load the model, measure and write nothing."),
+    ] = False,
     json: Json = False,
     *,
     limits: Bounds,
@@ -65,6 +69,11 @@ def search(
     words += ["--run", str(directory)] + (["--seeds", seeds] if seeds is not None else [])
     words += [x for name, text in limits.items() if text is not None for x in (f"--{name}", text)]
     again = masked(shlex.join(["secateur", "search", *words]))
+    if dry_run:
+        with open_display(loaded) as display:
+            planned = rooms.dry_run(loaded, directory, display.say)
+        show_json(planned) if json else show_facts({name: _plain_words(x) for name, x in planned.items()})
+        return
     if seeds is not None:
         _search_seeds(loaded, directory, parse_seeds(seeds), again, json)
         return
@@ -84,6 +93,15 @@ def search(
         show(f"       secateur export {where} {bound} --to {shlex.quote(str(directory / 'model'))}")
     if outcome.reason == "stopped":
         raise typer.Exit(STOPPED)
+
+
+def _plain_words(value: object) -> str:
+    """A plain value in a line."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_plain_words(x)}" for name, x in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain_words, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -18,7 +18,7 @@ from secateur.search.loop.loop import Observer, Outcome
 from secateur.search.mirror.address import masked
 from secateur.search.study.about import ABOUT, check_before
 from secateur.search.study.lock import RunLock
-from secateur.search.study.state import LOG, STATE, write_state
+from secateur.search.study.state import LOG, STATE, State, write_state
 from secateur.spaces.limited_text import cut, without_controls
 
 LOG_S = 30.0
@@ -108,7 +108,7 @@ class DrivenRun(Observer):
 
     def end(self, outcome: Outcome) -> None:
         """Set the last state: finished, or stopped before the budget was used up."""
-        state = "stopped" if outcome.reason == "stopped" else "finished"
+        state: State = "stopped" if outcome.reason == "stopped" else "finished"
         self._write_log(f"{state}: {outcome.why}")
         write_state(self._directory, state, outcome.why)
 

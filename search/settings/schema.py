@@ -21,7 +21,10 @@ def settings_schema() -> dict[str, Any]:
         name: {kind: row.settings for kind, row in registry.items()}
         for name, (registry, _) in REGISTRIES.items()
     }
-    every = [Settings, *(model for kinds in models.values() for model in kinds.values())]
+    every: list[type[BaseModel]] = [
+        Settings,
+        *(model for kinds in models.values() for model in kinds.values()),
+    ]
     found, shared = models_json_schema([(model, "validation") for model in dict.fromkeys(every)])
     definitions: dict[str, Any] = shared["$defs"]
     for model in (*every, *_inside(every)):
