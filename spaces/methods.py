@@ -89,7 +89,7 @@ class MethodRow(Row):
         trains: whether a repair of blocks trains by gradients.
         check_path: of a function that raises a ValueError on a model that the method can't be used on.
         measure_path: of an allocation rule with the evidence ``measured``, a function ``(anatomy, sample, *, some of
-            its parameters) -> a number a layer``, computed once for its windows and those parameters.
+            its parameters, or the sparsity) -> a number a layer``, computed once for its windows and those parameters.
         searched: whether a search over recipes tries it where the settings name none; the first one of a unit is the
             default. Ours alone: what an installed package adds is tried where it is named.
     """
@@ -438,6 +438,14 @@ TABLE: tuple[MethodRow, ...] = (
               "https://nips.cc/virtual/2024/poster/93422", needs="moments", evidence=("measured",),
               measure_path="secateur.pruners.recipes.allocation.dsa:log_variances",
               parameters=(Parameter("dsa_lambda", 0.08, (0.02, 0.04, 0.08, 0.12, 0.16, 0.2)),)),
+    MethodRow("blockpruner", "allocation", "structure", "secateur.pruners.recipes.allocation.sublayers:in_turn",
+              "whole sub-layers, one after the other, without which the loss is lowest",
+              "https://arxiv.org/abs/2406.10594", needs="data", evidence=("measured",),
+              measure_path="secateur.pruners.recipes.allocation.sublayers:by_loss"),
+    MethodRow("finercut", "allocation", "structure", "secateur.pruners.recipes.allocation.sublayers:in_turn",
+              "whole sub-layers, one after the other, without which the outputs change least",
+              "https://arxiv.org/abs/2405.18218", needs="data", evidence=("measured",),
+              measure_path="secateur.pruners.recipes.allocation.sublayers:by_divergence"),
     MethodRow("profile", "allocation", ALL_BUT_BLOCKS, "secateur.pruners.recipes.allocation.profile:shares_of_file",
               "shares from a file", "https://arxiv.org/abs/2410.14649", evidence=("profile",)),
     MethodRow("prefix", "allocation", "structure", "secateur.pruners.recipes.allocation.profile:prefix",

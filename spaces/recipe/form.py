@@ -111,7 +111,10 @@ def check_together(flat: Flat) -> None:
 
 def looks_at_dense(rule: str) -> bool:
     """True if the rule compares a layer with the dense model's, so that it can't go on where it stopped."""
-    return not {"flap", "profile"}.isdisjoint(RULES[rule].evidence)
+    row = RULES[rule]
+    return not {"flap", "profile"}.isdisjoint(row.evidence) or (
+        "measured" in row.evidence and "structure" in row.units
+    )
 
 
 def nested(flat: Flat) -> dict[str, Any]:

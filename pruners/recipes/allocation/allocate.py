@@ -60,7 +60,7 @@ def removed(
     parts: dict[str, Callable[[], tuple[Any, ...]]] = {
         "influence": lambda: sample.statistics.influence[: max(layer.block for layer in layers) + 1],
         "profile": lambda: tuple(context.profile),
-        "measured": lambda: measured(rule, parameters, context, sample),
+        "measured": lambda: measured(rule, parameters, context, sample, config["sparsity"]),
         **further,
     }
     evidence = RuleEvidence(**{name: parts[name]() for name in RULES[rule].evidence if name in parts})
@@ -68,12 +68,13 @@ def removed(
 
 
 def measured(
-    rule: str, parameters: Mapping[str, Any], context: RecipeContext, sample: Sample
+    rule: str, parameters: Mapping[str, Any], context: RecipeContext, sample: Sample, sparsity: float
 ) -> tuple[float, ...]:
     """What a rule's row measures of each layer, once for its windows and the parameters that the measure takes."""
     row = RULES[rule]
     taken = inspect.signature(row.measure).parameters
-    given = {name: x for name, x in _complete(rule, parameters).items() if name in taken}
+    known = {"sparsity": sparsity, **_complete(rule, parameters)}
+    given = {name: x for name, x in known.items() if name in taken}
     windows = "" if row.needs == "nothing" else sample.sha256
     found = context.made.get(
         ("measured", rule, windows, *sorted(given.items())),
