@@ -11,6 +11,7 @@ import pytest
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
+from secateur.search.recovery import tuning
 from secateur.search.recovery.stage import Stage, recovery_settings
 from secateur.search.recovery.tuning import Trained, train_all
 from secateur.search.results.run import Run
@@ -244,6 +245,15 @@ class Climb:
 class Diverges(Climb):
     def step(self):
         return super().step() | {"loss": math.inf, "done": True, "failure": "training diverged"}
+
+
+def test_a_driver_that_was_killed_before_the_first_trial_is_continued(ray_cluster, tmp_path):
+    place, sessions = tmp_path / "tune", {3: partial(Climb, 0.9), 5: partial(Climb, 0.8)}
+    tuning._new_tuner(tuning._trainable(sessions), [3, 5], place, competing=False)  # what it had written
+    assert (place / "tuner.pkl").is_file()
+    found = train_all(sessions, place, competing=False, use_gpu=False, say=lambda line: None)
+    assert {number: t.trained_tokens for number, t in found.items()} == {3: 1000, 5: 1000}
+    assert {t.reason for t in found.values()} == {None}
 
 
 def test_runs_compete_and_outlive_their_workers(ray_cluster, tmp_path):

@@ -1,10 +1,10 @@
 """CPU seconds and memory of the commands on long studies, and of continuing one.
 
-    python long.py SCRATCH [--measurements 50000] [--results results.jsonl]
+    python long.py SCRATCH [tiny smollm2] [--measurements 50000] [--times 3] [--results long.jsonl]
 
 Two studies, made once in SCRATCH by the real controller with simulated losses: `tiny`, continued by a search to its
 first new measurement, and one with as many layers as SmolLM2-135M has, which is only read. Each command is a process of
-its own, three times; printed are the least CPU seconds, the median time by the clock, and the most memory; of the
+its own, several times; printed are the least CPU seconds, the median time by the clock, and the most memory; of the
 search also the memory of one that has measured nothing yet, torch, transformers and the model included.
 """
 
@@ -37,11 +37,11 @@ from secateur.search.settings.settings import resolved, settings_from
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Fidelity, Measurement
 
-TIMES = 3
 BLOCKS = {"tiny": None, "smollm2": 30}
 SETTINGS: dict[str, Any] = {
     "model": "tiny",
     "space": {"kind": "allocation", "metric": "magnitude", "target": [0.3, 0.6]},
+    "controller": {"kind": "evolution", "start": "uniform"},
     "objectives": ["loss", "params"],
     "evaluator": {"window": 64, "calibration_tokens": 512, "fidelities": [256, 512], "test_tokens": 256},
     "executor": {"kind": "local", "threads": 1},
@@ -167,11 +167,11 @@ def measured(command: Sequence[str]) -> tuple[float, float, float]:
 
 
 def row_of(
-    study: str, name: str, command: Sequence[str], n: int, scratch: Path | None = None
+    study: str, name: str, command: Sequence[str], n: int, times: int, scratch: Path | None = None
 ) -> dict[str, Any]:
     """Row of the table, from several processes; with a directory each continues a copy of the study in it."""
     rows = []
-    for _ in range(TIMES):
+    for _ in range(times):
         place = []
         if scratch is not None:
             place = [str(scratch / "copy")]
@@ -192,6 +192,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("scratch", type=Path)
+    parser.add_argument("studies", nargs="*", help=f"of {', '.join(BLOCKS)}; default: both")
+    parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--measurements", type=int, default=50_000)
     parser.add_argument("--results", type=Path)
     parser.add_argument(
@@ -205,17 +207,19 @@ def main() -> None:
     rows = []
     print("| study | command | measurements | CPU, s | aim, s | by the clock, s | memory, MB |", flush=True)
     print("|---|---|" + "---:|" * 5)
-    for study, blocks in BLOCKS.items():
+    for study in args.studies or BLOCKS:
         run = args.scratch / study
         if not run.exists():
-            make(run, n, blocks)
+            make(run, n, BLOCKS[study])
         for name, words in COMMANDS.items():
             command = [sys.executable, "-m", "secateur.search.cli", name, str(run), *words]
-            rows.append(row_of(study, name, command, n))
+            rows.append(row_of(study, name, command, n, args.times))
     command = [sys.executable, __file__, "--go-on", "--measurements", str(n + 64)]
-    rows += [row_of("tiny", "search", command, known, args.scratch) for known in (0, n)]
+    if "tiny" in (args.studies or BLOCKS):
+        rows += [row_of("tiny", "search", command, known, args.times, args.scratch) for known in (0, n)]
     if args.results:
-        args.results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with args.results.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from secateur.search.errors import UsageError
 from secateur.search.executors.cluster.connection import connect, disconnect
-from secateur.search.executors.cluster.lazy_ray import prepare_ray
+from secateur.search.executors.cluster.lazy_ray import kept_to_this_machine, prepare_ray
 from secateur.search.executors.cluster.settings import RaySettings
 
 MAX_FAILURES = 2
@@ -60,7 +60,8 @@ def ray_started(address: str | None) -> Iterator[None]:
         UsageError: if Ray Tune is not installed, or the cluster can't be joined.
     """
     try:
-        _tune()  # an extra of Ray's own
+        with kept_to_this_machine() if address is None else nullcontext():  # at Ray's first import
+            _tune()  # an extra of Ray's own
     except ModuleNotFoundError as error:
         raise UsageError(
             f'Expected Ray with Tune, got no module {error.name}. Install it with: pip install "secateur[recover]".'
@@ -101,7 +102,10 @@ def train_all(
         with _settled_tune():
             trainable = tune.with_resources(_trainable(sessions), _resources(len(sessions), use_gpu))
             if tune.Tuner.can_restore(str(directory)):
-                tuner = tune.Tuner.restore(str(directory), trainable, resume_errored=True)
+                # Killed before its first trial, Tune forgets the space of a Tuner that is not given it again.
+                tuner = tune.Tuner.restore(
+                    str(directory), trainable, resume_errored=True, param_space=_space(sorted(sessions))
+                )
             else:
                 tuner = _new_tuner(trainable, sorted(sessions), directory, competing=competing)
             results = list(tuner.fit())
@@ -118,7 +122,7 @@ def _new_tuner(trainable: Any, numbers: Sequence[int], directory: Path, *, compe
     )
     return tune.Tuner(
         trainable,
-        param_space={"trial": tune.grid_search(list(numbers))},
+        param_space=_space(numbers),
         tune_config=tune.TuneConfig(
             metric="loss", mode="min", reuse_actors=True, scheduler=asha if competing else None
         ),
@@ -133,6 +137,11 @@ def _new_tuner(trainable: Any, numbers: Sequence[int], directory: Path, *, compe
             verbose=0,
         ),
     )
+
+
+def _space(numbers: Sequence[int]) -> dict[str, Any]:
+    """Space of Tune's: a run for each trial."""
+    return {"trial": _tune().grid_search(list(numbers))}
 
 
 def _trainable(sessions: Mapping[int, Make]) -> Any:
