@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 
 from secateur.evaluators.session import Session
 from secateur.evaluators.worker_setup import worker_setup
+from secateur.pruners.calibration.fisher import output_moments
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import mask
 from secateur.pruners.stores.block_files import LevelStoreError
@@ -19,9 +20,15 @@ from secateur.pruners.weights.formula_proxy import (
     relative_output_error,
     squared_output,
 )
-from secateur.pruners.weights.formula_store import Grams, TerminalStore, build_terminals, is_built
+from secateur.pruners.weights.formula_store import (
+    Grams,
+    TerminalStore,
+    build_terminals,
+    is_built,
+    load_outputs,
+)
 from secateur.search.app.session import plan
-from secateur.search.settings.settings import settings_from
+from secateur.search.settings.settings import resolved, settings_from
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.measurement import Fidelity
 from tests.models import random_tokens, small_anatomy
@@ -234,3 +241,35 @@ def test_a_directory_without_second_moments_is_refused(session, tmp_path):
 def test_settings_are_checked(proxy, message):
     with pytest.raises(ValueError, match=message):
         settings(proxy=proxy)
+
+
+# --- by the curvature -------------------------------------------------------------------------------------------------
+
+
+def test_by_the_curvature_it_is_the_second_order_form_of_the_masks_and_needs_a_pass_of_its_own(tmp_path):
+    made = Session(plan(settings(proxy={"blocks": 2, "rows": ALL, "by": "curvature"})))
+    made.build_levels(tmp_path / "levels")
+    pruner = made.cases["main"].pruner()
+    pruner.open(tmp_path / "levels")
+    wanda = config(made, "abs(W) * X")
+    masks = {}
+    for block in (0, len(made.anatomy.blocks) - 1):
+        masks |= pruner.layers.masks(block, formula_of(wanda["metric"]), wanda["sparsity"])
+    moments = output_moments(made.anatomy, pruner.calibration.tokens, [*masks])
+    grams = pruner.layers.store.grams(Grams((0, len(made.anatomy.blocks) - 1)))
+    wanted = 0.0
+    for linear in made.anatomy.linears:
+        if linear.name in masks:
+            gone = linear.weight.double() * ~masks[linear.name]
+            b, g = moments[linear.name].double(), grams[linear.name].double()
+            wanted += float(torch.trace(b @ gone @ g @ gone.T)) / 2
+    assert pruner.proxy_loss(wanda) == pytest.approx(wanted, rel=1e-4)
+    (tmp_path / "levels" / "outputs.safetensors").unlink()
+    with pytest.raises(LevelStoreError, match="second moments of gradients"):
+        load_outputs(tmp_path / "levels", Grams((0,)))
+
+
+def test_studies_from_before_have_the_same_proxy():
+    usual = {"blocks": 8, "rows": 32, "gram": "full"}
+    assert resolved(settings())["space"]["proxy"] == usual
+    assert resolved(settings(proxy={"by": "curvature"}))["space"]["proxy"] == usual | {"by": "curvature"}

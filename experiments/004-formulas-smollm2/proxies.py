@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ def distinct(session: Session, layers: FormulaLayers, n: int) -> list[str]:
     return list(found.values())
 
 
-def timed(losses: Callable[[list[str]], list[float]], texts: list[str]) -> tuple[np.ndarray, float]:
+def timed(losses: Callable[[list[Any]], list[float]], texts: list[Any]) -> tuple[np.ndarray, float]:
     """The losses, and CPU seconds a formula."""
     start = time.process_time()
     found = losses(texts)
@@ -139,6 +140,12 @@ def show_curvature(
     """Print rank correlations of losses foretold by the curvature, of all rows of all blocks."""
     proxy = FormulaProxy(layers, Grams(tuple(range(len(session.anatomy.blocks))), "full"), ALL_ROWS)
     moments = output_moments(session, n_tokens)
+    n_blocks = len(session.anatomy.blocks)
+    for rows in (32, 128, ALL_ROWS):
+        sampled = FormulaProxy(layers, Grams(tuple(range(n_blocks)), "full"), rows, moments)
+        losses, cpu = timed(lambda some, of=sampled: [_loss(of, config) for config in some], configs)
+        size = {"curvature": "whole", "rows": "all" if rows == ALL_ROWS else rows, "cpu_s": round(cpu, 4)}
+        show(size, losses, truth)
     for outputs in ("whole", "diagonal"):
         table = np.array([by_curvature(layers, proxy, config, moments, outputs) for config in configs])
         for name, losses in TRANSFORMS.items():

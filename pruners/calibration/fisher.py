@@ -120,10 +120,18 @@ def output_costs(
 
 @torch.no_grad()
 def output_moments(
-    anatomy: Anatomy, tokens: Int[Tensor, "windows length"], *, seed: int = 0
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    names: Collection[str] | None = None,
+    *,
+    seed: int = 0,
 ) -> dict[str, Float[Tensor, "out out"]]:
-    """B of the output projections of attention and MLP, undampened; see `output_costs`."""
-    names = [linear.name for linear in anatomy.linears if linear.is_output]
+    """B of projections by their full names, undampened; None: of the output projections of attention and MLP.
+
+    See `output_costs`.
+    """
+    if names is None:
+        names = [linear.name for linear in anatomy.linears if linear.is_output]
     return {name: moment.cpu() for name, moment in _output_moments(anatomy, tokens, names, seed)}
 
 

@@ -29,6 +29,8 @@ class _Sample:
         weight: of the rows.
         gram: see `squared_output`.
         whole: `squared_output` of the weight.
+        outputs: second moment of the gradients of the rows' outputs, times the rows that each stands for; None: not
+            by the curvature.
     """
 
     name: str
@@ -37,14 +39,18 @@ class _Sample:
     weight: Float[Tensor, "rows in"]
     gram: Float[Tensor, "..."]
     whole: float
+    outputs: Float[Tensor, "rows rows"] | None = None
 
 
 class FormulaProxy:
-    """Relative output error of a formula's masks, mean over projections.
+    """Relative output error of a formula's masks, mean over projections, or the loss that the curvature foretells.
 
     ``sqrt(tr((W - W*M) G (W - W*M)^T) / tr(W G W^T))`` of each projection, on evenly spread blocks and rows. Of the
     closed forms tried it orders formulas most like the true loss does; by construction it favours formulas like
     Wanda's, which minimises its diagonal form weight by weight, so candidates are finally measured on data.
+
+    By the curvature: ``tr(B (W - W*M) G (W - W*M)^T) / 2``, summed over projections, B the second moment of the
+    gradients of the outputs (K-FAC, arXiv 1503.05671), in nats a token.
 
     In minmax, zscore and rank a formula sees the chosen rows alone. Where the rows of a layer compete, all are scored.
 
@@ -52,10 +58,17 @@ class FormulaProxy:
         layers: of the dense model.
         grams: the second moments that the store holds.
         rows: of each projection.
+        outputs: B of each projection, whole, by its full name; None: relative errors.
     """
 
-    def __init__(self, layers: FormulaLayers, grams: Grams, rows: int) -> None:
-        self._layers, self._grams, self._rows = layers, grams, rows
+    def __init__(
+        self,
+        layers: FormulaLayers,
+        grams: Grams,
+        rows: int,
+        outputs: Mapping[str, Float[Tensor, "out out"]] | None = None,
+    ) -> None:
+        self._layers, self._grams, self._rows, self._outputs = layers, grams, rows, outputs
         self._losses: dict[str, float] = {}  # by fingerprint
 
     @torch.no_grad()
@@ -73,18 +86,21 @@ class FormulaProxy:
         return self._losses[digest]
 
     def error(self, formula: Tree, sparsity: Mapping[str, float]) -> float:
-        """Mean relative output error, recomputed.
+        """Mean relative output error, or foretold loss, recomputed.
 
         Raises:
             FormulaError: if the formula gives no ranking of some layer.
         """
         errors = [self._error(formula, sample, sparsity[sample.name]) for sample in self.samples]
-        return sum(errors) / len(errors)
+        return sum(errors) if self._outputs is not None else sum(errors) / len(errors)
 
     def _error(self, formula: Tree, sample: _Sample, sparsity: float) -> float:
         if sparsity <= 0:
             return 0.0
         kept = self._layers.mask(formula, sample.terminals, sparsity, sample.name)
+        if sample.outputs is not None:
+            gone = sample.weight.masked_fill(kept[sample.rows], 0)
+            return squared_output(gone, sample.gram, sample.outputs) / 2
         return relative_output_error(sample.weight, kept[sample.rows], sample.gram, sample.whole)
 
     @cached_property
@@ -98,10 +114,14 @@ class FormulaProxy:
                 terminals = layers.terminals(linear)
                 rows = spread(len(terminals["W"]), self._rows)
                 weight, gram = terminals["W"][rows], grams[linear.name].to(terminals["W"].device)
+                outputs = None
+                if self._outputs is not None:
+                    moment = self._outputs[linear.name].to(weight)
+                    outputs = moment[rows][:, rows] * (len(moment) / len(rows))
                 if not rows_compete:
                     terminals, rows = some_rows(terminals, self._rows), torch.arange(len(rows))
                 found.append(
-                    _Sample(linear.name, terminals, rows, weight, gram, squared_output(weight, gram))
+                    _Sample(linear.name, terminals, rows, weight, gram, squared_output(weight, gram), outputs)
                 )
         return found
 
@@ -113,15 +133,21 @@ def grams_of(settings: FormulaSettings, n_blocks: int) -> Grams | None:
     return Grams(tuple(spread(n_blocks, settings.proxy.blocks).tolist()), settings.proxy.gram)
 
 
-def squared_output(weight: Float[Tensor, "rows in"], gram: Float[Tensor, "..."]) -> float:
-    """``tr(W G W^T)``: the mean over tokens of the squared norm of the rows' outputs.
+def squared_output(
+    weight: Float[Tensor, "rows in"],
+    gram: Float[Tensor, "..."],
+    outputs: Float[Tensor, "rows rows"] | None = None,
+) -> float:
+    """``tr(W G W^T)``: the mean over tokens of the squared norm of the rows' outputs; ``tr(B W G W^T)`` with a B.
 
     Args:
         weight: rows of a layer, or their pruned part.
         gram: mean over tokens of ``x x^T``, ``in in``; or its diagonal, ``in``, as if inputs were uncorrelated.
+        outputs: B, symmetric; None: the identity.
     """
     seen = weight @ gram if gram.ndim == 2 else weight * gram
-    return float(torch.dot(seen.reshape(-1), weight.reshape(-1)))
+    weighed = weight if outputs is None else outputs @ weight
+    return float(torch.dot(seen.reshape(-1), weighed.reshape(-1)))
 
 
 def relative_output_error(

@@ -42,6 +42,8 @@ class FormulaPruner(WeightPruner):
         names, dampening = self.space.terminals, self.settings.dampening
         identity = formula_store.identity_of(self.dense.fingerprint, self.calibration.sha256, str(dampening))
         grams = grams_of(self.settings, len(self.anatomy.blocks))
+        if self._by_curvature:
+            formula_store.build_outputs(directory, self.anatomy, self.calibration.tokens, identity, grams)
         if not formula_store.is_built(directory, names, identity, grams):
             formula_store.build_terminals(
                 directory,
@@ -57,6 +59,7 @@ class FormulaPruner(WeightPruner):
     def open(self, directory: Path) -> None:
         of = self.settings
         store = formula_store.TerminalStore(directory, self.anatomy, self.space.terminals)
+        self._directory = directory
         self.layers = FormulaLayers(self.anatomy, store, comparison=of.comparison, group_size=of.group_size)
         self._keys: dict[str, Sequence[str]] = {}  # of each block, by fingerprint
         self._masks = Recent[dict[str, Tensor]](MASK_BYTES)
@@ -114,10 +117,15 @@ class FormulaPruner(WeightPruner):
     def proxy(self) -> FormulaProxy:
         grams = grams_of(self.settings, len(self.anatomy.blocks))
         assert grams is not None, "the settings say whether there is a proxy"
-        return FormulaProxy(self.layers, grams, self.settings.proxy.rows)
+        outputs = formula_store.load_outputs(self._directory, grams) if self._by_curvature else None
+        return FormulaProxy(self.layers, grams, self.settings.proxy.rows, outputs)
+
+    @property
+    def _by_curvature(self) -> bool:
+        return self.settings.proxy is not None and self.settings.proxy.by == "curvature"
 
     def proxy_loss(self, config: Config) -> float:
-        """Relative output error of the masks, see `FormulaProxy`."""
+        """Error of the masks or loss that is foretold, see `FormulaProxy`."""
         try:
             return self.proxy.loss(config)
         except FormulaError as error:

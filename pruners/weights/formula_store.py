@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jaxtyping import Float, Int
 from torch import Tensor, tensor
 
+from secateur.pruners.calibration.fisher import output_moments
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import gradients_to_write, model_statistics
 from secateur.pruners.calibration.statistics import ModelStatistics
@@ -24,10 +25,12 @@ from secateur.pruners.stores.block_files import (
     build_store,
     finished_key,
     load_tensors,
+    save_tensors,
 )
 from secateur.spaces.formulas.operators import TERMINALS
 
 GRADIENTS = "gradients.safetensors"
+OUTPUTS = "outputs.safetensors"
 _OWNERS = "owners"
 
 
@@ -179,6 +182,45 @@ def build_terminals(
     build_store(
         directory, key, len(anatomy.blocks), n_bytes, make, otherwise="use fewer terminals", on_block=on_block
     )
+
+
+def build_outputs(
+    directory: Path,
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    identity: str,
+    grams: Grams | None,
+) -> None:
+    """Write the second moments of the gradients of the outputs of these blocks' projections, unless they are there.
+
+    See `fisher.output_moments`.
+
+    Raises:
+        LevelStoreError: if they can't be written.
+        ValueError: if a gradient is not finite.
+    """
+    blocks = grams.blocks if grams is not None else ()
+    whole = f"{identity} {blocks}"
+    if load_tensors(directory / OUTPUTS, whole) is None:
+        directory.mkdir(parents=True, exist_ok=True)
+        names = [linear.name for index in blocks for linear in anatomy.blocks[index].linears]
+        save_tensors(directory / OUTPUTS, output_moments(anatomy, tokens, names), whole)
+
+
+def load_outputs(directory: Path, grams: Grams) -> Mapping[str, Float[Tensor, "out out"]]:
+    """The second moments that `build_outputs` wrote, by the projection's full name.
+
+    Raises:
+        LevelStoreError: if there are none of these blocks.
+    """
+    identity = (finished_key(directory) or {}).get("identity", "")
+    found = load_tensors(directory / OUTPUTS, f"{identity} {grams.blocks}")
+    if found is None:
+        raise LevelStoreError(
+            f"Expected second moments of gradients of blocks {list(grams.blocks)} in {directory}. They are built by a "
+            "search."
+        )
+    return found
 
 
 def _inputs(part: BlockStatistics, names: Collection[str], dampening: float) -> dict[str, Tensor]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from secateur.spaces.formulas.known import known_tree
 from secateur.spaces.formulas.operators import OPERATORS
@@ -25,11 +25,22 @@ class ProxySettings(Section):
         blocks: number of evenly spread blocks; the second moments of their inputs are stored on disk.
         rows: number of evenly spread rows of each of their linears.
         gram: ``full`` second moments, or their ``diagonal``, which is cheaper and slightly less accurate.
+        by: relative errors of the ``output``, or the loss that the ``curvature`` foretells from them, which takes a
+            backward pass over few calibration tokens.
     """
 
     blocks: int = Field(default=8, gt=0)
     rows: int = Field(default=32, gt=1)
     gram: Literal["full", "diagonal"] = "full"
+    by: Literal["output", "curvature"] = "output"
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plain values; without `by` at its default, as in studies from before there was such a key."""
+        plain: dict[str, Any] = handler(self)
+        if self.by == "output":
+            del plain["by"]
+        return plain
 
 
 class CaseSettings(Section):
