@@ -79,7 +79,7 @@ space:
   metric: wanda            # sparsegpt loses less and takes more disk; all: secateur list metrics
   target: [0.5, 0.6]       # shares of zeros
   step: 0.05               # distance of a layer's levels
-controller: {{kind: trust_region}}
+controller: {{kind: evolution, start: trust_region}}   # few steps by gradients, then evolution from there
 """
             + _DATA
             + """objectives: [loss, sparsity]
@@ -130,7 +130,7 @@ seed: 0
             """# Workers on the cluster whose head is at `address`; null starts Ray on this machine.
 model: {model}
 space: {{kind: allocation, metric: wanda, target: [0.5, 0.6]}}
-controller: {{kind: evolution}}
+controller: {{kind: surrogate, prior: sensitivity, sensitivity: {{by: curvature}}}}   # for many workers
 """
             + _DATA
             + """objectives: [loss, sparsity]
