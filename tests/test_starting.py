@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +14,8 @@ from secateur.search.settings.schema import field_docs, settings_schema
 from secateur.search.settings.settings import load_settings
 from secateur.spaces.architecture.settings import ArchitectureSettings
 from secateur.spaces.registry import SPACES
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -105,3 +109,24 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, secateur
 def test_limits_that_are_no_targets_are_refused(arguments, message, secateur):
     status, _, err = secateur("search", *arguments, "--dry-run")
     assert (status, message in err) == (2, True), err
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart-unstructured"])
+def test_the_examples_of_the_quickstart_fit(name, secateur, tmp_path):
+    status, out, err = secateur(
+        "search", EXAMPLES / f"{name}.yaml", "--dry-run", "--json", "--run", tmp_path / "run"
+    )
+    assert status == 0, err
+    found = json.loads(out)
+    smaller = [
+        f"{x}% of the blocks' params, {y}% of the whole model's" for x, y in ((28.9, "20.0"), (43.3, "30.0"))
+    ]
+    assert found["targets"] == (smaller if name == "quickstart" else [0.3, 0.4, 0.5, 0.6, 0.7])
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (EXAMPLES.parent / "README.md").read_text())
+    assert len(links) > 15
+    assert [
+        link for link in links if not link.startswith("http") and not (EXAMPLES.parent / link).exists()
+    ] == []
