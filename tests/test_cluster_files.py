@@ -148,3 +148,19 @@ def test_slurm_without_a_run_says_how_it_is_used(slurm):
     done = slurm("settings.yaml")
     assert done.returncode != 0
     assert "Usage: sbatch slurm.sh SETTINGS.yaml RUN" in done.stderr
+
+
+def test_slurm_queues_a_stopped_search_again_and_asks_for_no_gpus(slurm, tmp_path):
+    script = (FILES / "slurm.sh").read_text()
+    directives = re.findall(r"^#SBATCH (.*)$", script, re.MULTILINE)
+    assert {"--requeue", "--signal=B:USR1@300"} <= set(directives)
+    assert not [line for line in directives if "gpu" in line]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(
+        '#!/bin/bash\necho "$*" >>"$SECATEUR_ENV/asked"\nprintf "node1\\nnode2\\n"\n'
+    )
+    for state, asked in (("finished", []), ("stopped", ["requeue 123456"])):
+        (tmp_path / "run" / "state.json").write_text(f'{{"state": "{state}", "reason": ""}}')
+        (tmp_path / "asked").unlink(missing_ok=True)
+        assert slurm("settings.yaml", str(tmp_path / "run")).returncode == 0
+        assert (tmp_path / "asked").read_text().splitlines() == ["show hostnames node[1-2]", *asked]
