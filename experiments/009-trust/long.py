@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -150,19 +149,25 @@ def go_on(run: Path, n: int) -> None:
     app.search(settings, run, observers=[observer], on_ready=ready)
 
 
+LAUNCH = """
+import json, os, subprocess, sys
+with subprocess.Popen(sys.argv[1:], stderr=subprocess.DEVNULL) as child:
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+if child.returncode == 0 and "--go-on" not in sys.argv:
+    print(json.dumps({"cpu_s": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss * 1024 / 1e6}))
+sys.exit(child.returncode)
+"""
+"""A small process between: a process counts the memory of the one that it is forked from as its own."""
+
+
 def measured(command: Sequence[str]) -> tuple[float, float, float]:
-    """CPU seconds, seconds by the clock and most memory in MB of a process; its last line on stdout wins."""
+    """CPU seconds, seconds by the clock and most memory in MB of a process."""
     began = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-        assert child.stdout is not None
-        said = child.stdout.read().splitlines()
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}")
-    found = {"cpu_s": usage.ru_utime + usage.ru_stime, "mb": usage.ru_maxrss * 1024 / 1e6}
-    if "--go-on" in command:
-        found = json.loads(said[-1])
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", LAUNCH, *command], stdout=subprocess.PIPE, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
     return found["cpu_s"], time.monotonic() - began, found["mb"]
 
 
@@ -199,8 +204,12 @@ def main() -> None:
     parser.add_argument(
         "--go-on", action="store_true", help="continue the run SCRATCH to its first new measurement"
     )
+    parser.add_argument("--make", action="store_true", help="make one study, and nothing else")
     args = parser.parse_args()
     n = args.measurements
+    if args.make:
+        make(args.scratch / args.studies[0], n, BLOCKS[args.studies[0]])
+        return
     if args.go_on:
         go_on(args.scratch, n)
         return
@@ -210,7 +219,8 @@ def main() -> None:
     for study in args.studies or BLOCKS:
         run = args.scratch / study
         if not run.exists():
-            make(run, n, BLOCKS[study])
+            again = [sys.executable, __file__, str(args.scratch), study, "--measurements", str(n), "--make"]
+            subprocess.run(again, check=True)  # its memory would count as that of later children
         for name, words in COMMANDS.items():
             command = [sys.executable, "-m", "secateur.search.cli", name, str(run), *words]
             rows.append(row_of(study, name, command, n, args.times))

@@ -45,7 +45,8 @@ class RayExecutor(Executor):
             self._pool, self._file_server = _start_pool(settings, self._connection, setup)
             found = places()
             self._survivor = Survivor(found, _advice())
-            self._watchdog = Watchdog(found, self._complain)
+            remedy = REMEDY if self._connection.joined else _advice()  # a Ray of our own starts again with it
+            self._watchdog = Watchdog(found, self._complain, remedy=remedy)
         except BaseException:
             disconnect(self._connection)
             raise
@@ -93,7 +94,7 @@ class RayExecutor(Executor):
             if self._watchdog.lost is not None:
                 self._watchdog.noted = True
                 raise ClusterLostError(
-                    f"Expected the Ray cluster to keep running, but {self._watchdog.lost}. {REMEDY}"
+                    f"Expected the Ray cluster to keep running, but {self._watchdog.lost}. {self._watchdog.remedy}"
                 )
             ended = self._pool.collect(POLL_S)
             errors = [error for one in ended if (error := self._take(*one)) is not None]

@@ -44,6 +44,7 @@ class Watchdog:
         say: receives one message about the loss.
         patience_s: longest silence of a place; for this node's raylet at most `OWN_PATIENCE_S`.
         grace_s: time for the process to end by itself.
+        remedy: advice at the message's end.
     """
 
     PERIOD_S = 2.0
@@ -54,6 +55,7 @@ class Watchdog:
         say: Callable[[str], None],
         patience_s: float = 20.0,
         grace_s: float = 15.0,
+        remedy: str = REMEDY,
     ) -> None:
         self.lost: str | None = None
         self.noted = False  # the main thread reports it
@@ -61,6 +63,7 @@ class Watchdog:
         self._say = say
         self._patience = dict.fromkeys(places, patience_s) | {OWN: min(patience_s, OWN_PATIENCE_S)}
         self._grace = grace_s
+        self.remedy = remedy
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -82,7 +85,7 @@ class Watchdog:
         if self.lost is None:
             return
         if not self._ended.wait(min(NOTE_S, self._grace)) and not self.noted:
-            self._say(f"The Ray cluster is gone: {self.lost}. {REMEDY}")
+            self._say(f"The Ray cluster is gone: {self.lost}. {self.remedy}")
             sys.stderr.flush()
         if not self._ended.wait(self._grace):
             os._exit(1)
