@@ -30,6 +30,12 @@ class ExpertShape:
         multiple: divisor of every number of experts that stay.
         router_macs: multiply-accumulates a token of one expert's row of the router.
         shared_macs: those of shared experts.
+        channels: of one routed expert; 0: they are not counted.
+        channel_params: parameters of one of them.
+        channel_macs: multiply-accumulates of one of them for one token.
+        shared: channels of the shared experts that can be cut; 0: none.
+        shared_params: parameters of one of them.
+        shared_channel_macs: multiply-accumulates of one of them for one token.
     """
 
     top_k: int
@@ -37,11 +43,25 @@ class ExpertShape:
     multiple: int = 1
     router_macs: int = 0
     shared_macs: int = 0
+    channels: int = 0
+    channel_params: int = 0
+    channel_macs: int = 0
+    shared: int = 0
+    shared_params: int = 0
+    shared_channel_macs: int = 0
 
-    def macs(self, n_experts: int, expert_macs: int) -> int:
-        """Multiply-accumulates a token of a mixture with so many experts; 0: none."""
-        used = min(n_experts, self.top_k) * expert_macs
-        return used + n_experts * self.router_macs + self.shared_macs if n_experts else 0
+    def macs(self, n_experts: int, expert_macs: int, channels: int = 0, shared: int = 0) -> int:
+        """Multiply-accumulates a token of a mixture with so many experts; 0: none. Of channels 0 is all."""
+        if not n_experts:
+            return 0
+        of_expert = expert_macs - (self.channels - channels) * self.channel_macs if channels else expert_macs
+        of_shared = self.shared_macs - ((self.shared - shared) * self.shared_channel_macs if shared else 0)
+        return min(n_experts, self.top_k) * of_expert + n_experts * self.router_macs + of_shared
+
+    def fewer_params(self, n_experts: int, channels: int, shared: int) -> int:
+        """Parameters that so many experts lack with so many channels each, and in the shared ones; 0: all."""
+        routed = n_experts * (self.channels - channels) * self.channel_params if channels else 0
+        return routed + ((self.shared - shared) * self.shared_params if shared else 0)
 
 
 @dataclass(frozen=True)
@@ -99,30 +119,39 @@ class BlockShape:
             if value < least:
                 raise ValueError(f"Expected `{name}` >= {least}, got {value}.")
 
-    def params(self, kv_groups: int, ffn: int, queries: int = 0) -> int:
+    def params(self, kv_groups: int, ffn: int, queries: int = 0, channels: int = 0, shared: int = 0) -> int:
         """Parameters of the block with these numbers of groups and channels; 0: without the sub-layer.
 
         Args:
             queries: query heads of each group; 0: all.
+            channels: of each routed expert; 0: all.
+            shared: channels of shared experts; 0: all.
         """
         group = self.group_params - self._fewer(queries) * self.query_params
         attention = kv_groups * group + (self.attention_params if kv_groups else 0)
-        shared = self.shared_params if kv_groups or ffn else 0
-        return attention + ffn * self.channel_params + (self.mlp_params if ffn else 0) + shared
+        norms = self.shared_params if kv_groups or ffn else 0
+        whole = attention + ffn * self.channel_params + (self.mlp_params if ffn else 0) + norms
+        return whole - (self.experts.fewer_params(ffn, channels, shared) if self.experts else 0)
 
     def _fewer(self, queries: int) -> int:
         """Query heads that each group is without."""
         return self.n_queries - queries if queries else 0
 
-    def bias_params(self, kv_groups: int, ffn: int, queries: int = 0) -> int:
-        """Parameters of the biases added by a repair; dense and removed sub-layers get none."""
+    def bias_params(
+        self, kv_groups: int, ffn: int, queries: int = 0, channels: int = 0, shared: int = 0
+    ) -> int:
+        """Parameters of the biases added by a repair; dense and removed sub-layers get none, nor do experts."""
         is_cut = 0 < kv_groups < self.n_kv_groups or (kv_groups and self._fewer(queries))
         attention = self.attention_bias if is_cut else 0
         return attention + (self.mlp_bias if 0 < ffn < self.ffn_width else 0)
 
-    def macs(self, kv_groups: int, ffn: int, queries: int = 0) -> int:
+    def macs(self, kv_groups: int, ffn: int, queries: int = 0, channels: int = 0, shared: int = 0) -> int:
         """Multiply-accumulates a token of the block with these numbers of groups and channels."""
-        mlp = ffn * self.channel_macs if self.experts is None else self.experts.macs(ffn, self.channel_macs)
+        mlp = (
+            ffn * self.channel_macs
+            if self.experts is None
+            else self.experts.macs(ffn, self.channel_macs, channels, shared)
+        )
         return kv_groups * (self.group_macs - self._fewer(queries) * self.query_macs) + mlp
 
     @property

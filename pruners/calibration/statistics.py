@@ -150,17 +150,19 @@ T = TypeVar("T", InputStatistics, OutputStatistics)
 class Collector(Generic[T]):
     """Accumulator of inputs of projections; a tensor that several of them read in turn is added once, for all.
 
-    Inputs of an expert are those of the tokens that are routed to it (or all, see `Experts.every_token`); their output
-    statistics, which are of whole windows, are not collected.
+    Inputs of an expert are those of the tokens that are routed to it (or all, see `Experts.every_token`); in their
+    output statistics, which are of windows elsewhere, each token is a window.
 
     Args:
         kind: `InputStatistics`, of all projections; `OutputStatistics`, of output projections alone.
         gram: collect Gram matrices.
+        experts: collect `OutputStatistics` of routed experts, too.
     """
 
-    def __init__(self, kind: type[T], length: int, *, gram: bool) -> None:
+    def __init__(self, kind: type[T], length: int, *, gram: bool, experts: bool = False) -> None:
         self._kind: type[T] = kind
         self._length, self._gram = length, gram
+        self._of_experts = experts or issubclass(kind, InputStatistics)
         self._last: Tensor | None = None
         self._last_name = ""
         self.found: dict[str, T] = {}
@@ -197,12 +199,14 @@ class Collector(Generic[T]):
             if name not in self.found:
                 self.found[name] = self._empty(inputs, inputs.shape[-1])
             found: Any = self.found[name]
-            if linear.expert is not None:
+            if linear.expert is not None and isinstance(found, InputStatistics):
                 found.add(inputs, linear.expert.routing)
+            elif linear.expert is not None:
+                found.add(inputs[:, None])
             else:  # OPT's MLP reads windows that were joined.
                 found.add(inputs.reshape(-1, self._length, inputs.shape[-1]))
 
-        watched = linear.role in self._kind.roles and (linear.expert is None or self._kind is InputStatistics)
+        watched = linear.role in self._kind.roles and (linear.expert is None or self._of_experts)
         return add if watched else None
 
 

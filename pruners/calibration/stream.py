@@ -81,6 +81,7 @@ def stream_blocks(
     outputs: Detail = "nothing",
     gram_blocks: Collection[int] = (),
     experts: bool = False,
+    expert_outputs: bool = False,
     sequential: bool = False,
 ) -> Iterator[BlockStatistics]:
     """Yield each block with its statistics; the consumer may prune the block before the next one.
@@ -94,6 +95,7 @@ def stream_blocks(
         outputs: statistics of output projections.
         gram_blocks: blocks whose `inputs` get full second moments where moments are asked for.
         experts: collect the evidence of mixtures.
+        expert_outputs: collect statistics of the output projections of routed experts, too.
         sequential: compute a block's output with the weights that the consumer gave it, so that later statistics come
             from already pruned blocks. Otherwise one pass serves statistics and output, and all statistics are those
             of the model as it was.
@@ -105,7 +107,7 @@ def stream_blocks(
     for block in anatomy.blocks:
         full = inputs == "gram" or block.index in gram_blocks
         of_inputs = Collector(InputStatistics, length, gram=full)
-        of_outputs = Collector(OutputStatistics, length, gram=outputs == "gram")
+        of_outputs = Collector(OutputStatistics, length, gram=outputs == "gram", experts=expert_outputs)
         grams = Collector(InputStatistics, length, gram=True)
         watch = [of_inputs.hook] if inputs != "nothing" else []
         watch += [of_outputs.hook] if outputs != "nothing" else []

@@ -187,8 +187,8 @@ def _by_activations(evidence: ExpertEvidence) -> Cost:
     hidden = evidence.hidden[:N_TOKENS]
 
     def cost(centre: Any, expert: Any) -> Float[Tensor, "channels channels"]:
-        kept, merged = (F.normalize(x.channels(hidden).float().T, dim=1) for x in (centre, expert))
-        return torch.cdist(kept, merged) + torch.cdist(_channels(centre), _channels(expert))
+        one, other = (F.normalize(x.channels(hidden).float().T, dim=1) for x in (centre, expert))
+        return torch.cdist(one, other) + torch.cdist(_channels(centre), _channels(expert))
 
     return cost
 

@@ -26,6 +26,9 @@ BLOCKWISE = ("layer_types", "no_rope_layers", "mlp_layer_types", "attention_laye
 """Lists in configs with a place for each block."""
 
 
+EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size")
+"""Names in configs of the channels of a routed expert."""
+
 TOP_K = ("num_experts_per_tok", "moe_k", "moe_topk")
 """Names in configs of the number of experts that a token is routed to."""
 
@@ -85,7 +88,8 @@ class CutModel:
             (self.kept[index], self.anatomy.blocks[index].mixture is not None) for index in self.kept_blocks
         ]
         same_groups = len({(units.kv_groups, units.queries) for units, _ in kept}) == 1
-        same = all(len({units.ffn for units, mixed in kept if mixed == kind}) <= 1 for kind in (True, False))
+        ffn = [((units.ffn, units.channels, units.shared), mixed) for units, mixed in kept]
+        same = all(len({units for units, mixed in ffn if mixed == kind}) <= 1 for kind in (True, False))
         return same_groups and same and all(all(units.units) for units, _ in kept)
 
     def shape(self, index: int) -> dict[str, int]:
@@ -110,7 +114,7 @@ class CutModel:
         return self.kept[index].queries or block.n_heads // block.attention_units
 
     def ffn_shape(self, index: int, n_kept: int) -> dict[str, int]:
-        """So many channels; or so many experts in a block with a mixture, and how many of them it uses."""
+        """So many channels; or so many experts in a block with a mixture, how many it uses, and their channels."""
         mixture = self.anatomy.blocks[index].mixture
         if mixture is None:
             return {"intermediate_size": n_kept}
@@ -126,7 +130,9 @@ class CutModel:
         used = {
             name: n_kept for name in TOP_K if content.get(name) == mixture.top_k and n_kept < mixture.top_k
         }
-        return numbers | used
+        channels = self.kept[index].channels
+        width = next((name for name in EXPERT_WIDTHS if name in content), "")
+        return numbers | used | ({width: channels} if channels and width else {})
 
     def base_config(self) -> dict[str, Any]:
         """The dense config's content for a model of the kept blocks, with their dense shapes."""
@@ -187,7 +193,7 @@ class CutModel:
 
         for block, kept in zip(self.anatomy.blocks, self.kept, strict=True):
             if block.mixture is not None:
-                yield from _planned_experts(block.mixture, kept.ffn, dense)
+                yield from _planned_experts(block, block.mixture, kept, dense)
 
     def placements(self, form: Form = "contiguous") -> Iterator[tuple[Placement, int, int, Fraction]]:
         """Places of the units in each projection, numbers of kept and of all units, and share of query heads."""
@@ -253,9 +259,21 @@ class Saved:
 
 
 def _planned_experts(
-    mixture: Mixture, n_kept: int, dense: Mapping[str, Tensor]
+    block: Block, mixture: Mixture, kept: Kept, dense: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, list[int]]]:
-    """Shapes of the tensors of a mixture with an entry an expert; all that is below its module, if none stays."""
+    """Shapes of the tensors of a mixture with an entry an expert; all that is below its module, if none stays.
+
+    And of shared experts, where they lose channels.
+    """
+    n_kept = kept.ffn
+    for linear in block.linears if kept.shared else ():
+        if linear.sublayer == "experts" and linear.expert is None:
+            factor = 2 if linear.role == "gate_up" else 1
+            shape = list(linear.weight.shape)
+            shape[int(linear.is_output)] = factor * kept.shared
+            yield f"{linear.name}.weight", shape
+            if f"{linear.name}.bias" in dense and not linear.is_output:
+                yield f"{linear.name}.bias", shape[:1]
     owners = {module: path for path, module in mixture.module.named_modules()}
     axes = {f"{mixture.name}.{owners[x.module]}.{x.name}".replace("..", "."): x.axis for x in mixture.entries}
     inside = f"{mixture.name}.{owners[mixture.experts]}."
@@ -265,7 +283,18 @@ def _planned_experts(
             yield name, [0] * len(shape)
         elif name in axes or name.startswith(inside):
             shape[axes.get(name, 0)] = n_kept
+            axis = _axis_of_channels(name, transposed=mixture.experts.transposed)
+            if kept.channels and name.startswith(inside) and axis is not None:
+                shape[axis] = shape[axis] // mixture.n_channels * kept.channels
             yield name, shape
+
+
+def _axis_of_channels(name: str, *, transposed: bool) -> int | None:
+    """Axis of the channels in a fused tensor of experts; None in the bias of their outputs."""
+    own = name.rpartition(".")[2]
+    if own.endswith("_bias"):
+        return None if own.startswith("down") else 1
+    return 2 if own.startswith("down") != transposed else 1
 
 
 def sublayer_path(block: Block, sublayer: Sublayer) -> str:

@@ -117,6 +117,8 @@ class Experts(nn.ModuleList):
 
     Attributes:
         kept: numbers of the experts that the router knows, in its order.
+        transposed: the fused matrices are stored ``in out``.
+        n_channels: channels of each expert, whole.
         every_token: run each expert on all tokens, not only on those that are routed to it, so that hooks on its
             projections see them; the output stays the same.
     """
@@ -126,6 +128,8 @@ class Experts(nn.ModuleList):
         super().__init__(Expert(fused, index, form) for index in range(n_experts))
         self._fused: tuple[Any, ...] = (fused,)
         self._form = form
+        self.transposed = form.transposed
+        self.n_channels: int = getattr(fused, DOWN).shape[1 if form.transposed else 2]
         self._stacked = len(inspect.signature(fused.forward).parameters) == 1
         self.kept: Sequence[int] = range(n_experts)
         self.every_token = False

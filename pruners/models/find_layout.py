@@ -22,6 +22,7 @@ from secateur.pruners.models.layout import (
     Placement,
     SublayerLayout,
     place,
+    plain_mlp,
     whole_placements,
 )
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
@@ -77,6 +78,9 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
                 forms[_kind(block)] = {
                     kind: _form(runner, block, kind, inputs, run, rigid=mixed) for kind in kinds
                 }
+                shared = _shared_experts(block) if block.mixture else None
+                if shared is not None and _same_without_first(runner, block, shared, inputs, run):
+                    forms[_kind(block)]["experts"] = _Cuttable("contiguous")
     finally:
         anatomy.model.train(training)
     return tuple(
@@ -116,15 +120,23 @@ def _kind(block: Block) -> Hashable:
 
 def _layout(block: Block, forms: Mapping[Sublayer, _Cuttable], run: _Seen) -> BlockLayout:
     attention = _sublayer(block, "attention", forms["attention"], run)
-    mlp = _mixture(block, run) if block.mixture else _sublayer(block, "mlp", forms["mlp"], run)
+    mlp = (
+        _mixture(block, run, shared="experts" in forms)
+        if block.mixture
+        else _sublayer(block, "mlp", forms["mlp"], run)
+    )
     return BlockLayout(block, attention, mlp, _shared_norms(block, run))
 
 
-def _mixture(block: Block, seen: _Seen) -> MixtureLayout:
+def _mixture(block: Block, seen: _Seen, *, shared: bool) -> MixtureLayout:
     """Layout of the block's mixture; its owner is the child of the block that holds it."""
     mixture = block.mixture
     assert mixture is not None
     owner = next(child for child in block.module.children() if mixture.experts in set(child.modules()))
+    routed = tuple(
+        plain_mlp(f"expert {index} of {block.name}", [x for x in block.linears if x.expert is expert])
+        for index, expert in enumerate(mixture.experts)
+    )
     names = {f"{block.name}.{name}": module for name, module in block.module.named_modules()}
     norms = tuple(
         norm
@@ -135,7 +147,22 @@ def _mixture(block: Block, seen: _Seen) -> MixtureLayout:
     )
     returned = seen.outputs[owner]
     n_outputs = len(returned) if isinstance(returned, tuple) else 0
-    return MixtureLayout(f"the experts of {block.name}", mixture, owner, norms, n_outputs)
+    assert all(routed), "split experts are plain MLPs"
+    return MixtureLayout(
+        f"the experts of {block.name}",
+        mixture,
+        owner,
+        norms,
+        n_outputs,
+        tuple(expert for expert in routed if expert is not None),
+        _shared_experts(block) if shared else None,
+    )
+
+
+def _shared_experts(block: Block) -> SublayerLayout | None:
+    """Layout of the shared experts of a block in channels, if they are a plain MLP."""
+    linears = [x for x in block.linears if x.sublayer == "experts" and x.expert is None]
+    return plain_mlp(f"the shared experts of {block.name}", linears)
 
 
 def _form(

@@ -203,6 +203,8 @@ class MixtureLayout:
         owner: the module that is removed with the last expert: they, and shared experts.
         norms: norms that serve it alone.
         n_outputs: length of the tuple that the owner returns; 0 if it is a bare tensor.
+        routed: of each routed expert, in channels.
+        shared: of the shared experts, in channels; None if there are none, or they are no plain MLP.
     """
 
     name: str
@@ -210,6 +212,8 @@ class MixtureLayout:
     owner: nn.Module
     norms: tuple[nn.Module, ...]
     n_outputs: int
+    routed: tuple[SublayerLayout, ...]
+    shared: SublayerLayout | None = None
     kind: Literal["experts"] = "experts"
 
     @property
@@ -276,6 +280,28 @@ def whole_placements(block: Block, kind: Sublayer, n_units: int) -> tuple[Placem
     )
 
 
+def plain_mlp(name: str, linears: Sequence[Linear]) -> SublayerLayout | None:
+    """Layout in channels of a plain MLP of these projections, fused or not; None if they are another thing."""
+    roles = sorted(x.role for x in linears)
+    if roles not in (["down", "gate", "up"], ["down", "gate_up"], ["down", "up"]):
+        return None
+    placements = tuple(
+        Placement(x, int(x.is_output), (1, 1) if x.role == "gate_up" else (1,))  # type: ignore[arg-type]
+        for x in sorted(linears, key=lambda linear: linear.is_output)
+    )
+    return SublayerLayout(
+        name=name,
+        kind="mlp",
+        n_units=placements[-1].linear.in_features,
+        placements=placements,
+        norms=(),
+        owner=None,
+        n_outputs=0,
+        head_dim=1,
+        heads_per_group=1,
+    )
+
+
 def place(block: Block, kind: Sublayer, form: Form) -> tuple[Placement, ...]:
     """The placements in one sub-layer if its fused projections have this form."""
     mixer = block.mixer(kind)
@@ -339,5 +365,23 @@ def check_block(block: Block, kept: Kept) -> None:
         )
     if block.mixture is not None:
         block.mixture.check(kept.ffn)
+        _check_channels(block, block.mixture, kept)
+    elif kept.channels or kept.shared:
+        raise ValueError(
+            f"Expected `channels` and `shared` in blocks with a mixture of experts, got {kept.channels} and "
+            f"{kept.shared} at {block.name} without. Use `ffn`."
+        )
     elif not 0 <= kept.ffn <= block.ffn_width:
         raise ValueError(f"Expected `ffn` from 0 to {block.ffn_width}, got {kept.ffn} at {block.name}.")
+
+
+def _check_channels(block: Block, mixture: Mixture, kept: Kept) -> None:
+    shared = [x for x in block.linears if x.sublayer == "experts" and x.expert is None and x.is_output]
+    widest = {"channels": mixture.n_channels, "shared": shared[0].in_features if len(shared) == 1 else 0}
+    for name, n_units in widest.items():
+        n_kept = getattr(kept, name)
+        if n_kept and not (kept.ffn and 0 < n_kept <= n_units):
+            raise ValueError(
+                f"Expected `{name}` from 1 to {n_units} beside experts, or 0, got {n_kept} beside {kept.ffn} at "
+                f"{block.name}."
+            )

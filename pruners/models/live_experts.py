@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.pruners.models.cutting import LiveSublayer, unchanged
+from secateur.pruners.models.cutting import LiveSublayer, Piece, unchanged
 from secateur.pruners.models.layout import MixtureLayout, SublayerLayout
 from secateur.pruners.models.mixture import LiveMixture
 
@@ -20,13 +20,28 @@ class LiveExperts:
     def __init__(self, layout: MixtureLayout) -> None:
         self._layout = layout
         self._mixture = LiveMixture(layout.mixture)
+        self._shared = None if layout.shared is None else LiveSublayer(layout.shared)
         self._data = [(p, p.data) for module in layout.modules for p in module.parameters(recurse=False)]
         self._patched: list[nn.Module] = []
 
-    def cut(self, kept: Sequence[int], weights: Mapping[str, Tensor]) -> None:
-        """Use these experts alone from now on, see `LiveMixture.cut`."""
+    def cut(
+        self,
+        kept: Sequence[int],
+        weights: Mapping[str, Tensor],
+        shared: tuple[int, Mapping[str, Piece]] | None = None,
+    ) -> None:
+        """Use these experts alone from now on, see `LiveMixture.cut`.
+
+        Args:
+            kept: numbers of routed experts.
+            weights: of theirs that change.
+            shared: number of channels that the shared experts keep, with their weights; None: they stay.
+        """
         self.restore()
         self._mixture.cut(kept, weights)
+        if shared is not None:
+            assert self._shared is not None, "checked with the block"
+            self._shared.cut(*shared)
 
     def remove(self) -> None:
         """Make it a zero, shared experts included: empty parameters, norms that do nothing."""
@@ -42,6 +57,8 @@ class LiveExperts:
         for parameter, data in self._data:
             parameter.data = data
         self._mixture.restore()
+        if self._shared is not None:
+            self._shared.restore()
         for module in self._patched:
             del module.forward
         self._patched.clear()

@@ -79,6 +79,12 @@ class Mixture:
         return len(self.experts)
 
     @property
+    def n_channels(self) -> int:
+        """Channels of each routed expert that is whole."""
+        n_channels: int = self.experts.n_channels
+        return n_channels
+
+    @property
     def router(self) -> Float[Tensor, "experts width"]:
         """Weight of the router."""
         return self.entries[0].tensor

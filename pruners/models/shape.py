@@ -173,7 +173,19 @@ def _expert_shape(layout: MixtureLayout) -> ExpertShape:
         shared_macs=sum(
             x.weight.numel() for x in shared if x not in routed and x.weight is not mixture.entries[0].owned
         ),
+        channels=mixture.n_channels,
+        channel_params=layout.routed[0].unit_params,
+        channel_macs=_unit_weights(layout.routed[0]),
+        **({} if layout.shared is None else _of_shared(layout.shared)),
     )
+
+
+def _of_shared(layout: SublayerLayout) -> dict[str, int]:
+    return {
+        "shared": layout.n_units,
+        "shared_params": layout.unit_params,
+        "shared_channel_macs": _unit_weights(layout),
+    }
 
 
 def _expert_macs(mixture: Mixture) -> int:

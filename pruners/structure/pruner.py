@@ -17,7 +17,8 @@ from secateur.pruners.calibration.gradients import model_statistics
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.depth.depth import depth_scores
-from secateur.pruners.experts.levels import expert_level, expert_levels
+from secateur.pruners.experts.channels import channels_of, experts_cut
+from secateur.pruners.experts.levels import expert_levels
 from secateur.pruners.export.capability import (
     check_capability,
     check_carries,
@@ -115,6 +116,8 @@ class ArchitecturePruner(Pruner):
             kv_groups=_union(block.kv_groups for block in levels) if repaired else (),
             ffn=_union(block.ffn for block in levels) if repaired else (),
             queries=_union(block.queries for block in levels)[1:] if repaired else (),
+            expert_channels="expert_channels" in of.rules.units,
+            shared=_union(block.shared for block in levels)[1:] if repaired else (),
         )
         if not is_built(directory, key):
             build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
@@ -240,7 +243,8 @@ class ArchitecturePruner(Pruner):
             groups = _share(row["kv_groups"], block.attention_units, 1)
             multiple = self.settings.multiple_of if block.mixture is None else block.mixture.n_groups
             ffn = _share(row["ffn"], block.ffn_units, multiple)
-            kept = Kept(max(groups, int(block.index == 0)), ffn, _queries(row, block))
+            inside = _inside(row, block) if ffn else (0, 0)
+            kept = Kept(max(groups, int(block.index == 0)), ffn, _queries(row, block), *inside)
             blocks.append(kept.plain)
         return {"blocks": blocks, "repair": form["repair"]}
 
@@ -307,6 +311,20 @@ def _queries(row: Mapping[str, Any], block: Block) -> int:
     return kept if kept < per_group and Fraction(row["kv_groups"]) else 0
 
 
+def _inside(row: Mapping[str, Any], block: Block) -> tuple[int, int]:
+    """Channels of each routed expert and of shared ones nearest to shares such as ``2/3``; 0: all, or none to cut."""
+    if block.mixture is None:
+        return 0, 0
+    shared = sum(
+        x.in_features for x in block.linears if x.sublayer == "experts" and x.expert is None and x.is_output
+    )
+    found = []
+    for name, n_units in (("channels", block.mixture.n_channels), ("shared", shared)):
+        n_kept = max(round(Fraction(row.get(name, "1")) * n_units), 1)
+        found.append(n_kept if n_kept < n_units else 0)
+    return found[0], found[1]
+
+
 def _union(levels: Iterable[Sequence[int]]) -> tuple[int, ...]:
     return tuple(sorted({number for block in levels for number in block}))
 
@@ -320,7 +338,11 @@ def _has_room(anatomy: Anatomy) -> bool:
 
 def _repairable(block: Block, kept: Kept) -> bool:
     """True if a sub-layer lost a part: one that is whole or removed needs no repair."""
-    return bool(kept.queries) or 0 < kept.kv_groups < block.attention_units or 0 < kept.ffn < block.ffn_units
+    return (
+        bool(kept.queries or kept.shared)
+        or 0 < kept.kv_groups < block.attention_units
+        or 0 < kept.ffn < block.ffn_units
+    )
 
 
 @torch.no_grad()
@@ -367,39 +389,55 @@ def prune_structure(
     check_splits(layouts, blocks)
     whole = model_statistics(anatomy, tokens, gradients=method.gradients)
     units = []
-    parts = stream_blocks(anatomy, tokens, outputs=method.needs, experts=mixed, sequential=sequential)
+    channels = any(kept.channels or kept.shared for kept in blocks)
+    parts = stream_blocks(
+        anatomy,
+        tokens,
+        outputs=method.needs,
+        experts=mixed,
+        expert_outputs=channels,
+        sequential=sequential,
+    )
     for part, layout, kept in zip(parts, layouts, blocks, strict=True):
         attention = (kept.kv_groups, kept.queries)
         groups, queries = _cut_for_good(layout.attention, attention, part, whole, method)
         if isinstance(layout.mlp, MixtureLayout):
-            channels = _cut_experts(layout.mlp, kept.ffn, part, method)
+            inside = _cut_experts(layout.mlp, kept, part, whole, method)
         else:
-            channels, _ = _cut_for_good(layout.mlp, (kept.ffn, 0), part, whole, method)
-        units.append(KeptUnits(groups, channels, queries))
+            inside, _ = _cut_for_good(layout.mlp, (kept.ffn, 0), part, whole, method)
+        units.append(KeptUnits(groups, inside, queries))
         on_block(layout.block.index)
     return tuple(units)
 
 
 def _cut_experts(
-    layout: MixtureLayout, n_kept: int, part: BlockStatistics, method: StructureMethod
+    layout: MixtureLayout,
+    kept: Kept,
+    part: BlockStatistics,
+    whole: ModelStatistics,
+    method: StructureMethod,
 ) -> tuple[int, ...]:
     """Cut a mixture, free the memory of the removed experts, and return the numbers of the kept ones."""
-    if n_kept == layout.n_units:
-        return tuple(range(n_kept))
+    if kept.ffn == layout.n_units and not (kept.channels or kept.shared):
+        return tuple(range(kept.ffn))
     live = LiveExperts(layout)
-    kept: tuple[int, ...] = ()
-    if n_kept == 0:
+    experts: tuple[int, ...] = ()
+    if kept.ffn == 0:
         live.remove()
     else:
         assert part.experts is not None, "collected where blocks have mixtures"
         repair = method.of_experts[-1]
-        tensors = expert_levels(layout, method.experts, part.experts, {repair: (n_kept,)})
-        kept, weights = expert_level(layout, tensors, n_kept, repair)
-        live.cut(kept, weights)
+        tensors: dict[str, Tensor] = {}
+        if kept.ffn < layout.n_units:
+            tensors |= expert_levels(layout, method.experts, part.experts, {repair: (kept.ffn,)})
+        if kept.channels or kept.shared:
+            tensors |= channels_of(layout, part, whole.gradients, method, (kept.shared,))
+        experts, weights, shared = experts_cut(layout, tensors, kept, method.repairs[-1])
+        live.cut(experts, weights, shared)
         live.empty_others()
     for parameter in (p for module in layout.modules for p in module.parameters(recurse=False)):
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-    return kept
+    return experts
 
 
 def _cut_for_good(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, model_statistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
+from secateur.pruners.experts.channels import channels_of, experts_cut
 from secateur.pruners.experts.levels import counts_of, expert_level, expert_levels
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer
@@ -62,6 +63,8 @@ class StructureKey(Key):
     kv_groups: tuple[int, ...]
     ffn: tuple[int, ...]
     queries: tuple[int, ...] = ()
+    expert_channels: bool = False
+    shared: tuple[int, ...] = ()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -70,7 +73,7 @@ class StructureKey(Key):
         fields |= {name: value for name, value in super().record.items() if name != "method"}
         method = recorded(asdict(self.method))
         found = fields | method
-        later = ("experts", "heads", "queries")
+        later = ("experts", "heads", "queries", "expert_channels", "shared")
         return {name: value for name, value in found.items() if name not in later or value}
 
     @property
@@ -142,7 +145,10 @@ class StructureStore:
         check_block(layout.block, kept)
         check_splits([layout], [kept])
         for part, live, (n_kept, queries) in zip(layout.parts, self._live[block], _counts(kept), strict=True):
-            if n_kept == part.n_units and not queries:
+            if isinstance(live, LiveExperts) and (kept.channels or kept.shared):
+                assert isinstance(part, MixtureLayout)
+                live.cut(*experts_cut(part, self._tensors[block], kept, repair))
+            elif n_kept == part.n_units and not queries:
                 live.restore()
             elif n_kept == 0:
                 live.remove()
@@ -236,12 +242,20 @@ def build_structure(
             anatomy, tokens, gradients=gradients, path=gradients_path(directory), identity=identity
         )
         detail: Detail = "gram" if method.needs == "gram" else "moments"
-        parts = stream_blocks(anatomy, tokens, outputs=detail, experts=bool(method.experts))
+        parts = stream_blocks(
+            anatomy,
+            tokens,
+            outputs=detail,
+            experts=bool(method.experts),
+            expert_outputs=key.expert_channels,
+        )
         for part, layout in zip(parts, layouts, strict=True):
             tensors: dict[str, Tensor] = {}
             for sub in layout.parts if part.block.index in missing else ():
                 if isinstance(sub, MixtureLayout):
                     tensors |= _experts(method, sub, part, key.ffn)
+                    if key.expert_channels:
+                        tensors |= channels_of(sub, part, whole.gradients, method, key.shared)
                     continue
                 inputs = part.outputs[sub.output.name]
                 tensors |= reorder_by(method, sub, inputs, whole.gradients, counts[sub.kind])
@@ -291,6 +305,7 @@ def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key
         n_weights += sum(x.n_weights + x.out_features for x in layout.block.linears if x.expert is None)
         for part in layout.parts:
             if isinstance(part, MixtureLayout):
+                n_weights += part.n_units * part.unit_params if key.expert_channels else 0
                 n_weights += n_merges * part.unit_params * sum(n for n in key.ffn if n < part.n_units)
                 continue
             columns = sum(n * part.unit_width for n, _ in key.counts[part.kind])

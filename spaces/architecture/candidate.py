@@ -19,11 +19,15 @@ class Kept(NamedTuple):
         kv_groups: KV heads, each with the query heads that read it.
         ffn: channels of the MLP, or routed experts of a mixture.
         queries: query heads of each kept group; 0: all of them.
+        channels: of each routed expert of a mixture; 0: all of them.
+        shared: channels of the shared experts of a mixture; 0: all of them.
     """
 
     kv_groups: int
     ffn: int
     queries: int = 0
+    channels: int = 0
+    shared: int = 0
 
     @property
     def units(self) -> tuple[int, int]:
@@ -32,10 +36,18 @@ class Kept(NamedTuple):
 
     @property
     def plain(self) -> dict[str, int]:
-        """``{"kv_groups": 3, "ffn": 1536}``, and ``"queries": 2`` where query heads are cut."""
+        """``{"kv_groups": 3, "ffn": 1536}``, and ``"queries": 2`` and the like where those are cut."""
         plain = {"kv_groups": self.kv_groups, "ffn": self.ffn}
-        return plain | ({"queries": self.queries} if self.queries else {})
+        further = {"queries": self.queries, "channels": self.channels, "shared": self.shared}
+        return plain | {name: n for name, n in further.items() if n}
 
+
+_RUN = re.compile(
+    r"(?P<kv_groups>\d{1,6})(?:q(?P<queries>\d{1,6}))?/(?P<ffn>\d{1,6})(?:c(?P<channels>\d{1,6}))?"
+    r"(?:s(?P<shared>\d{1,6}))?(?:x(?P<times>\d{1,6}))?",
+    re.ASCII,
+)
+"""Blocks of one shape in a text."""
 
 GONE = Kept(0, 0)
 MAX_BLOCKS = 10_000
@@ -60,7 +72,8 @@ class KeptUnits:
 def read_kept(config: Mapping[str, Any]) -> tuple[Kept, ...]:
     """The blocks of a plain configuration, ``{"blocks": [{"kv_groups": 3, "ffn": 1536}, ...]}``, see `Kept.plain`."""
     return tuple(
-        Kept(block["kv_groups"], block["ffn"], block.get("queries", 0)) for block in config["blocks"]
+        Kept(block["kv_groups"], block["ffn"], *(block.get(name, 0) for name in Kept._fields[2:]))
+        for block in config["blocks"]
     )
 
 
@@ -70,7 +83,8 @@ class Architecture:
 
     Its text lists the blocks in order, equal neighbours as ``<kept>x<times>``:
     ``architecture:3/1536x5,0/1024,3/1536``, followed by ``;repair=refit`` if there are several repairs. ``3q2``: 2
-    query heads of each of 3 KV groups. ``;hidden=512`` before the repair: hidden channels of the whole model.
+    query heads of each of 3 KV groups; ``6c24s32``: 24 channels of each of 6 routed experts, and 32 of the shared ones.
+    ``;hidden=512`` before the repair: hidden channels of the whole model.
 
     Args:
         blocks: one entry a block.
@@ -96,13 +110,17 @@ class Architecture:
         Raises:
             ValueError: if it is not the text of an architecture.
         """
-        form = r"architecture:([\d/xq,]+)(?:;hidden=(\d{1,6}))?(?:;repair=(\S+))?"
+        form = r"architecture:([\d/xqcs,]+)(?:;hidden=(\d{1,6}))?(?:;repair=(\S+))?"
         whole = re.fullmatch(form, text, re.ASCII)
         runs = whole[1].split(",") if whole else []
-        found = [re.fullmatch(r"(\d{1,6})(?:q(\d{1,6}))?/(\d{1,6})(?:x(\d{1,6}))?", run) for run in runs]
-        n_blocks = sum(int(x[4] or 1) for x in found if x)
+        found = [_RUN.fullmatch(run) for run in runs]
+        n_blocks = sum(int(x["times"] or 1) for x in found if x)
         few = n_blocks <= MAX_BLOCKS
-        kept = [(Kept(int(x[1]), int(x[3]), int(x[2] or 0)), int(x[4] or 1)) for x in found if x and few]
+        kept = [
+            (Kept(*(int(x[name] or 0) for name in Kept._fields)), int(x["times"] or 1))
+            for x in found
+            if x and few
+        ]
         blocks = [each for each, times in kept for _ in range(times)]
         repair = (whole and whole[3]) or ""
         architecture = cls(tuple(blocks), repair, int((whole and whole[2]) or 0))
@@ -115,4 +133,5 @@ class Architecture:
 
 def _text(kept: Kept) -> str:
     groups = f"{kept.kv_groups}q{kept.queries}" if kept.queries else f"{kept.kv_groups}"
-    return f"{groups}/{kept.ffn}"
+    channels = f"c{kept.channels}" if kept.channels else ""
+    return f"{groups}/{kept.ffn}{channels}" + (f"s{kept.shared}" if kept.shared else "")

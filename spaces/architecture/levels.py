@@ -9,7 +9,9 @@ from typing import Literal
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape
 
-Removable = Literal["groups", "heads", "channels", "experts", "attention", "mlp", "blocks", "hidden"]
+Removable = Literal[
+    "groups", "heads", "channels", "experts", "expert_channels", "attention", "mlp", "blocks", "hidden"
+]
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,15 @@ class BlockLevels:
 
     Args:
         queries: of query heads of a kept KV group; 0, the first one: all.
+        channels: of channels of each routed expert; 0, the first one: all.
+        shared: likewise of the shared experts.
     """
 
     kv_groups: tuple[int, ...]
     ffn: tuple[int, ...]
     queries: tuple[int, ...] = (0,)
+    channels: tuple[int, ...] = (0,)
+    shared: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,9 @@ class LevelRules:
 
     Args:
         units: removable units: single KV ``groups`` and FFN ``channels``, query ``heads`` (of each KV group equally
-            many), routed ``experts``, whole ``attention`` and ``mlp`` sub-layers, whole
-            ``blocks``, or ``hidden`` channels of the whole model.
+            many), routed ``experts``, ``expert_channels`` (of each routed expert of a block equally many, and of the
+            shared ones), whole ``attention`` and ``mlp`` sub-layers, whole ``blocks``, or ``hidden`` channels of the
+            whole model.
         ffn_step: channels between levels; None: see `default_step`, as for experts.
         multiple_of: divisor of every number of kept channels.
         smallest_mlp: least channels of an MLP beside an attention, for formats that require an MLP.
@@ -71,7 +78,7 @@ class LevelRules:
                 fewer = range(block.n_kv_groups - 1, 0, -1)
                 kv_groups += [n for n in fewer if self.held_groups is None or n in self.held_groups]
             if "channels" in self.units and block.experts is None:
-                ffn += self._widths(block, index)
+                ffn += self._widths(block.ffn_width, index)
             if "experts" in self.units and block.experts is not None:
                 ffn += self._numbers_of_experts(block.ffn_width, block.experts)
             if self.units & {"attention", "blocks"} and index:
@@ -79,9 +86,15 @@ class LevelRules:
             if "mlp" in self.units or ("blocks" in self.units and index):
                 smallest = self.smallest_mlp if "mlp" in self.units else 0
                 ffn += [smallest] if smallest < ffn[-1] else []
-        splits = "heads" in self.units and index not in self.protect
+        free = index not in self.protect
+        splits = "heads" in self.units and free
+        of = block.experts if "expert_channels" in self.units and free else None
         return BlockLevels(
-            tuple(kv_groups), tuple(ffn), (0, *range(block.n_queries - 1, 0, -1)) if splits else (0,)
+            tuple(kv_groups),
+            tuple(ffn),
+            (0, *range(block.n_queries - 1, 0, -1)) if splits else (0,),
+            (0, *(self._widths(of.channels, index) if of and of.channels else ())),
+            (0, *(self._widths(of.shared, index) if of and of.shared else ())),
         )
 
     def _numbers_of_experts(self, n_experts: int, of: ExpertShape) -> list[int]:
@@ -89,9 +102,8 @@ class LevelRules:
         step = default_step(n_experts, of.multiple, self.n_steps)
         return [kept for kept in range(n_experts - step, 0, -step) if kept >= of.fewest]
 
-    def _widths(self, block: BlockShape, index: int) -> list[int]:
+    def _widths(self, width: int, index: int) -> list[int]:
         """Numbers of channels between all and none, descending."""
-        width = block.ffn_width
         step = self.ffn_step or default_step(width, self.multiple_of, self.n_steps)
         if width % self.multiple_of:
             fitting = [m for m in range(1, self.multiple_of) if width % m == 0]
@@ -127,7 +139,9 @@ class Slot:
         ffn: kept channels, likewise.
         removable: whether the last option removes the slot as a whole.
         queries: query heads that each kept KV group keeps in each option, 0: all; empty if they are never cut.
-        gone: with them, share of the slot that each option removes.
+        gone: with them, or with channels, share of the slot that each option removes.
+        channels: of each routed expert in each option, 0: all; empty if they are never cut.
+        shared: channels of shared experts in each option, 0: all; empty unless it is their slot.
     """
 
     name: str
@@ -137,10 +151,12 @@ class Slot:
     removable: bool
     queries: tuple[int, ...] = ()
     gone: tuple[float, ...] = ()
+    channels: tuple[int, ...] = ()
+    shared: tuple[int, ...] = ()
 
     @property
     def n_options(self) -> int:
-        return len(self.kv_groups or self.ffn)
+        return len(self.kv_groups or self.ffn or self.shared)
 
     @property
     def kind(self) -> str:
@@ -153,12 +169,18 @@ class Slot:
             self.kv_groups[option] if self.kv_groups else before.kv_groups,
             self.ffn[option] if self.ffn else before.ffn,
             self.queries[option] if self.queries else before.queries,
+            self.channels[option] if self.channels else before.channels,
+            self.shared[option] if self.shared else before.shared,
         )
 
     def option_of(self, kept: Kept) -> int:
         """Option of these kept units; a ValueError if there is none."""
+        if self.shared:
+            return self.shared.index(kept.shared)
         if self.queries:
             return list(zip(self.kv_groups, self.queries, strict=True)).index((kept.kv_groups, kept.queries))
+        if self.channels:
+            return list(zip(self.ffn, self.channels, strict=True)).index((kept.ffn, kept.channels))
         return self.kv_groups.index(kept.kv_groups) if self.kv_groups else self.ffn.index(kept.ffn)
 
     @property
@@ -182,8 +204,36 @@ def slots_of(
             removable = of.kv_groups[-1] == 0
             attention = Slot(f"block{block}.attention", block, of.kv_groups, (), removable)
             slots.append(attention if len(of.queries) == 1 else _with_queries(attention, of, blocks[block]))
-            slots.append(Slot(f"block{block}.mlp", block, (), of.ffn, "mlp" in units))
+            mlp = Slot(f"block{block}.mlp", block, (), of.ffn, "mlp" in units)
+            slots.append(mlp if len(of.channels) == 1 else _with_channels(mlp, of, blocks[block]))
+            slots.append(_of_shared(Slot(f"block{block}.shared", block, (), (), False), of, blocks[block]))
     return tuple(slot for slot in slots if slot.n_options > 1)
+
+
+def _with_channels(slot: Slot, of: BlockLevels, shape: BlockShape) -> Slot:
+    """The slot with an option for each number of experts and of channels in each, by ascending removed share."""
+    assert shape.experts is not None, "channels of experts have levels where there are some"
+    of_channel = shape.experts.channel_params / shape.channel_params
+    options = [
+        (1 - n * (1 - (of_channel * (shape.experts.channels - m) if m else 0.0)) / of.ffn[0], n, m)
+        for n in of.ffn
+        for m in (of.channels if n else (0,))
+    ]
+    options.sort(key=lambda option: option[0])
+    return replace(
+        slot,
+        ffn=tuple(n for _, n, _ in options),
+        channels=tuple(m for _, _, m in options),
+        gone=tuple(gone for gone, _, _ in options),
+    )
+
+
+def _of_shared(slot: Slot, of: BlockLevels, shape: BlockShape) -> Slot:
+    """The slot of shared experts, with an option for each number of their channels; without options if they stay."""
+    if shape.experts is None or len(of.shared) == 1:
+        return slot
+    gone = tuple(1 - (m or shape.experts.shared) / shape.experts.shared for m in of.shared)
+    return replace(slot, shared=of.shared, gone=gone)
 
 
 def _with_queries(slot: Slot, of: BlockLevels, shape: BlockShape) -> Slot:

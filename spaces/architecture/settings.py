@@ -53,10 +53,11 @@ class ArchitectureSettings(SpaceSettings):
         of: quantity of the target. Latencies are predicted from a table measured before.
         share_of: what `target` is a share of: the ``blocks``, or the whole ``model``.
         units: removable units: single KV ``groups`` (a KV head with its query heads) and FFN ``channels``, query
-            ``heads`` (equally many of each KV group), routed ``experts`` of mixtures, whole ``attention`` and ``mlp``
-            sub-layers, whole ``blocks``, or ``hidden`` channels, one width for the whole model (tied alone); None: all
-            but heads, hidden and blocks, or groups, channels, experts and blocks if tied. ``blocks`` are allowed alone,
-            beside both sub-layers, or tied.
+            ``heads`` (equally many of each KV group), routed ``experts`` of mixtures, ``expert_channels`` (within
+            routed experts, equally many in each of a block, and within shared ones; beside neither mlp nor blocks),
+            whole ``attention`` and ``mlp`` sub-layers, whole ``blocks``, or ``hidden`` channels, one width for the
+            whole model (tied alone); None: all but heads, expert_channels, hidden and blocks, or groups, channels,
+            experts and blocks if tied. ``blocks`` are allowed alone, beside both sub-layers, or tied.
         ffn_step: channels between levels; None: about a 12th of the width, or a 48th if tied.
         multiple_of: divisor of every number of kept channels.
         tied: all kept blocks have equal shapes, so that stock classes load the model.
@@ -137,7 +138,12 @@ class ArchitectureSettings(SpaceSettings):
                 f"Expected `units` out of {', '.join(sorted(of_alike))} where all blocks are alike (`tied`, or "
                 f"`target_format: hf-stock`), got {', '.join(sorted(units))}."
             )
-        untimed = units & (HEADS | HIDDEN)
+        if "expert_channels" in units and units & {"mlp", "blocks"}:
+            raise ValueError(
+                f"Expected no mlp and no blocks in `units` with expert_channels, got {', '.join(sorted(units))}. A "
+                "block keeps some experts then."
+            )
+        untimed = units & (HEADS | HIDDEN | {"expert_channels"})
         if untimed and self.of.startswith("latency"):
             raise ValueError(
                 f"Expected no {min(untimed)} in `units` with `of: {self.of}`, as latency tables have no times of them, "
@@ -255,11 +261,12 @@ def build_architecture(
     mixed = any(block.experts for block in shape.blocks)
     if mixed and settings.units is None:
         rules = replace(rules, units=rules.units | EXPERTS)
-    if "experts" in rules.units and not mixed:
-        raise ValueError(
-            f"Expected a model with a mixture of experts for experts in `units`, got one without. Name others: "
-            f"{', '.join(sorted(UNITS))}."
-        )
+    for name in ("experts", "expert_channels"):
+        if name in rules.units and not mixed:
+            raise ValueError(
+                f"Expected a model with a mixture of experts for {name} in `units`, got one without. Name others: "
+                f"{', '.join(sorted(UNITS))}."
+            )
     if "heads" in rules.units and all(block.n_queries == 1 for block in shape.blocks):
         raise ValueError(
             "Expected several query heads that share a KV head for heads in `units`, got one each. Use groups."

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +64,10 @@ class SlotTargets:
             before = levels[slot.block]
             levels[slot.block] = BlockLevels(
                 tuple(dict.fromkeys(slot.kv_groups)) or before.kv_groups,
-                slot.ffn or before.ffn,
+                tuple(dict.fromkeys(slot.ffn)) or before.ffn,
                 tuple(dict.fromkeys(slot.queries)) or before.queries,
+                tuple(dict.fromkeys(slot.channels)) or before.channels,
+                slot.shared or before.shared,
             )
         return tuple(levels)
 
@@ -76,22 +79,16 @@ class SlotTargets:
         return tuple(usages[0] - usage for usage in usages)
 
     def _ascending(self, slot: Slot, row: tuple[int, ...]) -> tuple[Slot, tuple[int, ...]]:
-        """The slot in the order of the cost, without options of query heads that cost as much as all of them."""
-        if not slot.queries:
+        """The slot in the order of the cost, without options of parts of units that cost as much as all of them."""
+        units, parts = (slot.kv_groups, slot.queries) if slot.queries else (slot.ffn, slot.channels)
+        if not parts:
             return slot, row
-        whole = {(slot.kv_groups[i], row[i]) for i, queries in enumerate(slot.queries) if not queries}
-        useful = [
-            i
-            for i, queries in enumerate(slot.queries)
-            if not queries or (slot.kv_groups[i], row[i]) not in whole
-        ]
+        whole = {(units[i], row[i]) for i, part in enumerate(parts) if not part}
+        useful = [i for i, part in enumerate(parts) if not part or (units[i], row[i]) not in whole]
         order = sorted(useful, key=lambda i: row[i])
-        ordered = replace(
-            slot,
-            kv_groups=tuple(slot.kv_groups[i] for i in order),
-            queries=tuple(slot.queries[i] for i in order),
-            gone=tuple(slot.gone[i] for i in order),
-        )
+        held = {name: getattr(slot, name) for name in ("kv_groups", "queries", "ffn", "channels", "gone")}
+        reordered: dict[str, Any] = {n: tuple(x[i] for i in order) for n, x in held.items() if x}
+        ordered = replace(slot, **reordered)
         return ordered, tuple(row[i] for i in order)
 
     def _check_targets(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.spaces.architecture.candidate import Architecture
 from secateur.spaces.architecture.cost import CostName
-from secateur.spaces.architecture.levels import LevelRules, Slot
+from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot
 from secateur.spaces.architecture.scores import Scores, block_moves, unit_moves, walk
 from secateur.spaces.architecture.slot_targets import SlotTargets
 from secateur.spaces.architecture.structured import StructuredSpace
@@ -162,10 +162,12 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
             raise ValueError(f"Expected all hidden channels unless blocks are alike, got {candidate.hidden}.")
         for index, (kept, levels) in enumerate(zip(candidate.blocks, self.levels, strict=True)):
             known = kept.kv_groups in levels.kv_groups and kept.ffn in levels.ffn
+            known = known and kept.channels in levels.channels and kept.shared in levels.shared
             if not known or kept.queries not in levels.queries:
                 heads = f" with {levels.queries} query heads each (0: all)" if len(levels.queries) > 1 else ""
                 raise ValueError(
-                    f"Expected one of {levels.kv_groups} KV groups{heads} and of {levels.ffn} channels, got "
+                    f"Expected one of {levels.kv_groups} KV groups{heads} and of {levels.ffn} channels"
+                    f"{_inside(levels)}, got "
                     f"{Architecture((kept,)).text.partition(':')[2]} at block {index}."
                 )
             if kept.queries and not kept.kv_groups:
@@ -220,6 +222,12 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
     def _levels_of(self, candidate: Architecture) -> Levels:
         return tuple(slot.option_of(candidate.blocks[slot.block]) for slot in self._slots)
+
+
+def _inside(levels: BlockLevels) -> str:
+    """What of the channels within experts there may be, for errors."""
+    routed = f" with {levels.channels} channels each (0: all)" if len(levels.channels) > 1 else ""
+    return routed + (f" and {levels.shared} of the shared ones" if len(levels.shared) > 1 else "")
 
 
 def _groups(slots: Sequence[Slot], *, together: bool) -> tuple[tuple[int, ...], ...]:

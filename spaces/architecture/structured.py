@@ -93,6 +93,12 @@ class StructuredSpace(Space[Architecture]):
         blocks = [
             {"kv_groups": f"{kept.kv_groups}/{dense.n_kv_groups}", "ffn": f"{kept.ffn}/{dense.ffn_width}"}
             | ({"queries": f"{kept.queries}/{dense.n_queries}"} if kept.queries else {})
+            | (
+                {"channels": f"{kept.channels}/{dense.experts.channels}"}
+                if kept.channels and dense.experts
+                else {}
+            )
+            | ({"shared": f"{kept.shared}/{dense.experts.shared}"} if kept.shared and dense.experts else {})
             for kept, dense in zip(candidate.blocks, self._shape.blocks, strict=True)
         ]
         if candidate.hidden:
