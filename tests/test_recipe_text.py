@@ -18,6 +18,7 @@ from secateur.spaces.methods import (
     METRICS,
     REPAIRS,
     STREAM_REPAIRS,
+    UNIT_RECONSTRUCTIONS,
     UNITS,
     UPDATES,
 )
@@ -159,7 +160,7 @@ def test_names_agree_with_the_pruners():
 @pytest.mark.parametrize("unit", UNITS)
 def test_known_recipes_are_ones_that_can_be_carried_out(unit):
     known = {
-        "structure": {*IMPORTANCES, keys.BLEND},
+        "structure": {*IMPORTANCES, *UNIT_RECONSTRUCTIONS, keys.BLEND},
         "weights": {**METRICS, **UPDATES},
         "blocks": {*DEPTH},
         "experts": {*EXPERT_IMPORTANCES},
