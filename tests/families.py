@@ -2,7 +2,7 @@
 
     python -m tests.families
 
-prints the table of docs/families.md, which `test_all_families` holds.
+prints the table of docs/reference/families.md, which `test_all_families` holds.
 """
 
 from __future__ import annotations

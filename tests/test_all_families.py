@@ -28,7 +28,11 @@ from tests.families import FAMILIES, REFUSED, VOCABULARY, WHOLE_GROUPS, WINDOW, 
 from tests.models import random_tokens
 
 TOKENS = random_tokens(2, 3 * WINDOW, vocab_size=VOCABULARY - 10)
-TABLE = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8").splitlines()
+TABLE = (
+    (Path(__file__).parents[1] / "docs" / "reference" / "families.md")
+    .read_text(encoding="utf-8")
+    .splitlines()
+)
 CUT = [name for name, (_, _, refusal) in FAMILIES.items() if not refusal]
 
 

@@ -14,7 +14,7 @@ from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.settings.settings import settings_from
 
 DOCS = Path(__file__).parents[1] / "docs"
-GUIDE = (DOCS / "cluster.md").read_text()
+GUIDE = (DOCS / "how-to" / "cluster.md").read_text()
 FILES = DOCS / "cluster"
 SNIPPETS = re.findall(r"^```yaml\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
 
@@ -35,7 +35,8 @@ def test_settings_of_the_guide_are_settings(snippet):
 def test_links_of_the_guide_lead_somewhere():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", GUIDE) if "://" not in link]
     assert len(links) >= 5
-    assert [link for link in links if not (DOCS / link).exists()] == []
+    written = {"../reference/keys.md"}  # when the site is built
+    assert [link for link in links if not (DOCS / "how-to" / link).exists() and link not in written] == []
 
 
 def test_the_guide_leaves_no_setting_out():

@@ -83,7 +83,7 @@ def test_the_table_loads_no_torch():
 
 def test_the_page_of_methods_is_the_list():
     """Written by ``secateur list methods --markdown``, below its heading."""
-    page = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    page = (ROOT / "docs" / "reference" / "methods.md").read_text("utf-8")
     assert page[page.index("| name") :].splitlines() == as_markdown(method_rows())
 
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# sbatch docs/cluster/slurm.sh SETTINGS.yaml RUN: a Ray cluster for one search. See docs/cluster.md.
+# sbatch docs/cluster/slurm.sh SETTINGS.yaml RUN: a Ray cluster for one search. See docs/how-to/cluster.md.
 # RUN lies where all nodes see it. Five minutes before the time limit the search stops in order, and the job is queued
 # again; the same command continues the run, too. With `gpus_per_worker` in the settings: sbatch --gpus-per-node=1 ...
 #SBATCH --job-name=secateur

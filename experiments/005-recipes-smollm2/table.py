@@ -23,7 +23,7 @@ from secateur.search.results.run import Run, open_run
 from secateur.search.show.values import spread
 
 TASK = "piqa-local"
-"""As in docs/tasks.md."""
+"""As in docs/how-to/tasks.md."""
 
 
 def rows_of(name: str, run: Run) -> Iterator[tuple[str, Trial]]:
