@@ -23,7 +23,8 @@ def modules_of(room: str) -> list[str]:
 
 
 def test_version_is_that_of_the_distribution():
-    assert version("secateur") == "0.1.0"
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert version("secateur") == pyproject["project"]["version"] == "0.2.0"
 
 
 def test_the_command_line_is_a_console_script():
