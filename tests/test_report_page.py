@@ -174,7 +174,8 @@ def test_phases_follow_each_other(tmp_path):
     assert found[0].end == len(run.study.about.baselines)
     assert all(a.end == b.first and a.end_tokens == b.first_tokens for a, b in pairwise(found))
     assert found[-1].end_tokens == run.study.spent.tokens
-    assert [p.name for p in phases(make_run(tmp_path / "plain"))] == ["baselines", "search by evolution"]
+    plain = make_run(tmp_path / "plain", controller={"kind": "evolution", "start": "uniform"})
+    assert [p.name for p in phases(plain)] == ["baselines", "search by evolution"]
 
 
 def test_several_runs_share_a_page(run, tmp_path, secateur):
