@@ -15,7 +15,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     by_lower = {each.lower(): each for each in known}
     similar = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=CUTOFF)
-    similar = similar or [each for each in by_lower if sorted(each) == sorted(name.lower())]  # swapped letters
+    similar = similar or [
+        each for each in by_lower if sorted(each) == sorted(name.lower())
+    ]  # swapped letters
     return f" Did you mean {by_lower[similar[0]]!r}?" if similar else ""
 
 

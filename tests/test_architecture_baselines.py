@@ -72,7 +72,7 @@ def test_flap_keeps_what_is_above_one_threshold_in_the_whole_model(seed, target)
     apart = [
         abs(a - b) * cost
         for x, y in zip(found.blocks, wanted, strict=True)
-        for a, b, cost in zip(x, y, (70, 10), strict=True)
+        for a, b, cost in zip(x.units, y.units, (70, 10), strict=True)
     ]
     assert found.blocks[0].kv_groups
     assert (
@@ -95,7 +95,7 @@ def test_flap_leaves_alone_what_may_not_go():
     scores = draw(1)
     found = build(target=0.3, units=["channels"], protect=[2]).from_scores("flap", scores, 0)
     assert {kept.kv_groups for kept in found.blocks} == {GROUPS}
-    assert found.blocks[2] == (GROUPS, FFN)
+    assert found.blocks[2] == Kept(GROUPS, FFN)
 
 
 # --- ShortGPT ---
@@ -120,7 +120,7 @@ def test_the_block_that_is_next_loses_what_is_missing():
     assert [i for i, kept in enumerate(found.blocks) if kept == GONE] == [3, 4]
     cut = found.blocks[2]
     assert (cut.kv_groups / GROUPS, cut.ffn / FFN) == pytest.approx((0.5, 0.4), abs=0.1)
-    assert {kept for i, kept in enumerate(found.blocks) if i not in {2, 3, 4}} == {(GROUPS, FFN)}
+    assert {kept for i, kept in enumerate(found.blocks) if i not in {2, 3, 4}} == {Kept(GROUPS, FFN)}
 
 
 def test_shortgpt_of_tied_blocks_drops_as_many_as_it_can():

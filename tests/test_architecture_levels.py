@@ -96,7 +96,7 @@ def test_models_that_do_not_fit_are_refused():
     [
         ({"target": 1.5}, "Expected `space.target` within [0, 1], got 1.5"),
         ({"units": []}, "Expected `space.units` to name some"),
-        ({"units": ["heads"]}, "units"),
+        ({"units": ["head_dim"]}, "units"),
         (
             {"units": ["channels", "blocks"]},
             "Expected blocks in `space.units` alone or beside attention and mlp",

@@ -101,7 +101,7 @@ def test_architectures_of_other_spaces_are_refused(settings, text, message):
 def slow_count(blocks, width: int = WIDTH) -> dict[str, float]:
     """Parameters, multiply-accumulates and cache from the shapes of what is left, matrix by matrix."""
     params, macs, cached = 50_000 * width, 49_152 * width, 0
-    for kv_groups, ffn, of_group in blocks:
+    for kv_groups, ffn, of_group, *_ in blocks:
         queries = kv_groups * (of_group or QUERIES) * HEAD
         attention = [(queries, width), *[(kv_groups * HEAD, width)] * 2, (width, queries)]
         matrices = [*attention, (ffn, width), (ffn, width), (width, ffn)]

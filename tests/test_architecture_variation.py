@@ -131,7 +131,7 @@ def test_candidates_without_a_target_are_not_varied():
 def loss_of(candidate: Architecture) -> float:
     """Late attention and early channels are needed most."""
     blocks = enumerate(candidate.blocks)
-    return sum((i + 1) * (3 - groups) / 3 + (7 - i) * (1 - ffn / FFN) ** 2 for i, (groups, ffn, _) in blocks)
+    return sum((i + 1) * (3 - groups) / 3 + (7 - i) * (1 - ffn / FFN) ** 2 for i, (groups, ffn, *_) in blocks)
 
 
 @pytest.mark.parametrize(

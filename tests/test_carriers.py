@@ -81,7 +81,7 @@ def test_all_that_a_stock_search_may_find_can_be_saved(anatomies, family):
         1,
         1,
         blocks=block_shapes(anatomy, 20, 4),
-        held={"held_groups": stock_kv_groups(settings, anatomy)},
+        held_groups=stock_kv_groups(settings, anatomy),
     )
     shape = checked(json.dumps(shape.to_json()), ModelShape, "a shape")  # as a reader of the run sees it
     levels = build_architecture(settings, (), shape).levels

@@ -195,5 +195,5 @@ def test_each_seed_is_a_search_of_its_own_and_a_stop_ends_them_all(tmp_path, mon
     assert searched == [(0, 0, "run-seed0"), (1, 1, "run-seed1")]
     assert "test loss / baseline" in out
     assert "secateur compare" in out
-    assert secateur(*base, "--seeds", "0,2,3")[0] == 0
+    assert secateur(*base, "--seeds", "0,2,3")[0] == 3
     assert [seed for seed, *_ in searched] == [0, 1, 0, 2], "and the same command goes on"

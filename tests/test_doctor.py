@@ -80,7 +80,7 @@ def test_a_run_that_is_being_written_is_not_repaired(secateur, run):
     finally:
         holder.kill()
         holder.communicate()
-    assert code == 2
+    assert code == 4
     assert f"process {holder.pid} on {socket.gethostname()}" in err
     assert (run / MEASUREMENTS).read_bytes() == before
     assert not (run / ASIDE).exists()

@@ -142,13 +142,14 @@ def test_darwinlm_is_its_released_script():
 def test_darwinlm_switches_levels_of_attentions_or_of_mlps():
     space, rng = space_of("darwinlm"), np.random.default_rng(0)
     parent = space.baselines()["uniform@0.5"]
-    totals = np.sum(parent.blocks, axis=0)
+    totals = np.sum([kept.units for kept in parent.blocks], axis=0)
     kinds = []
     for _ in range(400):
         child = space.mutate(parent, rng)
         assert child != parent
-        changed = np.array(child.blocks) != np.array(parent.blocks)
-        assert (np.sum(child.blocks, axis=0) == totals).all()
+        units = np.array([kept.units for kept in child.blocks])
+        changed = units != np.array([kept.units for kept in parent.blocks])
+        assert (units.sum(axis=0) == totals).all()
         assert changed.sum() <= 6, "at most three switches"
         if changed.sum() == 2:
             kinds.append(int(changed.any(axis=0).argmax()))
@@ -156,7 +157,7 @@ def test_darwinlm_switches_levels_of_attentions_or_of_mlps():
     gone = np.zeros(2, bool)
     for _ in range(3000):
         parent = space.mutate(parent, rng)
-        gone |= (np.array(parent.blocks) == 0).any(axis=0)
+        gone |= (np.array([kept.units for kept in parent.blocks]) == 0).any(axis=0)
     assert gone.all(), "sub-layers go whole at their last level"
 
 

@@ -185,7 +185,8 @@ def test_a_second_metric_on_the_same_windows_collects_nothing(case, monkeypatch,
     assert len(passes) == 4
 
 
-def test_a_rule_measures_once_for_the_parameters_that_its_measure_takes(case, monkeypatch):
+def test_a_rule_measures_once_for_the_parameters_that_its_measure_takes(tmp_path, monkeypatch):
+    case = Case(tmp_path)
     measured, real = [], MethodRow.measure.fget
 
     def counted(row):

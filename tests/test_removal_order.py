@@ -57,7 +57,7 @@ def loss(candidate) -> float:
     parts = (
         (i, kind, kept)
         for i, block in enumerate(candidate.blocks)
-        for kind, kept in zip(("attention", "mlp"), block, strict=True)
+        for kind, kept in zip(("attention", "mlp"), block.units, strict=True)
     )
     return sum(
         HURTS.get((i, kind), 9) * (1 - kept / {"attention": 2, "mlp": 12}[kind]) for i, kind, kept in parts

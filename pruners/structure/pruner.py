@@ -40,7 +40,7 @@ from secateur.pruners.models.narrow import LiveStream, Narrow
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
-from secateur.pruners.structure.hidden import hidden_order, read_order
+from secateur.pruners.structure.hidden import HiddenOrder, hidden_order, read_order
 from secateur.pruners.structure.method import StructureMethod, check_importance
 from secateur.pruners.structure.reorder import Count, ImportanceOrdered, reorder_by
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
@@ -67,6 +67,9 @@ class ArchitecturePruner(Pruner):
 
     narrow: Narrow | None = None
     """Hidden channels that it kept; None: all."""
+
+    _hidden: HiddenOrder | None = None
+    _stream: LiveStream | None = None
 
     @classmethod
     def settled(cls, settings: Any, anatomy: Anatomy) -> Any:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.errors import UsageError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 QUALITY_STUDY = "quality study: no smaller, no faster on stock servers (the zeros are stored)"
 STRUCTURED = "structured: really smaller; what is removed is neither stored nor computed"
+HEADING_WIDTH = 10  # of a line of a heading, so that columns are as narrow as their numbers
 PIPE_WIDTH = 160  # columns of a table in a file or a pipe
 
 
@@ -151,7 +153,8 @@ def as_table(run: Run, rows: Sequence[FrontRow]) -> Table:
     cells = columns(run)
     for heading, _ in cells:
         is_text = heading in ("", run.space.shown_as)
-        table.add_column(heading, justify="left" if is_text else "right", no_wrap=not is_text)
+        lines = "\n".join(wrap(heading, HEADING_WIDTH, break_long_words=False))
+        table.add_column(lines, justify="left" if is_text else "right", no_wrap=not is_text)
     n_front = sum(row.on_front for row in rows)
     for i, row in enumerate(rows):
         texts = [Text(cell(row)) for _, cell in cells]  # as they are, not as markup
