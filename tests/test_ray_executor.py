@@ -135,8 +135,8 @@ def test_no_room_for_any_worker_is_said(executor):
     settings = RaySettings(workers=1, cpus_per_worker=2, start_s=3)
     with RayExecutor(settings, Ready(Dangerous(SPACE))) as second:
         second.submit(Job(0, (GOOD[0],), SMALL))
+        assert second.wait() == []  # none is ready: a search may be stopped meanwhile
         with pytest.raises(ExecutorError, match=r"to be ready within 3 s \(`executor\.start_s`\)"):
-            assert second.wait() == []  # none is ready: a search may be stopped meanwhile
             waited(second)
 
 
