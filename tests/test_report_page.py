@@ -14,6 +14,7 @@ from secateur.search.show.inline_svg import picture
 from secateur.search.show.phases import phases
 from secateur.search.show.report import write_report
 from secateur.search.show.report_details import details, heat_of, titles
+from secateur.search.study.state import write_state
 from secateur.search.study.study import Study
 from tests.browser import look
 from tests.runs import SMALL, make_run, make_space, measure
@@ -176,6 +177,13 @@ def test_phases_follow_each_other(tmp_path):
     assert found[-1].end_tokens == run.study.spent.tokens
     plain = make_run(tmp_path / "plain", controller={"kind": "evolution", "start": "uniform"})
     assert [p.name for p in phases(plain)] == ["baselines", "search by evolution"]
+
+
+def test_the_state_of_the_run_is_told(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "State:" not in write_report(run)[0].read_text()  # a run of old
+    write_state(tmp_path / "run", "finished", "<its budget> is used up")
+    assert "State: finished: &lt;its budget&gt; is used up." in write_report(run)[0].read_text()
 
 
 def test_several_runs_share_a_page(run, tmp_path, secateur):

@@ -27,6 +27,7 @@ from secateur.search.show.screening import plot_screening, screened
 from secateur.search.show.summary import grouped, summary
 from secateur.search.show.values import shown
 from secateur.search.study.overlap import read_overlap
+from secateur.search.study.state import RunState, state_words
 from secateur.spaces.whole_file import whole_file
 
 DIRECTORY = "report"
@@ -137,6 +138,7 @@ def _part(run: Run, trial: Trial | None, prefix: str) -> dict[str, Any]:
         "directory": str(run.study.directory),
         "title": f"{facts['space']} search of {facts['model']}",
         "outlook": outlook(run),
+        "state": state_words(RunState(**facts["state"])) if facts["state"] else "",
         "numbers": {**tested(run), **numbers(facts)},
         "glance": _glance(facts),
         "pictures": _pictures(run, draw, prefix),
