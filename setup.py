@@ -9,7 +9,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOMS = ("search", "spaces", "pruners", "evaluators")
+ROOMS = ("search", "spaces", "pruners", "evaluators", "api")
 HERE = Path(__file__).parent
 REPOSITORY = tomllib.loads((HERE / "pyproject.toml").read_text("utf-8"))["tool"]["secateur"]["repository"]
 
@@ -23,6 +23,7 @@ def long_description() -> str:
 
 setup(
     packages=[
+        "secateur",
         *(
             f"secateur.{name}"
             for room in ROOMS
@@ -30,7 +31,7 @@ setup(
         ),
         "secateur.examples",
     ],
-    package_dir={f"secateur.{room}": room for room in (*ROOMS, "examples")},
+    package_dir={"secateur": "package", **{f"secateur.{room}": room for room in (*ROOMS, "examples")}},
     long_description=long_description(),
     long_description_content_type="text/markdown",
     project_urls={

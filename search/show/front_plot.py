@@ -27,6 +27,7 @@ from secateur.search.show.values import scaled, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LEAST_SPAN = 0.08
 """Least span of the horizontal axis, as a share of its largest value or of all weights; below it ticks look equal."""
@@ -124,18 +125,21 @@ class FrontPoints:
 
 
 def plot_front(
-    path: Path, run: Run, *, narrow: bool = False, link: Callable[[int], str] = lambda number: ""
-) -> None:
+    path: Path | None, run: Run, *, narrow: bool = False, link: Callable[[int], str] = lambda number: ""
+) -> Figure:
     """Plot of the first objective against the second, or against sparsity: all trials, front, baselines.
 
     The front is drawn as steps: what is reached at a place is what the next point on it reaches. With more than two
     objectives, of which the picture shows two, its points are not joined.
 
     Args:
-        path: of the picture.
+        path: of the picture; None: it is not written.
         run: with at least one feasible trial.
         narrow: for a telephone.
         link: address of a trial in a picture of the form SVG; "" for none.
+
+    Returns:
+        The figure.
     """
     points = FrontPoints(run)
     x, y, front = points.x, points.y, points.front
@@ -176,6 +180,7 @@ def plot_front(
             figure.legend(loc="outside lower center", ncols=2, fontsize=9)
         else:
             axes.legend(loc="best")
+    return figure
 
 
 def plot_fronts(path: Path, runs: Sequence[tuple[str, Run]], *, narrow: bool = False) -> None:

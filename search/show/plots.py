@@ -49,22 +49,24 @@ ANNOTATED_BLOCKS = 16  # most blocks for which an allocation's numbers fit into 
 
 
 @contextmanager
-def figure_at(path: Path, width: float, height: float) -> Iterator[Figure]:
+def figure_at(path: Path | None, width: float, height: float) -> Iterator[Figure]:
     """Figure that is written at the end, whole or not at all, without a window and without pyplot's state.
 
     Args:
-        path: of the picture, ``.png`` or ``.svg``.
+        path: of the picture, ``.png`` or ``.svg``; None: it is not written.
         width, height: inches.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    form = path.suffix.removeprefix(".")
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": path.stem}):  # ids differ between the pictures of a page
+    stem, form = ("", "") if path is None else (path.stem, path.suffix.removeprefix("."))
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": stem}):  # ids differ between the pictures of a page
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         yield figure
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as new:
             figure.savefig(new, format=form, dpi=160, metadata=_METADATA[form])

@@ -14,7 +14,7 @@ from secateur.search.errors import UsageError
 from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.spaces.plugins import GROUPS, points
 
-ROOMS = ("search", "spaces", "pruners", "evaluators")
+ROOMS = ("search", "spaces", "pruners", "evaluators", "api")
 
 
 def missing_code(directory: Path) -> list[str]:
@@ -46,6 +46,10 @@ def missing_code(directory: Path) -> list[str]:
     if all(digest == here for _, digest in found.values()):
         return []
     package = directory / "secateur"
+    top = importlib.import_module("secateur").__file__
+    if top is not None:  # else that of another version there would be found first
+        package.mkdir(parents=True, exist_ok=True)
+        _copy(Path(top), package / "__init__.py")
     for room in ROOMS:
         _copy(Path(importlib.import_module(f"secateur.{room}").__path__[0]), package / room)
     return [str(package), *copied_plugins(directory)]

@@ -1,0 +1,17 @@
+"""The way in from Python: commands as functions, runs with tables and pictures. ``import secateur`` gives the same."""
+
+from secateur.api.commands import evaluate, latency, prune, recover, search
+from secateur.api.runs import Found, Run, open_run
+from secateur.spaces.own_metrics import register_metric
+
+__all__ = [
+    "Found",
+    "Run",
+    "evaluate",
+    "latency",
+    "open_run",
+    "prune",
+    "recover",
+    "register_metric",
+    "search",
+]

@@ -1,0 +1,282 @@
+"""The commands as functions, with the command line's words as keyword arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from secateur.api.runs import Found, Run
+from secateur.search.errors import UsageError
+from secateur.search.files import read_yaml
+from secateur.search.results.pick import parse_bounds
+from secateur.spaces.methods import REGISTERED
+from secateur.spaces.own_metrics import register_metric
+
+if TYPE_CHECKING:
+    from secateur.evaluators.exporting import ExportSummary
+    from secateur.search.recovery.stage import Recovered
+
+Say = Callable[[str], None]
+Bos = bool | Literal["auto"]
+
+
+def silent(line: str) -> None:
+    """No progress."""
+
+
+def search(
+    settings: str | Path | Mapping[str, Any] | None = None,
+    *,
+    run: str | Path,
+    say: Say = silent,
+    **sections: Any,
+) -> Run:
+    """Start a search, or continue one where it stopped.
+
+    Args:
+        settings: a YAML file or a mapping like one; None: all at their defaults.
+        run: directory of the run; made if it is missing.
+        say: given progress, one line at a time, e.g. `print`.
+        sections: settings that override those, as in a file: ``model="tiny", space={"target": 0.5}``. The metric of
+            the space may be a function, see `register_metric`.
+
+    Returns:
+        The run; of a search in stages the last one.
+
+    Raises:
+        UsageError: if the settings are wrong, or the directory belongs to another search.
+
+    Example:
+        >>> run = secateur.search(run="runs/mine", model="tiny", space={"target": 0.5}, budget={"evaluations": 40})
+        >>> run.pick(sparsity=0.5).export("models/mine")
+    """
+    from secateur.search import app
+
+    given = read_yaml(Path(settings)) if isinstance(settings, str | Path) else settings
+    raw = _merged(given or {}, sections)
+    if isinstance(raw.get("space"), Mapping):
+        raw["space"] = _with_metrics(raw["space"])
+    return Run(app.run(run, say=say, **raw))
+
+
+def prune(
+    model: str,
+    *,
+    to: str | Path,
+    recipe: str | None = None,
+    sparsity: float | None = None,
+    calibration: str | None = None,
+    format: str | None = None,
+    text: str = "docs",
+    tokens: int = 8192,
+    window: int = 512,
+    bos: Bos = "auto",
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    say: Say = silent,
+    **limits: float | str,
+) -> ExportSummary:
+    """Prune a model by a recipe, measure it, and write a directory that stock transformers loads.
+
+    Args:
+        model: ``tiny``, a hub id, a directory or a .gguf file.
+        to: new or empty directory.
+        recipe: a file, or a name of ``secateur list recipes``; None: equal blocks for a stock class.
+        sparsity: share to prune, in [0, 1]; None: see the recipe.
+        calibration: text of a published recipe; None: ``docs``.
+        format: a name of ``secateur list formats``; None: the usual one.
+        text, tokens, window, bos: what the models are measured on.
+        dtype, device, trust_remote_code: how the model is loaded.
+        say: given progress, one line at a time.
+        limits: of the whole pruned model, in place of `sparsity`: ``max_params="0.7x"``, ``max_size="500MB"``.
+
+    Raises:
+        UsageError: if the recipe, the model or a text is not what it should be, or the format can't carry the model.
+    """
+    from secateur.search import app
+    from secateur.search.app.recipe_file import file_for
+
+    bounds = parse_bounds({name.replace("_", "-"): str(x) for name, x in limits.items()}) if limits else ()
+    if bounds and sparsity is not None:
+        raise UsageError("Expected `sparsity` or limits such as `max_params`, got both. Leave one out.")
+    file, chosen = file_for(recipe, sparsity, calibration, format, bounded=bool(bounds))
+    if chosen:
+        say(chosen)
+    return app.prune(
+        file,
+        model,
+        Path(to),
+        text=text,
+        tokens=tokens,
+        window=window,
+        bos=bos,
+        form=format,
+        bounds=bounds,
+        loading={"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code},
+        say=say,
+    )
+
+
+def evaluate(
+    model: str,
+    *,
+    text: str = "docs",
+    tokens: int = 8192,
+    window: int = 512,
+    bos: Bos = "auto",
+    tasks: Sequence[str] = (),
+    task_dir: str | Path | None = None,
+    samples: int | None = None,
+    verify: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    say: Say = silent,
+) -> dict[str, float | str | int]:
+    """Perplexity of a model, its share of zero weights, and its accuracy in tasks, by name.
+
+    Args:
+        model: ``tiny``, a hub id, a directory or a .gguf file.
+        text, tokens, window, bos: what it is measured on.
+        tasks: names of tasks of lm-eval.
+        task_dir: directory of their files.
+        samples: of each task; None: all.
+        verify: check the files of an export first.
+        dtype, device, trust_remote_code: how the model is loaded.
+        say: given progress, one line at a time.
+
+    Raises:
+        UsageError: if the model, the text or a task is wrong.
+    """
+    from secateur.search import app
+
+    directory = None if task_dir is None else Path(task_dir)
+    return app.evaluate(
+        model,
+        text=text,
+        n_tokens=tokens,
+        window=window,
+        bos=bos,
+        tasks=app.tasks_in(tasks, directory, samples, trusted=trust_remote_code),
+        verify=verify,
+        say=say,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def latency(
+    *models: str,
+    against: str | None = None,
+    batch: int = 1,
+    prompt: int = 512,
+    threads: int | None = None,
+    clock: Literal["wall", "cpu"] = "wall",
+    rounds: int = 20,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    say: Say = silent,
+) -> dict[str, Any]:
+    """A model's latencies by sub-layer, kept for latency objectives; or whole models beside a dense one.
+
+    Args:
+        models: one model for a table, or those to compare.
+        against: the dense model to compare with.
+        batch, prompt, threads, clock: conditions, see ``secateur latency --help``.
+        rounds: of measurements, at least ten.
+        dtype, device, trust_remote_code: how models are loaded.
+        say: given progress, one line at a time.
+
+    Returns:
+        What ``secateur latency --json`` prints, in milliseconds.
+
+    Raises:
+        UsageError: if a model or the conditions are wrong.
+    """
+    from secateur.search import app
+
+    if len(models) < 1 or (against is None and len(models) > 1):
+        raise UsageError(
+            f"Expected one model for a table, got {len(models)}. Compare several with `against`."
+        )
+    conditions = {"batch": batch, "prompt": prompt, "threads": threads, "clock": clock}
+    how: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    if against is not None:
+        return app.compare_latency(models, against, conditions, rounds=rounds, say=say, **how)
+    table, _ = app.measure_latency(models[0], conditions, rounds=rounds, say=say, **how)
+    return table.to_json()
+
+
+def recover(
+    run: Run | str | Path,
+    trials: Sequence[int | Found] = (),
+    *,
+    method: Literal["lora", "full", "norms"] = "lora",
+    loss: Literal["kl", "ce"] = "kl",
+    tokens: int = 65536,
+    lr: float | None = None,
+    rank: int = 16,
+    address: str | None = None,
+    say: Say = silent,
+    **bounds: float | str,
+) -> list[Recovered]:
+    """Train picked models with their zeros kept, and save them in the run's ``recovered``; the same call continues.
+
+    Args:
+        run: the run, or its directory.
+        trials: in place of `bounds`.
+        method: parameters that are trained.
+        loss: distillation from the dense model, or cross-entropy.
+        tokens: of training, repetitions included.
+        lr: learning rate; None: depends on the method.
+        rank: of the updates of ``lora``.
+        address: of a Ray cluster; None: a local one.
+        say: given progress, one line at a time.
+        bounds: as for `Run.pick`.
+
+    Raises:
+        UsageError: if Ray or PEFT is not installed, the run's model or data have changed, or no trial fits.
+    """
+    from secateur.search import app
+    from secateur.search.recovery.stage import recovery_settings
+
+    directory = run.directory if isinstance(run, Run) else Path(run)
+    view = app.open_run(directory)
+    settings = recovery_settings(method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, address=address)
+    numbers = [x.number if isinstance(x, Found) else x for x in trials]
+    chosen = [view.pick(number=number) for number in numbers]
+    if not chosen:
+        chosen = [view.pick(parse_bounds({name.replace("_", "-"): str(x) for name, x in bounds.items()}))]
+    return app.recover(directory, chosen, settings, say=say)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, those above last."""
+    found = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = _merged(found[key], value) if both else value
+    return found
+
+
+def _with_metrics(space: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``space`` with names in place of functions, which are registered."""
+
+    def name_of(metric: Any) -> Any:
+        if not callable(metric):
+            return metric
+        known = next((row.name for row in REGISTERED.values() if row.function is metric), None)
+        if known is None:
+            register_metric(metric)
+        return known or metric.__name__
+
+    found = dict(space)
+    if "metric" in found:
+        found["metric"] = name_of(found["metric"])
+    if isinstance(found.get("metrics"), list | tuple):
+        found["metrics"] = [name_of(metric) for metric in found["metrics"]]
+    return found
