@@ -71,12 +71,12 @@ def test_results_join_the_study_at_their_own_fidelity(study):
 def test_the_front_shows_it_beside_the_searched_trial(study):
     view = Run(study)
     picked = view.front()[1]
-    headings = [column.header for column in as_table(view, front_rows(view)).columns]
+    headings = [" ".join(str(column.header).split()) for column in as_table(view, front_rows(view)).columns]
     assert "test loss, recovered" not in headings
     stage(study, [picked.number]).run(trained, finish)
     rows = front_rows(view)
     table = as_table(view, rows)
-    (column,) = [c for c in table.columns if c.header == "test loss, recovered"]
+    (column,) = [c for c in table.columns if str(c.header).split() == ["test", "loss,", "recovered"]]
     assert [str(cell) for cell in column.cells].count("0.5000") == 1
     (found,) = [row for row in front_json(view, rows)["front"] if row["recovered"]]
     assert found["trial"] == picked.number
