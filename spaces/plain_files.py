@@ -1,7 +1,8 @@
-"""Plain files: a pipe from somebody else is waited for without end, a device is read without end."""
+"""Plain files: from somebody else a pipe is waited for and a device read without end, and a link leads anywhere."""
 
 from __future__ import annotations
 
+import errno
 import stat
 from pathlib import Path
 
@@ -22,3 +23,17 @@ def check_plain(*paths: Path) -> None:
             continue
         if kind is not None:
             raise ValueError(f"Expected {path} to be a plain file, got {kind}. Remove it.")
+
+
+def check_no_link(*paths: Path) -> None:
+    """Raise an OSError for a path that is about to be written and is a link to a file, or to nothing.
+
+    A run may come from somebody else, and what is written through its links would land outside it.
+    """
+    for path in paths:
+        if path.is_symlink() and (path.is_file() or not path.exists()):
+            raise FileExistsError(
+                errno.EEXIST,
+                f"Expected a file of its own, got a link to {path.readlink()}. Remove it",
+                str(path),
+            )

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from secateur.spaces.plain_files import check_no_link
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -14,6 +16,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     The new file is `path` with the suffix ``.new``. A killed process leaves it behind for the next write to overwrite.
     """
     new = path.with_name(path.name + ".new")
+    check_no_link(new)
     try:
         yield new
         new.replace(path)

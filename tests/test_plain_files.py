@@ -13,7 +13,9 @@ from secateur.pruners.models.loading import find_checkpoint
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.search.app import search
 from secateur.search.app.recipe_file import read_recipe
+from secateur.search.errors import UsageError
 from secateur.search.settings.settings import load_settings, settings_from
+from secateur.search.study.lock import RunLock
 from secateur.spaces.plain_files import check_plain
 from tests.runs import make_run
 
@@ -64,3 +66,32 @@ def test_missing_files_and_impossible_names_are_for_others_to_name(tmp_path):
     check_plain(tmp_path / "none", tmp_path, tmp_path / "\0", tmp_path / ("x" * 5000))
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     check_plain(tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", ["run.lock", "search.log", "measurements.jsonl", "study.json.new"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_nothing_is_written_through_a_link_of_somebody_elses_run(tmp_path, name, is_there):
+    run = make_run(tmp_path / "run", 3).study.directory
+    outside = tmp_path / "outside"
+    if is_there:
+        outside.write_text("mine")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(outside)
+    with pytest.raises(UsageError, match=f"got a link to {outside}. Remove it: {run / name}"):
+        RunLock(run)
+    assert (outside.read_text() if outside.exists() else None) == ("mine" if is_there else None)
+
+
+def test_a_picture_is_not_drawn_through_a_link(secateur, tmp_path):
+    run = make_run(tmp_path / "run", 3).study.directory
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (run / "report").mkdir()
+    (run / "report" / "front.png.new").symlink_to(outside)
+    code, _, err = secateur("front", run)
+    assert code == 0
+    assert f"got a link to {outside}" in err
+    code, _, err = secateur("report", run)
+    assert code != 0
+    assert err.count("\n") == 1
+    assert outside.read_text() == "mine"

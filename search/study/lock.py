@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from secateur.search.errors import BusyError
+from secateur.search.errors import BusyError, UsageError
+from secateur.spaces.plain_files import check_no_link
 
 
 def writer_of(directory: Path) -> str | None:
@@ -27,12 +28,21 @@ def writer_of(directory: Path) -> str | None:
     return f"process {pid} on {host}"
 
 
+def _check_links(directory: Path) -> None:
+    """Raise a UsageError for a link among the run's files; the lock of Optuna's journal is one."""
+    try:
+        check_no_link(*(path for path in directory.iterdir() if path.name != "optuna.log.lock"))
+    except FileExistsError as error:
+        raise UsageError(f"{error.strerror}: {error.filename}.") from None
+
+
 class RunLock:
     """Lock ``run.lock`` of a run directory, held until it is closed or its process ends.
 
     The kernel releases the lock of a dead process; a file left behind locks nothing.
 
     Raises:
+        UsageError: if a file that a driver writes in place is a link.
         BusyError: with host and process of the driver that holds it.
     """
 
@@ -40,6 +50,7 @@ class RunLock:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / self.NAME
+        _check_links(directory)
         self._lock = FileLock(self._path, blocking=False, thread_local=False, fallback_to_soft=False)
         try:
             self._lock.acquire()
