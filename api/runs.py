@@ -81,10 +81,17 @@ class Found:
         ratio = self.test_ratio
         facts = {} if ratio is None else {f"test loss / {ratio.of}": ratio.text}
         facts |= {f"test {name}": text for name, text in _shown(self.test or {}).items()}
-        return facts | _shown(self.values) | {"candidate": self.candidate}
+        return facts | self._searched() | {"candidate": self.candidate}
+
+    def _searched(self) -> dict[str, str]:
+        """Texts of the search's values; of a structured trial the removed shares, which are no sparsity."""
+        removed = self.run.view.removed(self._trial)
+        values = {name: x for name, x in self.values.items() if removed is None or name != "sparsity"}
+        shares = {f"of {part} removed": f"{share:.1%}" for part, share in (removed or {}).items()}
+        return _shown(values) | shares
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name} {text}" for name, text in _shown(self.values).items())
+        values = ", ".join(f"{name} {text}" for name, text in self._searched().items())
         ratio = self.test_ratio
         tested = "" if ratio is None else f", test loss {ratio.text} of {ratio.of}"
         return f"<trial {self.number} of {self.run.directory}: {values}{tested}>"

@@ -116,8 +116,13 @@ def test_tables_lead_with_the_test_ratio(runs):
     assert r"$\pm$" in latex
     json.dumps(compared_json(compared(runs)))  # plain
     run = runs[0]
-    assert [heading for heading, _ in columns(run)][:3] == ["trial", "test loss / baseline", "test loss"]
-    row = next(r for r in front_rows(run) if r.test_ratio and r.on_front)
+    rows = front_rows(run)
+    assert [heading for heading, _ in columns(run, rows)][:3] == [
+        "trial",
+        "test loss / baseline",
+        "test loss",
+    ]
+    row = next(r for r in rows if r.test_ratio and r.on_front)
     assert front_json(run, [row])["front"][0]["test_ratio"] == row.test_ratio.to_json()
     html = write_report(run)[0].read_text()
     best, _ = best_test(run, "0.6")

@@ -107,8 +107,8 @@ def _compared(trial: Trial, baselines: Mapping[str, Trial], known: Mapping[str, 
     return "" if ratio is None else f"{ratio:.2f}x the loss of {name} in the search"
 
 
-def columns(run: Run) -> list[tuple[str, Callable[[FrontRow], str]]]:
-    """Headings and cell texts of the columns of the front's table."""
+def columns(run: Run, rows: Sequence[FrontRow]) -> list[tuple[str, Callable[[FrontRow], str]]]:
+    """Headings and cell texts of the columns of the front's table, as far as its rows have something to show."""
 
     def value(name: str) -> Callable[[FrontRow], str]:
         return lambda row: shown(name, row.values[name], absent="–")
@@ -119,7 +119,6 @@ def columns(run: Run) -> list[tuple[str, Callable[[FrontRow], str]]]:
     def ppl(m: Measurement | None) -> str:
         return "" if m is None else shown("ppl", perplexity(m.values))
 
-    rows = front_rows(run)
     names = [*run.objectives, *(n for n in ("sparsity",) if n not in run.objectives)]
     known = [n for n in names if all(n in row.values for row in rows)]
     found: list[tuple[str, Callable[[FrontRow], str]]] = [("trial", lambda row: str(row.trial.number))]
@@ -150,7 +149,7 @@ def as_table(run: Run, rows: Sequence[FrontRow]) -> Table:
 
     table = Table(title=f"front of {run.study.directory}", caption=caption(run), title_justify="left")
     table.caption_justify, table.caption_style = "left", "dim"
-    cells = columns(run)
+    cells = columns(run, rows)
     for heading, _ in cells:
         is_text = heading in ("", run.space.shown_as)
         lines = "\n".join(wrap(heading, HEADING_WIDTH, break_long_words=False))

@@ -135,7 +135,7 @@ def _plot_losses(
     axes.set_title("Best loss of each target")
     if losses:
         place: dict[str, Any] = {} if narrow else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-        title = "sparsity: best loss\n(nats/token)"
+        title = "target: best loss\n(nats/token)"
         axes.legend(title=title, fontsize=9, title_fontsize=9, ncols=1 + narrow, **place)
 
 

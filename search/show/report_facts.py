@@ -22,13 +22,13 @@ def tested(run: Run) -> dict[str, str]:
     best = best_by_target(run.trials(), target_sparsities(feasible_baselines(run)))
     found = {label: against_baseline(run, trial) for label, trial in best.items()}
     return {
-        f"the loss of {x.of} on the test text, at sparsity {label}; ± 95 % over its windows": f"{x.text} ×"
+        f"the loss of {x.of} on the test text, {_at(run, label)}; ± 95 % over its windows": f"{x.text} ×"
         for label, x in found.items()
         if x is not None
     }
 
 
-def numbers(facts: Mapping[str, Any]) -> dict[str, str]:
+def numbers(run: Run, facts: Mapping[str, Any]) -> dict[str, str]:
     """Summary of the run in a few large numbers, by their captions."""
     spent = facts["spent"]
     n_blocks = spent["blocks"] + spent["blocks_saved"]
@@ -44,9 +44,14 @@ def numbers(facts: Mapping[str, Any]) -> dict[str, str]:
     }
     for label, best in facts["best"].items():
         if best["reference_loss"] > 0:
-            name = f"the loss of {best['reference']}, at sparsity {label}, on the search text"
+            name = f"the loss of {best['reference']}, {_at(run, label)}, on the search text"
             cards[name] = f"{best['loss'] / best['reference_loss']:.2f} ×"
     return cards
+
+
+def _at(run: Run, label: str) -> str:
+    """Target in words; the share that a structured model loses is no sparsity."""
+    return f"at {'the target' if run.structured else 'sparsity'} {label}"
 
 
 def measured(run: Run, trial: Trial) -> str:
