@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import inspect
 import textwrap
@@ -93,6 +94,6 @@ def _plain(value: Any) -> str:
         return f"dict({', '.join(sorted(f'{_plain(k)}: {_plain(v)}' for k, v in value.items()))})"
     if isinstance(value, set | frozenset):
         return f"set({', '.join(sorted(map(_plain, value)))})"
-    fields = getattr(type(value), "__dataclass_fields__", {})
-    held = ", ".join(f"{name}={_plain(getattr(value, name))}" for name in fields)
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    held = ", ".join(f"{field.name}={_plain(getattr(value, field.name))}" for field in fields)
     return f"{type(value).__module__}.{type(value).__qualname__}({held})"

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from secateur.pruners.calibration.cache import StatisticsCache
-from secateur.pruners.calibration.pool import build_pools
 from secateur.pruners.calibration.stream import mean_loss
-from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.runner import BlockRunner
-from secateur.pruners.models.shape import model_shape
 from secateur.pruners.recipes import units
 from secateur.pruners.recipes.blocks import plan_blocks
-from secateur.pruners.recipes.context import RecipeContext
 from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
 from secateur.pruners.recipes.units import plan_units
 from secateur.pruners.structure import bonsai
@@ -25,11 +19,11 @@ from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.choices import items_of, plain_of
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
-from tests.models import random_tokens, small_llama
+from tests.models import random_tokens
+from tests.recipe_contexts import CALIBRATION, small_context
 from tests.recipe_toy import recipe_space
 from tests.structures import take_few_passes
 
-CALIBRATION = {"sources": {"calibration": 1}, "samples": 4, "length": 32}
 GLOBAL = {"rule": "global", "normalise": "mean"}
 
 
@@ -39,10 +33,7 @@ def config(unit, sparsity, **changes):
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory):
-    anatomy = dissect(small_llama(n_layers=5))
-    pools = build_pools(anatomy, {"calibration": random_tokens(1, 512, seed=5)[0]}, look=False)
-    cache = StatisticsCache(tmp_path_factory.mktemp("statistics"), sys.maxsize)
-    return RecipeContext(anatomy, "toy", pools, cache, model_shape(anatomy, 8, 4), seed=0, dampening=0.01)
+    return small_context(tmp_path_factory.mktemp("statistics"), n_layers=5)
 
 
 def state(context):

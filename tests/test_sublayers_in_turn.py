@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 
-from secateur.pruners.calibration.cache import StatisticsCache
-from secateur.pruners.calibration.pool import build_pools
-from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.shape import model_shape
 from secateur.pruners.recipes.allocation.allocate import allocate
 from secateur.pruners.recipes.allocation.layers import Layer, RuleEvidence
 from secateur.pruners.recipes.allocation.sublayers import by_divergence, by_loss
-from secateur.pruners.recipes.context import RecipeContext
 from secateur.pruners.recipes.units import plan_units
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
-from tests.models import random_tokens, small_llama
+from tests.recipe_contexts import CALIBRATION, small_context
 from tests.structures import logits
-
-CALIBRATION = {"sources": {"calibration": 1}, "samples": 4, "length": 32}
 
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory):
-    anatomy = dissect(small_llama(n_layers=3))
-    pools = build_pools(anatomy, {"calibration": random_tokens(1, 512, seed=5)[0]}, look=False)
-    cache = StatisticsCache(tmp_path_factory.mktemp("statistics"), sys.maxsize)
-    return RecipeContext(anatomy, "toy", pools, cache, model_shape(anatomy, 8, 4), seed=0, dampening=0.01)
+    return small_context(tmp_path_factory.mktemp("statistics"), n_layers=3)
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,8 @@ def _n_first(run: Run) -> int:
 
 def _start(controller: Any) -> str:
     """Name of what a controller measures before its search, such as the probes of `sensitivity`; "" if nothing."""
-    first = getattr(controller, "start", None) or getattr(controller, "prior", None) or controller.kind
+    of = controller.model_dump()  # each kind has fields of its own
+    first = of.get("start") or of.get("prior") or of["kind"]
     return {"sensitivity": "sensitivity", "greedy": "greedy", "trust_region": "curvature"}.get(first, "")
 
 
