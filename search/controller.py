@@ -62,7 +62,7 @@ class Controller(ABC):
         """Learn from results, in any order, once a proposal; baselines, which it did not propose, are included."""
 
     ending: str = "it has proposed all that it has"
-    """Why it proposes nothing more, when it has finished."""
+    """Reason for the end of its proposals, once it has finished."""
 
     @property
     def n_measurements(self) -> int:

@@ -35,7 +35,7 @@ evaluator: {window: 64, calibration_tokens: 512, fidelities: [256, 512], test_to
 executor: {kind: ray, workers: 2, deterministic: true}
 """
 PARTS = {"agent": "ray::DashboardAgent", "raylet": "raylet", "gcs": "gcs_server"}
-"""What of Ray is killed, by a word of its command."""
+"""Processes of Ray that are killed: a name for the table, and a word of the process's command line."""
 
 VARYING = ("seconds", "started", "ended", "worker", "blocks", "blocks_saved")
 

@@ -103,7 +103,7 @@ class Teacher:
     def gradient(
         self, number: int, hidden: Float[Tensor, "batch length width"]
     ) -> Float[Tensor, "batch length width"]:
-        """That of ``T^2 KL(dense || live)`` at temperature T, a mean over the window's tokens, in the last states."""
+        """Gradient of ``T^2 KL(dense || live)`` in the last states: temperature T, a mean over the window's tokens."""
 
         def of_logits(chunk: int, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:
             dense = self.anatomy.logits(self.anatomy.tail(self._states[number][chunk])).float()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from secateur.pruners.models.loading import LoadedModel
 
 WINDOW, N_TOKENS = 256, 8192
-"""Of text on which routing is counted."""
+"""Tokens of text that routing is counted on, in windows of so many."""
 
 
 @usage_errors()

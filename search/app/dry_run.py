@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def dry_run(settings: Settings, directory: Path, say: Say = silent) -> dict[str, Any]:
-    """What a search would do; the model is loaded, since its parts are found by running a few tokens.
+    """Outline of a search before it runs; the model is loaded, since its parts are found by running a few tokens.
 
     Args:
         settings: of the search.

@@ -44,7 +44,7 @@ REGISTRIES: dict[str, tuple[Mapping[str, Any], str]] = {
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where settings come from, which makes no difference between equal ones.
+    """Origin of settings; equal settings are equal whatever theirs.
 
     Args:
         folders: that relative paths are looked for in.

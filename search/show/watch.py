@@ -67,7 +67,7 @@ class Watch:
 
 
 def preparing(directory: Path) -> str:
-    """What a run that has no study yet is doing: the last line of its log."""
+    """Progress of a run that has no study yet: the last line of its log."""
     with contextlib.suppress(OSError):
         lines = (directory / LOG).read_text(encoding="utf-8").splitlines()
         return f"preparing: {lines[-1].partition(' ')[2]}" if lines else "preparing"

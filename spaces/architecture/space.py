@@ -225,7 +225,7 @@ class ArchitectureSpace(StructuredSpace, SeparableSpace[Architecture]):
 
 
 def _inside(levels: BlockLevels) -> str:
-    """What of the channels within experts there may be, for errors."""
+    """Numbers of channels within experts that a block may keep, in words for errors."""
     routed = f" with {levels.channels} channels each (0: all)" if len(levels.channels) > 1 else ""
     return routed + (f" and {levels.shared} of the shared ones" if len(levels.shared) > 1 else "")
 

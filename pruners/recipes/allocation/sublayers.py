@@ -21,7 +21,7 @@ from secateur.pruners.recipes.allocation.layers import Ints, Layer, RuleEvidence
 from secateur.pruners.recipes.context import Sample
 
 Distance = Callable[[Float[Tensor, "windows length width"]], float]
-"""Of a model from the dense one, by its last hidden states; lower is better."""
+"""Distance between a model and the dense one, from the model's last hidden states; lower is better."""
 
 
 def in_turn(layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float) -> Ints:
