@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.spaces.levels import n_zeros
-from secateur.spaces.methods import Comparison
+from secateur.spaces.method import Comparison
 
 MAX_LEVELS = 255
 """Ranks are stored in one byte; 255 means "never pruned"."""

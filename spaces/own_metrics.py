@@ -7,15 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from secateur.spaces.methods import (
-    METRICS,
-    RECONSTRUCTIONS,
-    REGISTERED,
-    Comparison,
-    Gradients,
-    MethodRow,
-    Needs,
-)
+from secateur.spaces.method import Comparison, Gradients, MethodRow, Needs
+from secateur.spaces.methods import METRICS, RECONSTRUCTIONS, REGISTERED
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -29,7 +29,7 @@ from transformers import (
 from secateur.pruners.export.export import export_structured
 from secateur.pruners.export.manifest import UNSTRUCTURED, Manifest
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.structure.pruner import prune_structure
+from secateur.pruners.structure.pruning import prune_structure
 from secateur.spaces.architecture.candidate import Kept
 
 VOCABULARY = 272  # more than the tokenizer has

@@ -17,7 +17,7 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.models.shape import model_shape
-from secateur.pruners.structure.pruner import prune_structure
+from secateur.pruners.structure.pruning import prune_structure
 from secateur.pruners.structure.reorder import ImportanceOrdered, reorder
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import prune

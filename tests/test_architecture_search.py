@@ -15,7 +15,7 @@ from secateur.evaluators.training.trainer import Trainer
 from secateur.pruners.export.manifest import MANIFEST
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import fixed_macs, model_shape
-from secateur.pruners.structure.pruner import prune_structure
+from secateur.pruners.structure.pruning import prune_structure
 from secateur.search import app
 from secateur.search.app.session import plan
 from secateur.search.errors import UsageError

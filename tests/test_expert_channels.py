@@ -13,7 +13,7 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.shape import model_shape
 from secateur.pruners.structure.method import StructureMethod
-from secateur.pruners.structure.pruner import prune_structure
+from secateur.pruners.structure.pruning import prune_structure
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Architecture, Kept, read_kept
 from secateur.spaces.architecture.cost import cost

@@ -12,7 +12,7 @@ from secateur.pruners.export.export import check_structured, export_structured
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.shape import model_shape
 from secateur.pruners.structure.method import StructureMethod
-from secateur.pruners.structure.pruner import prune_structure
+from secateur.pruners.structure.pruning import prune_structure
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.cost import cost

@@ -148,7 +148,7 @@ BROKEN = {
 
 
 WRONG = """
-    from secateur.spaces.methods import MethodRow, Parameter
+    from secateur.spaces.method import MethodRow, Parameter
 
     NUMBER = 3
     TAKEN = MethodRow("wanda", "metric", "weights", "extra.metric:function", "one")

@@ -16,7 +16,7 @@ from secateur.pruners.depth.mka import by_similarity, diffusion_map, neighbour_s
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.stock import stock_model
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.structure.pruner import prune_structure
+from secateur.pruners.structure.pruning import prune_structure
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.methods import DEPTH_REPAIRS
 from secateur.spaces.recipe.form import completed

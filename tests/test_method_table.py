@@ -17,7 +17,9 @@ from secateur.pruners.formulas.terminals import needs
 from secateur.pruners.recipes.allocation.threshold import NORMALISATIONS
 from secateur.search.app.methods import method_rows
 from secateur.search.cli.lists import as_markdown
-from secateur.spaces.methods import METHODS, RULES, SIGNATURES, TABLE, Gradients, MethodRow
+from secateur.spaces.method import SIGNATURES, Gradients, MethodRow
+from secateur.spaces.method_table import METHODS, TABLE
+from secateur.spaces.methods import RULES
 from secateur.spaces.plugins import resolve
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,8 @@ from secateur.search.errors import UsageError
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import load_settings
 from secateur.spaces import plugins
-from secateur.spaces.methods import METRICS, REGISTERED, MethodRow, is_path, metrics_of
+from secateur.spaces.method import MethodRow
+from secateur.spaces.methods import METRICS, REGISTERED, is_path, metrics_of
 from secateur.spaces.own_metrics import HeldMethod, held_methods, hold, register_metric
 from secateur.spaces.source import source_sha256
 

@@ -14,7 +14,7 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.method import StructureMethod, importance_order, query_order
-from secateur.pruners.structure.pruner import prune_structure
+from secateur.pruners.structure.pruning import prune_structure
 from secateur.pruners.structure.reorder import ImportanceOrdered, reorder_by
 from secateur.pruners.structure.store import StructureStore, build_structure
 from secateur.spaces.architecture.candidate import Kept

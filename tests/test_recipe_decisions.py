@@ -24,7 +24,7 @@ from secateur.pruners.recipes.pruner import RecipePruner
 from secateur.pruners.recipes.weight_pruning import spread_step
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import prune
-from secateur.spaces.methods import MethodRow
+from secateur.spaces.method import MethodRow
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
 from tests.models import count_zeros, random_tokens, small_llama

@@ -7,6 +7,7 @@ import pytest
 
 from secateur.pruners.recipes.blend import Blend
 from secateur.pruners.weights.method import Method
+from secateur.spaces.method import UNITS
 from secateur.spaces.methods import (
     CUT_REPAIRS,
     DEPTH,
@@ -19,7 +20,6 @@ from secateur.spaces.methods import (
     REPAIRS,
     STREAM_REPAIRS,
     UNIT_RECONSTRUCTIONS,
-    UNITS,
     UPDATES,
 )
 from secateur.spaces.recipe import keys

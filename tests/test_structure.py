@@ -13,7 +13,7 @@ from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import FAMILIES, dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import check_kept
-from secateur.pruners.structure.pruner import prune_structure
+from secateur.pruners.structure.pruning import prune_structure
 from secateur.spaces.architecture.candidate import Kept, read_kept
 from secateur.spaces.methods import CUT_REPAIRS
 from tests.structures import CONFIGS, GROUPED, KEPT, TOKENS, build, close, logits, make_case

@@ -18,7 +18,7 @@ from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.llm_bip import contributions
 from secateur.pruners.structure.method import importance_order
-from secateur.pruners.structure.pruner import prune_structure
+from secateur.pruners.structure.pruning import prune_structure
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.methods import CUT_REPAIRS, IMPORTANCES
 from tests.structures import CONFIGS, TOKENS, build, logits, take_few_passes

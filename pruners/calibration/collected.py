@@ -19,7 +19,7 @@ from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.experts.evidence import SUMS, ExpertEvidence
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.stores.block_files import digest_of
-from secateur.spaces.methods import Detail
+from secateur.spaces.method import Detail
 
 Pieces: TypeAlias = Sequence[dict[str, Tensor]]
 """Tensors of each block, by name."""

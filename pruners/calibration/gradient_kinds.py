@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.pruners.models.anatomy import Linear
-from secateur.spaces.methods import Gradients
+from secateur.spaces.method import Gradients
 
 Kind: TypeAlias = Gradients
 """The last five have passes of their own: `pass_kinds.PASS_KINDS`; the others are `KINDS`."""

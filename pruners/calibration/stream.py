@@ -18,7 +18,7 @@ from secateur.pruners.experts.evidence import ExpertEvidence, MixtureRecorder
 from secateur.pruners.experts.routing import every_token
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
-from secateur.spaces.methods import Detail
+from secateur.spaces.method import Detail
 
 BATCH_TOKENS = 4096
 

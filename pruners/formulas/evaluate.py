@@ -12,7 +12,7 @@ from secateur.pruners.formulas.operations import OPERATIONS
 from secateur.pruners.formulas.terminals import Terminals
 from secateur.pruners.masks import as_groups
 from secateur.spaces.formulas.tree import Tree, fold
-from secateur.spaces.methods import Comparison
+from secateur.spaces.method import Comparison
 
 LARGEST = torch.finfo(torch.float32).max
 """Beyond it a value counts as infinite in fp64, too, so that both refuse the same formulas."""

@@ -13,7 +13,7 @@ from secateur.pruners.formulas.evaluate import FormulaError, scores
 from secateur.pruners.formulas.terminals import Terminals, some_rows
 from secateur.pruners.masks import prune_ranks
 from secateur.spaces.formulas.tree import Tree
-from secateur.spaces.methods import Comparison
+from secateur.spaces.method import Comparison
 
 
 def fingerprint(

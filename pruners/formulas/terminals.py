@@ -15,7 +15,7 @@ from secateur.pruners.linalg import inverse_factor
 from secateur.pruners.models.anatomy import Linear
 from secateur.spaces.formulas.operators import OPERATORS, TERMINALS
 from secateur.spaces.formulas.tree import Apply, Constant, Terminal, Tree, subtrees
-from secateur.spaces.methods import Detail
+from secateur.spaces.method import Detail
 
 Terminals: TypeAlias = Mapping[str, Float[Tensor, "_ _"]]
 """By name, as matrices: W and G ``out in``; X, H and C ``1 in``; R ``out 1``; P ``1 1``."""

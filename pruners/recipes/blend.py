@@ -16,7 +16,7 @@ from secateur.pruners.calibration.statistics import InputStatistics, ModelStatis
 from secateur.pruners.models.anatomy import Linear, Role
 from secateur.pruners.models.layout import Placement, SublayerLayout
 from secateur.pruners.structure.evidence import Evidence
-from secateur.spaces.methods import Comparison, Detail
+from secateur.spaces.method import Comparison, Detail
 
 Order = Literal["none", "first", "second", "mixed"]
 Absolute = Literal["element", "vector"]

@@ -19,14 +19,13 @@ from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.experts import check_mixtures
 from secateur.pruners.recipes.metric import importance_of
 from secateur.spaces.formulas.metric import formula_of
+from secateur.spaces.method import Detail, Unit
 from secateur.spaces.methods import (
     BLOCK_RECONSTRUCTIONS,
     MODEL_RECONSTRUCTIONS,
     REPAIRS,
     STREAM_REPAIRS,
     UNIT_RECONSTRUCTIONS,
-    Detail,
-    Unit,
     metrics_of,
 )
 from secateur.spaces.names import nearest

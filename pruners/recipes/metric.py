@@ -18,7 +18,8 @@ from secateur.pruners.structure.method import check_importance
 from secateur.pruners.weights.method import Method
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.tree import Tree
-from secateur.spaces.methods import IMPORTANCES, Detail
+from secateur.spaces.method import Detail
+from secateur.spaces.methods import IMPORTANCES
 from secateur.spaces.recipe.keys import BLEND
 
 Ranking: TypeAlias = Method | Blend

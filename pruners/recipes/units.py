@@ -24,7 +24,8 @@ from secateur.pruners.structure.kprune import KeptNumbers
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
-from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, UNIT_RECONSTRUCTIONS, Detail
+from secateur.spaces.method import Detail
+from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, UNIT_RECONSTRUCTIONS
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def _layer(layout: SublayerLayout, score: Float[Tensor, " units"], context: Reci
 
 
 def _highest(score: Float[Tensor, " units"], units: Sequence[int], n_kept: int) -> tuple[int, ...]:
-    """Those of some units that score highest, by number; of equal ones those with the larger numbers."""
+    """Numbers of the units with the highest scores, ascending; of equal scores the larger numbers are kept."""
     order = score[list(units)].argsort(stable=True).flip(0)[:n_kept]
     return tuple(sorted(units[place] for place in order.tolist()))
 

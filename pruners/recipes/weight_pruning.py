@@ -25,12 +25,8 @@ from secateur.pruners.recipes.metric import Ranking
 from secateur.pruners.recipes.plan import key_of
 from secateur.pruners.weights.mask_repairs import Masked
 from secateur.pruners.weights.method import Method
-from secateur.spaces.methods import (
-    BLOCK_RECONSTRUCTIONS,
-    MASK_REPAIRS,
-    Detail,
-    MethodRow,
-)
+from secateur.spaces.method import Detail, MethodRow
+from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, MASK_REPAIRS
 
 Counts = Mapping[str, int]
 """Zeros of each projection by its full name."""

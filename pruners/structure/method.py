@@ -11,14 +11,8 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.structure.evidence import Evidence
-from secateur.spaces.methods import (
-    CUT_REPAIRS,
-    EXPERT_IMPORTANCES,
-    EXPERT_REPAIRS,
-    IMPORTANCES,
-    UNIT_REPAIRS,
-    Detail,
-)
+from secateur.spaces.method import Detail
+from secateur.spaces.methods import CUT_REPAIRS, EXPERT_IMPORTANCES, EXPERT_REPAIRS, IMPORTANCES, UNIT_REPAIRS
 from secateur.spaces.names import nearest
 
 

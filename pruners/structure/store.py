@@ -36,7 +36,8 @@ from secateur.pruners.structure.reorder import Count, ImportanceOrdered, reorder
 from secateur.pruners.weights.level_store import CACHE_BYTES
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.scores import Scores
-from secateur.spaces.methods import CUT_REPAIRS, Detail
+from secateur.spaces.method import Detail
+from secateur.spaces.methods import CUT_REPAIRS
 
 _INFLUENCE = "influence"
 

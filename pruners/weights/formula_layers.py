@@ -16,7 +16,7 @@ from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.weights.formula_store import TerminalStore
 from secateur.spaces.formulas.metric import formula_of
 from secateur.spaces.formulas.tree import Tree
-from secateur.spaces.methods import Comparison
+from secateur.spaces.method import Comparison
 
 PROBES_A_MODEL = 4
 LEVELS = (0.3, 0.7)

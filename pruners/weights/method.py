@@ -19,7 +19,8 @@ from secateur.pruners.masks import prune_ranks
 from secateur.pruners.models.anatomy import Linear
 from secateur.pruners.stores.block_files import recorded
 from secateur.spaces.formulas.tree import Tree, plain, terminals_in
-from secateur.spaces.methods import METRICS, RECONSTRUCTIONS, Comparison, Detail, MethodRow
+from secateur.spaces.method import Comparison, Detail, MethodRow
+from secateur.spaces.methods import METRICS, RECONSTRUCTIONS
 from secateur.spaces.names import nearest
 
 

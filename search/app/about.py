@@ -15,7 +15,7 @@ from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.settings.settings import Settings, identity, resolved
 from secateur.search.study.about import ABOUT, About, read_about
-from secateur.spaces.methods import METHODS
+from secateur.spaces.method_table import METHODS
 from secateur.spaces.registry import SPACES
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Any
 
 from secateur.search.settings.settings import Settings, resolved
 from secateur.search.study.about import About
-from secateur.spaces.methods import METHODS, own_row
+from secateur.spaces.method_table import METHODS
+from secateur.spaces.methods import own_row
 
 PREFIX = "source of "
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from secateur.spaces.methods import METHODS, RULES, MethodRow
+from secateur.spaces.method import MethodRow
+from secateur.spaces.method_table import METHODS
+from secateur.spaces.methods import RULES
 
 Row = dict[str, str]
 

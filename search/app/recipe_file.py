@@ -14,7 +14,8 @@ from secateur.search.app.pruning_file import CALIBRATION, PruningFile, checked
 from secateur.search.app.stock import SHARE, STOCK, stock_file
 from secateur.search.errors import UsageError
 from secateur.search.files import read_yaml
-from secateur.spaces.methods import RULES, Unit
+from secateur.spaces.method import Unit
+from secateur.spaces.methods import RULES
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.form import completed

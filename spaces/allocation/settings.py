@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from secateur.spaces.allocation.space import AllocationSpace
 from secateur.spaces.formulas.metric import MetricName
 from secateur.spaces.levels import Sparsities, levels_around, levels_by_weights
-from secateur.spaces.methods import Comparison
+from secateur.spaces.method import Comparison
 from secateur.spaces.shape import Granularity, ModelShape, Prunable, group, split_protected
 from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
 

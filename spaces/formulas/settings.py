@@ -12,7 +12,7 @@ from secateur.spaces.formulas.operators import OPERATORS
 from secateur.spaces.formulas.random_trees import Palette
 from secateur.spaces.formulas.space import FormulaSpace
 from secateur.spaces.formulas.tree import Bounds
-from secateur.spaces.methods import Comparison
+from secateur.spaces.method import Comparison
 from secateur.spaces.section import Section
 from secateur.spaces.shape import ModelShape, Prunable, split_protected
 from secateur.spaces.space_settings import SpaceSettings

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from secateur.spaces.method import Unit
 from secateur.spaces.methods import (
     MODEL_RECONSTRUCTIONS,
     RULES,
     UNIT_RECONSTRUCTIONS,
-    Unit,
     has_scores,
     repairs_itself,
 )

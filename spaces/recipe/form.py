@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.spaces.formulas.metric import formula_of, metric_of
+from secateur.spaces.method import UNITS
 from secateur.spaces.methods import (
     MODEL_RECONSTRUCTIONS,
     RULES,
     UNIT_RECONSTRUCTIONS,
-    UNITS,
     has_scores,
     repairs_itself,
 )

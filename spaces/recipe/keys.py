@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from secateur.spaces.methods import IMPORTANCES, REPAIRS, RULES, Unit, metrics_of, searched
+from secateur.spaces.method import Unit
+from secateur.spaces.methods import IMPORTANCES, REPAIRS, RULES, metrics_of, searched
 
 BLEND = "blend"
 BLENDED: tuple[Unit, ...] = ("weights", "structure")

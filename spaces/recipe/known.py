@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.spaces.methods import TABLE, Unit
+from secateur.spaces.method import Unit
+from secateur.spaces.method_table import TABLE
 
 
 @dataclass(frozen=True)

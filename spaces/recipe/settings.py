@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from secateur.spaces.architecture.cost import ShareOf, block_shares
 from secateur.spaces.formulas.metric import MetricName
-from secateur.spaces.methods import REPAIRS, RULES, Unit, metrics_of, searched
+from secateur.spaces.method import Unit
+from secateur.spaces.methods import REPAIRS, RULES, metrics_of, searched
 from secateur.spaces.recipe.choices import Subspace, Tree, items_of_known
 from secateur.spaces.recipe.keys import (
     BLEND,

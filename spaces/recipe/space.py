@@ -10,7 +10,7 @@ import numpy as np
 from secateur.spaces.architecture.candidate import GONE
 from secateur.spaces.architecture.cost import cost, dense_of
 from secateur.spaces.levels import check_ascending, n_zeros
-from secateur.spaces.methods import Unit
+from secateur.spaces.method import Unit
 from secateur.spaces.recipe.candidate import DENSE, Recipe
 from secateur.spaces.recipe.choices import Choice, Items, Subspace, Tree, items_of, items_of_known, plain_of
 from secateur.spaces.shape import ModelShape

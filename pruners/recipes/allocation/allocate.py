@@ -10,7 +10,8 @@ from typing import Any
 from secateur.pruners.recipes.allocation.filling import wanted_weights
 from secateur.pruners.recipes.allocation.layers import Layer, RuleEvidence
 from secateur.pruners.recipes.context import RecipeContext, Sample
-from secateur.spaces.methods import RULES, Unit
+from secateur.spaces.method import Unit
+from secateur.spaces.methods import RULES
 from secateur.spaces.names import nearest
 
 
@@ -70,7 +71,7 @@ def removed(
 def measured(
     rule: str, parameters: Mapping[str, Any], context: RecipeContext, sample: Sample, sparsity: float
 ) -> tuple[float, ...]:
-    """What a rule's row measures of each layer, once for its windows and the parameters that the measure takes."""
+    """Measurement of each layer by a rule's `MethodRow.measure`, made once for equal windows and parameters."""
     row = RULES[rule]
     taken = inspect.signature(row.measure).parameters
     known = {"sparsity": sparsity, **_complete(rule, parameters)}
