@@ -1,4 +1,7 @@
-"""Pruning methods by stage and unit: those of the table, of installed packages, and of one's own."""
+"""Pruning methods by stage and unit: those of the table, of installed packages, and of one's own.
+
+Packages that add methods import `MethodRow` and `Parameter` from here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from functools import cached_property
 from itertools import chain
 from typing import Literal, get_args
 
-from secateur.spaces.method import UNITS, Comparison, MethodRow, Needs, Scope, Stage, Unit
+from secateur.spaces.method import UNITS, Comparison, Needs, Scope, Stage, Unit
+from secateur.spaces.method import MethodRow as MethodRow  # noqa: PLC0414  exported, for other packages
+from secateur.spaces.method import Parameter as Parameter  # noqa: PLC0414  likewise
 from secateur.spaces.method_table import METHODS
 from secateur.spaces.plugins import resolve
 

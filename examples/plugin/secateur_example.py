@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secateur.spaces.method import MethodRow
+from secateur.spaces.methods import MethodRow
 
 if TYPE_CHECKING:  # the row alone loads no torch
     import torch
