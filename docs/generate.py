@@ -183,14 +183,22 @@ def python() -> Iterator[str]:
     yield f"Written from the docstrings of `{module.__name__}`.\n"
     for name in module.__all__:
         found = getattr(module, name)
+        if inspect.ismodule(found):  # `secateur.search` is a room, too
+            found = getattr(import_module("secateur.api"), name)
         if callable(found):
+            yield f"## {name}\n"
             yield from _callable(f"{module.__name__}.{name}", found)
+        if inspect.isclass(found):
+            for key, method in vars(found).items():
+                if inspect.isfunction(method) and not key.startswith("_"):
+                    yield f"### {name}.{key}\n"
+                    yield from _callable(f"{name}.{key}", method)
 
 
 def _callable(name: str, found: Any) -> Iterator[str]:
-    yield f"## {name.rpartition('.')[2]}\n"
     try:
         signature = re.sub(r"'([^']*)'", r"\1", str(inspect.signature(found)))
+        signature = re.sub(r"<(?:function|class|object) '?([\w.]+)[^>]*>", r"\1", signature)
     except ValueError:
         signature = "(...)"
     yield f"```text\n{name}{signature}\n```\n"
