@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.usable import check_finite
 from secateur.pruners.stores.block_files import LevelStoreError, load_tensors, save_tensors
 
 CHUNK_TOKENS = 128
@@ -98,6 +99,7 @@ class Teacher:
         if self._stored is not None:
             return
         states = anatomy.tail(hidden()).flatten(0, 1)
+        check_finite(states, "states of the dense model")
         if not keep:
             self._states = states
             return
@@ -164,7 +166,9 @@ def _probabilities(anatomy: Anatomy, states: Float[Tensor, "tokens width"]) -> d
     entropy = torch.empty(n_tokens, dtype=torch.float64, device=device)
     for start in range(0, n_tokens, CHUNK_TOKENS):
         at = slice(start, start + CHUNK_TOKENS)
-        probabilities[at] = anatomy.logits(states[at]).float().softmax(-1) * _SCALE
+        logits = anatomy.logits(states[at])
+        check_finite(logits, "logits of the dense model")
+        probabilities[at] = logits.float().softmax(-1) * _SCALE
         entropy[at] = _negative_entropy(probabilities[at].float())
     return {"probabilities": probabilities, "negative_entropy": entropy}
 

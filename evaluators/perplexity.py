@@ -17,6 +17,7 @@ from secateur.pruners.calibration.tokens import bos_token, tokens_sha256
 from secateur.pruners.models.account import zeros_of
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model
+from secateur.pruners.models.usable import check_finite, check_windows
 
 
 @torch.no_grad()
@@ -31,8 +32,9 @@ def cross_entropy(model: nn.Module, tokens: Int[Tensor, "windows length"], first
     device = next(model.parameters()).device
     total = 0.0
     for window in tokens.to(device):
-        logits = model(input_ids=window[None], use_cache=False).logits[0, first:-1].float()
-        total += float(nn.functional.cross_entropy(logits, window[first + 1 :], reduction="sum"))
+        logits = model(input_ids=window[None], use_cache=False).logits[0, first:-1]
+        check_finite(logits, "logits")
+        total += float(nn.functional.cross_entropy(logits.float(), window[first + 1 :], reduction="sum"))
     return total / (tokens.shape[0] * (tokens.shape[1] - 1 - first))
 
 
@@ -44,6 +46,7 @@ def evaluate_model(
     n_tokens: int = 8192,
     window: int = 512,
     bos: bool | Literal["auto"] = "auto",
+    allow_long_windows: bool = False,
     tasks: TaskPlan | None = None,
     say: Callable[[str], None] = lambda line: None,
     **loading: Any,
@@ -56,6 +59,7 @@ def evaluate_model(
         n_tokens: tokens to measure on, a multiple of `window`.
         window: tokens that the model sees at once.
         bos: see `bos_token`.
+        allow_long_windows: see `check_windows`.
         say: given progress, one line at a time.
         loading: of `load_model`: dtype, device, trust_remote_code.
 
@@ -70,6 +74,7 @@ def evaluate_model(
     content = Text(part, text, load_text(text, part, say))
     say(f"loading {name}")
     loaded = load_model(name, say=say, **{"device": "auto", **loading})
+    check_windows(loaded.model, window, allow_long=allow_long_windows)
     begun = bos_token(loaded.tokenizer, bos)
     anatomy = dissect(loaded.model, begun)
     tokens = windows(loaded.tokenizer, content, window, n_tokens, bos=begun, say=say)

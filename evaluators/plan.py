@@ -31,6 +31,7 @@ class SessionPlan:
         tasks: to measure candidates in, at the largest fidelity of the search; None: no tasks.
         bos: see `bos_token`.
         moe_all_experts: see `Anatomy.all_experts`.
+        allow_long_windows: see `check_windows`.
         curvature: fidelity of the curvature of the dense model, on calibration windows; None: no effects are asked for.
         folders: that a relative path of the model is looked for in, see `located`.
     """
@@ -53,6 +54,7 @@ class SessionPlan:
     tasks: TaskPlan | None = None
     bos: bool | Literal["auto"] = "auto"
     moe_all_experts: bool = False
+    allow_long_windows: bool = False
     measures: tuple[str, ...] = ()
     curvature: Fidelity | None = None
     folders: tuple[Path, ...] = ()

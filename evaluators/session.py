@@ -30,6 +30,7 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import EMBEDDED, LoadedModel, load_model
 from secateur.pruners.models.shape import prunables
+from secateur.pruners.models.usable import check_windows
 from secateur.pruners.pruner import Config, DenseModel, pruner_class
 from secateur.spaces.latency import LatencyTable
 from secateur.spaces.located import located
@@ -80,6 +81,8 @@ class Session:
             check=partial(pruner_class(plan.space).check_config, plan.space),
             say=say,
         )
+        for length in (plan.window, *plan.space.window_lengths):
+            check_windows(self.loaded.model, length, allow_long=plan.allow_long_windows)
         self.anatomy: Anatomy = replace(
             dissect(self.loaded.model, bos_token(self.loaded.tokenizer, plan.bos)),
             all_experts=plan.moe_all_experts,

@@ -73,6 +73,11 @@ class SpaceSettings(Section):
         return self
 
     @property
+    def window_lengths(self) -> tuple[int, ...]:
+        """Tokens of windows that candidates choose, beside those of the evaluator."""
+        return ()
+
+    @property
     def n_text_tokens(self) -> int:
         """Largest number of tokens of each text."""
         return 0

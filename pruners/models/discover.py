@@ -13,6 +13,7 @@ from secateur.pruners.models.experts import split_experts
 from secateur.pruners.models.mixers import MixesTokens, find_mixers, is_kept
 from secateur.pruners.models.probe import check_blocks, mixes_tokens
 from secateur.pruners.models.tail import find_tail
+from secateur.pruners.models.usable import NotFiniteError
 
 # The values of `model_type` that tests run; others that are built alike work too.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "opt", "gpt2", "gpt_neox")
@@ -35,6 +36,8 @@ def dissect(model: nn.Module, bos: int | None = None) -> Anatomy:
     """
     try:
         return _dissect(model, bos)
+    except NotFiniteError:
+        raise
     except ValueError as error:
         family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise ValueError(

@@ -21,6 +21,7 @@ from secateur.pruners.models.checkpoints.gguf_file import open_gguf
 from secateur.pruners.models.checkpoints.hub import fetched, open_hub
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.pruners.models.experts import joined_experts
+from secateur.pruners.models.usable import check_vocabulary, check_weights
 from secateur.spaces.names import did_you_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -88,6 +89,8 @@ def load_model(
     with quiet():
         model, tokenizer, stored = _load(checkpoint, precision, trust_remote_code, check, spread=spread)
     model.eval().requires_grad_(False)
+    check_weights(model)
+    check_vocabulary(model, tokenizer)
     if not spread:
         model.to(target)
     return LoadedModel(model, tokenizer, name, checkpoint, stored)

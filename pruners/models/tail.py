@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from secateur.pruners.models.usable import check_finite
+
 N_TOKENS = 2
 
 
@@ -45,6 +47,7 @@ def find_tail(
     tokens = torch.arange(N_TOKENS, device=head.weight.device)[None]
     with _recording(model, container, head) as record:
         wanted = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
+    check_finite(wanted, "logits of the dense model")
     tail = nn.Sequential(*record.after)
     if record.hidden is None or not record.head_ran:
         raise ValueError("Expected the model to run its last block and then its head, but it did not.")

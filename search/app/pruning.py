@@ -37,6 +37,7 @@ def prune(  # noqa: PLR0913  # the options of a command
     tokens: int = 8192,
     window: int = 512,
     bos: bool | Literal["auto"] = "auto",
+    allow_long_windows: bool = False,
     form: str | None = None,
     bounds: Sequence[Bound] = (),
     loading: dict[str, Any] | None = None,
@@ -53,6 +54,7 @@ def prune(  # noqa: PLR0913  # the options of a command
         tokens: to measure on, a multiple of `window`.
         window: tokens that the model sees at once.
         bos: begin windows with the tokenizer's BOS token; ``auto``: where it does so by itself.
+        allow_long_windows: permit windows longer than the model's positions, where these are not learned.
         form: a name that ``secateur list formats`` shows; None: the usual one.
         bounds: upper limits of the whole pruned model, met by the least share that does; none: the file's share.
         loading: ``dtype``, ``device`` and ``trust_remote_code``.
@@ -65,6 +67,7 @@ def prune(  # noqa: PLR0913  # the options of a command
     from secateur.evaluators.data.text import measured_address
     from secateur.evaluators.data.windows import EvaluationData
     from secateur.evaluators.exporting import export, new_manifest
+    from secateur.pruners.models.usable import check_windows
     from secateur.pruners.pruner import pruner_class
 
     if tokens < window or tokens % window:
@@ -77,6 +80,8 @@ def prune(  # noqa: PLR0913  # the options of a command
     file.check()  # before a model is loaded
     file.check_form(form)
     loaded, pruner, test = _opened(file, model, form, text, tokens, window, bos, bounds, loading or {}, say)
+    for length in (window, *file.window_lengths):
+        check_windows(loaded.model, length, allow_long=allow_long_windows)
     if bounds:
         file, config = _fitted_within(file, pruner, bounds, say)
     else:

@@ -56,6 +56,14 @@ class PruningFile(Section, ABC):
         return None
 
     @property
+    def window_lengths(self) -> tuple[int, ...]:
+        """Tokens of its calibration windows."""
+        if self.calibration_windows is not None:
+            return self.calibration_windows[1:]
+        chosen = self.form.get("calibration")
+        return (chosen["length"],) if isinstance(chosen, Mapping) and "length" in chosen else ()
+
+    @property
     def texts(self) -> Mapping[str, str]:
         """Sources that the form chooses calibration windows from, by name."""
         return {}

@@ -75,6 +75,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
         tasks=_task_plan(settings),
         bos=of.bos,
         moe_all_experts=of.moe_all_experts,
+        allow_long_windows=of.allow_long_windows,
         measures=settings.measures,
         curvature=CONTROLLERS[settings.controller.kind].curvature(settings.controller, of.search_fidelities),
         folders=folders,

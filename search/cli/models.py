@@ -48,6 +48,7 @@ def evaluate(
             n_tokens=measuring["tokens"],
             window=measuring["window"],
             bos=bos_asked(measuring["bos"]),
+            allow_long_windows=measuring["allow_long_windows"],
             tasks=rooms.tasks_in(names, task_dir, samples, trusted=loading["trust_remote_code"]),
             verify=verify,
             say=display.say,

@@ -51,6 +51,13 @@ MEASURING: dict[str, Option] = {
     "text": (Annotated[str, typer.Option(help="docs, a file, a directory or a hub data set.")], "docs"),
     "tokens": (Annotated[int, typer.Option(help="Tokens in all, a multiple of the window.")], 8192),
     "window": (Annotated[int, typer.Option(help="Tokens in the model's context.")], 512),
+    "allow_long_windows": (
+        Annotated[
+            bool,
+            typer.Option("--allow-long-windows", help="Windows longer than the model's rotary positions."),
+        ],
+        False,
+    ),
     "bos": (
         Annotated[
             str,

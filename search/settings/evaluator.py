@@ -90,6 +90,7 @@ class EvaluatorSettings(Section):
             tokenizer does so by itself.
         moe_all_experts: statistics of the projections of routed experts are of all calibration tokens, where otherwise
             an expert's are of those that are routed to it.
+        allow_long_windows: permit windows longer than the model's positions, where these are not learned.
         calibration_tokens: size of the calibration set, a multiple of the window.
         test_tokens: size of the test measurements, a multiple of the window.
         fidelities: tokens of search measurements, ascending multiples of the window; nested.
@@ -106,6 +107,7 @@ class EvaluatorSettings(Section):
     window: int = Field(default=512, gt=1)
     bos: bool | Literal["auto"] = "auto"
     moe_all_experts: bool = False
+    allow_long_windows: bool = False
     calibration_tokens: int = Field(default=16384, gt=0)
     test_tokens: int = Field(default=8192, gt=0)
     fidelities: tuple[int, ...] = Field(default=(2048, 8192, 32768), min_length=1)

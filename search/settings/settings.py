@@ -242,7 +242,7 @@ def identity(settings: Settings) -> dict[str, Any]:
     space |= of.fixed
     # A measurement names its own number of tokens; the BOS token that windows begin with, and whether experts saw all
     # calibration tokens, are among the contents.
-    passing = ("fidelities", "test_tokens", "bos", "moe_all_experts")
+    passing = ("fidelities", "test_tokens", "bos", "moe_all_experts", "allow_long_windows")
     evaluator = {key: value for key, value in values["evaluator"].items() if key not in passing}
     training = evaluator.pop("training")
     for optional in ("latency", "tasks"):  # absent in studies from before there were such sections

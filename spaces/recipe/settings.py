@@ -177,6 +177,10 @@ class RecipeSettings(SpaceSettings):
                 )
 
     @property
+    def window_lengths(self) -> tuple[int, ...]:
+        return tuple(self.length)
+
+    @property
     def n_text_tokens(self) -> int:
         return self.pool_tokens
 

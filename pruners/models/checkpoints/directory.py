@@ -15,6 +15,7 @@ from secateur.pruners.models.discover import FAMILIES
 from secateur.spaces.plain_files import check_plain
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 # In transformers' order of preference: an index of shards, or the one file.
 WEIGHTS = (
     "model.safetensors",
@@ -36,6 +37,11 @@ def open_directory(directory: Path) -> Checkpoint:
         ValueError: for a pipe or a device among its files.
     """
     check_plain(*directory.iterdir())
+    if (directory / ADAPTER).is_file() and not (directory / CONFIG).is_file():
+        raise ModelError(
+            f"Expected a whole model, got an adapter ({ADAPTER}) in {str(directory)!r}. Merge it into its base model "
+            f"(PEFT: `merge_and_unload`) and save that."
+        )
     if not (directory / CONFIG).is_file():
         raise ModelError(
             f"Expected a model directory with {CONFIG}, got {str(directory)!r} without it. "

@@ -20,6 +20,8 @@ from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelErro
 from secateur.pruners.models.checkpoints.quiet import quiet
 
 MAGIC = b"GGUF"
+CHUNK = 1 << 22
+"""Numbers that are dequantised at a time."""
 
 
 def open_gguf(path: Path, say: Say = silent) -> Checkpoint:
@@ -94,7 +96,7 @@ def _write_model(path: Path, directory: Path, say: Say) -> Any:
 
 def _tensors(path: Path, skeleton: torch.nn.Module, say: Say) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the file, dequantised to float32 one by one, by their names in the skeleton."""
-    from gguf import GGUFReader, dequantize
+    from gguf import GGUFReader
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
         TensorProcessor,
@@ -110,7 +112,7 @@ def _tensors(path: Path, skeleton: torch.nn.Module, say: Say) -> Iterator[tuple[
     n_tensors, told = len(reader.tensors), 0
     for index, tensor in enumerate(reader.tensors, start=1):
         found = processor.process(
-            weights=dequantize(tensor.data, tensor.tensor_type),
+            weights=dequantised(tensor.data, tensor.tensor_type),
             name=tensor.name,
             tensor_key_mapping=names,
             parsed_parameters=parsed,
@@ -121,6 +123,25 @@ def _tensors(path: Path, skeleton: torch.nn.Module, say: Say) -> Iterator[tuple[
             told = tenth
             say(f"converting {path.name}: {index} of {n_tensors} tensors")
     yield from parsed["tensors"].items()  # experts, which are put together
+
+
+def dequantised(data: Any, kind: Any) -> Any:
+    """A tensor's numbers in float32: some rows at a time, as the steps in between take several times their room.
+
+    Args:
+        data: array of its rows as stored; each is dequantised by itself.
+        kind: of its quantisation.
+    """
+    from gguf import dequantize
+
+    if data.ndim < 2:
+        return dequantize(data, kind)
+    row = dequantize(data[:1], kind)
+    step = max(1, CHUNK // row.size)
+    found = np.empty((len(data), *row.shape[1:]), np.float32)
+    for start in range(0, len(data), step):
+        found[start : start + step] = dequantize(data[start : start + step], kind)
+    return found
 
 
 def write_tensors(
