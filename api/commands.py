@@ -71,6 +71,7 @@ def prune(
     text: str = "docs",
     tokens: int = 8192,
     window: int = 512,
+    allow_long_windows: bool = False,
     bos: Bos = "auto",
     dtype: str = "auto",
     device: str = "auto",
@@ -88,6 +89,7 @@ def prune(
         calibration: text of a published recipe; None: ``docs``.
         format: a name of ``secateur list formats``; None: the usual one.
         text, tokens, window, bos: what the models are measured on.
+        allow_long_windows: windows longer than the model's rotary positions, too.
         dtype, device, trust_remote_code: how the model is loaded.
         say: given progress, one line at a time.
         limits: of the whole pruned model, in place of `sparsity`: ``max_params="0.7x"``, ``max_size="500MB"``.
@@ -111,6 +113,7 @@ def prune(
         text=text,
         tokens=tokens,
         window=window,
+        allow_long_windows=allow_long_windows,
         bos=bos,
         form=format,
         bounds=bounds,
@@ -125,6 +128,7 @@ def evaluate(
     text: str = "docs",
     tokens: int = 8192,
     window: int = 512,
+    allow_long_windows: bool = False,
     bos: Bos = "auto",
     tasks: Sequence[str] = (),
     task_dir: str | Path | None = None,
@@ -140,6 +144,7 @@ def evaluate(
     Args:
         model: ``tiny``, a hub id, a directory or a .gguf file.
         text, tokens, window, bos: what it is measured on.
+        allow_long_windows: windows longer than the model's rotary positions, too.
         tasks: names of tasks of lm-eval.
         task_dir: directory of their files.
         samples: of each task; None: all.
@@ -158,6 +163,7 @@ def evaluate(
         text=text,
         n_tokens=tokens,
         window=window,
+        allow_long_windows=allow_long_windows,
         bos=bos,
         tasks=app.tasks_in(tasks, directory, samples, trusted=trust_remote_code),
         verify=verify,

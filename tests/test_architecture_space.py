@@ -145,6 +145,26 @@ def test_latency_is_predicted_from_the_table():
     )
 
 
+def test_tied_forms_meet_a_measured_latency_as_near_as_they_come():
+    """Groups save next to nothing, a step of the channels half of the latency: the target lies between."""
+    decode = Phase(0.0, (0.0, 0.001, 0.002, 0.003), ((0, 0.0), (768, 0.5), (1536, 1.0)))
+    shape = shape_of(4, replace(TABLE, phases={"prefill": decode, "decode": decode}))
+    form = {
+        "shape": shape,
+        "of": "latency_decode",
+        "tied": True,
+        "units": ["groups", "channels"],
+        "ffn_step": 768,
+    }
+    space = build(**form, target=0.48)
+    found = space.sample(np.random.default_rng(0), 0)
+    assert {block.ffn for block in found.blocks} == {768}
+    with pytest.raises(ValueError, match="The nearest is 0[.]4985"):
+        build(**form, target=0.45)
+    with pytest.raises(ValueError, match="The nearest is"):
+        build(**form | {"of": "params"}, target=0.62)
+
+
 @given(st.lists(st.floats(0, 10), min_size=3, max_size=6), st.integers(0, 60), st.integers(0, 60))
 def test_smaller_sub_layers_never_count_as_slower(times, first, second):
     phase = Phase(0.0, tuple(times), tuple((20 * i, ms) for i, ms in enumerate(times)))

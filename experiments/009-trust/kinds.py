@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mutate import HOSTILE, PIECES, mutate_file, mutated_text, mutated_value
+from mutate import HOSTILE, PIECES, move_out, mutate_file, mutated_text, mutated_value
 
 from secateur.search import app, cli
 from secateur.search.files import dump_yaml, parse_yaml
@@ -162,6 +162,24 @@ class Candidates(Kind):
         space.config(candidate)
 
 
+WRITTEN = (
+    "report",
+    "report/index.html",
+    "search.log",
+    "state.json",
+    "run.lock",
+    "optuna.log",
+    "measurements.jsonl",
+)
+"""What commands write in a run directory."""
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Everything below a directory."""
+    found = sorted(directory.rglob("*"))
+    return {str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b"" for path in found}
+
+
 class Runs(Kind):
     """Run directories, each file of them: what readers show, and what continues them."""
 
@@ -191,7 +209,19 @@ class Runs(Kind):
             path for path in run.rglob("*") if path.is_file() and path.suffix not in (".png", ".html")
         )
         text = [path for path in files if path.suffix in (".json", ".jsonl", ".yaml")]
-        mutate_file(rng.choice(text if rng.random() < 0.8 else files), rng)
+        outside = place.parent / "outside"
+        if rng.random() < 0.05:
+            move_out(rng.choice([*files, *(run / each for each in WRITTEN)]), outside)
+        else:
+            mutate_file(rng.choice(text if rng.random() < 0.8 else files), rng)
+        before = contents(outside)
+        try:
+            self._read(name, run, rng)
+        finally:
+            expect(contents(outside) == before, "something was written outside the run directory")
+
+    def _read(self, name: str, run: Path, rng: random.Random) -> None:
+        """Run a command, and look at the front."""
         how = rng.choice(["front", "pick", "status", "report", "search"])
         if how == "search":
             command("search", self.settings[name], "--run", run, "-o", "budget.evaluations=14")

@@ -163,6 +163,21 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(inner)
 
 
+def move_out(path: Path, outside: Path) -> str:
+    """Put a link in place of a file or directory, or where there is none, to one outside, and say so."""
+    target = outside / path.name
+    path.parent.mkdir(exist_ok=True)
+    if path.exists():
+        path.rename(target)
+    elif path.suffix:
+        target.write_text("kept\n")
+    else:
+        target.mkdir()
+        (target / "kept").touch()
+    path.symlink_to(target)
+    return f"{path.name} moved"
+
+
 def mutate_file(path: Path, rng: random.Random) -> str:
     """Damage a file, by its structure where it has one, and say how."""
     data, how = path.read_bytes(), rng.random()

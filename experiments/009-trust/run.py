@@ -106,7 +106,8 @@ def rss_mb() -> float:
 def measure(kind: Any, seed: str, scratch: Path) -> dict[str, Any]:
     """Outcome of one input, with CPU seconds and megabytes beyond those of the process before."""
     place = Path(tempfile.mkdtemp(dir=scratch))
-    (place / "input").mkdir()
+    for name in ("input", "outside"):
+        (place / name).mkdir()
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:

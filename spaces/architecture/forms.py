@@ -30,6 +30,10 @@ class Form(NamedTuple):
     hidden: int = 0
 
 
+LATENCY_TOLERANCE = 0.03
+"""Share of the dense latency by which equal blocks may miss a target; two measurements of a table differ by as much."""
+
+
 class FormTargets:
     """Cost removed by each form, in the target's unit.
 
@@ -37,7 +41,7 @@ class FormTargets:
         shape: of the dense model, with equal blocks.
         rules: for the levels. The first block and protected ones are never dropped.
         targets: shares of the blocks' `of` to remove, ascending; each is met to within half of the smallest step from
-            the dense model.
+            the dense model, a latency to within that of the nearest form if this is within `LATENCY_TOLERANCE`.
         of: quantity of the target.
 
     Raises:
@@ -83,7 +87,7 @@ class FormTargets:
     def _find_windows(self) -> tuple[Window, ...]:
         removed, total = self._removed.values(), self._n_total
         step = math.ceil(self._smallest_step())
-        windows = tuple(nearest_window(rounded_share(t, total), step) for t in self.targets)
+        windows = tuple(self._window(t, step) for t in self.targets)
         for target, window in zip(self.targets, windows, strict=True):
             if (target and window.low <= 0) or not any(window.low <= x <= window.high for x in removed):
                 near = min((x / total for x in removed if x), key=lambda x: abs(x - target), default=0.0)
@@ -99,6 +103,17 @@ class FormTargets:
                     f"Use fewer targets, or a smaller `ffn_step`."
                 )
         return windows
+
+    def _window(self, target: float, step: int) -> Window:
+        """Costs to remove; of a latency, which is measured, about the nearest form if none meets the target."""
+        wanted = rounded_share(target, self._n_total)
+        window = nearest_window(wanted, step)
+        if not target or not self._of.startswith("latency"):
+            return window
+        off = min((x - wanted for x in self._removed.values() if x > 0), key=abs, default=0.0)
+        if abs(off) > LATENCY_TOLERANCE * self._n_total or window.low <= wanted + off <= window.high:
+            return window
+        return nearest_window(round(wanted + off), step)
 
     def _smallest_step(self) -> float:
         """Smallest mean step: one level of all blocks' groups or channels, or one dense block."""
