@@ -159,7 +159,7 @@ def test_tied_forms_meet_a_measured_latency_as_near_as_they_come():
     space = build(**form, target=0.48)
     found = space.sample(np.random.default_rng(0), 0)
     assert {block.ffn for block in found.blocks} == {768}
-    with pytest.raises(ValueError, match="The nearest is 0[.]4985"):
+    with pytest.raises(ValueError, match=r"The nearest is 0\.4985"):
         build(**form, target=0.45)
     with pytest.raises(ValueError, match="The nearest is"):
         build(**form | {"of": "params"}, target=0.62)
