@@ -1,6 +1,6 @@
 """The way in from Python: commands as functions, runs with tables and pictures. ``import secateur`` gives the same."""
 
-from secateur.api.commands import evaluate, latency, prune, recover, search
+from secateur.api.commands import evaluate, latency, prune, push, recover, search
 from secateur.api.runs import Found, Run, open_run
 from secateur.spaces.own_metrics import register_metric
 
@@ -11,6 +11,7 @@ __all__ = [
     "latency",
     "open_run",
     "prune",
+    "push",
     "recover",
     "register_metric",
     "search",

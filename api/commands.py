@@ -15,6 +15,7 @@ from secateur.spaces.own_metrics import register_metric
 
 if TYPE_CHECKING:
     from secateur.evaluators.exporting import ExportSummary
+    from secateur.search.app.pushing import Pushed
     from secateur.search.recovery.stage import Recovered
 
 Say = Callable[[str], None]
@@ -120,6 +121,34 @@ def prune(
         loading={"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code},
         say=say,
     )
+
+
+def push(
+    source: str | Path,
+    repo: str,
+    *,
+    upload: bool = False,
+    private: bool = False,
+    revision: str | None = None,
+    say: Say = silent,
+) -> Pushed:
+    """Upload an exported model with its card to the Hugging Face hub, or show what would be uploaded.
+
+    Args:
+        source: directory of the model, or of a run, which stands for the newest model in it.
+        repo: ``owner/name``; made if it is missing.
+        upload: do it; False: a dry run, which sends nothing.
+        private: make the repository one for its owner alone.
+        revision: branch, made if it is missing; None: the main one.
+        say: given progress and warnings, one line at a time.
+
+    Raises:
+        UsageError: if there is no export, a file of it is damaged, or the hub refuses.
+        UnavailableError: if the hub does not answer.
+    """
+    from secateur.search import app
+
+    return app.push(Path(source), repo, upload=upload, private=private, revision=revision, say=say)
 
 
 def evaluate(

@@ -50,6 +50,7 @@ def new_manifest(
     *,
     sequential: bool,
     seeds: Mapping[str, int],
+    texts: Mapping[str, str],
     form: str | None = None,
     **method: Any,
 ) -> Manifest:
@@ -62,6 +63,7 @@ def new_manifest(
         config: its plain configuration.
         sequential: statistics, see `Pruner.prune`.
         seeds: for the record, by their use.
+        texts: sources of the texts to measure on, by part.
         form: a name that ``secateur list formats`` shows; None: the one that the space was restricted to, or else its
             kind's usual one.
         method: further steps besides pruning, for the record.
@@ -85,9 +87,11 @@ def new_manifest(
         seeds=seeds,
         measured={},
         label=UNSTRUCTURED,
+        revision=loaded.checkpoint.revision,
         format=formats[0] if name == ANY else name,
         parent_zeros=zeros_of(pruner.anatomy),
         not_understood={x.name: x.n_params for x in account(pruner.anatomy) if x.state == "not understood"},
+        texts=texts,
         **pruner.asked(config),
     )
 

@@ -184,6 +184,7 @@ def export_recovered(
         config,
         sequential=job.sequential,
         seeds=seeds,
+        texts={"search": session.plan.search, "test": session.plan.test},
         recovery=job.training.text,
         recovery_text_tokens=windows.numel(),
     )

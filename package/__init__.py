@@ -1,7 +1,7 @@
 """Searches for the best way to prune a language model.
 
 ``secateur.search(...)`` starts or continues a search, ``secateur.open_run(DIR)`` opens its results; `prune`,
-`evaluate`, `latency` and `recover` work as the commands of these names, with their words as keyword arguments.
+`evaluate`, `latency`, `recover` and `push` work as the commands of these names, with their words as keyword arguments.
 `register_metric` adds a metric of your own. All of it is loaded at first use: this package alone loads no torch.
 """
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from secateur.api import latency as latency
     from secateur.api import open_run as open_run
     from secateur.api import prune as prune
+    from secateur.api import push as push
     from secateur.api import recover as recover
     from secateur.api import register_metric as register_metric
 
@@ -30,6 +31,7 @@ __all__ = [  # given by __getattr__
     "latency",
     "open_run",
     "prune",
+    "push",
     "recover",
     "register_metric",
     "search",

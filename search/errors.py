@@ -20,7 +20,7 @@ STATUSES: Mapping[int, str] = MappingProxyType(
         WRONG_USE: "wrong use: settings, arguments or files that can be corrected",
         STOPPED: "a search that was stopped before its budget was used up; the same command continues it",
         BUSY: "the run is being written by another process",
-        UNAVAILABLE: "a cluster or a database that does not answer; try again later",
+        UNAVAILABLE: "a cluster, a database or a hub that does not answer; try again later",
         NO_ROOM: "the disk is full; make room, and the same command continues",
         INTERRUPTED: "interrupted at once, by a second Ctrl-C or SIGTERM, or before there was anything to keep",
     }

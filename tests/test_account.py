@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from secateur.pruners.export.card import card
@@ -101,9 +102,14 @@ def test_zeros_of_the_dense_model_are_in_the_run_its_front_and_the_card(sparse, 
     assert json.loads(secateur("front", tmp_path / "run", "--json")[1])["notes"] == [note]
     assert f"{zeros:.2%} of the dense model's" in secateur("front", tmp_path / "run")[1].replace("\n", " ")
     run.export(run.front()[0], tmp_path / "model")
-    assert json.loads((tmp_path / "model" / MANIFEST).read_text())["parent_zeros"] == pytest.approx(zeros)
+    record = json.loads((tmp_path / "model" / MANIFEST).read_text())
+    assert record["parent_zeros"] == pytest.approx(zeros)
+    assert record["texts"] == {"search": "docs", "test": "docs"}
     text = (tmp_path / "model" / "README.md").read_text()
     assert f"{zeros:.2%} of the parent's prunable weights were zeros before." in text
+    results = {x.metric_type: x.metric_value for x in ModelCard(text).data.eval_results}
+    fidelity = run.settings.evaluator.test_fidelity.text
+    assert results["ce"] == record["measured"][f"{fidelity}, as exported"]["ce"]
 
 
 def test_doctor_lists_what_becomes_of_each_parameter_of_a_model(sparse, secateur):

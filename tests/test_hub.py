@@ -74,6 +74,23 @@ def test_a_hub_that_fails_or_is_not_there_counts_as_unreachable(answers, hub_cac
     fails("someone/model", "the hub is not reachable and it is not in the hub's cache")
 
 
+def test_a_hub_that_is_not_reachable_ends_a_command_as_unavailable(
+    answers, hub_cache, monkeypatch, secateur, tmp_path
+):
+    monkeypatch.setattr(hub_constants, "ENDPOINT", "http://127.0.0.1:9")
+    for words in (
+        ("evaluate", "someone/model"),
+        ("latency", "someone/model"),
+        ("prune", "someone/model", "--to", tmp_path / "out"),
+        ("search", "-o", "model=someone/model", "--run", tmp_path / "run"),
+        ("doctor", "someone/model"),
+    ):
+        status, _, err = secateur(*words)
+        assert (status, "the hub is not reachable" in err) == (5, True), words
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    assert secateur("evaluate", "someone/model")[0] == 2  # the user forbids it
+
+
 def test_offline_nothing_is_asked_and_the_hubs_cache_serves(answers, hub_cache, monkeypatch):
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     fails("someone/model", "HF_HUB_OFFLINE is set")

@@ -4,6 +4,8 @@ import hashlib
 import json
 import logging
 import struct
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from secateur.evaluators.data.sources import TextError
 from secateur.evaluators.data.text import SHARES, Text, load_parts, load_text
 from secateur.evaluators.data.tokens import windows
 from secateur.pruners.calibration.tokens import tokens_sha256
+from secateur.spaces.no_answer import NoAnswerError
 
 LINES = "".join(f"line {i} of the file\n" for i in range(200))
 
@@ -242,3 +245,19 @@ def test_hashes():
     assert tokens_sha256(torch.tensor([[1, 2]])) == expected
     assert tokens_sha256(torch.tensor([[1, 2], [3, 4]]).T) == tokens_sha256(torch.tensor([1, 3, 2, 4]))
     assert Text("test", "x", "abc").sha256.startswith("ba7816bf8f01cfea")  # FIPS 180-2, appendix B.1
+
+
+def test_a_data_set_whose_hub_does_not_answer_is_told_from_one_that_is_wrong(monkeypatch):
+    def raising(error):
+        def load_dataset(*names, split):
+            raise error
+
+        monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+
+    raising(ConnectionError("no route"))
+    with pytest.raises(NoAnswerError, match="Expected to load owner/name from the hub, got: no route"):
+        load_text("hub:owner/name", "test")
+    raising(ValueError("no such config"))
+    with pytest.raises(TextError, match="no such config") as caught:
+        load_text("hub:owner/name", "test")
+    assert not isinstance(caught.value, NoAnswerError)

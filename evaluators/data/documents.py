@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from secateur.spaces.no_answer import NoAnswerError
+
 PLAIN = (".txt", ".text", ".md", ".rst", ".raw", ".tokens", "")
 FIELDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SUFFIXES = (*PLAIN[:-1], *FIELDS)
@@ -36,6 +38,10 @@ def silent(line: str) -> None:
 
 class TextError(ValueError):
     """A text that is missing, empty, too short, unreadable or shared by parts; the message is one line."""
+
+
+class HubUnreachableError(TextError, NoAnswerError):
+    """Data set of a hub that does not answer."""
 
 
 def suffix_of(path: Path) -> str:
@@ -66,6 +72,7 @@ def read_hub(repository: str, config: str, split: str, field: str, say: Say = si
 
     Raises:
         TextError: if it can't be loaded, or has no such field.
+        HubUnreachableError: if the hub doesn't answer.
     """
     try:
         import datasets
@@ -74,7 +81,8 @@ def read_hub(repository: str, config: str, split: str, field: str, say: Say = si
     try:
         rows = datasets.load_dataset(repository, config or None, split=split)
     except (OSError, ValueError, RuntimeError) as error:  # its own errors derive from these
-        raise TextError(
+        unreachable = isinstance(error, ConnectionError)
+        raise (HubUnreachableError if unreachable else TextError)(
             f"Expected to load {repository} from the hub, got: {_one_line(error)}. Check the name and the "
             "network, or give a local file."
         ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Manifest:
         parent_zeros: share of the parent's prunable weights that were zeros before.
         not_understood: numbers of parameters of the parent's blocks that nothing here understands, by path; they are
             as they were.
+        texts: sources of the texts that `measured` is about, by part, e.g. ``test``; of earlier versions, none.
     """
 
     parent: str
@@ -89,6 +90,7 @@ class Manifest:
     checks: Mapping[str, Any] = field(default_factory=dict)
     parent_zeros: float = 0.0
     not_understood: Mapping[str, int] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of ``secateur.json``."""
@@ -139,11 +141,16 @@ def weight_bytes(directory: Path) -> int:
 def file_records(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file of an export that has no manifest yet, by path."""
     files = (path for path in sorted(directory.rglob("*")) if path.is_file())
-    return {file.relative_to(directory).as_posix(): _record(file) for file in files}
+    return {file.relative_to(directory).as_posix(): file_record(file) for file in files}
 
 
-def check_files(directory: Path) -> int:
-    """Number of files with checksums, 0 in old exports; raise a ValueError that names those missing or damaged."""
+def check_files(directory: Path, *, but: Collection[str] = ()) -> int:
+    """Number of files with checksums, 0 in old exports; raise a ValueError that names those missing or damaged.
+
+    Args:
+        directory: of the export.
+        but: files that are not compared.
+    """
     manifest = manifest_of(directory)
     if manifest is None:
         raise ValueError(f"Expected an export with its {MANIFEST}, got {directory}. Name another directory.")
@@ -151,7 +158,8 @@ def check_files(directory: Path) -> int:
         raise ValueError(
             f"Expected files within {directory} in its {MANIFEST}, got {outside[0][:60]!r}. Export again."
         )
-    damaged = [name for name, written in manifest.files.items() if _record(directory / name) != written]
+    compared = {name: written for name, written in manifest.files.items() if name not in but}
+    damaged = [name for name, written in compared.items() if file_record(directory / name) != written]
     if not manifest.files and weight_bytes(directory) < manifest.size_bytes:
         damaged = ["weights"]  # their total size alone is known
     if damaged:
@@ -162,7 +170,8 @@ def check_files(directory: Path) -> int:
     return len(manifest.files)
 
 
-def _record(path: Path) -> dict[str, Any]:
+def file_record(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file; empty if there is none."""
     if not path.is_file():
         return {}
     with path.open("rb") as file:

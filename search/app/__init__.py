@@ -1,4 +1,4 @@
-"""The one place that puts the rooms together: start a search, read a run, export, recover, evaluate, time.
+"""The one place that puts the rooms together: search, read a run, export, upload, recover, evaluate, time.
 
 Everything that needs torch is imported inside the functions, so that reading a run stays quick.
 """
@@ -13,6 +13,7 @@ from secateur.search.app.dry_run import dry_run
 from secateur.search.app.evaluating import evaluate, tasks_in
 from secateur.search.app.exporting import export
 from secateur.search.app.pruning import prune
+from secateur.search.app.pushing import push
 from secateur.search.app.recovering import recover
 from secateur.search.app.session import Say, open_session, plan, silent
 from secateur.search.app.stages import last_stage, search, search_in_lines
@@ -39,6 +40,7 @@ __all__ = [
     "open_session",
     "plan",
     "prune",
+    "push",
     "recover",
     "run",
     "search",

@@ -65,6 +65,7 @@ def export(
         config,
         sequential=sequential,
         seeds=seeds,
+        texts={"search": plan.search, "test": plan.test},
         form=form,
     )
     return exporting.export(

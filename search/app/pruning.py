@@ -88,8 +88,16 @@ def prune(  # noqa: PLR0913  # the options of a command
         config = pruner.fitted(file.form)
     fidelity = Fidelity("test", tokens)
     data = EvaluationData(pruner.anatomy, {"test": test}, [fidelity])
+    measured_on = measured_address(text, [file.calibration_text])
     manifest = new_manifest(
-        pruner, loaded, file.text, config, sequential=file.sequential, seeds={"recipe": file.seed}, form=form
+        pruner,
+        loaded,
+        file.text,
+        config,
+        sequential=file.sequential,
+        seeds={"recipe": file.seed},
+        texts={"test": measured_on},
+        form=form,
     )
     pruner.check_format(config, loaded.tokenizer, manifest.format)  # before anything is measured
     say("measuring the dense model")
@@ -109,7 +117,7 @@ def prune(  # noqa: PLR0913  # the options of a command
         searched=dense,
         say=say,
     )
-    return replace(summary, text=measured_address(text, [file.calibration_text]), shares=shares)
+    return replace(summary, text=measured_on, shares=shares)
 
 
 def _opened(  # all that `prune` is given

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.method_sources import recorded_sources
 from secateur.search.controllers.registry import CONTROLLERS
-from secateur.search.errors import UsageError
+from secateur.search.errors import UnavailableError, UsageError
 from secateur.search.results.run import Run
 from secateur.search.settings.evaluator import LatencySettings
 from secateur.search.settings.settings import Settings
 from secateur.search.settings.training import TrainingSettings
 from secateur.spaces.located import located
 from secateur.spaces.measurement import MARGIN, TASK
+from secateur.spaces.no_answer import NoAnswerError
 
 if TYPE_CHECKING:
     from secateur.evaluators.latency.store import TableSource
@@ -40,6 +41,8 @@ def usage_errors() -> Iterator[None]:
         yield
     except UsageError:
         raise
+    except NoAnswerError as error:
+        raise UnavailableError(str(error)) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
 

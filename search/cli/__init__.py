@@ -16,6 +16,7 @@ from secateur.search.cli.comparing import compare
 from secateur.search.cli.doctor import doctor
 from secateur.search.cli.lists import list_
 from secateur.search.cli.models import evaluate, latency
+from secateur.search.cli.pushing import push
 from secateur.search.cli.recipes import prune, recipe
 from secateur.search.cli.results import export, front, order, pick, recover, report
 from secateur.search.cli.searching import dashboard, search, status
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "front": front,
     "pick": pick,
     "export": export,
+    "push": push,
     "recipe": recipe,
     "prune": prune,
     "recover": recover,

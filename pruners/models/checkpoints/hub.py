@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError
 from secateur.pruners.models.checkpoints.directory import CONFIG, WEIGHTS, weight_files
+from secateur.spaces.no_answer import NoAnswerError
 
 TIMEOUT_S = 5.0
+
+
+class HubUnreachableError(ModelError, NoAnswerError):
+    """Model on a hub that does not answer, and not in the hub's cache."""
 
 
 def open_hub(repo: str) -> Checkpoint:
     """The newest commit of a hub id; where the hub isn't reachable, the one in the local hub cache.
 
     Raises:
-        ModelError: if there is no such model, or the hub isn't reachable and the model isn't cached.
+        ModelError: if there is no such model, or the user forbids the use of the hub and the model isn't cached.
+        HubUnreachableError: if the hub isn't reachable and the model isn't cached.
     """
     commit = latest_commit(repo) or _cached_commit(repo)
     if commit is None:
         reason = "HF_HUB_OFFLINE is set" if is_offline() else "the hub is not reachable"
-        raise ModelError(
+        raise (ModelError if is_offline() else HubUnreachableError)(
             f"Expected a model from the hub for {repo!r}, but {reason} and it is not in the hub's cache. "
             f"Go online, or name a local directory or an embedded model."
         )
@@ -34,15 +41,7 @@ def fetched(repo: str, commit: str) -> Path | None:
     Raises:
         ModelError: if the index names shards that are no plain file names.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    def get(name: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(repo, name, revision=commit, local_files_only=is_offline()))
-        except (EntryNotFoundError, OSError, ValueError):  # transformers says what is wrong
-            return None
-
+    get = partial(hub_file, repo, revision=commit)
     config = get(CONFIG)
     if config is None:
         return None
@@ -51,6 +50,17 @@ def fetched(repo: str, commit: str) -> Path | None:
     index = get(WEIGHTS[1])
     whole = index is not None and all(get(path.name) is not None for path in weight_files(config.parent))
     return config.parent if whole else None
+
+
+def hub_file(repo: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a model, from the hub or its cache; None if neither has it, or it can't be reached."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision, local_files_only=is_offline()))
+    except (EntryNotFoundError, OSError, ValueError):  # transformers says what is wrong
+        return None
 
 
 def is_offline() -> bool:
