@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +60,22 @@ def check_family(space: Any, anatomy: Anatomy) -> None:
     start = _whole(space.start_name, space.unit)
     metrics = {start["metric"]["name"], *(space.metric_options if "metric" in space.search else ())}
     repairs = {start["repair"], *(space.repair_options if "repair" in space.search else ())}
-    tokens = torch.zeros(space.samples[0], space.length[0], dtype=torch.int64)
-    for name in sorted(metrics & BLOCK_RECONSTRUCTIONS.keys()):
+    _check_methods(metrics, repairs, anatomy, (space.samples[0], space.length[0]))
+
+
+def _check_methods(
+    metrics: Collection[str], repairs: Collection[str], anatomy: Anatomy, windows: tuple[int, int]
+) -> None:
+    """Refuse methods by the checks of their rows; `windows`: number and length of those of the calibration."""
+    tokens = torch.zeros(*windows, dtype=torch.int64)
+    for name in sorted(BLOCK_RECONSTRUCTIONS.keys() & metrics):
         for block in anatomy.blocks:
             BLOCK_RECONSTRUCTIONS[name].check(anatomy, block, tokens)
-    for name in sorted(metrics & MODEL_RECONSTRUCTIONS.keys()):
+    for name in sorted(MODEL_RECONSTRUCTIONS.keys() & metrics):
         MODEL_RECONSTRUCTIONS[name].check(anatomy)
-    for name in sorted(metrics & UNIT_RECONSTRUCTIONS.keys()):
+    for name in sorted(UNIT_RECONSTRUCTIONS.keys() & metrics):
         UNIT_RECONSTRUCTIONS[name].check(anatomy)
-    for name in sorted(repairs & STREAM_REPAIRS.keys()):
+    for name in sorted(STREAM_REPAIRS.keys() & repairs):
         STREAM_REPAIRS[name].check(anatomy, find_layouts(anatomy))
 
 
@@ -92,7 +99,7 @@ def check_statistics(space: Any, anatomy: Anatomy) -> None:
 
 
 def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy) -> None:
-    """Refuse a complete plain form for a model without what it prunes, or whose gradients there is no memory for.
+    """Refuse a complete plain form for a model that its methods do not fit, or whose gradients there is no memory for.
 
     Raises:
         ValueError: with what is missing, or how much memory it takes.
@@ -100,6 +107,8 @@ def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy) -> None:
     if recipe["unit"] == "experts":
         check_mixtures(anatomy)
     calibration = recipe["calibration"]
+    windows = calibration["samples"], calibration["length"]
+    _check_methods([recipe["metric"]["name"]], [recipe["repair"]], anatomy, windows)
     forward = calibration.get("gradients") == "forward"
     check_gradients(anatomy, _kinds(recipe["unit"], recipe["metric"], forward=forward), calibration["length"])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.search.app.benching import bench
 from secateur.search.app.describing import describe_model
 from secateur.search.app.dry_run import dry_run
 from secateur.search.app.evaluating import evaluate, tasks_in
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SearchedRun",
+    "bench",
     "compare_latency",
     "describe_model",
     "dry_run",

@@ -20,6 +20,7 @@ from secateur.spaces.measurement import Fidelity
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from secateur.evaluators.data.text import Text
     from secateur.evaluators.exporting import ExportSummary
     from secateur.pruners.models.anatomy import Anatomy
     from secateur.pruners.models.loading import LoadedModel
@@ -135,11 +136,11 @@ def _opened(  # all that `prune` is given
     """The dense model, its pruner with calibration data, and the windows to measure on."""
     from secateur.evaluators.data.text import load_parts, load_sources
     from secateur.evaluators.data.tokens import windows
-    from secateur.pruners.calibration.tokens import Calibration, Source, bos_token, tokenize
+    from secateur.pruners.calibration.tokens import bos_token
     from secateur.pruners.export.registry import check_config
     from secateur.pruners.models.discover import dissect
     from secateur.pruners.models.loading import load_model
-    from secateur.pruners.pruner import DenseModel, pruner_class
+    from secateur.pruners.pruner import pruner_class
 
     pruner_type = pruner_class(file.settings)
 
@@ -161,21 +162,46 @@ def _opened(  # all that `prune` is given
     if file.calibration_windows is not None:
         n_tokens, length = file.calibration_windows
         calibrated = windows(tokenizer, parts["calibration"], length, n_tokens, "random", file.seed, begun)
+    latency = _latency(anatomy, model, bounds)
+    return loaded, pruner_on(file, loaded, anatomy, sources, window, calibrated, latency), test
+
+
+def pruner_on(
+    file: PruningFile,
+    loaded: LoadedModel,
+    anatomy: Anatomy,
+    sources: Mapping[str, Text],
+    window: int,
+    calibrated: Tensor,
+    latency: LatencyTable | None = None,
+) -> Pruner:
+    """Pruner of a dense model by a file, with its calibration data.
+
+    Args:
+        file: the recipe or the candidate.
+        loaded: the model.
+        anatomy: of it.
+        sources: texts that the form chooses windows from, by name.
+        window: tokens that a token attends to, when multiply-accumulates are counted.
+        calibrated: windows to calibrate on; none where the form chooses its own.
+        latency: table for bounds that need one.
+
+    Raises:
+        ValueError: if the model can't be cut, and would be.
+    """
+    from secateur.pruners.calibration.tokens import Calibration, Source, tokenize
+    from secateur.pruners.pruner import DenseModel, pruner_class
+
+    pruner_type = pruner_class(file.settings)
     settings = pruner_type.settled(file.settings, anatomy)
     chosen = {
-        name: Source(tokenize(tokenizer, source.text, settings.n_text_tokens), source.sha256, source.source)
-        for name, source in sources.items()
+        name: Source(tokenize(loaded.tokenizer, text.text, settings.n_text_tokens), text.sha256, text.source)
+        for name, text in sources.items()
     }
-    dense = DenseModel.of(
-        loaded,
-        anatomy,
-        window,
-        blocks=pruner_type.is_smaller(settings),
-        latency=_latency(anatomy, model, bounds),
-        held=pruner_type.held_of(settings, anatomy),
-    )
+    blocks, held = pruner_type.is_smaller(settings), pruner_type.held_of(settings, anatomy)
+    dense = DenseModel.of(loaded, anatomy, window, blocks=blocks, latency=latency, held=held)
     calibration = Calibration(calibrated, file.calibration_text, chosen, all_experts=file.moe_all_experts)
-    return loaded, pruner_type(settings, dense, seed=file.seed, calibration=calibration), test
+    return pruner_type(settings, dense, seed=file.seed, calibration=calibration)
 
 
 def _fitted_within(

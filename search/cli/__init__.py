@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from secateur.search.cli.benching import bench
 from secateur.search.cli.comparing import compare
 from secateur.search.cli.doctor import doctor
 from secateur.search.cli.lists import list_
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "prune": prune,
     "recover": recover,
     "compare": compare,
+    "bench": bench,
     "status": status,
     "dashboard": dashboard,
     "report": report,

@@ -191,7 +191,7 @@ def load_settings(path: str | Path | None = None, overrides: Sequence[str] = ())
     if not isinstance(raw, dict):
         raise UsageError(f"Expected keys and values in {path}, got {type(raw).__name__}. See the README.")
     for override in overrides:
-        _override(raw, override)
+        set_key(raw, override)
     settings = settings_from(raw)
     return settings if path is None else settings.found_from([Path(path).parent, Path.cwd()])
 
@@ -207,7 +207,7 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
         section = values[name] if name in values else _usual(name, values)
         if isinstance(section, BaseModel):
             continue
-        values[name], found = _section(name, section, registry, kind)
+        values[name], found = section_of(name, section, registry, kind)
         lines += found
         renamed += [
             f"`{name}.{old}` is called `{name}.{new}` now; the former name is still accepted."
@@ -274,8 +274,8 @@ def _usual(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "evolution", "start": "trust_region"} if measured else {}
 
 
-def _section(name: str, raw: Any, registry: Mapping[str, Any], default: str) -> tuple[BaseModel, list[str]]:
-    """Section by its kind, and its errors."""
+def section_of(name: str, raw: Any, registry: Mapping[str, Any], default: str) -> tuple[BaseModel, list[str]]:
+    """Section of the settings by its kind, and its errors in a line each."""
     if not isinstance(raw, Mapping):
         expected = f"a mapping such as {{kind: {default}}}"
         return Section(), [f"Expected `{name}` to be {expected}, got {readable(repr(raw))}."]
@@ -290,8 +290,12 @@ def _section(name: str, raw: Any, registry: Mapping[str, Any], default: str) -> 
         return Section(), problems(error, model, [name])
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Set one key of a nested mapping, in place."""
+def set_key(raw: dict[str, Any], override: str) -> None:
+    """Set one key of a nested mapping, in place: ``key.path=value``, the value in YAML.
+
+    Raises:
+        UsageError: if it has another form, or a key on its path holds a value.
+    """
     path, equals, value = override.partition("=")
     keys, hidden = path.strip().split("."), masked_address if path.startswith("storage") else masked
     origin = readable(hidden(repr(override)))

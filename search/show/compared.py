@@ -38,8 +38,8 @@ def compared_grid(rows: Sequence[ComparedRow]) -> Grid:
     headings += ["difference of test loss"] * differs + ["by seed"] * by_seed
     found = []
     for row in rows:
-        cells = [row.name, row.target, str(len(row.found)), _ratio(row), _spread(row.test_loss, "loss")]
-        cells += [_spread(row.perplexity, "ppl"), _spread(row.search_ratio)]
+        cells = [row.name, row.target, str(len(row.found)), _ratio(row), spread_text(row.test_loss, "loss")]
+        cells += [spread_text(row.perplexity, "ppl"), spread_text(row.search_ratio)]
         gap, of_seeds = row.over_windows, row.over_seeds
         cells += [_signed(gap.value, gap.half) if gap else "–"] * differs
         cells += [_signed(of_seeds.mean, of_seeds.deviation) if of_seeds else "–"] * by_seed
@@ -110,10 +110,11 @@ def _searched(run: Run, trial: Trial) -> str:
 def _ratio(row: ComparedRow) -> str:
     """Spread over runs; of one run its own interval."""
     [first, *others] = row.found
-    return first.ratio.text if not others and first.ratio is not None else _spread(row.test_ratio)
+    return first.ratio.text if not others and first.ratio is not None else spread_text(row.test_ratio)
 
 
-def _spread(spread: Spread | None, name: str = "") -> str:
+def spread_text(spread: Spread | None, name: str = "") -> str:
+    """Mean, ± the deviation of several, in the unit of a value's name; a dash for none."""
     if spread is None:
         return "–"
     text = shown(name, spread.mean) if name else f"{spread.mean:.3f}"

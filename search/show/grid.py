@@ -22,12 +22,17 @@ class Grid:
 
     Args:
         caption: below a table for people.
+        words_last: the last column is words, too.
     """
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     n_text: int = 1
+    words_last: bool = False
+
+    def _is_words(self, column: int) -> bool:
+        return column < self.n_text or (self.words_last and column == len(self.headings) - 1)
 
     def csv(self) -> str:
         """Comma-separated values, as RFC 4180 has them."""
@@ -37,13 +42,13 @@ class Grid:
 
     def markdown(self) -> str:
         """Table of GitHub's Markdown."""
-        rule = ["---"] * self.n_text + ["---:"] * (len(self.headings) - self.n_text)
+        rule = ["---" if self._is_words(i) else "---:" for i in range(len(self.headings))]
         lines = [self.headings, rule, *self.rows]
         return "\n".join(f"| {' | '.join(x.replace('|', chr(92) + '|') for x in line)} |" for line in lines)
 
     def latex(self) -> str:
         """Tabular with the rules of the package ``booktabs``."""
-        columns = "l" * self.n_text + "r" * (len(self.headings) - self.n_text)
+        columns = "".join("l" if self._is_words(i) else "r" for i in range(len(self.headings)))
         head, *lines = [" & ".join(map(_escaped, line)) + r" \\" for line in (self.headings, *self.rows)]
         body = [r"\toprule", head, r"\midrule", *lines, r"\bottomrule"]
         return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}"])
@@ -59,7 +64,7 @@ class Grid:
 
         table = Table(caption=self.caption or None, caption_justify="left", caption_style="dim")
         for index, heading in enumerate(self.headings):
-            table.add_column(heading, justify="left" if index < self.n_text else "right")
+            table.add_column(heading, justify="left" if self._is_words(index) else "right")
         for row in self.rows:
             table.add_row(*map(Text, row))
         Console(width=None if sys.stdout.isatty() else width, highlight=False).print(table)

@@ -108,14 +108,18 @@ def _typeset(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _page(runs: Sequence[Run], parts: Sequence[Mapping[str, Any]]) -> str:
-    templates = Environment(
+def templates() -> Environment:
+    """The templates of pages; everything from outside is escaped."""
+    return Environment(
         loader=PackageLoader("secateur.search.show"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _page(runs: Sequence[Run], parts: Sequence[Mapping[str, Any]]) -> str:
     overview = None
     if len(runs) > 1:
         names = [str(run.study.directory) for run in runs]
@@ -123,8 +127,10 @@ def _page(runs: Sequence[Run], parts: Sequence[Mapping[str, Any]]) -> str:
             f"{name}: {FrontPoints(run).described()}" for name, run in zip(names, runs, strict=True)
         )
         overview = picture("fronts", text, plot_fronts, list(zip(names, runs, strict=True)))
-    return templates.get_template("report.html").render(
-        parts=parts, overview=overview, made=date(time.time()), levels=LEVELS
+    return (
+        templates()
+        .get_template("report.html")
+        .render(parts=parts, overview=overview, made=date(time.time()), levels=LEVELS)
     )
 
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.spaces.method import Unit
+from secateur.spaces.method import MethodRow, Unit
 from secateur.spaces.method_table import TABLE
+from secateur.spaces.methods import REPAIRS, RULES, metrics_of
+from secateur.spaces.recipe.form import completed
 
 
 @dataclass(frozen=True)
@@ -20,75 +22,114 @@ class KnownRecipe:
             defaults.
         paper: address.
         summary: one line, with differences from the paper.
+        calibration: published windows and tokens of a window; None: not found in its text or code.
     """
 
     unit: Unit
     form: Mapping[str, Any]
     paper: str
     summary: str
+    calibration: tuple[int, int] | None = None
+
+    @property
+    def inferred(self) -> bool:
+        """True if something that the paper leaves open is inferred, which the summary says."""
+        return "inferred" in self.summary
+
+    @property
+    def uses_data(self) -> bool:
+        """False if calibration data, and so the seed that draws them, decide nothing."""
+        form = completed({"unit": self.unit, "sparsity": 0.5, **self.form})
+        rows = [metrics_of(self.unit).get(form["metric"]["name"]), REPAIRS[self.unit][form["repair"]]]
+        rows += [RULES[form["allocation"]["rule"]]] if "allocation" in form else []
+        return any(row is None or _takes_data(row) for row in rows)
 
 
 _PAPERS = {(row.unit, row.name): row.paper for row in TABLE if row.stage not in ("allocation", "repair")}
 _ENDS = {"rule": "uniform", "skip_first": 0.125, "skip_last": 0.0625}  # 4 and 2 of 32 blocks stay dense
 
 
+def _takes_data(row: MethodRow) -> bool:
+    """True if a method looks at calibration data, or draws."""
+    looks = {"influence", "flap", "outliers"}.intersection(row.evidence)
+    return row.needs != "nothing" or bool(row.gradients) or bool(looks) or row.name == "random"
+
+
 def _of(
-    unit: Unit, metric: str | dict[str, Any], summary: str, paper: str = "", **further: Any
+    unit: Unit,
+    metric: str | dict[str, Any],
+    summary: str,
+    paper: str = "",
+    calibration: tuple[int, int] | None = None,
+    **further: Any,
 ) -> KnownRecipe:
     """A row; its paper is that of the metric unless its address or arXiv number is given."""
     name = metric if isinstance(metric, str) else metric["name"]
     given = paper if paper.startswith("https") else f"https://arxiv.org/abs/{paper}"
     address = given if paper else _PAPERS[unit, name]
-    return KnownRecipe(unit, {"metric": metric, **further}, address, summary)
+    return KnownRecipe(unit, {"metric": metric, **further}, address, summary, calibration)
 
 
 # fmt: off
 KNOWN: dict[str, KnownRecipe] = {
     "magnitude": _of("weights", {"name": "magnitude", "comparison": "layer"}, "smallest weights of each layer"),
-    "wanda": _of("weights", "wanda", "weight times input norm, by output"),
+    "wanda": _of("weights", "wanda", "weight times input norm, by output", calibration=(128, 2048)),
     "moe_pruner": _of("weights", "moe_pruner",
         "Wanda with an expert's inputs weighted by the router; without its distillation"),
-    "ria": _of("weights", "ria", "relative importance and activations, without channel permutation"),
-    "gblm": _of("weights", "gblm", "input norms and gradients together"),
-    "pruner-zero": _of("weights", "formula: abs(W * W) * minmax(G)", "the best formula published", "2406.02924"),
-    "sparsegpt": _of("weights", "sparsegpt", "optimal brain surgery; statistics of the dense model throughout"),
-    "sparsellm": _of("weights", "sparsellm", "SparseGPT, with gate, up and down fitted to each other by turns"),
+    "ria": _of("weights", "ria", "relative importance and activations, without channel permutation",
+        calibration=(128, 2048)),
+    "gblm": _of("weights", "gblm", "input norms and gradients together", calibration=(128, 2048)),
+    "pruner-zero": _of("weights", "formula: abs(W * W) * minmax(G)", "the best formula published", "2406.02924",
+        calibration=(128, 2048)),
+    "sparsegpt": _of("weights", "sparsegpt", "optimal brain surgery; statistics of the dense model throughout",
+        calibration=(128, 2048)),
+    "sparsellm": _of("weights", "sparsellm", "SparseGPT, with gate, up and down fitted to each other by turns",
+        calibration=(32, 2048)),
     "llm_surgeon": _of("weights", "llm_surgeon",
         "The LLM Surgeon, 40 shots under one threshold for all layers, single weights", allocation="global"),
     "admm": _of("weights", "wanda",
-        "Wanda's mask, weights fitted by alternating directions", "2401.02938", repair="admm"),
+        "Wanda's mask, weights fitted by alternating directions", "2401.02938", repair="admm",
+        calibration=(128, 2048)),
     "admm_gradual": _of("weights", "admm_gradual",
-        "mask chosen between the steps of alternating directions; statistics of the dense model throughout"),
-    "dsnot": _of("weights", "dsnot", "Wanda's mask after swaps of weights"),
+        "mask chosen between the steps of alternating directions; statistics of the dense model throughout",
+        calibration=(128, 2048)),
+    "dsnot": _of("weights", "dsnot", "Wanda's mask after swaps of weights", calibration=(128, 2048)),
     "owl": _of("weights", "wanda",
         "Wanda, blocks with more outliers less sparse",
-        "2310.05175", allocation={"rule": "owl", "spread": 0.08, "factor": 5}),
+        "2310.05175", allocation={"rule": "owl", "spread": 0.08, "factor": 5}, calibration=(128, 2048)),
     "owl_released": _of("weights", "wanda",
-        "Wanda, OWL as its released code maps outliers", "2310.05175", allocation="owl_released"),
+        "Wanda, OWL as its released code maps outliers", "2310.05175", allocation="owl_released",
+        calibration=(128, 2048)),
     "dlp": _of("weights", "wanda", "Wanda, blocks with a larger median score sparser", "2505.23807", allocation="dlp"),
     "atp": _of("weights", "wanda",
         "Wanda, sparser by the same amount from block to block; its slope is not searched", "2502.14770",
         allocation="atp"),
     "alphapruning": _of("weights", "wanda",
-        "Wanda, blocks with heavier-tailed spectra less sparse", "2410.10912", allocation="alphapruning"),
+        "Wanda, blocks with heavier-tailed spectra less sparse", "2410.10912", allocation="alphapruning",
+        calibration=(128, 2048)),
     "sap": _of("weights", {"name": "magnitude", "comparison": "layer"},
         "magnitude, layers sparser by their PQ index; at once, without training between", "2302.05601",
         allocation="sap"),
     "dsa": _of("weights", "wanda",
         "Wanda, blocks whose scores vary more sparser, by the released function",
         "https://nips.cc/virtual/2024/poster/93422", allocation="dsa"),
-    "wanda_sp": _of("structure", "wanda_sp", "Wanda summed over columns, the same share everywhere"),
+    "wanda_sp": _of("structure", "wanda_sp", "Wanda summed over columns, the same share everywhere",
+        calibration=(128, 128)),
     "magnitude_sp": _of("structure", "magnitude", "norm of the output columns alone"),
     "flap": _of("structure", "flap",
-        "fluctuation, one threshold for standardised scores, means into biases", allocation="flap", repair="bias"),
+        "fluctuation, one threshold for standardised scores, means into biases", allocation="flap", repair="bias",
+        calibration=(1024, 128)),
     "llm_pruner_first": _of("structure", "llm_pruner_first",
-        "LLM-Pruner, first order, element-wise; first and last blocks stay dense", allocation=_ENDS),
+        "LLM-Pruner, first order, element-wise; first and last blocks stay dense", allocation=_ENDS,
+        calibration=(10, 64)),
     "llm_pruner_vector": _of("structure", "llm_pruner_vector",
-        "LLM-Pruner, first order, vector-wise; first and last blocks stay dense", allocation=_ENDS),
+        "LLM-Pruner, first order, vector-wise; first and last blocks stay dense", allocation=_ENDS,
+        calibration=(10, 64)),
     "llm_pruner_second": _of("structure", "llm_pruner_second",
-        "LLM-Pruner, Fisher diagonal; first and last blocks stay dense", allocation=_ENDS),
+        "LLM-Pruner, Fisher diagonal; first and last blocks stay dense", allocation=_ENDS, calibration=(10, 64)),
     "llm_pruner_mixed": _of("structure", "llm_pruner_mixed",
-        "LLM-Pruner, first and second order; first and last blocks stay dense", allocation=_ENDS),
+        "LLM-Pruner, first and second order; first and last blocks stay dense", allocation=_ENDS,
+        calibration=(10, 64)),
     "llm_pruner_l1": _of("structure", "llm_pruner_l1",
         "LLM-Pruner, sums of |w|; first and last blocks stay dense", allocation=_ENDS),
     "llm_pruner_l2": _of("structure", "llm_pruner_l2",
@@ -96,19 +137,19 @@ KNOWN: dict[str, KnownRecipe] = {
     "taylor": _of("structure", "taylor", "first-order effect, root mean square over windows"),
     "nirvana": _of("structure", "nirvana",
         "peaks of logits; MLPs lose 3.36 times the share of attentions; its choice of data is examples/nirvana.yaml",
-        allocation={"rule": "nirvana", "gamma": 3.36}),
+        allocation={"rule": "nirvana", "gamma": 3.36}, calibration=(32, 128)),
     "saap": _of("structure", "saap",
         "coarse and fine first-order scores, one threshold; inferred from the abstract",
         allocation={"rule": "global", "normalise": "zscore"}),
     "blockpruner": _of("structure", "wanda_sp",
         "whole sub-layers, one after the other, without which the loss is lowest; the last one in part, by wanda_sp",
-        "2406.10594", allocation="blockpruner"),
+        "2406.10594", allocation="blockpruner", calibration=(256, 2048)),
     "finercut": _of("structure", "wanda_sp",
         "whole sub-layers, one after the other, without which outputs change least; the last one in part, by wanda_sp",
-        "2405.18218", allocation="finercut"),
+        "2405.18218", allocation="finercut", calibration=(10, 256)),
     "cfsp": _of("structure", "cfsp",
         "channels alone, more of them where blocks turn their input less; row-wise shares as the text means them",
-        allocation={"rule": "cfsp", "a": 1, "sublayers": "mlp"}),
+        allocation={"rule": "cfsp", "a": 1, "sublayers": "mlp"}, calibration=(128, 1024)),
     "llm_bip": _of("structure", "llm_bip",
         "what a unit adds to the output; inferred from the abstract, without training"),
     "numerical": _of("structure", "numerical",
@@ -133,7 +174,7 @@ KNOWN: dict[str, KnownRecipe] = {
         "its regression once, over masks of half of the units", allocation={"rule": "global", "normalise": "none"}),
     "adapt_pruner": _of("structure", "llm_pruner_first",
         "blocks that turn their input less lose more; influence of the dense model throughout",
-        "2502.03460", allocation={"rule": "adapt", "rate": 0.02}),
+        "2502.03460", allocation={"rule": "adapt", "rate": 0.02}, calibration=(512, 64)),
     "ziplm": _of("structure", "obs",
         "greedy optimal brain surgery, the same share everywhere in place of its search by latency", repair="obs"),
     "reap": _of("experts", "reap", "experts with small outputs times router weights, the same number of each block"),
@@ -152,10 +193,12 @@ KNOWN: dict[str, KnownRecipe] = {
         "clusters of experts with alike mean outputs are merged", "2410.08589", repair="hc_smoe"),
     "shortgpt": _of("blocks", "shortgpt", "blocks that turn their input least"),
     "last": _of("blocks", "last", "the last blocks"),
-    "shortened_ppl": _of("blocks", "shortened_ppl", "blocks without which the loss is lowest"),
+    "shortened_ppl": _of("blocks", "shortened_ppl", "blocks without which the loss is lowest", calibration=(10, 128)),
     "sleb": _of("blocks", "sleb",
-        "the block without which the loss is lowest, one after the other", schedule={"step": 0.001}),
-    "shortened_taylor": _of("blocks", "shortened_taylor", "blocks of least first-order effect"),
+        "the block without which the loss is lowest, one after the other", schedule={"step": 0.001},
+        calibration=(128, 2048)),
+    "shortened_taylor": _of("blocks", "shortened_taylor", "blocks of least first-order effect",
+        calibration=(10, 128)),
     "laco": _of("blocks", "laco", "blocks merged into an earlier one by their differences from it", repair="laco"),
     "mka": _of("blocks", "mka", "similar blocks merged, weighted by their similarity", repair="mka"),
     "angular": _of("blocks", "angular", "the window of blocks that turns the last token least, without healing"),

@@ -4,7 +4,7 @@ document.body.classList.add("scripted");
 // Values such as 60.0%, 4.215 M, 1,024 or text.
 const scales = { k: 1e3, M: 1e6, G: 1e9, T: 1e12 };
 const valueOf = (text) => {
-  const found = /^(-?[\d,.]+(?:e[-+]?\d+)?)\s*([kMGT]?)/.exec(text);
+  const found = /^\+?(-?[\d,.]+(?:e[-+]?\d+)?)\s*([kMGT]?)/.exec(text);
   return found ? parseFloat(found[1].replaceAll(",", "")) * (scales[found[2]] || 1) : null;
 };
 

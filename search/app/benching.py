@@ -1,0 +1,197 @@
+"""Measure a board of methods, or continue one: every method on every model, each cell in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.search.app.board_cell import board_texts, file_of, no_windows, open_model, task_plan
+from secateur.search.app.cell_processes import CellSetup
+from secateur.search.app.pruning import pruner_on
+from secateur.search.app.session import Say, silent, usage_errors
+from secateur.search.board.cells import DENSE, Cell, cells_of
+from secateur.search.board.rows import Board
+from secateur.search.board.settings import BoardSettings, identity
+from secateur.search.errors import UsageError
+from secateur.search.executor import measure_all
+from secateur.search.executors.registry import EXECUTORS
+from secateur.search.study.about import ABOUT, About, check_before, read_about
+from secateur.search.study.lock import RunLock
+from secateur.search.study.study import Study
+from secateur.spaces.measurement import Measurement
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from secateur.evaluators.data.text import Text
+
+RUN = "board"
+"""Key of the board's settings in the identity of its run."""
+
+
+@usage_errors()
+def bench(
+    settings: BoardSettings, directory: Path, *, folders: Sequence[Path] = (), say: Say = silent
+) -> Board:
+    """Measure the cells of a board that its run does not have yet.
+
+    A cell that can't be measured, for the model's family, its size, the memory or the text, is refused with the
+    reason before any is. Each measured cell is a line of the run's ``measurements.jsonl`` at once.
+
+    Args:
+        settings: of the board. Other models, methods, shares, seeds, calibrations and workers may continue a run.
+        directory: of the run; made if it is missing.
+        folders: absolute, that relative paths are looked for in; none: the working directory.
+        say: given progress, one line at a time.
+
+    Returns:
+        The board, with whatever other cells its run has.
+
+    Raises:
+        UsageError: if a model, a text or a task is wrong, or the directory belongs to a board of other settings.
+        StudyWriteError: if the disk is full; the same call continues.
+    """
+    of_cells = identity(settings)
+    check_before(directory, {RUN: of_cells})
+    row, folders = EXECUTORS[settings.executor.kind], folders or (Path.cwd(),)
+    threads = settings.executor.threads if row.in_process else settings.executor.worker_threads
+    plain = settings.model_dump(mode="json")
+    setup = CellSetup(plain, tuple(map(str, folders)), threads)
+    with row.reached(settings.executor, setup):
+        content, texts = _content(settings, folders)
+        wanted = [cell for cell in cells_of(settings) if cell.text not in _known(directory, settings)]
+        found, refused = _checked(wanted, settings, folders, texts, say)
+        models = _same_models(directory, found)
+        about = About({RUN: of_cells, "content": content}, facts={"models": models, "versions": _versions()})
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(directory)
+        try:
+            with Study.open_or_create(directory, plain, about, lock) as study:
+                for line in study.warnings:
+                    say(line)
+                _measure(study, settings, setup, wanted, refused, say)
+                return Board(study.trials, models)
+        finally:
+            lock.close()
+
+
+def _measure(  # what `bench` has prepared
+    study: Study,
+    settings: BoardSettings,
+    setup: CellSetup,
+    wanted: Sequence[Cell],
+    refused: Mapping[str, str],
+    say: Say,
+) -> None:
+    """Append the measurements of these cells as they come, refusals first."""
+    fidelity = settings.fidelity
+    texts = [cell.text for cell in wanted if study.lookup((cell.text, fidelity.text)) is None]
+    study.append([Measurement(x, fidelity, infeasible=refused[x]) for x in texts if x in refused])
+    left = [text for text in texts if text not in refused]
+    if not left:
+        return
+    n_done = 0
+    say(f"measuring 0/{len(left)}: {left[0]}")
+    with EXECUTORS[settings.executor.kind].build(settings.executor, setup) as executor:
+        for measured in measure_all(executor, left, fidelity, size=1):
+            study.append(measured)
+            n_done += len(measured)
+            say(f"measuring {n_done}/{len(left)}" + "".join(f": {m.candidate}" for m in measured[-1:]))
+
+
+def _known(directory: Path, settings: BoardSettings) -> frozenset[str]:
+    """Cells that the run has."""
+    if not (directory / ABOUT).is_file():
+        return frozenset()
+    trials = Study.open(directory).trials
+    return frozenset(x.measurement.candidate for x in trials if x.measurement.fidelity == settings.fidelity)
+
+
+def _content(
+    settings: BoardSettings, folders: Sequence[Path]
+) -> tuple[dict[str, str], tuple[Text, dict[str, Text]]]:
+    """Hashes of all but the models that values depend on, and the texts."""
+    from secateur.evaluators.tasks.task_set import tasks_sha256
+
+    calibration, measured = texts = board_texts(settings, folders)
+    hashes = {"calibration_text": calibration.sha256}
+    hashes |= {f"text {name}": text.sha256 for name, text in measured.items()}
+    tasks = task_plan(settings, folders)
+    return hashes | ({} if tasks is None else {"tasks": tasks_sha256(tasks)}), texts
+
+
+def _checked(
+    cells: Sequence[Cell],
+    settings: BoardSettings,
+    folders: Sequence[Path],
+    texts: tuple[Text, dict[str, Text]],
+    say: Say,
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Fingerprints of the models of some cells by name, and the reason of each cell that can't be measured."""
+    found: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for name in dict.fromkeys(cell.model for cell in cells):
+        say(f"checking {name}")
+        loaded, anatomy, n_positions = open_model(name, settings, folders, say)
+        found[name] = loaded.fingerprint
+        _check_texts(settings, loaded.tokenizer, anatomy.bos, texts[1])
+        reasons: dict[tuple[str, str], str | None] = {}
+        for cell in (cell for cell in cells if cell.model == name and cell.method != DENSE):
+            key = cell.method, cell.calibration  # neither share nor seed decides
+            if key not in reasons:
+                reasons[key] = _refusal(cell, settings, loaded, anatomy, n_positions, texts[0])
+            reason = reasons[key]
+            refused |= {} if reason is None else {cell.text: reason}
+    return found, refused
+
+
+def _check_texts(settings: BoardSettings, tokenizer: Any, bos: int | None, texts: Mapping[str, Text]) -> None:
+    """Raise a ValueError for a text with too few tokens."""
+    from secateur.evaluators.data.tokens import windows
+
+    for text in texts.values():
+        windows(tokenizer, text, settings.window, settings.tokens, bos=bos)
+
+
+def _refusal(
+    cell: Cell, settings: BoardSettings, loaded: Any, anatomy: Any, n_positions: int | None, text: Text
+) -> str | None:
+    """Reason why a method can't be run on a model, its calibration text or this machine; None if it can."""
+    from secateur.pruners.calibration.choose import choose
+    from secateur.pruners.calibration.pool import build_pools
+
+    try:
+        file = file_of(cell, settings, n_positions)
+        file.check()
+        file.check_model(anatomy)
+        pruner = pruner_on(file, loaded, anatomy, {"calibration": text}, settings.window, no_windows())
+        if cell.row.uses_data:
+            tokens: dict[str, Tensor] = {x: y.tokens for x, y in pruner.calibration.sources.items()}
+            choose(build_pools(anatomy, tokens, look=False), file.form["calibration"], file.seed)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _same_models(directory: Path, found: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprints of all models of a run by name, with those that were found now.
+
+    Raises:
+        UsageError: if one is another than it was.
+    """
+    known: dict[str, str] = {}
+    if (directory / ABOUT).is_file():
+        known = dict(read_about(directory).facts.get("models", {}))
+    for name, fingerprint in found.items():
+        if known.get(name, fingerprint) != fingerprint:
+            raise UsageError(
+                f"Expected the model {name} that {directory} has measured, got another. Restore it, or name another "
+                "directory."
+            )
+    return {**known, **found}
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("secateur", "torch", "transformers")}

@@ -1,0 +1,256 @@
+"""A board of methods: its cells, refusals, numbers and pages."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+
+import pytest
+
+from secateur.search import app
+from secateur.search.board.cells import DENSE, Cell, cells_of
+from secateur.search.board.rows import Board, BoardRow
+from secateur.search.board.settings import board_settings
+from secateur.search.controller import Trial
+from secateur.search.errors import UsageError
+from secateur.search.study.study import MEASUREMENTS
+from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.recipe.known import KNOWN
+from tests.boards import SMALL, WORDS, lines, measured_here
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """Texts of the cells that were measured, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield measured_here(patch)
+
+
+@pytest.fixture(scope="module")
+def small(asked, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("boards") / "small"
+    board = app.bench(board_settings(SMALL), directory)
+    return board, directory, list(asked)
+
+
+def test_methods_without_data_are_measured_once_and_others_with_each_seed():
+    texts = [cell.text for cell in cells_of(board_settings(SMALL))]
+    assert texts == [
+        "tiny | dense",
+        "tiny | magnitude 0.25 | no data",
+        "tiny | magnitude 0.5 | no data",
+        "tiny | wanda 0.25 | equal | seed 0",
+        "tiny | wanda 0.5 | equal | seed 0",
+        "tiny | shortgpt 0.25 | equal | seed 0",
+        "tiny | shortgpt 0.5 | equal | seed 0",
+        "tiny | wanda 0.25 | equal | seed 1",
+        "tiny | wanda 0.5 | equal | seed 1",
+        "tiny | shortgpt 0.25 | equal | seed 1",
+        "tiny | shortgpt 0.5 | equal | seed 1",
+    ]
+    assert [Cell.parse(text).text for text in texts] == texts
+
+
+def test_methods_that_take_no_data_draw_nothing():
+    names = {name for name, row in KNOWN.items() if not row.uses_data}
+    assert names >= {"magnitude", "magnitude_sp", "llm_pruner_l1", "last"}
+    assert not names & {
+        "wanda",
+        "flap",
+        "owl",
+        "bonsai",
+        "kprune_tuning",
+        "pruner-zero",
+        "mini_llm",
+        "shortgpt",
+    }
+
+
+def test_inferred_methods_are_those_whose_words_say_so():
+    assert {"saap", "mini_llm", "llm_bip"} <= {name for name, row in KNOWN.items() if row.inferred}
+    assert not KNOWN["wanda"].inferred
+
+
+def test_published_calibration_is_that_of_the_paper_within_the_models_positions():
+    settings = board_settings({**SMALL, "methods": "all", "calibration": ["published"]})
+    of = {cell.method: cell for cell in cells_of(settings) if cell.method != DENSE}
+    assert of["wanda"].windows(settings, 4096) == (128, 2048)
+    assert of["wanda"].windows(settings, 512) == (128, 512)
+    assert of["llm_pruner_first"].windows(settings, 512) == (10, 64)
+    with pytest.raises(ValueError, match="Expected a published calibration of shortgpt, got none"):
+        of["shortgpt"].windows(settings, 512)
+
+
+def test_a_small_board_has_a_line_a_cell(small):
+    _, directory, asked = small
+    found = lines(directory)
+    assert [line["candidate"] for line in found] == asked
+    assert asked == [cell.text for cell in cells_of(board_settings(SMALL))]
+    by_cell = {line["candidate"]: line["values"] for line in found}
+    assert by_cell["tiny | dense"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert by_cell["tiny | wanda 0.5 | equal | seed 0"]["sparsity"] == pytest.approx(0.5, abs=1e-6)
+    assert (
+        by_cell["tiny | wanda 0.5 | equal | seed 0"]["kl"]
+        != by_cell["tiny | wanda 0.5 | equal | seed 1"]["kl"]
+    )
+    assert (
+        by_cell["tiny | magnitude 0.5 | no data"]["kl"] > by_cell["tiny | wanda 0.5 | equal | seed 0"]["kl"]
+    )
+    assert by_cell["tiny | shortgpt 0.25 | equal | seed 0"]["params"] < by_cell["tiny | dense"]["params"]
+
+
+def test_a_cell_is_what_prune_measures(small, tmp_path, forked_reload):
+    from secateur.search.app.recipe_file import RecipeFile, checked
+
+    board, _, _ = small
+    cell = Cell("tiny", "wanda", 0.5, "equal", 1)
+    form = {
+        "unit": "weights",
+        "sparsity": 0.5,
+        "metric": "wanda",
+        "calibration": {"samples": 4, "length": 64},
+    }
+    raw = {"recipe": form, "sources": {"calibration": "docs"}, "seed": 1, "pool_tokens": 8 * 256}
+    summary = app.prune(checked(RecipeFile, raw), "tiny", tmp_path / "model", tokens=256, window=128)
+    pruned = summary.measured["test:256, as exported"]
+    assert board.cells[cell].values["kl"] == pytest.approx(pruned["kl"], rel=1e-4)
+    assert board.cells[cell].values["ce"] == pytest.approx(pruned["ce"], rel=1e-5)
+
+
+def test_a_finished_board_measures_nothing_again(small, asked):
+    _, directory, _ = small
+    before, n_asked = (directory / MEASUREMENTS).read_bytes(), len(asked)
+    app.bench(board_settings(SMALL), directory)
+    assert len(asked) == n_asked
+    assert (directory / MEASUREMENTS).read_bytes() == before
+
+
+def test_more_methods_and_seeds_continue_a_board(small, asked, tmp_path):
+    _, directory, _ = small
+    n_asked, before = len(asked), (directory / MEASUREMENTS).read_bytes()
+    more = {**SMALL, "methods": ["magnitude", "last"], "sparsities": ["0.5"], "seeds": [0, 1, 2]}
+    app.bench(board_settings(more), directory)
+    assert asked[n_asked:] == ["tiny | last 0.5 | no data"]
+    assert (directory / MEASUREMENTS).read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"tokens": 512}, "board.tokens: 256 -> 512"),
+        ({"calibration_tokens": 512}, "board.calibration_tokens"),
+    ],
+)
+def test_other_settings_are_another_board(small, change, named):
+    _, directory, _ = small
+    before = (directory / MEASUREMENTS).read_bytes()
+    with pytest.raises(UsageError, match="Expected the search that .* belongs to, got another .*" + named):
+        app.bench(board_settings({**SMALL, **change}), directory)
+    assert (directory / MEASUREMENTS).read_bytes() == before
+
+
+def test_what_can_not_be_measured_is_refused_before_anything_is(asked, tmp_path):
+    n_asked = len(asked)
+    raw = {**SMALL, "methods": ["reap", "shortgpt", "wanda"], "calibration": ["published"], "seeds": [0]}
+    app.bench(board_settings({**raw, "sparsities": ["0.25"]}), tmp_path / "board")
+    found = lines(tmp_path / "board")
+    assert [line["candidate"] for line in found[:3]] == [
+        "tiny | wanda 0.25 | published | seed 0",
+        "tiny | reap 0.25 | published | seed 0",
+        "tiny | shortgpt 0.25 | published | seed 0",
+    ]
+    assert re.search(
+        r"Expected .*windows of 512 tokens.*got", found[0]["infeasible"]
+    )  # the text is too short
+    assert "published calibration" in found[1]["infeasible"]
+    assert "published calibration" in found[2]["infeasible"]
+    assert asked[n_asked:] == ["tiny | dense"]
+    equal = {**raw, "methods": ["reap"], "calibration": ["equal"], "sparsities": ["0.25"]}
+    app.bench(board_settings(equal), tmp_path / "experts")
+    assert lines(tmp_path / "experts")[0]["infeasible"].startswith(
+        "Expected a model with a mixture of experts"
+    )
+
+
+def test_the_command_writes_the_numbers_of_the_run(small, secateur):
+    _, directory, _ = small
+    status, out, err = secateur("bench", "tiny", *WORDS.split(), "--run", directory)
+    assert status == 0, err
+    assert str(directory / "METHODS.md") in out
+    by_cell = {line["candidate"]: line["values"] for line in lines(directory)}
+    kls = [by_cell[f"tiny | wanda 0.5 | equal | seed {seed}"]["kl"] for seed in (0, 1)]
+    ppl = [math.exp(by_cell[f"tiny | wanda 0.5 | equal | seed {seed}"]["ce"]) for seed in (0, 1)]
+    text = (directory / "METHODS.md").read_text()
+    table = text.partition("## tiny: weights, 50% removed, equal calibration")[2].partition("##")[0]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:1] == "|"
+    ]
+    names = [row[0] for row in rows[2:]]
+    assert names == ["dense", f"[wanda]({KNOWN['wanda'].paper})", f"[magnitude]({KNOWN['magnitude'].paper})"]
+    wanda, magnitude = (dict(zip(rows[0], row, strict=True)) for row in rows[3:])
+    assert wanda["KL"] == f"{statistics.fmean(kls):.4f} ± {statistics.stdev(kls):.4f}"
+    assert wanda["perplexity, docs"] == f"{statistics.fmean(ppl):.2f} ± {statistics.stdev(ppl):.2f}"
+    assert (wanda["seeds"], magnitude["seeds"]) == ("2", "once")
+    gap = by_cell["tiny | magnitude 0.5 | no data"]["kl"] - statistics.fmean(kls)
+    assert magnitude["above the best"].startswith(f"{gap:+.4f} ± ")
+    assert magnitude["KL"] == f"{by_cell['tiny | magnitude 0.5 | no data']['kl']:.4f}"
+    page = (directory / "methods.html").read_text()
+    assert wanda["KL"] in page
+    assert not re.search(r'(src|href)="(?!https://(arxiv|openreview))', page)  # it needs no other file
+
+
+def test_json_has_mean_and_deviation(small, secateur):
+    _, directory, _ = small
+    status, out, _ = secateur("bench", "tiny", *WORDS.split(), "--run", directory, "--json")
+    assert status == 0
+    table = next(x for x in json.loads(out)["tables"] if (x["unit"], x["share"]) == ("weights", 0.5))
+    kls = [line["values"]["kl"] for line in lines(directory) if "wanda 0.5" in line["candidate"]]
+    assert table["rows"][0]["values"]["kl"]["mean"] == pytest.approx(statistics.fmean(kls))
+    assert table["rows"][0]["seeds"] == 2
+
+
+def test_a_settings_file_is_what_the_words_say(small, secateur, tmp_path):
+    _, directory, _ = small
+    file = tmp_path / "small.yaml"
+    file.write_text(json.dumps(SMALL))
+    before = (directory / MEASUREMENTS).read_bytes()
+    status, _, err = secateur("bench", file, "--run", directory, "--seeds", "0")
+    assert status == 0, err
+    assert (directory / MEASUREMENTS).read_bytes() == before
+
+
+def test_wrong_words_are_refused(secateur, tmp_path):
+    for words, named in (
+        ("--methods wnada", "wnada"),
+        ("--sparsities layers=0.5", "layers=0.5"),
+        ("--calibration mine", "calibration"),
+        ("--tasks piqa", "task_dir"),
+        ("-o executor.kind=mpi", "executor.kind"),
+    ):
+        status, _, err = secateur("bench", "tiny", *words.split(), "--run", tmp_path / "board")
+        assert status == 2
+        assert named in err
+    assert not (tmp_path / "board").exists()
+
+
+def test_tasks_are_paired_by_their_samples():
+    fidelity = Fidelity("test", 256)
+    values = {"loss": 1.0, "task:t": 0.55, "samples:t": 100, "won:t": 5, "lost:t": 10}
+    row = BoardRow("wanda", (Measurement("tiny | wanda 0.5 | equal | seed 0", fidelity, values),))
+    change, half = row.task_change("t")
+    assert change == pytest.approx(-0.05)
+    assert half == pytest.approx(1.96 * math.sqrt((0.15 - 0.05**2) / 100), rel=1e-4)
+
+
+def test_a_method_that_fails_with_one_seed_is_a_row_of_the_others():
+    fidelity = Fidelity("test", 256)
+    trials = [
+        Trial(
+            0, Measurement("tiny | wanda 0.5 | equal | seed 0", fidelity, {"loss": 0.5, "kl": 0.5, "ce": 3.0})
+        ),
+        Trial(1, Measurement("tiny | wanda 0.5 | equal | seed 1", fidelity, infeasible="no memory")),
+    ]
+    [table] = Board(trials).tables()
+    assert (table.rows[0].n, table.rows[0].reasons, table.refused) == (1, ("no memory",), ())
