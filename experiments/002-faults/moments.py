@@ -173,8 +173,10 @@ class Chain:
         )
 
 
-def killed(place: Path, rng: random.Random, times: dict[str, float]) -> tuple[Chain, dict[str, Any]]:
-    """A chain with a kill in each stage: its row."""
+def killed(
+    place: Path, rng: random.Random, times: dict[str, float], kept: list[str]
+) -> tuple[Chain, dict[str, Any]]:
+    """A chain with a kill in each stage: its row; `kept`: hidden files that the undisturbed one keeps, too."""
     chain, kills, before = Chain(place), list[dict[str, Any]](), b""
     lost = 0
     for stage, (name, _) in STAGES.items():
@@ -192,7 +194,7 @@ def killed(place: Path, rng: random.Random, times: dict[str, float]) -> tuple[Ch
     keys = Counter(m.key for m in read_journal(chain.run / "measurements.jsonl").measurements)
     lines = n_lines(chain.run)
     row = {"kills": sum(one["status"] == -9 for one in kills), "lost": lost, "twice": lines - len(keys)}
-    return chain, {**row, "left": chain.rest(), "moments": kills}
+    return chain, {**row, "left": sorted({*chain.rest()} - {*kept}), "moments": kills}
 
 
 def main() -> None:
@@ -220,10 +222,10 @@ def main() -> None:
             for name in commands(whole.place):
                 if whole.command(name):
                     raise RuntimeError((whole.place / "said").read_text()[-2000:])
-            expected = whole.result()
+            expected, kept = whole.result(), whole.rest()
             for number in sorted(set(range(args.chains)) - done):
                 rng = random.Random(f"{args.seed}:{kind}:{number}")
-                chain, row = killed(scratch / f"c{number}", rng, whole.times)
+                chain, row = killed(scratch / f"c{number}", rng, whole.times, kept)
                 found = chain.result()
                 differs = sorted(name for name in expected | found if expected.get(name) != found.get(name))
                 row = {"executor": kind, "seed": args.seed, "chain": number, **row, "differs": differs}

@@ -20,6 +20,7 @@ from secateur.search.show.plots import (
     LOG_FROM,
     NARROW,
     VERMILLION,
+    Array,
     figure_at,
     spread_out,
 )
@@ -100,7 +101,8 @@ class FrontPoints:
             for t in self.run.study.trials
             if t.measurement.fidelity.part == "search" and not t.measurement.infeasible
         }
-        kept = [t for t in found.values() if t.measurement.fidelity != self.run.fidelity]
+        whole = self.run.fidelity
+        kept = [t for t in found.values() if t.measurement.fidelity != whole]
         return [t for t in kept if {self.x, self.y} <= t.measurement.values.keys()]
 
     def described(self) -> str:
@@ -228,8 +230,9 @@ class _Drawing:
     y: str
     link: Callable[[int], str]
 
-    def places(self, trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
-        return [value_of(t, self.x) for t in trials], [value_of(t, self.y) for t in trials]
+    def places(self, trials: Sequence[Trial]) -> tuple[Array, Array]:
+        x, y = ([value_of(t, name) for t in trials] for name in (self.x, self.y))
+        return np.array(x), np.array(y)  # matplotlib takes numbers of a list one by one
 
     def scatter(self, trials: Sequence[Trial], label: str, **style: Any) -> None:
         if trials:
