@@ -26,14 +26,15 @@ def check_plain(*paths: Path) -> None:
 
 
 def check_no_link(*paths: Path) -> None:
-    """Raise an OSError for a path that is about to be written and is a link to a file, or to nothing.
+    """Raise an OSError for a path that is about to be written, or written into, and is a link.
 
     A run may come from somebody else, and what is written through its links would land outside it.
     """
     for path in paths:
-        if path.is_symlink() and (path.is_file() or not path.exists()):
+        if path.is_symlink():
+            kind = "directory" if path.is_dir() else "file"
             raise FileExistsError(
                 errno.EEXIST,
-                f"Expected a file of its own, got a link to {path.readlink()}. Remove it",
+                f"Expected a {kind} of its own, got a link to {path.readlink()}. Remove it",
                 str(path),
             )

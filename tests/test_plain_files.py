@@ -95,3 +95,22 @@ def test_a_picture_is_not_drawn_through_a_link(secateur, tmp_path):
     assert code != 0
     assert err.count("\n") == 1
     assert outside.read_text() == "mine"
+
+
+def test_a_report_is_not_written_into_a_linked_directory(secateur, tmp_path):
+    run = make_run(tmp_path / "run", 3).study.directory
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "index.html").write_text("mine")
+    shutil.rmtree(run / "report", ignore_errors=True)
+    (run / "report").symlink_to(outside)
+    code, _, err = secateur("front", run)
+    assert code == 0
+    assert f"Expected a directory of its own, got a link to {outside}" in err
+    code, _, err = secateur("report", run)
+    assert code != 0
+    assert err.count("\n") == 1
+    with pytest.raises(UsageError, match=f"got a link to {outside}. Remove it: {run / 'report'}"):
+        RunLock(run)
+    assert [path.name for path in outside.iterdir()] == ["index.html"]
+    assert (outside / "index.html").read_text() == "mine"

@@ -20,6 +20,7 @@ from secateur.search.settings.settings import Settings, settings_from
 from secateur.search.study.about import ABOUT
 from secateur.search.study.study import MEASUREMENTS, SETTINGS, Study
 from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.plain_files import check_no_link
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import ModelShape, Prunable
 from secateur.spaces.space import Space
@@ -105,6 +106,17 @@ class Run:
     def fidelity(self) -> Fidelity:
         """Fidelity of comparisons: the largest of the search."""
         return self.settings.evaluator.compared
+
+    @property
+    def report_directory(self) -> Path:
+        """Directory of the report and its pictures, which may be missing.
+
+        Raises:
+            OSError: if it is a link, see `check_no_link`.
+        """
+        directory = self.study.directory / "report"
+        check_no_link(directory)
+        return directory
 
     @property
     def baselines(self) -> dict[str, Trial]:

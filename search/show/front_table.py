@@ -242,14 +242,16 @@ def show_front(run: Run, json: bool, more: Mapping[str, Any] | None = None) -> N
     from secateur.search.show.front_plot import plot_front
 
     rows = front_rows(run)
-    picture = run.study.directory / "report" / "front.png"
+    picture, drawn = run.study.directory / "report" / "front.png", None
     try:
-        plot_front(picture, run)
+        plot_front(run.report_directory / picture.name, run)
+        drawn = str(picture)
     except OSError as error:  # e.g. somebody else's run
         complain(f"{picture} was not written: {error.strerror}.", "warning")
     if json:
-        show_json({**(more or {}), **front_json(run, rows), "picture": str(picture)})
+        show_json({**(more or {}), **front_json(run, rows), "picture": drawn})
         return
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     Console(width=width, highlight=False).print(as_table(run, rows))
-    show(f"picture: {picture}")
+    if drawn:
+        show(f"picture: {drawn}")

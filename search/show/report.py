@@ -30,7 +30,6 @@ from secateur.search.study.overlap import read_overlap
 from secateur.search.study.state import RunState, state_words
 from secateur.spaces.whole_file import whole_file
 
-DIRECTORY = "report"
 N_TYPESET = 8
 
 
@@ -52,7 +51,7 @@ def write_report(
         UsageError: if no trial can be compared.
         OSError: if the files can't be written.
     """
-    directory = run.study.directory / DIRECTORY
+    directory = run.report_directory
     page = to or directory / "index.html"
     parts = [_part(view, trial if view is run else None, f"r{i}-") for i, view in enumerate([run, *beside])]
     files = {name: directory / f"{name}.png" for name in parts[0]["draw"]}
