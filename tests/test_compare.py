@@ -44,6 +44,12 @@ def test_a_ratio_is_paired_over_windows():
     assert found.to_json()["low"] == pytest.approx(found.value - found.half)
 
 
+def test_an_estimate_is_of_plain_numbers():
+    """A model's card is YAML, which would write a number of numpy as an object."""
+    found = ratio(measured([0.9, 1.2, 0.8]), measured([1.0, 1.4, 0.9]))
+    assert {type(value) for value in (found.value, found.half)} == {float}
+
+
 def test_the_interval_holds_the_true_ratio_as_often_as_it_says():
     rng, hits = np.random.default_rng(1), 0
     for _ in range(400):

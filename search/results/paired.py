@@ -62,7 +62,7 @@ def ratio(found: Measurement, reference: Measurement, of: str = "") -> Estimate 
         return None
     value = found.values["loss"] / reference.values["loss"]
     x, y = _paired(found, reference)
-    half = _half(x - value * y) / y.mean() if len(x) > 1 else None
+    half = _half(x - value * y) / float(y.mean()) if len(x) > 1 else None
     return Estimate(value, half, len(x), of)
 
 
