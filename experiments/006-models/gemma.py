@@ -1,6 +1,6 @@
 """Gemma 3 270M: shares of weights, a smaller model, and recipes, each against the uniform and published ways.
 
-    python gemma.py RUNS [--studies allocation-50 architecture-20 ...] [--arms ...] [--seeds 0 1 2] [--text FILE] [--commit]
+    python gemma.py RUNS [--studies allocation-50 ...] [--arms ...] [--seeds 0 1 2] [--text FILE] [--commit]
 
 A run that is there is continued; one whose rows are in gemma.jsonl is not made again. After each run its rows go there,
 and the table in gemma.md is written anew; with `--commit` git takes both. Arms of one study share their level store and
@@ -33,8 +33,8 @@ STUDIES = {
     "allocation-60": f"{{{WEIGHTS}, target: 0.6}}",
     "architecture-20": "{kind: architecture, target: 0.2, units: [groups, heads, channels, attention, mlp], "
     "importance: wanda_sp, repair: obs, statistics: dense}",
-    "recipe-50": "{kind: recipe, unit: weights, target: 0.5, start: admm, known: all, length: [128], samples: [32, 128], "
-    "choose: [random], subsets: 1, cache_gb: 20}",
+    "recipe-50": "{kind: recipe, unit: weights, target: 0.5, start: admm, known: all, length: [128], "
+    "samples: [32, 128], choose: [random], subsets: 1, cache_gb: 20}",
 }
 EVOPRESS = [
     "controller.kind=evolution",
@@ -60,7 +60,7 @@ ARMS = {
 
 
 def rows_of(study: str, arm: str, seed: int, run: Run, minutes: float) -> Iterator[dict[str, Any]]:
-    """The dense model and known candidates, of the arm that searches nothing, and the best one found by the search loss."""
+    """The dense model and known candidates, of an arm that searches nothing; else the best one by the search loss."""
     found = dict(run.baselines) if arm in ("uniform", "published") else {}
     fits = [
         trial
