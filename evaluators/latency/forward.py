@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -41,6 +42,8 @@ class Forward:
         whole: Any = model
         self._run = whole if head else whole.base_model
         self._last_only = {"logits_to_keep": 1} if head else {}
+        takes = inspect.signature(self._run.forward).parameters
+        self._cache_name = "cache" if "cache" in takes else "past_key_values"  # its name before transformers 5.24
         self._config = whole.config
         self._cached = cached
         self._changed = changed
@@ -63,7 +66,8 @@ class Forward:
             yield lambda: self._call(self._tokens, cache)
 
     def _call(self, tokens: torch.Tensor, cache: Any) -> object:
-        return self._run(input_ids=tokens, past_key_values=cache, use_cache=self._cached, **self._last_only)
+        more = {self._cache_name: cache, **self._last_only}
+        return self._run(input_ids=tokens, use_cache=self._cached, **more)
 
     def _fresh(self) -> Any:
         """A cache as it is before the call. When it grows, a layer's tensors are replaced, not changed."""

@@ -9,6 +9,7 @@ tokenize, ``trust_remote_code``) and ``request.safetensors`` (``tokens``: ``rows
 ``answer.json`` and ``answer.safetensors`` (``logits``: ``rows length vocabulary`` in float32).
 """
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -57,10 +58,11 @@ def _generate(model: Any, prompt: torch.Tensor) -> tuple[list[int], float]:
         The new tokens, and the largest distance of one's logit below the best logit at its place in one pass
         without a cache, relative to the largest logit: 0 if both ways choose the same tokens.
     """
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # before 5.24
     new, cache, step = [], None, prompt
     for _ in range(N_GENERATED):
-        out = model(step, past_key_values=cache, use_cache=True)
-        cache, step = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        out = model(step, **{name: cache}, use_cache=True)
+        cache, step = out[name], out.logits[:, -1:].argmax(-1)
         new.append(step)
     generated = torch.cat(new, dim=1)
     tokens = torch.cat([prompt, generated], dim=1)[:, :-1]
