@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from secateur.search import cli
+from secateur.search.board.settings import BoardSettings
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.settings.settings import Settings
@@ -80,6 +81,7 @@ def settings() -> Iterator[str]:
     for section, rows in KINDS.items():
         for kind, row in rows.items():
             yield from _section(f"{section}: {{kind: {kind}}}", row.settings)
+    yield from _section("bench", BoardSettings)
 
 
 def _section(title: str, model: type[BaseModel], skip: tuple[str, ...] = (), path: str = "") -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Searches for the best way to prune a language model.
 
 ``secateur.search(...)`` starts or continues a search, ``secateur.open_run(DIR)`` opens its results; `prune`,
-`evaluate`, `latency`, `recover` and `push` work as the commands of these names, with their words as keyword arguments.
-`register_metric` adds a metric of your own. All of it is loaded at first use: this package alone loads no torch.
+`evaluate`, `latency`, `recover`, `bench` and `push` work as the commands of these names, with their words as keyword
+arguments. `register_metric` adds a metric of your own. All of it is loaded at first use: this package alone loads no torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.api import Found as Found
     from secateur.api import Run as Run
+    from secateur.api import bench as bench
     from secateur.api import evaluate as evaluate
     from secateur.api import latency as latency
     from secateur.api import open_run as open_run
@@ -27,6 +28,7 @@ __all__ = [  # given by __getattr__
     "Found",
     "Run",
     "__version__",
+    "bench",
     "evaluate",
     "latency",
     "open_run",

@@ -85,7 +85,7 @@ def test_a_search_by_the_one_import(top, tmp_path):
 # --- functions have the words of the commands ---
 
 
-@pytest.mark.parametrize("name", ["prune", "evaluate", "latency", "recover"])
+@pytest.mark.parametrize("name", ["prune", "evaluate", "latency", "recover", "bench"])
 def test_keyword_arguments_are_the_options_of_the_command(name):
     options = set(inspect.signature(COMMANDS[name]).parameters) - {"json", "models", "run", "trials"}
     function = inspect.signature(getattr(api, name)).parameters
@@ -104,7 +104,17 @@ def test_every_name_has_a_docstring_and_types():
         assert found.__doc__, name
         assert not found.__doc__.startswith(("Return", "Get")), name
     assert {*api.__all__, "__version__"} >= {
-        *("search", "open_run", "prune", "evaluate", "latency", "recover", "register_metric", "__version__")
+        *(
+            "search",
+            "open_run",
+            "prune",
+            "evaluate",
+            "latency",
+            "recover",
+            "bench",
+            "register_metric",
+            "__version__",
+        )
     }
 
 

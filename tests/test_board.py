@@ -9,6 +9,7 @@ import statistics
 
 import pytest
 
+from secateur import api
 from secateur.search import app
 from secateur.search.board.cells import DENSE, Cell, cells_of
 from secateur.search.board.rows import Board, BoardRow
@@ -209,6 +210,17 @@ def test_json_has_mean_and_deviation(small, secateur):
     kls = [line["values"]["kl"] for line in lines(directory) if "wanda 0.5" in line["candidate"]]
     assert table["rows"][0]["values"]["kl"]["mean"] == pytest.approx(statistics.fmean(kls))
     assert table["rows"][0]["seeds"] == 2
+
+
+def test_python_has_the_same_board(small, asked, tmp_path):
+    _, directory, _ = small
+    n_asked = len(asked)
+    words = {key: value for key, value in SMALL.items() if key != "models"}
+    board = api.bench("tiny", run=directory, markdown=tmp_path / "M.md", **words)
+    assert len(asked) == n_asked
+    [rows] = [x.rows for x in board.tables() if (x.unit, x.share) == ("weights", 0.5)]
+    assert [row.method for row in rows] == ["wanda", "magnitude"]
+    assert (tmp_path / "M.md").read_text().startswith("# Methods\n")
 
 
 def test_a_settings_file_is_what_the_words_say(small, secateur, tmp_path):

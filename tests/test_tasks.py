@@ -21,11 +21,15 @@ from secateur.pruners.pruner import Pruner
 from secateur.search import app
 from secateur.search.app.evaluating import tasks_in
 from secateur.search.app.session import open_session, plan
+from secateur.search.board.cells import Cell
+from secateur.search.board.settings import board_settings
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.objectives import objective, oriented
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Fidelity, Measurement
+from tests.boards import SMALL as BOARD
+from tests.boards import measured_here
 from tests.toy import LARGE, SMALL, SPACE, ToyEvaluator
 
 TASK = (Path(__file__).parent.parent / "docs" / "tasks" / "piqa-local.yaml").read_text()
@@ -434,3 +438,24 @@ def test_included_files_and_paths_within_the_directory_are_read(altered, tiny):
     assert (
         len(TaskSet(TaskPlan(("piqa-local",), where), tiny.model, tiny.tokenizer).samples["piqa-local"]) == 10
     )
+
+
+def test_a_board_pairs_the_answers_with_the_dense_models(directory, monkeypatch, tmp_path):
+    asked = measured_here(monkeypatch)
+    of = {**BOARD, "methods": ["magnitude"], "sparsities": ["0.5"], "tasks": ["piqa-local"]}
+    board = app.bench(board_settings({**of, "task_dir": str(directory)}), tmp_path / "board")
+    assert asked == ["tiny | dense", "tiny | magnitude 0.5 | no data"]
+    dense, pruned = (board.cells[Cell.parse(text)].values for text in asked)
+    assert dense["samples:piqa-local"] == len(DOCS)
+    assert dense["won:piqa-local"] == dense["lost:piqa-local"] == 0
+    change = (pruned["won:piqa-local"] - pruned["lost:piqa-local"]) / len(DOCS)
+    assert pruned["won:piqa-local"] + pruned["lost:piqa-local"] > 0
+    assert pruned["task:piqa-local"] == pytest.approx(dense["task:piqa-local"] + change)
+    assert board.tasks == ("piqa-local",)
+
+
+def test_a_board_without_its_task_measures_nothing(directory, tmp_path):
+    of = board_settings({**BOARD, "tasks": ["arc"], "task_dir": str(directory)})
+    with pytest.raises(UsageError, match=r"Expected a task of .*, got 'arc'"):
+        app.bench(of, tmp_path / "board")
+    assert not (tmp_path / "board").exists()

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 TARGETS = {"structure": 0.2, "weights": 0.5}
 PARTS = ("calibration", "metric", "allocation", "repair")
 START = {"structure": "cfsp", "weights": "admm"}
-"""Best in METHODS.md: every arm measures it first, and it gives what an arm does not search."""
+"""Best of `../methods/earlier.md`: every arm measures it first, and it gives what an arm does not search."""
 REPAIRS = {"structure": "[none, bias, refit, obs]", "weights": "[none, bias, obs, admm]"}
 """Without ADMM of structure, whose steps converge to `obs` at many times its cost."""
 ARMS = {

@@ -2,8 +2,8 @@
 
     python table.py RUNS [--known DIR] [--tasks DIR] [--samples 200] [--best 3] [--results results.jsonl]
 
-Losses are those of the test part, at the target. Known methods are those of `../methods.py`, whose runs of this model
-are named by --known, as `DIR/NAME-{unit}`: NAME. With --tasks the best recipe of each arm and the best known methods
+Losses are those of the test part, at the target. Known methods are those of `known.yaml`, whose runs of this model are
+named by --known, as `DIR/NAME-{unit}`: NAME. With --tasks the best recipe of each arm and the best known methods
 are measured in PIQA, too, from the files in this directory. What was done is kept in the results and not done again.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from secateur.search.app.board_cell import board_texts, file_of, no_windows, open_model, task_plan
 from secateur.search.app.cell_processes import CellSetup
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from secateur.evaluators.data.text import Text
+    from secateur.pruners.models.anatomy import Anatomy
+    from secateur.pruners.models.loading import LoadedModel
 
 RUN = "board"
 """Key of the board's settings in the identity of its run."""
@@ -136,7 +138,7 @@ def _checked(
         say(f"checking {name}")
         loaded, anatomy, n_positions = open_model(name, settings, folders, say)
         found[name] = loaded.fingerprint
-        _check_texts(settings, loaded.tokenizer, anatomy.bos, texts[1])
+        _check_measures(settings, folders, loaded, anatomy.bos, texts[1])
         reasons: dict[tuple[str, str], str | None] = {}
         for cell in (cell for cell in cells if cell.model == name and cell.method != DENSE):
             key = cell.method, cell.calibration  # neither share nor seed decides
@@ -147,16 +149,30 @@ def _checked(
     return found, refused
 
 
-def _check_texts(settings: BoardSettings, tokenizer: Any, bos: int | None, texts: Mapping[str, Text]) -> None:
-    """Raise a ValueError for a text with too few tokens."""
+def _check_measures(
+    settings: BoardSettings,
+    folders: Sequence[Path],
+    loaded: LoadedModel,
+    bos: int | None,
+    texts: Mapping[str, Text],
+) -> None:
+    """Raise a ValueError for a text with too few tokens, or a task that can't be loaded."""
     from secateur.evaluators.data.tokens import windows
+    from secateur.evaluators.tasks.task_set import TaskSet
 
     for text in texts.values():
-        windows(tokenizer, text, settings.window, settings.tokens, bos=bos)
+        windows(loaded.tokenizer, text, settings.window, settings.tokens, bos=bos)
+    if (plan := task_plan(settings, folders)) is not None:
+        TaskSet(plan, loaded.model, loaded.tokenizer, settings.bos)
 
 
 def _refusal(
-    cell: Cell, settings: BoardSettings, loaded: Any, anatomy: Any, n_positions: int | None, text: Text
+    cell: Cell,
+    settings: BoardSettings,
+    loaded: LoadedModel,
+    anatomy: Anatomy,
+    n_positions: int | None,
+    text: Text,
 ) -> str | None:
     """Reason why a method can't be run on a model, its calibration text or this machine; None if it can."""
     from secateur.pruners.calibration.choose import choose

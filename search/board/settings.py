@@ -164,6 +164,11 @@ def board_settings(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Boa
     return settings
 
 
+def workers_words(workers: int | None) -> list[str]:
+    """Overrides for so many workers of a Ray; none for None."""
+    return [] if workers is None else ["executor.kind=ray", f"executor.workers={workers}"]
+
+
 def identity(settings: BoardSettings) -> dict[str, Any]:
     """Settings that the values of a cell depend on; the others may change when a board is continued."""
     return settings.model_dump(mode="json", exclude=set(FREE))

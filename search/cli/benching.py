@@ -105,13 +105,12 @@ def bench(
 ) -> None:
     """Measure all pruning methods on models and write their tables. The same command continues; Ctrl-C is safe."""
     from secateur.search import app as rooms
-    from secateur.search.board.settings import board_settings
+    from secateur.search.board.settings import board_settings, workers_words
     from secateur.search.show.board import write_board
 
     file = Path(models[0]) if len(models) == 1 and models[0].endswith((".yaml", ".yml")) else None
     raw = {"models": models} if file is None else _read(file)
-    workers_asked = [] if workers is None else ["executor.kind=ray", f"executor.workers={workers}"]
-    settings = board_settings({**raw, **_values(asked)}, [*workers_asked, *(override or ())])
+    settings = board_settings({**raw, **_values(asked)}, [*workers_words(workers), *(override or ())])
     directory = run or Path("runs") / (file.stem if file else "bench")
     folders = [Path.cwd()] if file is None else [file.parent.absolute(), Path.cwd()]
     with open_display() as display:
