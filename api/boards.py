@@ -71,7 +71,6 @@ def bench(
     """
     from secateur.search import app
     from secateur.search.board.settings import board_settings, workers_words
-    from secateur.search.show.board import write_board
 
     asked: dict[str, Any] = {
         "methods": methods,
@@ -95,6 +94,4 @@ def bench(
     }
     given = {"models": models} | {key: x for key, x in asked.items() if x is not None}
     settings = board_settings(given, [*workers_words(workers), *override])
-    board = app.bench(settings, Path(run), say=say)
-    write_board(board, settings, Path(run), None if markdown is None else Path(markdown))
-    return board
+    return app.bench(settings, Path(run), markdown=None if markdown is None else Path(markdown), say=say)

@@ -1,8 +1,9 @@
 """Searches for the best way to prune a language model.
 
 ``secateur.search(...)`` starts or continues a search, ``secateur.open_run(DIR)`` opens its results; `prune`,
-`evaluate`, `latency`, `recover`, `bench` and `push` work as the commands of these names, with their words as keyword
-arguments. `register_metric` adds a metric of your own. All of it is loaded at first use: this package alone loads no torch.
+`evaluate`, `latency`, `recover`, `bench` and `push` work as the commands of these names, with their words as
+keyword arguments. `register_metric` adds a metric of your own. All of it is loaded at first use: this package alone
+loads no torch.
 """
 
 from __future__ import annotations

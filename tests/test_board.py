@@ -11,11 +11,13 @@ import pytest
 
 from secateur import api
 from secateur.search import app
+from secateur.search.app.cell_processes import CellProcesses
 from secateur.search.board.cells import DENSE, Cell, cells_of
 from secateur.search.board.rows import Board, BoardRow
 from secateur.search.board.settings import board_settings
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
+from secateur.search.show.board import markdown_text
 from secateur.search.study.study import MEASUREMENTS
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.recipe.known import KNOWN
@@ -257,12 +259,42 @@ def test_tasks_are_paired_by_their_samples():
 
 
 def test_a_method_that_fails_with_one_seed_is_a_row_of_the_others():
-    fidelity = Fidelity("test", 256)
+    settings = board_settings(
+        {**SMALL, "methods": ["wanda", "owl"], "sparsities": ["0.5"], "seeds": [0, 1, 2]}
+    )
+    fidelity = settings.fidelity
+    values = {"loss": 0.5, "kl": 0.5, "ce": 3.0}
     trials = [
-        Trial(
-            0, Measurement("tiny | wanda 0.5 | equal | seed 0", fidelity, {"loss": 0.5, "kl": 0.5, "ce": 3.0})
-        ),
+        Trial(0, Measurement("tiny | wanda 0.5 | equal | seed 0", fidelity, values)),
         Trial(1, Measurement("tiny | wanda 0.5 | equal | seed 1", fidelity, infeasible="no memory")),
     ]
-    [table] = Board(trials).tables()
-    assert (table.rows[0].n, table.rows[0].reasons, table.refused) == (1, ("no memory",), ())
+    missing = [
+        cell for cell in cells_of(settings) if cell.text not in {x.measurement.candidate for x in trials}
+    ]
+    board = Board(trials, missing=missing)
+    [table] = board.tables()
+    wanda, owl = table.rows
+    assert (wanda.n, wanda.wanted, wanda.reasons) == (1, 3, ("no memory",))
+    assert (owl.n, owl.wanted, owl.reasons) == (0, 3, ())
+    text = markdown_text(board, settings)
+    assert re.search(r"^\| \[wanda\].*\| 0.5000 \|.*\| 1 of 3 \|", text, re.MULTILINE)
+    assert f"- [wanda]({KNOWN['wanda'].paper}): no memory" in text
+    assert f"- [owl]({KNOWN['owl'].paper}): not measured yet" in text
+
+
+def test_a_board_that_is_interrupted_has_its_tables(tmp_path, monkeypatch):
+    measured_here(monkeypatch)
+    measure = CellProcesses.evaluate
+
+    def interrupted(processes, candidates, fidelity):
+        if "wanda" in candidates[0]:
+            raise KeyboardInterrupt
+        return measure(processes, candidates, fidelity)
+
+    monkeypatch.setattr(CellProcesses, "evaluate", interrupted)
+    settings = board_settings({**SMALL, "sparsities": ["weights=0.5"], "seeds": [0]})
+    with pytest.raises(KeyboardInterrupt):
+        app.bench(settings, tmp_path / "board")
+    text = (tmp_path / "board" / "METHODS.md").read_text()
+    assert f"| [magnitude]({KNOWN['magnitude'].paper}) |" in text
+    assert f"- [wanda]({KNOWN['wanda'].paper}): not measured yet" in text

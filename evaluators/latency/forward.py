@@ -43,7 +43,9 @@ class Forward:
         self._run = whole if head else whole.base_model
         self._last_only = {"logits_to_keep": 1} if head else {}
         takes = inspect.signature(self._run.forward).parameters
-        self._cache_name = "cache" if "cache" in takes else "past_key_values"  # its name before transformers 5.24
+        self._cache_name = (
+            "cache" if "cache" in takes else "past_key_values"
+        )  # its name before transformers 5.24
         self._config = whole.config
         self._cached = cached
         self._changed = changed

@@ -58,7 +58,9 @@ def _generate(model: Any, prompt: torch.Tensor) -> tuple[list[int], float]:
         The new tokens, and the largest distance of one's logit below the best logit at its place in one pass
         without a cache, relative to the largest logit: 0 if both ways choose the same tokens.
     """
-    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # before 5.24
+    name = (
+        "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    )  # before 5.24
     new, cache, step = [], None, prompt
     for _ in range(N_GENERATED):
         out = model(step, **{name: cache}, use_cache=True)

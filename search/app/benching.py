@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +20,7 @@ from secateur.search.board.settings import BoardSettings, identity
 from secateur.search.errors import UsageError
 from secateur.search.executor import measure_all
 from secateur.search.executors.registry import EXECUTORS
+from secateur.search.show.board import write_board
 from secateur.search.study.about import ABOUT, About, check_before, read_about
 from secateur.search.study.lock import RunLock
 from secateur.search.study.study import Study
@@ -32,20 +36,29 @@ if TYPE_CHECKING:
 RUN = "board"
 """Key of the board's settings in the identity of its run."""
 
+WRITE_S = 10.0
+"""Least time between two writings of the tables while cells are measured."""
+
 
 @usage_errors()
 def bench(
-    settings: BoardSettings, directory: Path, *, folders: Sequence[Path] = (), say: Say = silent
+    settings: BoardSettings,
+    directory: Path,
+    *,
+    folders: Sequence[Path] = (),
+    markdown: Path | None = None,
+    say: Say = silent,
 ) -> Board:
     """Measure the cells of a board that its run does not have yet.
 
     A cell that can't be measured, for the model's family, its size, the memory or the text, is refused with the
-    reason before any is. Each measured cell is a line of the run's ``measurements.jsonl`` at once.
+    reason before any is. Each measured cell is a line of the run's ``measurements.jsonl`` at once; the tables follow.
 
     Args:
         settings: of the board. Other models, methods, shares, seeds, calibrations and workers may continue a run.
         directory: of the run; made if it is missing.
         folders: absolute, that relative paths are looked for in; none: the working directory.
+        markdown: file of the tables in Markdown; None: ``METHODS.md`` of the run. The page is its ``methods.html``.
         say: given progress, one line at a time.
 
     Returns:
@@ -73,10 +86,49 @@ def bench(
             with Study.open_or_create(directory, plain, about, lock) as study:
                 for line in study.warnings:
                     say(line)
-                _measure(study, settings, setup, wanted, refused, say)
-                return Board(study.trials, models)
+                tables = _Tables(study, settings, models, markdown)
+                try:
+                    _measure(study, settings, setup, wanted, refused, tables, say)
+                finally:
+                    tables.write()
+                return tables.board
         finally:
             lock.close()
+
+
+@dataclass
+class _Tables:
+    """Tables of a board that is being measured, as files.
+
+    Args:
+        study: of the board.
+        settings: of it.
+        models: fingerprints by name.
+        markdown: see `bench`.
+        written: time of the last writing, on the clock of `time.monotonic`.
+    """
+
+    study: Study
+    settings: BoardSettings
+    models: Mapping[str, str]
+    markdown: Path | None
+    written: float = -math.inf
+
+    @property
+    def board(self) -> Board:
+        """What is measured now, and what is not yet."""
+        known = {trial.measurement.candidate for trial in self.study.trials}
+        missing = tuple(cell for cell in cells_of(self.settings) if cell.text not in known)
+        return Board(tuple(self.study.trials), self.models, missing)
+
+    def follow(self) -> None:
+        """Write, unless that was a moment ago."""
+        if time.monotonic() - self.written > WRITE_S:
+            self.write()
+
+    def write(self) -> None:
+        write_board(self.board, self.settings, self.study.directory, self.markdown)
+        self.written = time.monotonic()
 
 
 def _measure(  # what `bench` has prepared
@@ -85,6 +137,7 @@ def _measure(  # what `bench` has prepared
     setup: CellSetup,
     wanted: Sequence[Cell],
     refused: Mapping[str, str],
+    tables: _Tables,
     say: Say,
 ) -> None:
     """Append the measurements of these cells as they come, refusals first."""
@@ -99,6 +152,7 @@ def _measure(  # what `bench` has prepared
     with EXECUTORS[settings.executor.kind].build(settings.executor, setup) as executor:
         for measured in measure_all(executor, left, fidelity, size=1):
             study.append(measured)
+            tables.follow()
             n_done += len(measured)
             say(f"measuring {n_done}/{len(left)}" + "".join(f": {m.candidate}" for m in measured[-1:]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur.search.board.cells import DENSE, NO_DATA, Cell
@@ -26,13 +26,15 @@ class BoardRow:
     Args:
         method: its name, or ``dense``.
         found: feasible measurements, one a seed.
-        reasons: why the others are none.
+        reasons: why others are infeasible.
+        wanted: number of seeds that are asked for.
         above: mean difference of the loss to the table's best, paired over test windows; None for that one.
     """
 
     method: str
     found: tuple[Measurement, ...]
     reasons: tuple[str, ...] = ()
+    wanted: int = 1
     above: Estimate | None = None
 
     @property
@@ -85,6 +87,7 @@ class BoardRow:
             "values": {name: vars(spread) for name, spread in spreads.items() if spread is not None},
             "above": self.above and self.above.to_json(),
             "reasons": list(self.reasons),
+            "wanted": self.wanted,
         }
 
 
@@ -111,9 +114,9 @@ class BoardTable:
         return tuple(row for row in self.rows if row.found)
 
     @property
-    def refused(self) -> tuple[BoardRow, ...]:
-        """Methods without a measurement; each has a reason."""
-        return tuple(row for row in self.rows if not row.found)
+    def incomplete(self) -> tuple[BoardRow, ...]:
+        """Methods without a measurement, or with a reason why a seed has none."""
+        return tuple(row for row in self.rows if row.reasons or not row.found)
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,12 @@ class Board:
     Args:
         trials: of the run.
         models: fingerprints by name.
+        missing: cells that are asked for and not measured yet.
     """
 
     trials: Sequence[Trial]
     models: Mapping[str, str] = field(default_factory=dict)
+    missing: Sequence[Cell] = ()
 
     @property
     def cells(self) -> dict[Cell, Measurement]:
@@ -155,9 +160,10 @@ class Board:
 
     def tables(self) -> list[BoardTable]:
         """Tables by model, unit, share and calibration; a method without data is in those of either calibration."""
-        cells = {cell: m for cell, m in self.cells.items() if cell.method in KNOWN}
+        cells: dict[Cell, Measurement | None] = {**self.cells, **dict.fromkeys(self.missing)}
+        cells = {cell: m for cell, m in cells.items() if cell.method in KNOWN}
         data = {cell.calibration for cell in cells} - {NO_DATA} or {"equal"}
-        by_table: dict[tuple[str, Unit, float, str], dict[str, list[Measurement]]] = {}
+        by_table: dict[tuple[str, Unit, float, str], dict[str, list[Measurement | None]]] = {}
         for cell, m in cells.items():
             for calibration in sorted(data) if cell.calibration == NO_DATA else [cell.calibration]:
                 key = cell.model, cell.row.unit, cell.share, calibration
@@ -167,18 +173,19 @@ class Board:
         return [BoardTable(*key, _rows(by_table[key])) for key in keys]
 
 
-def _rows(by_method: Mapping[str, Sequence[Measurement]]) -> tuple[BoardRow, ...]:
-    """Rows, the lowest mean loss first, with their differences to it."""
+def _rows(by_method: Mapping[str, Sequence[Measurement | None]]) -> tuple[BoardRow, ...]:
+    """Rows, the lowest mean loss first, with their differences to it; None: not measured yet."""
     rows = []
-    for name, measured in by_method.items():
+    for name, cells in by_method.items():
+        measured = [m for m in cells if m is not None]
         found = tuple(m for m in measured if m.infeasible is None)
         reasons = dict.fromkeys(m.infeasible for m in measured if m.infeasible is not None)
-        rows.append(BoardRow(name, found, tuple(reasons)))
+        rows.append(BoardRow(name, found, tuple(reasons), len(cells)))
     rows.sort(key=lambda row: row.loss)
     best = rows[0]
     return tuple(
         row
         if row is best or not row.found
-        else BoardRow(row.method, row.found, row.reasons, difference(row.found, best.found, best.method))
+        else replace(row, above=difference(row.found, best.found, best.method))
         for row in rows
     )

@@ -106,7 +106,7 @@ def bench(
     """Measure all pruning methods on models and write their tables. The same command continues; Ctrl-C is safe."""
     from secateur.search import app as rooms
     from secateur.search.board.settings import board_settings, workers_words
-    from secateur.search.show.board import write_board
+    from secateur.search.show.board import files_of
 
     file = Path(models[0]) if len(models) == 1 and models[0].endswith((".yaml", ".yml")) else None
     raw = {"models": models} if file is None else _read(file)
@@ -115,11 +115,11 @@ def bench(
     folders = [Path.cwd()] if file is None else [file.parent.absolute(), Path.cwd()]
     with open_display() as display:
         try:
-            board = rooms.bench(settings, directory, folders=folders, say=display.say)
+            board = rooms.bench(settings, directory, folders=folders, markdown=markdown, say=display.say)
         except KeyboardInterrupt:
             complain(f"Continue with: {shlex.join(['secateur', *sys.argv[1:]])}", "note")
             raise
-    written = write_board(board, settings, directory, markdown)
+    written = files_of(directory, markdown)
     if json:
         show_json({"run": str(directory), **board.to_json(), "files": [str(path) for path in written]})
         return

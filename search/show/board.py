@@ -73,44 +73,37 @@ class Columns:
             ["–" if row.method == DENSE else _seconds(row.spread("device_seconds"))] if self.device else []
         )
         held = [_most(row, "device_bytes")] if self.device else []
-        seeds = (
-            "once" if row.n == 1 and not (row.method in KNOWN and KNOWN[row.method].uses_data) else str(row.n)
-        )
         return [
             *found,
             "–" if row.method == DENSE else _seconds(row.spread("cpu_seconds")),
             *device,
             _most(row, "memory_bytes"),
             *held,
-            seeds,
+            _seeds(row),
         ]
 
 
-def write_board(
-    board: Board, settings: BoardSettings, directory: Path, markdown: Path | None = None
-) -> list[Path]:
+def files_of(directory: Path, markdown: Path | None = None) -> list[Path]:
+    """Files of the tables of a run: Markdown, by default its own, and the page."""
+    return [markdown or directory / MARKDOWN, directory / PAGE]
+
+
+def write_board(board: Board, settings: BoardSettings, directory: Path, markdown: Path | None = None) -> None:
     """Write the board in Markdown and as a page; existing files are replaced.
 
     Args:
         board: what was measured.
         settings: on what.
         directory: of the run.
-        markdown: file of the Markdown; None: ``METHODS.md`` of the run.
-
-    Returns:
-        Both files.
+        markdown: see `files_of`.
 
     Raises:
         OSError: if they can't be written.
     """
-    files = {
-        markdown or directory / MARKDOWN: markdown_text(board, settings),
-        directory / PAGE: page_text(board, settings),
-    }
-    for path, text in files.items():
+    texts = (markdown_text(board, settings), page_text(board, settings))
+    for path, text in zip(files_of(directory, markdown), texts, strict=True):
         with whole_file(path) as new:
             new.write_text(text, encoding="utf-8")
-    return list(files)
 
 
 def facts(board: Board, settings: BoardSettings) -> dict[str, str]:
@@ -166,9 +159,9 @@ def markdown_text(board: Board, settings: BoardSettings) -> str:
         rows = [board.dense[table.model]] if table.model in board.dense else []
         cells = [[_linked(row), *columns.cells(row), _about(row)] for row in (*rows, *table.measured)]
         lines += [Grid(["method", *columns.headings, "what"], cells, words_last=True).markdown()]
-        if table.refused:
+        if table.incomplete:
             lines += ["", "Not measured:", ""]
-            lines += [f"- {_linked(row)}: {' '.join(row.reasons)}" for row in table.refused]
+            lines += [f"- {_linked(row)}: {_reason(row)}" for row in table.incomplete]
     return "\n".join(lines) + "\n"
 
 
@@ -190,9 +183,9 @@ def page_text(board: Board, settings: BoardSettings) -> str:
                     }
                     for row in (*rows, *table.measured)
                 ],
-                "refused": [
-                    {"name": _name(row), "paper": _paper(row), "reason": " ".join(row.reasons)}
-                    for row in table.refused
+                "incomplete": [
+                    {"name": _name(row), "paper": _paper(row), "reason": _reason(row)}
+                    for row in table.incomplete
                 ],
             }
         )
@@ -203,6 +196,17 @@ def page_text(board: Board, settings: BoardSettings) -> str:
             headings=columns.headings, tables=tables, facts=facts(board, settings), made=date(time.time())
         )
     )
+
+
+def _seeds(row: BoardRow) -> str:
+    """Number of seeds that are measured, of those asked for."""
+    if row.method == DENSE or not KNOWN[row.method].uses_data:
+        return "once"
+    return str(row.n) if row.n == row.wanted else f"{row.n} of {row.wanted}"
+
+
+def _reason(row: BoardRow) -> str:
+    return " ".join(row.reasons) or "not measured yet"
 
 
 def _name(row: BoardRow) -> str:
