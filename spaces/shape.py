@@ -17,6 +17,8 @@ _MAY_BE_NONE = {
     "shared_params",
     "query_params",
     "query_macs",
+    "attention_macs",
+    "group_kv_bytes",
 }
 
 
@@ -80,11 +82,14 @@ class BlockShape:
         group_macs: multiply-accumulates of one group for one token at the context of one window, scores and
             weighted sum included.
         channel_macs: multiply-accumulates of one channel for one token.
-        group_kv_bytes: bytes that one token adds to one group's keys and values, as stored.
+        group_kv_bytes: bytes that one token adds to one group's keys and values, as stored; 0 of a recurrent mixer.
         attention_bias: parameters of a bias that a repair adds to the attention's output; 0: it has one already.
         mlp_bias: likewise.
-        shared_params: parameters of norms that attention and MLP both read, which go with the last of them.
-        rigid: True if its attention is kept or removed as a whole.
+        shared_params: parameters of neither attention nor MLP, such as norms that both read, which go with the last of
+            them.
+        attention_macs: further multiply-accumulates of the attention for one token: of projections without units, and
+            of a recurrent mixer parallel to it.
+        rigid: True if its attention, or recurrent mixer, is kept or removed as a whole.
         n_queries: query heads of a KV group that can be cut singly, equally many in each group; 1: they can't.
         query_params: parameters of one query head, of those of its group.
         query_macs: multiply-accumulates of one query head, likewise.
@@ -106,6 +111,7 @@ class BlockShape:
     attention_bias: int = 0
     mlp_bias: int = 0
     shared_params: int = 0
+    attention_macs: int = 0
     rigid: bool = False
     n_queries: int = 1
     query_params: int = 0
@@ -152,7 +158,8 @@ class BlockShape:
             if self.experts is None
             else self.experts.macs(ffn, self.channel_macs, channels, shared)
         )
-        return kv_groups * (self.group_macs - self._fewer(queries) * self.query_macs) + mlp
+        fixed = self.attention_macs if kv_groups else 0
+        return kv_groups * (self.group_macs - self._fewer(queries) * self.query_macs) + fixed + mlp
 
     @property
     def query_share(self) -> float:

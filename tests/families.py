@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.find_layout import find_layouts
 
 VOCABULARY = 97
 WINDOW = 8
@@ -46,6 +47,7 @@ _LATENT = {
     "num_key_value_heads": 4,
     "head_dim": 8,
 }
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _STATES = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}
 _MAMBA = {"vocab_size": VOCABULARY, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}
 _DELTA = {
@@ -75,8 +77,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "phi": ("phi", {}, ""),
     "phi3": ("phi3", _SLIDING, ""),
     "olmo": ("olmo", {}, ""),
-    "olmo2": ("olmo2", {}, "independent of each other"),
-    "olmo3": ("olmo3", _SLIDING, "independent of each other"),
+    "olmo2": ("olmo2", {}, ""),
+    "olmo3": ("olmo3", _SLIDING, ""),
     "granite": (
         "granite",
         {"logits_scaling": 4.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1},
@@ -114,7 +116,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         "",
     ),
     "bitnet": ("bitnet", {}, "independent of each other"),
-    "diffllama": ("diffllama", {}, "independent of each other"),
+    "diffllama": ("diffllama", {}, ""),
     "opt": ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}, ""),
     "gpt2": ("gpt2", _GPT2 | _ENDS, ""),
     "gpt_bigcode": ("gpt_bigcode", _GPT2 | _ENDS, ""),
@@ -144,7 +146,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "bloom": (
         "bloom",
         {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, **_ENDS},
-        "independent of each other",
+        "added to the residual stream",
     ),
     "mpt": (
         "mpt",
@@ -156,54 +158,146 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
             "max_seq_len": 128,
             "expansion_ratio": 2,
         },
-        "independent of each other",
+        "added to the residual stream",
     ),
     "deepseek_v3, dense": (
         "deepseek_v3",
         {**_LATENT, "first_k_dense_replace": 2},
-        "projections q, k, v and o",
+        "",
     ),
-    "minicpm3": ("minicpm3", _LATENT, "projections q, k, v and o"),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {
+            **_LATENT,
+            **_EXPERTS,
+            "n_routed_experts": 4,
+            "first_k_dense_replace": 1,
+            "n_shared_experts": 1,
+        },
+        "",
+    ),
+    "minicpm3": ("minicpm3", _LATENT, ""),
+    "youtu": ("youtu", _LATENT, ""),
     "mamba": ("mamba", _MAMBA, "got recurrent"),
     "mamba2": ("mamba2", {**_MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 1}, "got recurrent"),
     "falcon_h1": (
         "falcon_h1",
         {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
-        "got attention, recurrent, mlp",
+        "",
     ),
-    "bamba": ("bamba", {"attn_layer_indices": [1], **_STATES}, "got recurrent, mlp"),
+    "bamba": ("bamba", {"attn_layer_indices": [1], **_STATES}, ""),
     "lfm2": (
         "lfm2",
         {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48, "block_multiple_of": 16},
-        "got recurrent, mlp",
+        "",
+    ),
+    "jamba": (
+        "jamba",
+        {
+            "num_hidden_layers": 4,
+            **_EXPERTS,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+        },
+        "",
+    ),
+    "granitemoehybrid, dense": (
+        "granitemoehybrid",
+        {
+            "layer_types": ["mamba", "attention"],
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "shared_intermediate_size": 48,
+            **_STATES,
+        },
+        "",
+    ),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 24, **_EXPERTS, **_STATES},
+        "got recurrent, mlp, experts",
+    ),
+    "lfm2_moe": (
+        "lfm2_moe",
+        {"layer_types": ["conv", "full_attention"], **_EXPERTS, "num_dense_layers": 1},
+        "",
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            "shared_expert_intermediate_size": 24,
+            "decoder_sparse_step": 1,
+            **_EXPERTS,
+            **_DELTA,
+        },
+        "",
+    ),
+    "olmo_hybrid": ("olmo_hybrid", {"layer_types": ["linear_attention", "full_attention"], **_DELTA}, ""),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            "layers_block_type": ["mamba", "attention", "mlp", "moe"],
+            "num_hidden_layers": 4,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 8,
+            "ssm_state_size": 8,
+            "n_groups": 1,
+            "chunk_size": 8,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "moe_shared_expert_intermediate_size": 16,
+        },
+        "got recurrent",
     ),
     "qwen3_5 text": (
         "qwen3_5_text",
         {"layer_types": ["linear_attention", "full_attention"], **_DELTA},
-        "got recurrent, mlp",
+        "",
     ),
     "recurrent_gemma": (
         "recurrent_gemma",
         {"attention_window_size": WINDOW, "lru_width": 32, "block_types": ["recurrent", "attention"]},
-        "got recurrent, mlp",
+        "",
     ),
     "xlstm": (
         "xlstm",
         {
             "vocab_size": VOCABULARY,
-            "hidden_size": 32,
-            "embedding_dim": 32,
+            "hidden_size": 64,  # its caches take the widths of heads from it, rounded up to 64
+            "embedding_dim": 64,
+            "qk_dim_factor": 1.0,
             "num_hidden_layers": 2,
             "num_blocks": 2,
             "num_heads": 4,
             "chunk_size": 8,
         },
-        "got recurrent, mlp",
+        "gives its state, too",
     ),
 }
 
 REFUSED = {
     # name: model type, config, reason
+    "zamba2": (
+        "zamba2",
+        {
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+            "num_hidden_layers": 4,
+            "mamba_d_state": 8,
+            "n_mamba_heads": 8,
+            "num_mem_blocks": 1,
+            "mamba_expand": 2,
+            "mamba_ngroups": 1,
+            "chunk_size": 8,
+            "attention_hidden_size": 64,
+        },
+        "which share",
+    ),
     "gemma3n text": (
         "gemma3n_text",
         {
@@ -313,13 +407,17 @@ def _with_images() -> Any:
     return CONFIG_MAPPING["gemma3"](text_config=text, vision_config=vision, mm_tokens_per_image=4, **tokens)
 
 
+WHOLE = {"attention": "attention, whose heads depend on each other,", "recurrent": "recurrent mixers"}
+"""What can only be kept or removed as a whole."""
+
 WHY = {
-    "independent of each other": "refused: heads depend on each other (a norm or a scale over all of them)",
-    "projections q, k, v and o": "refused: latent attention has no heads to cut",
-    "got recurrent": "refused: a recurrent mixer has no units",
-    "got attention, recurrent, mlp": "refused: a recurrent mixer has no units",
-    "got recurrent, mlp": "refused: a recurrent mixer has no units",
+    "independent of each other": "refused: channels depend on each other (a norm over all of them)",
+    "added to the residual stream": "refused: attention adds the residual stream itself",
+    "got recurrent": "refused: blocks of one mixer alone",
+    "got recurrent, mlp, experts": "refused: an MLP beside experts",
     "other logits than the model's": "refused: more than modules, a factor and a soft cap between blocks and logits",
+    "gives its state, too": "refused: recurrent mixers give blocks their states",
+    "which share": "refused: blocks share weights",
     r"got q\+o": "refused: blocks read the keys of others",
 }
 """Reasons in words, by what errors match."""
@@ -336,15 +434,25 @@ def row(name: str, anatomy: Anatomy | None) -> str:
     if anatomy is None:
         return f"| {family} | | {WHY[refusal]} | refused | refused | refused |"
     blocks = dict.fromkeys(" + ".join(mixer.kind for mixer in block.mixers) for block in anatomy.blocks)
-    units = WHY[refusal] if refusal else "works"
+    units = WHY[refusal] if refusal else _units(anatomy)
     further = f"{_query_heads(name, anatomy)} | {_hidden(name)}"
     return f"| {family} | {'; '.join(blocks)} | works | {units} | {further} |"
+
+
+def _units(anatomy: Anatomy) -> str:
+    """What works, and what is kept or removed as a whole."""
+    layouts = find_layouts(anatomy, experts=True)
+    whole = {x.attention.output.sublayer for x in layouts if x.attention.rigid}
+    kinds = [WHOLE[kind] for kind in WHOLE if kind in whole]
+    return f"works; {' and '.join(kinds)} as a whole" if kinds else "works"
 
 
 def _query_heads(name: str, anatomy: Anatomy) -> str:
     if FAMILIES[name][2]:
         return "refused"
-    if all(block.n_heads == block.n_kv_heads for block in anatomy.blocks):
+    if not any(x.attention.splits for x in find_layouts(anatomy, experts=True)) and name not in WHOLE_GROUPS:
+        if any(x.attention.rigid for x in find_layouts(anatomy, experts=True)):
+            return "refused: no heads that are independent"
         return "refused: each has a KV head of its own"
     return "refused: their number follows the hidden width" if name in WHOLE_GROUPS else "works"
 

@@ -15,6 +15,7 @@ from secateur.pruners.export.export import check_structured, export_structured
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
+from secateur.pruners.models.live_experts import live_part
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.models.shape import model_shape
 from secateur.pruners.structure.pruning import prune_structure
@@ -47,6 +48,12 @@ def family(request):
 def own_logits(model, tokens=TOKENS):
     with torch.no_grad():
         return model(input_ids=tokens, use_cache=False).logits
+
+
+def outputs_of(layout, part):
+    """Output projections of a sub-layer: of all experts, and of mixers that run in parallel over the tokens."""
+    kinds = ("attention", "recurrent") if part.kind == "attention" else ("mlp", "experts")
+    return [x for x in layout.block.linears if x.is_output and x.sublayer in kinds]
 
 
 def close(one, other):
@@ -110,22 +117,25 @@ def test_units_are_cut_or_refused_with_the_reason(family):
     refusal = FAMILIES[name][2]
     if refusal:
         with pytest.raises(ValueError, match=refusal) as caught:
-            find_layouts(anatomy)
+            find_layouts(anatomy, experts=True)
         assert "\n" not in str(caught.value)
         return
     dense = own_logits(model)
-    for layout in find_layouts(anatomy):
-        for part in layout.sublayers:
-            live, output = LiveSublayer(part), part.output
-            weight, bias = output.weight, output.bias
-            zeros = [torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)]
-            output.point_to(zeros[0])
-            held = output.module.bias
-            if held is not None:
-                output.module.bias = torch.nn.Parameter(zeros[1], requires_grad=False)
+    for layout in find_layouts(anatomy, experts=True):
+        for part in layout.parts:
+            outputs = outputs_of(layout, part)
+            held = [(x.weight, x.module.bias) for x in outputs]
+            for output in outputs:
+                output.point_to(torch.zeros_like(output.weight))
+                bias = output.module.bias
+                if bias is not None:
+                    output.module.bias = torch.nn.Parameter(torch.zeros_like(bias), requires_grad=False)
             zeroed = own_logits(model)
-            output.point_to(weight)
-            output.module.bias = held
+            for output, (weight, bias) in zip(outputs, held, strict=True):
+                output.point_to(weight)
+                output.module.bias = bias
+            assert not close(zeroed, dense), part.name
+            live = live_part(part)
             live.remove()
             try:
                 removed = own_logits(model)
@@ -133,7 +143,7 @@ def test_units_are_cut_or_refused_with_the_reason(family):
                 live.restore()
             assert close(removed, zeroed), part.name
             assert torch.equal(own_logits(model), dense)
-    both = [LiveSublayer(part) for part in find_layouts(anatomy)[-1].sublayers]
+    both = [live_part(part) for part in find_layouts(anatomy, experts=True)[-1].parts]
     for live in both:
         live.remove()
     for live in both:
@@ -147,9 +157,10 @@ def test_query_heads_are_cut_singly_wherever_several_share_a_kv_head(family):
     if FAMILIES[name][2]:
         return
     dense = own_logits(model)
-    for layout in find_layouts(anatomy):
+    for layout in find_layouts(anatomy, experts=True):
         part = layout.attention
-        assert part.splits == (part.heads_per_group > 1 and name not in WHOLE_GROUPS)
+        several = part.heads_per_group > 1 and not part.rigid
+        assert part.splits == (several and name not in WHOLE_GROUPS)
         if not part.splits:
             continue
         n, size, kept = part.n_units, part.heads_per_group, part.heads_per_group - 1
@@ -179,14 +190,11 @@ def test_whatever_can_be_cut_is_exported_with_a_shape_for_each_block(name, tmp_p
     """Stock transformers load it, with the code in the directory, and generate with the cache as without."""
     model = make(name)
     anatomy = dissect(model)
-    n, last = anatomy.blocks[0].n_kv_heads, len(anatomy.blocks) - 1
-    attention = find_layouts(anatomy)[0].attention
-    queries = attention.heads_per_group - 1 if attention.splits else 0
-    kept = [Kept(max(1, n // 2), 20, queries), *[Kept(n, 30)] * (last - 1), Kept(0, 17)]
+    kept = some_of_each(anatomy)
     if name == "gemma3 with images":
         with pytest.raises(ValueError, match="a model of text alone"):
             check_structured(anatomy, small_tokenizer(), kept, "hf")
-        kept = [Kept(n, 20)] * len(kept)
+        kept = [Kept(block.attention_units, 20) for block in anatomy.blocks]
     check_structured(anatomy, small_tokenizer(), kept, "hf")
     prune_structure(anatomy, kept, importance="magnitude", repair="none", tokens=TOKENS, sequential=False)
     report = export_structured(
@@ -198,6 +206,20 @@ def test_whatever_can_be_cut_is_exported_with_a_shape_for_each_block(name, tmp_p
     assert sum(p.numel() for p in again.parameters()) == report.manifest.parameters["saved"]
     shapes = model_shape(dissect(make(name)), 1, 4)
     assert cost(shapes, kept)["params"] == report.manifest.parameters["saved"]
+
+
+def some_of_each(anatomy):
+    """Fewer units in the first block, the last one without what mixes its tokens, all but a few in the others."""
+    found = []
+    for layout in find_layouts(anatomy, experts=True):
+        attention, index = layout.attention, layout.block.index
+        few = index == 0 or (layout.block.n_heads and index < len(anatomy.blocks) - 1)
+        groups = attention.n_units // 2 if few and not attention.rigid else attention.n_units
+        queries = attention.heads_per_group - 1 if attention.splits and few else 0
+        ffn = 3 if layout.mlp.kind == "experts" else 20 if index == 0 else 30
+        found.append(Kept(max(1, groups), ffn, queries))
+    last = 17 if layout.mlp.kind == "mlp" else 3
+    return [*found[:-1], Kept(0, last)]
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -9,6 +9,7 @@ import torch
 import transformers as tf
 from torch import nn
 
+from secateur.pruners.models.anatomy import Heads
 from secateur.pruners.models.discover import FAMILIES, dissect
 from secateur.pruners.models.shape import fixed_macs, model_shape, prunables
 from tests.families import WINDOW, make
@@ -319,7 +320,7 @@ def test_windows_of_local_and_chunked_attention_bound_its_costs():
 
 def test_costs_of_mixers_of_other_kinds_by_hand():
     latent = dissect(make("deepseek_v3, dense")).blocks[0].mixers[0]
-    assert (latent.kind, latent.heads) == ("attention", None)
+    assert (latent.kind, latent.heads) == ("attention", Heads(4, 4, width=8, query_rows=16, kv_rows=16))
     assert latent.score_macs == 4 * (16 + 8), "queries and keys of 16, values of 8, four heads"
     assert latent.cache_width == 4 * (16 + 8)
     state = dissect(make("mamba")).blocks[0].mixers[0]

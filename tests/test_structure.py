@@ -13,8 +13,10 @@ from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import FAMILIES, dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import check_kept
+from secateur.pruners.models.shape import model_shape
 from secateur.pruners.structure.pruning import prune_structure
 from secateur.spaces.architecture.candidate import Kept, read_kept
+from secateur.spaces.architecture.levels import LevelRules
 from secateur.spaces.methods import CUT_REPAIRS
 from tests.structures import CONFIGS, GROUPED, KEPT, TOKENS, build, close, logits, make_case
 
@@ -98,13 +100,27 @@ def test_norms_go_with_the_sublayer_that_they_serve(cases):
     }
 
 
-def test_families_whose_heads_are_not_alike_or_not_independent_are_refused():
+def test_attention_whose_heads_are_not_alike_or_not_independent_is_kept_or_removed_as_a_whole():
     for config in (tf.Olmo2Config(**GROUPED), tf.StableLmConfig(**GROUPED, qk_layernorm=True)):
         anatomy = dissect(build(config))
         dense = logits(anatomy.model)
-        with pytest.raises(ValueError, match=r"the attention of model.layers.0 .* can't be cut"):
-            find_layouts(anatomy)
+        assert [layout.attention.rigid for layout in find_layouts(anatomy)] == [True, True]
         assert torch.equal(logits(anatomy.model), dense)
+        tokens = torch.zeros(2, 8, dtype=torch.int64)
+        said = r"`kv_groups` 0 or 2 at model.layers.1, .* kept or removed as a whole, got 1"
+        with pytest.raises(ValueError, match=said):
+            prune_structure(
+                anatomy,
+                [Kept(2, 20), Kept(1, 48)],
+                importance="magnitude",
+                repair="none",
+                tokens=tokens,
+                sequential=False,
+            )
+        shape = model_shape(anatomy, 8, 4)
+        rules = LevelRules(frozenset({"groups", "channels", "attention"}), ffn_step=16)
+        assert [of.kv_groups for of in rules.levels(shape)] == [(2,), (2, 0)]
+        assert [of.ffn for of in rules.levels(shape)] == [(48, 32, 16)] * 2
 
 
 # Cuts -----------------------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.export.export_check import Comparison
@@ -22,8 +24,18 @@ from secateur.pruners.models.mixture import Mixture
 from secateur.pruners.models.narrow import Narrow, narrow_weights
 from secateur.spaces.architecture.candidate import Kept
 
-BLOCKWISE = ("layer_types", "no_rope_layers", "mlp_layer_types", "attention_layers")
-"""Lists in configs with a place for each block."""
+BLOCKWISE = (
+    "layer_types",
+    "no_rope_layers",
+    "mlp_layer_types",
+    "attention_layers",
+    "layers_block_type",
+    "block_types",
+)
+"""Lists in configs with a place for each block; shorter ones are repeated (RecurrentGemma)."""
+
+PLACES = ("attn_layer_indices",)
+"""Lists in configs of blocks' places."""
 
 
 EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size")
@@ -78,8 +90,32 @@ class CutModel:
 
     @cached_property
     def kept_blocks(self) -> tuple[int, ...]:
-        """Blocks with kept units, by their places in the dense model."""
-        return tuple(index for index, kept in enumerate(self.kept) if kept.kv_groups or kept.ffn)
+        """Blocks that are saved, by their places in the dense model: those with kept units.
+
+        All of them where a config can't be without some, as their kinds follow from their places (Jamba): the others
+        are saved without sub-layers.
+        """
+        every = tuple(range(len(self.kept)))
+        some = tuple(index for index in every if self.kept[index].kv_groups or self.kept[index].ffn)
+        return some if some == every or self._can_leave_out(some) else every
+
+    def _can_leave_out(self, some: Sequence[int]) -> bool:
+        """True if the family's class with a config of these blocks alone builds each as it is in the dense model."""
+        stem = self.anatomy.blocks[0].name.rpartition(".")[0]
+        try:
+            fewer = self.skeleton(type(self.config)(**self._content(some)))
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            StrictDataclassError,
+        ):  # validators, or lists that don't fit
+            return False
+        dense = self.skeleton(self.config)
+        return all(
+            _shapes(fewer.get_submodule(f"{stem}.{place}")) == _shapes(dense.get_submodule(f"{stem}.{index}"))
+            for place, index in enumerate(some)
+        )
 
     @property
     def alike(self) -> bool:
@@ -87,7 +123,8 @@ class CutModel:
         kept = [
             (self.kept[index], self.anatomy.blocks[index].mixture is not None) for index in self.kept_blocks
         ]
-        same_groups = len({(units.kv_groups, units.queries) for units, _ in kept}) == 1
+        with_heads = [index for index in self.kept_blocks if self.anatomy.blocks[index].n_heads]
+        same_groups = len({self.kept[index][:1] + self.kept[index][2:3] for index in with_heads}) <= 1
         ffn = [((units.ffn, units.channels, units.shared), mixed) for units, mixed in kept]
         same = all(len({units for units, mixed in ffn if mixed == kind}) <= 1 for kind in (True, False))
         return same_groups and same and all(all(units.units) for units, _ in kept)
@@ -105,8 +142,15 @@ class CutModel:
     def head_dim(self) -> dict[str, int]:
         """Width of the heads, for configs that would compute another from their number."""
         computed = isinstance(getattr(type(self.config), "head_dim", None), property)
-        width = self.anatomy.blocks[0].head_dim
-        return {} if computed or not width else {"head_dim": width}
+        block = self.with_heads
+        of_latent = block.heads.kv_rows  # its widths have names of their own
+        return {} if computed or of_latent or not block.head_dim else {"head_dim": block.head_dim}
+
+    @property
+    def with_heads(self) -> Block:
+        """The first block with heads; the first one if none has any."""
+        blocks = self.anatomy.blocks
+        return next((block for block in blocks if block.n_heads), blocks[0])
 
     def heads_per_group(self, index: int) -> int:
         """Query heads that each kept KV group of a block keeps."""
@@ -136,15 +180,24 @@ class CutModel:
 
     def base_config(self) -> dict[str, Any]:
         """The dense config's content for a model of the kept blocks, with their dense shapes."""
+        content = self._content(self.kept_blocks)
+        inner, of = self.text_part(content), text_config(self.config)
+        if self.narrow is not None:
+            inner[of.attribute_map.get("hidden_size", "hidden_size")] = self.width
+        return content
+
+    def _content(self, blocks: Sequence[int]) -> dict[str, Any]:
+        """The dense config's content for a model of these blocks."""
         content: dict[str, Any] = self.config.to_dict()
         inner, of = self.text_part(content), text_config(self.config)
         for name in BLOCKWISE:
             values = inner.get(name)
-            if isinstance(values, list) and len(values) == of.num_hidden_layers:
-                inner[name] = [values[index] for index in self.kept_blocks]
-        inner[of.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(self.kept_blocks)
-        if self.narrow is not None:
-            inner[of.attribute_map.get("hidden_size", "hidden_size")] = self.width
+            if isinstance(values, list) and values and len(blocks) < of.num_hidden_layers:
+                inner[name] = [values[index % len(values)] for index in blocks]
+        for name in PLACES:
+            if isinstance(inner.get(name), list):
+                inner[name] = [place for place, index in enumerate(blocks) if index in inner[name]]
+        inner[of.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(blocks)
         return content
 
     def saved_name(self, index: int) -> str:
@@ -158,11 +211,16 @@ class CutModel:
             f"{block.name}.": f"{self.saved_name(block.index)}." if block.index in self.kept_blocks else None
             for block in self.anatomy.blocks
         }
+        gone = {
+            f"{x.name}."
+            for x, kept in zip(self.anatomy.blocks, self.kept, strict=True)
+            if not any(kept.units)
+        }
         found = {}
         for name, value in self._values().items():
             old = next((old for old in moved if name.startswith(old)), "")
             new = moved.get(old, "")
-            if new is not None:
+            if new is not None and old not in gone:
                 found[new + name.removeprefix(old)] = value
         return found
 
@@ -297,12 +355,17 @@ def _axis_of_channels(name: str, *, transposed: bool) -> int | None:
     return 2 if own.startswith("down") != transposed else 1
 
 
+def _shapes(block: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in block.named_parameters()}
+
+
 def sublayer_path(block: Block, sublayer: Sublayer) -> str:
     """Path of the module that a sub-layer is, within the block; "" where it has none of its own (OPT's MLP)."""
     if sublayer == "mlp" and block.mixture is not None:
         return block.mixture.name.removeprefix(block.name).removeprefix(".")
-    parents = {x.name.rpartition(".")[0] for x in block.linears if x.sublayer == sublayer}
-    return parents.pop().removeprefix(block.name).removeprefix(".") if len(parents) == 1 else ""
+    parents = [x.name.split(".")[:-1] for x in block.linears if x.sublayer == sublayer]
+    common = takewhile(lambda parts: len(set(parts)) == 1, zip(*parents, strict=False))
+    return ".".join(part for part, *_ in common).removeprefix(block.name).removeprefix(".")
 
 
 def stored(weights: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[dict[str, Tensor], bool]:

@@ -22,7 +22,16 @@ from secateur.pruners.export.cut import CutModel, sublayer_path
 from secateur.pruners.export.stock import width_name
 from secateur.pruners.models.anatomy import Block, Sublayer
 from secateur.pruners.models.cutting import head_counts
+from secateur.pruners.models.find_layout import OVER_TOKENS
 from secateur.pruners.models.runner import BlockRunner
+
+SKIPPED: dict[Sublayer, Sublayer] = {
+    "attention": "attention",
+    "recurrent": "recurrent",
+    "mlp": "mlp",
+    "experts": "mlp",
+}
+"""Names of mixers in ``skip`` of a cut block."""
 
 
 def heterogeneous_model(
@@ -68,8 +77,7 @@ def heterogeneous_model(
         model_type=content["model_type"],
         container=cut.anatomy.blocks[0].name.rpartition(".")[0],
         parts=_parts(cut),
-        n_outputs=_n_outputs(cut, "attention"),
-        mlp_outputs=_n_outputs(cut, "mlp"),
+        outputs=json.dumps({kind: _n_outputs(cut, kind) for kind in _kinds(cut)}),
     )
     return content, weights, {f"{module}.py": code}
 
@@ -82,20 +90,23 @@ def _layer(cut: CutModel, index: int) -> dict[str, Any]:
         for name, value in cut.shape(index).items()
         if name in known or cut.config.attribute_map.get(name) in known
     }
+    attends = cut.anatomy.blocks[index].mixer("attention") is not None
     width = width_name(known) if cut.anatomy.blocks[index].mixture is None else None
-    if not kept.kv_groups:  # a place in static caches, should the cache count its tokens here
+    if not kept.kv_groups and attends:  # a place in static caches, should the cache count its tokens here
         fields = {name: 1 for name in fields if name == "num_key_value_heads"} | {"skip": ["attention"]}
     if kept.ffn and width is not None:
         fields[width] = kept.ffn
     if not kept.ffn:
-        fields |= {"skip": ["mlp"]} | ({} if width is None else {width: cut.anatomy.blocks[index].ffn_width})
+        fields |= {"skip": [*fields.get("skip", ()), "mlp"]} | (
+            {} if width is None else {width: cut.anatomy.blocks[index].ffn_width}
+        )
     return {name: value for name, value in fields.items() if name != "intermediate_size" or width == name}
 
 
 def _block(cut: CutModel, index: int, weights: dict[str, Tensor]) -> dict[str, Any]:
     """Config entries for the exported code: removed sub-layers, sizes of linears, numbers of heads."""
     block, kept = cut.anatomy.blocks[index], cut.kept[index]
-    removed = {"attention": not kept.kv_groups, "mlp": not kept.ffn, "experts": not kept.ffn}
+    removed = {x.kind: not (kept.kv_groups if x.kind in OVER_TOKENS else kept.ffn) for x in block.mixers}
     saved, shapes = cut.saved_name(index), dict[str, list[int]]()
     for linear in block.linears:
         if not removed[linear.sublayer] and linear.expert is None:
@@ -106,11 +117,12 @@ def _block(cut: CutModel, index: int, weights: dict[str, Tensor]) -> dict[str, A
     counts = head_counts(kept.kv_groups, cut.heads_per_group(index), block.head_dim)
     names = ("num_attention_heads", "num_key_value_heads") if block.n_heads else ()
     return {
-        "skip": [kind for kind in ("attention", "mlp") if removed[kind]],
+        "skip": [name for kind, name in SKIPPED.items() if removed.get(kind)],
         "linears": shapes,
         "attention": {name: value for name, value in counts.items() if hasattr(owner, name)} if names else {},
         "config": {name: counts[name] for name in names},
         **(_experts(block, saved, kept.ffn, weights) if block.mixture and kept.ffn else {}),
+        **({} if any(kept.units) else {"norms": [x.removeprefix(f"{block.name}.") for x in block.norms]}),
     }
 
 
@@ -132,21 +144,32 @@ def _experts(block: Block, saved: str, n_kept: int, weights: Mapping[str, Tensor
 
 def _parts(cut: CutModel) -> str:
     """Python text: by sub-layer its modules and its norms, as the removed ones show them: with empty weights."""
-    kinds: tuple[Sublayer, ...] = ("attention", "mlp")
-    return json.dumps({kind: (_modules(cut, kind), _norms(cut, kind)) for kind in kinds})
+    return json.dumps({kind: (_modules(cut, kind), _norms(cut, kind)) for kind in _kinds(cut)})
+
+
+def _kinds(cut: CutModel) -> list[Sublayer]:
+    """Kinds of sub-layers of the model, by their names in `skip`."""
+    found = {SKIPPED[mixer.kind] for block in cut.anatomy.blocks for mixer in block.mixers}
+    return [kind for kind in dict.fromkeys(SKIPPED.values()) if kind in found]
+
+
+def _with(cut: CutModel, kind: Sublayer) -> list[Block]:
+    """The blocks that have a sub-layer of this kind."""
+    return [x for x in cut.anatomy.blocks if kind in {SKIPPED[mixer.kind] for mixer in x.mixers}]
 
 
 def _modules(cut: CutModel, kind: Sublayer) -> list[str]:
     """The sub-layer's module, or its projections where it has none of its own (OPT's MLP)."""
-    block = cut.anatomy.blocks[-1]
+    block = _with(cut, kind)[-1]
     path = sublayer_path(block, kind)
     inner = [x.name.removeprefix(f"{block.name}.") for x in block.linears if x.sublayer == kind]
     return [path] if path else inner
 
 
 def _norms(cut: CutModel, kind: Sublayer) -> list[str]:
-    for block, kept in zip(cut.anatomy.blocks, cut.kept, strict=True):
-        own, other = (kept.kv_groups, kept.ffn) if kind == "attention" else (kept.ffn, kept.kv_groups)
+    for block in _with(cut, kind):
+        kept = cut.kept[block.index]
+        own, other = (kept.kv_groups, kept.ffn) if kind in OVER_TOKENS else (kept.ffn, kept.kv_groups)
         if own == 0 and other:
             path = f"{block.name}.{sublayer_path(block, kind)}."
             modules = dict(cut.anatomy.model.named_modules())
@@ -162,20 +185,23 @@ def _norms(cut: CutModel, kind: Sublayer) -> list[str]:
 
 @torch.no_grad()
 def _n_outputs(cut: CutModel, kind: Sublayer) -> int:
-    """Length of the tuple that the sub-layer returns in the first block with it; 0: a bare tensor."""
+    """Length of the tuple that the sub-layer returns in the first block with it; 0: a bare tensor.
+
+    A removed one in memory returns as much.
+    """
     found: list[Any] = []
-    kept = [of.kv_groups if kind == "attention" else of.ffn for of in cut.kept]
-    index = next((index for index, n_units in enumerate(kept) if n_units), 0)
-    block = cut.anatomy.blocks[index]
+    kept = [of.kv_groups if kind in OVER_TOKENS else of.ffn for of in cut.kept]
+    having = _with(cut, kind)
+    block = next((block for block in having if kept[block.index]), having[0])
     path = sublayer_path(block, kind)
-    if not path or not kept[index]:
+    if not path:
         return 0
     owner = block.module.get_submodule(path)
     handle = owner.register_forward_hook(lambda module, args, output: found.append(output))
     runner = BlockRunner(cut.anatomy)
     try:
         inputs = runner.start(torch.zeros(1, 2, dtype=torch.int64))
-        runner.block(index, inputs.hidden, inputs)
+        runner.block(block.index, inputs.hidden, inputs)
     finally:
         handle.remove()
     return len(found[0]) if isinstance(found[0], tuple) else 0

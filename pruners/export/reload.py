@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 N_PROMPT, N_GENERATED = 8, 8
 
@@ -58,13 +58,13 @@ def _generate(model: Any, prompt: torch.Tensor) -> tuple[list[int], float]:
         The new tokens, and the largest distance of one's logit below the best logit at its place in one pass
         without a cache, relative to the largest logit: 0 if both ways choose the same tokens.
     """
-    name = (
-        "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    )  # before 5.24
-    new, cache, step = [], None, prompt
+    known = inspect.signature(model.forward).parameters
+    name = "cache" if "cache" in known else "past_key_values"  # before 5.24
+    given = name in model(prompt, use_cache=True)  # RecurrentGemma gives none back, but fills one
+    new, cache, step = [], None if given else DynamicCache(config=model.config), prompt
     for _ in range(N_GENERATED):
         out = model(step, **{name: cache}, use_cache=True)
-        cache, step = out[name], out.logits[:, -1:].argmax(-1)
+        cache, step = out.get(name, cache), out.logits[:, -1:].argmax(-1)
         new.append(step)
     generated = torch.cat(new, dim=1)
     tokens = torch.cat([prompt, generated], dim=1)[:, :-1]

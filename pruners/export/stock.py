@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel
-from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.anatomy import Anatomy, Heads
 from secateur.pruners.models.narrow import Narrow
 from secateur.spaces.architecture.candidate import Kept
 
@@ -38,9 +38,10 @@ def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise NotStockError("the blocks that stay don't have one shape")
     content = cut.base_config()
     inner = cut.text_part(content)
-    block, kept = cut.anatomy.blocks[0], cut.kept[0]
+    block = cut.with_heads
+    kept = cut.kept[block.index]
     if kept.kv_groups != block.attention_units or kept.queries or cut.narrow:
-        inner |= cut.shape(0) | cut.head_dim
+        inner |= cut.shape(block.index) | cut.head_dim
     for index in cut.kept_blocks:
         if cut.anatomy.blocks[index].mixture is not None:
             inner |= cut.ffn_shape(index, cut.kept[index].ffn)
@@ -62,13 +63,13 @@ def stock_groups(anatomy: Anatomy) -> tuple[int, ...]:
 
     Configs without a width of heads compute it from their number, and validators refuse some numbers.
     """
-    return tuple(n for n in range(anatomy.blocks[0].n_kv_heads, 0, -1) if _is_stock(anatomy, n, 0))
+    return tuple(n for n in range(_heads(anatomy).n_kv, 0, -1) if _is_stock(anatomy, n, 0))
 
 
 def stock_queries(anatomy: Anatomy) -> tuple[tuple[int, int], ...]:
     """Likewise pairs of KV groups and query heads of each, fewer than all."""
-    n_groups, n_heads = anatomy.blocks[0].n_kv_heads, anatomy.blocks[0].n_heads
-    pairs = product(range(n_groups, 0, -1), range(n_heads // max(n_groups, 1) - 1, 0, -1))
+    heads = _heads(anatomy)
+    pairs = product(range(heads.n_kv, 0, -1), range(heads.n_queries // max(heads.n_kv, 1) - 1, 0, -1))
     return tuple(pair for pair in pairs if _is_stock(anatomy, *pair))
 
 
@@ -78,8 +79,8 @@ def stock_hidden(anatomy: Anatomy, width: int, *, groups: bool, queries: bool) -
     Args:
         groups, queries: whether there may be fewer than all of them.
     """
-    n_groups = anatomy.blocks[0].n_kv_heads
-    per_group = anatomy.blocks[0].n_heads // max(n_groups, 1)
+    n_groups = _heads(anatomy).n_kv
+    per_group = _heads(anatomy).n_queries // max(n_groups, 1)
     pairs = product(
         range(n_groups, 0 if groups else n_groups - 1, -1),
         (0, *range(per_group - 1, 0, -1)) if queries else (0,),
@@ -87,8 +88,15 @@ def stock_hidden(anatomy: Anatomy, width: int, *, groups: bool, queries: bool) -
     return tuple(pair for pair in pairs if _is_stock(anatomy, *pair, width))
 
 
+def _heads(anatomy: Anatomy) -> Heads:
+    """Heads of the first block with some."""
+    return next((block.heads for block in anatomy.blocks if block.n_heads), anatomy.blocks[0].heads)
+
+
 def _is_stock(anatomy: Anatomy, n_groups: int, queries: int, hidden: int = 0) -> bool:
-    kept = [Kept(n_groups, block.ffn_units, queries) for block in anatomy.blocks]
+    kept = [
+        Kept(n_groups, block.ffn_units, queries) if block.n_heads else block.whole for block in anatomy.blocks
+    ]
     narrow = Narrow(tuple(range(hidden)), {}) if hidden else None
     with suppress(NotStockError):
         stock_model(CutModel(anatomy, kept, planned=True, narrow=narrow))

@@ -16,8 +16,9 @@ Sublayer = Literal["attention", "recurrent", "mlp", "experts"]
 """Kinds of mixers: attention (latent attention, too); a state-space model, linear attention or convolution over tokens;
 an MLP; a mixture of experts, routed and shared."""
 
-Role = Literal["q", "k", "v", "qkv", "in", "o", "gate", "up", "gate_up", "down"]
-"""Functions of projections; ``in``: another one, whose outputs stay inside the mixer."""
+Role = Literal["q", "k", "v", "kv", "qkv", "in", "o", "gate", "up", "gate_up", "down"]
+"""Functions of projections; ``kv``: keys and values of each head from a latent state, head by head; ``in``: another
+one, whose outputs stay inside the mixer."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,15 @@ class Heads:
         n_queries: query heads.
         n_kv: key/value heads (= `n_queries` without grouping).
         width: of a head.
+        query_rows: rows of the queries' projection for each query head; 0: its width.
+        kv_rows: rows of the projection ``kv`` for each head; 0 where there is none.
     """
 
     n_queries: int
     n_kv: int
     width: int
+    query_rows: int = 0
+    kv_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Mixer:
     Args:
         kind: what it mixes, and how.
         linears: its prunable projections in order of use, the output projection last.
-        heads: of an attention that consists of q, k, v and o, fused or not; else None.
+        heads: of an attention that consists of q, k, v and o, fused or not, or of a latent one; else None.
         channels: of an MLP of up and down, with a gate or without, fused or not; else 0.
         score_macs: multiply-accumulates of its attention for one token and one token that it attends to.
         cache_width: numbers that one token adds to its cache; 0 of a state of fixed size.
@@ -181,8 +186,8 @@ class Block:
 
     @property
     def attention_units(self) -> int:
-        """Units of its attention: KV groups, or one if it has no such heads."""
-        return self.n_kv_heads or int(self.mixer("attention") is not None)
+        """Units of its mixer over tokens: KV groups, or one if it has no such heads or is recurrent; 0: none."""
+        return self.n_kv_heads or int(any(mixer.kind in ("attention", "recurrent") for mixer in self.mixers))
 
     @property
     def ffn_units(self) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -74,8 +75,11 @@ class LiveSublayer:
         for norm in self._layout.norms:
             self._patch(norm, unchanged)
         if self._layout.owner is not None:
-            layer = getattr(self._layout.owner, "layer_idx", None)
+            recurrent = self._layout.output.sublayer == "recurrent"
+            layer = None if recurrent else getattr(self._layout.owner, "layer_idx", None)
             self._patch(self._layout.owner, partial(_no_attention, layer, self._layout.n_outputs))
+            for module, n_outputs in self._layout.parallel:
+                self._patch(module, partial(_no_attention, None, n_outputs))
         else:  # some families have no module for their MLP
             for placement in self._layout.placements:
                 width = placement.linear.out_features if placement.axis else 0
@@ -162,13 +166,29 @@ def _zeros(width: int, hidden: Tensor) -> Tensor:
     return hidden.new_zeros(*hidden.shape[:-1], width)
 
 
+@contextmanager
+def no_output(module: nn.Module) -> Iterator[None]:
+    """Context in which a module gives zeros for hidden states, as one that an export leaves out."""
+    module.forward = _nothing
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _nothing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return torch.zeros_like(hidden)
+
+
 def _no_attention(layer: int | None, n_outputs: int, *args: Any, **kwargs: Any) -> Any:
-    """Zeros in place of an attention's output. The cache gets one zero a token.
+    """Zeros in place of the output of an attention, or of a recurrent mixer (`layer` is None).
+
+    The cache gets one zero a token of an attention.
 
     So every layer of the cache knows how many tokens there were: the length that masks are made from is that of
     the first full and the first sliding layer, which may be this one.
     """
-    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    hidden: Tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
     cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
     if cache is not None and layer is not None:
         nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)

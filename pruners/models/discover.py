@@ -53,6 +53,7 @@ def _dissect(model: nn.Module, bos: int | None) -> Anatomy:
     split_experts(model)
     embedding, head = _find_ends(model)
     name, container = _find_container(model, embedding, getattr(config, "num_hidden_layers", None))
+    _check_own(name, container)
     mixes = partial(mixes_tokens, model)
     blocks = tuple(
         _block(module, f"{name}.{index}", index, config, mixes) for index, module in enumerate(container)
@@ -107,6 +108,19 @@ def _find_container(
             f"found {', '.join(outer) or 'none'} in {type(model).__name__}."
         )
     return next(iter(outer.items()))
+
+
+def _check_own(name: str, container: nn.ModuleList) -> None:
+    """Raise a ValueError if blocks share parameters, as a transformer that several blocks of Zamba use."""
+    owners: dict[int, int] = {}
+    for index, module in enumerate(container):
+        for path, parameter in module.named_parameters():
+            first = owners.setdefault(id(parameter), index)
+            if first != index:
+                raise ValueError(
+                    f"Expected blocks with parameters of their own, got {name}.{index} and {name}.{first}, which share "
+                    f"{path}."
+                )
 
 
 def _find_ends(model: Any) -> tuple[nn.Embedding, nn.Linear]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from fractions import Fraction
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
-from secateur.pruners.models.cutting import LiveSublayer, Piece
+from secateur.pruners.models.anatomy import Anatomy, Block, Linear, Sublayer
+from secateur.pruners.models.cutting import LiveSublayer, Piece, no_output, set_bias
 from secateur.pruners.models.layout import (
     ALL,
     FORMS,
@@ -28,7 +30,8 @@ from secateur.pruners.models.layout import (
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
 
 N_TOKENS = 4
-OUTPUTS: dict[Sublayer, str] = {"attention": "o", "mlp": "down"}
+OUTPUTS: dict[Sublayer, str] = {"attention": "o", "recurrent": "o", "mlp": "down"}
+OVER_TOKENS: tuple[Sublayer, ...] = ("attention", "recurrent")
 
 
 class _Seen(NamedTuple):
@@ -52,18 +55,18 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
     No table of families is used. Norms are told by the modules that they feed; the form of fused projections, and
     that nothing else depends on the number of heads or their places, by cutting the first unit of one block of each
     kind, with the order of the others reversed: the inputs of the output projection must follow; and likewise the first
-    query head of each KV group. The model is not changed.
+    query head of each KV group. What mixes tokens and can't be cut so, as a recurrent mixer or heads with a norm over
+    all of them, is kept or removed as a whole. The model is not changed.
 
     Args:
         anatomy: of the model.
         experts: whether mixtures of experts are of use.
 
     Raises:
-        ValueError: if a sub-layer can't be cut, e.g. as a norm runs over all heads.
+        ValueError: if a block has other parts, or its MLP can't be cut, e.g. as a norm runs over all channels.
     """
-    mixed = experts and any(block.mixture for block in anatomy.blocks)
     for block in anatomy.blocks:
-        _check_parts(block, anatomy.family, experts=experts, rigid=mixed)
+        _check_parts(block, anatomy.family, experts=experts)
     runner = BlockRunner(anatomy)
     ids = torch.arange(N_TOKENS, device=runner.device)[None] % anatomy.vocab_size
     training = anatomy.model.training
@@ -75,36 +78,61 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
         for block, run in zip(anatomy.blocks, seen, strict=True):
             if _kind(block) not in forms:
                 kinds = [kind for kind in OUTPUTS if block.mixer(kind) is not None]
-                forms[_kind(block)] = {
-                    kind: _form(runner, block, kind, inputs, run, rigid=mixed) for kind in kinds
-                }
+                forms[_kind(block)] = {kind: _form(runner, block, kind, inputs, run) for kind in kinds}
                 shared = _shared_experts(block) if block.mixture else None
                 if shared is not None and _same_without_first(runner, block, shared, inputs, run):
                     forms[_kind(block)]["experts"] = _Cuttable("contiguous")
+        layouts = tuple(
+            _layout(block, forms[_kind(block)], run) for block, run in zip(anatomy.blocks, seen, strict=True)
+        )
+        for layout in {_kind(layout.block): layout for layout in layouts}.values():
+            for part in (x for x in layout.parts if isinstance(x, SublayerLayout)):
+                _check_removed(runner, layout.block, part, inputs)
     finally:
         anatomy.model.train(training)
-    return tuple(
-        _layout(block, forms[_kind(block)], run) for block, run in zip(anatomy.blocks, seen, strict=True)
-    )
+    return layouts
 
 
-def _check_parts(block: Block, family: str, *, experts: bool, rigid: bool) -> None:
-    """Raise a ValueError unless the block is one attention with heads and one MLP with channels, or a mixture."""
+def _check_removed(runner: BlockRunner, block: Block, part: SublayerLayout, inputs: BlockInputs) -> None:
+    """Raise a ValueError unless a block without this sub-layer's module is one in which it gives zeros."""
+    kinds = OVER_TOKENS if part.kind == "attention" else ("mlp",)
+    held = [(x, x.weight, x.bias) for x in block.linears if x.is_output and x.sublayer in kinds]
+    names = {f"{block.name}.{name}": module for name, module in block.module.named_modules() if name}
+    mlp = _owner(block, names, [x.linear for x in part.placements]) if part.kind == "mlp" else None
+    live = LiveSublayer(part)
+    try:
+        for output, weight, bias in held:
+            output.point_to(torch.zeros_like(weight))
+            set_bias(output.module, None if bias is None else torch.zeros_like(bias))
+        zeroed = runner.block(block.index, inputs.hidden, inputs)
+        for output, weight, bias in held:
+            output.point_to(weight)
+            set_bias(output.module, bias)
+        live.remove()
+        with no_output(mlp) if mlp is not None else nullcontext():
+            removed = runner.block(block.index, inputs.hidden, inputs)
+    finally:
+        live.restore()
+    tolerance = 64 * torch.finfo(zeroed.dtype).eps * float(zeroed.abs().max())
+    if not torch.allclose(removed, zeroed, rtol=0.0, atol=tolerance):
+        raise ValueError(
+            f"Expected {part.name} to give what is added to the residual stream, got a module that does more, such as "
+            f"adding it itself. This family ({runner.anatomy.family}) can't be cut."
+        )
+
+
+def _check_parts(block: Block, family: str, *, experts: bool) -> None:
+    """Raise a ValueError unless the block mixes tokens once, or twice in parallel, and has one MLP or mixture."""
     kinds = [mixer.kind for mixer in block.mixers]
-    for mixer in block.mixers:
-        if mixer.kind in OUTPUTS and not (mixer.heads or mixer.channels or rigid):
-            raise ValueError(
-                f"Expected an attention of the projections q, k, v and o to cut, got one of "
-                f"{', '.join(x.name.removeprefix(f'{block.name}.') for x in mixer.linears)} [at {block.name}]. "
-                f"This family ({family}) can't be cut."
-            )
-    if sorted(kinds) == ["attention", "experts"] and block.mixture and not experts:
+    over_tokens = [kind for kind in kinds if kind in OVER_TOKENS]
+    alone = [kind for kind in kinds if kind not in OVER_TOKENS]
+    if over_tokens and alone == ["experts"] and block.mixture and not experts:
         raise ValueError(
             f"Expected blocks of one attention and one MLP, got a mixture of experts [at {block.name}]. Experts are "
             "units of the space architecture."
         )
-    mixed = sorted(kinds) == ["attention", "experts"] and block.mixture
-    if not (mixed or sorted(kinds) == ["attention", "mlp"]) or block.unknown:
+    known = alone == ["mlp"] or (alone == ["experts"] and block.mixture is not None)
+    if not over_tokens or len(set(over_tokens)) < len(over_tokens) or not known or block.unknown:
         found = [*kinds, *block.unknown]
         raise ValueError(
             f"Expected blocks of one attention and one MLP to cut, got {', '.join(found)} [at {block.name}]. "
@@ -119,13 +147,34 @@ def _kind(block: Block) -> Hashable:
 
 
 def _layout(block: Block, forms: Mapping[Sublayer, _Cuttable], run: _Seen) -> BlockLayout:
-    attention = _sublayer(block, "attention", forms["attention"], run)
+    attention = _over_tokens(block, forms, run)
     mlp = (
         _mixture(block, run, shared="experts" in forms)
         if block.mixture
         else _sublayer(block, "mlp", forms["mlp"], run)
     )
-    return BlockLayout(block, attention, mlp, _shared_norms(block, run))
+    mlp_modules = {*mlp.modules}
+    attention = replace(attention, further=tuple(x for x in attention.further if x not in mlp_modules))
+    theirs = {*attention.modules, *mlp_modules}
+    shared = (x for x in block.module.modules() if x not in theirs and [*x.parameters(recurse=False)])
+    return BlockLayout(block, attention, mlp, tuple(shared))
+
+
+def _over_tokens(block: Block, forms: Mapping[Sublayer, _Cuttable], run: _Seen) -> SublayerLayout:
+    """Layout of what mixes tokens: attention, or a recurrent mixer as a whole; of both in parallel the attention's."""
+    if block.mixer("attention") is None:
+        return replace(_sublayer(block, "recurrent", forms["recurrent"], run), kind="attention")
+    layout = _sublayer(block, "attention", forms["attention"], run)
+    if block.mixer("recurrent") is None:
+        return layout
+    beside = _sublayer(block, "recurrent", forms["recurrent"], run)
+    assert beside.owner is not None, "checked there"
+    inside = {*layout.modules}
+    return replace(
+        layout,
+        further=(*layout.further, *(x for x in dict.fromkeys(beside.modules) if x not in inside)),
+        parallel=((beside.owner, beside.n_outputs),),
+    )
 
 
 def _mixture(block: Block, seen: _Seen, *, shared: bool) -> MixtureLayout:
@@ -165,21 +214,19 @@ def _shared_experts(block: Block) -> SublayerLayout | None:
     return plain_mlp(f"the shared experts of {block.name}", linears)
 
 
-def _form(
-    runner: BlockRunner, block: Block, kind: Sublayer, inputs: BlockInputs, dense: _Seen, *, rigid: bool
-) -> _Cuttable:
+def _form(runner: BlockRunner, block: Block, kind: Sublayer, inputs: BlockInputs, dense: _Seen) -> _Cuttable:
     """The first form under which a cut block computes the values of the dense one.
 
-    None: of an attention that can only be kept or removed as a whole, in a model of whose mixtures experts are cut.
+    None: of what mixes tokens and can only be kept or removed as a whole.
     """
-    if rigid and kind == "attention" and not block.n_kv_heads:
+    if kind == "recurrent" or (kind == "attention" and not block.n_kv_heads):
         return _Cuttable(None)
     for form in FORMS:
         layout = _sublayer(block, kind, _Cuttable(form), dense)
         if layout.n_units == 1 or _same_without_first(runner, block, layout, inputs, dense):
             several = kind == "attention" and layout.heads_per_group > 1
             return _Cuttable(form, several and _same_without_queries(runner, block, layout, inputs, dense))
-    if rigid and kind == "attention":
+    if kind == "attention":
         return _Cuttable(None)
     raise ValueError(
         f"Expected the units of {_name(block, kind)} to be alike, independent of each other and found in "
@@ -256,26 +303,43 @@ def _ordered(
 
 def _sublayer(block: Block, kind: Sublayer, cuttable: _Cuttable, seen: _Seen) -> SublayerLayout:
     form = cuttable.form
-    n_units = block.attention_units if kind == "attention" else block.ffn_width
+    n_units = {"attention": block.attention_units, "mlp": block.ffn_width}.get(kind, 1)
     placements = whole_placements(block, kind, n_units) if form is None else place(block, kind, form)
     names = {f"{block.name}.{name}": module for name, module in block.module.named_modules() if name}
-    owner = names.get(placements[-1].linear.name.rpartition(".")[0]) if kind == "attention" else None
-    if kind == "attention" and owner is None:
-        raise ValueError(f"Expected the attention to have a module of its own, got none [at {block.name}].")
+    inside = _owner(block, names, [x.linear for x in placements])
+    owner = inside if kind in OVER_TOKENS else None
+    if kind in OVER_TOKENS and owner is None:
+        raise ValueError(f"Expected the {kind} to have a module of its own, got none [at {block.name}].")
     returned = seen.outputs[owner] if owner is not None else None
+    if kind == "recurrent" and isinstance(returned, tuple) and any(x is not None for x in returned[1:]):
+        raise ValueError(
+            f"Expected a recurrent mixer that gives hidden states alone, got {type(owner).__name__}, which gives its "
+            f"state, too [at {block.name}]. Such mixers can't be removed, and this family can't be cut."
+        )
+    norms = _norms(block, [names[name] for name in block.norms], placements, owner, seen)
+    theirs = {*norms, *(x.linear.module for x in placements)}
+    below = inside.modules() if inside is not None else ()
     return SublayerLayout(
         name=_name(block, kind),
         kind=kind,
         n_units=n_units,
         placements=placements,
-        norms=_norms(block, [names[name] for name in block.norms], placements, owner, seen),
+        norms=norms,
         owner=owner,
         n_outputs=len(returned) if isinstance(returned, tuple) else 0,
         head_dim=block.head_dim,
         heads_per_group=block.n_heads // block.attention_units,
         rigid=form is None,
         splits=cuttable.splits,
+        further=tuple(x for x in below if x not in theirs and [*x.parameters(recurse=False)]),
     )
+
+
+def _owner(block: Block, names: Mapping[str, nn.Module], linears: Sequence[Linear]) -> nn.Module | None:
+    """The innermost module below the block that all these projections are in; None if there is none."""
+    paths = [x.name.split(".")[:-1] for x in linears]
+    common = list(takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
+    return names.get(".".join(part for part, *_ in common))
 
 
 def _norms(
@@ -290,7 +354,8 @@ def _norms(
     A norm of the whole residual stream, as in models that normalise after the addition, serves no sub-layer; nor does
     one that both sub-layers read, see `_shared_norms`.
     """
-    first, last = placements[0].linear.module, placements[-1].linear.module
+    output = placements[-1].linear
+    readers = [x.module for x in block.linears if x.sublayer == output.sublayer]
     inside = set(owner.modules()) if owner is not None else set()
     shared = _shared_norms(block, seen)
     return tuple(
@@ -299,18 +364,20 @@ def _norms(
         if norm not in shared
         and (
             norm in inside
-            or seen.outputs[norm] is seen.inputs[first]
-            or seen.inputs[norm] is seen.outputs[last]
+            or any(seen.outputs.get(norm, norm) is seen.inputs.get(reader) for reader in readers)
+            or seen.inputs.get(norm, norm) is seen.outputs.get(output.module)
         )
     )
 
 
 def _shared_norms(block: Block, seen: _Seen) -> tuple[nn.Module, ...]:
-    """Norms that several mixers read, as where attention and MLP are parallel (Cohere, GPT-J, Falcon)."""
+    """Norms that both sub-layers read, as where attention and MLP are parallel (Cohere, GPT-J, Falcon)."""
     names = {f"{block.name}.{name}": module for name, module in block.module.named_modules()}
     readers = {
         names[name]: {
-            x.sublayer for x in block.linears if seen.inputs.get(x.module) is seen.outputs[names[name]]
+            x.sublayer in OVER_TOKENS
+            for x in block.linears
+            if seen.inputs.get(x.module) is seen.outputs.get(names[name], x)
         }
         for name in block.norms
     }

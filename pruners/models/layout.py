@@ -109,6 +109,10 @@ class SublayerLayout:
         heads_per_group: query heads of a KV group.
         rigid: True if it can only be kept or removed as a whole.
         splits: True if query heads can be cut singly, equally many of each KV group.
+        further: modules without units that are removed with the last one: the projections to the states of latent
+            attention, convolutions and states of a recurrent mixer, and a mixer parallel to this one.
+        parallel: modules of mixers over tokens parallel to it (Falcon-H1), which are removed with its last unit, each
+            with the length of the tuple that it returns.
     """
 
     name: str
@@ -122,6 +126,8 @@ class SublayerLayout:
     heads_per_group: int
     rigid: bool = False
     splits: bool = False
+    further: tuple[nn.Module, ...] = ()
+    parallel: tuple[tuple[nn.Module, int], ...] = ()
 
     @property
     def output(self) -> Linear:
@@ -154,12 +160,12 @@ class SublayerLayout:
 
         Where q, k and v of a group are fused head by head, their rows are left out, and o's columns are all of a unit.
         """
-        width = self.unit_width // self.heads_per_group
+        size = self.heads_per_group
         alone = (x for x in self.placements if x.queries and (len(x.parts) > 1 or x.queries == x.parts[0]))
         return replace(
             self,
-            n_units=self.n_units * self.heads_per_group,
-            placements=tuple(replace(x, parts=(width,), queries=0) for x in alone),
+            n_units=self.n_units * size,
+            placements=tuple(replace(x, parts=(x.queries // size,), queries=0) for x in alone),
             heads_per_group=1,
             splits=False,
         )
@@ -178,6 +184,7 @@ class SublayerLayout:
         """All modules that are removed with the sub-layer."""
         yield from (placement.linear.module for placement in self.placements)
         yield from self.norms
+        yield from self.further
 
     @property
     def unit_params(self) -> int:
@@ -188,7 +195,7 @@ class SublayerLayout:
 
     @property
     def fixed_params(self) -> int:
-        """Parameters that are removed with the last unit: norms, and the output projection's bias."""
+        """Parameters that are removed with the last unit: norms, the output projection's bias, `further` modules."""
         total = sum(p.numel() for module in self.modules for p in module.parameters(recurse=False))
         return total - self.n_units * self.unit_params
 
@@ -244,9 +251,9 @@ class BlockLayout:
 
     Args:
         block: the block.
-        attention: in KV groups.
+        attention: in KV groups; or what mixes tokens otherwise, kept or removed as a whole.
         mlp: in channels, or a mixture in experts.
-        shared: norms that both read; removed with the whole block alone.
+        shared: modules with parameters of neither, such as norms that both read; removed with the whole block alone.
     """
 
     block: Block
@@ -267,8 +274,8 @@ class BlockLayout:
 
     @property
     def shared_params(self) -> int:
-        """Parameters of the shared norms."""
-        return sum(p.numel() for norm in self.shared for p in norm.parameters())
+        """Parameters of the shared modules."""
+        return sum(p.numel() for module in self.shared for p in module.parameters(recurse=False))
 
 
 def whole_placements(block: Block, kind: Sublayer, n_units: int) -> tuple[Placement, ...]:
@@ -313,20 +320,22 @@ def place(block: Block, kind: Sublayer, form: Form) -> tuple[Placement, ...]:
             _queries(block, linear.role),
         )
         for linear in (mixer.linears if mixer is not None else ())
+        if linear.role != "in"  # made for all heads
     )
 
 
 def _parts(block: Block, role: Role, form: Form) -> tuple[int, ...]:
     head, queries = block.head_dim, block.head_dim * (block.n_heads // max(block.n_kv_heads, 1))
-    parts: dict[Role, tuple[int, ...]] = {"q": (queries,), "o": (queries,), "k": (head,), "v": (head,)}
-    parts |= {"qkv": (queries, head, head), "gate_up": (1, 1)}
+    parts: dict[Role, tuple[int, ...]] = {"o": (queries,), "k": (head,), "v": (head,), "gate_up": (1, 1)}
+    parts |= {"q": (_queries(block, "q"),), "kv": (block.heads.kv_rows,), "qkv": (queries, head, head)}
     found = parts.get(role, (1,))  # of a channel
     return found if form == "contiguous" else (sum(found),)
 
 
 def _queries(block: Block, role: Role) -> int:
     """Entries of a KV group's query heads in a projection, which come first."""
-    of_group = block.head_dim * (block.n_heads // max(block.n_kv_heads, 1))
+    width = (block.heads.query_rows or block.head_dim) if role == "q" else block.head_dim
+    of_group = width * (block.n_heads // max(block.n_kv_heads, 1))
     return of_group if role in ("q", "qkv", "o") else 0
 
 
@@ -341,8 +350,13 @@ def check_kept(anatomy: Anatomy, blocks: Sequence[Kept]) -> None:
 
 
 def check_splits(layouts: Sequence[BlockLayout], blocks: Sequence[Kept]) -> None:
-    """Raise a ValueError if query heads are to be cut singly where that can't be done."""
+    """Raise a ValueError if query heads are to be cut singly, or KV groups, where that can't be done."""
     for layout, kept in zip(layouts, blocks, strict=True):
+        if layout.attention.rigid and 0 < kept.kv_groups < layout.attention.n_units:
+            raise ValueError(
+                f"Expected `kv_groups` 0 or {layout.attention.n_units} at {layout.block.name}, in which what mixes "
+                f"tokens is kept or removed as a whole, got {kept.kv_groups}."
+            )
         if kept.queries and not layout.attention.splits:
             raise ValueError(
                 f"Expected query heads that can be cut singly for `queries`, got {kept.queries} at "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from torch import nn
@@ -99,7 +100,7 @@ def _mixer(
         return (_attention if kind == "attention" else _mlp)(linears(kind, roles), config, name)
     if child and (attends or mixes_tokens(owner)):
         kind = "attention" if attends else "recurrent"
-        return _latent(linears(kind, _inner(modules)), kind)
+        return _latent(linears(kind, _inner(modules)), kind, config)
     return None
 
 
@@ -151,7 +152,8 @@ def _attention(linears: tuple[Linear, ...], config: Any, name: str) -> Mixer:
     if fused is None and by_role["k"].out_features != kv and asked:
         n_kv, kv = asked, asked * width
     if query == 2 * output.in_features:  # the queries' projection gives a gate, too
-        return Mixer("attention", linears, None, 0, 2 * output.in_features, 2 * kv)
+        heads = Heads(n_heads, n_kv, width, query_rows=2 * width) if fused is None and n_kv else None
+        return Mixer("attention", linears, heads, 0, 2 * output.in_features, 2 * kv)
     _check_shapes(
         linears,
         {
@@ -176,16 +178,29 @@ def _mlp(linears: tuple[Linear, ...], config: Any, name: str) -> Mixer:
     return Mixer("mlp", linears, channels=width)
 
 
-def _latent(linears: tuple[Linear, ...], kind: Sublayer) -> Mixer:
-    """A mixer without units: latent attention caches keys and values of all its heads."""
-    last = {linear.name.rpartition(".")[2]: linear.out_features for linear in linears}
+def _latent(linears: tuple[Linear, ...], kind: Sublayer, config: Any) -> Mixer:
+    """A mixer of other projections: a recurrent one, or latent attention, which caches keys and values of all heads.
+
+    Heads of the latter (DeepSeek-V2, arXiv 2405.04434, section 2.1) are rows of the projections from the latent states
+    and columns of the output projection; the projections to those states have none.
+    """
     if kind != "attention":
         return Mixer(kind, linears)
-    queries = next(
-        (n for path, n in last.items() if path.startswith(("q_b", "q_proj"))), linears[-1].in_features
-    )
-    values = linears[-1].in_features
-    return Mixer(kind, linears, None, 0, queries + values, queries + values)
+    queries, kv = (_by_prefix(linears, x) for x in (("q_b", "q_proj"), ("kv_b",)))
+    values, n_heads = linears[-1].in_features, config.num_attention_heads
+    n_rows = queries.out_features if queries else values
+    heads = None
+    if queries and kv and all(x % n_heads == 0 for x in (n_rows, kv.out_features, values)):
+        roles: dict[str, Role] = {queries.name: "q", kv.name: "kv"}
+        linears = tuple(replace(x, role=roles.get(x.name, x.role)) for x in linears)
+        heads = Heads(n_heads, n_heads, values // n_heads, n_rows // n_heads, kv.out_features // n_heads)
+    return Mixer(kind, linears, heads, 0, n_rows + values, n_rows + values)
+
+
+def _by_prefix(linears: Sequence[Linear], prefixes: tuple[str, ...]) -> Linear | None:
+    """The one projection whose name begins so."""
+    found = [x for x in linears if x.name.rpartition(".")[2].startswith(prefixes)]
+    return found[0] if len(found) == 1 else None
 
 
 def _check_shapes(

@@ -57,7 +57,7 @@ def _check(anatomy: Anatomy) -> None:
     reason = ""
     if kinds != {"attention", "mlp"}:
         reason = f"mixers that are {', '.join(sorted(kinds))}"
-    elif not all(block.heads.n_kv for block in anatomy.blocks):
+    elif not all(block.heads.n_kv and not block.heads.kv_rows for block in anatomy.blocks):
         reason = "an attention of other projections than q, k, v and o"
     elif not anatomy.final_norm:
         reason = "no norm behind the last block"

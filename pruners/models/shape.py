@@ -82,9 +82,10 @@ def block_shapes(anatomy: Anatomy, context: int, stored_bytes: int) -> tuple[Blo
 
 def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockShape:
     attention, mlp = layout.attention, layout.mlp
-    mixer = layout.block.mixer("attention")
-    assert mixer is not None, "blocks with layouts have one"
+    mixer = layout.block.mixer("attention") or next(x for x in layout.block.mixers if x.kind == "recurrent")
     n_queries = attention.heads_per_group if attention.splits else 1
+    further = {*attention.further}
+    fixed = [x for x in layout.block.linears if x.module in further]
     return BlockShape(
         n_kv_groups=attention.n_units,
         group_params=attention.unit_params,
@@ -99,6 +100,7 @@ def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockS
         attention_bias=_bias_to_come(attention),
         mlp_bias=_bias_to_come(mlp) if isinstance(mlp, SublayerLayout) else 0,
         shared_params=layout.shared_params,
+        attention_macs=sum(x.n_weights for x in fixed),
         rigid=attention.rigid,
         n_queries=n_queries,
         query_params=attention.query_params if attention.splits else 0,

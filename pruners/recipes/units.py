@@ -207,13 +207,14 @@ def _evidence(context: RecipeContext, sample: Sample, row: Importance, needs: De
 
 def _layer(layout: SublayerLayout, score: Float[Tensor, " units"], context: RecipeContext) -> Layer:
     names = tuple(placement.linear.name for placement in layout.placements)
+    whole = layout.rigid or not context.protected.isdisjoint(names)
     return Layer(
         layout.output.block,
         kind_of(layout.kind),
         size=layout.unit_params,
         n_units=layout.n_units,
         scores=score.double().cpu().numpy(),
-        keep=0 if context.protected.isdisjoint(names) else layout.n_units,
+        keep=layout.n_units if whole else int(bool(layout.parallel)),
         rest=layout.fixed_params,
         linears=names,
     )

@@ -233,7 +233,8 @@ class ArchitecturePruner(Pruner):
         blocks = []
         rows = by_depth(form["blocks"], len(self.anatomy.blocks))
         for block, row in zip(self.anatomy.blocks, rows, strict=True):
-            groups = _share(row["kv_groups"], block.attention_units, 1)
+            whole = self.dense.shape.blocks[block.index].rigid
+            groups = _share(row["kv_groups"], block.attention_units, block.attention_units if whole else 1)
             multiple = self.settings.multiple_of if block.mixture is None else block.mixture.n_groups
             ffn = _share(row["ffn"], block.ffn_units, multiple)
             inside = _inside(row, block) if ffn else (0, 0)

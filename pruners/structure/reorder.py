@@ -75,7 +75,12 @@ def reorder_by(
     gradients: Mapping[Kind, Mapping[str, Float[Tensor, "..."]]],
     counts: Sequence[Count],
 ) -> dict[str, Tensor]:
-    """`reorder` by the importance and with the repairs of a method, from the statistics that it needs."""
+    """`reorder` by the importance and with the repairs of a method, from the statistics that it needs.
+
+    Nothing of a sub-layer that is kept or removed as a whole.
+    """
+    if layout.rigid:
+        return {}
     evidence = Evidence(layout, inputs, gradients, method.dampening)
     order = importance_order(method.importance, evidence)
     heads = query_order(method.importance, evidence) if method.heads and layout.splits else None
