@@ -128,11 +128,8 @@ def _measured(
     cell: Cell, settings: BoardSettings, folders: Sequence[Path]
 ) -> tuple[dict[str, float], LossSums]:
     """Values by name, and the sums of losses on the first text."""
-    import torch
-
     from secateur.evaluators.consumption import consumed
-    from secateur.evaluators.data.tokens import windows
-    from secateur.evaluators.data.windows import sums_on, teacher_batches
+    from secateur.evaluators.data.windows import sums_on
     from secateur.evaluators.tasks.task_set import TaskSet, task_values
     from secateur.pruners.models.account import zeros_of
 
@@ -140,21 +137,16 @@ def _measured(
     loaded, anatomy, n_positions = open_model(cell.model, settings, folders, lambda line: None)
     plan = task_plan(settings, folders)
     tasks = None if plan is None else TaskSet(plan, loaded.model, loaded.tokenizer, settings.bos)
-    with torch.no_grad():
-        batches = {
-            name: teacher_batches(
-                anatomy,
-                windows(loaded.tokenizer, text, settings.window, settings.tokens, bos=anatomy.bos),
-            )
-            for name, text in texts.items()
-        }
+    batches = [_batches(loaded, anatomy, text, settings) for text in texts.values()]
     before = {} if tasks is None else tasks.measure()
     pruner, config, device = None, dict[str, Any](), anatomy.embedding.weight.device
+    n_calibrated = 0
     if cell.method != DENSE:
         file = file_of(cell, settings, n_positions)
         file.check_model(anatomy)
         pruner = pruner_on(file, loaded, anatomy, {"calibration": calibration}, settings.window, no_windows())
         config = dict(pruner.fitted(file.form))
+        n_calibrated = math.prod(cell.windows(settings, n_positions)) if cell.row.uses_data else 0
     with consumed(device) as work:
         if pruner is not None:
             pruner.prune(config, sequential=False)
@@ -162,11 +154,23 @@ def _measured(
     costs: Mapping[str, float] = {"params": n_params, "sparsity": zeros_of(anatomy)}
     if pruner is not None and pruner.is_smaller(pruner.settings):
         costs = pruner.costs_of(config)
-    sums = {name: sums_on(anatomy, found) for name, found in batches.items()}
+    sums = [sums_on(anatomy, found) for found in batches]
     after = {} if tasks is None else tasks.measure()
-    values = loss_values(list(sums.values()), settings.text) | vars(work)
+    values = loss_values(sums, settings.text) | vars(work) | {"calibration_tokens": n_calibrated}
     values |= {name: costs[name] for name in ("params", "sparsity")}
-    return values | task_values(after) | answers_changed(before, after), next(iter(sums.values()))
+    return values | task_values(after) | answers_changed(before, after), sums[0]
+
+
+def _batches(loaded: LoadedModel, anatomy: Anatomy, text: Text, settings: BoardSettings) -> list[Any]:
+    """Windows of a text with the states of the dense model, which the model is now."""
+    import torch
+
+    from secateur.evaluators.data.tokens import windows
+    from secateur.evaluators.data.windows import teacher_batches
+
+    tokens = windows(loaded.tokenizer, text, settings.window, settings.tokens, bos=anatomy.bos)
+    with torch.no_grad():
+        return teacher_batches(anatomy, tokens)
 
 
 def no_windows() -> Tensor:

@@ -41,11 +41,13 @@ class Columns:
         texts: that are measured on.
         tasks: that are answered.
         device: whether a GPU was used.
+        calibration: whether methods calibrate on different numbers of tokens.
     """
 
     texts: Sequence[str]
     tasks: Sequence[str]
     device: bool
+    calibration: bool
 
     @property
     def headings(self) -> list[str]:
@@ -58,6 +60,7 @@ class Columns:
             *(["device seconds"] if self.device else []),
             "peak memory",
             *(["of the device"] if self.device else []),
+            *(["calibration tokens"] if self.calibration else []),
             "seeds",
         ]
 
@@ -79,6 +82,7 @@ class Columns:
             *device,
             _most(row, "memory_bytes"),
             *held,
+            *([_tokens(row)] if self.calibration else []),
             _seeds(row),
         ]
 
@@ -135,7 +139,7 @@ def facts(board: Board, settings: BoardSettings) -> dict[str, str]:
 def columns_of(board: Board, settings: BoardSettings) -> Columns:
     """Columns of all tables of a board."""
     device = any(x.measurement.values.get("device_bytes") for x in board.trials)
-    return Columns(settings.text, board.tasks, bool(device))
+    return Columns(settings.text, board.tasks, bool(device), "published" in settings.calibration)
 
 
 def title_of(table: BoardTable) -> str:
@@ -203,6 +207,11 @@ def _seeds(row: BoardRow) -> str:
     if row.method == DENSE or not KNOWN[row.method].uses_data:
         return "once"
     return str(row.n) if row.n == row.wanted else f"{row.n} of {row.wanted}"
+
+
+def _tokens(row: BoardRow) -> str:
+    n_tokens = max((m.values.get("calibration_tokens", 0.0) for m in row.found), default=0.0)
+    return f"{n_tokens:,.0f}" if n_tokens else "–"
 
 
 def _reason(row: BoardRow) -> str:
