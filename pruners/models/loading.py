@@ -16,13 +16,14 @@ from torch import nn
 from secateur.pruners.models.checkpoints import gemma3, smollm2
 from secateur.pruners.models.checkpoints.cache import cached
 from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, Say, one_line, silent
-from secateur.pruners.models.checkpoints.directory import check_sizes, open_directory
+from secateur.pruners.models.checkpoints.directory import CONFIG, check_sizes, open_directory
 from secateur.pruners.models.checkpoints.gguf_file import open_gguf
 from secateur.pruners.models.checkpoints.hub import fetched, open_hub
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.pruners.models.experts import joined_experts
 from secateur.pruners.models.usable import check_vocabulary, check_weights
 from secateur.spaces.names import did_you_mean
+from secateur.spaces.plain_files import check_plain
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPREAD = "spread"
@@ -83,8 +84,8 @@ def load_model(
         OSError: if the cache can't be written.
     """
     spread = device == SPREAD
-    target = _device("auto" if spread else device)
-    precision = _precision(dtype, target)
+    target = device_of("auto" if spread else device)
+    precision = precision_of(dtype, target)
     checkpoint = find_checkpoint(name, say)
     with quiet():
         model, tokenizer, stored = _load(checkpoint, precision, trust_remote_code, check, spread=spread)
@@ -172,20 +173,14 @@ def _load(
 
     Attention is transformers' choice: SDPA where the family supports it, else eager.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    where: dict[str, Any] = {"revision": checkpoint.revision, "trust_remote_code": trust_remote_code}
+    where = _where(checkpoint, trust_remote_code)
     placed = {"device_map": "auto"} if spread else {}
-    if checkpoint.revision is None:
-        where = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-        if not trust_remote_code:  # code of its own may name and count otherwise
-            check_sizes(Path(checkpoint.location))
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.location, **where)
-    except Exception as error:  # transformers raises all kinds
-        raise _explained(checkpoint, error) from error
+    if checkpoint.revision is None and not trust_remote_code:  # code of its own may name and count otherwise
+        check_sizes(Path(checkpoint.location))
+    config = _config(checkpoint, trust_remote_code)
     stored = config.dtype
-    check_config(config, checkpoint.location)
     check(config)
     if checkpoint.revision is not None and not trust_remote_code:
         directory = fetched(checkpoint.location, checkpoint.revision)  # after the checks that need no weights
@@ -205,6 +200,46 @@ def _load(
             f"missing, e.g. {min(found['missing_keys'])}. The weights belong to another config."
         )
     return model, tokenizer, stored if stored in DTYPES.values() else precision
+
+
+def read_config(name: str, *, trust_remote_code: bool = False, say: Say = silent) -> Any:
+    """Config of a model, which can be pruned as far as the config says; its weights are not needed.
+
+    Of a directory ``config.json`` alone is read, of a hub id it alone is fetched. Embedded models and ``.gguf`` files
+    are made ready as for loading.
+
+    Args:
+        name: see `load_model`.
+
+    Raises:
+        ModelError: if there is no such model, or it can't be pruned.
+    """
+    directory = Path(name).expanduser()
+    alone = name not in EMBEDDED and (directory / CONFIG).is_file()
+    if alone:
+        check_plain(directory / CONFIG)
+    checkpoint = Checkpoint(str(directory), name, lambda: "") if alone else find_checkpoint(name, say)
+    with quiet():
+        return _config(checkpoint, trust_remote_code)
+
+
+def _where(checkpoint: Checkpoint, trust_remote_code: bool) -> dict[str, Any]:
+    """Keyword arguments of transformers for the files of a checkpoint."""
+    if checkpoint.revision is None:
+        return {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    return {"revision": checkpoint.revision, "trust_remote_code": trust_remote_code}
+
+
+def _config(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+    """Config of a checkpoint, checked by `check_config`."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.location, **_where(checkpoint, trust_remote_code))
+    except Exception as error:  # transformers raises all kinds
+        raise _explained(checkpoint, error) from error
+    check_config(config, checkpoint.location)
+    return config
 
 
 def check_config(config: Any, location: str) -> None:
@@ -234,7 +269,12 @@ def _explained(checkpoint: Checkpoint, error: Exception) -> ModelError:
     )
 
 
-def _device(device: str) -> torch.device:
+def device_of(device: str) -> torch.device:
+    """The device of a name, see `load_model`.
+
+    Raises:
+        ModelError: if it is not there.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -247,7 +287,8 @@ def _device(device: str) -> torch.device:
     return target
 
 
-def _precision(dtype: str, device: torch.device) -> torch.dtype:
+def precision_of(dtype: str, device: torch.device) -> torch.dtype:
+    """Dtype of the weights in memory, see `load_model`."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:
