@@ -54,11 +54,18 @@ def search(
     """
     from secateur.search import app
 
+    return Run(app.run(run, say=say, **raw_settings(settings, sections)))
+
+
+def raw_settings(
+    settings: str | Path | Mapping[str, Any] | None, sections: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Plain settings of a file or a mapping, and of keyword arguments, which win."""
     given = read_yaml(Path(settings)) if isinstance(settings, str | Path) else settings
     raw = _merged(given or {}, sections)
     if isinstance(raw.get("space"), Mapping):
         raw["space"] = _with_metrics(raw["space"])
-    return Run(app.run(run, say=say, **raw))
+    return raw
 
 
 def prune(

@@ -52,7 +52,7 @@ class BlockwiseEvaluator(Evaluator):
         self._loss = loss
         self._runner = BlockRunner(pruner.anatomy)
         # Outputs of blocks by the path to them.
-        self._prefixes = Recent[Tensor](_share(pruner.anatomy, MIN_PREFIX_BYTES, MAX_PREFIX_BYTES))
+        self._prefixes = Recent[Tensor](prefix_bytes(pruner.anatomy))
         self._n_kept = _n_kept(pruner.anatomy)
         self._sums: dict[tuple[str, Path], LossSums] = {}
 
@@ -133,6 +133,22 @@ class BlockwiseEvaluator(Evaluator):
             self._sums[batch.name, paths[new[members[0]]]] = found
 
 
+def prefix_bytes(anatomy: Anatomy) -> int:
+    """Limit of a worker's cache of block outputs."""
+    return _share(anatomy, MIN_PREFIX_BYTES, MAX_PREFIX_BYTES)
+
+
+def changed_bytes(anatomy: Anatomy) -> int:
+    """Largest number of bytes of changed blocks that are copies: those that are kept, and the one that is computed."""
+    sizes = _block_sizes(anatomy)
+    n_kept = _n_kept(anatomy)
+    return sum(sizes[:n_kept]) + max(sizes[n_kept:], default=0)
+
+
+def _block_sizes(anatomy: Anatomy) -> list[int]:
+    return [sum(x.weight.nbytes for x in block.linears) for block in anatomy.blocks]
+
+
 def _share(anatomy: Anatomy, least: int, most: int) -> int:
     n_bytes = sum(parameter.nbytes for parameter in anatomy.model.parameters())
     return min(max(least, n_bytes // 16), most)
@@ -143,5 +159,5 @@ def _n_kept(anatomy: Anatomy) -> int:
 
     Each candidate uses all blocks in turn, so that a cache of the blocks used last would have none when it is needed.
     """
-    sizes = accumulate(sum(x.weight.nbytes for x in block.linears) for block in anatomy.blocks)
+    sizes = accumulate(_block_sizes(anatomy))
     return bisect_right([*sizes], _share(anatomy, MIN_CHANGED_BYTES, MAX_CHANGED_BYTES))

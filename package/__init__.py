@@ -1,7 +1,7 @@
 """Searches for the best way to prune a language model.
 
-``secateur.search(...)`` starts or continues a search, ``secateur.open_run(DIR)`` opens its results; `prune`,
-`evaluate`, `latency`, `recover`, `bench` and `push` work as the commands of these names, with their words as
+``secateur.search(...)`` starts or continues a search, ``secateur.open_run(DIR)`` opens its results; `plan`,
+`prune`, `evaluate`, `latency`, `recover`, `bench` and `push` work as the commands of these names, with their words as
 keyword arguments. `register_metric` adds a metric of your own. All of it is loaded at first use: this package alone
 loads no torch.
 """
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secateur.api import Found as Found
+    from secateur.api import Plan as Plan
     from secateur.api import Run as Run
     from secateur.api import bench as bench
     from secateur.api import evaluate as evaluate
     from secateur.api import latency as latency
     from secateur.api import open_run as open_run
+    from secateur.api import plan as plan
     from secateur.api import prune as prune
     from secateur.api import push as push
     from secateur.api import recover as recover
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = [  # given by __getattr__
     "Found",
+    "Plan",
     "Run",
     "__version__",
     "bench",
     "evaluate",
     "latency",
     "open_run",
+    "plan",
     "prune",
     "push",
     "recover",

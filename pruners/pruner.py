@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.tokens import Calibration
 from secateur.pruners.export.export import ExportReport, export_model
 from secateur.pruners.export.manifest import Manifest
@@ -161,6 +162,25 @@ class Pruner(ABC):
     def held_of(cls, settings: Any, anatomy: Anatomy) -> Mapping[str, Any]:
         """Shapes that an export can hold if all blocks are alike: fields ``held_`` of `ModelShape`."""
         return {}
+
+    # --- what it will take, from shapes alone: the model may be without memory ---
+
+    keys_of_configs: ClassVar[bool] = False
+    """True if `keys` needs no open store."""
+
+    def stored_bytes(self) -> int:
+        """Upper bound of the bytes that `prepare` writes into a new directory."""
+        return 0
+
+    @property
+    def streamed(self) -> Mapping[str, Any]:
+        """Statistics that `prepare` collects: keyword arguments of `stream_blocks`; none: it collects none."""
+        return {}
+
+    @property
+    def gradients(self) -> Sequence[Kind]:
+        """Kinds of gradients of the dense model that `prepare` collects."""
+        return ()
 
     # --- in a search: switched by reference ---
 

@@ -99,7 +99,9 @@ class Forecast:
 
         def total(phase: Phase) -> int:
             found = self.held(where, phase)
-            return sum(x.n_bytes for x in found if not x.copies) if driver else sum(x.all_bytes for x in found)
+            return (
+                sum(x.n_bytes for x in found if not x.copies) if driver else sum(x.all_bytes for x in found)
+            )
 
         return max(((total(phase), phase) for phase in phases), key=lambda pair: pair[0])
 
@@ -132,7 +134,9 @@ class Forecast:
             "driver": self.peak("host", driver=True)[0],
             "seconds": self.seconds,
             "tokens": self.tokens,
-            "holdings": [asdict(x) | {"during": list(x.during), "where": self._place(x)} for x in self.holdings],
+            "holdings": [
+                asdict(x) | {"during": list(x.during), "where": self._place(x)} for x in self.holdings
+            ],
             "work": [asdict(x) for x in self.work],
             "room": dict(self.room),
             "calibrated": self.calibrated,

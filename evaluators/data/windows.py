@@ -169,11 +169,15 @@ class EvaluationData:
         """Ends of batches, in windows."""
         cuts: dict[Part, list[int]] = {}
         for part in {fidelity.part for fidelity in fidelities}:
-            ends = sorted({self._n_windows(fidelity) for fidelity in fidelities if fidelity.part == part})
-            rows = max(1, BATCH_TOKENS // self._windows[part].shape[1])
-            between = (range(start + rows, stop, rows) for start, stop in pairwise([0, *ends]))
-            cuts[part] = sorted({*ends, *chain.from_iterable(between)})
+            window = self._windows[part].shape[1]
+            counts = [self._n_windows(fidelity) for fidelity in fidelities if fidelity.part == part]
+            cuts[part] = batch_ends(window, [n * window for n in counts])
         return cuts
+
+    @staticmethod
+    def n_kept(anatomy: Anatomy, n_tokens: int) -> int:
+        """Positions out of so many whose dense probabilities are kept; of the others the hidden states are."""
+        return min(n_tokens, TEACHER_BYTES // Teacher.bytes_per_token(anatomy))
 
     def live_losses(self, fidelity: Fidelity) -> dict[str, float]:
         """Means of the losses of the model with its present weights, see `LossSums.means`.
@@ -181,6 +185,14 @@ class EvaluationData:
         The fidelity must have been prepared by `of` while the model was dense.
         """
         return losses_on(self._anatomy, ((batch.tokens, batch.teacher) for batch in self.of(fidelity)))
+
+
+def batch_ends(window: int, n_tokens: Sequence[int]) -> list[int]:
+    """Ends of batches, in windows: at each of these numbers of tokens, and between them at the batch size."""
+    ends = sorted({n // window for n in n_tokens})
+    rows = max(1, BATCH_TOKENS // window)
+    between = (range(start + rows, stop, rows) for start, stop in pairwise([0, *ends]))
+    return sorted({*ends, *chain.from_iterable(between)})
 
 
 def losses_on(

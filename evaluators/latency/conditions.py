@@ -56,13 +56,16 @@ class LatencySetup:
         return "".join(f" --{name} {value}" for name, value in changed.items())
 
 
-def conditions(anatomy: Anatomy, setup: LatencySetup) -> dict[str, Any]:
+def conditions(anatomy: Anatomy, setup: LatencySetup, device: torch.device | None = None) -> dict[str, Any]:
     """Conditions of the times in a table, as plain values for people and files.
+
+    Args:
+        device: of a model that is without memory; None: the model's.
 
     Raises:
         ValueError: if the model's blocks have several shapes.
     """
-    device = anatomy.embedding.weight.device
+    device = device or anatomy.embedding.weight.device
     return {
         "device": device_name(device),
         "dtype": str(next(anatomy.linears).weight.dtype).removeprefix("torch."),

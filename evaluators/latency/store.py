@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from secateur.evaluators.latency.conditions import LatencySetup, conditions, key_of
 from secateur.evaluators.latency.rounds import Spread
 from secateur.pruners.models.anatomy import Anatomy
@@ -90,33 +92,38 @@ def save_table(measured: MeasuredTable) -> Path:
     return path
 
 
-def load_table(anatomy: Anatomy, setup: LatencySetup) -> MeasuredTable | None:
+def load_table(
+    anatomy: Anatomy, setup: LatencySetup, device: torch.device | None = None
+) -> MeasuredTable | None:
     """The table of a model on its device in the user's cache; None if it was not measured.
 
     Raises:
         ValueError: if the file is damaged, or the model's blocks differ in shape.
     """
-    path = _place(key_of(conditions(anatomy, setup)))
+    path = _place(key_of(conditions(anatomy, setup, device)))
     return _read(path) if path.is_file() else None
 
 
-def find_table(anatomy: Anatomy, source: TableSource, model: str) -> LatencyTable:
+def find_table(
+    anatomy: Anatomy, source: TableSource, model: str, device: torch.device | None = None
+) -> LatencyTable:
     """The table of a search.
 
     Args:
         anatomy: the dense model.
         source: of the table.
         model: its name, for errors.
+        device: of a model that is without memory; None: the model's.
 
     Raises:
         ValueError: if there is none, or it is of another model; the message says how to make one.
     """
     if source.known is not None:
         return source.known
-    found = conditions(anatomy, source.setup)
+    found = conditions(anatomy, source.setup, device)
     command = f"secateur latency {model}{source.setup.options}"
     if source.path is None:
-        measured = load_table(anatomy, source.setup)
+        measured = load_table(anatomy, source.setup, device)
         if measured is None:
             on = f"{found['device']}, {found['dtype']}, batch {found['batch']}, prompt {found['prompt']}"
             threads = "" if found["threads"] is None else f", threads {found['threads']}"

@@ -67,6 +67,11 @@ def build_pools(
     return {name: _look(anatomy, ids, on_chunks) for name, ids in tokens.items()}
 
 
+def pool_bytes(anatomy: Anatomy, n_tokens: int, *, look: bool) -> int:
+    """Bytes of the tensors of pools of so many tokens; the model may be without memory."""
+    return 8 * n_tokens + (4 * (1 + anatomy.width) * (n_tokens // CHUNK) if look else 0)
+
+
 @torch.no_grad()
 def _look(anatomy: Anatomy, tokens: Int64[Tensor, " tokens"], on_chunks: Callable[[int], None]) -> Pool:
     runner = BlockRunner(anatomy)

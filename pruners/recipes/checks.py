@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from secateur.pruners.calibration.collected import gram_bytes
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import check_gradients
 from secateur.pruners.calibration.pass_kinds import n_bytes
+from secateur.pruners.calibration.stream import most
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.allocation.profile import read_profile
@@ -145,6 +146,23 @@ def _inputs(space: Any) -> set[Detail]:
     repairs += space.repair_options if "repair" in space.search else ()
     rows = REPAIRS[space.unit]
     return {needs_of(space.unit, metric)[0] for metric in _metrics(space)} | {rows[x].inputs for x in repairs}
+
+
+def statistics_of(unit: Unit, forms: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], tuple[Kind, ...]]:
+    """Largest statistics of one walk, as keyword arguments of `stream_blocks`, and all kinds of gradients of recipes.
+
+    Args:
+        forms: complete plain forms, of the same unit.
+    """
+    rows, details, kinds = REPAIRS[unit], set[Detail](), dict[Kind, None]()
+    for form in forms:
+        detail, gradients = needs_of(unit, form["metric"])
+        repair = form.get("repair", "none")
+        details |= {detail, rows[repair].inputs} if repair in rows else {detail}
+        kinds |= dict.fromkeys(gradients)
+    wanted = most(*details) if details else "nothing"
+    name = "inputs" if unit == "weights" else "outputs"
+    return ({} if wanted == "nothing" else {name: wanted}), tuple(kinds)
 
 
 def needs_of(unit: Unit, metric: Metric) -> tuple[Detail, tuple[Kind, ...]]:

@@ -18,7 +18,15 @@ from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.choose import choose
-from secateur.pruners.calibration.pool import Pool, build_pools, load_pools, pool_identity, save_pools
+from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.pool import (
+    Pool,
+    build_pools,
+    load_pools,
+    pool_bytes,
+    pool_identity,
+    save_pools,
+)
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.export import ExportReport, check_structured, export_structured
 from secateur.pruners.export.manifest import Manifest
@@ -28,7 +36,7 @@ from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.blocks import plan_blocks
-from secateur.pruners.recipes.checks import check_family, check_names, check_statistics
+from secateur.pruners.recipes.checks import check_family, check_names, check_statistics, statistics_of
 from secateur.pruners.recipes.context import RecipeContext
 from secateur.pruners.recipes.experts import plan_experts
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
@@ -86,6 +94,17 @@ class RecipePruner(Pruner):
     def is_smaller(cls, settings: Any) -> bool:
         unit: str = settings.unit
         return unit != "weights"
+
+    def stored_bytes(self) -> int:
+        """Of the pools at most, and of the cache of statistics, which is smaller where few are asked for."""
+        of = self.settings
+        return pool_bytes(self.anatomy, len(of.texts) * of.pool_tokens, look=self._look)
+
+    @property
+    def statistics(self) -> tuple[Mapping[str, Any], Sequence[Kind]]:
+        """Statistics that the recipes of the baselines take: of one walk, and kinds of gradients."""
+        forms = [self.space.config(x) for name, x in self.space.baselines().items() if name != "dense"]
+        return statistics_of(self.settings.unit, forms)
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         """Write the pools, unless they are there, and the profile."""

@@ -79,6 +79,11 @@ def read_order(path: Path, anatomy: Anatomy, widths: Sequence[int]) -> HiddenOrd
     return HiddenOrder(known["order"], known["factors"], tuple(widths), tuple(stream_norms(anatomy)))
 
 
+def order_bytes(anatomy: Anatomy, widths: Sequence[int]) -> int:
+    """Bytes of the tensors that `hidden_order` writes; the model may be without memory."""
+    return 8 * (anatomy.width + len(widths) * len(stream_norms(anatomy)))
+
+
 @torch.no_grad()
 def channel_scores(anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> Float[Tensor, " width"]:
     """Size of each hidden channel, higher = keep.

@@ -18,7 +18,7 @@ from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.structure.method import StructureMethod
 from secateur.pruners.structure.pruner import ArchitecturePruner
 from secateur.pruners.structure.reorder import cut_pieces
-from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
+from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure, streamed
 from secateur.spaces.architecture.candidate import KeptUnits
 
 
@@ -52,16 +52,27 @@ class MaskPruner(ArchitecturePruner):
     def held_of(cls, settings: Any, anatomy: Anatomy) -> Mapping[str, Any]:
         return {}
 
-    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
-        """Write the order of importance, with the weights in it."""
-        key = StructureKey(
+    @property
+    def streamed(self) -> Mapping[str, Any]:
+        return streamed(self._method, expert_channels=False)
+
+    @property
+    def _method(self) -> StructureMethod:
+        return StructureMethod(self.settings.importance, ("none",), self.settings.dampening)
+
+    def _key(self, calibration: str) -> StructureKey:
+        return StructureKey(
             model=self.dense.fingerprint,
             dtype=self.dense.dtype,
-            calibration=self.calibration.sha256,
-            method=StructureMethod(self.settings.importance, ("none",), self.settings.dampening),
+            calibration=calibration,
+            method=self._method,
             kv_groups=(),
             ffn=(),
         )
+
+    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        """Write the order of importance, with the weights in it."""
+        key = self._key(self.calibration.sha256)
         if not is_built(directory, key):
             build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
 

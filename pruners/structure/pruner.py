@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.depth.depth import depth_scores
 from secateur.pruners.export.capability import (
     check_capability,
@@ -24,16 +25,23 @@ from secateur.pruners.export.export import ExportReport, check_structured, expor
 from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.export.registry import FORMATS
 from secateur.pruners.models.anatomy import Anatomy, Block
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.models.memory import available_bytes
 from secateur.pruners.models.narrow import LiveStream, Narrow
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
-from secateur.pruners.structure.hidden import HiddenOrder, hidden_order, read_order
+from secateur.pruners.structure.hidden import HiddenOrder, hidden_order, order_bytes, read_order
 from secateur.pruners.structure.method import StructureMethod, check_importance
 from secateur.pruners.structure.pruning import prune_structure
-from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
+from secateur.pruners.structure.store import (
+    StructureKey,
+    StructureStore,
+    build_structure,
+    streamed,
+    structure_bytes,
+)
 from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import CUT_REPAIRS, DEPTH
@@ -98,13 +106,29 @@ class ArchitecturePruner(Pruner):
             "widths": stock_widths(settings, anatomy),
         }
 
-    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+    keys_of_configs: ClassVar[bool] = True
+
+    def stored_bytes(self) -> int:
+        key = self._key("")
+        orders = order_bytes(self.anatomy, self._widths) if self._widths else 0
+        return structure_bytes(self.anatomy, find_layouts(self.anatomy, experts=True), key) + orders
+
+    @property
+    def streamed(self) -> Mapping[str, Any]:
+        return streamed(self._method, expert_channels="expert_channels" in self.settings.rules.units)
+
+    @property
+    def gradients(self) -> Sequence[Kind]:
+        return self._method.gradients
+
+    def _key(self, calibration: str) -> StructureKey:
+        """Identity of the store that is built on calibration tokens of this hash."""
         of, levels = self.settings, self.space.levels
         repaired = of.repairs != ("none",)  # without a repair every number is a level
-        key = StructureKey(
+        return StructureKey(
             model=self.dense.fingerprint,
             dtype=self.dense.dtype,
-            calibration=self.calibration.sha256,
+            calibration=calibration,
             method=self._method,
             kv_groups=_union(block.kv_groups for block in levels) if repaired else (),
             ffn=_union(block.ffn for block in levels) if repaired else (),
@@ -112,6 +136,9 @@ class ArchitecturePruner(Pruner):
             expert_channels="expert_channels" in of.rules.units,
             shared=_union(block.shared for block in levels)[1:] if repaired else (),
         )
+
+    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        key = self._key(self.calibration.sha256)
         if not is_built(directory, key):
             build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
         if self._widths:

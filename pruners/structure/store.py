@@ -78,10 +78,21 @@ class StructureKey(Key):
         return {name: value for name, value in found.items() if name not in later or value}
 
     @property
+    def streamed(self) -> dict[str, Any]:
+        """Statistics that the store is built from, as keyword arguments of `stream_blocks`."""
+        return streamed(self.method, expert_channels=self.expert_channels)
+
+    @property
     def counts(self) -> dict[str, list[Count]]:
         """Levels to repair, by kind of sub-layer."""
         groups = [(n, queries) for queries in (0, *self.queries) for n in self.kv_groups]
         return {"attention": groups, "mlp": [(n, 0) for n in self.ffn]}
+
+
+def streamed(method: StructureMethod, *, expert_channels: bool) -> dict[str, Any]:
+    """Statistics that a method takes, as keyword arguments of `stream_blocks`."""
+    detail: Detail = "gram" if method.needs == "gram" else "moments"
+    return {"outputs": detail, "experts": bool(method.experts), "expert_outputs": expert_channels}
 
 
 class StructureStore:
@@ -242,14 +253,7 @@ def build_structure(
         whole = model_statistics(
             anatomy, tokens, gradients=gradients, path=gradients_path(directory), identity=identity
         )
-        detail: Detail = "gram" if method.needs == "gram" else "moments"
-        parts = stream_blocks(
-            anatomy,
-            tokens,
-            outputs=detail,
-            experts=bool(method.experts),
-            expert_outputs=key.expert_channels,
-        )
+        parts = stream_blocks(anatomy, tokens, **key.streamed)
         for part, layout in zip(parts, layouts, strict=True):
             tensors: dict[str, Tensor] = {}
             for sub in layout.parts if part.block.index in missing else ():
@@ -298,7 +302,12 @@ def _flap_name(layout: SublayerLayout) -> str:
 
 
 def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key: StructureKey) -> int:
-    """Upper bound of the bytes to write."""
+    needed = structure_bytes(anatomy, todo, key)
+    return needed + gradients_to_write(gradients_path(directory), anatomy, key.method.gradients)
+
+
+def structure_bytes(anatomy: Anatomy, todo: Sequence[BlockLayout], key: StructureKey) -> int:
+    """Upper bound of the bytes of a structure store's tensors of these blocks; the model may be without memory."""
     n_weights = 0
     n_repairs = sum(CUT_REPAIRS[name].gives in ("weight", "both") for name in key.method.of_sublayers)
     n_merges = len(key.method.of_experts) - 1
@@ -311,5 +320,4 @@ def _n_bytes(directory: Path, anatomy: Anatomy, todo: Sequence[BlockLayout], key
                 continue
             columns = sum(n * part.unit_width for n, _ in key.counts[part.kind])
             n_weights += n_repairs * columns * part.output.out_features
-    needed = n_weights * next(anatomy.linears).weight.element_size()
-    return needed + gradients_to_write(gradients_path(directory), anatomy, key.method.gradients)
+    return n_weights * next(anatomy.linears).weight.element_size()

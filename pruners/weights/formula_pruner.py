@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, no_report
@@ -37,6 +38,20 @@ class FormulaPruner(WeightPruner):
     """
 
     described: ClassVar[str] = "masks"
+
+    def stored_bytes(self) -> int:
+        names, grams = self.space.terminals, grams_of(self.settings, len(self.anatomy.blocks))
+        outputs = formula_store.output_bytes(self.anatomy, grams) if self._by_curvature else 0
+        return formula_store.terminal_bytes(self.anatomy, names, grams) + outputs
+
+    @property
+    def streamed(self) -> Mapping[str, Any]:
+        grams = grams_of(self.settings, len(self.anatomy.blocks))
+        return formula_store.streamed(self.anatomy, self.space.terminals, grams)
+
+    @property
+    def gradients(self) -> Sequence[Kind]:
+        return formula_store.gradients_of(self.space.terminals)
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         names, dampening = self.space.terminals, self.settings.dampening

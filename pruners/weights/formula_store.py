@@ -156,32 +156,59 @@ def build_terminals(
     Raises:
         LevelStoreError: if the disk is full.
     """
-    sources = {name: TERMINALS[name].source for name in names}
-    per_input = [name for name, source in sources.items() if source in ("moments", "gram")]
-    kinds: tuple[Kind, ...] = ("rms",) if "G" in names else ()
+    per_input, kinds = _per_input(names), gradients_of(names)
     kept = grams.blocks if grams is not None else ()
-    full: Collection[int] = kept if grams is not None and grams.kind == "full" else ()
-    if "gram" in sources.values():
-        full = range(len(anatomy.blocks))
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
         model_statistics(anatomy, tokens, gradients=kinds, path=directory / GRADIENTS, identity=identity)
-        inputs: Literal["nothing", "moments"] = "moments" if per_input or grams is not None else "nothing"
-        for part in stream_blocks(anatomy, tokens, inputs=inputs, gram_blocks=full):
+        for part in stream_blocks(anatomy, tokens, **streamed(anatomy, names, grams)):
             tensors = _inputs(part, per_input, dampening)
             yield tensors | (_grams(part, grams) if grams is not None and part.block.index in kept else {})
 
     def n_bytes(missing: Collection[int]) -> int:
-        linears = [linear for linear in anatomy.linears if linear.block in missing]
-        wide = {(x.block, x.sublayer, x.in_features) for x in linears if x.block in kept}
-        needed = 4 * sum(width**2 for *_, width in wide)
-        needed += 4 * len(per_input) * sum(linear.in_features for linear in linears)
+        needed = terminal_bytes(anatomy, names, grams, missing)
         return needed + gradients_to_write(directory / GRADIENTS, anatomy, kinds)
 
     key = TerminalKey(identity, tuple(sorted(names)), grams)
     build_store(
         directory, key, len(anatomy.blocks), n_bytes, make, otherwise="use fewer terminals", on_block=on_block
     )
+
+
+def gradients_of(names: Collection[str]) -> tuple[Kind, ...]:
+    """Kinds of gradients that these terminals need."""
+    return ("rms",) if "G" in names else ()
+
+
+def streamed(anatomy: Anatomy, names: Collection[str], grams: Grams | None) -> dict[str, Any]:
+    """Statistics that the store is built from, as keyword arguments of `stream_blocks`."""
+    full: Collection[int] = grams.blocks if grams is not None and grams.kind == "full" else ()
+    if any(TERMINALS[name].source == "gram" for name in names):
+        full = range(len(anatomy.blocks))
+    inputs = "moments" if _per_input(names) or grams is not None else "nothing"
+    return {"inputs": inputs, "gram_blocks": full}
+
+
+def _per_input(names: Collection[str]) -> list[str]:
+    """Terminals with a value an input, in their order."""
+    return [name for name in names if TERMINALS[name].source in ("moments", "gram")]
+
+
+def terminal_bytes(
+    anatomy: Anatomy, names: Collection[str], grams: Grams | None, blocks: Collection[int] | None = None
+) -> int:
+    """Upper bound of the bytes of a store's tensors, of these blocks or of all; the model may be without memory."""
+    kept = grams.blocks if grams is not None else ()
+    linears = [linear for linear in anatomy.linears if blocks is None or linear.block in blocks]
+    wide = {(x.block, x.sublayer, x.is_output, x.in_features) for x in linears if x.block in kept}
+    needed = 4 * sum(width**2 for *_, width in wide)
+    return needed + 4 * len(_per_input(names)) * sum(linear.in_features for linear in linears)
+
+
+def output_bytes(anatomy: Anatomy, grams: Grams | None) -> int:
+    """Bytes of the tensors that `build_outputs` writes; the model may be without memory."""
+    blocks = grams.blocks if grams is not None else ()
+    return 4 * sum(x.out_features**2 for index in blocks for x in anatomy.blocks[index].linears)
 
 
 def build_outputs(

@@ -169,12 +169,20 @@ def build_levels(
 
 
 def _n_bytes(directory: Path, anatomy: Anatomy, key: StoreKey, missing: Collection[int]) -> int:
+    needed = level_bytes(anatomy, key.levels, key.method, missing)
+    return needed + gradients_to_write(gradients_path(directory), anatomy, key.method.gradients)
+
+
+def level_bytes(
+    anatomy: Anatomy, levels: Sparsities, method: Method, blocks: Collection[int] | None = None
+) -> int:
+    """Bytes of the tensors of a level store, of these blocks alone or of all; the model may be without memory."""
     needed = 0
     for linear in anatomy.linears:
-        n_levels = len(_stored_levels(sparsities_of(key.levels, linear.n_weights, linear.name)))
-        per_weight = linear.weight.element_size() * n_levels if key.method.updates_weights else 1
-        needed += linear.n_weights * per_weight if linear.block in missing else 0
-    return needed + gradients_to_write(gradients_path(directory), anatomy, key.method.gradients)
+        n_levels = len(_stored_levels(sparsities_of(levels, linear.n_weights, linear.name)))
+        per_weight = linear.weight.element_size() * n_levels if method.updates_weights else 1
+        needed += linear.n_weights * per_weight if blocks is None or linear.block in blocks else 0
+    return needed
 
 
 def _levels_of(linear: Linear, part: BlockStatistics, whole: ModelStatistics, key: StoreKey) -> Tensor:

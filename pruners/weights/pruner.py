@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import model_statistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import check_sparsity
@@ -18,7 +20,7 @@ from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
-from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels
+from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_levels, level_bytes
 from secateur.pruners.weights.method import Method
 from secateur.spaces.allocation.settings import build_allocation
 from secateur.spaces.formulas.metric import formula_of
@@ -103,6 +105,19 @@ class AllocationPruner(WeightPruner):
             return "expected at the allocation that the stage before found"
         return super().searched_statistics if share is None else f"expected at {share:.10g}"
 
+    keys_of_configs: ClassVar[bool] = True
+
+    def stored_bytes(self) -> int:
+        return level_bytes(self.anatomy, self.space.levels, method_of(self.settings, seed=self.seed))
+
+    @property
+    def streamed(self) -> Mapping[str, Any]:
+        return {"inputs": method_of(self.settings, seed=self.seed).needs, "sequential": bool(self.expected)}
+
+    @property
+    def gradients(self) -> Sequence[Kind]:
+        return method_of(self.settings, seed=self.seed).gradients
+
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         key = StoreKey(
             model=self.dense.fingerprint,
@@ -116,14 +131,18 @@ class AllocationPruner(WeightPruner):
             build_levels(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
 
     def open(self, directory: Path) -> None:
+        self._store = LevelStore(directory, self.anatomy, self.space.levels)
+        self._dense = tuple((0,) * len(block.linears) for block in self.anatomy.blocks)
+        self._now = list(self._dense)
+
+    @cached_property
+    def _index(self) -> dict[str, dict[float, int]]:
+        """Levels of each projection by their sparsities."""
         levels = self.space.levels
-        self._store = LevelStore(directory, self.anatomy, levels)
-        self._index = {
+        return {
             x.name: {s: level for level, s in enumerate(sparsities_of(levels, x.n_weights, x.name))}
             for x in self.anatomy.linears
         }
-        self._dense = tuple((0,) * len(block.linears) for block in self.anatomy.blocks)
-        self._now = list(self._dense)
 
     def keys(self, config: Config) -> Sequence[Hashable]:
         """Tuples of levels, one level a projection."""

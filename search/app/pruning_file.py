@@ -56,6 +56,14 @@ class PruningFile(Section, ABC):
         return None
 
     @property
+    def calibrated_on(self) -> tuple[int, int]:
+        """Calibration tokens in all and of a window, whoever chooses the windows."""
+        if self.calibration_windows is not None:
+            return self.calibration_windows
+        chosen = self.form["calibration"]
+        return chosen["samples"] * chosen["length"], chosen["length"]
+
+    @property
     def window_lengths(self) -> tuple[int, ...]:
         """Tokens of its calibration windows."""
         if self.calibration_windows is not None:

@@ -17,6 +17,7 @@ from secateur.search.cli.comparing import compare
 from secateur.search.cli.doctor import doctor
 from secateur.search.cli.lists import list_
 from secateur.search.cli.models import evaluate, latency
+from secateur.search.cli.planning import plan
 from secateur.search.cli.pushing import push
 from secateur.search.cli.recipes import prune, recipe
 from secateur.search.cli.results import export, front, order, pick, recover, report
@@ -27,6 +28,7 @@ from secateur.search.show.console import run_command, show
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "init": init,
+    "plan": plan,
     "search": search,
     "front": front,
     "pick": pick,

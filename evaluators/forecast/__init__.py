@@ -1,0 +1,1 @@
+"""Forecasts: what a command will hold and how long it takes, from the config alone."""

@@ -1,0 +1,261 @@
+"""Memory and disk of a search, a pruning or a training, counted by running its own code on a model without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.evaluators.blockwise import changed_bytes, prefix_bytes
+from secateur.evaluators.data.windows import BATCH_TOKENS, Batch, EvaluationData
+from secateur.evaluators.forecast.prospect import Outline
+from secateur.evaluators.losses import Teacher, loss_sums
+from secateur.evaluators.training.settings import Training
+from secateur.pruners.calibration.gradients import gradient_bytes
+from secateur.pruners.calibration.pass_kinds import n_bytes
+from secateur.pruners.calibration.stream import stream_blocks
+from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.models.skeleton import Counted
+from secateur.pruners.pruner import Pruner
+from secateur.spaces.forecast import PHASES, Holding, Phase, with_copies
+from secateur.spaces.measurement import Fidelity, Part
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def resident_bytes(name: str = "VmRSS") -> int:
+    """Resident memory of this process now, or at its peak (``VmHWM``), in bytes; 0 where it is not known."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    kib = next((line.split()[1] for line in lines if line.startswith(f"{name}:")), "0")
+    return int(kib) * 1024
+
+
+def forget_peak() -> None:
+    """Begin a new peak of resident memory with its present value, where the system allows it."""
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+@contextmanager
+def counting(found: Outline) -> Iterator[Counted]:
+    """Context that counts tensors without memory beyond the model's own."""
+    with Counted(found.n_experts) as counted:
+        model = found.anatomy.model
+        counted.ignore([*model.parameters(), *model.buffers()])
+        yield counted
+
+
+def empty_tokens(n_tokens: int, window: int) -> Tensor:
+    """Windows of token ids without memory."""
+    return torch.zeros(max(1, n_tokens // window), window, dtype=torch.int64, device="meta")
+
+
+def of_process() -> Holding:
+    """The interpreter with its libraries, as this process has them now."""
+    return Holding("Python and libraries", "host", resident_bytes(), PHASES, "this process as it is")
+
+
+def of_weights(found: Outline, phases: Sequence[Phase]) -> list[Holding]:
+    """The model's weights, and what loading takes besides."""
+    model = found.anatomy.model
+    n_values = sum(x.numel() for x in model.parameters())
+    held = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
+    dtype = str(found.dtype).removeprefix("torch.")
+    mapped = found.device.type == "cpu" and found.stored == found.dtype
+    why = f"{n_values:,} parameters in {dtype}" + (", mapped from their files" if mapped else "")
+    holdings = [Holding("weights", "device", held, tuple(phases), why, "dtype")]
+    if not mapped:
+        files = "files of the weights, mapped while they are converted"
+        holdings.append(
+            Holding(files, "host", n_values * found.stored.itemsize, ("load",), "stored as they are", "dtype")
+        )
+    if found.device.type != "cpu":
+        holdings.append(
+            Holding("weights on their way", "host", held, ("load",), "copied to the device after")
+        )
+    return holdings
+
+
+def of_statistics(
+    found: Outline, streamed: Mapping[str, Any], kinds: Sequence[Any], tokens: Tensor, phase: Phase
+) -> list[Holding]:
+    """Hidden states of the calibration tokens, statistics and activations of a block, and gradients."""
+    anatomy, holdings = found.anatomy, []
+    size = f"{tokens.numel():,} calibration tokens"
+    if streamed:
+        with counting(found) as counted:
+            for _ in islice(stream_blocks(anatomy, tokens, **streamed), 2):
+                pass
+        states = tokens.numel() * anatomy.width * found.dtype.itemsize
+        setting = "evaluator.calibration_tokens"
+        holdings.append(Holding("hidden states", "device", states, (phase,), size, setting))
+        rest = max(0, counted.most - states)
+        why = "the states behind it, its statistics, and activations of a batch"
+        holdings.append(Holding("statistics of a block", "device", rest, (phase,), why, setting))
+    if kinds:
+        n_all = gradient_bytes(anatomy, kinds, tokens.shape[1])
+        why = f"{', '.join(kinds)}; one window's work, in float32"
+        holdings.append(
+            Holding("gradients", "device", n_all, (phase,), why, "space.metric, evaluator.window")
+        )
+    return holdings
+
+
+def of_store(pruner: Pruner, phases: Sequence[Phase]) -> list[Holding]:
+    """The level store on the disk, which is mapped while candidates are measured, and gradients beside it."""
+    stored = pruner.stored_bytes()
+    n_weights = sum(linear.n_weights for linear in pruner.anatomy.linears)
+    kept = sum(map(n_bytes, pruner.gradients)) * n_weights
+    on_disk: tuple[Phase, ...] = ("prepare", "search", "test")
+    why = f"{stored / n_weights:.3g} bytes a prunable weight"
+    setting = "space.step, space.max_sparsity, space.metric"
+    holdings = [
+        Holding("level store", "disk", stored, on_disk, why, setting),
+        Holding("level store, mapped", "host", stored, tuple(phases), "the pages that were used", setting),
+    ]
+    if kept:
+        holdings.append(Holding("gradients", "disk", kept, on_disk, "kept beside the levels", "space.metric"))
+    return holdings
+
+
+def of_candidates(pruner: Pruner, states: int | None, phases: Sequence[Phase]) -> list[Holding]:
+    """Changed blocks and outputs of shared blocks.
+
+    Args:
+        states: bytes of all outputs of blocks that a search would keep; None: not known.
+    """
+    limit = prefix_bytes(pruner.anatomy)
+    shared = limit if states is None else min(limit, states)
+    holdings = [
+        Holding(
+            "outputs of shared blocks",
+            "device",
+            shared,
+            tuple(phases),
+            "a sixteenth of the model at most" if shared == limit else "as many as there are",
+            "evaluator.window",
+        )
+    ]
+    if pruner.copies:
+        n_all = changed_bytes(pruner.anatomy)
+        holdings.append(Holding("changed blocks", "device", n_all, tuple(phases), "products of masks"))
+    return holdings
+
+
+def of_data(
+    found: Outline,
+    window: int,
+    sizes: Mapping[Part, int],
+    phases: Mapping[Part, Sequence[Phase]],
+    *,
+    shared: bool = False,
+) -> list[Holding]:
+    """Dense side of the loss on all windows, and the work of one batch.
+
+    One batch is counted, and stands for the others.
+
+    Args:
+        sizes: tokens of each part, the largest fidelity's.
+        phases: in which each part is held; its work is in the first of them.
+        shared: the processes of a node map one copy from the disk.
+    """
+    anatomy, holdings = found.anatomy, []
+    setting = "evaluator.fidelities, evaluator.test_tokens"
+    free = EvaluationData.n_kept(anatomy, sum(sizes.values()))
+    for part, n_tokens in sizes.items():
+        of_batch = min(n_tokens, max(1, BATCH_TOKENS // window) * window)
+        with counting(found) as counted:
+            windows: dict[Part, Tensor] = {part: empty_tokens(of_batch, window)}
+            counted.ignore(windows.values())
+            fidelity = Fidelity(part, of_batch)
+            data = EvaluationData(anatomy, windows, [fidelity])
+            [batch, *_] = data.of(fidelity)
+            held, work = counted.now, counted.most - counted.now
+            work = max(work, _batch_bytes(found, batch, counted))
+        n_kept, free = min(free, n_tokens), max(0, free - n_tokens)
+        of_token = Teacher.bytes_per_token(anatomy)
+        states = (n_tokens - n_kept) * anatomy.width * found.dtype.itemsize
+        n_bytes = round((held - of_batch * of_token) * n_tokens / of_batch) + n_kept * of_token + states
+        why = f"probabilities of {n_kept:,} of {n_tokens:,} positions over {anatomy.vocab_size:,} tokens"
+        name = f"dense side of the loss, {part} text"
+        if shared:
+            holdings.append(Holding(name, "disk", n_kept * of_token, tuple(phases[part]), why, setting))
+        holdings.append(Holding(name, "device", n_bytes, tuple(phases[part]), why, setting))
+        why = f"activations and logits of {of_batch:,} tokens"
+        name, first = f"work of a batch, {part} text", (phases[part][0],)
+        holdings.append(Holding(name, "device", work, first, why, "evaluator.window"))
+    return holdings
+
+
+def _batch_bytes(found: Outline, batch: Batch, counted: Counted) -> int:
+    """Bytes of the work on a batch beyond what is held."""
+    before, counted.most = counted.now, counted.now
+    hidden = BlockRunner(found.anatomy).block(0, batch.inputs.hidden, batch.inputs)
+    loss_sums(found.anatomy, hidden, batch.tokens, batch.teacher)
+    return counted.most - before
+
+
+def of_training(found: Outline, training: Training, window: int, phases: Sequence[Phase]) -> list[Holding]:
+    """A model in training: float32 weights of its own, gradients, the optimizer's moments, activations of a batch."""
+    anatomy = found.anatomy
+    n_all = sum(x.numel() for x in anatomy.model.parameters())
+    linears = list(anatomy.linears)
+    if training.method == "full":
+        n_learning = n_all
+    elif training.method == "lora":
+        n_learning = training.rank * sum(x.in_features + x.out_features for x in linears)
+    else:
+        norms = [name for block in anatomy.blocks for name in block.norms] + [anatomy.final_norm]
+        modules = [anatomy.model.get_submodule(name) for name in norms if name]
+        n_learning = sum(x.numel() for module in modules for x in module.parameters())
+    rows = training.batch * window
+    inside = rows * sum(x.in_features + x.out_features for x in linears) * 4
+    logits = 4 * rows * anatomy.vocab_size * 4
+    held = tuple(phases)
+    return [
+        Holding("weights in training", "device", 4 * n_all, held, "a copy in float32"),
+        Holding(
+            "gradients and optimizer",
+            "device",
+            12 * n_learning,
+            held,
+            f"{n_learning:,} values learn, by {training.method}",
+            "--method",
+        ),
+        Holding(
+            "activations in training", "device", inside + logits, held, f"{rows:,} tokens a step", "batch"
+        ),
+    ]
+
+
+def of_pruned(found: Outline, phases: Sequence[Phase]) -> list[Holding]:
+    """Weights that pruning makes beside the dense ones, which stay mapped or held until the end."""
+    n_bytes = sum(linear.weight.nbytes for linear in found.anatomy.linears)
+    why = "new tensors of the projections that change, at most"
+    return [Holding("pruned weights", "device", n_bytes, tuple(phases), why, "--sparsity")]
+
+
+def of_export(found: Outline) -> list[Holding]:
+    """The written model, and the process that loads it again."""
+    n_values = sum(x.numel() for x in found.anatomy.model.parameters())
+    stored = n_values * found.stored.itemsize
+    why = "at most: a smaller model's is smaller"
+    holdings = [Holding("exported model", "disk", stored, ("export",), why, "--format")]
+    if found.stored != found.dtype:
+        why = "weights rounded as they are stored"
+        holdings.append(Holding("weights to write", "host", stored, ("export",), why, "dtype"))
+    again = Holding(
+        "the model, loaded again", "host", resident_bytes() + n_values * found.dtype.itemsize, ("export",)
+    )
+    return [*holdings, *with_copies([again], 1)]

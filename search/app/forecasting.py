@@ -1,0 +1,494 @@
+"""Forecasts of searches, prunings and recoveries, from settings and config.json alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.search.app.pruning_file import PruningFile
+from secateur.search.app.recipe_file import RecipeFile, file_for
+from secateur.search.app.session import Say, plan, silent, usage_errors
+from secateur.search.budget import Budget
+from secateur.search.controllers.registry import CONTROLLERS
+from secateur.search.errors import UsageError
+from secateur.search.executors.registry import EXECUTORS
+from secateur.search.loop.rehearsal import Rehearsal, rehearse
+from secateur.search.settings.settings import Settings
+from secateur.spaces.forecast import Forecast, Holding, Phase, Work, with_copies
+from secateur.spaces.measurement import Fidelity, Part
+from secateur.spaces.space import SeparableSpace
+
+if TYPE_CHECKING:
+    from secateur.evaluators.forecast.prospect import Outline, Prospect
+    from secateur.evaluators.forecast.speed import Speed
+
+_DEVICE = re.compile(r"(\w+)(?::\d+)?(?::(\d+(?:\.\d+)?)\s*GB)?", re.IGNORECASE)
+
+
+def parse_devices(text: str) -> list[tuple[str, int | None]]:
+    """Devices that are only thought of, each with its bytes, from a text such as ``cuda:141GB,cuda:80GB``.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    found = []
+    for part in text.split(","):
+        match = _DEVICE.fullmatch(part.strip())
+        if match is None or match[1].lower() not in ("cpu", "cuda", "mps", "xpu"):
+            raise UsageError(f"Expected `--device` such as cuda:141GB or cpu:64GB, got {text!r}.")
+        found.append((match[1].lower(), None if match[2] is None else round(float(match[2]) * 1e9)))
+    return found
+
+
+def planned(
+    settings: Settings,
+    recipe: str | None = None,
+    sparsity: float = 0.5,
+    device: str | None = None,
+    *,
+    timing: bool = True,
+    directory: Path | None = None,
+    say: Say = silent,
+) -> Forecast:
+    """Forecast of a search, or of a pruning of its model.
+
+    Args:
+        settings: of the search; of a pruning the model and how it is loaded are used.
+        recipe: name or file; None: a search.
+        sparsity: share that the recipe removes.
+        device: see `parse_devices`; None: that of the settings.
+        timing: time a block of this shape on this machine.
+        directory: of the run; None: ``runs``.
+        say: given progress, one line at a time.
+
+    Raises:
+        UsageError: if settings, recipe or devices don't fit.
+    """
+    devices = [] if device is None else parse_devices(device)
+    if recipe is None:
+        return forecast_search(settings, directory or Path("runs"), devices=devices, timing=timing, say=say)
+    file, _ = file_for(recipe, sparsity)
+    loading = {key: getattr(settings, key) for key in ("dtype", "device", "trust_remote_code")}
+    of = settings.evaluator
+    return forecast_prune(
+        file,
+        settings.model,
+        tokens=of.test_tokens,
+        window=of.window,
+        loading=loading,
+        devices=devices,
+        timing=timing,
+        say=say,
+    )
+
+
+@usage_errors()
+def forecast_search(
+    settings: Settings,
+    directory: Path,
+    *,
+    devices: Sequence[tuple[str, int | None]] = (),
+    timing: bool = True,
+    say: Say = silent,
+) -> Forecast:
+    """Forecast of a search.
+
+    Args:
+        settings: of the search.
+        directory: of the run; nothing is written there.
+        devices: that are only thought of, see `parse_devices`; none: the settings' own.
+        timing: time a block of this shape on this machine.
+        say: given progress, one line at a time.
+
+    Raises:
+        UsageError: if the search would be refused by the config alone.
+    """
+    from secateur.evaluators.forecast import memory
+    from secateur.evaluators.forecast.prospect import prospect
+    from secateur.evaluators.session import set_threads
+
+    set_threads(settings.executor.threads)
+    planned = devices[0][0] if devices else None
+    of = prospect(plan(settings), planned=planned, say=say)
+    rehearsed = _rehearsed(settings, of)
+    in_process = EXECUTORS[settings.executor.kind].in_process
+    n_workers = 0 if in_process else _n_workers(settings)
+    with of.outline.shapes:
+        pruner = of.pruner()
+        streamed, kinds = pruner.streamed, tuple(pruner.gradients)
+        worked = _shared(settings, of, rehearsed)
+    window, sizes = of.plan.window, _sizes(of)
+    driver: tuple[Phase, ...] = ("load", "prepare", "search", "test")
+    holdings = memory.of_weights(of.outline, driver)
+    tokens = memory.empty_tokens(of.plan.calibration_tokens, window)
+    holdings += memory.of_statistics(of.outline, streamed, kinds, tokens, "prepare")
+    phases: Mapping[Part, Sequence[Phase]] = {"search": ("search", "test"), "test": ("test",)}
+    held = memory.of_data(of.outline, window, sizes, phases, shared=not in_process)
+    with of.outline.shapes:
+        store = memory.of_store(pruner, ("search", "test"))
+        held += memory.of_candidates(pruner, worked and worked.state_bytes, ("search", "test"))
+    if of.plan.training is not None:
+        held += memory.of_training(of.outline, of.plan.training, window, ("search", "test"))
+    holdings += store
+    holdings += held if in_process else _of_workers(held, of.outline, n_workers)
+    speed = None
+    if timing and not planned:
+        from secateur.evaluators.forecast.speed import measure_speed
+
+        say("timing a block of this shape")
+        speed = measure_speed(of.outline, of.plan.window, of.plan)
+    return Forecast(
+        subject=_subject(
+            settings.model, of.outline, space=settings.space.kind, controller=settings.controller.kind
+        ),
+        device=of.outline.device.type,
+        holdings=(memory.of_process(), *holdings),
+        work=tuple(_search_work(settings, of, rehearsed, worked, speed, max(1, n_workers))),
+        room=_room(of.outline, directory, devices),
+        calibrated=_calibrated(speed),
+        notes=tuple(_notes(settings, of, speed, rehearsed)),
+    )
+
+
+def _subject(model: str, found: Outline, **more: str) -> dict[str, Any]:
+    """Facts about model and command."""
+    return {
+        "model": model,
+        "family": found.anatomy.family,
+        "blocks": len(found.anatomy.blocks),
+        "parameters": sum(x.numel() for x in found.anatomy.model.parameters()),
+        "dtype": str(found.dtype).removeprefix("torch."),
+        **more,
+    }
+
+
+def _sizes(of: Prospect) -> dict[Part, int]:
+    """Tokens of the largest fidelity of each part."""
+    return {"search": of.plan.fidelities[-2].n_tokens, "test": of.plan.fidelities[-1].n_tokens}
+
+
+def _n_workers(settings: Settings) -> int:
+    """Number of workers: as set, else what this machine has room for."""
+    of = settings.executor
+    if of.workers is not None:
+        return int(of.workers)
+    return max(1, int(len(os.sched_getaffinity(0)) / getattr(of, "cpus_per_worker", 1)))
+
+
+def _of_workers(held: Sequence[Holding], found: Outline, n_workers: int) -> list[Holding]:
+    """What workers hold: on a CPU one mapped copy of weights, dense side and levels for all of a node."""
+    from secateur.evaluators.forecast import memory
+
+    own = [memory.of_process()]
+    shared: list[Holding] = []
+    for x in held:
+        common = x.name.startswith("dense side") and (found.device.type == "cpu" or x.where == "disk")
+        (shared if common else own).append(x)
+    if found.device.type != "cpu":
+        own += [x for x in memory.of_weights(found, ("search", "test")) if x.where == "device"]
+    found_own = [
+        Holding(**{**vars(x), "during": tuple(p for p in x.during if p in ("search", "test"))}) for x in own
+    ]
+    return [*with_copies(shared, 1), *with_copies(found_own, n_workers)]
+
+
+def _rehearsed(settings: Settings, of: Prospect) -> Rehearsal | None:
+    """Jobs of the search; None where its controller learns from more than losses."""
+    row, fidelities = CONTROLLERS[settings.controller.kind], of.plan.fidelities[:-1]
+    if row.screens or (of.plan.curvature is not None and not isinstance(of.space, SeparableSpace)):
+        return None
+    more: dict[str, Any] = {"objectives": settings.objectives} if row.multi_objective else {}
+    controller = row.build(of.space, fidelities, settings.seed, settings.controller, **more)
+    batch = settings.executor.batch
+    return rehearse(of.space, controller, settings.budget, fidelities[-1], batch, settings.optimised)
+
+
+def _shared(settings: Settings, of: Prospect, rehearsed: Rehearsal | None) -> Any:
+    """Work of the rehearsed jobs; None where there are none."""
+    from secateur.evaluators.forecast.sharing import shared_work
+
+    if rehearsed is None:
+        return None
+    fidelities = of.plan.fidelities[:-1]
+    return shared_work(rehearsed.jobs, of.pruner(), of.plan.window, fidelities, of.outline.dtype.itemsize)
+
+
+def _search_work(
+    settings: Settings,
+    of: Prospect,
+    rehearsed: Rehearsal | None,
+    worked: Any,
+    speed: Speed | None,
+    n_workers: int,
+) -> Iterator[Work]:
+    """Steps of a search with their times."""
+    from secateur.evaluators.forecast.speed import block_shares
+
+    shares = block_shares(of.anatomy, of.plan.window)
+    stack, sizes = sum(shares), _sizes(of)
+    n_bytes = sum(x.nbytes for x in of.anatomy.model.parameters())
+    yield Work(
+        "loading",
+        None if speed is None else 2 * speed.read * n_bytes,
+        0,
+        "weights are read, converted and checked",
+        "dtype",
+    )
+    n_calibration = of.plan.calibration_tokens
+    watched = None if speed is None else n_calibration * stack * (speed.watched or 0.0)
+    if of.pruner().gradients and speed is not None and watched is not None:
+        watched += 3 * n_calibration * (stack * speed.block + speed.loss)
+    yield Work(
+        "statistics",
+        watched,
+        n_calibration,
+        "calibration tokens, block by block",
+        "evaluator.calibration_tokens",
+    )
+    levels = None if speed is None or speed.levels is None else speed.levels * stack
+    yield Work("levels", levels, 0, "made and written for each block", "space.step, space.metric")
+    n_dense = sum(sizes.values())
+    dense = None if speed is None else n_dense * (stack * speed.block + speed.teacher)
+    yield Work("dense side of the loss", dense, n_dense, "search and test text", "evaluator.fidelities")
+    yield _evaluations(settings, of, rehearsed, worked, speed, shares, n_workers)
+    n_tested = len(of.space.baselines()) + len(of.space.targets)
+    tested = n_tested * sizes["test"]
+    seconds = None if speed is None else tested * (stack * speed.block + speed.loss) / n_workers
+    yield Work(
+        "test",
+        seconds,
+        tested,
+        f"baselines, and one of the front a target: {n_tested}",
+        "evaluator.test_tokens",
+    )
+
+
+def _evaluations(
+    settings: Settings,
+    of: Prospect,
+    rehearsed: Rehearsal | None,
+    worked: Any,
+    speed: Speed | None,
+    shares: Sequence[float],
+    n_workers: int,
+) -> Work:
+    """All evaluations of the search."""
+    budget, setting = settings.budget, "budget, evaluator.fidelities"
+    if rehearsed is None or worked is None:
+        n_all = most_tokens(budget, of.plan.fidelities[:-1], len(of.space.baselines()))
+        seconds = None if speed is None else n_all * (sum(shares) * speed.block + speed.loss) / n_workers
+        return Work(
+            "evaluations",
+            _within(budget, seconds, n_workers),
+            n_all,
+            "the budget at the largest fidelity",
+            setting,
+        )
+    n_all = sum(fidelity.total_tokens * len(found) for fidelity, found in rehearsed.jobs)
+    n_evaluations = sum(len(found) for _, found in rehearsed.jobs)
+    seconds = None
+    if speed is not None:
+        smaller = _macs_share(of, [x for _, found in rehearsed.jobs for x in found])
+        inside = sum(n * shares[block] for block, n in worked.block_tokens.items()) * speed.block * smaller
+        seconds = inside + worked.head_tokens * speed.loss + worked.switches * (speed.switch or 0.0)
+        trained = sum(fidelity.n_trained * len(found) for fidelity, found in rehearsed.jobs)
+        seconds += 4 * trained * (sum(shares) * speed.block + speed.loss)
+        seconds /= rehearsed.share * n_workers
+    saved = 1 - sum(worked.block_tokens.values()) / max(1, worked.head_tokens * len(shares))
+    why = f"{n_evaluations / rehearsed.share:,.0f} measurements by rehearsal, {max(saved, 0):.0%} of the blocks shared"
+    return Work(
+        "evaluations", _within(budget, seconds, n_workers), round(n_all / rehearsed.share), why, setting
+    )
+
+
+def _within(budget: Budget, seconds: float | None, n_workers: int) -> float | None:
+    """The time, no longer than the budget's minutes."""
+    if budget.minutes is None:
+        return seconds
+    limit = 60 * budget.minutes / n_workers
+    return limit if seconds is None else min(limit, seconds)
+
+
+def _macs_share(of: Prospect, candidates: Sequence[Any]) -> float:
+    """Mean share of the dense model's multiply-accumulates that candidates have."""
+    if not of.dense.shape.blocks or not candidates:
+        return 1.0
+    dense = of.space.cost(of.space.baselines()["dense"]).get("macs")
+    found = [of.space.cost(x).get("macs") for x in candidates]
+    return sum(found) / len(found) / dense if dense and None not in found else 1.0
+
+
+def most_tokens(budget: Budget, fidelities: Sequence[Fidelity], n_baselines: int) -> int:
+    """Largest number of tokens that the budget allows, baselines included."""
+    largest = max(fidelity.total_tokens for fidelity in fidelities)
+    given = [budget.tokens] if budget.tokens is not None else []
+    if budget.evaluations is not None:
+        given.append(budget.evaluations * largest)
+    return max(min(given, default=0), n_baselines * largest)
+
+
+def _room(found: Outline, directory: Path, devices: Sequence[tuple[str, int | None]]) -> dict[str, int]:
+    """Free bytes by place: of devices that are only thought of, what was said."""
+    import torch
+
+    from secateur.evaluators.forecast.memory import resident_bytes
+    from secateur.pruners.models.memory import available_bytes
+
+    host = available_bytes(torch.device("cpu"))
+    room = {} if host is None else {"host": host + resident_bytes()}
+    said = [n_bytes for name, n_bytes in devices if name != "cpu" and n_bytes is not None]
+    on_host = [n_bytes for name, n_bytes in devices if name == "cpu" and n_bytes is not None]
+    if on_host:
+        room["host"] = min(on_host)
+    if said:
+        room["device"] = min(said)
+    elif not devices and found.device.type != "cpu":
+        left = available_bytes(found.device)
+        room |= {} if left is None else {"device": left}
+    place = next(x for x in (directory, *directory.absolute().parents) if x.exists())
+    return room | {"disk": shutil.disk_usage(place).free}
+
+
+def _calibrated(speed: Speed | None) -> str:
+    if speed is None:
+        return ""
+    return f"the first block with random weights, timed on this machine's {speed.device}, and scaled"
+
+
+def _notes(
+    settings: Settings, of: Prospect, speed: Speed | None, rehearsed: Rehearsal | None
+) -> Iterator[str]:
+    """What the forecast leaves out."""
+    if of.plan.space.kind == "recipe":
+        yield "Statistics of recipes, collected when they are asked for (`space.cache_gb`), are not counted."
+    if rehearsed is None:
+        kind = settings.controller.kind
+        yield f"`{kind}` can't be rehearsed: every measurement counts as one at the largest fidelity."
+    if of.plan.tasks is not None:
+        yield "Tasks are not counted."
+    if of.plan.space.cases:
+        yield "Further models and cases (`space.also`) are not counted."
+    if speed is not None and speed.levels is None:
+        yield "Making the levels of a block of this size takes longer than a short measurement: not timed."
+
+
+@usage_errors()
+def forecast_prune(
+    file: PruningFile,
+    model: str,
+    *,
+    tokens: int = 8192,
+    window: int = 512,
+    loading: Mapping[str, Any] | None = None,
+    devices: Sequence[tuple[str, int | None]] = (),
+    timing: bool = True,
+    to: Path | None = None,
+    say: Say = silent,
+) -> Forecast:
+    """Forecast of a pruning by a recipe or a candidate.
+
+    Args:
+        file: the recipe or the candidate.
+        model: see `load_model`.
+        tokens, window: measured on.
+        loading: ``dtype``, ``device`` and ``trust_remote_code``.
+        devices, timing, say: see `forecast_search`.
+        to: directory of the export; None: the present one.
+
+    Raises:
+        UsageError: if the recipe does not fit the config.
+    """
+    from secateur.evaluators.forecast import memory
+    from secateur.evaluators.forecast.prospect import outline
+    from secateur.pruners.pruner import pruner_class
+
+    pruner_type = pruner_class(file.settings)
+    found = outline(
+        model,
+        **dict(loading or {}),
+        check=lambda config: pruner_type.check_config(file.settings, config),
+        planned=devices[0][0] if devices else None,
+        say=say,
+    )
+    n_calibration, length = file.calibrated_on
+    with found.shapes:
+        file.check_model(found.anatomy)
+        streamed, kinds = _pruning_statistics(file, found, window)
+    phases: tuple[Phase, ...] = ("load", "prune", "test", "export")
+    holdings = memory.of_weights(found, phases)
+    holdings += memory.of_statistics(
+        found, streamed, kinds, memory.empty_tokens(n_calibration, length), "prune"
+    )
+    holdings += memory.of_data(found, window, {"test": tokens}, {"test": ("test", "prune", "export")})
+    holdings += memory.of_pruned(found, ("prune", "test", "export"))
+    holdings += memory.of_export(found)
+    speed = None
+    if timing and not devices:
+        from secateur.evaluators.forecast.speed import measure_speed
+
+        say("timing a block of this shape")
+        speed = measure_speed(found, window)
+    return Forecast(
+        subject=_subject(model, found, recipe=file.text),
+        device=found.device.type,
+        holdings=(memory.of_process(), *holdings),
+        work=tuple(_prune_work(found, n_calibration, tokens, window, speed, kinds)),
+        room=_room(found, to or Path(), devices),
+        calibrated=_calibrated(speed),
+    )
+
+
+def _pruning_statistics(
+    file: PruningFile, found: Outline, window: int
+) -> tuple[Mapping[str, Any], Sequence[Any]]:
+    """Statistics that a pruning takes: keyword arguments of `stream_blocks`, and kinds of gradients."""
+    from secateur.evaluators.forecast.prospect import dense_of
+    from secateur.pruners.pruner import pruner_class
+    from secateur.pruners.recipes.checks import statistics_of
+
+    if isinstance(file, RecipeFile):
+        return statistics_of(file.unit, [file.form])
+    settings = pruner_class(file.settings).settled(file.settings, found.anatomy)
+    pruner = pruner_class(settings)(settings, dense_of(found, window, settings), seed=file.seed)
+    return pruner.streamed, tuple(pruner.gradients)
+
+
+def _prune_work(
+    found: Outline, n_calibration: int, n_tested: int, window: int, speed: Speed | None, kinds: Sequence[Any]
+) -> Iterator[Work]:
+    """Steps of a pruning with their times."""
+    from secateur.evaluators.forecast.speed import block_shares
+
+    stack = sum(block_shares(found.anatomy, window))
+    n_bytes = sum(x.nbytes for x in found.anatomy.model.parameters())
+    yield Work(
+        "loading",
+        None if speed is None else 2 * speed.read * n_bytes,
+        0,
+        "weights are read, converted and checked",
+        "dtype",
+    )
+    passes = 2 + 3 * len(kinds)  # statistics, and the outputs of pruned blocks
+    seconds = None if speed is None else passes * n_calibration * stack * speed.block
+    yield Work(
+        "pruning", seconds, n_calibration, "statistics, and outputs of pruned blocks; not the method itself"
+    )
+    dense = None if speed is None else n_tested * (stack * speed.block + speed.teacher + speed.loss)
+    pruned = None if speed is None else n_tested * (stack * speed.block + speed.loss)
+    yield Work(
+        "measuring",
+        None if dense is None or pruned is None else dense + pruned,
+        2 * n_tested,
+        "dense, and pruned",
+        "--tokens",
+    )
+    yield Work(
+        "writing",
+        None if speed is None else 6 * speed.read * n_bytes,
+        0,
+        "written, read again in a fresh process, compared",
+    )

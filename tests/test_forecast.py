@@ -1,0 +1,215 @@
+"""Forecasts: from config.json alone, with the sizes that the code itself then has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from secateur import api
+from secateur.evaluators.forecast.prospect import prospect
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.loading import find_checkpoint, load_model, read_config
+from secateur.pruners.models.skeleton import Counted, ShapesOnly, n_experts_of, skeleton
+from secateur.search import app
+from secateur.search.app.exporting import LEVELS
+from secateur.search.app.forecasting import forecast_prune, forecast_search, parse_devices
+from secateur.search.app.recipe_file import file_for
+from secateur.search.errors import UsageError
+from secateur.search.settings.settings import settings_from
+from secateur.search.show.forecast import full_lines, refusal
+from secateur.spaces.registry import SPACES
+from tests.families import FAMILIES, make
+
+DATA = {"window": 128, "calibration_tokens": 512, "test_tokens": 512, "fidelities": [256, 512]}
+
+
+def small(**changes):
+    return settings_from(
+        {
+            "controller": {"kind": "random"},
+            "evaluator": DATA,
+            "budget": {"evaluations": 5},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def config_alone(tmp_path) -> Path:
+    """A directory with the config of `tiny`, and nothing else."""
+    place = tmp_path / "config-alone"
+    place.mkdir()
+    shutil.copy(Path(find_checkpoint("tiny").location) / "config.json", place)
+    return place
+
+
+# --- a model without memory ---
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_parts_of_a_family_are_found_without_weights(name):
+    model = make(name)
+    real = dissect(model)
+    empty = skeleton(model.config, torch.float32)
+    with ShapesOnly(n_experts_of(model.config)):
+        found = dissect(empty)
+    assert [(x.name, x.role, x.weight.shape) for x in found.linears] == [
+        (x.name, x.role, x.weight.shape) for x in real.linears
+    ]
+    assert (found.final_norm, found.width) == (real.final_norm, real.width)
+    assert all(x.is_meta for x in found.model.parameters())
+
+
+def test_live_bytes_are_those_of_tensors_that_are_alive():
+    with Counted() as counted:
+        first = torch.empty(100, device="meta")
+        second = first[:50] + 1
+        assert counted.now == 400 + 200
+        del first
+        assert counted.now == 200
+        third = second.view(2, 25)
+        del second
+        assert (counted.now, counted.most) == (200, 600)
+        del third
+        assert counted.now == 0
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_every_space_is_forecast_from_the_config_alone(kind, config_alone):
+    settings = small(space={"kind": kind}, model=str(config_alone))
+    found = forecast_search(settings, Path("runs/none"), timing=False)
+    held = {x.name: x for x in found.holdings}
+    loaded = load_model("tiny").model
+    assert held["weights"].n_bytes == sum(p.nbytes for p in loaded.parameters()) + sum(
+        b.nbytes for b in loaded.buffers()
+    )
+    assert held["dense side of the loss, search text"].n_bytes >= 2 * 4096 * 512
+    assert found.tokens > 5 * 512
+    assert found.seconds is None
+    assert refusal(found) is None
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"kind": "allocation", "metric": "wanda"},
+        {"kind": "allocation", "metric": "sparsegpt", "step": 0.25},
+        {"kind": "allocation", "metric": "gblm"},
+        {"kind": "architecture"},
+        {"kind": "masks"},
+        {"kind": "formula"},
+    ],
+)
+def test_the_store_has_the_bytes_that_were_foreseen(space, tmp_path):
+    settings = small(space=space, controller={"kind": "uniform"})
+    found = forecast_search(settings, tmp_path / "run", timing=False)
+    foreseen = sum(x.n_bytes for x in found.holdings if x.where == "disk")
+    app.search(settings, tmp_path / "run")
+    files = [p for p in tmp_path.rglob("*.safetensors") if LEVELS in str(p)]
+    headers = 16384 * len(files)
+    assert foreseen - 0.15 * foreseen <= sum(p.stat().st_size for p in files) <= foreseen + headers
+
+
+def test_the_loss_has_the_bytes_that_were_foreseen():
+    from secateur.evaluators.data.windows import EvaluationData
+    from secateur.evaluators.forecast.memory import of_data
+    from secateur.spaces.measurement import Fidelity
+
+    found = prospect(app.plan(small()))
+    [held, _] = of_data(found.outline, 128, {"search": 512}, {"search": ("search",)})
+    anatomy = dissect(load_model("tiny").model)
+    tokens = torch.zeros(4, 128, dtype=torch.int64)
+    [batch] = EvaluationData(anatomy, {"search": tokens}, [Fidelity("search", 512)]).of(
+        Fidelity("search", 512)
+    )
+    probabilities = sum(x.nbytes for x in batch.teacher._stored.values())
+    assert probabilities <= held.n_bytes <= 1.2 * probabilities + batch.inputs.hidden.nbytes
+
+
+def test_a_pruning_is_forecast(config_alone):
+    for recipe in ("wanda", "flap", "sparsegpt", None):
+        file, _ = file_for(recipe, 0.5)
+        found = forecast_prune(file, str(config_alone), timing=False)
+        names = {x.name: x for x in found.holdings}
+        assert names["exported model"].n_bytes == 2 * 1_705_600  # stored in float16
+        assert names["hidden states"].n_bytes == 4 * 128 * file.calibrated_on[0]
+
+
+def test_a_hypothetical_device(config_alone):
+    found = forecast_search(
+        small(model=str(config_alone)), Path("runs"), devices=parse_devices("cuda:141GB"), timing=False
+    )
+    assert found.device == "cuda"
+    assert found.room["device"] == 141_000_000_000
+    assert found.subject["dtype"] == "bfloat16"
+    assert found.peak("device")[0] > 2 * 1_705_600
+    for wrong in ("cuda:GB", "gpu:3GB", ""):
+        with pytest.raises(UsageError, match="cuda:141GB"):
+            parse_devices(wrong)
+
+
+# --- refusals, commands, Python ---
+
+
+def test_what_does_not_fit_is_refused_in_one_line(config_alone, secateur):
+    status, out, err = secateur("plan", config_alone, "--device", "cuda:0.05GB", "--no-time")
+    assert status == 2
+    assert "in the device memory, got 50 MB free" in err
+    assert len(err.strip().splitlines()) == 1
+    assert "device memory" in out
+
+
+def test_the_refusal_names_a_setting_that_would_do(config_alone):
+    settings = small(model=str(config_alone), evaluator={**DATA, "fidelities": [128 * 2048]})
+    found = forecast_search(settings, Path("runs"), devices=parse_devices("cuda:1GB"), timing=False)
+    line = refusal(found)
+    assert line is not None
+    assert "evaluator.fidelities" in line
+    share = int(line.split(" of its size")[0].split()[-1].removesuffix("%")) / 100
+    fits = settings_from(
+        {"model": str(config_alone), "evaluator": {**DATA, "fidelities": [128 * int(2048 * share)]}}
+    )
+    assert (
+        refusal(forecast_search(fits, Path("runs"), devices=parse_devices("cuda:1.01GB"), timing=False))
+        is None
+    )
+
+
+def test_the_command_and_the_function_say_the_same(config_alone, secateur):
+    arguments = ["-o", "budget.evaluations=5", "-o", "controller.kind=random", "--no-time"]
+    status, out, err = secateur("plan", config_alone, *arguments, "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    plan = secateur_plan(config_alone)
+    assert found["tokens"] == plan.tokens
+    assert found["peak"]["disk"] == plan.disk_bytes
+    assert "1.706 M parameters in float32" in repr(plan)
+    assert "<table>" in plan._repr_html_()
+    assert plan.problem is None
+    assert plan.lines[0].startswith(f"{config_alone}: llama, 6 blocks")
+
+
+def secateur_plan(model) -> api.Plan:
+    return api.plan(str(model), time=False, budget={"evaluations": 5}, controller={"kind": "random"})
+
+
+def test_a_block_is_timed():
+    found = forecast_search(small(), Path("runs"))
+    assert found.seconds is not None
+    assert 0 < found.seconds < 600
+    assert any("calibrated on the first block" in line for line in full_lines(found))
+
+
+def test_a_config_that_is_none_is_refused(tmp_path, secateur):
+    (tmp_path / "config.json").write_text("{}")
+    status, _, err = secateur("plan", tmp_path, "--no-time")
+    assert (status, len(err.strip().splitlines())) == (2, 1)
+    with pytest.raises(ValueError, match="Expected `model`"):
+        read_config("no-such-model")
