@@ -22,6 +22,7 @@ from secateur.search.study.study import MEASUREMENTS
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.recipe.known import KNOWN
 from tests.boards import SMALL, WORDS, lines, measured_here
+from tests.browser import look
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,27 @@ def test_the_command_writes_the_numbers_of_the_run(small, secateur):
     assert not re.search(r'(src|href)="(?!https://(arxiv|openreview))', page)  # it needs no other file
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_the_screen_and_sorts(small, width):
+    _, directory, _ = small
+    found = look(
+        directory / "methods.html",
+        width,
+        """const table = [...doc.querySelectorAll("section")].find(x => x.querySelector("h2").innerText.includes("50%"))
+          .querySelector("table");
+        const names = () => [...table.tBodies[0].rows].map(x => x.cells[0].innerText);
+        const before = names();
+        [...table.tHead.rows[0].cells].find(x => x.innerText.startsWith("CPU")).querySelector("button").click();
+        const out = [...doc.querySelectorAll("main *")].filter(x => !x.closest(".scroll")
+          && x.getBoundingClientRect().right > win.innerWidth + 1).map(x => x.outerHTML.slice(0, 80));
+        return {width: doc.documentElement.scrollWidth, out, before, after: names()};""",
+    )
+    assert found["width"] == width
+    assert found["out"] == []
+    assert found["before"] == ["dense", "wanda", "magnitude"]
+    assert found["after"] == ["magnitude", "wanda", "dense"]  # the dense one has none
+
+
 def test_json_has_mean_and_deviation(small, secateur):
     _, directory, _ = small
     status, out, _ = secateur("bench", "tiny", *WORDS.split(), "--run", directory, "--json")
@@ -233,6 +255,14 @@ def test_a_settings_file_is_what_the_words_say(small, secateur, tmp_path):
     status, _, err = secateur("bench", file, "--run", directory, "--seeds", "0")
     assert status == 0, err
     assert (directory / MEASUREMENTS).read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["front", "status", "report", "doctor"])
+def test_a_board_is_no_search(small, secateur, command):
+    _, directory, _ = small
+    status, _, err = secateur(command, directory)
+    assert status == 2
+    assert "Expected the run of a search, got a board of methods" in err
 
 
 def test_wrong_words_are_refused(secateur, tmp_path):

@@ -21,7 +21,7 @@ from secateur.search.errors import UsageError
 from secateur.search.executor import measure_all
 from secateur.search.executors.registry import EXECUTORS
 from secateur.search.show.board import write_board
-from secateur.search.study.about import ABOUT, About, check_before, read_about
+from secateur.search.study.about import ABOUT, BOARD, About, check_before, read_about
 from secateur.search.study.lock import RunLock
 from secateur.search.study.study import Study
 from secateur.spaces.measurement import Measurement
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from secateur.evaluators.data.text import Text
     from secateur.pruners.models.anatomy import Anatomy
     from secateur.pruners.models.loading import LoadedModel
-
-RUN = "board"
-"""Key of the board's settings in the identity of its run."""
 
 WRITE_S = 10.0
 """Least time between two writings of the tables while cells are measured."""
@@ -69,7 +66,7 @@ def bench(
         StudyWriteError: if the disk is full; the same call continues.
     """
     of_cells = identity(settings)
-    check_before(directory, {RUN: of_cells})
+    check_before(directory, {BOARD: of_cells})
     row, folders = EXECUTORS[settings.executor.kind], folders or (Path.cwd(),)
     threads = settings.executor.threads if row.in_process else settings.executor.worker_threads
     plain = settings.model_dump(mode="json")
@@ -79,7 +76,9 @@ def bench(
         wanted = [cell for cell in cells_of(settings) if cell.text not in _known(directory, settings)]
         found, refused = _checked(wanted, settings, folders, texts, say)
         models = _same_models(directory, found)
-        about = About({RUN: of_cells, "content": content}, facts={"models": models, "versions": _versions()})
+        about = About(
+            {BOARD: of_cells, "content": content}, facts={"models": models, "versions": _versions()}
+        )
         directory.mkdir(parents=True, exist_ok=True)
         lock = RunLock(directory)
         try:

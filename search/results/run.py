@@ -17,7 +17,7 @@ from secateur.search.results.front import comparable, non_dominated
 from secateur.search.results.pick import Bound, pick, pick_number
 from secateur.search.results.shares import removed_shares
 from secateur.search.settings.settings import Settings, settings_from
-from secateur.search.study.about import ABOUT
+from secateur.search.study.about import ABOUT, BOARD
 from secateur.search.study.study import MEASUREMENTS, SETTINGS, Study
 from secateur.spaces.measurement import Fidelity, Measurement
 from secateur.spaces.plain_files import check_no_link
@@ -90,7 +90,16 @@ class Run:
 
     @cached_property
     def settings(self) -> Settings:
-        """Settings that the run was last continued with."""
+        """Settings that the run was last continued with.
+
+        Raises:
+            UsageError: if they are no search's.
+        """
+        if BOARD in self.study.about.identity:
+            raise UsageError(
+                f"Expected the run of a search, got a board of methods in {self.study.directory}. Its tables are "
+                "in it; `secateur bench` continues it."
+            )
         try:
             settings = settings_from(self.study.settings)
         except UsageError as error:

@@ -16,6 +16,8 @@ from secateur.spaces.plain_files import check_plain
 
 FORMAT = 1
 ABOUT = "study.json"
+BOARD = "board"
+"""Key of the settings in the identity of a board of methods, which is no search."""
 
 
 @dataclass(frozen=True)
