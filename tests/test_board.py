@@ -150,7 +150,7 @@ def test_more_methods_and_seeds_continue_a_board(small, asked, tmp_path):
 def test_other_settings_are_another_board(small, change, named):
     _, directory, _ = small
     before = (directory / MEASUREMENTS).read_bytes()
-    with pytest.raises(UsageError, match="Expected the search that .* belongs to, got another .*" + named):
+    with pytest.raises(UsageError, match="Expected the board that .* belongs to, got another .*" + named):
         app.bench(board_settings({**SMALL, **change}), directory)
     assert (directory / MEASUREMENTS).read_bytes() == before
 

@@ -18,6 +18,7 @@ from secateur.pruners.models import memory
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.recipes.checks import check_family
 from secateur.search import app
+from secateur.search.app.recipe_file import known_recipe
 from secateur.search.app.session import plan
 from secateur.search.errors import UsageError
 from secateur.search.executors.cluster.staging import describe
@@ -195,6 +196,20 @@ def test_methods_that_the_family_lacks_are_named_before_the_search(family, space
     with pytest.raises(ValueError, match=message):
         check_family(RecipeSettings(**space), anatomy)
     check_family(RecipeSettings(unit=space.get("unit", "structure"), known="all"), anatomy)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "message"),
+    [
+        ("opt", "sparsellm", "for sparsellm, got up, down"),
+        ("gemma2", "kprune_tuning", "for the repair kprune"),
+    ],
+)
+def test_a_recipe_that_the_family_lacks_is_named_before_it_is_run(family, name, message):
+    anatomy = dissect(build(CONFIGS[family]))
+    with pytest.raises(ValueError, match=message):
+        known_recipe(name, 0.5).check_model(anatomy)
+    known_recipe("wanda", 0.5).check_model(anatomy)
 
 
 def test_gradients_that_memory_does_not_hold_are_named_before_the_search(tmp_path, monkeypatch):

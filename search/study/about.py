@@ -82,14 +82,16 @@ def check_directory(directory: Path, identity: Mapping[str, Any]) -> None:
                 f"Name another."
             )
         return
-    old, new = _flat(read_about(directory).identity), _flat(identity)
+    old_identity = read_about(directory).identity
+    old, new = _flat(old_identity), _flat(identity)
     changed = [key for key in [*old, *new] if old.get(key, "absent") != new.get(key, "absent")]
     if changed:
         shown = "; ".join(
             f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in dict.fromkeys(changed)
         )
+        kind = "board" if BOARD in old_identity else "search"
         raise UsageError(
-            f"Expected the search that {directory} belongs to, got another ({shown}). "
+            f"Expected the {kind} that {directory} belongs to, got another ({shown}). "
             f"Undo the change, or name another directory."
         )
 
