@@ -16,6 +16,7 @@ from secateur.search.settings.settings import Settings
 from secateur.search.study.about import ABOUT, check_directory
 from secateur.search.study.state import LOG, STATE
 from secateur.search.study.study import MEASUREMENTS, SETTINGS, Study
+from secateur.search.tracking.trackers import check_trackers
 
 if TYPE_CHECKING:
     from secateur.evaluators.session import Session
@@ -37,6 +38,7 @@ def dry_run(settings: Settings, directory: Path, say: Say = silent) -> dict[str,
         UsageError: if the search would be refused.
     """
     refuse_password(settings.storage)
+    check_trackers(settings.trackers)
     notes = check_storage(settings.storage)
     settings = as_before(settings, directory)
     settings, session, about, controller = prepared(

@@ -29,6 +29,8 @@ from secateur.search.settings.settings import Settings, identity, resolved
 from secateur.search.study.about import ABOUT, About
 from secateur.search.study.overlap import write_overlap
 from secateur.search.study.study import Study
+from secateur.search.tracking.trackers import check_trackers
+from secateur.search.tracking.tracking import tracked
 from secateur.spaces.measurement import MARGIN, TASK, Fidelity
 from secateur.spaces.plugins import left_out
 
@@ -73,6 +75,7 @@ def search_stage(
         StudyWriteError: if the disk is full; the study can be continued.
     """
     refuse_password(settings.storage)
+    check_trackers(settings.trackers)
     for line in (*check_storage(settings.storage), *left_out()):
         (note or say)(line)
     settings = as_before(settings, directory)
@@ -118,6 +121,7 @@ def _search(  # what `search_stage` is given
             with (
                 _executor(settings, session, directory, levels, say) as executor,
                 Mirror(copy, say) as mirror,
+                tracked(settings, directory, baselines_of(session), note) as trackers,
             ):
                 loop = Search(
                     study,
@@ -129,7 +133,7 @@ def _search(  # what `search_stage` is given
                     batch=settings.executor.batch,
                     asks=None if settings.executor.deterministic else study.asks(_asked(settings, session)),
                     locality_key=session.space.locality_key,
-                    observers=[*observers, mirror, keeper],
+                    observers=[*observers, mirror, keeper, *trackers],
                 )
                 on_ready(loop, executor)
                 outcome = loop.run()

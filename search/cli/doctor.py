@@ -30,6 +30,7 @@ EXTRAS = {
     "data": (("datasets", "pyarrow"), "data sets of a hub, Parquet files"),
     "dashboard": (("optuna_dashboard",), "a running study in a browser"),
     "storage": (("psycopg",), "PostgreSQL as a mirror of the study"),
+    "track": (("accelerate", "tensorboardX"), "trials logged to experiment trackers"),
 }
 ROOM_GB = 2.0
 

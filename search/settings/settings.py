@@ -28,6 +28,7 @@ from secateur.search.mirror.address import FORM, masked, masked_address, readabl
 from secateur.search.objectives import objective
 from secateur.search.settings.evaluator import MEASURES, EvaluatorSettings
 from secateur.search.settings.problems import problems
+from secateur.search.tracking.trackers import TrackerName
 from secateur.spaces.measurement import MARGIN, TASK
 from secateur.spaces.names import nearest
 from secateur.spaces.registry import SPACES
@@ -69,6 +70,8 @@ class Settings(Section):
         budget: limits of the search.
         storage: address of a database that mirrors the study, such as ``postgresql://...`` with ``${NAMES}`` of
             environment variables; None for a journal file in the run.
+        track: experiment tracker that trials are logged to, ``tensorboard``, ``mlflow``, ``wandb`` or ``trackio``, or a
+            list of them.
         seed: of the controller's proposals, and of all that has no seed of its own: see `data_seed`.
     """
 
@@ -83,6 +86,7 @@ class Settings(Section):
     executor: Any
     budget: Budget = Budget(evaluations=300)
     storage: str | None = None
+    track: TrackerName | tuple[TrackerName, ...] = ()
     seed: int = Field(default=0, ge=0)
     _renamed: tuple[str, ...] = PrivateAttr(default=())
     _origin: _Origin = PrivateAttr(default=_Origin())
@@ -169,6 +173,11 @@ class Settings(Section):
         """Seed of light training: its own, or the evaluator's."""
         of = self.evaluator.training
         return self.data_seed if of is None or of.seed is None else of.seed
+
+    @property
+    def trackers(self) -> tuple[TrackerName, ...]:
+        """Names in `track`, each once."""
+        return (self.track,) if isinstance(self.track, str) else tuple(dict.fromkeys(self.track))
 
     @property
     def task_values(self) -> tuple[str, ...]:

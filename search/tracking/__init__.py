@@ -1,0 +1,1 @@
+"""Experiment trackers, such as TensorBoard or MLflow, that a search reports to."""
