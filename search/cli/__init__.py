@@ -5,6 +5,7 @@ Commands import what they need when they run: `secateur --help` is quick, and re
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -50,9 +51,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "schema": schema,
 }
 
+COMPLETE = "_SECATEUR_COMPLETE"
+"""Environment variable by which typer's completion scripts ask."""
+
 
 def main() -> None:
     """Entry point of the console script."""
+    if COMPLETE in os.environ:  # a shell asks for the next word, or for the script that makes it ask
+        typer.main.get_command(_app())(prog_name="secateur")
     sys.exit(run_command(lambda: _dispatch(sys.argv[1:])))
 
 
@@ -66,7 +72,6 @@ def _dispatch(arguments: list[str]) -> None:
 def _app() -> typer.Typer:
     app = typer.Typer(
         epilog="Exit status: " + "; ".join(f"{number} {what}" for number, what in STATUSES.items()) + ".",
-        add_completion=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

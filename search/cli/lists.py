@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from secateur.search.cli.option_groups import Json
+from secateur.search.cli.option_groups import Json, completing
 from secateur.search.errors import UsageError
 from secateur.search.show.console import complain, show, show_json
 from secateur.spaces.measurement import MARGIN
@@ -18,7 +18,10 @@ Rows = list[dict[str, str]]
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help=f"One of: {', '.join(LISTS)}.")],
+    what: Annotated[
+        str,
+        typer.Argument(help=f"One of: {', '.join(LISTS)}.", autocompletion=completing(lambda: LISTS)),
+    ],
     json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a table in Markdown.")] = False,
 ) -> None:

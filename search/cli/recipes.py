@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from secateur.search.cli.option_groups import (
     TrialNumber,
     bos_asked,
     choose,
+    completing,
     with_bounds,
     with_group,
     with_limits,
@@ -28,6 +30,12 @@ from secateur.search.cli.results import show_export
 from secateur.search.errors import UsageError
 from secateur.search.results.pick import parse_bounds
 from secateur.search.show.console import open_display, show, show_json
+
+
+def _recipe_names() -> Iterable[str]:
+    from secateur.spaces.recipe.known import KNOWN
+
+    return KNOWN
 
 
 @with_bounds
@@ -71,6 +79,7 @@ def prune(
         typer.Option(
             metavar="FILE|NAME",
             help="Recipe file, or a name of `secateur list recipes`; default: equal blocks for a stock class.",
+            autocompletion=completing(_recipe_names),
         ),
     ] = None,
     sparsity: Annotated[

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from secateur.search.cli.option_groups import MODEL_HELP, Json
+from secateur.search.cli.option_groups import MODEL_HELP, Json, completing
 from secateur.search.errors import UsageError
 from secateur.search.show.console import show, show_facts, show_json
+
+
+def _preset_names() -> Iterable[str]:
+    from secateur.search.settings.presets import PRESETS
+
+    return PRESETS
 
 
 def init(
@@ -18,7 +25,12 @@ def init(
         Path | None, typer.Argument(metavar="FILE", help="New settings file; default: PRESET.yaml.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What to begin with; without one they are listed.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What to begin with; without one they are listed.",
+            autocompletion=completing(_preset_names),
+        ),
     ] = None,
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = "tiny",
     json: Json = False,
