@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -39,10 +40,22 @@ class Space(ABC, Generic[C]):
     shown_as: ClassVar[str] = ""
     stand_ins: ClassVar[Mapping[str, frozenset[str]]] = {}
 
+    _asked: tuple[float, ...] = ()
+
     @property
     @abstractmethod
     def targets(self) -> tuple[float, ...]:
         """Targets of the search, ascending; a target is named by its index."""
+
+    def asked_as(self, shares: Sequence[float]) -> Self:
+        """The same space, whose baselines are named after these shares, e.g. of the whole model, one a target."""
+        other = copy(self)
+        other._asked = tuple(shares)
+        return other
+
+    def named(self, kind: str, target: int) -> str:
+        """Name of a baseline of a target, such as ``uniform@0.6``, with the share as it was asked for."""
+        return f"{kind}@{(self._asked or self.targets)[target]:.10g}"
 
     @abstractmethod
     def parse(self, text: str) -> C:

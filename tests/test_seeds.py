@@ -42,18 +42,19 @@ def test_identity_has_a_training_seed_only_where_it_differs():
     [
         (
             ["seed=1"],
-            "seed 1 decides: proposals of evolution, windows of the calibration and search texts; no seed decides: the "
-            "test text",
+            "seed 1 decides: proposals of evolution, windows of the calibration and search texts. The same for "
+            "every seed: the test text",
         ),
         (
             ["seed=1", "controller.kind=uniform", "space.metric=random"],
-            "seed 1 decides: windows of the calibration and search texts, scores of the metric random; no seed "
-            "decides: the test text, the controller uniform, which draws nothing",
+            "seed 1 decides: windows of the calibration and search texts, scores of the metric random. The "
+            "same for every seed: the test text and the controller uniform, which draws nothing at random",
         ),
         (
             [*TRAINED, "seed=1", "controller.kind=uniform", "evaluator.seed=0"],
             "seed 1 decides: nothing; `evaluator.seed` 0 decides: windows of the calibration and search texts, order "
-            "of light training; no seed decides: the test text, the controller uniform, which draws nothing",
+            "of light training. The same for every seed: the test text and the controller uniform, which draws "
+            "nothing at random",
         ),
     ],
 )

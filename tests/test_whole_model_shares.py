@@ -41,6 +41,29 @@ def test_a_space_of_shares_of_the_model_removes_them(kind):
     assert 1 - costs["params"] / SHAPE.n_params == pytest.approx(0.2, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("kind", "more", "first"),
+    [
+        ("architecture", {}, "uniform"),
+        ("architecture", {"tied": True}, "uniform"),
+        ("masks", {}, "uniform"),
+        ("recipe", {"unit": "structure"}, None),
+    ],
+)
+def test_baselines_are_named_after_the_share_that_was_asked_for(kind, more, first):
+    def names(share_of):
+        raw = {"kind": kind, "target": [0.2, 0.25], "share_of": share_of, **more}
+        space = SPACES[kind].build(settings_from({"space": raw}).space, [], SHAPE)
+        return space.targets, [name for name in space.baselines() if "@" in name]
+
+    (of_blocks, asked), (of_model, found) = names("blocks"), names("model")
+    assert found == asked  # the names of the same wish ...
+    assert of_blocks[0] == 0.2 < of_model[0]  # ... of another size
+    assert {name.rpartition("@")[2] for name in found} == {"0.2", "0.25"}
+    if first is not None:
+        assert found[0] == f"{first}@0.2"
+
+
 def _masks(space):
     return (c for name, c in space.baselines().items() if name != "dense")
 

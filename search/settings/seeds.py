@@ -17,8 +17,8 @@ def seeds_line(settings: Settings) -> str:
     decided = [f"{key} decides: {', '.join(parts) or 'nothing'}" for key, parts in by_seed.items()]
     fixed = ["the test text"]
     if not CONTROLLERS[settings.controller.kind].draws:
-        fixed.append(f"the controller {settings.controller.kind}, which draws nothing")
-    return f"{'; '.join(decided)}; no seed decides: {', '.join(fixed)}"
+        fixed.append(f"the controller {settings.controller.kind}, which draws nothing at random")
+    return f"{'; '.join(decided)}. The same for every seed: {' and '.join(fixed)}"
 
 
 def _parts(settings: Settings) -> Iterator[tuple[str, int, str]]:

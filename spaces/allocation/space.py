@@ -182,8 +182,8 @@ class AllocationSpace(SeparableSpace[Allocation]):
     def baselines(self) -> dict[str, Allocation]:
         named = {"dense": Allocation((0,) * len(self._units))}
         kind = "uniform" if self._found is None else "found"
-        for target, uniform in zip(self._targets, self._uniform, strict=True):
-            named[f"{kind}@{target:.10g}"] = Allocation(uniform)
+        for target, uniform in enumerate(self._uniform):
+            named[self.named(kind, target)] = Allocation(uniform)
         return named
 
     def target_of(self, candidate: Allocation) -> int | None:

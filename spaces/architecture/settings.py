@@ -281,5 +281,6 @@ def build_architecture(
             "Expected a model whose stock class holds fewer hidden channels for hidden in `units`, got another."
         )
     if settings.all_alike:
-        return TiedSpace(shape, rules, *counted)
-    return ArchitectureSpace(shape, rules, *counted, alike=settings.switches == "alike")
+        return TiedSpace(shape, rules, *counted).asked_as(settings.targets)
+    space = ArchitectureSpace(shape, rules, *counted, alike=settings.switches == "alike")
+    return space.asked_as(settings.targets)

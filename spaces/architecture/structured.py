@@ -53,8 +53,8 @@ class StructuredSpace(Space[Architecture]):
 
     def baselines(self) -> dict[str, Architecture]:
         named = {"dense": self.dense}
-        for target, share in enumerate(self.targets):
-            named[f"uniform@{share:.10g}"] = self.uniform(target)
+        for target in range(len(self.targets)):
+            named[self.named("uniform", target)] = self.uniform(target)
         return named | self._further
 
     def scored_baselines(self, kinds: Sequence[str], scores: Scores) -> dict[str, Architecture]:
@@ -62,11 +62,11 @@ class StructuredSpace(Space[Architecture]):
         found: dict[str, Architecture] = {}
         known = set(self.with_baselines({}).baselines().values())
         for kind in kinds:
-            for target, share in enumerate(self.targets):
+            for target in range(len(self.targets)):
                 candidate = self.from_scores(kind, scores, target)
                 if candidate is not None and candidate not in known:
                     known.add(candidate)
-                    found[f"{kind}@{share:.10g}"] = candidate
+                    found[self.named(kind, target)] = candidate
         return found
 
     def with_baselines(self, named: Mapping[str, Architecture]) -> Self:

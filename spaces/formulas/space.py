@@ -125,7 +125,7 @@ class FormulaSpace(Space[Formula]):
 
     def baselines(self) -> dict[str, Formula]:
         (first, tree), *others = self._known.items()
-        named = {DENSE: Formula(None), f"{first}@{self._target:.10g}": Formula(tree)}
+        named = {DENSE: Formula(None), self.named(first, 0): Formula(tree)}
         return named | {name: Formula(tree) for name, tree in others}
 
     def target_of(self, candidate: Formula) -> int | None:

@@ -68,4 +68,4 @@ def build_masks(settings: MaskSettings, linears: Sequence[Prunable], shape: Mode
     """
     variation = Variation(settings.mutation, settings.similarity)
     targets = block_shares(shape, settings.targets, settings.share_of, settings.of)
-    return MaskSpace(shape, settings.channels, targets, settings.of, variation)
+    return MaskSpace(shape, settings.channels, targets, settings.of, variation).asked_as(settings.targets)

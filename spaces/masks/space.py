@@ -107,8 +107,8 @@ class MaskSpace(Space[UnitMasks]):
     def baselines(self) -> dict[str, UnitMasks]:
         """The uniform ones keep the same share of all slots, evenly spread."""
         named = {"dense": self._dense}
-        for target, share in enumerate(self.targets):
-            named[f"uniform@{share:.10g}"] = self._uniform[target]
+        for target in range(len(self.targets)):
+            named[self.named("uniform", target)] = self._uniform[target]
         return named | self._further
 
     def ranked_baselines(
@@ -121,7 +121,7 @@ class MaskSpace(Space[UnitMasks]):
             orders: units of each block and kind, ``attention`` or ``mlp``, the most important first.
         """
         found = {}
-        for target, share in enumerate(self.targets):
+        for target in range(len(self.targets)):
             masks = []
             for slot, mask in zip(self._slots, self._masks(self._uniform[target]), strict=True):
                 step, order = self._step_of(slot), orders[slot.block, slot.kind]
@@ -131,7 +131,7 @@ class MaskSpace(Space[UnitMasks]):
                 chosen = np.zeros(len(mask), dtype=bool)
                 chosen[np.argsort(by_run, kind="stable")[: int(mask.sum())]] = True
                 masks.append(chosen)
-            found[f"{name}@{share:.10g}"] = self._candidate(masks)
+            found[self.named(name, target)] = self._candidate(masks)
         return found
 
     def with_baselines(self, named: Mapping[str, UnitMasks]) -> Self:

@@ -273,7 +273,7 @@ def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: M
         settings.known_names,
         sum(linear.n_weights for linear in linears),
         shape,
-    )
+    ).asked_as(settings.targets)
 
 
 def _options(settings: RecipeSettings) -> dict[str, tuple[Sequence[Any], bool]]:

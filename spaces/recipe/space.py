@@ -95,10 +95,10 @@ class RecipeSpace(Space[Recipe]):
     def baselines(self) -> dict[str, Recipe]:
         found = {DENSE: Recipe(DENSE)}
         for name in self._known:
-            for target, share in enumerate(self._targets):
+            for target in range(len(self._targets)):
                 recipe = self.known(name, target)
                 if recipe not in found.values():
-                    found[f"{name}@{share:.10g}"] = recipe
+                    found[self.named(name, target)] = recipe
         return found
 
     def known(self, name: str, target: int) -> Recipe:
