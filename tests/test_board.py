@@ -83,7 +83,7 @@ def test_published_calibration_is_that_of_the_paper_within_the_models_positions(
     assert of["wanda"].windows(settings, 4096) == (128, 2048)
     assert of["wanda"].windows(settings, 512) == (128, 512)
     assert of["llm_pruner_first"].windows(settings, 512) == (10, 64)
-    with pytest.raises(ValueError, match="Expected a published calibration of shortgpt, got none"):
+    with pytest.raises(ValueError, match="Expected a published number of calibration windows, got none"):
         of["shortgpt"].windows(settings, 512)
 
 
@@ -168,8 +168,10 @@ def test_what_can_not_be_measured_is_refused_before_anything_is(asked, tmp_path)
     assert re.search(
         r"Expected .*windows of 512 tokens.*got", found[0]["infeasible"]
     )  # the text is too short
-    assert "published calibration" in found[1]["infeasible"]
-    assert "published calibration" in found[2]["infeasible"]
+    assert found[1]["infeasible"] == found[2]["infeasible"]
+    assert found[1]["infeasible"].startswith("Expected a published number of calibration windows, got none")
+    text = (tmp_path / "board" / "METHODS.md").read_text()
+    assert f"- [shortgpt]({KNOWN['shortgpt'].paper}): Expected a published number" in text
     assert asked[n_asked:] == ["tiny | dense"]
     equal = {**raw, "methods": ["reap"], "calibration": ["equal"], "sparsities": ["0.25"]}
     app.bench(board_settings(equal), tmp_path / "experts")

@@ -87,8 +87,8 @@ class Cell:
             return settings.calibration_tokens // length, length
         if self.row.calibration is None:
             raise ValueError(
-                f"Expected a published calibration of {self.method}, got none: its paper and code were not found to "
-                "name one. See `--calibration equal`."
+                "Expected a published number of calibration windows, got none: the paper and its code were not found "
+                "to name one. See `--calibration equal`."
             )
         n_windows, length = self.row.calibration
         return n_windows, min(length, n_positions or length)

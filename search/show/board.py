@@ -165,8 +165,18 @@ def markdown_text(board: Board, settings: BoardSettings) -> str:
         lines += [Grid(["method", *columns.headings, "what"], cells, words_last=True).markdown()]
         if table.incomplete:
             lines += ["", "Not measured:", ""]
-            lines += [f"- {_linked(row)}: {_reason(row)}" for row in table.incomplete]
+            lines += [
+                f"- {', '.join(map(_linked, rows))}: {reason}" for reason, rows in by_reason(table).items()
+            ]
     return "\n".join(lines) + "\n"
+
+
+def by_reason(table: BoardTable) -> dict[str, list[BoardRow]]:
+    """Methods of a table that are not measured, or not with each seed, by the reason."""
+    found: dict[str, list[BoardRow]] = {}
+    for row in table.incomplete:
+        found.setdefault(" ".join(row.reasons) or "not measured yet", []).append(row)
+    return found
 
 
 def page_text(board: Board, settings: BoardSettings) -> str:
@@ -188,8 +198,8 @@ def page_text(board: Board, settings: BoardSettings) -> str:
                     for row in (*rows, *table.measured)
                 ],
                 "incomplete": [
-                    {"name": _name(row), "paper": _paper(row), "reason": _reason(row)}
-                    for row in table.incomplete
+                    {"names": [(_name(row), _paper(row)) for row in found], "reason": reason}
+                    for reason, found in by_reason(table).items()
                 ],
             }
         )
@@ -212,10 +222,6 @@ def _seeds(row: BoardRow) -> str:
 def _tokens(row: BoardRow) -> str:
     n_tokens = max((m.values.get("calibration_tokens", 0.0) for m in row.found), default=0.0)
     return f"{n_tokens:,.0f}" if n_tokens else "–"
-
-
-def _reason(row: BoardRow) -> str:
-    return " ".join(row.reasons) or "not measured yet"
 
 
 def _name(row: BoardRow) -> str:
