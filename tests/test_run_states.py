@@ -12,11 +12,13 @@ import time
 import pytest
 
 from secateur.search import app
+from secateur.search.app import searching
 from secateur.search.cli import _dispatch
 from secateur.search.errors import STATUSES, BusyError, UnavailableError, UsageError
 from secateur.search.files import StudyWriteError
 from secateur.search.loop.driven import DrivenRun
 from secateur.search.mirror.address import check_storage
+from secateur.search.mirror.storages import storage_of
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import identity, settings_from
 from secateur.search.show.summary import status_lines, summary
@@ -24,6 +26,8 @@ from secateur.search.show.watch import watch
 from secateur.search.study.lock import RunLock
 from secateur.search.study.state import GONE, LOG, STATE, RunState, read_state, write_state
 from tests.runs import make_run
+from tests.test_app import SMALL
+from tests.test_mirror import Outage, mirrored
 
 RAW = {
     "space": {"metric": "magnitude", "target": 0.5},
@@ -236,6 +240,36 @@ def test_a_search_begins_while_its_database_is_down(closed_port):
     (line,) = check_storage(f"postgresql://me@127.0.0.1:{closed_port}/db")
     assert line.endswith("does not answer; the search begins, and the mirror waits")
     assert check_storage(None) == []
+
+
+@pytest.mark.parametrize("comes_back", [True, False], ids=["within the search", "before the next start"])
+def test_the_mirror_catches_up_with_a_search_that_began_without_its_database(
+    tmp_path, closed_port, monkeypatch, comes_back
+):
+    """The address is of nobody; what stands for its database refuses once, or as long as the first search lasts."""
+    pytest.importorskip("psycopg")
+    there = f"sqlite:///{tmp_path / 'mirror.db'}"
+    small = SMALL | {"storage": f"postgresql://me@127.0.0.1:{closed_port}/db", "budget": {"evaluations": 6}}
+    said: list[str] = []
+
+    def search(n_refused):
+        monkeypatch.setattr(
+            searching, "storage_of", lambda run, address: Outage(storage_of(run, there), n_refused)
+        )
+        return app.run(tmp_path / "run", **small, say=said.append)
+
+    run = search(1 if comes_back else None)
+    assert run.study.spent.evaluations == 6
+    assert "does not answer; the search begins, and the mirror waits" in said[0]
+    ours = [t.number for t in run.study.trials if t.measurement.fidelity == run.fidelity]
+    about = [line for line in said if line.startswith(f"the mirror {there}")]
+    assert "lags: the database has gone away" in about[0]
+    if comes_back:
+        assert about[1:] == [f"the mirror {there} has caught up"]
+    else:
+        assert f"lacks {len(ours)} trials" in about[1]
+        search(0)
+    assert [copy.user_attrs["number"] for copy in mirrored(tmp_path / "run", there)] == ours
 
 
 def test_a_host_without_an_address_is_unavailable():
