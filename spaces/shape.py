@@ -38,6 +38,7 @@ class ExpertShape:
         shared: channels of the shared experts that can be cut; 0: none.
         shared_params: parameters of one of them.
         shared_channel_macs: multiply-accumulates of one of them for one token.
+        shared_bias: parameters of a bias that a repair adds to their output; 0: it has one already.
     """
 
     top_k: int
@@ -51,6 +52,7 @@ class ExpertShape:
     shared: int = 0
     shared_params: int = 0
     shared_channel_macs: int = 0
+    shared_bias: int = 0
 
     def macs(self, n_experts: int, expert_macs: int, channels: int = 0, shared: int = 0) -> int:
         """Multiply-accumulates a token of a mixture with so many experts; 0: none. Of channels 0 is all."""
@@ -146,10 +148,12 @@ class BlockShape:
     def bias_params(
         self, kv_groups: int, ffn: int, queries: int = 0, channels: int = 0, shared: int = 0
     ) -> int:
-        """Parameters of the biases added by a repair; dense and removed sub-layers get none, nor do experts."""
+        """Parameters of the biases added by a repair; dense and removed sub-layers get none, nor do routed experts."""
         is_cut = 0 < kv_groups < self.n_kv_groups or (kv_groups and self._fewer(queries))
         attention = self.attention_bias if is_cut else 0
-        return attention + (self.mlp_bias if 0 < ffn < self.ffn_width else 0)
+        is_less = 0 < shared < self.experts.shared if self.experts else False
+        of_shared = self.experts.shared_bias if self.experts and is_less else 0
+        return attention + of_shared + (self.mlp_bias if 0 < ffn < self.ffn_width else 0)
 
     def macs(self, kv_groups: int, ffn: int, queries: int = 0, channels: int = 0, shared: int = 0) -> int:
         """Multiply-accumulates a token of the block with these numbers of groups and channels."""

@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
+from secateur.spaces.architecture.candidate import Kept
 
 VOCABULARY = 97
 WINDOW = 8
@@ -405,6 +406,20 @@ def _with_images() -> Any:
     }
     tokens = {"image_token_index": 90, "boi_token_index": 91, "eoi_token_index": 92}
     return CONFIG_MAPPING["gemma3"](text_config=text, vision_config=vision, mm_tokens_per_image=4, **tokens)
+
+
+def some_of_each(anatomy: Anatomy) -> list[Kept]:
+    """Fewer units in the first block, the last one without what mixes its tokens, all but a few in the others."""
+    found: list[Kept] = []
+    for layout in find_layouts(anatomy, experts=True):
+        attention, index = layout.attention, layout.block.index
+        few = index == 0 or (layout.block.n_heads and index < len(anatomy.blocks) - 1)
+        groups = attention.n_units // 2 if few and not attention.rigid else attention.n_units
+        queries = attention.heads_per_group - 1 if attention.splits and few else 0
+        ffn = 3 if layout.mlp.kind == "experts" else 20 if index == 0 else 30
+        found.append(Kept(max(1, groups), ffn, queries))
+    last = 17 if layout.mlp.kind == "mlp" else 3
+    return [*found[:-1], Kept(0, last)]
 
 
 WHOLE = {"attention": "attention, whose heads depend on each other,", "recurrent": "recurrent mixers"}

@@ -25,7 +25,7 @@ from secateur.pruners.weights.pruner import prune
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.cost import cost
 from tests.cut_models import manifest, small_tokenizer
-from tests.families import FAMILIES, REFUSED, VOCABULARY, WHOLE_GROUPS, WINDOW, make, row
+from tests.families import FAMILIES, REFUSED, VOCABULARY, WHOLE_GROUPS, WINDOW, make, row, some_of_each
 from tests.models import random_tokens
 
 TOKENS = random_tokens(2, 3 * WINDOW, vocab_size=VOCABULARY - 10)
@@ -206,20 +206,6 @@ def test_whatever_can_be_cut_is_exported_with_a_shape_for_each_block(name, tmp_p
     assert sum(p.numel() for p in again.parameters()) == report.manifest.parameters["saved"]
     shapes = model_shape(dissect(make(name)), 1, 4)
     assert cost(shapes, kept)["params"] == report.manifest.parameters["saved"]
-
-
-def some_of_each(anatomy):
-    """Fewer units in the first block, the last one without what mixes its tokens, all but a few in the others."""
-    found = []
-    for layout in find_layouts(anatomy, experts=True):
-        attention, index = layout.attention, layout.block.index
-        few = index == 0 or (layout.block.n_heads and index < len(anatomy.blocks) - 1)
-        groups = attention.n_units // 2 if few and not attention.rigid else attention.n_units
-        queries = attention.heads_per_group - 1 if attention.splits and few else 0
-        ffn = 3 if layout.mlp.kind == "experts" else 20 if index == 0 else 30
-        found.append(Kept(max(1, groups), ffn, queries))
-    last = 17 if layout.mlp.kind == "mlp" else 3
-    return [*found[:-1], Kept(0, last)]
 
 
 @pytest.mark.parametrize("name", REFUSED)

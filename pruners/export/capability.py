@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.pruners.export.registry import ANY, check_format
-from secateur.pruners.export.stock import stock_groups, stock_hidden, stock_queries, takes_biases
+from secateur.pruners.export.stock import (
+    stock_channels,
+    stock_groups,
+    stock_hidden,
+    stock_queries,
+    takes_biases,
+)
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import text_config
 from secateur.pruners.models.narrow import stream_axes
@@ -34,6 +40,12 @@ def check_carries(space: Any, config: Any) -> None:
 def check_capability(space: Any, anatomy: Anatomy) -> None:
     """Raise a ValueError, which names the settings that work, unless an export can carry every architecture."""
     check_carries(space, anatomy.model.config)
+    if _only_stock(space, anatomy) and "channels" in space.rules.units and not stock_channels(anatomy):
+        raise ValueError(
+            f"Expected a stock class that holds fewer channels of MLPs beside whole experts for channels in `units`, "
+            f"got {anatomy.family}, in which both have one width. Leave channels out, or set `space.target_format` to "
+            f"hf."
+        )
     biased = [name for name in space.repairs if UNIT_REPAIRS[name].gives in ("bias", "both")]
     if biased and space.target_format in PARENT_CLASS and not takes_biases(anatomy):
         others = ", ".join(name for name, row in UNIT_REPAIRS.items() if row.gives in ("nothing", "weight"))

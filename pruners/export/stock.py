@@ -93,6 +93,21 @@ def _heads(anatomy: Anatomy) -> Heads:
     return next((block.heads for block in anatomy.blocks if block.n_heads), anatomy.blocks[0].heads)
 
 
+def stock_channels(anatomy: Anatomy) -> bool:
+    """True if the stock class takes MLPs of fewer channels, where other blocks have mixtures; else it always does."""
+    plain = [block.mixture is None for block in anatomy.blocks]
+    if all(plain) or not any(plain):
+        return True
+    kept = [
+        x.whole._replace(ffn=x.ffn_width - 1) if alone else x.whole
+        for x, alone in zip(anatomy.blocks, plain, strict=True)
+    ]
+    with suppress(NotStockError):
+        stock_model(CutModel(anatomy, kept, planned=True))
+        return True
+    return False
+
+
 def _is_stock(anatomy: Anatomy, n_groups: int, queries: int, hidden: int = 0) -> bool:
     kept = [
         Kept(n_groups, block.ffn_units, queries) if block.n_heads else block.whole for block in anatomy.blocks

@@ -27,6 +27,7 @@ from secateur.pruners.models.layout import (
     plain_mlp,
     whole_placements,
 )
+from secateur.pruners.models.live_experts import live_part
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
 
 N_TOKENS = 4
@@ -85,12 +86,30 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
         layouts = tuple(
             _layout(block, forms[_kind(block)], run) for block, run in zip(anatomy.blocks, seen, strict=True)
         )
-        for layout in {_kind(layout.block): layout for layout in layouts}.values():
+        one_of_each = {_kind(layout.block): layout for layout in layouts}
+        vanish = {kind: _vanishes(runner, layout, inputs) for kind, layout in one_of_each.items()}
+        layouts = tuple(
+            x if vanish[_kind(x.block)] else replace(x, shared=_shared_norms(x.block, run))
+            for x, run in zip(layouts, seen, strict=True)
+        )
+        for layout in one_of_each.values():
             for part in (x for x in layout.parts if isinstance(x, SublayerLayout)):
                 _check_removed(runner, layout.block, part, inputs)
     finally:
         anatomy.model.train(training)
     return layouts
+
+
+def _vanishes(runner: BlockRunner, layout: BlockLayout, inputs: BlockInputs) -> bool:
+    """True if a block without both sub-layers does nothing: none of its norms is over the residual stream itself."""
+    live = [live_part(part) for part in layout.parts]
+    try:
+        for one in live:
+            one.remove()
+        return torch.equal(runner.block(layout.block.index, inputs.hidden, inputs), inputs.hidden)
+    finally:
+        for one in live:
+            one.restore()
 
 
 def _check_removed(runner: BlockRunner, block: Block, part: SublayerLayout, inputs: BlockInputs) -> None:
@@ -113,8 +132,8 @@ def _check_removed(runner: BlockRunner, block: Block, part: SublayerLayout, inpu
             removed = runner.block(block.index, inputs.hidden, inputs)
     finally:
         live.restore()
-    tolerance = 64 * torch.finfo(zeroed.dtype).eps * float(zeroed.abs().max())
-    if not torch.allclose(removed, zeroed, rtol=0.0, atol=tolerance):
+    tolerance = 64 * torch.finfo(zeroed.dtype).eps * float(zeroed.nan_to_num().abs().max())
+    if torch.isfinite(zeroed).all() and not torch.allclose(removed, zeroed, rtol=0.0, atol=tolerance):
         raise ValueError(
             f"Expected {part.name} to give what is added to the residual stream, got a module that does more, such as "
             f"adding it itself. This family ({runner.anatomy.family}) can't be cut."

@@ -267,10 +267,10 @@ class BlockLayout:
         return self.attention, self.mlp
 
     @property
-    def sublayers(self) -> tuple[SublayerLayout, SublayerLayout]:
-        """Attention, and an MLP; for callers that found layouts without experts."""
-        assert isinstance(self.mlp, SublayerLayout)
-        return self.attention, self.mlp
+    def sublayers(self) -> tuple[SublayerLayout, ...]:
+        """Attention, and MLP; in place of a mixture its shared experts, where these have channels to cut."""
+        mlp = self.mlp if isinstance(self.mlp, SublayerLayout) else self.mlp.shared
+        return (self.attention,) if mlp is None else (self.attention, mlp)
 
     @property
     def shared_params(self) -> int:

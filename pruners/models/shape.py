@@ -187,6 +187,7 @@ def _of_shared(layout: SublayerLayout) -> dict[str, int]:
         "shared": layout.n_units,
         "shared_params": layout.unit_params,
         "shared_channel_macs": _unit_weights(layout),
+        "shared_bias": _bias_to_come(layout),
     }
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from secateur.pruners.depth.merge_targets import DroppedRun, Fitting, point_block, runs_of
-from secateur.pruners.models.layout import MixtureLayout
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
@@ -71,18 +70,13 @@ def _dropped(context: RecipeContext, sample: Sample, config: Mapping[str, Any]) 
     name, dropped, shares = config["metric"]["name"], list[int](), shares_of(config)
     if len(shares) == 1:
         return _lowest(context, _scores(context, sample, name), config["sparsity"])
-    mixed = next((x.mlp.name for x in context.layouts if isinstance(x.mlp, MixtureLayout)), "")
-    if mixed:
-        raise ValueError(
-            f"Expected blocks of one attention and one MLP with a `schedule`, got {mixed}. Leave it out."
-        )
     whole = whole_numbers(context.layouts)
     for share in shares:
         if not _lowest(context, [0.0] * len(whole), share, dropped, check=False):
             continue  # nothing to measure for
         numbers = [dict.fromkeys(kept, ()) if index in dropped else kept for index, kept in enumerate(whole)]
         now = context.silenced_sample(sample, numbers) if dropped else sample
-        with silenced(context.layouts, numbers):
+        with silenced(context.layouts, numbers, dropped):
             scores = _scores(context, now, name)
         dropped += _lowest(context, scores, share, dropped, check=share == shares[-1])
     return sorted(dropped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,8 +26,10 @@ def whole_numbers(layouts: Sequence[BlockLayout]) -> tuple[KeptNumbers, ...]:
 
 
 @contextmanager
-def silenced(layouts: Sequence[BlockLayout], numbers: Sequence[KeptNumbers]) -> Iterator[None]:
-    """Context in which the live model is as if only these units were there.
+def silenced(
+    layouts: Sequence[BlockLayout], numbers: Sequence[KeptNumbers], gone: Collection[int] = ()
+) -> Iterator[None]:
+    """Context in which the live model is as if only these units were there, and none of the blocks `gone`.
 
     The columns of output projections of the others are zero, and the biases of those without any. Shapes stay those
     of the dense model, so that whatever measures it can measure again. It takes memory for the output projections of
@@ -36,6 +38,13 @@ def silenced(layouts: Sequence[BlockLayout], numbers: Sequence[KeptNumbers]) -> 
     before = []
     try:
         for layout, kept in zip(layouts, numbers, strict=True):
+            if layout.block.index in gone:
+                outputs = [linear for linear in layout.block.linears if linear.is_output]
+                before += [(output, output.weight, output.bias) for output in outputs]
+                for output in outputs:
+                    output.point_to(torch.zeros_like(output.weight))
+                    set_bias(output.module, None if output.bias is None else torch.zeros_like(output.bias))
+                continue
             for part in layout.sublayers:
                 if len(kept[part.kind]) < part.n_units:
                     before.append((part.output, part.output.weight, part.output.bias))

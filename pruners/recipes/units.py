@@ -10,17 +10,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.stream import most
-from secateur.pruners.models.cutting import LiveSublayer, Piece
+from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
+from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.recipes.allocation.allocate import removed
-from secateur.pruners.recipes.allocation.layers import Layer, kind_of
+from secateur.pruners.recipes.allocation.layers import Floats, Layer, kind_of
+from secateur.pruners.recipes.allocation.sublayers import in_turn
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.metric import Importance, importance_of
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
-from secateur.pruners.structure.kprune import KeptNumbers
+from secateur.pruners.structure.kprune import KeptNumbers, check_parts
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
@@ -49,8 +51,14 @@ class UnitPlan(PruningPlan):
     def change(self, live: LiveBlock) -> None:
         index = live.block.index
         for layout in self.context.layouts[index].sublayers:
-            kept, sublayer = self.numbers[index][layout.kind], live.sublayers[layout.kind]
-            assert isinstance(sublayer, LiveSublayer), "models with experts are refused"
+            kept = self.numbers[index][layout.kind]
+            sublayer = live.sublayers.get(layout.kind, live.sublayers.get("experts"))
+            if isinstance(sublayer, LiveExperts):
+                if len(kept) < layout.n_units:
+                    shared = (len(kept), self._pieces(layout, index, kept))
+                    sublayer.cut(range(self.kept[index].ffn), {}, shared)
+                continue
+            assert sublayer is not None, "the others have live sub-layers of their own"
             if not kept:
                 sublayer.remove()
             elif len(kept) < layout.n_units:
@@ -58,7 +66,10 @@ class UnitPlan(PruningPlan):
 
     @property
     def units(self) -> Sequence[KeptUnits]:
-        return [KeptUnits(block["attention"], block["mlp"]) for block in self.numbers]
+        return [
+            KeptUnits(block["attention"], block["mlp"] if not mixed else tuple(range(of.ffn)))
+            for block, of, mixed in zip(self.numbers, self.kept, _mixed(self.context), strict=True)
+        ]
 
     def _pieces(self, layout: SublayerLayout, block: int, kept: tuple[int, ...]) -> Mapping[str, Piece]:
         key = (self.keys[block], layout.name)
@@ -76,18 +87,17 @@ class UnitPlan(PruningPlan):
 def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     """Plan of a recipe of unit ``structure``. The live model must be dense; it is not changed.
 
+    Of blocks with a mixture of experts it is the attention and the shared experts that lose units. Routed experts stay
+    as they are, and the sparsity is the share of the rest. Shared experts keep a channel.
+
     Raises:
         ValueError: if it can't be carried out: too few calibration windows, a rule that does not reach the
-            sparsity, scores that rank nothing.
+            sparsity, scores that rank nothing, a method that follows the stream in a model with experts.
     """
-    mixed = next((x.mlp.name for x in context.layouts if isinstance(x.mlp, MixtureLayout)), "")
-    if mixed:
-        raise ValueError(
-            f"Expected blocks of one attention and one MLP for a recipe of structure, got {mixed}. Take a recipe of "
-            "experts, weights or blocks, or the space architecture."
-        )
-    sample = context.sample(config["calibration"])
     name, stream = config["metric"]["name"], STREAM_REPAIRS.get(config["repair"])
+    if stream or name in UNIT_RECONSTRUCTIONS:
+        check_parts(context.layouts)
+    sample = context.sample(config["calibration"])
     if name in UNIT_RECONSTRUCTIONS:
         numbers, outputs = UNIT_RECONSTRUCTIONS[name].function(
             context.anatomy, context.layouts, sample.tokens, config["sparsity"], protected=context.protected
@@ -118,8 +128,32 @@ def _plan(
         _key(layout, numbers[index], follows or repair, f"{seen} {numbers[:index] if follows else ()}")
         for index, layout in enumerate(context.layouts)
     )
-    kept = tuple(Kept(len(block["attention"]), len(block["mlp"])) for block in numbers)
-    return UnitPlan(keys, cost(context.shape, kept, repair), kept, context, sample, repair, numbers, outputs)
+    kept = tuple(_kept(layout, block) for layout, block in zip(context.layouts, numbers, strict=True))
+    costs = cost(context.shape, kept, repair)
+    if any(_mixed(context)):
+        parts = [
+            (x, block)
+            for layout, block in zip(context.layouts, numbers, strict=True)
+            for x in layout.sublayers
+        ]
+        lost = sum((x.n_units - len(block[x.kind])) * x.unit_params for x, block in parts)
+        lost += sum(x.fixed_params for x, block in parts if not block[x.kind])
+        costs |= {"sparsity": lost / sum(x.n_units * x.unit_params + x.fixed_params for x, _ in parts)}
+    return UnitPlan(keys, costs, kept, context, sample, repair, numbers, outputs)
+
+
+def _mixed(context: RecipeContext) -> list[bool]:
+    """Of each block, whether it has a mixture."""
+    return [isinstance(layout.mlp, MixtureLayout) for layout in context.layouts]
+
+
+def _kept(layout: BlockLayout, numbers: KeptNumbers) -> Kept:
+    """Numbers of units that a block keeps: of one with a mixture all routed experts."""
+    groups = len(numbers["attention"])
+    if isinstance(layout.mlp, SublayerLayout):
+        return Kept(groups, len(numbers["mlp"]))
+    shared, dense = len(numbers.get("mlp", ())), layout.mlp.shared
+    return Kept(groups, layout.mlp.n_units, shared=shared if dense and shared < dense.n_units else 0)
 
 
 def _numbers(
@@ -161,7 +195,10 @@ def _round(
     left = [
         list(kept[part.kind]) for kept, x in zip(before, context.layouts, strict=True) for part in x.sublayers
     ]
-    dense = [_layer(one.layout, score, context) for one, score in zip(evidence, scores, strict=True)]
+    whole = RULES[config["allocation"]["rule"]].function is in_turn
+    dense = [
+        _layer(one.layout, score, context, whole=whole) for one, score in zip(evidence, scores, strict=True)
+    ]
     layers = [_left(layer, units) for layer, units in zip(dense, left, strict=True) if units]
     gone = iter(
         removed(
@@ -169,20 +206,32 @@ def _round(
             layers,
             context,
             sample,
-            flap=lambda: tuple(standardised_flap(one).double().cpu().numpy() for one in evidence),
+            flap=lambda: tuple(_flap(one) for one in evidence),
         )
     )
-    parts = [
-        (one.layout.kind, _highest(score, units, len(units) - next(gone)) if units else ())
-        for one, score, units in zip(evidence, scores, left, strict=True)
-    ]
-    return tuple(map(dict, zip(parts[::2], parts[1::2], strict=True)))
+    rows = iter(zip(evidence, scores, left, strict=True))
+    found = []
+    for layout in context.layouts:
+        parts = [next(rows) for _ in layout.sublayers]
+        found.append(
+            {
+                one.layout.kind: _highest(
+                    score, units, _n_left(one.layout, len(units), next(gone), whole=whole)
+                )
+                if units
+                else ()
+                for one, score, units in parts
+            }
+        )
+    return tuple(found)
 
 
 def _left(layer: Layer, units: Sequence[int]) -> Layer:
     """The layer with these units alone."""
-    kept = len(units) if layer.keep else 0
-    return replace(layer, n_units=len(units), scores=layer.scores[list(units)], keep=kept)
+    if layer.n_units == 1:
+        return layer
+    scores = layer.scores[list(units)]
+    return replace(layer, n_units=len(units), scores=scores, keep=min(layer.keep, len(units)))
 
 
 def _of_the_rest(share: float, dense: Sequence[Layer], layers: Sequence[Layer]) -> float:
@@ -192,7 +241,7 @@ def _of_the_rest(share: float, dense: Sequence[Layer], layers: Sequence[Layer]) 
 
 
 def _evidence(context: RecipeContext, sample: Sample, row: Importance, needs: Detail) -> list[Evidence]:
-    """Evidence of attention and MLP of each block."""
+    """Evidence of attention and MLP, or shared experts, of each block."""
     gradients = sample.statistics.gradients(row.gradients)
     found = []
     for layout in context.layouts:
@@ -205,16 +254,44 @@ def _evidence(context: RecipeContext, sample: Sample, row: Importance, needs: De
     return found
 
 
-def _layer(layout: SublayerLayout, score: Float[Tensor, " units"], context: RecipeContext) -> Layer:
+def _flap(evidence: Evidence) -> Floats:
+    found: Floats = standardised_flap(evidence).double().cpu().numpy()
+    return found.mean(keepdims=True) if evidence.layout.rigid else found
+
+
+def _n_left(layout: SublayerLayout, n_units: int, gone: int, *, whole: bool) -> int:
+    """Units that stay of so many: all or none where it can't be cut."""
+    return (n_units if not gone else 0) if _is_one(layout, whole=whole) else n_units - gone
+
+
+def _is_one(layout: SublayerLayout, *, whole: bool) -> bool:
+    """True if a sub-layer is kept or removed as a whole."""
+    return layout.rigid or (bool(layout.parallel) and whole)
+
+
+def _layer(
+    layout: SublayerLayout, score: Float[Tensor, " units"], context: RecipeContext, *, whole: bool
+) -> Layer:
+    """Layer of a sub-layer.
+
+    One that can't be cut has a single unit, which goes only where whole sub-layers do; so has an attention there that
+    a recurrent mixer is parallel to, and elsewhere it keeps a group. Shared experts keep a channel.
+
+    Args:
+        whole: the rule removes whole sub-layers.
+    """
     names = tuple(placement.linear.name for placement in layout.placements)
-    whole = layout.rigid or not context.protected.isdisjoint(names)
+    n_units, scores = layout.n_units, score.double().cpu().numpy()
+    if _is_one(layout, whole=whole):
+        n_units, scores = 1, scores.mean(keepdims=True)
+    least = layout.output.sublayer == "experts" or ((layout.rigid or bool(layout.parallel)) and not whole)
     return Layer(
         layout.output.block,
         kind_of(layout.kind),
-        size=layout.unit_params,
-        n_units=layout.n_units,
-        scores=score.double().cpu().numpy(),
-        keep=layout.n_units if whole else int(bool(layout.parallel)),
+        size=layout.unit_params * (layout.n_units // n_units),
+        n_units=n_units,
+        scores=scores,
+        keep=int(least) if context.protected.isdisjoint(names) else n_units,
         rest=layout.fixed_params,
         linears=names,
     )

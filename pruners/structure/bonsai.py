@@ -162,7 +162,7 @@ def _sublayers(
     anatomy: Anatomy, tokens: Int[Tensor, "windows length"], n_loose: Callable[[int], int]
 ) -> list[_Sublayer]:
     """Sub-layers with their loose units, as many as `n_loose` says of so many that are there."""
-    layouts = find_layouts(anatomy)
+    layouts = find_layouts(anatomy, experts=True)
     found = []
     for part, block in zip(stream_blocks(anatomy, tokens, outputs="moments"), layouts, strict=True):
         for layout in block.sublayers:

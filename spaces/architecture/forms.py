@@ -37,9 +37,13 @@ LATENCY_TOLERANCE = 0.03
 class FormTargets:
     """Cost removed by each form, in the target's unit.
 
+    Blocks of one kind have equal numbers of units. Of a model with MLPs and mixtures a form gives the numbers of the
+    more frequent ones; the others keep the nearest share. What mixes tokens without units is kept in kept blocks.
+
     Args:
-        shape: of the dense model, with equal blocks.
-        rules: for the levels. The first block and protected ones are never dropped.
+        shape: of the dense model: KV groups of all attentions that can be cut, channels of all MLPs, and experts of all
+            mixtures are equal in number.
+        rules: for the levels. The first block and protected ones are never dropped, nor the first one of each kind.
         targets: shares of the blocks' `of` to remove, ascending; each is met to within half of the smallest step from
             the dense model, a latency to within that of the nearest form if this is within `LATENCY_TOLERANCE`.
         of: quantity of the target.
@@ -54,9 +58,18 @@ class FormTargets:
         levels = rules.levels(shape)
         self._shape, self._of = shape, of
         self.targets = tuple(targets)
-        self.droppable = [index for index, block in enumerate(levels) if block.kv_groups[-1] == 0]
-        self.dense = Form(len(shape.blocks), _the_block(shape))
-        (self.alike,) = replace(rules, protect=frozenset()).levels(replace(shape, blocks=shape.blocks[:1]))
+        self._with_groups, self._with_ffn = _first_ones(shape)
+        own = [
+            replace(rules, protect=frozenset()).levels(replace(shape, blocks=(block,)))[0]
+            for block in shape.blocks
+        ]
+        firsts = (self._with_groups, self._with_ffn, *(i for i, x in enumerate(own) if x not in own[:i]))
+        removable = (index for index, block in enumerate(levels) if block.kv_groups[-1] == 0)
+        self.droppable = [index for index in removable if index not in firsts]
+        groups, ffn = own[self._with_groups], own[self._with_ffn]
+        self._widths = [x.ffn for x in own]
+        self.alike = replace(groups, ffn=ffn.ffn, channels=ffn.channels, shared=ffn.shared)
+        self.dense = Form(len(shape.blocks), Kept(self.alike.kv_groups[0], self.alike.ffn[0]))
         self.hidden = (0, *(x.width for x in shape.narrower)) if "hidden" in rules.units else (0,)
         self._n_total = self._usage(self.blocks(self.dense, ()))
         self.windows = self._find_windows()
@@ -72,8 +85,8 @@ class FormTargets:
         for kept, hidden in ((kept, hidden) for hidden in self.hidden for kept in self.shapes):
             if not self.is_held(kept, hidden):
                 continue
-            shape = self._shape.at(hidden)
-            usages = [USAGES[self._of](shape, block, kept) for block in shape.blocks]
+            shape, usage = self._shape.at(hidden), USAGES[self._of]
+            usages = [usage(shape, x, self._in_block(i, kept)) for i, x in enumerate(shape.blocks)]
             mean = sum(usages[i] for i in self.droppable) / (len(self.droppable) or 1)
             for n in range(len(self.droppable) + 1):
                 found[Form(len(usages) - n, kept, hidden)] = self._n_total - sum(usages) + n * mean
@@ -181,13 +194,35 @@ class FormTargets:
         return next((i for i, window in enumerate(self.windows) if removed in window), None)
 
     def blocks(self, form: Form, dropped: Collection[int]) -> tuple[Kept, ...]:
-        return tuple(GONE if index in dropped else form.kept for index in range(self.dense.n_blocks))
+        every = range(self.dense.n_blocks)
+        return tuple(GONE if index in dropped else self._in_block(index, form.kept) for index in every)
+
+    def form_of(self, blocks: Sequence[Kept], hidden: int) -> tuple[Form, list[int]]:
+        """Form of these blocks, and the dropped ones."""
+        dropped = [index for index, kept in enumerate(blocks) if kept == GONE]
+        kept = blocks[self._with_groups]._replace(ffn=blocks[self._with_ffn].ffn)
+        return Form(len(blocks) - len(dropped), kept, hidden), dropped
+
+    def _in_block(self, index: int, kept: Kept) -> Kept:
+        """Units that a kept block has in a form with these numbers."""
+        block, widths = self._shape.blocks[index], self._widths[index]
+        if block.rigid and index != self._with_groups:
+            kept = kept._replace(kv_groups=block.n_kv_groups, queries=0)
+        if widths is not self._widths[self._with_ffn] and widths != self.alike.ffn:
+            share = kept.ffn / self.alike.ffn[0]
+            kept = kept._replace(ffn=min(widths, key=lambda n: abs(n / widths[0] - share)))
+        return kept
 
     @property
     def levels(self) -> tuple[BlockLevels, ...]:
         zeros = [(0,) if index in self.droppable else () for index in range(self.dense.n_blocks)]
-        groups, ffn, queries = self.alike.kv_groups, self.alike.ffn, self.alike.queries
-        return tuple(BlockLevels((*groups, *zero), (*ffn, *zero), queries) for zero in zeros)
+        groups, queries = self.alike.kv_groups, self.alike.queries
+        return tuple(
+            BlockLevels((block.n_kv_groups, *zero), (*ffn, *zero))
+            if block.rigid
+            else BlockLevels((*groups, *zero), (*ffn, *zero), queries)
+            for block, ffn, zero in zip(self._shape.blocks, self._widths, zeros, strict=True)
+        )
 
     @cached_property
     def shapes(self) -> tuple[Kept, ...]:
@@ -203,13 +238,13 @@ class FormTargets:
 
     def _shares(self, kept: Kept) -> tuple[float, float]:
         """Shares of query heads and of channels that are kept."""
-        n_queries, dense = self._shape.blocks[0].n_queries, self.dense.kept
+        n_queries, dense = self._shape.blocks[self._with_groups].n_queries, self.dense.kept
         heads = kept.kv_groups * (kept.queries or n_queries) / (dense.kv_groups * n_queries)
         return heads, kept.ffn / dense.ffn
 
     def distance(self, first: Form, second: Form) -> float:
         """Sum of the differences in the shares of blocks, groups, channels and query heads of a group."""
-        n_queries = self._shape.blocks[0].n_queries
+        n_queries = self._shape.blocks[self._with_groups].n_queries
         of_first, of_second, dense = (
             (form.n_blocks, *form.kept.units, form.kept.queries or n_queries)
             for form in (first, second, self.dense)
@@ -219,13 +254,21 @@ class FormTargets:
         return near + abs(one - other) / len(self.hidden)
 
 
-def _the_block(shape: ModelShape) -> Kept:
-    """Kept units of one dense block; all are equal."""
-    first = dense_of(shape.blocks[0])
-    for index, block in enumerate(shape.blocks):
-        if dense_of(block) != first:
-            raise ValueError(
-                f"Expected equal blocks for a tied architecture, got {dense_of(block)} at block {index} "
-                f"and {first} at block 0. Use `tied: false`."
-            )
-    return first
+def _first_ones(shape: ModelShape) -> tuple[int, int]:
+    """The first block whose KV groups can be cut, and the first of those with MLPs or mixtures, whichever are more.
+
+    Raises:
+        ValueError: if blocks of one kind have different numbers of units.
+    """
+    heads = [index for index, block in enumerate(shape.blocks) if not block.rigid]
+    mixed = [index for index, block in enumerate(shape.blocks) if block.experts is not None]
+    plain = [index for index, block in enumerate(shape.blocks) if block.experts is None]
+    for same, of in ((heads, 0), (mixed, 1), (plain, 1)):
+        for index in same:
+            first, other = (dense_of(shape.blocks[x]) for x in (same[0], index))
+            if first.units[of] != other.units[of]:
+                raise ValueError(
+                    f"Expected equal blocks for a tied architecture, got {other} at block {index} and {first} at block "
+                    f"{same[0]}. Use `tied: false`."
+                )
+    return (heads or [0])[0], (mixed if len(mixed) > len(plain) else plain)[0]

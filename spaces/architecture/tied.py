@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.architecture.candidate import GONE, Architecture
+from secateur.spaces.architecture.candidate import Architecture
 from secateur.spaces.architecture.cost import CostName
 from secateur.spaces.architecture.forms import Form, FormTargets
 from secateur.spaces.architecture.levels import LevelRules
@@ -22,7 +22,7 @@ NEIGHBOURS = 4  # nearest forms within one mutation
 
 
 class TiedSpace(StructuredSpace):
-    """Equal numbers of KV groups and FFN channels in all kept blocks; other blocks are dropped.
+    """Equal numbers of KV groups and FFN channels in all kept blocks of a kind; other blocks are dropped.
 
     With the unit `hidden` the width of the residual stream is searched, too: one number for the whole model, as in
     Minitron (arXiv 2407.14679).
@@ -206,9 +206,8 @@ class TiedSpace(StructuredSpace):
         return Architecture(self._forms.blocks(form, dropped), self._repair_name(repair), form.hidden)
 
     def _parts(self, candidate: Architecture) -> tuple[Form, list[int], int]:
-        """Form, dropped blocks and index of the repair; block 0 is never dropped."""
-        dropped = [index for index, kept in enumerate(candidate.blocks) if kept == GONE]
-        form = Form(len(candidate.blocks) - len(dropped), candidate.blocks[0], candidate.hidden)
+        """Form, dropped blocks and index of the repair."""
+        form, dropped = self._forms.form_of(candidate.blocks, candidate.hidden)
         return form, dropped, self._repair_of(candidate)
 
 
