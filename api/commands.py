@@ -10,6 +10,7 @@ from secateur.api.runs import Found, Run
 from secateur.search.errors import UsageError
 from secateur.search.files import read_yaml
 from secateur.search.results.pick import parse_bounds
+from secateur.search.settings.settings import settings_from
 from secateur.spaces.methods import REGISTERED
 from secateur.spaces.own_metrics import register_metric
 
@@ -31,6 +32,7 @@ def search(
     *,
     run: str | Path,
     say: Say = silent,
+    anyway: bool = False,
     **sections: Any,
 ) -> Run:
     """Start a search, or continue one where it stopped.
@@ -39,6 +41,7 @@ def search(
         settings: a YAML file or a mapping like one; None: all at their defaults.
         run: directory of the run; made if it is missing.
         say: given progress, one line at a time, e.g. `print`.
+        anyway: go on where the forecast says that memory or disk do not suffice.
         sections: settings that override those, as in a file: ``model="tiny", space={"target": 0.5}``. The metric of
             the space may be a function, see `register_metric`.
 
@@ -54,7 +57,10 @@ def search(
     """
     from secateur.search import app
 
-    return Run(app.run(run, say=say, **raw_settings(settings, sections)))
+    asked, directory = settings_from(raw_settings(settings, sections)), Path(run)
+    forecast = app.forecast_before(asked, directory, say, anyway=anyway)
+    app.search(asked, directory, say=say, forecast=forecast)
+    return Run(app.open_run(app.last_stage(directory)))
 
 
 def raw_settings(
@@ -84,6 +90,7 @@ def prune(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    anyway: bool = False,
     say: Say = silent,
     **limits: float | str,
 ) -> ExportSummary:
@@ -99,6 +106,7 @@ def prune(
         text, tokens, window, bos: what the models are measured on.
         allow_long_windows: windows longer than the model's rotary positions, too.
         dtype, device, trust_remote_code: how the model is loaded.
+        anyway: go on where the forecast says that memory or disk do not suffice.
         say: given progress, one line at a time.
         limits: of the whole pruned model, in place of `sparsity`: ``max_params="0.7x"``, ``max_size="500MB"``.
 
@@ -106,6 +114,7 @@ def prune(
         UsageError: if the recipe, the model or a text is not what it should be, or the format can't carry the model.
     """
     from secateur.search import app
+    from secateur.search.app.forecasting import forecast_prune, foretold
     from secateur.search.app.recipe_file import file_for
 
     bounds = parse_bounds({name.replace("_", "-"): str(x) for name, x in limits.items()}) if limits else ()
@@ -114,19 +123,22 @@ def prune(
     file, chosen = file_for(recipe, sparsity, calibration, format, bounded=bool(bounds))
     if chosen:
         say(chosen)
+    loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    measured: dict[str, Any] = {"tokens": tokens, "window": window, "loading": loading}
+    foretold(
+        lambda timing: forecast_prune(file, model, **measured, timing=timing, to=Path(to)), say, anyway=anyway
+    )
     return app.prune(
         file,
         model,
         Path(to),
         text=text,
-        tokens=tokens,
-        window=window,
         allow_long_windows=allow_long_windows,
         bos=bos,
         form=format,
         bounds=bounds,
-        loading={"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code},
         say=say,
+        **measured,
     )
 
 
@@ -263,6 +275,7 @@ def recover(
     lr: float | None = None,
     rank: int = 16,
     address: str | None = None,
+    anyway: bool = False,
     say: Say = silent,
     **bounds: float | str,
 ) -> list[Recovered]:
@@ -277,6 +290,7 @@ def recover(
         lr: learning rate; None: depends on the method.
         rank: of the updates of ``lora``.
         address: of a Ray cluster; None: a local one.
+        anyway: go on where the forecast says that memory or disk do not suffice.
         say: given progress, one line at a time.
         bounds: as for `Run.pick`.
 
@@ -284,6 +298,7 @@ def recover(
         UsageError: if Ray or PEFT is not installed, the run's model or data have changed, or no trial fits.
     """
     from secateur.search import app
+    from secateur.search.app.forecasting import forecast_recover, foretold
     from secateur.search.recovery.stage import recovery_settings
 
     directory = run.directory if isinstance(run, Run) else Path(run)
@@ -293,6 +308,11 @@ def recover(
     chosen = [view.pick(number=number) for number in numbers]
     if not chosen:
         chosen = [view.pick(parse_bounds({name.replace("_", "-"): str(x) for name, x in bounds.items()}))]
+    foretold(
+        lambda timing: forecast_recover(directory, chosen, settings.training, timing=timing),
+        say,
+        anyway=anyway,
+    )
     return app.recover(directory, chosen, settings, say=say)
 
 

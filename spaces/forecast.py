@@ -24,6 +24,7 @@ class Holding:
         why: what decides its size.
         setting: keys or options that change it.
         copies: processes with a copy of their own; 0: as the driver holds it.
+        mapped: pages of files, which the system takes back where memory is short.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Holding:
     why: str = ""
     setting: str = ""
     copies: int = 0
+    mapped: bool = False
 
     @property
     def all_bytes(self) -> int:
@@ -89,19 +91,20 @@ class Forecast:
     def _place(self, held: Holding) -> Where:
         return "host" if held.where == "device" and self.device == "cpu" else held.where
 
-    def peak(self, where: Where, *, driver: bool = False) -> tuple[int, Phase]:
+    def peak(self, where: Where, *, driver: bool = False, needed: bool = False) -> tuple[int, Phase]:
         """Largest number of bytes that is held there at a time, and the phase of it.
 
         Args:
             driver: of the driver's process alone.
+            needed: without mapped pages, which the system can take back.
         """
         phases = [phase for phase in PHASES if any(phase in x.during for x in self.holdings)] or ["load"]
 
         def total(phase: Phase) -> int:
-            found = self.held(where, phase)
-            return (
-                sum(x.n_bytes for x in found if not x.copies) if driver else sum(x.all_bytes for x in found)
-            )
+            found = [x for x in self.held(where, phase) if not (needed and x.mapped)]
+            if driver:
+                return sum(x.n_bytes for x in found if not x.copies)
+            return sum(x.all_bytes for x in found)
 
         return max(((total(phase), phase) for phase in phases), key=lambda pair: pair[0])
 
@@ -119,7 +122,7 @@ class Forecast:
     def too_large(self) -> tuple[Where, int, int] | None:
         """The place where more is held than is free: its name, the bytes needed and the free ones."""
         for where in ("host", "device", "disk"):
-            free, needed = self.room.get(where), self.peak(where)[0]
+            free, needed = self.room.get(where), self.peak(where, needed=True)[0]
             if free is not None and needed > free:
                 return where, needed, free
         return None

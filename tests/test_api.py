@@ -68,7 +68,7 @@ def test_one_import_gives_all_names_and_no_torch(top):
     ).splitlines()
     assert out[0] == "True True"
     assert out[1].endswith(" False")
-    assert out[2] == "['settings', 'run', 'say', 'sections']"
+    assert out[2] == "['settings', 'run', 'say', 'anyway', 'sections']"
 
 
 def test_a_search_by_the_one_import(top, tmp_path):

@@ -213,3 +213,99 @@ def test_a_config_that_is_none_is_refused(tmp_path, secateur):
     assert (status, len(err.strip().splitlines())) == (2, 1)
     with pytest.raises(ValueError, match="Expected `model`"):
         read_config("no-such-model")
+
+
+# --- before a command, and in the record after it ---
+
+QUICK = [
+    "-o",
+    "controller.kind=uniform",
+    "-o",
+    "evaluator.window=128",
+    "-o",
+    "evaluator.calibration_tokens=256",
+]
+QUICK += [
+    "-o",
+    "evaluator.fidelities=[256]",
+    "-o",
+    "evaluator.test_tokens=256",
+    "-o",
+    "space.metric=magnitude",
+]
+
+
+def test_a_search_begins_with_its_forecast_and_keeps_it_beside_the_truth(tmp_path, secateur):
+    run = tmp_path / "run"
+    status, _, err = secateur("search", *QUICK, "--run", run)
+    assert status == 0, err
+    assert err.index("forecast: memory") < err.index("loading tiny")
+    record = json.loads((run / "forecast.json").read_text())
+    truth, foreseen = record["truth"], record["forecast"]
+    assert truth["disk"] == pytest.approx(
+        sum(p.stat().st_size for p in run.rglob("*") if p.is_file()), abs=1e6
+    )
+    assert truth["driver"] > 1e8
+    assert truth["seconds"] > 0
+    assert foreseen["peak"]["disk"] == 1_179_648  # a byte a prunable weight
+    out = secateur("status", run)[1]
+    assert "1.18 MB foreseen" in out
+    assert json.loads(secateur("status", run, "--json")[1])["forecast"]["truth"] == truth
+    status, _, err = secateur("search", *QUICK, "--run", run)  # continued: times add up
+    assert status == 0, err
+    assert json.loads((run / "forecast.json").read_text())["truth"]["seconds"] > truth["seconds"]
+
+
+def test_a_damaged_or_missing_record_is_none(tmp_path):
+    from secateur.search.study.foreseen import FORECAST, read_foreseen
+
+    assert read_foreseen(tmp_path) is None
+    for text in ("", "{}", '{"forecast": {"driver": 1, "seconds": 1, "peak": {"disk": "x"}}, "truth": {}}'):
+        (tmp_path / FORECAST).write_text(text)
+        assert read_foreseen(tmp_path) is None
+
+
+@pytest.mark.parametrize("command", ["search", "prune", "dry-run"])
+def test_commands_refuse_before_they_load_unless_told(command, tmp_path, secateur, monkeypatch):
+    monkeypatch.setattr("secateur.search.app.forecasting._room", lambda *of: {"host": 1_000_000})
+    arguments = {
+        "search": ["search", *QUICK, "--run", tmp_path / "run"],
+        "prune": ["prune", "tiny", "--to", tmp_path / "model", "--tokens", "512"],
+        "dry-run": ["search", *QUICK, "--run", tmp_path / "run", "--dry-run"],
+    }[command]
+    status, _, err = secateur(*arguments)
+    assert status == 2
+    assert "loading tiny" not in err
+    assert "--anyway" in err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+    if command == "search":
+        status, _, err = secateur(*arguments, "--anyway")
+        assert status == 0, err
+
+
+def test_a_forecast_that_fails_stops_nothing(tmp_path, secateur, monkeypatch):
+    def fail(*of, **more):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr("secateur.search.app.forecasting.forecast_search", fail)
+    status, _, err = secateur("search", *QUICK, "--run", tmp_path / "run")
+    assert status == 0, err
+    assert "forecast: none for this model (RuntimeError)" in err
+    assert not (tmp_path / "run" / "forecast.json").exists()
+
+
+def test_a_recovery_is_forecast(tmp_path):
+    from secateur.search.app.forecasting import forecast_recover
+    from secateur.search.recovery.stage import recovery_settings
+
+    app.search(small(controller={"kind": "uniform"}), tmp_path / "run")
+    view = app.open_run(tmp_path / "run")
+    held = {}
+    for method in ("full", "lora", "norms"):
+        of = recovery_settings(method=method, loss="kl", tokens=4096, lr=None, rank=4, address=None)
+        found = forecast_recover(tmp_path / "run", [view.front()[0]], of.training, timing=False)
+        assert found.tokens == 4096
+        held[method] = next(x.n_bytes for x in found.holdings if x.name == "gradients and optimizer")
+    assert held["full"] == 12 * 1_705_600
+    assert held["norms"] == 12 * 128 * 13  # two a block, and the last
+    assert held["norms"] < held["lora"] < held["full"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,32 +18,12 @@ from secateur.evaluators.training.settings import Training
 from secateur.pruners.calibration.gradients import gradient_bytes
 from secateur.pruners.calibration.pass_kinds import n_bytes
 from secateur.pruners.calibration.stream import stream_blocks
+from secateur.pruners.models.memory import resident_bytes
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.models.skeleton import Counted
 from secateur.pruners.pruner import Pruner
 from secateur.spaces.forecast import PHASES, Holding, Phase, with_copies
 from secateur.spaces.measurement import Fidelity, Part
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
-
-
-def resident_bytes(name: str = "VmRSS") -> int:
-    """Resident memory of this process now, or at its peak (``VmHWM``), in bytes; 0 where it is not known."""
-    try:
-        lines = _STATUS.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    kib = next((line.split()[1] for line in lines if line.startswith(f"{name}:")), "0")
-    return int(kib) * 1024
-
-
-def forget_peak() -> None:
-    """Begin a new peak of resident memory with its present value, where the system allows it."""
-    try:
-        _CLEAR.write_text("5", encoding="ascii")
-    except OSError:
-        return
 
 
 @contextmanager
@@ -74,11 +53,13 @@ def of_weights(found: Outline, phases: Sequence[Phase]) -> list[Holding]:
     dtype = str(found.dtype).removeprefix("torch.")
     mapped = found.device.type == "cpu" and found.stored == found.dtype
     why = f"{n_values:,} parameters in {dtype}" + (", mapped from their files" if mapped else "")
-    holdings = [Holding("weights", "device", held, tuple(phases), why, "dtype")]
+    holdings = [Holding("weights", "device", held, tuple(phases), why, "dtype", mapped=mapped)]
     if not mapped:
         files = "files of the weights, mapped while they are converted"
         holdings.append(
-            Holding(files, "host", n_values * found.stored.itemsize, ("load",), "stored as they are", "dtype")
+            Holding(
+                files, "host", n_values * found.stored.itemsize, ("load",), "as stored", "dtype", mapped=True
+            )
         )
     if found.device.type != "cpu":
         holdings.append(
@@ -122,7 +103,9 @@ def of_store(pruner: Pruner, phases: Sequence[Phase]) -> list[Holding]:
     setting = "space.step, space.max_sparsity, space.metric"
     holdings = [
         Holding("level store", "disk", stored, on_disk, why, setting),
-        Holding("level store, mapped", "host", stored, tuple(phases), "the pages that were used", setting),
+        Holding(
+            "level store, mapped", "host", stored, tuple(phases), "pages that were used", setting, mapped=True
+        ),
     ]
     if kept:
         holdings.append(Holding("gradients", "disk", kept, on_disk, "kept beside the levels", "space.metric"))

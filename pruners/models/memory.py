@@ -1,13 +1,16 @@
-"""Check of a device's free memory before a step that needs it."""
+"""Memory of devices and of this process: what is free, checked before a step that needs it, and what is resident."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def check_memory(n_bytes: int, device: torch.device, what: str, otherwise: str) -> None:
@@ -56,3 +59,14 @@ def _numbers(path: Path) -> dict[str, int]:
     except OSError:
         return {}
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+
+
+def resident_bytes(name: str = "VmRSS") -> int:
+    """Resident memory of this process now, or at its peak (``VmHWM``); mapped files count. 0 where it is not known."""
+    return _numbers(_STATUS).get(f"{name}:", 0) * 1024
+
+
+def forget_peak() -> None:
+    """Begin a new peak of resident memory at its present value, where the system allows it."""
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5", encoding="ascii")

@@ -13,6 +13,7 @@ from secateur.search.app.describing import describe_model
 from secateur.search.app.dry_run import dry_run
 from secateur.search.app.evaluating import evaluate, tasks_in
 from secateur.search.app.exporting import export
+from secateur.search.app.forecasting import forecast_before
 from secateur.search.app.pruning import prune
 from secateur.search.app.pushing import push
 from secateur.search.app.recovering import recover
@@ -35,6 +36,7 @@ __all__ = [
     "dry_run",
     "evaluate",
     "export",
+    "forecast_before",
     "last_stage",
     "load_settings",
     "measure_latency",

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.app.about import plugin_versions
 from secateur.search.app.bounded import target_lines
 from secateur.search.app.exporting import LEVELS
+from secateur.search.app.forecasting import forecast_before, most_tokens
 from secateur.search.app.searching import as_before, prepared
 from secateur.search.app.session import Say, silent
 from secateur.search.mirror.address import check_storage, masked, refuse_password
 from secateur.search.settings.settings import Settings
+from secateur.search.show.forecast import place_lines, time_line
 from secateur.search.study.about import ABOUT, check_directory
 from secateur.search.study.state import LOG, STATE
 from secateur.search.study.study import MEASUREMENTS, SETTINGS, Study
@@ -41,6 +43,9 @@ def dry_run(settings: Settings, directory: Path, say: Say = silent) -> dict[str,
     check_trackers(settings.trackers)
     notes = check_storage(settings.storage)
     settings = as_before(settings, directory)
+    forecast = forecast_before(
+        settings, directory, silent
+    )  # refuses what can't fit before the model is loaded
     settings, session, about, controller = prepared(
         settings, directory, plugin_versions(settings), say, silent
     )
@@ -58,7 +63,8 @@ def dry_run(settings: Settings, directory: Path, say: Say = silent) -> dict[str,
             "measurements before a result": controller.n_measurements,
         },
         "budget": settings.budget.model_dump(exclude_none=True),
-        "tokens": _most_tokens(settings, session),
+        "tokens": most_tokens(settings.budget, session.plan.fidelities[:-1], len(session.space.baselines())),
+        **({} if forecast is None else {"forecast": {**place_lines(forecast), "time": time_line(forecast)}}),
         "data": _data(session),
         "executor": {"kind": settings.executor.kind},
         "run": f"{directory}, {'continued after' if known else 'new:'} {known:,} measurements",
@@ -87,16 +93,6 @@ def _space(settings: Settings, session: Session) -> dict[str, Any]:
         return {"kind": settings.space.kind}
     digits = sum(math.log10(parameter.high - parameter.low + 1) for parameter in found)
     return {"kind": settings.space.kind, "slots": len(found), "candidates": f"at most 10^{digits:.0f}"}
-
-
-def _most_tokens(settings: Settings, session: Session) -> int:
-    """Largest number of tokens that the budget allows, baselines included."""
-    largest = max(fidelity.total_tokens for fidelity in session.plan.fidelities[:-1])
-    n_baselines = len(session.space.baselines())
-    given = [settings.budget.tokens] if settings.budget.tokens is not None else []
-    if settings.budget.evaluations is not None:
-        given.append(settings.budget.evaluations * largest)
-    return max(min(given, default=0), n_baselines * largest)
 
 
 def _data(session: Session) -> dict[str, Any]:

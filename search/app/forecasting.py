@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from secateur.search.app.pruning_file import PruningFile
 from secateur.search.app.recipe_file import RecipeFile, file_for
 from secateur.search.app.session import Say, plan, silent, usage_errors
 from secateur.search.budget import Budget
+from secateur.search.controller import Trial
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
@@ -335,8 +336,7 @@ def _room(found: Outline, directory: Path, devices: Sequence[tuple[str, int | No
     """Free bytes by place: of devices that are only thought of, what was said."""
     import torch
 
-    from secateur.evaluators.forecast.memory import resident_bytes
-    from secateur.pruners.models.memory import available_bytes
+    from secateur.pruners.models.memory import available_bytes, resident_bytes
 
     host = available_bytes(torch.device("cpu"))
     room = {} if host is None else {"host": host + resident_bytes()}
@@ -491,4 +491,110 @@ def _prune_work(
         None if speed is None else 6 * speed.read * n_bytes,
         0,
         "written, read again in a fresh process, compared",
+    )
+
+
+ALL_MACS = 2e11
+"""Multiply-accumulates of a command beyond which a block is timed for its forecast: less takes seconds."""
+
+
+def foretold(make: Callable[[bool], Forecast], note: Say, *, anyway: bool = False) -> Forecast | None:
+    """Forecast of a command that is about to run, which is told; None if there is none for this model.
+
+    What is wrong with settings or model is left for the command to say.
+
+    Args:
+        make: the forecast, with times or without.
+        note: given its lines.
+        anyway: go on where something does not fit.
+
+    Raises:
+        UsageError: if something does not fit.
+    """
+    from secateur.search.show.forecast import refusal, short_lines
+
+    try:
+        found = make(False)
+        if refusal(found) is None and found.tokens * found.subject["parameters"] > ALL_MACS:
+            found = make(True)
+    except ValueError:
+        return None
+    except Exception as error:  # noqa: BLE001  # of torch and transformers, on a model without memory: no reason to stop
+        note(f"forecast: none for this model ({type(error).__name__})")
+        return None
+    for line in short_lines(found):
+        note(line)
+    problem = refusal(found)
+    if problem and not anyway:
+        raise UsageError(f"{problem} `--anyway` goes on regardless.")
+    return found
+
+
+def forecast_before(
+    settings: Settings, directory: Path, note: Say, *, anyway: bool = False
+) -> Forecast | None:
+    """Forecast of a search that is about to begin, see `foretold`."""
+    return foretold(lambda timing: forecast_search(settings, directory, timing=timing), note, anyway=anyway)
+
+
+@usage_errors()
+def forecast_recover(
+    directory: Path,
+    trials: Sequence[Trial],
+    values: Mapping[str, Any],
+    *,
+    timing: bool = True,
+    say: Say = silent,
+) -> Forecast:
+    """Forecast of a recovery: each trial is trained by a process of its own, one after another on one device.
+
+    Args:
+        directory: of the run.
+        trials: that are trained.
+        values: of the training: method, loss, tokens, lr, rank.
+        timing, say: see `forecast_search`.
+
+    Raises:
+        UsageError: if the run's settings don't fit the config.
+    """
+    from secateur.evaluators.forecast import memory
+    from secateur.evaluators.forecast.prospect import prospect
+    from secateur.evaluators.forecast.speed import block_shares, measure_speed
+    from secateur.evaluators.training.settings import Training
+    from secateur.search.results.run import open_run
+
+    view = open_run(directory)
+    training = Training(**values)
+    of = prospect(plan(view.settings, view.shape.latency), say=say)
+    found, window = of.outline, of.plan.window
+    worker: tuple[Phase, ...] = ("load", "prune", "train", "export")
+    with found.shapes:
+        pruner = of.pruner()
+        streamed, kinds = pruner.streamed, tuple(pruner.gradients)
+    calibration = memory.empty_tokens(of.plan.calibration_tokens, window)
+    holdings = [memory.of_process(), *memory.of_weights(found, worker)]
+    holdings += memory.of_statistics(found, streamed, kinds, calibration, "prune")
+    holdings += memory.of_pruned(found, ("prune", "train", "export"))
+    holdings += memory.of_training(found, training, window, ("train",))
+    holdings += memory.of_export(found)
+    speed = None
+    if timing:
+        say("timing a block of this shape")
+        speed = measure_speed(found, window)
+    n_tokens = len(trials) * training.tokens
+    seconds = None
+    if speed is not None:
+        step = sum(block_shares(of.anatomy, window)) * speed.block + speed.loss
+        seconds = (
+            (4 if training.loss == "kl" else 3) * n_tokens * step
+        )  # backward: two passes; the teacher: one
+    why = f"{len(trials)} models, {training.tokens:,} tokens each, {training.method}"
+    return Forecast(
+        subject=_subject(view.settings.model, found, method=training.method),
+        device=found.device.type,
+        holdings=(memory.of_process(), *with_copies(holdings, 1)),
+        work=(Work("training", seconds, n_tokens, why, "--tokens"),),
+        room=_room(found, directory, ()),
+        calibrated=_calibrated(speed),
+        notes=("Loading, pruning and measuring of each model are not timed.",),
     )

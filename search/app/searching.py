@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +29,12 @@ from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.seeds import seeds_line
 from secateur.search.settings.settings import Settings, identity, resolved
 from secateur.search.study.about import ABOUT, About
+from secateur.search.study.foreseen import disk_bytes, read_foreseen, write_foreseen
 from secateur.search.study.overlap import write_overlap
 from secateur.search.study.study import Study
 from secateur.search.tracking.trackers import check_trackers
 from secateur.search.tracking.tracking import tracked
+from secateur.spaces.forecast import Forecast
 from secateur.spaces.measurement import MARGIN, TASK, Fidelity
 from secateur.spaces.plugins import left_out
 
@@ -57,6 +61,7 @@ def search_stage(
     note: Say | None = None,
     on_ready: Callable[[Search, Executor], None] = lambda search, executor: None,
     levels: Path | None = None,
+    forecast: Forecast | None = None,
 ) -> Outcome:
     """Search until the budget is used up, then measure the front on the test text.
 
@@ -68,6 +73,7 @@ def search_stage(
         note: given the lines of it that are to stay in sight; None: `say`.
         on_ready: given the search, whose `stop` ends it cleanly, and its executor, before it starts.
         levels: directory of the level store, for runs that share one; None: in the run's directory.
+        forecast: of the search, kept in the run beside the truth.
 
     Raises:
         UsageError: if something does not fit (model, text, target, storage, directory); the directory is left as it
@@ -81,9 +87,33 @@ def search_stage(
     settings = as_before(settings, directory)
     with DrivenRun(directory, identity(settings)) as driven:
         told, noted = driven.telling(say), driven.telling(note or say)
-        outcome = _search(settings, directory, driven, [*observers, driven], told, noted, on_ready, levels)
+        with _beside_truth(directory, forecast):
+            outcome = _search(
+                settings, directory, driven, [*observers, driven], told, noted, on_ready, levels
+            )
         driven.end(outcome)
     return outcome
+
+
+@contextmanager
+def _beside_truth(directory: Path, forecast: Forecast | None) -> Iterator[None]:
+    """Context of a search, after which its forecast stands in the run beside what it took in truth."""
+    if forecast is None:
+        yield
+        return
+    from secateur.pruners.models.memory import forget_peak, resident_bytes
+
+    known = read_foreseen(directory)
+    before = known[1] if known else {"driver": 0.0, "seconds": 0.0}
+    forget_peak()
+    started = time.perf_counter()
+    yield
+    truth = {
+        "driver": max(before["driver"], float(resident_bytes("VmHWM"))),
+        "disk": float(disk_bytes(directory)),
+        "seconds": before["seconds"] + time.perf_counter() - started,
+    }
+    write_foreseen(directory, forecast.to_json(), truth)
 
 
 def _search(  # what `search_stage` is given

@@ -13,13 +13,20 @@ from secateur.search.results.run import open_run
 from secateur.search.settings.settings import Settings
 from secateur.search.show.lines import Lines
 from secateur.search.study.about import ABOUT
+from secateur.spaces.forecast import Forecast
 
 NEXT = "refined"
 """Directory of the next stage, in the run of the one before."""
 
 
 def search(
-    settings: Settings, directory: Path, *, levels: Path | None = None, say: Say = silent, **further: Any
+    settings: Settings,
+    directory: Path,
+    *,
+    levels: Path | None = None,
+    say: Say = silent,
+    forecast: Forecast | None = None,
+    **further: Any,
 ) -> Outcome:
     """Search until the budget is used up, see `search_stage`, then as many further stages as `space.refine` says.
 
@@ -33,6 +40,7 @@ def search(
         directory: of the run.
         levels: directory of the level store of the first stage, see `search_stage`.
         say: given progress, one line at a time.
+        forecast: of the first stage, see `search_stage`.
         further: see `search_stage`.
 
     Returns:
@@ -41,7 +49,7 @@ def search(
     Raises:
         UsageError: as `search_stage` does, or if a stage found nothing.
     """
-    outcome = search_stage(settings, directory, levels=levels, say=say, **further)
+    outcome = search_stage(settings, directory, levels=levels, say=say, forecast=forecast, **further)
     if outcome.reason == "stopped" or not settings.space.stages_left:
         return outcome
     following = directory / NEXT

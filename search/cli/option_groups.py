@@ -31,6 +31,9 @@ ExportFormat = Annotated[
     str | None,
     typer.Option("--format", help="See `secateur list formats`; default: as set, or the usual one."),
 ]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Go on where the forecast says that memory or disk do not suffice.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

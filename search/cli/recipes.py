@@ -11,6 +11,7 @@ import typer
 from secateur.search.cli.option_groups import (
     LOADING,
     MEASURING,
+    Anyway,
     Bounds,
     ExportFormat,
     Json,
@@ -71,7 +72,7 @@ def recipe(
 @with_limits
 @with_group("measuring", MEASURING)
 @with_group("loading", LOADING)
-def prune(
+def prune(  # noqa: PLR0913  # options of a command
     model: ModelName,
     to: NewDir,
     recipe: Annotated[
@@ -92,6 +93,7 @@ def prune(
         str | None, typer.Option(help="Calibration text of a published recipe; default: docs.")
     ] = None,
     form: ExportFormat = None,
+    anyway: Anyway = False,
     json: Json = False,
     *,
     limits: Bounds,
@@ -100,6 +102,7 @@ def prune(
 ) -> None:
     """Prune a model by a recipe, measure it, and write a directory that stock transformers loads."""
     from secateur.search import app as rooms
+    from secateur.search.app.forecasting import forecast_prune, foretold
     from secateur.search.app.recipe_file import file_for
 
     bounds = parse_bounds(limits) if any(limits.values()) else ()
@@ -110,6 +113,19 @@ def prune(
     with open_display() as display:
         if chosen:
             display.note(chosen)
+        foretold(
+            lambda timing: forecast_prune(
+                file,
+                model,
+                tokens=measuring["tokens"],
+                window=measuring["window"],
+                loading=loading,
+                timing=timing,
+                to=to,
+            ),
+            display.note,
+            anyway=anyway,
+        )
         summary = rooms.prune(
             file, model, to, **measuring, form=form, bounds=bounds, loading=loading, say=display.say
         )

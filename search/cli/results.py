@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from secateur.search.cli.option_groups import (
+    Anyway,
     Bounds,
     ExportFormat,
     Json,
@@ -155,7 +156,7 @@ def show_export(summary: ExportSummary, what: str) -> None:
 
 
 @with_bounds
-def recover(
+def recover(  # noqa: PLR0913  # options of a command
     run: RunDir,
     trials: Annotated[
         list[int] | None,
@@ -169,18 +170,25 @@ def recover(
     address: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster; default: a local one.")
     ] = None,
+    anyway: Anyway = False,
     *,
     json: Json = False,
     bounds: Bounds,
 ) -> None:
     """Train picked models with their zeros kept, and save them in RUN/recovered. The same command continues."""
     from secateur.search import app as rooms
+    from secateur.search.app.forecasting import forecast_recover, foretold
     from secateur.search.recovery.stage import recovery_settings
 
     settings = recovery_settings(method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, address=address)
     view = rooms.open_run(run)
     chosen = [choose(view, number, bounds) for number in (trials or (None,))]
     with open_display() as display:
+        foretold(
+            lambda timing: forecast_recover(run, chosen, settings.training, timing=timing),
+            display.note,
+            anyway=anyway,
+        )
         results = rooms.recover(run, chosen, settings, say=display.say)
     _show_recovered(rooms.open_run(run), results, json)
     if all(result.measurement is None for result in results):

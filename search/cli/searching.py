@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.search.cli.option_groups import Bounds, Json, RunDir, with_limits
+from secateur.search.cli.option_groups import Anyway, Bounds, Json, RunDir, with_limits
 from secateur.search.errors import DONE, STOPPED, UsageError
 from secateur.search.mirror.address import masked
 from secateur.search.show.console import complain, open_display, show, show_facts, show_json, show_line
@@ -54,6 +54,7 @@ def search(
         bool,
         typer.Option("--dry-run", help="Show what would be done: load the model, measure and write nothing."),
     ] = False,
+    anyway: Anyway = False,
     json: Json = False,
     *,
     limits: Bounds,
@@ -75,9 +76,9 @@ def search(
         show_json(planned) if json else show_facts({name: _plain_words(x) for name, x in planned.items()})
         return
     if seeds is not None:
-        _search_seeds(loaded, directory, parse_seeds(seeds), again, json)
+        _search_seeds(loaded, directory, parse_seeds(seeds), again, json, anyway=anyway)
         return
-    outcome = _search_one(loaded, directory, again)
+    outcome = _search_one(loaded, directory, again, anyway=anyway)
     directory = rooms.last_stage(directory)
     view = rooms.open_run(directory)
     ended = {"ended": outcome.reason, "spent": asdict(outcome.spent)}
@@ -117,7 +118,9 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def _search_seeds(loaded: Settings, directory: Path, seeds: list[int], again: str, json: bool) -> None:
+def _search_seeds(
+    loaded: Settings, directory: Path, seeds: list[int], again: str, json: bool, *, anyway: bool
+) -> None:
     """Search once a seed, one after another, and compare what was found."""
     from secateur.search import app as rooms
     from secateur.search.cli.comparing import show_compared
@@ -127,7 +130,7 @@ def _search_seeds(loaded: Settings, directory: Path, seeds: list[int], again: st
         place = directory.with_name(f"{directory.name}-seed{seed}")
         if not json:
             show(f"seed {seed}: {place}")
-        outcome = _search_one(loaded.model_copy(update={"seed": seed}), place, again)
+        outcome = _search_one(loaded.model_copy(update={"seed": seed}), place, again, anyway=anyway)
         if outcome.reason == "stopped":
             raise typer.Exit(STOPPED)
         directories.append(rooms.last_stage(place))
@@ -136,7 +139,7 @@ def _search_seeds(loaded: Settings, directory: Path, seeds: list[int], again: st
         show(f"\nNext:  secateur compare {shlex.join(map(str, directories))} --form latex")
 
 
-def _search_one(loaded: Settings, directory: Path, again: str) -> Outcome:
+def _search_one(loaded: Settings, directory: Path, again: str, *, anyway: bool) -> Outcome:
     """Search with progress on stderr; `again` is the command that continues it."""
     from secateur.search import app as rooms
     from secateur.search.loop.interrupt import Interrupt
@@ -151,6 +154,7 @@ def _search_one(loaded: Settings, directory: Path, again: str) -> Outcome:
             outcome = rooms.search(
                 loaded,
                 directory,
+                forecast=rooms.forecast_before(loaded, directory, display.note, anyway=anyway),
                 observers=[display, interrupt],
                 say=display.say,
                 note=display.note,

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from secateur.search.loop.notes import notes_line
 from secateur.search.results.run import Run
+from secateur.search.show.forecast import truth_line
 from secateur.search.show.progress import Progress
 from secateur.search.show.values import duration, shown
+from secateur.search.study.foreseen import read_foreseen
 from secateur.search.study.lock import writer_of
 from secateur.search.study.state import RunState, read_state, state_words
 
@@ -30,6 +32,7 @@ def summary(run: Run, progress: Progress | None = None) -> dict[str, Any]:
         progress.add(run.study.trials)
     for trial in progress.front:
         run.candidate(trial)
+    foreseen = read_foreseen(run.study.directory)
     return {
         "run": str(run.study.directory),
         "model": run.settings.model,
@@ -39,6 +42,7 @@ def summary(run: Run, progress: Progress | None = None) -> dict[str, Any]:
         "state": None if (state := read_state(run.study.directory)) is None else state.to_json(),
         **progress.facts(),
         "notes": run.notes,
+        "forecast": None if foreseen is None else {"forecast": foreseen[0], "truth": foreseen[1]},
     }
 
 
@@ -62,6 +66,8 @@ def status_lines(facts: Facts) -> dict[str, str]:
         "front": f"{facts['front']} trials{_hypervolume(facts)}",
         "counted": notes_line(facts["notes"]),
     }
+    if facts.get("forecast"):
+        lines["forecast"] = truth_line(**facts["forecast"])
     for label, best in facts["best"].items():
         ratio = f", ratio {best['loss'] / best['reference_loss']:.2f}" if best["reference_loss"] > 0 else ""
         loss = f"loss {shown('loss', best['loss'])} (trial {best['trial']})"
