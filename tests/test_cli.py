@@ -234,7 +234,8 @@ def test_a_disk_that_is_full_is_seen_behind_another_error(capsys):
 def test_search_ends_with_the_front_and_what_to_do_next(secateur, monkeypatch, tmp_path):
     seen = {}
 
-    def search(settings, directory, *, observers, say, note, on_ready):
+    def search(settings, directory, *, observers, say, note, on_ready, forecast):
+        assert forecast.subject["model"] == "tiny"
         note("seed 0 decides: proposals")
         say("loading tiny")
         run = make_run(directory)

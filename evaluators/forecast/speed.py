@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -194,6 +196,13 @@ def _switch(pruner: Pruner, directory: Path, device: torch.device) -> float | No
         return timed(switch, device, 0.1)
     finally:
         pruner.restore()
+
+
+def process_seconds() -> float:
+    """Seconds until a fresh process has the libraries that load a model."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch, transformers"], check=False, capture_output=True)
+    return time.perf_counter() - started
 
 
 def block_shares(anatomy: Anatomy, window: int) -> list[float]:

@@ -461,7 +461,7 @@ def _prune_work(
     found: Outline, n_calibration: int, n_tested: int, window: int, speed: Speed | None, kinds: Sequence[Any]
 ) -> Iterator[Work]:
     """Steps of a pruning with their times."""
-    from secateur.evaluators.forecast.speed import block_shares
+    from secateur.evaluators.forecast.speed import block_shares, process_seconds
 
     stack = sum(block_shares(found.anatomy, window))
     n_bytes = sum(x.nbytes for x in found.anatomy.model.parameters())
@@ -488,7 +488,7 @@ def _prune_work(
     )
     yield Work(
         "writing",
-        None if speed is None else 6 * speed.read * n_bytes,
+        None if speed is None else 6 * speed.read * n_bytes + process_seconds(),
         0,
         "written, read again in a fresh process, compared",
     )
