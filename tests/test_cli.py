@@ -256,7 +256,8 @@ def test_search_ends_with_the_front_and_what_to_do_next(secateur, monkeypatch, t
     assert status == 0
     assert seen["settings"].budget.evaluations == 7
     assert f"secateur export {tmp_path / 'run'} --sparsity 0.6" in out
-    assert err.startswith("seed 0 decides: proposals")
+    assert err.startswith("forecast: memory ")
+    assert "\nseed 0 decides: proposals" in err
     assert "loading tiny" in err
     assert "search ended (its budget is used up)" in err
     (tmp_path / "run" / "measurements.jsonl").rename(tmp_path / "gone")
