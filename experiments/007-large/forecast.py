@@ -113,13 +113,13 @@ def _prune(case: dict[str, Any], place: Path) -> tuple[dict[str, Any], dict[str,
 
 
 def table() -> str:
-    """Forecast and truth of the last measurement of each case, as Markdown."""
-    rows = {row["case"]: row for row in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())}
+    """Forecast and truth of all measurements, in their order, as Markdown."""
+    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
     lines = [
         "| case | memory, MB: foreseen | truth | off | time, s: foreseen | truth | off | disk, MB: foreseen | truth |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, row in rows.items():
+    for row in rows:
         foreseen, truth = row["foreseen"], row["truth"]
         expected, most = foreseen["driver"], truth["driver"]
         memory = f"{expected / 1e6:.0f} | {most / 1e6:.0f} | {_off(expected, most)}"
@@ -127,7 +127,7 @@ def table() -> str:
         if foreseen["seconds"] is not None:
             seconds, off = f"{foreseen['seconds']:.1f}", _off(foreseen["seconds"], truth["seconds"])
         disk = f"{foreseen['disk'] / 1e6:.2f} | {truth['disk'] / 1e6:.2f}"
-        lines.append(f"| {name} | {memory} | {seconds} | {truth['seconds']:.1f} | {off} | {disk} |")
+        lines.append(f"| {row['case']} | {memory} | {seconds} | {truth['seconds']:.1f} | {off} | {disk} |")
     return "\n".join(lines)
 
 
