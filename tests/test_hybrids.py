@@ -21,6 +21,7 @@ from secateur.pruners.pruner import DenseModel, InfeasibleError
 from secateur.pruners.recipes.context import RecipeContext
 from secateur.pruners.recipes.pruner import RecipePruner
 from secateur.pruners.recipes.schedule import silenced, whole_numbers
+from secateur.pruners.structure.masks import MaskPruner
 from secateur.pruners.structure.method import StructureMethod
 from secateur.pruners.structure.pruning import prune_structure
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure
@@ -198,3 +199,15 @@ def test_tied_blocks_of_a_kind_have_equal_numbers_and_stock_classes_load_them(fa
             anatomy, small_tokenizer(), candidate.blocks, "hf" if name == "jamba" else "hf-stock"
         )
     assert candidates[0].blocks != space.dense.blocks
+
+
+def test_spaces_and_tables_of_single_units_are_refused_where_attention_has_none(family):
+    name, model = family
+    said = {
+        "bamba": "the recurrent of model.layers.0, which has no units",
+        "falcon_h1": "which a recurrent mixer is parallel to",
+        "olmo2": "which has no units",
+    }.get(name)
+    if said:
+        with pytest.raises(ValueError, match=rf"for the space masks, got .*({said})"):
+            MaskPruner.check_model(SimpleNamespace(), dissect(model))

@@ -17,6 +17,7 @@ from secateur.evaluators.latency.stacks import cut_stack, depth, exchanged
 from secateur.evaluators.latency.store import MeasuredTable
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
+from secateur.pruners.models.layout import check_parts
 from secateur.spaces.latency import PHASES, LatencyTable, Phase, PhaseName
 
 MOST_POINTS = 8
@@ -61,6 +62,7 @@ def measure_table(
     n_blocks = depth(anatomy, len(shapes))
     say(f"cutting {len(shapes)} stacks of {n_blocks} blocks")
     layouts = find_layouts(anatomy)[:n_blocks]
+    check_parts(layouts, "a latency table")
     stacks = {shape: cut_stack(layouts, *shape) for shape in shapes}
     phases, dense = dict[PhaseName, Phase](), dict[PhaseName, Spread]()
     with threads(setup.n_threads):

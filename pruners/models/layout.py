@@ -339,6 +339,23 @@ def _queries(block: Block, role: Role) -> int:
     return of_group if role in ("q", "qkv", "o") else 0
 
 
+def check_parts(layouts: Sequence[BlockLayout], purpose: str) -> None:
+    """Raise a ValueError unless blocks consist of one attention and one MLP, both of units that can be cut."""
+    for layout in layouts:
+        part, reason = layout.attention, ""
+        if isinstance(layout.mlp, MixtureLayout):
+            reason = layout.mlp.name
+        elif part.rigid:
+            reason = f"{part.name}, which has no units"
+        elif part.parallel:
+            reason = f"{part.name}, which a recurrent mixer is parallel to"
+        if reason:
+            raise ValueError(
+                f"Expected blocks of one attention and one MLP, both of units that can be cut, for {purpose}, got "
+                f"{reason}. Take another space, metric or repair."
+            )
+
+
 def check_kept(anatomy: Anatomy, blocks: Sequence[Kept]) -> None:
     """Raise a ValueError unless the model can be cut to this; the first block's attention has the caches' length."""
     if len(blocks) != len(anatomy.blocks):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.stream import most
 from secateur.pruners.models.cutting import Piece
-from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
+from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout, check_parts
 from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.recipes.allocation.allocate import removed
 from secateur.pruners.recipes.allocation.layers import Floats, Layer, kind_of
@@ -22,7 +22,7 @@ from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
-from secateur.pruners.structure.kprune import KeptNumbers, check_parts
+from secateur.pruners.structure.kprune import FOLLOWS, KeptNumbers
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
@@ -96,7 +96,7 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     """
     name, stream = config["metric"]["name"], STREAM_REPAIRS.get(config["repair"])
     if stream or name in UNIT_RECONSTRUCTIONS:
-        check_parts(context.layouts)
+        check_parts(context.layouts, FOLLOWS)
     sample = context.sample(config["calibration"])
     if name in UNIT_RECONSTRUCTIONS:
         numbers, outputs = UNIT_RECONSTRUCTIONS[name].function(

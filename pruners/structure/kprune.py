@@ -13,11 +13,14 @@ from secateur.pruners.calibration.stream import Walk
 from secateur.pruners.linalg import input_factor, least_squares
 from secateur.pruners.models.anatomy import Anatomy, Linear, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer
-from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
+from secateur.pruners.models.layout import BlockLayout, SublayerLayout, check_parts
 from secateur.pruners.structure.reorder import cut_pieces
 
 KeptNumbers = Mapping[Sublayer, tuple[int, ...]]
 """Numbers of the kept units of a block."""
+
+FOLLOWS = "a method that follows the pruned stream"
+"""What needs blocks of one attention and one MLP."""
 
 
 @torch.no_grad()
@@ -63,27 +66,10 @@ def reconstructed(
     return found
 
 
-def check_parts(layouts: Sequence[BlockLayout]) -> None:
-    """Raise a ValueError unless blocks consist of one attention and one MLP, both of units that can be cut."""
-    for layout in layouts:
-        part, reason = layout.attention, ""
-        if isinstance(layout.mlp, MixtureLayout):
-            reason = layout.mlp.name
-        elif part.rigid or part.parallel:
-            reason = (
-                f"{part.name}, which {'has no units' if part.rigid else 'a recurrent mixer is parallel to'}"
-            )
-        if reason:
-            raise ValueError(
-                f"Expected blocks of one attention and one MLP to cut for a method that follows the pruned stream, got "
-                f"{reason}. Take another metric or repair, or a recipe of weights or blocks."
-            )
-
-
 @torch.no_grad()
 def check_stream(anatomy: Anatomy, layouts: Sequence[BlockLayout]) -> None:
     """Raise a ValueError unless the family adds the outputs of its projections to the stream as they are."""
-    check_parts(layouts)
+    check_parts(layouts, FOLLOWS)
     dense_targets(Walk(anatomy, torch.arange(16)[None] % anatomy.vocab_size), layouts[0])
 
 

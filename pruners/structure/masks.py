@@ -12,7 +12,7 @@ from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import SublayerLayout
+from secateur.pruners.models.layout import SublayerLayout, check_parts
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.structure.method import StructureMethod
@@ -47,6 +47,7 @@ class MaskPruner(ArchitecturePruner):
                 f"Expected a model without experts for the space masks, got a mixture at block {mixture}. Use the "
                 f"space architecture."
             )
+        check_parts(find_layouts(anatomy), "the space masks")
 
     @classmethod
     def held_of(cls, settings: Any, anatomy: Anatomy) -> Mapping[str, Any]:
