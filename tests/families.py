@@ -238,6 +238,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "",
     ),
+    "minimax": (
+        "minimax",
+        {"layer_types": ["linear_attention", "full_attention"], "block_size": 8, **_EXPERTS},
+        "",
+    ),
     "olmo_hybrid": ("olmo_hybrid", {"layer_types": ["linear_attention", "full_attention"], **_DELTA}, ""),
     "nemotron_h": (
         "nemotron_h",
@@ -284,6 +289,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 REFUSED = {
     # name: model type, config, reason
+    "jetmoe": ("jetmoe", {"kv_channels": 8, **_EXPERTS}, "output projections that are understood"),
     "zamba2": (
         "zamba2",
         {
@@ -432,6 +438,7 @@ WHY = {
     "got recurrent, mlp, experts": "refused: an MLP beside experts",
     "other logits than the model's": "refused: more than modules, a factor and a soft cap between blocks and logits",
     "gives its state, too": "refused: recurrent mixers give blocks their states",
+    "output projections that are understood": "refused: experts in attention and MLP that are not understood",
     "which share": "refused: blocks share weights",
     r"got q\+o": "refused: blocks read the keys of others",
 }

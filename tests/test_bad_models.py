@@ -14,6 +14,7 @@ from secateur.pruners.models.usable import NotFiniteError, check_weights, check_
 from secateur.search import app
 from secateur.search.errors import UsageError
 from tests.cut_models import MODELS, SIZES, small_tokenizer
+from tests.mixtures import make_mixture
 
 LONG = {"window": 128, "n_tokens": 256}
 SHORT = {"window": 32, "n_tokens": 64}
@@ -48,6 +49,9 @@ def patched(directory, **changes):
 
 FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
 
+GPTQ = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+TOWERS = {name: {"model_type": "llama", **SIZES} for name in ("text_config", "decoder")}
+
 # name: model, changes of the config, arguments of `evaluate`, what is said
 ROWS = {
     "an encoder-decoder": (with_parts, {}, SHORT, "a decoder-only model, got the encoder-decoder t5"),
@@ -72,6 +76,8 @@ ROWS = {
         "are missing, e.g. cls.predictions",
     ),
     "FP8 with block scales": (MODELS["llama"], FP8, SHORT, "got a checkpoint quantised by fp8"),
+    "GPTQ": (MODELS["llama"], GPTQ, SHORT, "got a checkpoint quantised by gptq"),
+    "several language towers": (MODELS["llama"], TOWERS, SHORT, "Multiple valid text configs were found"),
     "NaN": (nan, {}, SHORT, r"infinity in 1 of the 1,536 of model.layers.2.mlp.up_proj.weight. Get"),
     "fewer ids than the tokenizer's": (
         lambda: LlamaForCausalLM(LlamaConfig(**{**SIZES, "vocab_size": 100})),
@@ -166,3 +172,27 @@ def test_windows_of_models_without_positions_are_as_long_as_one_likes():
     check_windows(MODELS["llama"](), 64, allow_long=False)
     bloom = tf.BloomForCausalLM(tf.BloomConfig(vocab_size=97, hidden_size=32, n_layer=1, n_head=4))
     check_windows(bloom, 100_000, allow_long=False)
+
+
+class Stubborn(torch.nn.Module):
+    """Router that counts on six experts."""
+
+    def __init__(self, router):
+        super().__init__()
+        self.weight, self.top_k = router.weight, router.top_k
+
+    def forward(self, hidden):
+        logits = torch.nn.functional.linear(hidden.flatten(0, -2), self.weight).reshape(-1, 6)
+        weights, chosen = logits.softmax(-1).topk(self.top_k)
+        return logits, weights, chosen
+
+
+def test_a_router_that_can_t_be_cut_is_named_with_its_place():
+    model = make_mixture("mixtral")
+    for block in model.model.layers:
+        block.mlp.gate = Stubborn(block.mlp.gate)
+    with pytest.raises(
+        ValueError, match=r"works with fewer experts, got .* \[at model.layers.0.mlp\]"
+    ) as caught:
+        dissect(model)
+    assert "\n" not in str(caught.value)

@@ -58,6 +58,9 @@ def _dissect(model: nn.Module, bos: int | None) -> Anatomy:
     blocks = tuple(
         _block(module, f"{name}.{index}", index, config, mixes) for index, module in enumerate(container)
     )
+    output = next((linear for block in blocks for linear in block.linears if linear.is_output), None)
+    if output is None:
+        raise ValueError(f"Expected output projections that are understood, got none in {name}.")
     tail, logits, n_outputs = find_tail(model, container, head, config)
     paths = {module: path for path, module in model.named_modules()}
     anatomy = Anatomy(
@@ -69,7 +72,7 @@ def _dissect(model: nn.Module, bos: int | None) -> Anatomy:
         tail=tail,
         head=head,
         logits=logits,
-        width=next(linear for block in blocks for linear in block.linears if linear.is_output).out_features,
+        width=output.out_features,
         vocab_size=head.out_features,
         final_norm=next((paths[module] for module in tail if is_norm(module)), ""),
         n_outputs=n_outputs,

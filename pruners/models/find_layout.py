@@ -87,14 +87,14 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
             _layout(block, forms[_kind(block)], run) for block, run in zip(anatomy.blocks, seen, strict=True)
         )
         one_of_each = {_kind(layout.block): layout for layout in layouts}
-        vanish = {kind: _vanishes(runner, layout, inputs) for kind, layout in one_of_each.items()}
+        own = {kind: _own_norms(runner, layout, inputs) for kind, layout in one_of_each.items()}
+        layouts = tuple(_with_norms(x, own[_kind(x.block)]) for x in layouts)
+        one_of_each = {_kind(layout.block): layout for layout in layouts}
+        does_nothing = {kind: _vanishes(runner, layout, inputs) for kind, layout in one_of_each.items()}
         layouts = tuple(
-            x if vanish[_kind(x.block)] else replace(x, shared=_shared_norms(x.block, run))
+            x if does_nothing[_kind(x.block)] else replace(x, shared=_shared_norms(x.block, run))
             for x, run in zip(layouts, seen, strict=True)
         )
-        for layout in one_of_each.values():
-            for part in (x for x in layout.parts if isinstance(x, SublayerLayout)):
-                _check_removed(runner, layout.block, part, inputs)
     finally:
         anatomy.model.train(training)
     return layouts
@@ -112,13 +112,42 @@ def _vanishes(runner: BlockRunner, layout: BlockLayout, inputs: BlockInputs) -> 
             one.restore()
 
 
-def _check_removed(runner: BlockRunner, block: Block, part: SublayerLayout, inputs: BlockInputs) -> None:
-    """Raise a ValueError unless a block without this sub-layer's module is one in which it gives zeros."""
-    kinds = OVER_TOKENS if part.kind == "attention" else ("mlp",)
+def _own_norms(runner: BlockRunner, layout: BlockLayout, inputs: BlockInputs) -> tuple[bool, ...]:
+    """Of each sub-layer, whether its norms go with it; they stay where the residual stream passes them (MiniMax).
+
+    Raises:
+        ValueError: if the block without the sub-layer is not one in which the sub-layer gives zeros, either way.
+    """
+    found = []
+    for part in layout.parts:
+        ways = [part] if not part.norms else [part, replace(part, norms=())]
+        works = [_is_zero(runner, layout.block, way, inputs) for way in ways]
+        if not any(works):
+            raise ValueError(
+                f"Expected {part.name} to give what is added to the residual stream, got a module that does more, such "
+                f"as adding it itself. This family ({runner.anatomy.family}) can't be cut."
+            )
+        found.append(works[0])
+    return tuple(found)
+
+
+def _with_norms(layout: BlockLayout, own: Sequence[bool]) -> BlockLayout:
+    attention, mlp = (
+        part if keeps else replace(part, norms=()) for part, keeps in zip(layout.parts, own, strict=True)
+    )
+    return replace(layout, attention=attention, mlp=mlp)
+
+
+def _is_zero(
+    runner: BlockRunner, block: Block, part: SublayerLayout | MixtureLayout, inputs: BlockInputs
+) -> bool:
+    """True if a block without this sub-layer's module is one in which it gives zeros."""
+    kinds = OVER_TOKENS if part.kind == "attention" else ("mlp", "experts")
     held = [(x, x.weight, x.bias) for x in block.linears if x.is_output and x.sublayer in kinds]
     names = {f"{block.name}.{name}": module for name, module in block.module.named_modules() if name}
-    mlp = _owner(block, names, [x.linear for x in part.placements]) if part.kind == "mlp" else None
-    live = LiveSublayer(part)
+    is_mlp = isinstance(part, SublayerLayout) and part.kind == "mlp"
+    mlp = _owner(block, names, [x for x, _, _ in held]) if is_mlp else None
+    live = live_part(part)
     try:
         for output, weight, bias in held:
             output.point_to(torch.zeros_like(weight))
@@ -133,11 +162,8 @@ def _check_removed(runner: BlockRunner, block: Block, part: SublayerLayout, inpu
     finally:
         live.restore()
     tolerance = 64 * torch.finfo(zeroed.dtype).eps * float(zeroed.nan_to_num().abs().max())
-    if torch.isfinite(zeroed).all() and not torch.allclose(removed, zeroed, rtol=0.0, atol=tolerance):
-        raise ValueError(
-            f"Expected {part.name} to give what is added to the residual stream, got a module that does more, such as "
-            f"adding it itself. This family ({runner.anatomy.family}) can't be cut."
-        )
+    finite = bool(torch.isfinite(zeroed).all())
+    return not finite or torch.allclose(removed, zeroed, rtol=0.0, atol=tolerance)
 
 
 def _check_parts(block: Block, family: str, *, experts: bool) -> None:
