@@ -132,10 +132,14 @@ def _own_norms(runner: BlockRunner, layout: BlockLayout, inputs: BlockInputs) ->
 
 
 def _with_norms(layout: BlockLayout, own: Sequence[bool]) -> BlockLayout:
-    attention, mlp = (
-        part if keeps else replace(part, norms=()) for part, keeps in zip(layout.parts, own, strict=True)
+    """The layout without norms that do not go with their sub-layer, see `_own_norms`."""
+    attention, mlp = layout.attention, layout.mlp
+    of_attention, of_mlp = own
+    return replace(
+        layout,
+        attention=attention if of_attention else replace(attention, norms=()),
+        mlp=mlp if of_mlp else replace(mlp, norms=()),
     )
-    return replace(layout, attention=attention, mlp=mlp)
 
 
 def _is_zero(
