@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from secateur.search import files
 from secateur.search.budget import Spent
 from secateur.search.errors import UsageError
 from secateur.search.files import StudyWriteError
@@ -284,8 +285,11 @@ def test_a_study_that_finds_no_room_at_the_end_lets_the_next_driver_in(tmp_path,
         assert len(again.trials) == 2
 
 
-def test_a_disk_that_is_full_from_the_start_is_said_so(tmp_path):
-    (tmp_path / "study.json.new").symlink_to("/dev/full")
+def test_a_disk_that_is_full_from_the_start_is_said_so(tmp_path, monkeypatch):
+    def full(fd):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StudyWriteError, match="Expected room on the disk"):
         start(tmp_path)
 
