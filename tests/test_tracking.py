@@ -3,6 +3,7 @@
 import inspect
 import math
 import struct
+import sys
 import threading
 from pathlib import Path
 
@@ -176,6 +177,26 @@ def test_a_tracker_that_hangs_is_left_behind(recorders, tmp_path, monkeypatch):
     assert said == [
         "the tracker mlflow lacks the last trials, as it does not answer; they are safe in the run"
     ]
+
+
+def test_greetings_of_trackers_are_no_results(recorders, tmp_path, monkeypatch, capsys):
+    let_go = threading.Event()
+
+    def start(self):
+        sys.stdout.write("look at me\n")
+        assert let_go.wait(30)
+
+    monkeypatch.setattr(Recorder, "start", start)
+    monkeypatch.setattr(tracking.Tracking.__init__, "__kwdefaults__", {"patience": 0.05})
+    run, said = make_run(tmp_path / "run"), []
+    settings = run.settings.model_copy(update={"track": "mlflow"})
+    with tracking.tracked(settings, tmp_path, run.study.about.baselines, said.append) as [observer]:
+        observer.on_trials(run.study.trials[:2], run.study.spent)
+    sys.stdout.write("the result\n")
+    let_go.set()
+    observer._thread.join()
+    out, err = capsys.readouterr()
+    assert (out, "look at me" in err) == ("the result\n", True)
 
 
 # --- in a search ---

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -89,14 +90,16 @@ class Tracking(Observer):
 
     def _follow(self) -> None:
         try:
-            tracker, step = open_tracker(self._name, self._directory), 0
+            with redirect_stdout(sys.stderr):  # some greet on stdout, which is for results
+                tracker, step = open_tracker(self._name, self._directory), 0
             tracker.store_init_configuration(flat(resolved(self._settings)))
             while (trials := self._trials.get()) is not None:
                 for trial in trials:
                     self._progress.add([trial])
                     tracker.log(values_of(trial, self._settings, self._progress.facts()), step=step)
                     step += 1
-            tracker.finish()
+            with redirect_stdout(sys.stderr):
+                tracker.finish()
         except Exception as error:  # noqa: BLE001  # trackers raise what they like; none ends a search
             words = (str(error).strip().splitlines() or [""])[0].rstrip(".")
             reason = masked(words) or type(error).__name__
@@ -109,6 +112,7 @@ def tracked(
 ) -> Iterator[list[Tracking]]:
     """Observers for the trackers of the settings, whose threads end with the context."""
     with ExitStack() as last_first:
+        last_first.callback(setattr, sys, "stdout", sys.stdout)  # of a thread that was left behind
         yield [
             last_first.enter_context(Tracking(name, directory, settings, baselines, say))
             for name in settings.trackers
