@@ -91,6 +91,7 @@ def prune(
     device: str = "auto",
     trust_remote_code: bool = False,
     anyway: bool = False,
+    stream: Literal["auto", "always", "never"] = "auto",
     say: Say = silent,
     **limits: float | str,
 ) -> ExportSummary:
@@ -107,6 +108,8 @@ def prune(
         allow_long_windows: windows longer than the model's rotary positions, too.
         dtype, device, trust_remote_code: how the model is loaded.
         anyway: go on where the forecast says that memory or disk do not suffice.
+        stream: block by block from the files, without the model in memory; auto: where it is large beside the free
+            memory.
         say: given progress, one line at a time.
         limits: of the whole pruned model, in place of `sparsity`: ``max_params="0.7x"``, ``max_size="500MB"``.
 
@@ -137,6 +140,7 @@ def prune(
         bos=bos,
         form=format,
         bounds=bounds,
+        stream=stream,
         say=say,
         **measured,
     )

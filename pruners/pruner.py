@@ -12,12 +12,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from secateur.pruners.blockwise import BlockwisePruning
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.tokens import Calibration
 from secateur.pruners.export.export import ExportReport, export_model
 from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.loading import LoadedModel
+from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.models.shape import model_shape
 from secateur.spaces.latency import LatencyTable
 from secateur.spaces.plugins import resolve
@@ -266,6 +268,16 @@ class Pruner(ABC):
         Raises:
             ValueError: if the configuration does not fit.
         """
+
+    def blockwise(self, config: Config) -> BlockwisePruning:
+        """The same pruning block by block, for a model that is streamed; no weight is looked at.
+
+        Raises:
+            NotStreamedError: if it needs more of the model than one block at a time, with the reason.
+        """
+        raise NotStreamedError(
+            "Expected a recipe of unit `weights`, such as wanda, got another way to prune."
+        )
 
     @property
     def searched_statistics(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -89,6 +89,12 @@ class CalibrationStatistics:
                 self._collect_gradients(missing)
             if walks and self._walked(gram) is None:
                 self._walk(gram)
+
+    def use_walked(self, block: int, piece: dict[str, Tensor], *, gram: bool) -> None:
+        """Use the `packed_statistics` of one block from a walk of the caller's, and forget those of others."""
+        pieces: list[dict[str, Tensor]] = [{} for _ in self._anatomy.blocks]
+        pieces[block] = piece
+        self._parts["gram" if gram else "moments"] = pieces
 
     def inputs(self, block: int, gram: bool = False) -> dict[str, InputStatistics]:
         """Input statistics of a block's projections by their full names; those that read one input share one object."""
@@ -212,8 +218,18 @@ def walk_dense(
     An input that several projections read has one copy, under the name of the first, its owner. Moments do not
     depend on whether Gram matrices are collected.
     """
-    for part in stream_blocks(anatomy, tokens, inputs="both" if gram else "moments", outputs="moments"):
-        yield {name: tensor.contiguous().cpu() for name, tensor in _pack(part).items()}
+    for part in stream_blocks(anatomy, tokens, **collected_by_walks(gram)):
+        yield packed_statistics(part)
+
+
+def collected_by_walks(gram: bool) -> dict[str, Any]:
+    """Arguments of `stream_blocks` and `Walk.collect` for what `packed_statistics` packs."""
+    return {"inputs": "both" if gram else "moments", "outputs": "moments"}
+
+
+def packed_statistics(part: BlockStatistics) -> dict[str, Tensor]:
+    """Statistics of a block as `walk_dense` gives them."""
+    return {name: tensor.contiguous().cpu() for name, tensor in _pack(part).items()}
 
 
 def _pack(part: BlockStatistics) -> dict[str, Tensor]:

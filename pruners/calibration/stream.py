@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -29,13 +29,26 @@ def most(*details: Detail) -> Detail:
 
 
 class Walk:
-    """Walk of calibration tokens through a model: hidden states before each block."""
+    """Walk of tokens through a model: hidden states before each block, in batches.
 
-    def __init__(self, anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> None:
+    Args:
+        batch_tokens: computed by a block at a time.
+
+    Attributes:
+        hidden: of each batch, before the block that comes next; may be replaced.
+    """
+
+    def __init__(
+        self, anatomy: Anatomy, tokens: Int[Tensor, "windows length"], batch_tokens: int = BATCH_TOKENS
+    ) -> None:
         self._runner = BlockRunner(anatomy)
-        rows = max(1, BATCH_TOKENS // tokens.shape[1])
-        self._batches: list[BlockInputs] = [self._runner.start(part) for part in tokens.split(rows)]
-        self.hidden: list[Float[Tensor, "batch length width"]] = [batch.hidden for batch in self._batches]
+        self._length = tokens.shape[1]
+        rows = max(1, batch_tokens // self._length)
+        batches = [self._runner.start(part) for part in tokens.split(rows)]
+        self.hidden: list[Float[Tensor, "batch length width"]] = [batch.hidden for batch in batches]
+        self._batches: list[BlockInputs] = [
+            replace(batch, hidden=batch.hidden.new_empty(0)) for batch in batches
+        ]
 
     def through(
         self, block: Block, watch: Sequence[HookOf] = ()
@@ -49,6 +62,38 @@ class Walk:
                 self._runner.block(block.index, states, batch)
                 for states, batch in zip(self.hidden, self._batches, strict=True)
             ]
+
+    def collect(
+        self,
+        block: Block,
+        *,
+        inputs: Detail | Literal["both"] = "nothing",
+        outputs: Detail = "nothing",
+        experts: bool = False,
+        expert_outputs: bool = False,
+    ) -> tuple[BlockStatistics, list[Float[Tensor, "batch length width"]]]:
+        """The block's statistics, as `stream_blocks` describes them, and its outputs, from one pass."""
+        of_inputs = Collector(InputStatistics, self._length, gram=inputs == "gram")
+        of_outputs = Collector(OutputStatistics, self._length, gram=outputs == "gram", experts=expert_outputs)
+        grams = Collector(InputStatistics, self._length, gram=True)
+        watch = [of_inputs.hook] if inputs != "nothing" else []
+        watch += [of_outputs.hook] if outputs != "nothing" else []
+        watch += [grams.hook] if inputs == "both" else []
+        mixture = block.mixture if experts else None
+        recorder = None if mixture is None else MixtureRecorder(mixture, block.module)
+        all_experts = self._runner.anatomy.all_experts and inputs != "nothing"
+        widened = every_token(block) if all_experts else nullcontext()
+        with widened, recorder.watching() if recorder else nullcontext():
+            hidden = self.through(block, watch)
+        statistics = BlockStatistics(
+            block,
+            of_inputs.of(block) if inputs != "nothing" else {},
+            of_outputs.found,
+            grams.of(block) if inputs == "both" else {},
+            block_influence(self.hidden, hidden) if outputs != "nothing" else 0.0,
+            recorder.evidence if recorder else None,
+        )
+        return statistics, hidden
 
 
 @dataclass(frozen=True)
@@ -103,27 +148,16 @@ def stream_blocks(
     if inputs == outputs == "nothing" and not experts:
         yield from map(BlockStatistics, anatomy.blocks)
         return
-    walk, length = Walk(anatomy, tokens), tokens.shape[1]
+    walk = Walk(anatomy, tokens)
     for block in anatomy.blocks:
-        full = inputs == "gram" or block.index in gram_blocks
-        of_inputs = Collector(InputStatistics, length, gram=full)
-        of_outputs = Collector(OutputStatistics, length, gram=outputs == "gram", experts=expert_outputs)
-        grams = Collector(InputStatistics, length, gram=True)
-        watch = [of_inputs.hook] if inputs != "nothing" else []
-        watch += [of_outputs.hook] if outputs != "nothing" else []
-        mixture = block.mixture if experts else None
-        recorder = None if mixture is None else MixtureRecorder(mixture, block.module)
-        widened = every_token(block) if anatomy.all_experts and inputs != "nothing" else nullcontext()
-        with widened, recorder.watching() if recorder else nullcontext():
-            hidden = walk.through(block, watch + ([grams.hook] if inputs == "both" else []))
-        yield BlockStatistics(
+        statistics, hidden = walk.collect(
             block,
-            of_inputs.of(block) if inputs != "nothing" else {},
-            of_outputs.found,
-            grams.of(block) if inputs == "both" else {},
-            block_influence(walk.hidden, hidden) if outputs != "nothing" else 0.0,
-            recorder.evidence if recorder else None,
+            inputs="gram" if inputs == "moments" and block.index in gram_blocks else inputs,
+            outputs=outputs,
+            experts=experts,
+            expert_outputs=expert_outputs,
         )
+        yield statistics
         walk.hidden = walk.through(block) if sequential else hidden
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.pruners.export.card import card
@@ -80,17 +80,17 @@ def export_model(
     _check_names(model, manifest)
     n_bytes = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     with new_directory(directory, n_bytes) as (made, scratch):
-        with _stored_as(model, dtype) as lossy, quiet():
-            zeros, weights = _count_asked(model, manifest.asked)
+        with stored_as(model, dtype) as lossy, quiet():
+            zeros, weights = count_asked(model, manifest.asked)
             with joined_experts(model):
                 model.save_pretrained(made)
-                counted = _zeros_of_parameters(model, zeros)
+                counted = zeros_of_parameters(model, zeros)
             tokenizer.save_pretrained(made)
         tolerance = max(TOLERANCES[model.dtype], TOLERANCES[dtype] if lossy else 0.0)
         comparison = check_saved(
             made, scratch, model, tokenizer, zeros=counted, tokens=check_tokens, tolerance=tolerance
         )
-        manifest = _write_record(made, manifest, dtype, comparison, zeros=zeros, weights=weights)
+        manifest = write_record(made, manifest, dtype, comparison, zeros=zeros, weights=weights)
     return ExportReport(directory, manifest, comparison)
 
 
@@ -104,7 +104,7 @@ def _check_names(model: PreTrainedModel, manifest: Manifest) -> None:
 
 
 @contextmanager
-def _stored_as(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[bool]:
+def stored_as(model: nn.Module, dtype: torch.dtype) -> Iterator[bool]:
     """Context in which each parameter is as `stored` gives it; yields whether the dtype changed any value.
 
     Pruned weights may be transposed, or views on a part of a memory-mapped file or on each other's storage,
@@ -179,10 +179,10 @@ def export_structured(
     cut = CutModel(anatomy, kept, narrow=narrow)
     n_parent = sum(parameter.numel() for parameter in cut.skeleton(cut.config).parameters())
     with new_directory(to, n_parent * dtype.itemsize) as (made, scratch):
-        zeros, weights = _count_asked(model, manifest.asked)
+        zeros, weights = count_asked(model, manifest.asked)
         job = Job(cut, tokenizer, manifest.parent, dtype, check_tokens)
         saved = FORMATS[manifest.format].save(job, made, scratch)
-        manifest = _write_record(
+        manifest = write_record(
             made,
             manifest,
             dtype,
@@ -224,17 +224,23 @@ def ranges(numbers: Sequence[int]) -> str:
 # Both -----------------------------------------------------------------------------------------------------
 
 
-def _zeros_of_parameters(model: PreTrainedModel, zeros: Mapping[str, int]) -> dict[str, int]:
-    """Zeros by full names of parameters of the joined model; of experts those of all in their fused tensors."""
+def zeros_of_parameters(model: nn.Module, zeros: Mapping[str, int], prefix: str = "") -> dict[str, int]:
+    """Zeros by full names of parameters of the joined model; of experts those of all in their fused tensors.
+
+    Args:
+        model: it, or a part of it.
+        zeros: by the full names of projections.
+        prefix: path of the part.
+    """
     found = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.named_parameters(prefix):
         owner = name.rpartition(".")[0]
         if owner in zeros or any(x.startswith(f"{owner}.") and parameter.ndim == 3 for x in zeros):
             found[name] = parameter.numel() - int(parameter.count_nonzero())
     return found
 
 
-def _count_asked(model: PreTrainedModel, asked: Mapping[str, float]) -> tuple[dict[str, int], dict[str, int]]:
+def count_asked(model: nn.Module, asked: Mapping[str, float]) -> tuple[dict[str, int], dict[str, int]]:
     """Zeros and weights of each linear, as they are saved.
 
     Raises:
@@ -253,7 +259,7 @@ def _count_asked(model: PreTrainedModel, asked: Mapping[str, float]) -> tuple[di
     return zeros, weights
 
 
-def _write_record(
+def write_record(
     made: Path, manifest: Manifest, dtype: torch.dtype, comparison: Comparison, **found: Any
 ) -> Manifest:
     """Fill in the manifest, and write the model card and, last of all files, the manifest."""

@@ -85,8 +85,34 @@ def check_saved(
     Raises:
         ExportError: if it does not load, or if weights, zeros, logits, generated tokens or tokenizer differ.
     """
+    return check_logits(
+        saved,
+        scratch,
+        logits_of(model, tokens),
+        tokenizer,
+        zeros=zeros,
+        tokens=tokens,
+        dtype=model.dtype,
+        tolerance=tolerance,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def check_logits(
+    saved: Path,
+    scratch: Path,
+    logits: Float[Tensor, "rows length vocabulary"],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    zeros: Mapping[str, int],
+    tokens: Int64[Tensor, "rows length"],
+    dtype: torch.dtype,
+    tolerance: float,
+    trust_remote_code: bool = False,
+) -> Comparison:
+    """As `check_saved`, with the logits of the model in memory, in float32, and the dtype to compute in."""
     request = {
-        "dtype": dtype_name(model.dtype),
+        "dtype": dtype_name(dtype),
         "parameters": list(zeros),
         "text": _TEXT,
         "trust_remote_code": trust_remote_code,
@@ -109,7 +135,7 @@ def check_saved(
         )
     return compare(
         answer["architecture"],
-        logits_of(model, tokens),
+        logits,
         loaded,
         lambda: (answer["generated"], answer["generation_gap"]),
         tolerance,

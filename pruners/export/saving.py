@@ -41,12 +41,14 @@ def check_dtypes(*dtypes: torch.dtype) -> None:
 
 
 @contextmanager
-def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
+def new_directory(directory: Path, n_bytes: int, *, continued: bool = False) -> Iterator[tuple[Path, Path]]:
     """Yields a directory to fill and one for scratch; the filled one gets its final name if nothing is raised.
 
     Args:
         directory: absolute; must not exist or be empty.
-        n_bytes: of the weights that will be written.
+        n_bytes: of what will be written.
+        continued: both are at `unfinished`, with what a process wrote that was killed there, or left by any error but
+            an ExportError.
 
     Raises:
         ValueError: if the directory is not empty.
@@ -55,21 +57,20 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
     check_destination(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        needed, free = n_bytes + SPARE_BYTES, shutil.disk_usage(directory.parent).free
+        there = sum(x.stat().st_size for x in unfinished(directory).rglob("*")) if continued else 0
+        needed, free = max(n_bytes - there, 0) + SPARE_BYTES, shutil.disk_usage(directory.parent).free
         if free < needed:  # a disk that fills up while writing names no numbers
             raise ExportError(
                 f"Expected {needed / 1e6:.0f} MB of free space in {directory.parent}, got {free / 1e6:.0f} MB. Free "
                 "some space or choose another directory, and export again."
             )
-        # The suffix of a process that was killed is random, so the next one is not in its way.
-        beside = tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent)
-        with beside as scratch, Path(scratch, LOCK).open("w", buffering=1) as lock:
-            with suppress(OSError):  # without locks in this file system, what is left is not removed later
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                lock.write(f"{socket.gethostname()}\n")  # after the lock is held
-            made = Path(scratch, "model")
-            made.mkdir()  # with the usual permissions; those of `scratch` are its owner's alone
-            yield made, Path(scratch)
+        beside = _continued(directory) if continued else _new_beside(directory)
+        with beside as scratch, _locked(scratch):
+            made = scratch / "model"
+            made.mkdir(
+                exist_ok=continued
+            )  # with the usual permissions; those of `scratch` are its owner's alone
+            yield made, scratch
             for file in made.iterdir():  # safetensors lets nobody but the owner read
                 file.chmod(made.stat().st_mode & 0o666)
             try:
@@ -88,6 +89,53 @@ def new_directory(directory: Path, n_bytes: int) -> Iterator[tuple[Path, Path]]:
         ) from error
 
 
+@contextmanager
+def _new_beside(directory: Path) -> Iterator[Path]:
+    """A new directory beside the destination, removed at the end."""
+    # The suffix of a process that was killed is random, so the next one is not in its way.
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
+        yield Path(scratch)
+
+
+@contextmanager
+def _continued(directory: Path) -> Iterator[Path]:
+    """The directory `unfinished`, removed at the end; errors other than an ExportError, and kills, leave it."""
+    scratch = unfinished(directory)
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    try:
+        yield scratch
+    except ExportError:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _locked(scratch: Path) -> Iterator[None]:
+    """Context in which this process holds the lock of a directory."""
+    with (scratch / LOCK).open("a", buffering=1) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            lock.write(f"{socket.gethostname()}\n")  # after the lock is held
+        except BlockingIOError as error:  # only of an unfinished one, whose name others have, too
+            raise ValueError(
+                f"Expected no other process that exports by way of {scratch}, got one. Wait for it, or stop it."
+            ) from error
+        except OSError:  # without locks in this file system, what is left is not removed later
+            pass
+        yield
+
+
+STREAMED = "streamed"
+"""Suffix of the directory beside a destination that a streamed export goes on from; `leftovers` looks for 8 letters."""
+
+
+def unfinished(directory: Path) -> Path:
+    """Hidden directory of a streamed export to a destination, as long as it is not finished."""
+    return directory.parent / f".{directory.name}-{STREAMED}"
+
+
 def leftovers(parent: Path, name: str) -> list[Path]:
     """Leftovers of killed processes of this machine in a directory of exports with this name, or with any for ``*``."""
     dead = []
@@ -101,10 +149,16 @@ def leftovers(parent: Path, name: str) -> list[Path]:
     return dead
 
 
-def remove_leftovers(directory: Path) -> list[str]:
-    """Remove leftovers of killed processes of this machine beside a destination, and return their paths."""
+def remove_leftovers(directory: Path, *, continued: bool = False) -> list[str]:
+    """Remove leftovers of killed processes of this machine beside a destination, and return their paths.
+
+    Args:
+        continued: leave the one that a streamed export goes on from.
+    """
     directory = directory.expanduser().absolute()
     dead = leftovers(directory.parent, directory.name)
+    if continued:
+        dead = [left for left in dead if left != unfinished(directory)]
     for left in dead:
         shutil.rmtree(left, ignore_errors=True)
     return [str(left) for left in dead if not left.exists()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints import gemma3, smollm2
 from secateur.pruners.models.checkpoints.cache import cached
 from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError, Say, one_line, silent
@@ -20,6 +21,7 @@ from secateur.pruners.models.checkpoints.directory import CONFIG, check_sizes, o
 from secateur.pruners.models.checkpoints.gguf_file import open_gguf
 from secateur.pruners.models.checkpoints.hub import fetched, open_hub
 from secateur.pruners.models.checkpoints.quiet import quiet
+from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.experts import joined_experts
 from secateur.pruners.models.usable import check_vocabulary, check_weights
 from secateur.spaces.names import did_you_mean
@@ -55,6 +57,10 @@ class LoadedModel:
     def fingerprint(self) -> str:
         """Identity of its files: sha256 of config and weights, or of the GGUF file, or the commit on the hub."""
         return self.checkpoint.fingerprint
+
+    def dissect(self, bos: int | None = None) -> Anatomy:
+        """Anatomy of the model, see `discover.dissect`."""
+        return dissect(self.model, bos)
 
 
 def load_model(
@@ -173,33 +179,55 @@ def _load(
 
     Attention is transformers' choice: SDPA where the family supports it, else eager.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    where = _where(checkpoint, trust_remote_code)
     placed = {"device_map": "auto"} if spread else {}
-    if checkpoint.revision is None and not trust_remote_code:  # code of its own may name and count otherwise
-        check_sizes(Path(checkpoint.location))
-    config = _config(checkpoint, trust_remote_code)
+    config, where = open_config(checkpoint, trust_remote_code, check)
     stored = config.dtype
-    check(config)
-    if checkpoint.revision is not None and not trust_remote_code:
-        directory = fetched(checkpoint.location, checkpoint.revision)  # after the checks that need no weights
-        if directory is not None:
-            check_sizes(directory)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.location, dtype=precision, output_loading_info=True, **placed, **where
         )
-        model, found = loaded
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.location, **where)
-    except Exception as error:  # transformers raises all kinds, tokenizers a plain Exception
+    except Exception as error:  # transformers raises all kinds
         raise _explained(checkpoint, error) from error
+    model, found = loaded
+    tokenizer = load_tokenizer(checkpoint, where)
     if found["missing_keys"]:
         raise ModelError(
             f"Expected weights for every parameter in {checkpoint.location!r}, {len(found['missing_keys'])} are "
             f"missing, e.g. {min(found['missing_keys'])}. The weights belong to another config."
         )
     return model, tokenizer, stored if stored in DTYPES.values() else precision
+
+
+def load_tokenizer(checkpoint: Checkpoint, where: Mapping[str, Any]) -> Any:
+    """The tokenizer of a checkpoint; `where` is from `open_config`."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.location, **where)
+    except Exception as error:  # tokenizers raise a plain Exception
+        raise _explained(checkpoint, error) from error
+
+
+def open_config(
+    checkpoint: Checkpoint, trust_remote_code: bool, check: CheckConfig
+) -> tuple[Any, dict[str, Any]]:
+    """The checked config of a checkpoint, whose weights are there afterwards, and arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: as `check` does.
+        ModelError: if it can't be read, or contradicts the weights, or the model can't be pruned.
+    """
+    if checkpoint.revision is None and not trust_remote_code:  # code of its own may name and count otherwise
+        check_sizes(Path(checkpoint.location))
+    config = _config(checkpoint, trust_remote_code)
+    check(config)
+    if checkpoint.revision is not None and not trust_remote_code:
+        directory = fetched(checkpoint.location, checkpoint.revision)  # after the checks that need no weights
+        if directory is not None:
+            check_sizes(directory)
+    return config, _where(checkpoint, trust_remote_code)
 
 
 def read_config(name: str, *, trust_remote_code: bool = False, say: Say = silent) -> Any:

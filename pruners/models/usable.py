@@ -17,7 +17,7 @@ class NotFiniteError(ValueError):
 def check_weights(model: nn.Module) -> None:
     """Raise a ModelError that names a weight with NaN or infinity; weights without memory are not looked at."""
     for name, parameter in model.named_parameters():
-        if parameter.is_meta or bool(torch.isfinite(parameter).all()):
+        if parameter.is_meta or all(bool(torch.isfinite(part).all()) for part in _parts(parameter)):
             continue
         n_bad = int((~torch.isfinite(parameter)).sum())
         narrow = parameter.dtype == torch.float16
@@ -25,6 +25,18 @@ def check_weights(model: nn.Module) -> None:
             f"Expected finite weights, got NaN or infinity in {n_bad:,} of the {parameter.numel():,} of {name}. "
             + ("Try bfloat16 or float32." if narrow else "Get the checkpoint anew.")
         )
+
+
+PART = 1 << 24
+"""Weights that are looked at together: of a mapped model no more are in memory."""
+
+
+def _parts(parameter: Tensor) -> tuple[Tensor, ...]:
+    """The parameter in parts of about `PART` weights."""
+    if parameter.numel() <= PART:
+        return (parameter,)
+    parts: tuple[Tensor, ...] = parameter.split(max(1, PART * len(parameter) // parameter.numel()))
+    return parts
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from secateur.pruners.blockwise import BlockwisePruning
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.choose import choose
 from secateur.pruners.calibration.gradient_kinds import Kind
@@ -33,6 +34,7 @@ from secateur.pruners.export.manifest import Manifest
 from secateur.pruners.export.registry import FORMATS
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.loading import LoadedModel
+from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.blocks import plan_blocks
@@ -41,7 +43,7 @@ from secateur.pruners.recipes.context import RecipeContext
 from secateur.pruners.recipes.experts import plan_experts
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
 from secateur.pruners.recipes.units import plan_units
-from secateur.pruners.recipes.weights import plan_weights
+from secateur.pruners.recipes.weights import plan_weights, weights_by_block
 from secateur.pruners.stores.block_files import LevelStoreError
 from secateur.spaces.architecture.candidate import Kept
 
@@ -269,6 +271,13 @@ class RecipePruner(Pruner):
                 self.apply(block.index, key)
                 self._live[block.index].finish()
             on_block(block.index)
+
+    def blockwise(self, config: Config) -> BlockwisePruning:
+        if self.settings.unit != "weights":
+            return super().blockwise(config)
+        if self._look:
+            raise NotStreamedError("Expected calibration windows chosen at random, got others.")
+        return weights_by_block(self.context, config)
 
     @classmethod
     def formats(cls, settings: Any) -> tuple[str, ...]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from secateur.pruners.blockwise import BlockwisePruning
 from secateur.pruners.calibration.stream import most
+from secateur.pruners.models.anatomy import Block
+from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.recipes.allocation.allocate import removed
 from secateur.pruners.recipes.allocation.layers import Layer, kind_of
 from secateur.pruners.recipes.allocation.owl import outlier_shares
@@ -22,6 +26,7 @@ from secateur.pruners.recipes.weight_pruning import (
     MaskPruning,
     WeightPruning,
 )
+from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
 from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, MODEL_RECONSTRUCTIONS, RULES
 from secateur.spaces.recipe.form import OWN_THRESHOLD
@@ -47,8 +52,7 @@ class WeightPlan(PruningPlan):
 
     @property
     def sparsity(self) -> Mapping[str, float]:
-        linears = self.pruning.context.anatomy.linears
-        return {linear.name: self.counts[linear.name] / linear.n_weights for linear in linears}
+        return _shares(self.pruning.context, self.counts)
 
 
 def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPlan:
@@ -66,7 +70,44 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
     sample.statistics.prepare(inputs=needs, gradients=pruning.gradients)
     if isinstance(pruning, ModelReconstruction) and config["allocation"]["rule"] == OWN_THRESHOLD:
         return _plan(context, pruning, pruning.spread(config["sparsity"]))
-    linears = list(context.anatomy.linears)
+    return _plan(context, pruning, _counts(context, sample, pruning, config))
+
+
+def weights_by_block(context: RecipeContext, config: Mapping[str, Any]) -> BlockwisePruning:
+    """Pruning by a recipe of unit ``weights`` that needs one block at a time, with the weights that the plan has.
+
+    Raises:
+        NotStreamedError: if it needs more: shares from scores or statistics of all blocks, gradients, a reconstruction
+            of the model or of whole blocks, biases that the model's class does not have.
+        ValueError: as `plan_weights` does.
+    """
+    context = replace(context, made=Recent(0))  # nothing is kept beyond its block
+    sample = context.sample(config["calibration"])
+    pruning, rule = _weight_pruning(context, sample, config), RULES[config["allocation"]["rule"]]
+    if rule.inputs != "nothing" or set(rule.evidence) - {"profile"}:
+        raise NotStreamedError(f"Expected shares that follow from no weights, got the rule {rule.name}.")
+    if pruning.gradients or not isinstance(pruning, MaskPruning | LayerReconstruction):
+        raise NotStreamedError(
+            f"Expected a metric or a reconstruction of single layers, got {config['metric']['name']}, which needs more."
+        )
+    counts = _counts(context, sample, pruning, config)
+    if pruning.n_biases(counts):
+        raise NotStreamedError(f"Expected a repair that adds no biases, got {config['repair']}.")
+
+    def prune(block: Block, statistics: dict[str, Tensor]) -> None:
+        if statistics:
+            sample.statistics.use_walked(block.index, statistics, gram=pruning.needs == "gram")
+        LiveBlock(block).use(pruning.pieces(block, block.name, counts))
+
+    shares = _shares(context, counts) if config["sparsity"] else {}
+    return BlockwisePruning(sample.tokens, pruning.needs, shares, prune)
+
+
+def _counts(
+    context: RecipeContext, sample: Sample, pruning: WeightPruning, config: Mapping[str, Any]
+) -> Mapping[str, int]:
+    """Zeros of each projection by the recipe's rule."""
+    linears, evidence = list(context.anatomy.linears), RULES[config["allocation"]["rule"]].evidence
     layers = [
         Layer(
             linear.block,
@@ -84,7 +125,11 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
         return outlier_shares(context.anatomy, sample.statistics, float(config["allocation"]["factor"]))
 
     gone = removed(config, layers, context, sample, outliers=outliers)
-    return _plan(context, pruning, {linear.name: n for linear, n in zip(linears, gone, strict=True)})
+    return {linear.name: n for linear, n in zip(linears, gone, strict=True)}
+
+
+def _shares(context: RecipeContext, counts: Mapping[str, int]) -> dict[str, float]:
+    return {linear.name: counts[linear.name] / linear.n_weights for linear in context.anatomy.linears}
 
 
 def _plan(context: RecipeContext, pruning: WeightPruning, counts: Mapping[str, int]) -> WeightPlan:

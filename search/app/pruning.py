@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from secateur.search.app.pruning_file import PruningFile
 from secateur.search.app.session import Say, silent, usage_errors
+from secateur.search.app.stream import loader, refuse
 from secateur.search.app.within import least_share
 from secateur.search.errors import UsageError
 from secateur.search.results.pick import BOUND_KINDS, Bound
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from secateur.evaluators.data.text import Text
     from secateur.evaluators.exporting import ExportSummary
+    from secateur.pruners.export.manifest import Manifest
     from secateur.pruners.models.anatomy import Anatomy
     from secateur.pruners.models.loading import LoadedModel
     from secateur.pruners.pruner import Config, Pruner
@@ -41,6 +43,7 @@ def prune(  # noqa: PLR0913  # the options of a command
     allow_long_windows: bool = False,
     form: str | None = None,
     bounds: Sequence[Bound] = (),
+    stream: str = "auto",
     loading: dict[str, Any] | None = None,
     say: Say = silent,
 ) -> ExportSummary:
@@ -58,54 +61,72 @@ def prune(  # noqa: PLR0913  # the options of a command
         allow_long_windows: permit windows longer than the model's positions, where these are not learned.
         form: a name that ``secateur list formats`` shows; None: the usual one.
         bounds: upper limits of the whole pruned model, met by the least share that does; none: the file's share.
+        stream: a word of `STREAM`.
         loading: ``dtype``, ``device`` and ``trust_remote_code``.
         say: told in one line what is being done.
 
     Raises:
-        UsageError: if the recipe, the model or a text is not what it should be, or the format can't carry the model.
+        UsageError: if the recipe, the model or a text is not what it should be, or the format can't carry the model, or
+            is to be streamed and can't be.
         ExportError: if the model can't be written, or does not load as it should.
     """
     from secateur.evaluators.data.text import measured_address
     from secateur.evaluators.data.windows import EvaluationData
     from secateur.evaluators.exporting import export, new_manifest
+    from secateur.evaluators.streaming import export_streamed
+    from secateur.pruners.models.mapped import MappedModel, NotStreamedError
     from secateur.pruners.models.usable import check_windows
-    from secateur.pruners.pruner import pruner_class
 
     if tokens < window or tokens % window:
         raise UsageError(f"Expected `--tokens` to be a multiple of the window, {window}, got {tokens}.")
-    if bounds and not pruner_class(file.settings).is_smaller(file.settings):
-        raise UsageError(
-            f"Expected a recipe that removes structure for a bound on {', '.join(b.name for b in bounds)}, got one "
-            "whose zeros are stored. Take another recipe, or `--sparsity`."
+    _check(file, bounds, form, stream)
+    loading = {"dtype": "auto", "device": "auto", "trust_remote_code": False, **(loading or {})}
+    fidelity = Fidelity("test", tokens)
+    measured_on = measured_address(text, [file.calibration_text])
+
+    def opened(stream: str) -> tuple[LoadedModel, Pruner, Tensor]:
+        load = loader(stream, loading, say)
+        of_all = _opened(file, model, form, text, tokens, window, bos, bounds, load, say)
+        for length in (window, *file.window_lengths):
+            check_windows(of_all[0].model, length, allow_long=allow_long_windows)
+        return of_all
+
+    def manifest_for(pruner: Pruner, loaded: LoadedModel, config: Config) -> Manifest:
+        return new_manifest(
+            pruner,
+            loaded,
+            file.text,
+            config,
+            sequential=file.sequential,
+            seeds={"recipe": file.seed},
+            texts={"test": measured_on},
+            form=form,
         )
-    file.check()  # before a model is loaded
-    file.check_form(form)
-    loaded, pruner, test = _opened(file, model, form, text, tokens, window, bos, bounds, loading or {}, say)
-    for length in (window, *file.window_lengths):
-        check_windows(loaded.model, length, allow_long=allow_long_windows)
+
+    loaded, pruner, test = opened("never" if _is_smaller(file) else stream)
+    if isinstance(loaded, MappedModel):
+        try:
+            config = pruner.fitted(file.form)
+            blockwise = pruner.blockwise(config)
+            manifest = manifest_for(pruner, loaded, config)
+            summary = export_streamed(
+                loaded, pruner.anatomy, blockwise, to, manifest, windows=test, fidelity=fidelity, say=say
+            )
+            return replace(summary, text=measured_on)
+        except NotStreamedError as error:
+            refuse(stream, error, say)
+            loaded, pruner, test = opened("never")
     if bounds:
         file, config = _fitted_within(file, pruner, bounds, say)
     else:
         config = pruner.fitted(file.form)
-    fidelity = Fidelity("test", tokens)
     data = EvaluationData(pruner.anatomy, {"test": test}, [fidelity])
-    measured_on = measured_address(text, [file.calibration_text])
-    manifest = new_manifest(
-        pruner,
-        loaded,
-        file.text,
-        config,
-        sequential=file.sequential,
-        seeds={"recipe": file.seed},
-        texts={"test": measured_on},
-        form=form,
-    )
+    manifest = manifest_for(pruner, loaded, config)
     pruner.check_format(config, loaded.tokenizer, manifest.format)  # before anything is measured
     say("measuring the dense model")
     data.of(fidelity)
     dense = {f"{fidelity.text}, dense": data.live_losses(fidelity)}
-    smaller = pruner.is_smaller(pruner.settings)
-    shares = removed_shares(pruner.costs_of(config), pruner.dense.shape.n_params) if smaller else {}
+    shares = removed_shares(pruner.costs_of(config), pruner.dense.shape.n_params) if _is_smaller(file) else {}
     summary = export(
         pruner,
         loaded,
@@ -121,6 +142,29 @@ def prune(  # noqa: PLR0913  # the options of a command
     return replace(summary, text=measured_on, shares=shares)
 
 
+def _is_smaller(file: PruningFile) -> bool:
+    """True if it removes structure."""
+    from secateur.pruners.pruner import pruner_class
+
+    return pruner_class(file.settings).is_smaller(file.settings)
+
+
+def _check(file: PruningFile, bounds: Sequence[Bound], form: str | None, stream: str) -> None:
+    """Raise a ValueError for a file that fits no model, or not the other options; before a model is loaded."""
+    if stream == "always" and _is_smaller(file):
+        raise UsageError(
+            "Expected a recipe that zeros weights, such as wanda, for `--stream always`, got one that removes "
+            "structure. Leave `--stream` out to load the model whole."
+        )
+    if bounds and not _is_smaller(file):
+        raise UsageError(
+            f"Expected a recipe that removes structure for a bound on {', '.join(b.name for b in bounds)}, got one "
+            "whose zeros are stored. Take another recipe, or `--sparsity`."
+        )
+    file.check()
+    file.check_form(form)
+
+
 def _opened(  # all that `prune` is given
     file: PruningFile,
     model: str,
@@ -130,7 +174,7 @@ def _opened(  # all that `prune` is given
     window: int,
     bos: bool | Literal["auto"],
     bounds: Sequence[Bound],
-    loading: Mapping[str, Any],
+    load: Callable[..., LoadedModel],
     say: Say,
 ) -> tuple[LoadedModel, Pruner, Tensor]:
     """The dense model, its pruner with calibration data, and the windows to measure on."""
@@ -138,8 +182,6 @@ def _opened(  # all that `prune` is given
     from secateur.evaluators.data.tokens import windows
     from secateur.pruners.calibration.tokens import bos_token
     from secateur.pruners.export.registry import check_config
-    from secateur.pruners.models.discover import dissect
-    from secateur.pruners.models.loading import load_model
     from secateur.pruners.pruner import pruner_class
 
     pruner_type = pruner_class(file.settings)
@@ -151,11 +193,10 @@ def _opened(  # all that `prune` is given
     parts = load_parts(file.calibration_text, text, text, say)
     sources = load_sources(file.texts, file.calibration_text, text, text) if file.texts else {}
     say(f"loading {model}")
-    defaults = {"dtype": "auto", "device": "auto", "trust_remote_code": False}
-    loaded = load_model(model, **{**defaults, **loading}, check=check, say=say)
+    loaded = load(model, check=check)
     tokenizer = loaded.tokenizer
     begun = bos_token(tokenizer, bos)
-    anatomy = replace(dissect(loaded.model, begun), all_experts=file.moe_all_experts)
+    anatomy = replace(loaded.dissect(begun), all_experts=file.moe_all_experts)
     file.check_model(anatomy)
     test = windows(tokenizer, parts["test"], window, tokens, bos=begun, say=say)
     calibrated = test[:0]  # where the form chooses its own windows

@@ -101,10 +101,12 @@ def _export(directory: Path) -> Check:
 
 
 def _leftovers(parent: Path, name: str) -> Iterator[Check]:
-    from secateur.pruners.export.saving import leftovers
+    from secateur.pruners.export.saving import STREAMED, leftovers
 
     for left in leftovers(parent, name):
-        yield Check("leftover", f"{left}, of a killed export. The next export to there removes it.", None)
+        goes_on = left.name.endswith(f"-{STREAMED}")
+        then = "The same command goes on from it, any other" if goes_on else "The next"
+        yield Check("leftover", f"{left}, of a killed export. {then} export to there removes it.", None)
 
 
 def _checked(name: str, read: Callable[[], str]) -> Check:

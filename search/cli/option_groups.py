@@ -59,6 +59,20 @@ LOADING: dict[str, Option] = {
     ),
 }
 
+# Streaming of a model, beside its loading.
+STREAMING: dict[str, Option] = {
+    "stream": (
+        Annotated[
+            str,
+            typer.Option(
+                metavar="auto|always|never",
+                help="Block by block from the files; auto: where the model is large beside the free memory.",
+            ),
+        ],
+        "auto",
+    ),
+}
+
 # Text to measure a model on.
 MEASURING: dict[str, Option] = {
     "text": (Annotated[str, typer.Option(help="docs, a file, a directory or a hub data set.")], "docs"),

@@ -11,6 +11,7 @@ import typer
 from secateur.search.cli.option_groups import (
     LOADING,
     MEASURING,
+    STREAMING,
     Anyway,
     Bounds,
     ExportFormat,
@@ -71,7 +72,7 @@ def recipe(
 
 @with_limits
 @with_group("measuring", MEASURING)
-@with_group("loading", LOADING)
+@with_group("loading", LOADING | STREAMING)
 def prune(  # noqa: PLR0913  # options of a command
     model: ModelName,
     to: NewDir,
@@ -127,7 +128,15 @@ def prune(  # noqa: PLR0913  # options of a command
             anyway=anyway,
         )
         summary = rooms.prune(
-            file, model, to, **measuring, form=form, bounds=bounds, loading=loading, say=display.say
+            file,
+            model,
+            to,
+            **measuring,
+            form=form,
+            bounds=bounds,
+            stream=loading.pop("stream"),
+            loading=loading,
+            say=display.say,
         )
     if json:
         show_json({**vars(summary), "directory": str(summary.directory), "recipe": dict(file.form)})
