@@ -47,7 +47,7 @@ class Walk:
         batches = [self._runner.start(part) for part in tokens.split(rows)]
         self.hidden: list[Float[Tensor, "batch length width"]] = [batch.hidden for batch in batches]
         self._batches: list[BlockInputs] = [
-            replace(batch, hidden=batch.hidden.new_empty(0)) for batch in batches
+            replace(batch, hidden=batch.hidden.new_empty(0, 0, 0)) for batch in batches
         ]
 
     def through(
