@@ -61,15 +61,23 @@ class MappedModel(LoadedModel):
     names: Mapping[str, Tensor]
 
     def dissect(self, bos: int | None = None) -> Anatomy:
-        """Anatomy of the model, see `discover.dissect`; its blocks are to be used in `held` alone."""
+        """Anatomy of the model, see `discover.dissect`; its blocks are to be used in `held` alone.
+
+        Raises:
+            NotStreamedError: if the weights are stored in another dtype than `precision`, and are not converted by the
+                module while it runs: some modules use weights of others.
+        """
         split_experts(self.model)  # while all weights are of one dtype
+        converted = any(p.is_floating_point() and p.dtype != self.precision for p in self.model.parameters())
         try:
             with _converting(self.model, self.precision):
                 anatomy = dissect(self.model, bos)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
+            if not converted:
+                raise
             raise NotStreamedError(
                 f"Expected modules that use their own weights alone, or `--dtype` as the weights are stored, got "
-                f"{type(self.model).__name__}: {one_line(error)}."
+                f"{type(self.model).__name__} ({one_line(error)})."
             ) from error
         inside = {id(p) for block in anatomy.blocks for p in block.module.parameters()}
         for parameter in self.model.parameters():

@@ -1,0 +1,278 @@
+"""Streamed pruning: equal to that of the whole model bit for bit, continued after a kill, refused by name."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from secateur.pruners.export import streamed
+from secateur.pruners.export.export_check import ExportError
+from secateur.pruners.export.manifest import MANIFEST, check_files
+from secateur.pruners.export.saving import leftovers, unfinished
+from secateur.pruners.models import mapped
+from secateur.pruners.models.checkpoints.checkpoint import ModelError
+from secateur.pruners.models.loading import load_model
+from secateur.pruners.models.mapped import NotStreamedError, load_mapped
+from secateur.search import app
+from secateur.search.app.recipe_file import RecipeFile
+from secateur.search.app.stock import stock_file
+from secateur.search.cli.doctor_directory import examine_export
+from secateur.search.errors import UsageError
+from tests.mixtures import make_mixture
+
+COMMON = {
+    "vocab_size": 4096,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "initializer_range": 0.2,
+}
+SLIDING = {"sliding_window": 8, "query_pre_attn_scalar": 8}
+GPT2 = {"vocab_size": 4096, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
+FEW = {"tokens": 128, "window": 32, "loading": {"dtype": "float32"}}
+
+
+def saved(directory: Path, kind: str, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
+    """A random model with the tokenizer of tiny."""
+    if kind == "gpt_oss":
+        model = make_mixture(kind, dtype, vocab_size=4096)
+    else:
+        torch.manual_seed(0)
+        common = GPT2 if kind == "gpt2" else COMMON
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**common | changes)).to(dtype)
+    model.save_pretrained(directory)
+    load_model("tiny").tokenizer.save_pretrained(directory)
+    return directory
+
+
+def recipe(metric: object = "wanda", **further: object) -> RecipeFile:
+    """Half of the weights, on two short windows."""
+    plain = {"unit": "weights", "sparsity": 0.5, "metric": metric, **further}
+    plain.setdefault("calibration", {"samples": 2, "length": 32, "choose": "random"})
+    return RecipeFile.model_validate(
+        {"recipe": plain, "sources": {"calibration": "docs"}, "pool_tokens": 2048}
+    )
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    files = [load_file(path) for path in sorted(directory.glob("*.safetensors"))]
+    return {name: tensor for file in files for name, tensor in file.items()}
+
+
+def check_equal(one: Path, other: Path) -> None:
+    """The same weights, config, measurements and counts of zeros."""
+    before, after = tensors(one), tensors(other)
+    assert before.keys() == after.keys()
+    assert [x.dtype for x in before.values()] == [after[name].dtype for name in before]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((one / name).read_text()) == json.loads((other / name).read_text())
+    whole, by_block = (json.loads((x / MANIFEST).read_text()) for x in (one, other))
+    differs = {name for name in whole if whole[name] != by_block[name]}
+    assert differs <= {"checks", "files", "size_bytes"}
+    assert sum(by_block["zeros"].values()) == pytest.approx(0.5 * sum(by_block["weights"].values()), rel=0.01)
+
+
+@pytest.mark.usefixtures("forked_reload")
+@pytest.mark.parametrize(
+    ("kind", "changes", "stored", "dtype", "metric", "repair"),
+    [
+        ("llama", {"tie_word_embeddings": True}, torch.bfloat16, "float32", "wanda", "none"),
+        ("llama", {"tie_word_embeddings": False}, torch.float32, "float32", "sparsegpt", "none"),
+        ("gemma2", SLIDING, torch.bfloat16, "bfloat16", "wanda", "none"),
+        ("gemma2", SLIDING, torch.bfloat16, "float32", "sparsegpt", "none"),
+        ("gpt2", {}, torch.float32, "bfloat16", "magnitude", "none"),
+        ("gpt2", {}, torch.float32, "float32", "wanda", "obs"),
+        ("gpt_oss", {}, torch.bfloat16, "bfloat16", "wanda", "none"),
+    ],
+)
+def test_the_result_is_that_of_the_whole_model(tmp_path, kind, changes, stored, dtype, metric, repair):
+    model = saved(tmp_path / "model", kind, stored, **changes)
+    for stream in ("never", "always"):
+        few = FEW | {"loading": {"dtype": dtype}}
+        app.prune(recipe(metric, repair=repair), str(model), tmp_path / stream, **few, stream=stream)
+    check_equal(tmp_path / "never", tmp_path / "always")
+    assert check_files(tmp_path / "always") > len(list((tmp_path / "always").glob("*.safetensors")))
+    assert not unfinished(tmp_path / "always").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from secateur.pruners.export import streamed
+from secateur.search import app
+from tests.test_streaming import FEW, recipe
+
+write = streamed.StreamedExport._write_block
+def killed(self, block):
+    if block.index == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, block)
+streamed.StreamedExport._write_block = killed
+app.prune(recipe(), sys.argv[1], Path(sys.argv[2]), **FEW, stream="always")
+"""
+
+
+@pytest.mark.usefixtures("forked_reload")
+def test_a_killed_prune_computes_one_block_again(tmp_path, monkeypatch):
+    model, to = saved(tmp_path / "model", "llama"), tmp_path / "pruned"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(model), str(to)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not to.exists()
+    assert leftovers(tmp_path, "pruned") == [unfinished(to)]
+    first = tensors(unfinished(to) / "model")
+    assert not any(name.startswith("model.layers.1.") for name in first)
+    pruned: list[int] = []
+    prune = streamed.StreamedExport._prune
+    monkeypatch.setattr(
+        streamed.StreamedExport,
+        "_prune",
+        lambda self, block: (pruned.append(block.index), prune(self, block)),
+    )
+    said: list[str] = []
+    app.prune(recipe(), str(model), to, **FEW, stream="always", say=said.append)
+    assert pruned == [1, 2]
+    assert "going on after block 1/3 of an earlier start" in said
+    app.prune(recipe(), str(model), tmp_path / "whole", **FEW, stream="never")
+    check_equal(tmp_path / "whole", to)
+    assert not leftovers(tmp_path, "pruned")
+
+
+class Stopped(BaseException):
+    """Ends a prune as Ctrl-C does."""
+
+
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A model, and the destination of a streamed prune that was stopped at its last block."""
+    model, to = saved(tmp_path / "model", "llama"), tmp_path / "pruned"
+    write = streamed.StreamedExport._write_block
+
+    def stopped(self: streamed.StreamedExport, block: object) -> None:
+        if block.index == 2:
+            raise Stopped
+        write(self, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streamed.StreamedExport, "_write_block", stopped)
+        with pytest.raises(Stopped):
+            app.prune(recipe(), str(model), to, **FEW, stream="always")
+    return model, to
+
+
+@pytest.mark.usefixtures("forked_reload")
+@pytest.mark.parametrize("damage", ["shard", "states", "another recipe"])
+def test_what_is_left_is_used_only_if_it_is_whole_and_of_this_prune(tmp_path, monkeypatch, damage):
+    model, to = begun(tmp_path, monkeypatch)
+    sparsity = 0.25 if damage == "another recipe" else 0.5
+    paths = {"shard": unfinished(to) / "model", "states": unfinished(to)}
+    if damage in paths:
+        path = max(paths[damage].glob("*.safetensors"))
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 255
+        path.write_bytes(bytes(content))
+    said: list[str] = []
+    app.prune(recipe(sparsity=sparsity), str(model), to, **FEW, stream="always", say=said.append)
+    assert "pruning block 1/3" in said
+    manifest = json.loads((to / MANIFEST).read_text())
+    assert sum(manifest["zeros"].values()) == pytest.approx(
+        sparsity * sum(manifest["weights"].values()), rel=0.01
+    )
+
+
+@pytest.mark.usefixtures("forked_reload")
+def test_an_unfinished_export_is_named_and_another_kind_removes_it(tmp_path, monkeypatch):
+    model, to = begun(tmp_path, monkeypatch)
+    beside = tmp_path / "other"
+    app.prune(recipe(), str(model), beside, **FEW, stream="never")
+    unfinished(to).rename(unfinished(beside))
+    assert any(".other-streamed" in x.found and "goes on from it" in x.found for x in examine_export(beside))
+    summary = app.prune(recipe(), str(model), beside, **FEW, stream="never")
+    assert summary.already
+    assert summary.removed == [str(unfinished(beside))]
+
+
+@pytest.mark.usefixtures("forked_reload")
+def test_a_large_model_is_streamed_by_itself_and_a_small_one_is_not(tmp_path, monkeypatch):
+    model = saved(tmp_path / "model", "llama")
+    app.prune(recipe(), str(model), tmp_path / "small", **FEW)
+    assert (tmp_path / "small" / "model.safetensors").is_file()
+    monkeypatch.setattr(mapped, "available_bytes", lambda device: 1 << 18)
+    app.prune(recipe(), str(model), tmp_path / "large", **FEW)
+    assert (tmp_path / "large" / "model-00004-of-00004.safetensors").is_file()
+    said: list[str] = []
+    app.prune(recipe(allocation="owl"), str(model), tmp_path / "owl", **FEW, say=said.append)
+    assert (tmp_path / "owl" / "model.safetensors").is_file()
+    assert any(
+        "loaded whole, and not streamed: Expected shares that follow from no weights" in x for x in said
+    )
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"allocation": "owl"}, "Expected shares that follow from no weights, got the rule owl"),
+        ({"metric": "gblm"}, "Expected a metric or a reconstruction of single layers, got gblm"),
+        ({"metric": "sparsellm"}, "Expected a metric or a reconstruction of single layers, got sparsellm"),
+        ({"repair": "bias"}, "Expected a repair that adds no biases, got bias"),
+        (
+            {"calibration": {"samples": 1, "length": 64, "choose": "loss"}},
+            "Expected calibration windows chosen at random",
+        ),
+    ],
+)
+def test_recipes_that_need_more_than_a_block_are_refused(tmp_path, further, message):
+    with pytest.raises(UsageError, match=message):
+        app.prune(recipe(**further), "tiny", tmp_path / "to", **FEW, stream="always")
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_that_are_not_stored_one_to_one_are_refused(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"Expected weights stored one by one under the names of MixtralForCausalLM"
+    ):
+        app.prune(recipe(), "tiny-moe", tmp_path / "to", **FEW, stream="always")
+    with pytest.raises(UsageError, match="Expected `--stream` out of auto, always, never, got 'allways'"):
+        app.prune(recipe(), "tiny", tmp_path / "to", **FEW, stream="allways")
+    with pytest.raises(UsageError, match="Expected a recipe that zeros weights, such as wanda"):
+        app.prune(stock_file(), "tiny", tmp_path / "to", **FEW, stream="always")
+    with pytest.raises(NotStreamedError, match="without code of its own"):
+        load_mapped("tiny", trust_remote_code=True)
+
+
+def test_shapes_that_contradict_the_config_are_named(tmp_path):
+    model = saved(tmp_path / "model", "llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(ModelError, match=r"of shape \(40, 32\), as the config has it, got \(48, 32\)"):
+        load_mapped(str(model))
+
+
+def test_a_full_disk_leaves_what_is_done_for_the_next_start(tmp_path, monkeypatch):
+    model, to = saved(tmp_path / "model", "llama"), tmp_path / "pruned"
+    save = streamed.save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path, **further: object) -> None:
+        if any(name.startswith("model.layers.1.") for name in tensors):
+            raise OSError(28, "No space left on device")
+        save(tensors, path, **further)
+
+    monkeypatch.setattr(streamed, "save_file", full)
+    with pytest.raises(ExportError, match="No space left on device"):
+        app.prune(recipe(), str(model), to, **FEW, stream="always")
+    assert not to.exists()
+    assert json.loads((unfinished(to) / streamed.PROGRESS).read_text())["n_blocks"] == 1
