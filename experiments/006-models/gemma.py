@@ -38,7 +38,7 @@ STUDIES = {
 }
 EVOPRESS = [
     "controller.kind=evolution",
-    "controller.start=none",
+    "controller.start=uniform",
     "controller.offspring=8",
     "controller.survivors=[2]",
 ]
