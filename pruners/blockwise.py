@@ -14,7 +14,7 @@ from secateur.spaces.method import Detail
 
 @dataclass(frozen=True)
 class BlockwisePruning:
-    """Pruning of one block after the other, each from statistics of the dense model at that block alone.
+    """Pruning of one block after the other, each from statistics at that block alone.
 
     Args:
         tokens: calibration windows.
@@ -22,9 +22,11 @@ class BlockwisePruning:
         sparsity: share of zeros asked of each projection, by its full name.
         prune: prunes a live block by reference. Gets the block, which is dense, and its statistics as
             `collected.packed_statistics` gives them; none if it needs none.
+        sequential: statistics of a block come from already pruned blocks; otherwise from the dense model.
     """
 
     tokens: Int[Tensor, "windows length"]
     detail: Detail
     sparsity: Mapping[str, float]
     prune: Callable[[Block, dict[str, Tensor]], None]
+    sequential: bool = False

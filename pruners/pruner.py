@@ -269,14 +269,14 @@ class Pruner(ABC):
             ValueError: if the configuration does not fit.
         """
 
-    def blockwise(self, config: Config) -> BlockwisePruning:
-        """The same pruning block by block, for a model that is streamed; no weight is looked at.
+    def blockwise(self, config: Config, *, sequential: bool) -> BlockwisePruning:
+        """As `prune`, block by block, for a model that is streamed; no weight is looked at.
 
         Raises:
             NotStreamedError: if it needs more of the model than one block at a time, with the reason.
         """
         raise NotStreamedError(
-            "Expected a recipe of unit `weights`, such as wanda, got another way to prune."
+            "Expected a recipe that zeros weights, such as wanda, got another way to prune."
         )
 
     @property

@@ -22,6 +22,7 @@ from secateur.pruners.models.checkpoints.checkpoint import ModelError
 from secateur.pruners.models.loading import load_model
 from secateur.pruners.models.mapped import NotStreamedError, load_mapped
 from secateur.search import app
+from secateur.search.app.candidate_file import CandidateFile
 from secateur.search.app.recipe_file import RecipeFile
 from secateur.search.app.stock import stock_file
 from secateur.search.cli.doctor_directory import examine_export
@@ -74,7 +75,7 @@ def tensors(directory: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in files for name, tensor in file.items()}
 
 
-def check_equal(one: Path, other: Path) -> None:
+def check_equal(one: Path, other: Path, share: float = 0.5) -> None:
     """The same weights, config, measurements and counts of zeros."""
     before, after = tensors(one), tensors(other)
     assert before.keys() == after.keys()
@@ -85,7 +86,9 @@ def check_equal(one: Path, other: Path) -> None:
     whole, by_block = (json.loads((x / MANIFEST).read_text()) for x in (one, other))
     differs = {name for name in whole if whole[name] != by_block[name]}
     assert differs <= {"checks", "files", "size_bytes"}
-    assert sum(by_block["zeros"].values()) == pytest.approx(0.5 * sum(by_block["weights"].values()), rel=0.01)
+    assert sum(by_block["zeros"].values()) == pytest.approx(
+        share * sum(by_block["weights"].values()), rel=0.01
+    )
 
 
 @pytest.mark.usefixtures("forked_reload")
@@ -109,6 +112,29 @@ def test_the_result_is_that_of_the_whole_model(tmp_path, kind, changes, stored, 
     check_equal(tmp_path / "never", tmp_path / "always")
     assert check_files(tmp_path / "always") > len(list((tmp_path / "always").glob("*.safetensors")))
     assert not unfinished(tmp_path / "always").exists()
+
+
+def candidate(metric: str, statistics: str) -> CandidateFile:
+    """Half of the weights of attention and a quarter of those of MLPs, as a search finds them."""
+    row = {"attention": {"q_proj": 0.5}, "mlp": {"up_proj": 0.25}}
+    space = {"kind": "allocation", "metric": metric, "statistics": statistics, "target": 0.4}
+    data = {"text": "docs", "tokens": 64, "window": 32}
+    return CandidateFile.model_validate(
+        {"space": space, "candidate": {"blocks": [row, row]}, "calibration": data}
+    )
+
+
+@pytest.mark.usefixtures("forked_reload")
+@pytest.mark.parametrize(
+    ("metric", "statistics"), [("wanda", "sequential"), ("sparsegpt", "sequential"), ("wanda", "dense")]
+)
+def test_so_is_that_of_a_found_allocation(tmp_path, metric, statistics):
+    model = saved(tmp_path / "model", "llama")
+    for stream in ("never", "always"):
+        file = candidate(metric, statistics)
+        assert file.sequential == (statistics == "sequential")
+        app.prune(file, str(model), tmp_path / stream, **FEW, stream=stream)
+    check_equal(tmp_path / "never", tmp_path / "always", share=0.35)
 
 
 KILLED = """

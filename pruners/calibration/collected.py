@@ -98,23 +98,7 @@ class CalibrationStatistics:
 
     def inputs(self, block: int, gram: bool = False) -> dict[str, InputStatistics]:
         """Input statistics of a block's projections by their full names; those that read one input share one object."""
-        piece = self._of_walk(gram)[block]
-        linears, found = self._anatomy.blocks[block].linears, dict[str, InputStatistics]()
-        for linear, index in zip(linears, piece[_OWNERS].tolist(), strict=True):
-            owner, device = linears[index].name, linear.weight.device
-            if owner not in found:
-                matrix = piece[f"gram.{owner}"].to(device) if gram else None
-                squares = piece[f"inputs.sum_squares.{owner}"].to(device)
-                routed = piece.get(f"inputs.routed_squares.{owner}")
-                found[owner] = InputStatistics(
-                    int(piece[f"inputs.n_tokens.{owner}"]),
-                    squares if matrix is None else matrix.diagonal(),
-                    matrix,
-                    piece[f"inputs.total.{owner}"].to(device),
-                    None if routed is None else routed.to(device),
-                )
-            found[linear.name] = found[owner]
-        return found
+        return unpacked_inputs(self._anatomy.blocks[block], self._of_walk(gram)[block], gram=gram)
 
     def outputs(self, block: int, gram: bool = False) -> dict[str, OutputStatistics]:
         """Statistics of the output projections of a block, by their full names."""
@@ -253,6 +237,26 @@ def packed(evidence: ExpertEvidence) -> dict[str, Tensor]:
     """The evidence of a mixture as tensors on the CPU."""
     sums = torch.stack([getattr(evidence, name) for name in SUMS])
     return {"hidden": evidence.hidden.contiguous().cpu(), "sums": sums.cpu()}
+
+
+def unpacked_inputs(block: Block, piece: dict[str, Tensor], *, gram: bool) -> dict[str, InputStatistics]:
+    """Input statistics of a block's projections from `packed_statistics`, see `CalibrationStatistics.inputs`."""
+    linears, found = block.linears, dict[str, InputStatistics]()
+    for linear, index in zip(linears, piece[_OWNERS].tolist(), strict=True):
+        owner, device = linears[index].name, linear.weight.device
+        if owner not in found:
+            matrix = piece[f"gram.{owner}"].to(device) if gram else None
+            squares = piece[f"inputs.sum_squares.{owner}"].to(device)
+            routed = piece.get(f"inputs.routed_squares.{owner}")
+            found[owner] = InputStatistics(
+                int(piece[f"inputs.n_tokens.{owner}"]),
+                squares if matrix is None else matrix.diagonal(),
+                matrix,
+                piece[f"inputs.total.{owner}"].to(device),
+                None if routed is None else routed.to(device),
+            )
+        found[linear.name] = found[owner]
+    return found
 
 
 def gram_bytes(anatomy: Anatomy) -> int:

@@ -137,12 +137,16 @@ class StreamedExport:
         calibration = self._walks.get(_CALIBRATION)
         if calibration is not None:
             collected = collected_by_walks(gram=self._pruning.detail == "gram")
-            part, calibration.hidden = calibration.collect(block, **collected)
+            part, outputs = calibration.collect(block, **collected)
             statistics = packed_statistics(part)
-            del part
+            if not self._pruning.sequential:
+                calibration.hidden = outputs
+            del part, outputs
         dense = self._walks[_DENSE]
         dense.hidden = dense.through(block)
         self._pruning.prune(block, statistics)
+        if calibration is not None and self._pruning.sequential:
+            calibration.hidden = calibration.through(block)
         for name in (_PRUNED, _CHECK):
             self._walks[name].hidden = self._walks[name].through(block)
 
@@ -153,7 +157,8 @@ class StreamedExport:
         return f"model-{index + 1:05d}-of-{len(self._anatomy.blocks) + 1:05d}.safetensors"
 
     def _write_block(self, block: Block) -> None:
-        asked = {x.name: self._pruning.sparsity[x.name] for x in block.linears if self._pruning.sparsity}
+        wanted = self._pruning.sparsity
+        asked = {x.name: wanted[x.name] for x in block.linears if x.name in wanted}
         with stored_as(block.module, self._dtype) as lossy:
             zeros, weights = count_asked(self._loaded.model, asked)
             with joined_experts(block.module):

@@ -272,9 +272,9 @@ class RecipePruner(Pruner):
                 self._live[block.index].finish()
             on_block(block.index)
 
-    def blockwise(self, config: Config) -> BlockwisePruning:
+    def blockwise(self, config: Config, *, sequential: bool) -> BlockwisePruning:
         if self.settings.unit != "weights":
-            return super().blockwise(config)
+            return super().blockwise(config, sequential=sequential)
         if self._look:
             raise NotStreamedError("Expected calibration windows chosen at random, got others.")
         return weights_by_block(self.context, config)

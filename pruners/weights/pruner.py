@@ -12,11 +12,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from secateur.pruners.blockwise import BlockwisePruning
+from secateur.pruners.calibration.collected import unpacked_inputs
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import model_statistics
+from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.masks import check_sparsity
-from secateur.pruners.models.anatomy import Anatomy, Linear
+from secateur.pruners.models.anatomy import Anatomy, Block, Linear
+from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
@@ -60,6 +64,27 @@ class WeightPruner(Pruner):
             expected=None if sequential else self.expected,
             on_block=on_block,
         )
+
+    def blockwise(self, config: Config, *, sequential: bool) -> BlockwisePruning:
+        if not sequential and self.expected is not None:
+            raise NotStreamedError(
+                "Expected statistics of the dense model or of already pruned blocks, got those of an expected sparsity."
+            )
+        method, sparsity = self.method(config), config["sparsity"]
+        if method.gradients:
+            raise NotStreamedError(f"Expected a metric without gradients, got {method.name}.")
+        check_sparsity(self.anatomy, sparsity)
+        whole = ModelStatistics(len(self.anatomy.blocks), {})
+
+        @torch.no_grad()
+        def prune(block: Block, statistics: dict[str, Tensor]) -> None:
+            gram = method.needs == "gram"
+            inputs = unpacked_inputs(block, statistics, gram=gram) if statistics else {}
+            for linear in block.linears:
+                if wanted := sparsity.get(linear.name, 0.0):
+                    linear.point_to(method.weights(linear, inputs.get(linear.name), [wanted], whole)[0])
+
+        return BlockwisePruning(self.calibration.tokens, method.needs, sparsity, prune, sequential)
 
     def record(self, config: Config) -> dict[str, Any]:
         return self.method(config).record

@@ -107,7 +107,7 @@ def prune(  # noqa: PLR0913  # the options of a command
     if isinstance(loaded, MappedModel):
         try:
             config = pruner.fitted(file.form)
-            blockwise = pruner.blockwise(config)
+            blockwise = pruner.blockwise(config, sequential=file.sequential)
             manifest = manifest_for(pruner, loaded, config)
             summary = export_streamed(
                 loaded, pruner.anatomy, blockwise, to, manifest, windows=test, fidelity=fidelity, say=say
