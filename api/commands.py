@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,6 +120,7 @@ def prune(
     from secateur.search import app
     from secateur.search.app.forecasting import forecast_prune, foretold
     from secateur.search.app.recipe_file import file_for
+    from secateur.search.app.stream import foretold_whole
 
     bounds = parse_bounds({name.replace("_", "-"): str(x) for name, x in limits.items()}) if limits else ()
     if bounds and sparsity is not None:
@@ -128,8 +130,12 @@ def prune(
         say(chosen)
     loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     measured: dict[str, Any] = {"tokens": tokens, "window": window, "loading": loading}
-    foretold(
-        lambda timing: forecast_prune(file, model, **measured, timing=timing, to=Path(to)), say, anyway=anyway
+    forecast = partial(forecast_prune, file, model, **measured, to=Path(to))
+    word = foretold_whole(
+        stream,
+        lambda: foretold(lambda timing: forecast(timing=timing), say, anyway=anyway),
+        say,
+        may_stream=not file.is_smaller,
     )
     return app.prune(
         file,
@@ -140,7 +146,7 @@ def prune(
         bos=bos,
         form=format,
         bounds=bounds,
-        stream=stream,
+        stream=word,
         say=say,
         **measured,
     )

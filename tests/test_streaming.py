@@ -25,6 +25,7 @@ from secateur.search import app
 from secateur.search.app.candidate_file import CandidateFile
 from secateur.search.app.recipe_file import RecipeFile
 from secateur.search.app.stock import stock_file
+from secateur.search.app.stream import foretold_whole
 from secateur.search.cli.doctor_directory import examine_export
 from secateur.search.errors import UsageError
 from tests.mixtures import make_mixture
@@ -246,6 +247,20 @@ def test_a_large_model_is_streamed_by_itself_and_a_small_one_is_not(tmp_path, mo
     assert any(
         "loaded whole, and not streamed: Expected shares that follow from no weights" in x for x in said
     )
+
+
+def test_what_does_not_fit_as_a_whole_is_streamed():
+    def tell() -> None:
+        raise UsageError("Expected 9 GB.")
+
+    said: list[str] = []
+    assert foretold_whole("auto", tell, said.append, may_stream=True) == "always"
+    assert said == ["the model does not fit as a whole, and is streamed"]
+    assert foretold_whole("always", tell, said.append, may_stream=True) == "always"
+    assert foretold_whole("auto", lambda: None, said.append, may_stream=True) == "auto"
+    for word, may_stream in (("never", True), ("auto", False)):
+        with pytest.raises(UsageError, match="Expected 9 GB"):
+            foretold_whole(word, tell, said.append, may_stream=may_stream)
 
 
 @pytest.mark.parametrize(

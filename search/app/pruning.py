@@ -103,7 +103,7 @@ def prune(  # noqa: PLR0913  # the options of a command
             form=form,
         )
 
-    loaded, pruner, test = opened("never" if _is_smaller(file) else stream)
+    loaded, pruner, test = opened("never" if file.is_smaller else stream)
     if isinstance(loaded, MappedModel):
         try:
             config = pruner.fitted(file.form)
@@ -126,7 +126,7 @@ def prune(  # noqa: PLR0913  # the options of a command
     say("measuring the dense model")
     data.of(fidelity)
     dense = {f"{fidelity.text}, dense": data.live_losses(fidelity)}
-    shares = removed_shares(pruner.costs_of(config), pruner.dense.shape.n_params) if _is_smaller(file) else {}
+    shares = removed_shares(pruner.costs_of(config), pruner.dense.shape.n_params) if file.is_smaller else {}
     summary = export(
         pruner,
         loaded,
@@ -142,21 +142,14 @@ def prune(  # noqa: PLR0913  # the options of a command
     return replace(summary, text=measured_on, shares=shares)
 
 
-def _is_smaller(file: PruningFile) -> bool:
-    """True if it removes structure."""
-    from secateur.pruners.pruner import pruner_class
-
-    return pruner_class(file.settings).is_smaller(file.settings)
-
-
 def _check(file: PruningFile, bounds: Sequence[Bound], form: str | None, stream: str) -> None:
     """Raise a ValueError for a file that fits no model, or not the other options; before a model is loaded."""
-    if stream == "always" and _is_smaller(file):
+    if stream == "always" and file.is_smaller:
         raise UsageError(
             "Expected a recipe that zeros weights, such as wanda, for `--stream always`, got one that removes "
-            "structure. Leave `--stream` out to load the model whole."
+            "structure. Use `--stream never` to load the model whole."
         )
-    if bounds and not _is_smaller(file):
+    if bounds and not file.is_smaller:
         raise UsageError(
             f"Expected a recipe that removes structure for a bound on {', '.join(b.name for b in bounds)}, got one "
             "whose zeros are stored. Take another recipe, or `--sparsity`."

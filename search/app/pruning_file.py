@@ -81,6 +81,13 @@ class PruningFile(Section, ABC):
         """True if statistics of a block come from already pruned blocks."""
         return False
 
+    @property
+    def is_smaller(self) -> bool:
+        """True if it removes structure."""
+        from secateur.pruners.pruner import pruner_class
+
+        return pruner_class(self.settings).is_smaller(self.settings)
+
     @abstractmethod
     def with_sparsity(self, sparsity: float) -> PruningFile:
         """The same at another sparsity.

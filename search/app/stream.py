@@ -50,8 +50,32 @@ def loader(word: str, loading: dict[str, Any], say: Say = silent) -> Callable[..
     return load
 
 
+def foretold_whole(word: str, tell: Callable[[], object], say: Say, *, may_stream: bool) -> str:
+    """The word to go on with after the forecast, which is of a model that is loaded whole.
+
+    Args:
+        word: out of `STREAM`; always: nothing is foretold.
+        tell: tells the forecast; raises a UsageError where something does not fit.
+        say: told that a model is streamed because it does not fit.
+        may_stream: False: the command can't stream what it is to do.
+
+    Raises:
+        UsageError: as `tell` does, unless the model may be streamed.
+    """
+    if word == "always":
+        return word
+    try:
+        tell()
+    except UsageError:
+        if word == "never" or not may_stream:
+            raise
+        say("the model does not fit as a whole, and is streamed")
+        return "always"
+    return word
+
+
 def refuse(word: str, error: ValueError, say: Say) -> None:
     """Say why a model is not streamed that need not be; raise a UsageError for one that is to be."""
     if word == "always":
-        raise UsageError(f"{error} Leave `--stream` out to load the model whole.") from error
+        raise UsageError(f"{error} Use `--stream never` to load the model whole.") from error
     say(f"the model is loaded whole, and not streamed: {error}")

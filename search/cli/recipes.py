@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -105,6 +106,7 @@ def prune(  # noqa: PLR0913  # options of a command
     from secateur.search import app as rooms
     from secateur.search.app.forecasting import forecast_prune, foretold
     from secateur.search.app.recipe_file import file_for
+    from secateur.search.app.stream import foretold_whole
 
     bounds = parse_bounds(limits) if any(limits.values()) else ()
     if bounds and sparsity is not None:
@@ -114,18 +116,20 @@ def prune(  # noqa: PLR0913  # options of a command
     with open_display() as display:
         if chosen:
             display.note(chosen)
-        foretold(
-            lambda timing: forecast_prune(
-                file,
-                model,
-                tokens=measuring["tokens"],
-                window=measuring["window"],
-                loading=loading,
-                timing=timing,
-                to=to,
-            ),
-            display.note,
-            anyway=anyway,
+        forecast = partial(
+            forecast_prune,
+            file,
+            model,
+            tokens=measuring["tokens"],
+            window=measuring["window"],
+            loading=loading,
+            to=to,
+        )
+        stream = foretold_whole(
+            loading.pop("stream"),
+            lambda: foretold(lambda timing: forecast(timing=timing), display.note, anyway=anyway),
+            display.say,
+            may_stream=not file.is_smaller,
         )
         summary = rooms.prune(
             file,
@@ -134,7 +138,7 @@ def prune(  # noqa: PLR0913  # options of a command
             **measuring,
             form=form,
             bounds=bounds,
-            stream=loading.pop("stream"),
+            stream=stream,
             loading=loading,
             say=display.say,
         )
