@@ -63,7 +63,7 @@ class Speed:
 
 
 def timed(call: Callable[[], object], device: torch.device, least: float = SECONDS) -> float:
-    """Seconds of a call: the fastest of several within the least time, as on an idle machine; the first doesn't count."""
+    """Seconds of a call: the fastest of several within the least time, the first not counted."""
     call()
     times: list[float] = []
     while sum(times) < least and len(times) < 50:
