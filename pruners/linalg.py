@@ -54,14 +54,23 @@ def inverse_factor(inputs: InputStatistics, dampening: float, name: str) -> Floa
         ValueError: if the moments are not finite.
     """
     assert inputs.gram is not None
-    moment = inputs.gram / max(inputs.n_tokens, 1)
-    check_finite(moment, name)
-    for attempt in range(6):
-        lower, failed = torch.linalg.cholesky_ex(dampened(moment, dampening * 10**attempt))
+    for attempt in range(
+        6
+    ):  # each matrix is freed once it is used: they are most of the memory of wide layers
+        moment = inputs.gram / max(inputs.n_tokens, 1)
+        if attempt == 0:
+            check_finite(moment, name)
+        damped = dampened(moment, dampening * 10**attempt)
+        del moment
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if failed:
             continue
+        inverse = torch.cholesky_inverse(lower)
+        del lower
         upper: Tensor
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+        del inverse
         if not failed:
             return upper
     raise ValueError(f"Expected inputs that can be inverted, got none at {name}. Raise `dampening`.")

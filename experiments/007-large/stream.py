@@ -137,7 +137,7 @@ def prune(
         while process.poll() is None:
             most = max(most, anonymous_bytes(process.pid))
             loading = max([loading, *map(anonymous_bytes, children(process.pid))])
-            if progress.parent.exists():
+            if progress.exists():
                 seen.setdefault(blocks_done(progress), round(time.monotonic() - began, 1))
             if kill_in and max(seen, default=0) == kill_in - 1:
                 time.sleep(0.5 * (seen[kill_in - 1] - seen[kill_in - 2]))  # in the midst of the block
