@@ -59,8 +59,12 @@ def search(
     from secateur.search import app
 
     asked, directory = settings_from(raw_settings(settings, sections)), Path(run)
-    forecast = app.forecast_before(asked, directory, say, anyway=anyway)
-    app.search(asked, directory, say=say, forecast=forecast)
+    app.search(
+        asked,
+        directory,
+        say=say,
+        forecast=lambda note: app.forecast_before(asked, directory, note, anyway=anyway),
+    )
     return Run(app.open_run(app.last_stage(directory)))
 
 

@@ -395,6 +395,9 @@ def make(name: str) -> Any:
                 parameter.add_(0.1 * torch.randn_like(parameter))
             elif "A_log" not in path:
                 parameter.normal_(0, 0.15)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0.0  # as some families have it whenever they are loaded
     return model.eval().requires_grad_(False)
 
 

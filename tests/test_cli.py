@@ -235,7 +235,7 @@ def test_search_ends_with_the_front_and_what_to_do_next(secateur, monkeypatch, t
     seen = {}
 
     def search(settings, directory, *, observers, say, note, on_ready, forecast):
-        assert forecast.subject["model"] == "tiny"
+        assert forecast(note).subject["model"] == "tiny"
         note("seed 0 decides: proposals")
         say("loading tiny")
         run = make_run(directory)

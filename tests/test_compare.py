@@ -193,7 +193,7 @@ def test_seeds_are_read_strictly():
 def test_each_seed_is_a_search_of_its_own_and_a_stop_ends_them_all(tmp_path, monkeypatch, secateur):
     searched = []
 
-    def fake(loaded, place, again):
+    def fake(loaded, place, again, *, anyway):
         searched.append((loaded.seed, loaded.data_seed, place.name))
         if not place.exists():
             make_run(place, draws=loaded.seed, seed=loaded.seed)

@@ -87,7 +87,7 @@ def _search(case: dict[str, Any], place: Path) -> tuple[dict[str, Any], dict[str
 
     settings = settings_from(case["search"])
     forecast = forecast_search(settings, place / "run")
-    app.search(settings, place / "run", forecast=forecast)
+    app.search(settings, place / "run", forecast=lambda note: forecast)
     found = read_foreseen(place / "run")
     assert found is not None, "written at the end of each search"
     return found

@@ -48,6 +48,13 @@ SOME_WORKERS = 4
 N_DESCRIBED = 8
 """Number of the best candidates that are described beside the front."""
 
+Foretell = Callable[[Say], Forecast | None]
+
+
+def no_forecast(note: Say) -> None:
+    """Forecast of a search that begins without one."""
+
+
 TEST_JOB = 4
 """Candidates a job on the test text: few, so that workers share the front evenly."""
 
@@ -61,7 +68,7 @@ def search_stage(
     note: Say | None = None,
     on_ready: Callable[[Search, Executor], None] = lambda search, executor: None,
     levels: Path | None = None,
-    forecast: Forecast | None = None,
+    forecast: Foretell = no_forecast,
 ) -> Outcome:
     """Search until the budget is used up, then measure the front on the test text.
 
@@ -73,7 +80,8 @@ def search_stage(
         note: given the lines of it that are to stay in sight; None: `say`.
         on_ready: given the search, whose `stop` ends it cleanly, and its executor, before it starts.
         levels: directory of the level store, for runs that share one; None: in the run's directory.
-        forecast: of the search, kept in the run beside the truth.
+        forecast: makes the forecast of the search, kept in the run beside the truth, once settings, storage and
+            directory are checked; given `note`.
 
     Raises:
         UsageError: if something does not fit (model, text, target, storage, directory); the directory is left as it
@@ -87,7 +95,7 @@ def search_stage(
     settings = as_before(settings, directory)
     with DrivenRun(directory, identity(settings)) as driven:
         told, noted = driven.telling(say), driven.telling(note or say)
-        with _beside_truth(directory, forecast):
+        with _beside_truth(directory, forecast(noted)):
             outcome = _search(
                 settings, directory, driven, [*observers, driven], told, noted, on_ready, levels
             )

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from secateur.search.app.found import best_of
-from secateur.search.app.searching import search_stage
+from secateur.search.app.searching import Foretell, no_forecast, search_stage
 from secateur.search.app.session import Say, silent
 from secateur.search.loop.loop import Outcome
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import Settings
 from secateur.search.show.lines import Lines
 from secateur.search.study.about import ABOUT
-from secateur.spaces.forecast import Forecast
 
 NEXT = "refined"
 """Directory of the next stage, in the run of the one before."""
@@ -25,7 +24,7 @@ def search(
     *,
     levels: Path | None = None,
     say: Say = silent,
-    forecast: Forecast | None = None,
+    forecast: Foretell = no_forecast,
     **further: Any,
 ) -> Outcome:
     """Search until the budget is used up, see `search_stage`, then as many further stages as `space.refine` says.
@@ -40,7 +39,7 @@ def search(
         directory: of the run.
         levels: directory of the level store of the first stage, see `search_stage`.
         say: given progress, one line at a time.
-        forecast: of the first stage, see `search_stage`.
+        forecast: makes that of the first stage, see `search_stage`.
         further: see `search_stage`.
 
     Returns:

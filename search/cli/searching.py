@@ -154,7 +154,7 @@ def _search_one(loaded: Settings, directory: Path, again: str, *, anyway: bool) 
             outcome = rooms.search(
                 loaded,
                 directory,
-                forecast=rooms.forecast_before(loaded, directory, display.note, anyway=anyway),
+                forecast=lambda note: rooms.forecast_before(loaded, directory, note, anyway=anyway),
                 observers=[display, interrupt],
                 say=display.say,
                 note=display.note,
