@@ -81,6 +81,8 @@ def read_journal(
             if end <= unchanged:
                 n_found = len(found)
         n_torn = file.tell() - end
+        if not start:
+            gc.freeze()  # nor does the collector walk through a whole study later
     return JournalContent(tuple(found.values()), end, n_torn, n_found)
 
 
