@@ -249,7 +249,7 @@ def test_a_search_begins_with_its_forecast_and_keeps_it_beside_the_truth(tmp_pat
     assert truth["seconds"] > 0
     assert foreseen["peak"]["disk"] == 1_179_648  # a byte a prunable weight
     out = secateur("status", run)[1]
-    assert "1.18 MB foreseen" in out
+    assert "disk 1.18 MB, measured " in out
     assert json.loads(secateur("status", run, "--json")[1])["forecast"]["truth"] == truth
     status, _, err = secateur("search", *QUICK, "--run", run)  # continued: times add up
     assert status == 0, err

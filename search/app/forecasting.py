@@ -17,7 +17,7 @@ from secateur.search.controller import Trial
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
-from secateur.search.loop.rehearsal import Rehearsal, rehearse
+from secateur.search.loop.simulation import Simulation, simulate
 from secateur.search.settings.settings import Settings
 from secateur.spaces.forecast import Forecast, Holding, Phase, Work, with_copies
 from secateur.spaces.measurement import Fidelity, Part
@@ -115,13 +115,13 @@ def forecast_search(
     set_threads(settings.executor.threads)
     planned = devices[0][0] if devices else None
     of = prospect(plan(settings), planned=planned, say=say)
-    rehearsed = _rehearsed(settings, of)
+    simulated = _simulated(settings, of)
     in_process = EXECUTORS[settings.executor.kind].in_process
     n_workers = 0 if in_process else _n_workers(settings)
     with of.outline.shapes:
         pruner = of.pruner()
         streamed, kinds = pruner.streamed, tuple(pruner.gradients)
-        worked = _shared(settings, of, rehearsed)
+        worked = _shared(settings, of, simulated)
     window, sizes = of.plan.window, _sizes(of)
     driver: tuple[Phase, ...] = ("load", "prepare", "search", "test")
     holdings = memory.of_weights(of.outline, driver)
@@ -148,10 +148,10 @@ def forecast_search(
         ),
         device=of.outline.device.type,
         holdings=(memory.of_process(), *holdings),
-        work=tuple(_search_work(settings, of, rehearsed, worked, speed, max(1, n_workers))),
+        work=tuple(_search_work(settings, of, simulated, worked, speed, max(1, n_workers))),
         room=_room(of.outline, directory, devices),
         calibrated=_calibrated(speed),
-        notes=tuple(_notes(settings, of, speed, rehearsed)),
+        notes=tuple(_notes(settings, of, speed, simulated)),
     )
 
 
@@ -197,7 +197,7 @@ def _of_workers(held: Sequence[Holding], found: Outline, n_workers: int) -> list
     return [*with_copies(shared, 1), *with_copies(found_own, n_workers)]
 
 
-def _rehearsed(settings: Settings, of: Prospect) -> Rehearsal | None:
+def _simulated(settings: Settings, of: Prospect) -> Simulation | None:
     """Jobs of the search; None where its controller learns from more than losses."""
     row, fidelities = CONTROLLERS[settings.controller.kind], of.plan.fidelities[:-1]
     if row.screens or (of.plan.curvature is not None and not isinstance(of.space, SeparableSpace)):
@@ -205,23 +205,23 @@ def _rehearsed(settings: Settings, of: Prospect) -> Rehearsal | None:
     more: dict[str, Any] = {"objectives": settings.objectives} if row.multi_objective else {}
     controller = row.build(of.space, fidelities, settings.seed, settings.controller, **more)
     batch = settings.executor.batch
-    return rehearse(of.space, controller, settings.budget, fidelities[-1], batch, settings.optimised)
+    return simulate(of.space, controller, settings.budget, fidelities[-1], batch, settings.optimised)
 
 
-def _shared(settings: Settings, of: Prospect, rehearsed: Rehearsal | None) -> Any:
-    """Work of the rehearsed jobs; None where there are none."""
+def _shared(settings: Settings, of: Prospect, simulated: Simulation | None) -> Any:
+    """Work of the simulated jobs; None where there are none."""
     from secateur.evaluators.forecast.sharing import shared_work
 
-    if rehearsed is None:
+    if simulated is None:
         return None
     fidelities = of.plan.fidelities[:-1]
-    return shared_work(rehearsed.jobs, of.pruner(), of.plan.window, fidelities, of.outline.dtype.itemsize)
+    return shared_work(simulated.jobs, of.pruner(), of.plan.window, fidelities, of.outline.dtype.itemsize)
 
 
 def _search_work(
     settings: Settings,
     of: Prospect,
-    rehearsed: Rehearsal | None,
+    simulated: Simulation | None,
     worked: Any,
     speed: Speed | None,
     n_workers: int,
@@ -255,7 +255,7 @@ def _search_work(
     n_dense = sum(sizes.values())
     dense = None if speed is None else n_dense * (stack * speed.block + speed.teacher)
     yield Work("dense side of the loss", dense, n_dense, "search and test text", "evaluator.fidelities")
-    yield _evaluations(settings, of, rehearsed, worked, speed, shares, n_workers)
+    yield _evaluations(settings, of, simulated, worked, speed, shares, n_workers)
     n_tested = len(of.space.baselines()) + len(of.space.targets)
     tested = n_tested * sizes["test"]
     seconds = None if speed is None else tested * (stack * speed.block + speed.loss) / n_workers
@@ -271,7 +271,7 @@ def _search_work(
 def _evaluations(
     settings: Settings,
     of: Prospect,
-    rehearsed: Rehearsal | None,
+    simulated: Simulation | None,
     worked: Any,
     speed: Speed | None,
     shares: Sequence[float],
@@ -279,7 +279,7 @@ def _evaluations(
 ) -> Work:
     """All evaluations of the search."""
     budget, setting = settings.budget, "budget, evaluator.fidelities"
-    if rehearsed is None or worked is None:
+    if simulated is None or worked is None:
         n_all = most_tokens(budget, of.plan.fidelities[:-1], len(of.space.baselines()))
         seconds = None if speed is None else n_all * (sum(shares) * speed.block + speed.loss) / n_workers
         return Work(
@@ -289,20 +289,21 @@ def _evaluations(
             "the budget at the largest fidelity",
             setting,
         )
-    n_all = sum(fidelity.total_tokens * len(found) for fidelity, found in rehearsed.jobs)
-    n_evaluations = sum(len(found) for _, found in rehearsed.jobs)
+    n_all = sum(fidelity.total_tokens * len(found) for fidelity, found in simulated.jobs)
+    n_evaluations = sum(len(found) for _, found in simulated.jobs)
     seconds = None
     if speed is not None:
-        smaller = _macs_share(of, [x for _, found in rehearsed.jobs for x in found])
+        smaller = _macs_share(of, [x for _, found in simulated.jobs for x in found])
         inside = sum(n * shares[block] for block, n in worked.block_tokens.items()) * speed.block * smaller
         seconds = inside + worked.head_tokens * speed.loss + worked.switches * (speed.switch or 0.0)
-        trained = sum(fidelity.n_trained * len(found) for fidelity, found in rehearsed.jobs)
+        trained = sum(fidelity.n_trained * len(found) for fidelity, found in simulated.jobs)
         seconds += 4 * trained * (sum(shares) * speed.block + speed.loss)
-        seconds /= rehearsed.share * n_workers
+        seconds /= simulated.share * n_workers
     saved = 1 - sum(worked.block_tokens.values()) / max(1, worked.head_tokens * len(shares))
-    why = f"{n_evaluations / rehearsed.share:,.0f} measurements by rehearsal, {max(saved, 0):.0%} of the blocks shared"
+    n = n_evaluations / simulated.share
+    why = f"{n:,.0f} measurements in a simulated search, {max(saved, 0):.0%} of the blocks shared"
     return Work(
-        "evaluations", _within(budget, seconds, n_workers), round(n_all / rehearsed.share), why, setting
+        "evaluations", _within(budget, seconds, n_workers), round(n_all / simulated.share), why, setting
     )
 
 
@@ -360,14 +361,14 @@ def _calibrated(speed: Speed | None) -> str:
 
 
 def _notes(
-    settings: Settings, of: Prospect, speed: Speed | None, rehearsed: Rehearsal | None
+    settings: Settings, of: Prospect, speed: Speed | None, simulated: Simulation | None
 ) -> Iterator[str]:
     """What the forecast leaves out."""
     if of.plan.space.kind == "recipe":
         yield "Statistics of recipes, collected when they are asked for (`space.cache_gb`), are not counted."
-    if rehearsed is None:
+    if simulated is None:
         kind = settings.controller.kind
-        yield f"`{kind}` can't be rehearsed: every measurement counts as one at the largest fidelity."
+        yield f"`{kind}` can't be simulated: every measurement counts as one at the largest fidelity."
     if of.plan.tasks is not None:
         yield "Tasks are not counted."
     if of.plan.space.cases:

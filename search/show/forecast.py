@@ -111,10 +111,10 @@ def truth_line(forecast: Mapping[str, Any], truth: Mapping[str, Any]) -> str:
     """Forecast beside truth in one line, from a run's record."""
     parts = []
     for name, key in (("memory", "driver"), ("disk", "disk")):
-        foreseen = forecast["driver"] if key == "driver" else forecast["peak"]["disk"]
-        parts.append(f"{name} {size(foreseen)} foreseen, {size(truth[key])} in truth")
-    foreseen = "not foreseen" if forecast["seconds"] is None else f"{duration(forecast['seconds'])} foreseen"
-    parts.append(f"time {foreseen}, {duration(truth['seconds'])} in truth")
+        expected = forecast["driver"] if key == "driver" else forecast["peak"]["disk"]
+        parts.append(f"{name} {size(expected)}, measured {size(truth[key])}")
+    seconds = "not timed" if forecast["seconds"] is None else duration(forecast["seconds"])
+    parts.append(f"time {seconds}, measured {duration(truth['seconds'])}")
     return "; ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Rehearsal of a search: the proposals of its controller, told made-up losses, to count what would be measured."""
+"""Simulation of a search: the proposals of its controller, told made-up losses, to count what would be measured."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from secateur.spaces.space import SeparableSpace, Space
 
 MOST_SECONDS = 2.0
 MOST_PROPOSALS = 512
-"""A rehearsal ends here, and what follows is taken to go on alike."""
+"""A simulation ends here, and what follows is taken to go on alike."""
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """Jobs of a rehearsed search.
+class Simulation:
+    """Jobs of a simulated search.
 
     Args:
         jobs: candidates that are measured together, with their fidelity; the baselines first.
-        share: rehearsed part of the budget, in (0, 1].
+        share: simulated part of the budget, in (0, 1].
     """
 
     jobs: list[tuple[Fidelity, list[Any]]] = field(default_factory=list)
     share: float = 1.0
 
 
-def rehearse(
+def simulate(
     space: Space[Any],
     controller: Controller,
     budget: Budget,
     fidelity: Fidelity,
     batch: int,
     objectives: Sequence[str] = (),
-) -> Rehearsal:
+) -> Simulation:
     """Jobs that a search in rounds would have.
 
     Args:
@@ -76,7 +76,7 @@ def rehearse(
         if not proposals:
             break
         rounds = [ledger.affordable(proposals)]
-    return Rehearsal(jobs, share or 1.0)
+    return Simulation(jobs, share or 1.0)
 
 
 def _made_up(space: Space[Any], proposal: Proposal, objectives: Sequence[str]) -> Measurement:
