@@ -51,7 +51,7 @@ class Plan:
 
     @property
     def problem(self) -> str | None:
-        """What does not fit, and what would, in a line; None if all does."""
+        """Line that names the memory or disk that is missing, and settings that would fit; None if all fits."""
         return refusal(self.forecast)
 
     @property

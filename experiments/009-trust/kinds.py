@@ -171,7 +171,7 @@ WRITTEN = (
     "optuna.log",
     "measurements.jsonl",
 )
-"""What commands write in a run directory."""
+"""Files that commands write in a run directory."""
 
 
 def contents(directory: Path) -> dict[str, bytes]:

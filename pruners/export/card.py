@@ -66,7 +66,7 @@ def _interval(values: Mapping[str, float]) -> str:
 
 
 def _eval_results(manifest: Manifest) -> Iterator[EvalResult]:
-    """What was measured on test text: of the search the ratio, all else of the saved model."""
+    """Results on test text for the model index: the search's loss ratio, and measurements of the saved model."""
     for where, values in manifest.measured.items():
         tokens, _, of = where.partition(", ")
         part, _, n_tokens = tokens.partition(":")

@@ -113,7 +113,7 @@ def _vanishes(runner: BlockRunner, layout: BlockLayout, inputs: BlockInputs) -> 
 
 
 def _own_norms(runner: BlockRunner, layout: BlockLayout, inputs: BlockInputs) -> tuple[bool, ...]:
-    """Of each sub-layer, whether its norms go with it; they stay where the residual stream passes them (MiniMax).
+    """One flag a sub-layer: True if its norms are removed with it; False where they norm the residual stream (MiniMax).
 
     Raises:
         ValueError: if the block without the sub-layer is not one in which the sub-layer gives zeros, either way.

@@ -98,7 +98,7 @@ class RecipePruner(Pruner):
         return unit != "weights"
 
     def stored_bytes(self) -> int:
-        """Of the pools at most, and of the cache of statistics, which is smaller where few are asked for."""
+        """Upper bound of the disk of pools and statistics; the cache is smaller where few statistics are asked for."""
         of = self.settings
         return pool_bytes(self.anatomy, len(of.texts) * of.pool_tokens, look=self._look)
 

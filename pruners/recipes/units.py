@@ -143,7 +143,7 @@ def _plan(
 
 
 def _mixed(context: RecipeContext) -> list[bool]:
-    """Of each block, whether it has a mixture."""
+    """One flag a block: True if it has experts."""
     return [isinstance(layout.mlp, MixtureLayout) for layout in context.layouts]
 
 

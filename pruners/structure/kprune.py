@@ -20,7 +20,7 @@ KeptNumbers = Mapping[Sublayer, tuple[int, ...]]
 """Numbers of the kept units of a block."""
 
 FOLLOWS = "a method that follows the pruned stream"
-"""What needs blocks of one attention and one MLP."""
+"""Name, in refusals, of methods that need blocks of one attention and one MLP."""
 
 
 @torch.no_grad()

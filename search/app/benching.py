@@ -115,7 +115,7 @@ class _Tables:
 
     @property
     def board(self) -> Board:
-        """What is measured now, and what is not yet."""
+        """Board of the cells measured so far, with those that are missing."""
         known = {trial.measurement.candidate for trial in self.study.trials}
         missing = tuple(cell for cell in cells_of(self.settings) if cell.text not in known)
         return Board(tuple(self.study.trials), self.models, missing)

@@ -181,7 +181,7 @@ def _n_workers(settings: Settings) -> int:
 
 
 def _of_workers(held: Sequence[Holding], found: Outline, n_workers: int) -> list[Holding]:
-    """What workers hold: on a CPU one mapped copy of weights, dense side and levels for all of a node."""
+    """Holdings of the workers; on a CPU those of a node map one copy of weights, dense side and levels."""
     from secateur.evaluators.forecast import memory
 
     own = [memory.of_process()]
@@ -363,7 +363,7 @@ def _calibrated(speed: Speed | None) -> str:
 def _notes(
     settings: Settings, of: Prospect, speed: Speed | None, simulated: Simulation | None
 ) -> Iterator[str]:
-    """What the forecast leaves out."""
+    """Lines on costs that the forecast leaves out."""
     if of.plan.space.kind == "recipe":
         yield "Statistics of recipes, collected when they are asked for (`space.cache_gb`), are not counted."
     if simulated is None:
