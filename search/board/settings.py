@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
-from secateur.search.settings.problems import problems
+from secateur.search.settings.problems import validated
 from secateur.search.settings.settings import section_of, set_key
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.method import UNITS, Unit
@@ -154,14 +153,7 @@ def board_settings(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Boa
     for override in overrides:
         set_key(values, override)
     values["executor"], lines = section_of("executor", values.get("executor", {}), EXECUTORS, "local")
-    try:
-        settings = BoardSettings.model_validate(values)
-    except ValidationError as error:
-        lines += problems(error, BoardSettings)
-    if lines:
-        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        raise UsageError(lines[0] + more)
-    return settings
+    return validated(BoardSettings, values, lines)
 
 
 def workers_words(workers: int | None) -> list[str]:

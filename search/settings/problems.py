@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from secateur.search.errors import UsageError
 from secateur.search.mirror.address import readable
 from secateur.spaces.names import nearest
 
 _COMMA = " YAML reads 0,5 as text, and as two values within braces or brackets: write 0.5."
+
+
+Found = TypeVar("Found", bound=BaseModel)
 
 
 def problems(error: ValidationError, model: type[BaseModel], prefix: Sequence[str] = ()) -> list[str]:
@@ -25,6 +29,28 @@ def problems(error: ValidationError, model: type[BaseModel], prefix: Sequence[st
         by_path.setdefault(place.path, []).append((detail, place))
     deepest = [path for path in by_path if not any(other.startswith(path + ".") for other in by_path)]
     return [_line(by_path[path]) for path in deepest]
+
+
+def validated(model: type[Found], values: Mapping[str, Any], before: Sequence[str] = ()) -> Found:
+    """Settings of a pydantic model.
+
+    Args:
+        model: of the settings.
+        values: by key.
+        before: problems that were found before, a line each.
+
+    Raises:
+        UsageError: in one line, with the first of the problems.
+    """
+    lines, found = list(before), None
+    try:
+        found = model.model_validate(values)
+    except ValidationError as error:
+        lines += problems(error, model)
+    if found is None or lines:
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise UsageError(lines[0] + more)
+    return found
 
 
 @dataclass(frozen=True)

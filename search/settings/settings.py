@@ -27,7 +27,7 @@ from secateur.search.files import parse_yaml, read_yaml
 from secateur.search.mirror.address import FORM, masked, masked_address, readable
 from secateur.search.objectives import objective
 from secateur.search.settings.evaluator import MEASURES, EvaluatorSettings
-from secateur.search.settings.problems import problems
+from secateur.search.settings.problems import problems, validated
 from secateur.search.tracking.trackers import TrackerName
 from secateur.spaces.measurement import MARGIN, TASK
 from secateur.spaces.names import nearest
@@ -223,13 +223,7 @@ def settings_from(raw: Mapping[str, Any]) -> Settings:
             for old, new in values[name].renamed.items()
             if old in section
         ]
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        lines += problems(error, Settings)
-    if lines:
-        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
-        raise UsageError(lines[0] + more)
+    settings = validated(Settings, values, lines)
     settings._renamed = tuple(renamed)
     return settings.found_from([Path.cwd()])
 
