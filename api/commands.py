@@ -122,7 +122,8 @@ def prune(
         UsageError: if the recipe, the model or a text is not what it should be, or the format can't carry the model.
     """
     from secateur.search import app
-    from secateur.search.app.forecasting import forecast_prune, foretold
+    from secateur.search.app.forecast_prune import forecast_prune
+    from secateur.search.app.forecasting import foretold
     from secateur.search.app.recipe_file import file_for
     from secateur.search.app.stream import foretold_whole
 
@@ -312,7 +313,8 @@ def recover(
         UsageError: if Ray or PEFT is not installed, the run's model or data have changed, or no trial fits.
     """
     from secateur.search import app
-    from secateur.search.app.forecasting import forecast_recover, foretold
+    from secateur.search.app.forecast_recover import forecast_recover
+    from secateur.search.app.forecasting import foretold
     from secateur.search.recovery.stage import recovery_settings
 
     directory = run.directory if isinstance(run, Run) else Path(run)

@@ -16,7 +16,9 @@ from secateur.pruners.models.loading import find_checkpoint, load_model, read_co
 from secateur.pruners.models.skeleton import Counted, ShapesOnly, n_experts_of, skeleton
 from secateur.search import app
 from secateur.search.app.exporting import LEVELS
-from secateur.search.app.forecasting import forecast_prune, forecast_search, parse_devices
+from secateur.search.app.forecast_parts import parse_devices
+from secateur.search.app.forecast_prune import forecast_prune
+from secateur.search.app.forecasting import forecast_search
 from secateur.search.app.recipe_file import file_for
 from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
@@ -267,7 +269,8 @@ def test_a_damaged_or_missing_record_is_none(tmp_path):
 
 @pytest.mark.parametrize("command", ["search", "prune", "dry-run"])
 def test_commands_refuse_before_they_load_unless_told(command, tmp_path, secateur, monkeypatch):
-    monkeypatch.setattr("secateur.search.app.forecasting._room", lambda *of: {"host": 1_000_000})
+    for module in ("forecasting", "forecast_prune"):
+        monkeypatch.setattr(f"secateur.search.app.{module}.room_of", lambda *of: {"host": 1_000_000})
     arguments = {
         "search": ["search", *QUICK, "--run", tmp_path / "run"],
         "prune": ["prune", "tiny", "--to", tmp_path / "model", "--tokens", "512"],
@@ -295,7 +298,7 @@ def test_a_forecast_that_fails_stops_nothing(tmp_path, secateur, monkeypatch):
 
 
 def test_a_recovery_is_forecast(tmp_path):
-    from secateur.search.app.forecasting import forecast_recover
+    from secateur.search.app.forecast_recover import forecast_recover
     from secateur.search.recovery.stage import recovery_settings
 
     app.search(small(controller={"kind": "uniform"}), tmp_path / "run")

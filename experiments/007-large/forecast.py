@@ -96,7 +96,7 @@ def _search(case: dict[str, Any], place: Path) -> tuple[dict[str, Any], dict[str
 def _prune(case: dict[str, Any], place: Path) -> tuple[dict[str, Any], dict[str, float]]:
     from secateur.pruners.models.memory import forget_peak, resident_bytes
     from secateur.search import app
-    from secateur.search.app.forecasting import forecast_prune
+    from secateur.search.app.forecast_prune import forecast_prune
     from secateur.search.app.recipe_file import file_for
     from secateur.search.study.foreseen import disk_bytes
 

@@ -1,19 +1,17 @@
-"""Forecasts of searches, prunings and recoveries, from settings and config.json alone."""
+"""Forecasts of searches from settings and config.json alone, and the lines that a command begins with."""
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.pruning_file import PruningFile
-from secateur.search.app.recipe_file import RecipeFile, file_for
+from secateur.search.app.forecast_parts import calibration_line, parse_devices, room_of, subject_of
+from secateur.search.app.forecast_prune import forecast_prune
+from secateur.search.app.recipe_file import file_for
 from secateur.search.app.session import Say, plan, silent, usage_errors
 from secateur.search.budget import Budget
-from secateur.search.controller import Trial
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executors.registry import EXECUTORS
@@ -26,23 +24,6 @@ from secateur.spaces.space import SeparableSpace
 if TYPE_CHECKING:
     from secateur.evaluators.forecast.prospect import Outline, Prospect
     from secateur.evaluators.forecast.speed import Speed
-
-_DEVICE = re.compile(r"(\w+)(?::\d+)?(?::(\d+(?:\.\d+)?)\s*GB)?", re.IGNORECASE)
-
-
-def parse_devices(text: str) -> list[tuple[str, int | None]]:
-    """Devices that are only thought of, each with its bytes, from a text such as ``cuda:141GB,cuda:80GB``.
-
-    Raises:
-        UsageError: if it is none.
-    """
-    found = []
-    for part in text.split(","):
-        match = _DEVICE.fullmatch(part.strip())
-        if match is None or match[1].lower() not in ("cpu", "cuda", "mps", "xpu"):
-            raise UsageError(f"Expected `--device` such as cuda:141GB or cpu:64GB, got {text!r}.")
-        found.append((match[1].lower(), None if match[2] is None else round(float(match[2]) * 1e9)))
-    return found
 
 
 def planned(
@@ -143,28 +124,16 @@ def forecast_search(
         say("timing a block of this shape")
         speed = measure_speed(of.outline, of.plan.window, of.plan)
     return Forecast(
-        subject=_subject(
+        subject=subject_of(
             settings.model, of.outline, space=settings.space.kind, controller=settings.controller.kind
         ),
         device=of.outline.device.type,
         holdings=(memory.of_process(), *holdings),
         work=tuple(_search_work(settings, of, simulated, worked, speed, max(1, n_workers))),
-        room=_room(of.outline, directory, devices),
-        calibrated=_calibrated(speed),
+        room=room_of(of.outline, directory, devices),
+        calibrated=calibration_line(speed),
         notes=tuple(_notes(settings, of, speed, simulated)),
     )
-
-
-def _subject(model: str, found: Outline, **more: str) -> dict[str, Any]:
-    """Facts about model and command."""
-    return {
-        "model": model,
-        "family": found.anatomy.family,
-        "blocks": len(found.anatomy.blocks),
-        "parameters": sum(x.numel() for x in found.anatomy.model.parameters()),
-        "dtype": str(found.dtype).removeprefix("torch."),
-        **more,
-    }
 
 
 def _sizes(of: Prospect) -> dict[Part, int]:
@@ -333,33 +302,6 @@ def most_tokens(budget: Budget, fidelities: Sequence[Fidelity], n_baselines: int
     return max(min(given, default=0), n_baselines * largest)
 
 
-def _room(found: Outline, directory: Path, devices: Sequence[tuple[str, int | None]]) -> dict[str, int]:
-    """Free bytes by place: of devices that are only thought of, what was said."""
-    import torch
-
-    from secateur.pruners.models.memory import available_bytes, resident_bytes
-
-    host = available_bytes(torch.device("cpu"))
-    room = {} if host is None else {"host": host + resident_bytes()}
-    said = [n_bytes for name, n_bytes in devices if name != "cpu" and n_bytes is not None]
-    on_host = [n_bytes for name, n_bytes in devices if name == "cpu" and n_bytes is not None]
-    if on_host:
-        room["host"] = min(on_host)
-    if said:
-        room["device"] = min(said)
-    elif not devices and found.device.type != "cpu":
-        left = available_bytes(found.device)
-        room |= {} if left is None else {"device": left}
-    place = next(x for x in (directory, *directory.absolute().parents) if x.exists())
-    return room | {"disk": shutil.disk_usage(place).free}
-
-
-def _calibrated(speed: Speed | None) -> str:
-    if speed is None:
-        return ""
-    return f"the first block with random weights, timed on this machine's {speed.device}, and scaled"
-
-
 def _notes(
     settings: Settings, of: Prospect, speed: Speed | None, simulated: Simulation | None
 ) -> Iterator[str]:
@@ -375,124 +317,6 @@ def _notes(
         yield "Further models and cases (`space.also`) are not counted."
     if speed is not None and speed.levels is None:
         yield "Making the levels of a block of this size takes longer than a short measurement: not timed."
-
-
-@usage_errors()
-def forecast_prune(
-    file: PruningFile,
-    model: str,
-    *,
-    tokens: int = 8192,
-    window: int = 512,
-    loading: Mapping[str, Any] | None = None,
-    devices: Sequence[tuple[str, int | None]] = (),
-    timing: bool = True,
-    to: Path | None = None,
-    say: Say = silent,
-) -> Forecast:
-    """Forecast of a pruning by a recipe or a candidate.
-
-    Args:
-        file: the recipe or the candidate.
-        model: see `load_model`.
-        tokens, window: measured on.
-        loading: ``dtype``, ``device`` and ``trust_remote_code``.
-        devices, timing, say: see `forecast_search`.
-        to: directory of the export; None: the present one.
-
-    Raises:
-        UsageError: if the recipe does not fit the config.
-    """
-    from secateur.evaluators.forecast import memory
-    from secateur.evaluators.forecast.prospect import outline
-    from secateur.pruners.pruner import pruner_class
-
-    pruner_type = pruner_class(file.settings)
-    found = outline(
-        model,
-        **dict(loading or {}),
-        check=lambda config: pruner_type.check_config(file.settings, config),
-        planned=devices[0][0] if devices else None,
-        say=say,
-    )
-    n_calibration, length = file.calibrated_on
-    with found.shapes:
-        file.check_model(found.anatomy)
-        streamed, kinds = _pruning_statistics(file, found, window)
-    phases: tuple[Phase, ...] = ("load", "prune", "test", "export")
-    holdings = memory.of_weights(found, phases)
-    holdings += memory.of_statistics(
-        found, streamed, kinds, memory.empty_tokens(n_calibration, length), "prune"
-    )
-    holdings += memory.of_data(found, window, {"test": tokens}, {"test": ("test", "prune", "export")})
-    holdings += memory.of_pruned(found, ("prune", "test", "export"))
-    holdings += memory.of_export(found)
-    speed = None
-    if timing and not devices:
-        from secateur.evaluators.forecast.speed import measure_speed
-
-        say("timing a block of this shape")
-        speed = measure_speed(found, window)
-    return Forecast(
-        subject=_subject(model, found, recipe=file.text),
-        device=found.device.type,
-        holdings=(memory.of_process(), *holdings),
-        work=tuple(_prune_work(found, n_calibration, tokens, window, speed, kinds)),
-        room=_room(found, to or Path(), devices),
-        calibrated=_calibrated(speed),
-    )
-
-
-def _pruning_statistics(
-    file: PruningFile, found: Outline, window: int
-) -> tuple[Mapping[str, Any], Sequence[Any]]:
-    """Statistics that a pruning takes: keyword arguments of `stream_blocks`, and kinds of gradients."""
-    from secateur.evaluators.forecast.prospect import dense_of
-    from secateur.pruners.pruner import pruner_class
-    from secateur.pruners.recipes.checks import statistics_of
-
-    if isinstance(file, RecipeFile):
-        return statistics_of(file.unit, [file.form])
-    settings = pruner_class(file.settings).settled(file.settings, found.anatomy)
-    pruner = pruner_class(settings)(settings, dense_of(found, window, settings), seed=file.seed)
-    return pruner.streamed, tuple(pruner.gradients)
-
-
-def _prune_work(
-    found: Outline, n_calibration: int, n_tested: int, window: int, speed: Speed | None, kinds: Sequence[Any]
-) -> Iterator[Work]:
-    """Steps of a pruning with their times."""
-    from secateur.evaluators.forecast.speed import block_shares, process_seconds
-
-    stack = sum(block_shares(found.anatomy, window))
-    n_bytes = sum(x.nbytes for x in found.anatomy.model.parameters())
-    yield Work(
-        "loading",
-        None if speed is None else 2 * speed.read * n_bytes,
-        0,
-        "weights are read, converted and checked",
-        "dtype",
-    )
-    passes = 2 + 3 * len(kinds)  # statistics, and the outputs of pruned blocks
-    seconds = None if speed is None else passes * n_calibration * stack * speed.block
-    yield Work(
-        "pruning", seconds, n_calibration, "statistics, and outputs of pruned blocks; not the method itself"
-    )
-    dense = None if speed is None else n_tested * (stack * speed.block + speed.teacher + speed.loss)
-    pruned = None if speed is None else n_tested * (stack * speed.block + speed.loss)
-    yield Work(
-        "measuring",
-        None if dense is None or pruned is None else dense + pruned,
-        2 * n_tested,
-        "dense, and pruned",
-        "--tokens",
-    )
-    yield Work(
-        "writing",
-        None if speed is None else 6 * speed.read * n_bytes + process_seconds(),
-        0,
-        "written, read again in a fresh process, compared",
-    )
 
 
 ALL_MACS = 2e11
@@ -536,66 +360,3 @@ def forecast_before(
 ) -> Forecast | None:
     """Forecast of a search that is about to begin, see `foretold`."""
     return foretold(lambda timing: forecast_search(settings, directory, timing=timing), note, anyway=anyway)
-
-
-@usage_errors()
-def forecast_recover(
-    directory: Path,
-    trials: Sequence[Trial],
-    values: Mapping[str, Any],
-    *,
-    timing: bool = True,
-    say: Say = silent,
-) -> Forecast:
-    """Forecast of a recovery: each trial is trained by a process of its own, one after another on one device.
-
-    Args:
-        directory: of the run.
-        trials: that are trained.
-        values: of the training: method, loss, tokens, lr, rank.
-        timing, say: see `forecast_search`.
-
-    Raises:
-        UsageError: if the run's settings don't fit the config.
-    """
-    from secateur.evaluators.forecast import memory
-    from secateur.evaluators.forecast.prospect import prospect
-    from secateur.evaluators.forecast.speed import block_shares, measure_speed
-    from secateur.evaluators.training.settings import Training
-    from secateur.search.results.run import open_run
-
-    view = open_run(directory)
-    training = Training(**values)
-    of = prospect(plan(view.settings, view.shape.latency), say=say)
-    found, window = of.outline, of.plan.window
-    worker: tuple[Phase, ...] = ("load", "prune", "train", "export")
-    with found.shapes:
-        pruner = of.pruner()
-        streamed, kinds = pruner.streamed, tuple(pruner.gradients)
-    calibration = memory.empty_tokens(of.plan.calibration_tokens, window)
-    holdings = [memory.of_process(), *memory.of_weights(found, worker)]
-    holdings += memory.of_statistics(found, streamed, kinds, calibration, "prune")
-    holdings += memory.of_pruned(found, ("prune", "train", "export"))
-    holdings += memory.of_training(found, training, window, ("train",))
-    holdings += memory.of_export(found)
-    speed = None
-    if timing:
-        say("timing a block of this shape")
-        speed = measure_speed(found, window)
-    n_tokens = len(trials) * training.tokens
-    seconds = None
-    if speed is not None:
-        step = sum(block_shares(of.anatomy, window)) * speed.block + speed.loss
-        seconds = (
-            (4 if training.loss == "kl" else 3) * n_tokens * step
-        )  # backward: two passes; the teacher: one
-    why = f"{len(trials)} models, {training.tokens:,} tokens each, {training.method}"
-    return Forecast(
-        subject=_subject(view.settings.model, found, method=training.method),
-        device=found.device.type,
-        holdings=(memory.of_process(), *with_copies(holdings, 1)),
-        work=(Work("training", seconds, n_tokens, why, "--tokens"),),
-        room=_room(found, directory, ()),
-        calibrated=_calibrated(speed),
-        notes=("Loading, pruning and measuring of each model are not timed.",),
-    )

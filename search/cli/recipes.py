@@ -104,7 +104,8 @@ def prune(  # noqa: PLR0913  # options of a command
 ) -> None:
     """Prune a model by a recipe, measure it, and write a directory that stock transformers loads."""
     from secateur.search import app as rooms
-    from secateur.search.app.forecasting import forecast_prune, foretold
+    from secateur.search.app.forecast_prune import forecast_prune
+    from secateur.search.app.forecasting import foretold
     from secateur.search.app.recipe_file import file_for
     from secateur.search.app.stream import foretold_whole
 

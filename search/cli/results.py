@@ -177,7 +177,8 @@ def recover(  # noqa: PLR0913  # options of a command
 ) -> None:
     """Train picked models with their zeros kept, and save them in RUN/recovered. The same command continues."""
     from secateur.search import app as rooms
-    from secateur.search.app.forecasting import forecast_recover, foretold
+    from secateur.search.app.forecast_recover import forecast_recover
+    from secateur.search.app.forecasting import foretold
     from secateur.search.recovery.stage import recovery_settings
 
     settings = recovery_settings(method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, address=address)

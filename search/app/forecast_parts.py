@@ -1,0 +1,72 @@
+"""Parts of every forecast: the model, free memory and disk by device, and how times were calibrated."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.search.errors import UsageError
+
+if TYPE_CHECKING:
+    from secateur.evaluators.forecast.prospect import Outline
+    from secateur.evaluators.forecast.speed import Speed
+
+_DEVICE = re.compile(r"(\w+)(?::\d+)?(?::(\d+(?:\.\d+)?)\s*GB)?", re.IGNORECASE)
+
+
+def parse_devices(text: str) -> list[tuple[str, int | None]]:
+    """Devices that are only thought of, each with its bytes, from a text such as ``cuda:141GB,cuda:80GB``.
+
+    Raises:
+        UsageError: if it is none.
+    """
+    found = []
+    for part in text.split(","):
+        match = _DEVICE.fullmatch(part.strip())
+        if match is None or match[1].lower() not in ("cpu", "cuda", "mps", "xpu"):
+            raise UsageError(f"Expected `--device` such as cuda:141GB or cpu:64GB, got {text!r}.")
+        found.append((match[1].lower(), None if match[2] is None else round(float(match[2]) * 1e9)))
+    return found
+
+
+def subject_of(model: str, found: Outline, **more: str) -> dict[str, Any]:
+    """Facts about model and command."""
+    return {
+        "model": model,
+        "family": found.anatomy.family,
+        "blocks": len(found.anatomy.blocks),
+        "parameters": sum(x.numel() for x in found.anatomy.model.parameters()),
+        "dtype": str(found.dtype).removeprefix("torch."),
+        **more,
+    }
+
+
+def room_of(found: Outline, directory: Path, devices: Sequence[tuple[str, int | None]]) -> dict[str, int]:
+    """Free bytes by place: of devices that are only thought of, what was said."""
+    import torch
+
+    from secateur.pruners.models.memory import available_bytes, resident_bytes
+
+    host = available_bytes(torch.device("cpu"))
+    room = {} if host is None else {"host": host + resident_bytes()}
+    said = [n_bytes for name, n_bytes in devices if name != "cpu" and n_bytes is not None]
+    on_host = [n_bytes for name, n_bytes in devices if name == "cpu" and n_bytes is not None]
+    if on_host:
+        room["host"] = min(on_host)
+    if said:
+        room["device"] = min(said)
+    elif not devices and found.device.type != "cpu":
+        left = available_bytes(found.device)
+        room |= {} if left is None else {"device": left}
+    place = next(x for x in (directory, *directory.absolute().parents) if x.exists())
+    return room | {"disk": shutil.disk_usage(place).free}
+
+
+def calibration_line(speed: Speed | None) -> str:
+    """Line on how times were measured; empty where they were not."""
+    if speed is None:
+        return ""
+    return f"the first block with random weights, timed on this machine's {speed.device}, and scaled"
