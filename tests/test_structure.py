@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers as tf
 
+from secateur.pruners.models.check_kept import check_kept
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import FAMILIES, dissect
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import check_kept
 from secateur.pruners.models.shape import model_shape
 from secateur.pruners.structure.pruning import prune_structure
 from secateur.spaces.architecture.candidate import Kept, read_kept

@@ -16,8 +16,8 @@ from secateur.evaluators.latency.rounds import ROUNDS, Spread, Timing, time_in_t
 from secateur.evaluators.latency.stacks import cut_stack, depth, exchanged
 from secateur.evaluators.latency.store import MeasuredTable
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import check_parts
 from secateur.spaces.latency import PHASES, LatencyTable, Phase, PhaseName
 
 MOST_POINTS = 8

@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.export.export_check import Comparison
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
+from secateur.pruners.models.check_kept import check_kept
 from secateur.pruners.models.discover import text_config
 from secateur.pruners.models.experts import joined_experts
-from secateur.pruners.models.layout import ALL, Form, Placement, check_kept, place
 from secateur.pruners.models.mixture import Mixture
 from secateur.pruners.models.narrow import Narrow, narrow_weights
+from secateur.pruners.models.placement import ALL, Form, Placement, place
 from secateur.spaces.architecture.candidate import Kept
 
 BLOCKWISE = (

@@ -22,7 +22,7 @@ from secateur.pruners.export.cut import CutModel, sublayer_path
 from secateur.pruners.export.stock import width_name
 from secateur.pruners.models.anatomy import Block, Sublayer
 from secateur.pruners.models.cutting import head_counts
-from secateur.pruners.models.find_layout import OVER_TOKENS
+from secateur.pruners.models.find_sublayer import OVER_TOKENS
 from secateur.pruners.models.runner import BlockRunner
 
 SKIPPED: dict[Sublayer, Sublayer] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.stock import NotStockError, fit
-from secateur.pruners.models.layout import ALL, Placement
+from secateur.pruners.models.placement import ALL, Placement
 
 # Fused projections that join q, k and v head by head; the others join all q, all k, all v.
 _INTERLEAVED = ("query_key_value",)

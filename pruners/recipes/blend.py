@@ -14,7 +14,8 @@ from torch import Tensor
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import InputStatistics, ModelStatistics
 from secateur.pruners.models.anatomy import Linear, Role
-from secateur.pruners.models.layout import Placement, SublayerLayout
+from secateur.pruners.models.layout import SublayerLayout
+from secateur.pruners.models.placement import Placement
 from secateur.pruners.structure.evidence import Evidence
 from secateur.spaces.method import Comparison, Detail
 

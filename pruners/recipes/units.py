@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.stream import most
+from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.cutting import Piece
-from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout, check_parts
+from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.recipes.allocation.allocate import removed
 from secateur.pruners.recipes.allocation.layers import Floats, Layer, kind_of

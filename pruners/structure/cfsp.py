@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.models.layout import Placement
+from secateur.pruners.models.placement import Placement
 from secateur.pruners.structure.evidence import Evidence
 
 

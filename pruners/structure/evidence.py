@@ -12,7 +12,8 @@ from torch import Tensor
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import OutputStatistics
 from secateur.pruners.models.anatomy import Linear
-from secateur.pruners.models.layout import Placement, SublayerLayout
+from secateur.pruners.models.layout import SublayerLayout
+from secateur.pruners.models.placement import Placement
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from secateur.pruners.calibration.statistics import ROLES, InputRecorder
 from secateur.pruners.calibration.stream import Walk
 from secateur.pruners.linalg import input_factor, least_squares
 from secateur.pruners.models.anatomy import Anatomy, Linear, Sublayer
+from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.cutting import LiveSublayer
-from secateur.pruners.models.layout import BlockLayout, SublayerLayout, check_parts
+from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.structure.reorder import cut_pieces
 
 KeptNumbers = Mapping[Sublayer, tuple[int, ...]]

@@ -10,9 +10,10 @@ import torch
 
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import SublayerLayout, check_parts
+from secateur.pruners.models.layout import SublayerLayout
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.structure.method import StructureMethod

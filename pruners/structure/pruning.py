@@ -14,9 +14,10 @@ from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.experts.channels import channels_of, experts_cut
 from secateur.pruners.experts.levels import expert_levels
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.check_kept import check_kept, check_splits
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import MixtureLayout, SublayerLayout, check_kept, check_splits
+from secateur.pruners.models.layout import MixtureLayout, SublayerLayout
 from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.pruner import OnBlock, no_report
 from secateur.pruners.structure.method import StructureMethod

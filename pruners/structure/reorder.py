@@ -12,7 +12,8 @@ from torch import Tensor
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import OutputStatistics
 from secateur.pruners.models.cutting import Piece
-from secateur.pruners.models.layout import Placement, SublayerLayout
+from secateur.pruners.models.layout import SublayerLayout
+from secateur.pruners.models.placement import Placement
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.method import StructureMethod, importance_order, query_order
 from secateur.pruners.structure.refit import RepairInputs

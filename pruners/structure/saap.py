@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.models.anatomy import Linear
-from secateur.pruners.models.layout import Placement
+from secateur.pruners.models.placement import Placement
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.llm_pruner import first, mixed_order, second, vector_order
 

@@ -17,15 +17,10 @@ from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.experts.channels import channels_of, experts_cut
 from secateur.pruners.experts.levels import counts_of, expert_level, expert_levels
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
+from secateur.pruners.models.check_kept import check_block, check_splits
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import (
-    BlockLayout,
-    MixtureLayout,
-    SublayerLayout,
-    check_block,
-    check_splits,
-)
+from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.models.live_experts import LiveExperts, live_part
 from secateur.pruners.stores.block_files import Key, StoredBlocks, build_store, recorded
 from secateur.pruners.stores.recent import Recent
