@@ -79,7 +79,7 @@ class MethodRow(Row):
         comparison: of a metric or a reconstruction of weights, who competes with whom unless the settings say
             otherwise; None: nothing to choose.
         patterns: whether a reconstruction can prune n of m.
-        trains: whether a repair of blocks trains by gradients.
+        trains: whether a repair of blocks, or an allocation rule, trains by gradients.
         check_path: of a function that raises a ValueError on a model that the method can't be used on.
         measure_path: of an allocation rule with the evidence ``measured``, a function ``(anatomy, sample, *, some of
             its parameters, or the sparsity) -> a number a layer``, computed once for its windows and those parameters.

@@ -19,6 +19,7 @@ from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.experts.evidence import SUMS, ExpertEvidence
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.stores.block_files import digest_of
+from secateur.pruners.stores.saved_state import SavedState
 from secateur.spaces.method import Detail
 
 Pieces: TypeAlias = Sequence[dict[str, Tensor]]
@@ -144,6 +145,10 @@ class CalibrationStatistics:
         """Statistics of the model as a whole, with these kinds of gradients."""
         n_windows, length = self._tokens.shape
         return ModelStatistics(len(self._anatomy.blocks), self.gradients(kinds), windows=(n_windows, length))
+
+    def state(self, name: str) -> SavedState:
+        """State of a computation on these windows of this model; `name` holds its settings."""
+        return SavedState(self._cache, self._group, name)
 
     def _source(self, kind: Kind) -> Kind:
         """The kind that is collected for this one."""

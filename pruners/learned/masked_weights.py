@@ -1,0 +1,43 @@
+"""Projections that compute with masked weights, while a mask is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur.pruners.models.anatomy import Anatomy, Linear
+
+
+@contextmanager
+def masked_weights(linears: Sequence[Linear], masks: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
+    """Context in which projections compute with masked weights; gradients flow through the masks alone.
+
+    Args:
+        linears: of the live model.
+        masks: by full name, a function that gives the ``out in`` mask; called in each forward pass.
+    """
+
+    def computing(linear: Linear) -> Callable[[Tensor], Tensor]:
+        return lambda x: F.linear(x, linear.weight * masks[linear.name](), linear.bias)
+
+    patched = [linear for linear in linears if linear.name in masks]
+    try:
+        for linear in patched:
+            linear.module.forward = computing(linear)
+        yield
+    finally:
+        for linear in patched:
+            linear.module.__dict__.pop("forward", None)
+
+
+def check_plain(anatomy: Anatomy, what: str) -> None:
+    """Raise a ValueError on a model with experts, whose projections are not all modules of their own."""
+    mixture = next((block for block in anatomy.blocks if block.mixture is not None), None)
+    if mixture is not None:
+        raise ValueError(
+            f"Expected a model without experts for {what}, got a mixture at {mixture.name}. Take a method without "
+            "learned masks (`secateur list methods`)."
+        )
