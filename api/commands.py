@@ -14,6 +14,7 @@ from secateur.search.results.pick import parse_bounds
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.methods import REGISTERED
 from secateur.spaces.own_metrics import register_metric
+from secateur.spaces.streaming import Stream
 
 if TYPE_CHECKING:
     from secateur.evaluators.exporting import ExportSummary
@@ -96,7 +97,7 @@ def prune(
     device: str = "auto",
     trust_remote_code: bool = False,
     anyway: bool = False,
-    stream: Literal["auto", "always", "never"] = "auto",
+    stream: Stream = "auto",
     say: Say = silent,
     **limits: float | str,
 ) -> ExportSummary:
@@ -123,9 +124,8 @@ def prune(
     """
     from secateur.search import app
     from secateur.search.app.forecast_prune import forecast_prune
-    from secateur.search.app.forecasting import foretold
+    from secateur.search.app.forecasting import foretold, stream_by
     from secateur.search.app.recipe_file import file_for
-    from secateur.search.app.stream import foretold_whole
 
     bounds = parse_bounds({name.replace("_", "-"): str(x) for name, x in limits.items()}) if limits else ()
     if bounds and sparsity is not None:
@@ -135,13 +135,8 @@ def prune(
         say(chosen)
     loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     measured: dict[str, Any] = {"tokens": tokens, "window": window, "loading": loading}
-    forecast = partial(forecast_prune, file, model, **measured, to=Path(to))
-    word = foretold_whole(
-        stream,
-        lambda: foretold(lambda timing: forecast(timing=timing), say, anyway=anyway),
-        say,
-        may_stream=not file.is_smaller,
-    )
+    forecast = partial(forecast_prune, file, model, **measured, stream=stream, to=Path(to))
+    found = foretold(lambda timing: forecast(timing=timing), say, anyway=anyway)
     return app.prune(
         file,
         model,
@@ -151,7 +146,7 @@ def prune(
         bos=bos,
         form=format,
         bounds=bounds,
-        stream=word,
+        stream=stream_by(found, stream),
         say=say,
         **measured,
     )
@@ -200,6 +195,7 @@ def evaluate(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    stream: Stream = "auto",
     say: Say = silent,
 ) -> dict[str, float | str | int]:
     """Perplexity of a model, its share of zero weights, and its accuracy in tasks, by name.
@@ -213,6 +209,7 @@ def evaluate(
         samples: of each task; None: all.
         verify: check the files of an export first.
         dtype, device, trust_remote_code: how the model is loaded.
+        stream: see `prune`.
         say: given progress, one line at a time.
 
     Raises:
@@ -234,6 +231,7 @@ def evaluate(
         dtype=dtype,
         device=device,
         trust_remote_code=trust_remote_code,
+        stream=stream,
     )
 
 
@@ -314,7 +312,7 @@ def recover(
     """
     from secateur.search import app
     from secateur.search.app.forecast_recover import forecast_recover
-    from secateur.search.app.forecasting import foretold
+    from secateur.search.app.forecasting import foretold, stream_by
     from secateur.search.recovery.stage import recovery_settings
 
     directory = run.directory if isinstance(run, Run) else Path(run)
@@ -324,12 +322,13 @@ def recover(
     chosen = [view.pick(number=number) for number in numbers]
     if not chosen:
         chosen = [view.pick(parse_bounds({name.replace("_", "-"): str(x) for name, x in bounds.items()}))]
-    foretold(
+    foreseen = foretold(
         lambda timing: forecast_recover(directory, chosen, settings.training, timing=timing),
         say,
         anyway=anyway,
     )
-    return app.recover(directory, chosen, settings, say=say)
+    stream = stream_by(foreseen, view.settings.stream)
+    return app.recover(directory, chosen, settings, stream=stream, say=say)
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

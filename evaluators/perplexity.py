@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from secateur.evaluators.data.text import Text, load_text, measured_address
 from secateur.evaluators.data.tokens import windows
 from secateur.evaluators.tasks.task_set import TaskPlan, TaskSet
+from secateur.pruners.calibration.stream import Walk
 from secateur.pruners.calibration.tokens import bos_token, tokens_sha256
 from secateur.pruners.models.account import zeros_of
-from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.loading import load_model
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.mapped import MappedModel
+from secateur.pruners.models.opening import open_model
 from secateur.pruners.models.usable import check_finite, check_windows
 
 
@@ -30,11 +32,29 @@ def cross_entropy(model: nn.Module, tokens: Int[Tensor, "windows length"], first
         first: position of a window whose prediction is the first that counts, see `Anatomy.first_scored`.
     """
     device = next(model.parameters()).device
+    windows = tokens.to(device)
+    return _mean((model(input_ids=x[None], use_cache=False).logits[0] for x in windows), windows, first)
+
+
+@torch.no_grad()
+def streamed_cross_entropy(anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> float:
+    """`cross_entropy` of a model, all windows through one block after the other: each is read from its file once."""
+    walk = Walk(anatomy, tokens, tokens.shape[1])  # a window at a time, as there
+    for block in anatomy.blocks:
+        with anatomy.hold(block):
+            walk.hidden = walk.through(block)
+    return _mean((anatomy.logits(anatomy.tail(x))[0] for x in walk.hidden), tokens, anatomy.first_scored)
+
+
+def _mean(
+    logits: Iterable[Float[Tensor, "length vocabulary"]], tokens: Int[Tensor, "windows length"], first: int
+) -> float:
+    """Mean cross-entropy over the windows, from the logits of each."""
     total = 0.0
-    for window in tokens.to(device):
-        logits = model(input_ids=window[None], use_cache=False).logits[0, first:-1]
-        check_finite(logits, "logits")
-        total += float(nn.functional.cross_entropy(logits.float(), window[first + 1 :], reduction="sum"))
+    for of_window, window in zip(logits, tokens, strict=True):
+        scored = of_window[first:-1]
+        check_finite(scored, "logits")
+        total += float(nn.functional.cross_entropy(scored.float(), window[first + 1 :], reduction="sum"))
     return total / (tokens.shape[0] * (tokens.shape[1] - 1 - first))
 
 
@@ -48,6 +68,7 @@ def evaluate_model(
     bos: bool | Literal["auto"] = "auto",
     allow_long_windows: bool = False,
     tasks: TaskPlan | None = None,
+    stream: str = "auto",
     say: Callable[[str], None] = lambda line: None,
     **loading: Any,
 ) -> dict[str, float | str | int]:
@@ -60,6 +81,7 @@ def evaluate_model(
         window: tokens that the model sees at once.
         bos: see `bos_token`.
         allow_long_windows: see `check_windows`.
+        stream: a word of `STREAM`, see `open_model`; the numbers are the same.
         say: given progress, one line at a time.
         loading: of `load_model`: dtype, device, trust_remote_code.
 
@@ -73,14 +95,17 @@ def evaluate_model(
     """
     content = Text(part, text, load_text(text, part, say))
     say(f"loading {name}")
-    loaded = load_model(name, say=say, **{"device": "auto", **loading})
+    loaded = open_model(name, stream=stream, say=say, **{"device": "auto", **loading})
     check_windows(loaded.model, window, allow_long=allow_long_windows)
     begun = bos_token(loaded.tokenizer, bos)
-    anatomy = dissect(loaded.model, begun)
+    anatomy = loaded.dissect(begun)
     tokens = windows(loaded.tokenizer, content, window, n_tokens, bos=begun, say=say)
     scores = {} if tasks is None else _scores(TaskSet(tasks, loaded.model, loaded.tokenizer, bos), say)
     say(f"measuring {tokens.numel()} tokens")
-    ce = cross_entropy(loaded.model, tokens, anatomy.first_scored)
+    if isinstance(loaded, MappedModel):
+        ce = streamed_cross_entropy(anatomy, tokens)
+    else:
+        ce = cross_entropy(loaded.model, tokens, anatomy.first_scored)
     return {
         "model": name,
         "perplexity": math.exp(ce),

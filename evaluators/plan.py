@@ -10,6 +10,7 @@ from secateur.evaluators.latency.store import TableSource
 from secateur.evaluators.tasks.task_set import TaskPlan
 from secateur.evaluators.training.settings import Training
 from secateur.spaces.measurement import MARGIN, Fidelity
+from secateur.spaces.streaming import Stream
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class SessionPlan:
         moe_all_experts: see `Anatomy.all_experts`.
         allow_long_windows: see `check_windows`.
         curvature: fidelity of the curvature of the dense model, on calibration windows; None: no effects are asked for.
+        stream: a word of `STREAM`, see `open_model`.
         folders: that a relative path of the model is looked for in, see `located`.
     """
 
@@ -58,6 +60,7 @@ class SessionPlan:
     measures: tuple[str, ...] = ()
     curvature: Fidelity | None = None
     folders: tuple[Path, ...] = ()
+    stream: Stream = "never"
 
     @property
     def proxy(self) -> Fidelity | None:

@@ -26,7 +26,10 @@ from secateur.pruners.export.manifest import same_export
 from secateur.pruners.export.saving import remove_leftovers
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.mapped import NotStreamedError, load_mapped
+from secateur.pruners.models.opening import refuse
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.streaming import Stream
 
 N_SLICES = 10
 """Equal parts of a run; it reports at the end of each, and can be continued from there."""
@@ -64,6 +67,7 @@ class RecoveryJob:
         training: settings.
         threads: of torch; None: its default.
         damaged: positions of each part that ``weighted_kl`` is measured at; None: it is not measured.
+        teacher: word of `STREAM`: the dense model is mapped from its files.
     """
 
     plan: SessionPlan
@@ -72,6 +76,7 @@ class RecoveryJob:
     training: Training
     threads: int | None = None
     damaged: Damaged | None = None
+    teacher: Stream = "never"
 
     def batches(self, dense: Anatomy, session: Session, fidelity: Fidelity) -> list[tuple[Tensor, Teacher]]:
         """Windows of a fidelity with the dense model's side, for `losses_on`."""
@@ -221,10 +226,30 @@ def export_recovered(
 def open_pruned(job: RecoveryJob, say: Say) -> tuple[Session, Anatomy]:
     """A session with its model pruned, and the dense model with weights of its own."""
     session = Session(job.plan, say)
-    dense = dissect(copy.deepcopy(session.loaded.model))
+    dense = _teacher(job, session, say)
     say("pruning")
     session.pruner.prune(session.config(job.candidate), sequential=job.sequential)
     return session, dense
+
+
+def _teacher(job: RecoveryJob, session: Session, say: Say) -> Anatomy:
+    """The dense model with weights of its own: mapped from its files where it is streamed, else copied."""
+    if job.teacher != "never":
+        loaded, of = session.loaded, session.plan
+        try:
+            mapped = load_mapped(
+                loaded.name,
+                dtype=of.dtype,
+                device=of.device,
+                trust_remote_code=of.trust_remote_code,
+                say=say,
+                only_large=job.teacher == "auto",
+            )
+            if mapped is not None:
+                return mapped.dissect()
+        except NotStreamedError as error:
+            refuse(job.teacher, error, say)
+    return dissect(copy.deepcopy(session.loaded.model))
 
 
 def make_trainer(session: Session, dense: Anatomy, job: RecoveryJob) -> Trainer:

@@ -27,8 +27,9 @@ from secateur.pruners.calibration.tokens import Calibration, Source, bos_token, 
 from secateur.pruners.curvature import build_curvature
 from secateur.pruners.experts.routing import starved_experts
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.loading import EMBEDDED, LoadedModel, load_model
+from secateur.pruners.models.loading import EMBEDDED, LoadedModel
+from secateur.pruners.models.mapped import MappedModel, NotStreamedError
+from secateur.pruners.models.opening import open_model
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.models.usable import check_windows
 from secateur.pruners.pruner import Config, DenseModel, pruner_class
@@ -73,19 +74,20 @@ class Session:
         )
         say(f"loading {plan.model}")
         embedded = plan.model in EMBEDDED
-        self.loaded: LoadedModel = load_model(
+        self.loaded: LoadedModel = open_model(
             plan.model if embedded else located(plan.model, plan.folders),
+            stream=plan.stream,
             dtype=plan.dtype,
             device=plan.device,
             trust_remote_code=plan.trust_remote_code,
             check=partial(pruner_class(plan.space).check_config, plan.space),
+            check_streamed=partial(check_streamed, plan),
             say=say,
         )
         for length in (plan.window, *plan.space.window_lengths):
             check_windows(self.loaded.model, length, allow_long=plan.allow_long_windows)
         self.anatomy: Anatomy = replace(
-            dissect(self.loaded.model, bos_token(self.loaded.tokenizer, plan.bos)),
-            all_experts=plan.moe_all_experts,
+            self.loaded.dissect(bos_token(self.loaded.tokenizer, plan.bos)), all_experts=plan.moe_all_experts
         )
         self.prunables: list[Prunable] = prunables(self.anatomy)
         settled = pruner_class(plan.space).settled(plan.space, self.anatomy)
@@ -312,6 +314,26 @@ class Session:
         for other in self.others:
             found |= other.evaluators(other.beside(directory))
         return found
+
+
+def check_streamed(plan: SessionPlan, mapped: MappedModel) -> None:
+    """Raise a NotStreamedError for a plan that needs more converted weights at a time than those of a block."""
+    what = needs_whole(plan) if mapped.converts else None
+    if what is not None:
+        raise NotStreamedError(
+            f"Expected `dtype` as the weights are stored, or a search that works block by block, got {what}."
+        )
+
+
+def needs_whole(plan: SessionPlan) -> str | None:
+    """Part of a plan that needs all weights at a time in the dtype that they compute in; None: there is none."""
+    needs: dict[str, bool] = {
+        f"the space {plan.space.kind} with these methods": not pruner_class(plan.space).by_blocks(plan.space),
+        "further cases (`space.also`)": bool(plan.space.cases),
+        "light training (`evaluator.training`)": plan.training is not None,
+        "a controller that begins with gradients, such as trust_region": plan.curvature is not None,
+    }
+    return next((what for what, needed in needs.items() if needed), None)
 
 
 def set_threads(threads: int | None) -> None:

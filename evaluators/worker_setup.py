@@ -19,8 +19,9 @@ from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.pruners.calibration.tokens import bos_token
-from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.loading import load_model, mappable
+from secateur.pruners.models.loading import mappable
+from secateur.pruners.models.mapped import MappedModel
+from secateur.pruners.models.opening import open_model
 from secateur.pruners.pruner import DenseModel
 from secateur.spaces.measurement import PARTS
 from secateur.spaces.own_metrics import HeldMethod, held_methods, hold
@@ -87,11 +88,15 @@ class WorkerSetup:
     def evaluators(self, model: Path, windows: Path, levels: Path) -> dict[str, Evaluator]:
         """The evaluator of each case on this model, by name."""
         plan = self.plan
-        loaded = load_model(
-            str(model), dtype=plan.dtype, device=plan.device, trust_remote_code=plan.trust_remote_code
+        loaded = open_model(
+            str(model),
+            stream=plan.stream,
+            dtype=plan.dtype,
+            device=plan.device,
+            trust_remote_code=plan.trust_remote_code,
         )
         anatomy = replace(
-            dissect(loaded.model, bos_token(loaded.tokenizer, plan.bos)), all_experts=plan.moe_all_experts
+            loaded.dissect(bos_token(loaded.tokenizer, plan.bos)), all_experts=plan.moe_all_experts
         )
         tokens = load_file(windows / WINDOWS)
         damaged = {part: tokens[DAMAGED + part].bool() for part in PARTS if DAMAGED + part in tokens}
@@ -141,19 +146,20 @@ def worker_setup(
     if session.plan.tasks is not None:
         rmtree(directory / TASKS, ignore_errors=True)
         copytree(session.plan.tasks.directory, directory / TASKS)
-    weight = next(session.anatomy.linears).weight
+    loaded, dtype = session.loaded, str(session.anatomy.dtype).removeprefix("torch.")
+    streamed = isinstance(loaded, MappedModel)
     device = "spread" if spread else session.plan.device
 
     def there(plan: SessionPlan) -> SessionPlan:
-        return replace(plan, dtype=str(weight.dtype).removeprefix("torch."), device=device)
+        return replace(plan, dtype=dtype, device=device, stream="always" if streamed else "never")
 
     return WorkerSetup(
         there(session.plan),
         session.space,
         {name: (there(case.plan), case.space, case.dense.shape) for name, case in session.cases.items()},
         threads,
-        session.loaded.fingerprint,
-        (mappable(session.loaded), directory, levels),
+        loaded.fingerprint,
+        (loaded.directory if isinstance(loaded, MappedModel) else mappable(loaded), directory, levels),
         tuple(
             worker_setup(other, other.beside(directory), other.beside(levels), threads=threads, spread=spread)
             for other in session.others

@@ -86,7 +86,7 @@ class DenseModel:
     @property
     def dtype(self) -> str:
         """Name of the dtype of its projections, e.g. ``float32``."""
-        return str(next(self.anatomy.linears).weight.dtype).removeprefix("torch.")
+        return str(self.anatomy.dtype).removeprefix("torch.")
 
 
 class Pruner(ABC):
@@ -164,6 +164,11 @@ class Pruner(ABC):
     def held_of(cls, settings: Any, anatomy: Anatomy) -> Mapping[str, Any]:
         """Shapes that an export can hold if all blocks are alike: fields ``held_`` of `ModelShape`."""
         return {}
+
+    @classmethod
+    def by_blocks(cls, settings: Any) -> bool:
+        """True if `prepare` reads weights in `stream_blocks` alone: it works on a model of which a block is held."""
+        return False
 
     # --- what it will take, from shapes alone: the model may be without memory ---
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 Phase = Literal["load", "prepare", "search", "prune", "test", "train", "export"]
 Where = Literal["host", "device", "disk"]
+PROCESS = "Python and libraries"
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
@@ -73,6 +74,7 @@ class Forecast:
         room: free bytes by place, where they are known.
         calibrated: what the times were measured on; "": nothing was timed.
         notes: what the forecast leaves out.
+        streamed: forecast of the same command with the model streamed; None: it is this one, or there is none.
     """
 
     subject: Mapping[str, Any]
@@ -82,6 +84,7 @@ class Forecast:
     room: Mapping[str, int] = field(default_factory=dict)
     calibrated: str = ""
     notes: tuple[str, ...] = ()
+    streamed: Forecast | None = None
 
     def held(self, where: Where, phase: Phase) -> list[Holding]:
         """What is held there in a phase, the largest first."""
@@ -144,6 +147,7 @@ class Forecast:
             "room": dict(self.room),
             "calibrated": self.calibrated,
             "notes": list(self.notes),
+            "streamed": self.streamed and {where: self.streamed.peak(where)[0] for where in places},
         }
 
 

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,13 @@ from secateur.pruners.models.loading import load_model
 from secateur.pruners.models.mapped import NotStreamedError, load_mapped
 from secateur.search import app
 from secateur.search.app.candidate_file import CandidateFile
+from secateur.search.app.forecasting import foretold, stream_by
 from secateur.search.app.recipe_file import RecipeFile
 from secateur.search.app.stock import stock_file
-from secateur.search.app.stream import foretold_whole
 from secateur.search.cli.doctor_directory import examine_export
 from secateur.search.errors import UsageError
+from secateur.search.show.forecast import refusal
+from secateur.spaces.forecast import Forecast, Holding
 from tests.mixtures import make_mixture
 
 COMMON = {
@@ -249,18 +252,31 @@ def test_a_large_model_is_streamed_by_itself_and_a_small_one_is_not(tmp_path, mo
     )
 
 
-def test_what_does_not_fit_as_a_whole_is_streamed():
-    def tell() -> None:
-        raise UsageError("Expected 9 GB.")
+def forecast(n_bytes: int, stream: str = "", streamed: Forecast | None = None) -> Forecast:
+    """A forecast of so many bytes of memory, of which 100 are free."""
+    held = (Holding("weights", "host", n_bytes, ("load",)),)
+    subject = {"parameters": 1} | ({"stream": stream} if stream else {})
+    return Forecast(subject, "cpu", held, (), {"host": 100}, streamed=streamed)
 
+
+def test_what_does_not_fit_as_a_whole_is_streamed():
+    small, large, streamed = forecast(90), forecast(900), forecast(50, "always")
     said: list[str] = []
-    assert foretold_whole("auto", tell, said.append, may_stream=True) == "always"
-    assert said == ["the model does not fit as a whole, and is streamed"]
-    assert foretold_whole("always", tell, said.append, may_stream=True) == "always"
-    assert foretold_whole("auto", lambda: None, said.append, may_stream=True) == "auto"
-    for word, may_stream in (("never", True), ("auto", False)):
-        with pytest.raises(UsageError, match="Expected 9 GB"):
-            foretold_whole(word, tell, said.append, may_stream=may_stream)
+    found = foretold(lambda timing: replace(large, streamed=streamed), said.append)
+    assert found == streamed
+    assert "the model does not fit as a whole, and is streamed" in said
+    assert stream_by(found, "auto") == "always"
+    found = foretold(lambda timing: replace(small, streamed=streamed), said.append)
+    assert found.peak("host")[0] == 90
+    assert stream_by(found, "auto") == "auto"
+    assert stream_by(found, "always") == stream_by(None, "always") == "always"
+    with pytest.raises(UsageError, match="Expected room for 900 B in the memory, got 100 B free"):
+        foretold(lambda timing: large, said.append)
+    with pytest.raises(UsageError, match="Expected room for 900 B"):
+        foretold(lambda timing: replace(large, streamed=forecast(500, "always")), said.append)
+    with pytest.raises(UsageError, match="Expected `--stream` out of auto, always, never, got 'sometimes'"):
+        stream_by(None, "sometimes")
+    assert refusal(replace(large, streamed=streamed)).endswith("It would fit with `stream: always` (50 B).")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from secateur.pruners.models.memory import resident_bytes
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.models.skeleton import Counted
 from secateur.pruners.pruner import Pruner
-from secateur.spaces.forecast import PHASES, Holding, Phase, with_copies
+from secateur.spaces.forecast import PHASES, PROCESS, Holding, Phase, with_copies
 from secateur.spaces.measurement import Fidelity, Part
 
 
@@ -42,7 +42,7 @@ def empty_tokens(n_tokens: int, window: int) -> Tensor:
 
 def of_process() -> Holding:
     """The interpreter with its libraries, as this process has them now."""
-    return Holding("Python and libraries", "host", resident_bytes(), PHASES, "this process as it is")
+    return Holding(PROCESS, "host", resident_bytes(), PHASES, "this process as it is")
 
 
 def of_weights(found: Outline, phases: Sequence[Phase]) -> list[Holding]:
@@ -65,6 +65,34 @@ def of_weights(found: Outline, phases: Sequence[Phase]) -> list[Holding]:
         holdings.append(
             Holding("weights on their way", "host", held, ("load",), "copied to the device after")
         )
+    return holdings
+
+
+def of_streamed_weights(found: Outline, phases: Sequence[Phase], working: Sequence[Phase]) -> list[Holding]:
+    """The weights of a streamed model: mapped; in the dtype to compute in a block, and all outside of the blocks.
+
+    Args:
+        working: phases in which blocks are held; in the others a module is.
+    """
+    model, blocks = found.anatomy.model, found.anatomy.blocks
+    n_values = sum(x.numel() for x in model.parameters())
+    inside = [sum(x.numel() for x in block.module.parameters()) for block in blocks]
+    size, dtype = found.dtype.itemsize, str(found.dtype).removeprefix("torch.")
+    why = f"{n_values:,} parameters in their files"
+    holdings = [
+        Holding("weights", "host", n_values * found.stored.itemsize, tuple(phases), why, "dtype", mapped=True)
+    ]
+    if found.stored != found.dtype:
+        outside = (n_values - sum(inside)) * size
+        why = f"embedding, head and norms in {dtype}"
+        holdings.append(
+            Holding("weights outside of the blocks", "host", outside, tuple(phases), why, "dtype")
+        )
+        why = f"in {dtype}, while it is worked on, and the next one"
+        holdings.append(Holding("blocks", "host", 2 * max(inside) * size, tuple(working), why, "dtype"))
+        others = tuple(phase for phase in phases if phase not in working)
+        largest = max(x.numel() for block in blocks for x in block.module.parameters()) * size
+        holdings.append(Holding("a module", "host", largest, others, f"in {dtype}, while it runs", "dtype"))
     return holdings
 
 
@@ -91,6 +119,17 @@ def of_statistics(
             Holding("gradients", "device", n_all, (phase,), why, "space.metric, evaluator.window")
         )
     return holdings
+
+
+def of_states(found: Outline, n_tokens: int) -> list[Holding]:
+    """Hidden states of so many tokens in files before and after a block; mapped while they are read."""
+    n_bytes = n_tokens * found.anatomy.width * found.dtype.itemsize
+    why = f"of {n_tokens:,} tokens, before and after a block"
+    setting = "evaluator.calibration_tokens, --tokens"
+    return [
+        Holding("hidden states, kept", "disk", 2 * n_bytes, ("prune",), why, setting),
+        Holding("hidden states, kept", "host", n_bytes, ("prune",), why, setting, mapped=True),
+    ]
 
 
 def of_store(pruner: Pruner, phases: Sequence[Phase]) -> list[Holding]:
@@ -222,19 +261,29 @@ def of_training(found: Outline, training: Training, window: int, phases: Sequenc
     ]
 
 
-def of_pruned(found: Outline, phases: Sequence[Phase]) -> list[Holding]:
-    """Weights that pruning makes beside the dense ones, which stay mapped or held until the end."""
-    n_bytes = sum(linear.weight.nbytes for linear in found.anatomy.linears)
-    why = "new tensors of the projections that change, at most"
+def of_teacher(found: Outline, phases: Sequence[Phase]) -> list[Holding]:
+    """The dense model beside the one in training."""
+    n_bytes = sum(x.nbytes for x in found.anatomy.model.parameters())
+    return [Holding("teacher", "device", n_bytes, tuple(phases), "a copy of the dense model", "stream")]
+
+
+def of_pruned(found: Outline, phases: Sequence[Phase], *, streamed: bool = False) -> list[Holding]:
+    """Weights that pruning makes beside the dense ones, which are mapped or held to the end; if streamed, a block's."""
+    sizes = [sum(linear.weight.nbytes for linear in block.linears) for block in found.anatomy.blocks]
+    n_bytes = max(sizes) if streamed else sum(sizes)
+    why = "new tensors of the projections that change, at most" + (", in a block" if streamed else "")
     return [Holding("pruned weights", "device", n_bytes, tuple(phases), why, "--sparsity")]
 
 
-def of_export(found: Outline) -> list[Holding]:
-    """The written model, and the process that loads it again."""
+def of_export(found: Outline, *, streamed: bool = False) -> list[Holding]:
+    """The written model, and the process that loads it again; as it is stored, and mapped, if streamed."""
     n_values = sum(x.numel() for x in found.anatomy.model.parameters())
     stored = n_values * found.stored.itemsize
     why = "at most: a smaller model's is smaller"
     holdings = [Holding("exported model", "disk", stored, ("export",), why, "--format")]
+    if streamed:
+        again = Holding("the model, loaded again", "host", resident_bytes(), ("export",), "mapped")
+        return [*holdings, *with_copies([again], 1)]
     if found.stored != found.dtype:
         why = "weights rounded as they are stored"
         holdings.append(Holding("weights to write", "host", stored, ("export",), why, "dtype"))

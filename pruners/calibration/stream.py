@@ -146,19 +146,22 @@ def stream_blocks(
             of the model as it was.
     """
     if inputs == outputs == "nothing" and not experts:
-        yield from map(BlockStatistics, anatomy.blocks)
+        for block in anatomy.blocks:
+            with anatomy.hold(block):
+                yield BlockStatistics(block)
         return
     walk = Walk(anatomy, tokens)
     for block in anatomy.blocks:
-        statistics, hidden = walk.collect(
-            block,
-            inputs="gram" if inputs == "moments" and block.index in gram_blocks else inputs,
-            outputs=outputs,
-            experts=experts,
-            expert_outputs=expert_outputs,
-        )
-        yield statistics
-        walk.hidden = walk.through(block) if sequential else hidden
+        with anatomy.hold(block):
+            statistics, hidden = walk.collect(
+                block,
+                inputs="gram" if inputs == "moments" and block.index in gram_blocks else inputs,
+                outputs=outputs,
+                experts=experts,
+                expert_outputs=expert_outputs,
+            )
+            yield statistics
+            walk.hidden = walk.through(block) if sequential else hidden
 
 
 @torch.no_grad()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from secateur.pruners.models.experts import Expert
@@ -204,6 +206,11 @@ class Block:
         return context if self.window is None else min(context, self.window)
 
 
+def live(block: Block) -> AbstractContextManager[None]:
+    """Context of a block whose weights are in memory anyway."""
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Anatomy:
     """The parts of a causal LM.
@@ -226,6 +233,9 @@ class Anatomy:
         bos: token that every window begins with; None if windows begin with the text.
         all_experts: statistics of the projections of routed experts are of all calibration tokens, not only of those
             that are routed to them.
+        hold: context in which a block's weights are those that it computes with; elsewhere those of a streamed model
+            may be the stored ones, in another dtype, see `MappedModel`.
+        precision: dtype that projections compute in; None: that of their weights.
     """
 
     family: str
@@ -242,6 +252,13 @@ class Anatomy:
     n_outputs: int = 0
     bos: int | None = None
     all_experts: bool = False
+    hold: Callable[[Block], AbstractContextManager[None]] = live
+    precision: torch.dtype | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype that projections compute in."""
+        return self.precision or next(self.linears).weight.dtype
 
     @property
     def first_scored(self) -> int:

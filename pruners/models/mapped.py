@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.hooks import RemovableHandle
 
-from secateur.pruners.models.anatomy import Anatomy, Block
+from secateur.pruners.models.anatomy import Anatomy, Block, live
 from secateur.pruners.models.checkpoints.checkpoint import ModelError, Say, one_line, silent
 from secateur.pruners.models.checkpoints.directory import weight_files
 from secateur.pruners.models.checkpoints.hub import fetched
@@ -48,32 +49,40 @@ class MappedModel(LoadedModel):
     """A causal LM on the CPU whose parameters are views on mapped files, in the dtype in which they are stored.
 
     The system reads their pages when they are used and may drop them at any time, so that they take no memory of the
-    process. What computes wants `precision`: `dissect` converts each module while it runs, and then the embedding, the
-    head and all else outside of the blocks for good; `held` a block. Where weights are stored in that precision nothing
-    is copied.
+    process. What computes wants `precision`: after `dissect` each module in a block is converted while it runs, and the
+    embedding, the head and all else outside of the blocks for good; `held` converts a block. Nothing is copied where
+    weights are stored in that precision.
 
     Args:
         precision: dtype to compute in.
         names: the stored tensors, mapped, by their names, which are those of the model's parameters and buffers.
+        directory: of the files.
     """
 
     precision: torch.dtype
     names: Mapping[str, Tensor]
+    directory: Path
+
+    @property
+    def converts(self) -> bool:
+        """True if weights are stored in another dtype than they compute in."""
+        return any(x.is_floating_point() and x.dtype != self.precision for x in self.names.values())
 
     def dissect(self, bos: int | None = None) -> Anatomy:
-        """Anatomy of the model, see `discover.dissect`; its blocks are to be used in `held` alone.
+        """Anatomy of the model, see `discover.dissect`; what reads weights of its blocks is to do so in `hold`.
 
         Raises:
             NotStreamedError: if the weights are stored in another dtype than `precision`, and are not converted by the
                 module while it runs: some modules use weights of others.
         """
         split_experts(self.model)  # while all weights are of one dtype
-        converted = any(p.is_floating_point() and p.dtype != self.precision for p in self.model.parameters())
+        handles = _convert_while_running(self.model, self.precision)
         try:
-            with _converting(self.model, self.precision):
-                anatomy = dissect(self.model, bos)
+            anatomy = dissect(self.model, bos)
         except (RuntimeError, ValueError) as error:
-            if not converted:
+            for handle in handles:
+                handle.remove()
+            if not self.converts:
                 raise
             raise NotStreamedError(
                 f"Expected modules that use their own weights alone, or `--dtype` as the weights are stored, got "
@@ -83,7 +92,7 @@ class MappedModel(LoadedModel):
         for parameter in self.model.parameters():
             if id(parameter) not in inside:
                 parameter.data = _as(parameter.data, self.precision)
-        return anatomy
+        return replace(anatomy, hold=self.held if self.converts else live, precision=self.precision)
 
     @contextmanager
     def held(self, block: Block) -> Iterator[None]:
@@ -150,7 +159,7 @@ def load_mapped(
     check_weights(model)
     check_vocabulary(model, tokenizer)
     stored = stored if stored in DTYPES.values() else precision
-    return MappedModel(model, tokenizer, name, checkpoint, stored, precision, tensors)
+    return MappedModel(model, tokenizer, name, checkpoint, stored, precision, tensors, directory)
 
 
 def _is_large(directory: Path, precision: torch.dtype) -> bool:
@@ -250,9 +259,8 @@ def _as(data: Tensor, precision: torch.dtype) -> Tensor:
     return data.to(precision) if data.is_floating_point() else data
 
 
-@contextmanager
-def _converting(model: nn.Module, precision: torch.dtype) -> Iterator[None]:
-    """Context in which each module has its own parameters in a precision while it runs, and not before or after."""
+def _convert_while_running(model: nn.Module, precision: torch.dtype) -> list[RemovableHandle]:
+    """Have each module's own parameters in a precision while it runs, and not before or after."""
     mapped: dict[nn.Module, list[tuple[nn.Parameter, Tensor]]] = {}
 
     def convert(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -267,11 +275,5 @@ def _converting(model: nn.Module, precision: torch.dtype) -> Iterator[None]:
 
     owners = [m for m in model.modules() if any(p.dtype != precision for p in m.parameters(recurse=False))]
     handles = [module.register_forward_pre_hook(convert) for module in owners]
-    handles += [module.register_forward_hook(give_back) for module in owners]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in list(mapped):  # whose forward pass was left by an exception
-            give_back(module, (), None)
+    # Also of a forward pass that is left by an exception.
+    return handles + [module.register_forward_hook(give_back, always_call=True) for module in owners]

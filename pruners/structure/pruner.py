@@ -44,7 +44,7 @@ from secateur.pruners.structure.store import (
 )
 from secateur.spaces.architecture.candidate import Kept, KeptUnits, read_kept
 from secateur.spaces.architecture.cost import cost
-from secateur.spaces.methods import CUT_REPAIRS, DEPTH
+from secateur.spaces.methods import CUT_REPAIRS, DEPTH, IMPORTANCES
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import by_depth
 
@@ -97,6 +97,12 @@ class ArchitecturePruner(Pruner):
         check_capability(settings, anatomy)
         if "heads" in settings.rules.units and settings.importance is not None:
             StructureMethod(settings.importance, heads=True)
+
+    @classmethod
+    def by_blocks(cls, settings: Any) -> bool:
+        named = settings.importance  # those that are chosen by themselves take none
+        gradients = () if named is None else IMPORTANCES[named].gradients
+        return settings.kind == "architecture" and not gradients and "hidden" not in settings.rules.units
 
     @classmethod
     def held_of(cls, settings: Any, anatomy: Anatomy) -> Mapping[str, Any]:

@@ -315,4 +315,4 @@ def structure_bytes(anatomy: Anatomy, todo: Sequence[BlockLayout], key: Structur
                 continue
             columns = sum(n * part.unit_width for n, _ in key.counts[part.kind])
             n_weights += n_repairs * columns * part.output.out_features
-    return n_weights * next(anatomy.linears).weight.element_size()
+    return n_weights * anatomy.dtype.itemsize

@@ -180,7 +180,7 @@ def level_bytes(
     needed = 0
     for linear in anatomy.linears:
         n_levels = len(_stored_levels(sparsities_of(levels, linear.n_weights, linear.name)))
-        per_weight = linear.weight.element_size() * n_levels if method.updates_weights else 1
+        per_weight = anatomy.dtype.itemsize * n_levels if method.updates_weights else 1
         needed += linear.n_weights * per_weight if blocks is None or linear.block in blocks else 0
     return needed
 

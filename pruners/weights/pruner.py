@@ -110,6 +110,10 @@ class AllocationPruner(WeightPruner):
                 f"{len(settings.found)}, of another model. Remove it, and set `space.statistics` to sequential."
             )
 
+    @classmethod
+    def by_blocks(cls, settings: Any) -> bool:
+        return not method_of(settings, seed=0).gradients
+
     def method(self, config: Config) -> Method:
         return method_of(self.settings, seed=self.seed)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.app.about import plugin_versions
 from secateur.search.app.bounded import target_lines
 from secateur.search.app.exporting import LEVELS
-from secateur.search.app.forecasting import forecast_before, most_tokens
+from secateur.search.app.forecasting import forecast_before, most_tokens, stream_by
 from secateur.search.app.searching import as_before, prepared
 from secateur.search.app.session import Say, silent
 from secateur.search.mirror.address import check_storage, masked, refuse_password
@@ -47,7 +47,12 @@ def dry_run(settings: Settings, directory: Path, say: Say = silent) -> dict[str,
         settings, directory, silent
     )  # refuses what can't fit before the model is loaded
     settings, session, about, controller = prepared(
-        settings, directory, plugin_versions(settings), say, silent
+        settings,
+        directory,
+        plugin_versions(settings),
+        say,
+        silent,
+        stream_by(forecast, settings.stream),
     )
     check_directory(directory, about.identity)
     known = len(Study.open(directory).trials) if (directory / ABOUT).is_file() else 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.errors import UsageError
+from secateur.spaces.forecast import PROCESS, Forecast, Holding
 
 if TYPE_CHECKING:
     from secateur.evaluators.forecast.prospect import Outline
@@ -42,6 +44,22 @@ def subject_of(model: str, found: Outline, **more: str) -> dict[str, Any]:
         "dtype": str(found.dtype).removeprefix("torch."),
         **more,
     }
+
+
+def with_streamed(whole: Forecast, stream: str, holdings: Sequence[Holding] | None) -> Forecast:
+    """Forecast by the word: of the whole model, with that of the streamed one beside it, or of the latter alone.
+
+    Args:
+        whole: forecast.
+        stream: word of `STREAM`.
+        holdings: with the model streamed, without those of the process; None: it can't be.
+    """
+    if stream == "never" or holdings is None:
+        return whole
+    process = [x for x in whole.holdings[:1] if x.name == PROCESS]
+    subject = {**whole.subject, "stream": "always"}
+    streamed = replace(whole, subject=subject, holdings=(*process, *holdings))
+    return streamed if stream == "always" else replace(whole, streamed=streamed)
 
 
 def room_of(found: Outline, directory: Path, devices: Sequence[tuple[str, int | None]]) -> dict[str, int]:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.forecast_parts import calibration_line, room_of, subject_of
+from secateur.search.app.forecast_parts import calibration_line, room_of, subject_of, with_streamed
 from secateur.search.app.pruning_file import PruningFile
 from secateur.search.app.recipe_file import RecipeFile
 from secateur.search.app.session import Say, silent, usage_errors
-from secateur.spaces.forecast import Forecast, Phase, Work
+from secateur.spaces.forecast import Forecast, Holding, Phase, Work
 
 if TYPE_CHECKING:
     from secateur.evaluators.forecast.prospect import Outline
@@ -28,6 +28,7 @@ def forecast_prune(
     devices: Sequence[tuple[str, int | None]] = (),
     timing: bool = True,
     to: Path | None = None,
+    stream: str = "auto",
     say: Say = silent,
 ) -> Forecast:
     """Forecast of a pruning by a recipe or a candidate.
@@ -39,10 +40,12 @@ def forecast_prune(
         loading: ``dtype``, ``device`` and ``trust_remote_code``.
         devices, timing, say: see `forecast_search`.
         to: directory of the export; None: the present one.
+        stream: word of `STREAM`.
 
     Raises:
         UsageError: if the recipe does not fit the config.
     """
+    from secateur.evaluators.data.windows import BATCH_TOKENS
     from secateur.evaluators.forecast import memory
     from secateur.evaluators.forecast.prospect import outline
     from secateur.pruners.pruner import pruner_class
@@ -60,20 +63,27 @@ def forecast_prune(
         file.check_model(found.anatomy)
         streamed, kinds = _pruning_statistics(file, found, window)
     phases: tuple[Phase, ...] = ("load", "prune", "test", "export")
-    holdings = memory.of_weights(found, phases)
-    holdings += memory.of_statistics(
+    statistics = memory.of_statistics(
         found, streamed, kinds, memory.empty_tokens(n_calibration, length), "prune"
     )
+    holdings = [*memory.of_weights(found, phases), *statistics]
     holdings += memory.of_data(found, window, {"test": tokens}, {"test": ("test", "prune", "export")})
     holdings += memory.of_pruned(found, ("prune", "test", "export"))
     holdings += memory.of_export(found)
+    by_block: list[Holding] | None = None
+    if found.device.type == "cpu" and not file.is_smaller and not kinds:
+        by_block = [*memory.of_streamed_weights(found, phases, ("prune",)), *statistics]
+        by_block += memory.of_data(found, window, {"test": min(tokens, BATCH_TOKENS)}, {"test": ("test",)})
+        by_block += memory.of_states(found, n_calibration + 2 * tokens)
+        by_block += memory.of_pruned(found, ("prune",), streamed=True)
+        by_block += memory.of_export(found, streamed=True)
     speed = None
     if timing and not devices:
         from secateur.evaluators.forecast.speed import measure_speed
 
         say("timing a block of this shape")
         speed = measure_speed(found, window)
-    return Forecast(
+    whole = Forecast(
         subject=subject_of(model, found, recipe=file.text),
         device=found.device.type,
         holdings=(memory.of_process(), *holdings),
@@ -81,6 +91,7 @@ def forecast_prune(
         room=room_of(found, to or Path(), devices),
         calibrated=calibration_line(speed),
     )
+    return with_streamed(whole, stream, by_block)
 
 
 def _pruning_statistics(

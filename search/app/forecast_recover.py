@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.forecast_parts import calibration_line, room_of, subject_of
+from secateur.search.app.forecast_parts import calibration_line, room_of, subject_of, with_streamed
 from secateur.search.app.session import Say, plan, silent, usage_errors
 from secateur.search.controller import Trial
 from secateur.spaces.forecast import Forecast, Phase, Work, with_copies
@@ -51,10 +51,12 @@ def forecast_recover(
         streamed, kinds = pruner.streamed, tuple(pruner.gradients)
     calibration = memory.empty_tokens(of.plan.calibration_tokens, window)
     holdings = [memory.of_process(), *memory.of_weights(found, worker)]
+    teacher: tuple[Phase, ...] = ("prune", "train", "export")
     holdings += memory.of_statistics(found, streamed, kinds, calibration, "prune")
     holdings += memory.of_pruned(found, ("prune", "train", "export"))
     holdings += memory.of_training(found, training, window, ("train",))
     holdings += memory.of_export(found)
+    streamed_teacher = memory.of_streamed_weights(found, teacher, ()) if found.device.type == "cpu" else None
     speed = None
     if timing:
         say("timing a block of this shape")
@@ -67,12 +69,15 @@ def forecast_recover(
             (4 if training.loss == "kl" else 3) * n_tokens * step
         )  # backward: two passes; the teacher: one
     why = f"{len(trials)} models, {training.tokens:,} tokens each, {training.method}"
-    return Forecast(
+    copied = [*memory.of_teacher(found, teacher), *holdings]
+    whole = Forecast(
         subject=subject_of(view.settings.model, found, method=training.method),
         device=found.device.type,
-        holdings=(memory.of_process(), *with_copies(holdings, 1)),
+        holdings=(memory.of_process(), *with_copies(copied, 1)),
         work=(Work("training", seconds, n_tokens, why, "--tokens"),),
         room=room_of(found, directory, ()),
         calibrated=calibration_line(speed),
         notes=("Loading, pruning and measuring of each model are not timed.",),
     )
+    by_block = streamed_teacher and with_copies([*streamed_teacher, *holdings], 1)
+    return with_streamed(whole, view.settings.stream, by_block)

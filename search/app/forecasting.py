@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.forecast_parts import calibration_line, parse_devices, room_of, subject_of
+from secateur.search.app.forecast_parts import (
+    calibration_line,
+    parse_devices,
+    room_of,
+    subject_of,
+    with_streamed,
+)
 from secateur.search.app.forecast_prune import forecast_prune
 from secateur.search.app.recipe_file import file_for
 from secateur.search.app.session import Say, plan, silent, usage_errors
@@ -20,6 +26,7 @@ from secateur.search.settings.settings import Settings
 from secateur.spaces.forecast import Forecast, Holding, Phase, Work, with_copies
 from secateur.spaces.measurement import Fidelity, Part
 from secateur.spaces.space import SeparableSpace
+from secateur.spaces.streaming import Stream, stream_word
 
 if TYPE_CHECKING:
     from secateur.evaluators.forecast.prospect import Outline, Prospect
@@ -57,8 +64,9 @@ def planned(
     loading = {key: getattr(settings, key) for key in ("dtype", "device", "trust_remote_code")}
     of = settings.evaluator
     return forecast_prune(
-        file,
-        settings.model,
+        stream=settings.stream,
+        file=file,
+        model=settings.model,
         tokens=of.test_tokens,
         window=of.window,
         loading=loading,
@@ -105,9 +113,8 @@ def forecast_search(
         worked = _shared(settings, of, simulated)
     window, sizes = of.plan.window, _sizes(of)
     driver: tuple[Phase, ...] = ("load", "prepare", "search", "test")
-    holdings = memory.of_weights(of.outline, driver)
     tokens = memory.empty_tokens(of.plan.calibration_tokens, window)
-    holdings += memory.of_statistics(of.outline, streamed, kinds, tokens, "prepare")
+    holdings = memory.of_statistics(of.outline, streamed, kinds, tokens, "prepare")
     phases: Mapping[Part, Sequence[Phase]] = {"search": ("search", "test"), "test": ("test",)}
     held = memory.of_data(of.outline, window, sizes, phases, shared=not in_process)
     with of.outline.shapes:
@@ -117,23 +124,34 @@ def forecast_search(
         held += memory.of_training(of.outline, of.plan.training, window, ("search", "test"))
     holdings += store
     holdings += held if in_process else _of_workers(held, of.outline, n_workers)
+    weights = memory.of_weights(of.outline, driver)
+    by_block = memory.of_streamed_weights(of.outline, driver, ("prepare",)) if may_stream(of) else None
     speed = None
     if timing and not planned:
         from secateur.evaluators.forecast.speed import measure_speed
 
         say("timing a block of this shape")
         speed = measure_speed(of.outline, of.plan.window, of.plan)
-    return Forecast(
+    whole = Forecast(
         subject=subject_of(
             settings.model, of.outline, space=settings.space.kind, controller=settings.controller.kind
         ),
         device=of.outline.device.type,
-        holdings=(memory.of_process(), *holdings),
+        holdings=(memory.of_process(), *weights, *holdings),
         work=tuple(_search_work(settings, of, simulated, worked, speed, max(1, n_workers))),
         room=room_of(of.outline, directory, devices),
         calibrated=calibration_line(speed),
         notes=tuple(_notes(settings, of, speed, simulated)),
     )
+    return with_streamed(whole, settings.stream, by_block and (*by_block, *holdings))
+
+
+def may_stream(of: Prospect) -> bool:
+    """True if the model of a search can be streamed, as far as its config says."""
+    from secateur.evaluators.session import needs_whole
+
+    found = of.outline
+    return found.device.type == "cpu" and (found.stored == found.dtype or needs_whole(of.plan) is None)
 
 
 def _sizes(of: Prospect) -> dict[Part, int]:
@@ -326,6 +344,8 @@ ALL_MACS = 2e11
 def foretold(make: Callable[[bool], Forecast], note: Say, *, anyway: bool = False) -> Forecast | None:
     """Forecast of a command that is about to run, which is told; None if there is none for this model.
 
+    It is that of a streamed model where the model does not fit as a whole, and does so.
+
     What is wrong with settings or model is left for the command to say.
 
     Args:
@@ -340,8 +360,9 @@ def foretold(make: Callable[[bool], Forecast], note: Say, *, anyway: bool = Fals
 
     try:
         found = make(False)
-        if refusal(found) is None and found.tokens * found.subject["parameters"] > ALL_MACS:
+        if refusal(_fitting(found, silent)) is None and found.tokens * found.subject["parameters"] > ALL_MACS:
             found = make(True)
+        found = _fitting(found, note)
     except ValueError:
         return None
     except Exception as error:  # noqa: BLE001  # of torch and transformers, on a model without memory: no reason to stop
@@ -353,6 +374,28 @@ def foretold(make: Callable[[bool], Forecast], note: Say, *, anyway: bool = Fals
     if problem and not anyway:
         raise UsageError(f"{problem} `--anyway` goes on regardless.")
     return found
+
+
+def _fitting(found: Forecast, note: Say) -> Forecast:
+    """The forecast, or that of a streamed model where this alone fits, which is said."""
+    streamed = found.streamed
+    if streamed is None or found.too_large() is None or streamed.too_large() is not None:
+        return found
+    note("the model does not fit as a whole, and is streamed")
+    return streamed
+
+
+def stream_by(forecast: Forecast | None, word: str) -> Stream:
+    """The word for `open_model` after the forecast: a model of which nothing was foretold is streamed as was asked.
+
+    Raises:
+        UsageError: if it is no word of `STREAM`.
+    """
+    try:
+        asked = stream_word(word)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return "always" if forecast is not None and forecast.subject.get("stream") == "always" else asked
 
 
 def forecast_before(

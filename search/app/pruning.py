@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from secateur.search.app.pruning_file import PruningFile
 from secateur.search.app.session import Say, silent, usage_errors
-from secateur.search.app.stream import loader, refuse
 from secateur.search.app.within import least_share
 from secateur.search.errors import UsageError
 from secateur.search.results.pick import BOUND_KINDS, Bound
@@ -75,6 +75,7 @@ def prune(  # noqa: PLR0913  # the options of a command
     from secateur.evaluators.exporting import export, new_manifest
     from secateur.evaluators.streaming import export_streamed
     from secateur.pruners.models.mapped import MappedModel, NotStreamedError
+    from secateur.pruners.models.opening import open_model, refuse
     from secateur.pruners.models.usable import check_windows
 
     if tokens < window or tokens % window:
@@ -85,7 +86,7 @@ def prune(  # noqa: PLR0913  # the options of a command
     measured_on = measured_address(text, [file.calibration_text])
 
     def opened(stream: str) -> tuple[LoadedModel, Pruner, Tensor]:
-        load = loader(stream, loading, say)
+        load = partial(open_model, stream=stream, say=say, **loading)
         of_all = _opened(file, model, form, text, tokens, window, bos, bounds, load, say)
         for length in (window, *file.window_lengths):
             check_windows(of_all[0].model, length, allow_long=allow_long_windows)
@@ -108,10 +109,8 @@ def prune(  # noqa: PLR0913  # the options of a command
         try:
             config = pruner.fitted(file.form)
             blockwise = pruner.blockwise(config, sequential=file.sequential)
-            manifest = manifest_for(pruner, loaded, config)
-            summary = export_streamed(
-                loaded, pruner.anatomy, blockwise, to, manifest, windows=test, fidelity=fidelity, say=say
-            )
+            parts = (loaded, pruner.anatomy, blockwise, to, manifest_for(pruner, loaded, config))
+            summary = export_streamed(*parts, windows=test, fidelity=fidelity, say=say)
             return replace(summary, text=measured_on)
         except NotStreamedError as error:
             refuse(stream, error, say)
@@ -125,7 +124,6 @@ def prune(  # noqa: PLR0913  # the options of a command
     pruner.check_format(config, loaded.tokenizer, manifest.format)  # before anything is measured
     say("measuring the dense model")
     data.of(fidelity)
-    dense = {f"{fidelity.text}, dense": data.live_losses(fidelity)}
     shares = removed_shares(pruner.costs_of(config), pruner.dense.shape.n_params) if file.is_smaller else {}
     summary = export(
         pruner,
@@ -136,7 +134,7 @@ def prune(  # noqa: PLR0913  # the options of a command
         sequential=file.sequential,
         data=data,
         fidelities=[fidelity],
-        searched=dense,
+        searched={f"{fidelity.text}, dense": data.live_losses(fidelity)},
         say=say,
     )
     return replace(summary, text=measured_on, shares=shares)

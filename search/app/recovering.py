@@ -11,13 +11,19 @@ from secateur.search.app.session import Say, is_sequential, reopen_session, sile
 from secateur.search.controller import Trial
 from secateur.search.results.run import open_run
 from secateur.search.study.study import Study
+from secateur.spaces.streaming import Stream
 
 if TYPE_CHECKING:
     from secateur.search.recovery.stage import Recovered, RecoverySettings
 
 
 def recover(
-    directory: Path, trials: Sequence[Trial], settings: RecoverySettings, *, say: Say = silent
+    directory: Path,
+    trials: Sequence[Trial],
+    settings: RecoverySettings,
+    *,
+    stream: Stream = "auto",
+    say: Say = silent,
 ) -> list[Recovered]:
     """Train the models of trials for longer, one Ray Tune run each, and add them to the study as ``recovered``.
 
@@ -28,6 +34,7 @@ def recover(
         directory: of the run.
         trials: of its study.
         settings: of the training.
+        stream: the teacher, see `open_model`.
         say: given progress, one line at a time.
 
     Raises:
@@ -51,7 +58,7 @@ def recover(
     plan, sequential, threads = session.plan, is_sequential(of), of.executor.threads
     jobs = {
         trial.number: RecoveryJob(
-            plan, trial.measurement.candidate, sequential, training, threads, session.damaged
+            plan, trial.measurement.candidate, sequential, training, threads, session.damaged, stream
         )
         for trial in picked
     }

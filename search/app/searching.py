@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.app.about import about_of, baselines_of, plugin_versions
 from secateur.search.app.bounded import target_lines
 from secateur.search.app.exporting import LEVELS
+from secateur.search.app.forecasting import stream_by
 from secateur.search.app.session import Say, open_session, plan, silent, usage_errors
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
@@ -37,6 +38,7 @@ from secateur.search.tracking.tracking import tracked
 from secateur.spaces.forecast import Forecast
 from secateur.spaces.measurement import MARGIN, TASK, Fidelity
 from secateur.spaces.plugins import left_out
+from secateur.spaces.streaming import Stream
 
 if TYPE_CHECKING:
     from secateur.evaluators.session import Session
@@ -95,9 +97,11 @@ def search_stage(
     settings = as_before(settings, directory)
     with DrivenRun(directory, identity(settings)) as driven:
         told, noted = driven.telling(say), driven.telling(note or say)
-        with _beside_truth(directory, forecast(noted)):
+        foreseen = forecast(noted)
+        stream = stream_by(foreseen, settings.stream)
+        with _beside_truth(directory, foreseen):
             outcome = _search(
-                settings, directory, driven, [*observers, driven], told, noted, on_ready, levels
+                settings, directory, driven, [*observers, driven], told, noted, on_ready, levels, stream
             )
         driven.end(outcome)
     return outcome
@@ -133,13 +137,14 @@ def _search(  # what `search_stage` is given
     note: Say,
     on_ready: Callable[[Search, Executor], None],
     levels: Path | None,
+    stream: Stream,
 ) -> Outcome:
     """Search in a run that is driven, and measure what was found."""
     of_plugins = plugin_versions(settings)
     note(seeds_line(settings))
     with EXECUTORS[settings.executor.kind].reached(settings.executor, plan(settings)):
         settings, session, about, _ = prepared(
-            settings, directory, of_plugins, say, note
+            settings, directory, of_plugins, say, note, stream
         )  # nothing is written yet
         with Study.open_or_create(directory, resolved(settings), about, driven.lock) as study:
             Run(study).check()
@@ -183,16 +188,19 @@ def _search(  # what `search_stage` is given
 
 
 def prepared(
-    settings: Settings, directory: Path, of_plugins: dict[str, str], say: Say, note: Say
+    settings: Settings, directory: Path, of_plugins: dict[str, str], say: Say, note: Say, stream: Stream
 ) -> tuple[Settings, Session, About, Any]:
     """The settings with what they left to the model, its session, the run's description and the controller.
 
     Nothing is written.
 
+    Args:
+        stream: the word to open the model with, after the forecast.
+
     Raises:
         UsageError: if something does not fit.
     """
-    session = open_session(settings, say, _table_of(directory))
+    session = open_session(settings.model_copy(update={"stream": stream}), say, _table_of(directory))
     settings = _settled(settings, session, say)
     for line in target_lines(settings, session.dense.shape):
         note(line)

@@ -82,6 +82,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
         measures=settings.measures,
         curvature=CONTROLLERS[settings.controller.kind].curvature(settings.controller, of.search_fidelities),
         folders=folders,
+        stream=settings.stream,
     )
 
 
@@ -175,7 +176,8 @@ def reopen_session(run: Run, say: Say = silent) -> Session:
     Raises:
         UsageError: if they have changed, or the source of a method has.
     """
-    session = open_session(run.settings, say, run.shape.latency)
+    whole = run.settings.model_copy(update={"stream": "never"})  # a model that is pruned for good, or trained
+    session = open_session(whole, say, run.shape.latency)
     old = run.described("identity.content", dict[str, Any])
     new = session.facts() | recorded_sources(run.settings, run.study.about)
     changed = [name for name in new if old.get(name) != new[name]]

@@ -12,6 +12,7 @@ from secateur.search.cli.option_groups import (
     LOADING,
     MEASURING,
     MODEL_HELP,
+    STREAMING,
     Json,
     ModelName,
     Options,
@@ -23,7 +24,7 @@ from secateur.search.show.console import open_display, show_facts, show_json
 
 
 @with_group("measuring", MEASURING)
-@with_group("loading", LOADING)
+@with_group("loading", {**LOADING, **STREAMING})
 def evaluate(
     model: ModelName,
     tasks: Annotated[str, typer.Option(metavar="NAME,...", help="Tasks of lm-eval.")] = "",

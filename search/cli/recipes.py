@@ -105,15 +105,14 @@ def prune(  # noqa: PLR0913  # options of a command
     """Prune a model by a recipe, measure it, and write a directory that stock transformers loads."""
     from secateur.search import app as rooms
     from secateur.search.app.forecast_prune import forecast_prune
-    from secateur.search.app.forecasting import foretold
+    from secateur.search.app.forecasting import foretold, stream_by
     from secateur.search.app.recipe_file import file_for
-    from secateur.search.app.stream import foretold_whole
 
     bounds = parse_bounds(limits) if any(limits.values()) else ()
     if bounds and sparsity is not None:
         raise UsageError("Expected `--sparsity` or limits such as `--max-params`, got both. Leave one out.")
     file, chosen = file_for(recipe, sparsity, calibration, form, bounded=bool(bounds))
-    measuring["bos"] = bos_asked(measuring["bos"])
+    measuring["bos"], stream = bos_asked(measuring["bos"]), loading.pop("stream")
     with open_display() as display:
         if chosen:
             display.note(chosen)
@@ -124,14 +123,10 @@ def prune(  # noqa: PLR0913  # options of a command
             tokens=measuring["tokens"],
             window=measuring["window"],
             loading=loading,
+            stream=stream,
             to=to,
         )
-        stream = foretold_whole(
-            loading.pop("stream"),
-            lambda: foretold(lambda timing: forecast(timing=timing), display.note, anyway=anyway),
-            display.say,
-            may_stream=not file.is_smaller,
-        )
+        found = foretold(lambda timing: forecast(timing=timing), display.note, anyway=anyway)
         summary = rooms.prune(
             file,
             model,
@@ -139,7 +134,7 @@ def prune(  # noqa: PLR0913  # options of a command
             **measuring,
             form=form,
             bounds=bounds,
-            stream=stream,
+            stream=stream_by(found, stream),
             loading=loading,
             say=display.say,
         )

@@ -178,19 +178,20 @@ def recover(  # noqa: PLR0913  # options of a command
     """Train picked models with their zeros kept, and save them in RUN/recovered. The same command continues."""
     from secateur.search import app as rooms
     from secateur.search.app.forecast_recover import forecast_recover
-    from secateur.search.app.forecasting import foretold
+    from secateur.search.app.forecasting import foretold, stream_by
     from secateur.search.recovery.stage import recovery_settings
 
     settings = recovery_settings(method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, address=address)
     view = rooms.open_run(run)
     chosen = [choose(view, number, bounds) for number in (trials or (None,))]
     with open_display() as display:
-        foretold(
+        foreseen = foretold(
             lambda timing: forecast_recover(run, chosen, settings.training, timing=timing),
             display.note,
             anyway=anyway,
         )
-        results = rooms.recover(run, chosen, settings, say=display.say)
+        stream = stream_by(foreseen, view.settings.stream)
+        results = rooms.recover(run, chosen, settings, stream=stream, say=display.say)
     _show_recovered(rooms.open_run(run), results, json)
     if all(result.measurement is None for result in results):
         raise typer.Exit(FAILED)

@@ -34,6 +34,7 @@ from secateur.spaces.names import nearest
 from secateur.spaces.registry import SPACES
 from secateur.spaces.section import Section
 from secateur.spaces.space_settings import SpaceSettings
+from secateur.spaces.streaming import Stream
 
 # Sections whose keys depend on their `kind`, with the kind that is meant where none is given.
 REGISTRIES: dict[str, tuple[Mapping[str, Any], str]] = {
@@ -62,6 +63,9 @@ class Settings(Section):
         dtype: of the model's weights; ``auto`` as stored.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         trust_remote_code: run code that comes with the model or its tasks.
+        stream: ``always``: statistics and levels block by block from the model's files, whose weights are never all in
+            memory; ``never``: from the whole model; ``auto``: streamed where the whole does not fit by the forecast, or
+            is large beside the free memory. The weights are the same. In ``recover``, likewise, the teacher.
         space: section of a space, by ``kind``.
         controller: section of a controller, by ``kind``.
         evaluator: loss, data and fidelities of measurements.
@@ -79,6 +83,7 @@ class Settings(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
+    stream: Stream = "auto"
     space: Any  # the settings model of its kind, as the two others below
     controller: Any
     evaluator: EvaluatorSettings = EvaluatorSettings()

@@ -67,6 +67,11 @@ def full_lines(forecast: Forecast) -> list[str]:
         of_free = "" if free is None else f", {size(free)} free"
         lines += ["", f"{name}: {size(n_bytes)} at most, in the phase {phase}{of_free}"]
         lines += [f"  {_row(x)}" for x in forecast.held(where, phase)]
+    if forecast.streamed is not None:
+        streamed = [
+            f"{name} {line}" for name, line in place_lines(forecast.streamed).items() if name != "disk"
+        ]
+        lines += ["", f"with `stream: always`: {'; '.join(streamed)}"]
     lines += ["", f"time: {time_line(forecast)}"]
     for x in forecast.work:
         seconds = "not timed" if x.seconds is None else duration(x.seconds)
@@ -94,6 +99,8 @@ def remedy(forecast: Forecast, where: Where, needed: int, free: int) -> str:
     """What would fit, in words."""
     excess, phase = needed - free, forecast.peak(where)[1]
     found: list[str] = []
+    if forecast.streamed is not None and forecast.streamed.too_large() is None:
+        found.append(f"`stream: always` ({size(forecast.streamed.peak(where, needed=True)[0])})")
     for x in forecast.held(where, phase):
         if x.name == "weights" and forecast.subject.get("dtype") == "float32" and excess <= x.all_bytes / 2:
             found.append("`dtype: bfloat16`")
