@@ -14,8 +14,8 @@ from secateur.search.budget import Budget
 from secateur.search.controllers.genetic_programming.cma_es import ConstantsTuner
 from secateur.search.controllers.genetic_programming.controller import Genetic
 from secateur.search.controllers.genetic_programming.population import Individual, Population, ranking
-from secateur.search.controllers.genetic_programming.proxy_screening import spearman
 from secateur.search.controllers.genetic_programming.settings import ConstantsSettings, GeneticSettings
+from secateur.search.controllers.proxy_screening import spearman
 from secateur.search.controllers.random import Random, RandomSettings
 from secateur.search.loop.loop import Outcome, Search
 from secateur.search.loop.notes import NotesKeeper, notes_line

@@ -7,8 +7,8 @@ import pytest
 
 from secateur.search.controller import Trial
 from secateur.search.controllers.genetic_programming.population import Individual
-from secateur.search.controllers.genetic_programming.proxy_screening import ENOUGH, Screening
 from secateur.search.controllers.genetic_programming.settings import GeneticSettings
+from secateur.search.controllers.proxy_screening import ENOUGH, Screening
 from secateur.spaces.formulas.grammar import parse
 from secateur.spaces.formulas.space import Formula
 from tests.formula_toy import (

@@ -17,7 +17,7 @@ from tokens import cpu_seconds, settings, spend
 from secateur.evaluators.session import Session
 from secateur.search import app
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
-from secateur.search.controllers.genetic_programming.proxy_screening import spearman
+from secateur.search.controllers.proxy_screening import spearman
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Fidelity
 

@@ -42,13 +42,15 @@ from secateur.pruners.recipes.checks import check_family, check_names, check_sta
 from secateur.pruners.recipes.context import RecipeContext
 from secateur.pruners.recipes.experts import plan_experts
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
+from secateur.pruners.recipes.proxy import RecipeProxy, build_proxy, proxy_bytes, proxy_grams
 from secateur.pruners.recipes.units import plan_units
 from secateur.pruners.recipes.weights import plan_weights, weights_by_block
 from secateur.pruners.stores.block_files import LevelStoreError
+from secateur.pruners.weights.formula_store import Grams
 from secateur.spaces.architecture.candidate import Kept
 
-POOLS, PROFILE = "pools.safetensors", "profile.yaml"
-"""Files that `RecipePruner.prepare` writes."""
+POOLS, PROFILE, PROXY = "pools.safetensors", "profile.yaml", "proxy"
+"""Files and directory that `RecipePruner.prepare` writes."""
 
 STATISTICS = ".statistics"
 """Directory of the cache of statistics. Hidden: each node fills its own, it is not staged to others."""
@@ -75,6 +77,7 @@ class RecipePruner(Pruner):
 
     _context: RecipeContext | None = None
     _earlier: Path | None = None
+    _proxy: RecipeProxy | None = None
 
     @classmethod
     def check_settings(cls, settings: Any) -> None:
@@ -100,7 +103,8 @@ class RecipePruner(Pruner):
     def stored_bytes(self) -> int:
         """Upper bound of the disk of pools and statistics; the cache is smaller where few statistics are asked for."""
         of = self.settings
-        return pool_bytes(self.anatomy, len(of.texts) * of.pool_tokens, look=self._look)
+        pools = pool_bytes(self.anatomy, len(of.texts) * of.pool_tokens, look=self._look)
+        return pools + (proxy_bytes(self.anatomy, self._grams) if self.settings.proxy is not None else 0)
 
     @property
     def statistics(self) -> tuple[Mapping[str, Any], Sequence[Kind]]:
@@ -117,12 +121,28 @@ class RecipePruner(Pruner):
             save_pools(directory / POOLS, pools, self._identity)
         if self.settings.profile is not None:
             shutil.copyfile(self.settings.profile, directory / PROFILE)
+        if self.settings.proxy is not None:
+            identity = f"{self._model} {self.calibration.sha256}"
+            tokens = self.calibration.tokens
+            build_proxy(directory / PROXY, self.anatomy, tokens, identity, self._grams, on_block)
 
     def open(self, directory: Path) -> None:
         pools = load_pools(directory / POOLS)
         assert pools is not None, "written before workers start"
         cache = StatisticsCache(directory / STATISTICS, round(self.settings.cache_gb * 1e9))
         self._use(pools, cache, directory / PROFILE)
+        if self.settings.proxy is not None:
+            self._proxy = RecipeProxy(directory / PROXY, self.anatomy, self._grams)
+
+    @property
+    def _grams(self) -> Grams:
+        return proxy_grams(self.anatomy, self.settings.proxy)
+
+    def proxy_loss(self, config: Config) -> float:
+        """Foretold loss, see `RecipeProxy`; the weights are pruned, and kept for a measurement that follows."""
+        assert self._proxy is not None, "the settings say whether there is a proxy"
+        plan = self.plan(config)
+        return 0.0 if plan is None else self._proxy.loss(plan, self._live)
 
     def reuse(self, directory: Path) -> None:
         """Use pools that an earlier search wrote."""

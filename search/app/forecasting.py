@@ -187,7 +187,9 @@ def _of_workers(held: Sequence[Holding], found: Outline, n_workers: int) -> list
 def _simulated(settings: Settings, of: Prospect) -> Simulation | None:
     """Jobs of the search; None where its controller learns from more than losses."""
     row, fidelities = CONTROLLERS[settings.controller.kind], of.plan.fidelities[:-1]
-    if row.screens or (of.plan.curvature is not None and not isinstance(of.space, SeparableSpace)):
+    if row.screens(settings.controller) or (
+        of.plan.curvature is not None and not isinstance(of.space, SeparableSpace)
+    ):
         return None
     more: dict[str, Any] = {"objectives": settings.objectives} if row.multi_objective else {}
     controller = row.build(of.space, fidelities, settings.seed, settings.controller, **more)

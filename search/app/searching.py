@@ -311,8 +311,8 @@ def _controller(settings: Settings, session: Session) -> Any:
     """
     row = CONTROLLERS[settings.controller.kind]
     more: dict[str, Any] = {"objectives": settings.objectives} if row.multi_objective else {}
-    if row.screens:
-        more |= {"proxy": session.plan.proxy, "n_workers": _n_workers(settings)}
+    more |= {"proxy": session.plan.proxy} if row.screens(settings.controller) else {}
+    more |= {"n_workers": _n_workers(settings)} if row.islands else {}
     return row.build(session.space, session.plan.fidelities[:-1], settings.seed, settings.controller, **more)
 
 
@@ -350,11 +350,10 @@ def _executor(settings: Settings, session: Session, directory: Path, levels: Pat
 
 def _asked(settings: Settings, session: Session) -> dict[str, Any]:
     """Values that the proposals of a controller depend on, apart from measurements."""
-    screening = {}
-    if CONTROLLERS[settings.controller.kind].screens:
-        proxy = session.plan.proxy
-        screening = {"proxy": proxy and proxy.text, "n_workers": _n_workers(settings)}
-    return screening | {
+    row, proxy, more = CONTROLLERS[settings.controller.kind], session.plan.proxy, {}
+    more |= {"proxy": proxy and proxy.text} if row.screens(settings.controller) else {}
+    more |= {"n_workers": _n_workers(settings)} if row.islands else {}
+    return more | {
         "controller": resolved(settings)["controller"],
         "seed": settings.seed,
         "objectives": settings.objectives,

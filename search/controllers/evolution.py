@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+from zlib import crc32
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from secateur.search.controller import Proposal
+from secateur.search.controller import Proposal, Trial
 from secateur.search.controllers.generations import GenerationalController
 from secateur.search.controllers.greedy import GreedyProcedure, GreedySettings
 from secateur.search.controllers.local_model import LocalModel, curvature_fidelity
-from secateur.search.controllers.procedure import Key, SearchProcedure
+from secateur.search.controllers.procedure import Key, SearchProcedure, loss_of
+from secateur.search.controllers.proxy_screening import MAX_UNMEASURED, Screening, ScreeningSettings, screened
 from secateur.search.controllers.sensitivity import SensitivityProcedure, SensitivitySettings
 from secateur.search.controllers.separable import check_separable
 from secateur.search.controllers.trust_region import TrustRegionProcedure, TrustRegionSettings
@@ -36,6 +39,7 @@ class EvolutionSettings(Section):
         guided: mutations drawn for each offspring, of which the one with the smallest foretold loss is measured; above
             1 the gradient at each new elite is measured, too, for three times its tokens, and foretells the effect of
             every switch. With the settings of `trust_region`.
+        screening: of offspring by the space's proxy for their loss; None: all are measured on data.
         start: the first elites: the ``uniform`` candidates alone, or also the best of a generation of ``random``
             ones, or also the solutions of ``sensitivity``, ``greedy`` or ``trust_region``.
         sensitivity, greedy, trust_region: settings of these.
@@ -49,6 +53,7 @@ class EvolutionSettings(Section):
     migration: float = Field(default=0.2, ge=0, le=1)
     late: float = Field(default=0.0, ge=0, le=1)
     guided: int = Field(default=1, ge=1)
+    screening: ScreeningSettings | None = None
     start: Literal["uniform", "random", "sensitivity", "greedy", "trust_region"] = "uniform"
     sensitivity: SensitivitySettings = SensitivitySettings()
     greedy: GreedySettings = GreedySettings()
@@ -81,8 +86,15 @@ class Evolution(GenerationalController):
     If all open generations wait for results, `ask` begins another one from the present elites: generations overlap as
     far as there are idle workers, and are sequential with one worker.
 
+    With `screening` many more offspring are made than are measured: the proxy chooses, see `Screening`.
+
+    Args:
+        proxy: a fidelity of the part ``proxy`` whose loss ranks candidates similarly to the objective; None: the space
+            has none.
+
     Raises:
-        ValueError: if the fidelities are out of order or don't fit `survivors`.
+        ValueError: if the fidelities are out of order or don't fit `survivors`, or candidates are to be screened and
+            there is no proxy.
     """
 
     def __init__(
@@ -92,12 +104,22 @@ class Evolution(GenerationalController):
         seed: int,  # generation g has its own random generator, seeded by (seed, g)
         settings: EvolutionSettings,
         objective: str = "loss",
+        *,
+        proxy: Fidelity | None = None,
     ) -> None:
         of = settings
+        if of.screening is not None and proxy is None:
+            raise ValueError(
+                "Expected a space with a proxy for `screening`, got none. Set `space.proxy`, or leave `screening` out."
+            )
         super().__init__(space, fidelities, seed, of.offspring, of.survivors, of.parents, objective)
         self._settings = settings
         self._depth = 0.0  # of the blocks that the present generation shares
         self._target = 0  # of the present generation
+        self._proxy = proxy
+        self._screening = None if of.screening is None else Screening(of.screening)
+        self._n_unmeasured = 0  # generations in a row
+        self._foretold: dict[str, float] = {}  # by the proxy, of candidates that wait for their first loss
         self._solver = _solver(space, fidelities, seed, settings, self.effects)
         self._guides: dict[int, LocalModel] = {}  # by target, where offspring are guided
         if settings.guided > 1:
@@ -124,7 +146,30 @@ class Evolution(GenerationalController):
         for target in self._guides:
             yield from self._look(target)
 
+    def tell(self, trials: Sequence[Trial]) -> None:
+        for measurement in (trial.measurement for trial in trials):
+            first = measurement.fidelity == self._fidelities[0]
+            foretold = self._foretold.pop(measurement.candidate, None) if first else None
+            if self._screening is not None and foretold is not None and measurement.infeasible is None:
+                self._screening.note(foretold, loss_of(measurement, self._objective))
+        super().tell(trials)
+
+    @property
+    def notes(self) -> Mapping[str, float]:
+        if self._screening is None:
+            return super().notes
+        found = self._screening.correlation
+        notes = {"oversampling": round(self._screening.oversampling, 1)}
+        return notes | ({} if found is None else {"rank_correlation": round(found, 3)})
+
     def _compete(self, target: int, candidates: list[Any]) -> SearchProcedure:
+        if self._screening is not None and self._proxy is not None:
+            rng = np.random.default_rng((self._seed, crc32(candidates[0].text.encode())))
+            n = self._settings.offspring
+            chosen = yield from screened(candidates, n, self._proxy, self._screening, rng)
+            self._n_unmeasured = 0 if chosen else self._n_unmeasured + 1
+            self._foretold |= {text: value for text, (value, _) in chosen.items()}
+            candidates = [candidate for _, candidate in chosen.values()]
         yield from super()._compete(target, candidates)
         if target in self._guides:
             yield from self._look(target)
@@ -142,6 +187,10 @@ class Evolution(GenerationalController):
     def _offspring(self, target: int, rng: np.random.Generator) -> list[Any]:
         late, self._target = self._settings.late, target
         self._depth = rng.random() if late and rng.random() < late else 0.0
+        if self._n_unmeasured >= MAX_UNMEASURED:
+            return []
+        if self._screening is not None:
+            self._n_offspring = math.ceil(self._settings.offspring * self._screening.oversampling)
         return super()._offspring(target, rng)
 
     def _propose(self, target: int, rng: np.random.Generator, index: int) -> Any:

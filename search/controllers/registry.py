@@ -39,7 +39,8 @@ class ControllerRow(Row):
         summary: one line for ``secateur list controllers``.
         source: address of the paper that it comes from; empty if there is none.
         multi_objective: whether it supports several objectives; other controllers minimise ``loss``.
-        screens: whether it takes the keywords `proxy`, a fidelity or None, and `n_workers`.
+        screens: whether it takes the keyword `proxy`, a fidelity or None, with these settings.
+        islands: whether it takes the keyword `n_workers`.
         curvature: from its settings and the fidelities to that of the dense model's curvature, if it proposes
             measurements of the part ``gradient``, else None.
         draws: whether its proposals depend on the seed.
@@ -50,7 +51,8 @@ class ControllerRow(Row):
     summary: str
     source: str = ""
     multi_objective: bool = False
-    screens: bool = False
+    screens: Callable[[Any], bool] = lambda settings: False
+    islands: bool = False
     curvature: Callable[[Any, Sequence[Fidelity]], Fidelity | None] = lambda settings, fidelities: None
     draws: bool = True
 
@@ -82,6 +84,7 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
             Evolution,
             "elites for each target, mutation and crossover, successive halving over fidelities",
             "https://arxiv.org/abs/2410.14649",
+            screens=lambda settings: settings.screening is not None,
             curvature=curvature_of,
         ),
         "genetic": ControllerRow(
@@ -89,7 +92,8 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
             Genetic,
             "genetic programming over formulas, with proxy screening, selection by loss and size, and islands",
             "https://arxiv.org/abs/2406.02924",
-            screens=True,
+            screens=lambda settings: True,
+            islands=True,
         ),
         "sensitivity": ControllerRow(
             SensitivitySettings,

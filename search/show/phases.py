@@ -61,7 +61,7 @@ def _n_first(run: Run) -> int:
     """Measurements before the controller's first result; 0 where only the open model could tell."""
     of = run.settings
     row = CONTROLLERS[of.controller.kind]
-    if row.screens or row.multi_objective or not _start(of.controller):
+    if row.screens(of.controller) or row.multi_objective or not _start(of.controller):
         return 0
     try:
         controller = row.build(run.space, of.evaluator.search_fidelities, of.seed, of.controller)

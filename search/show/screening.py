@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateur.search.controllers.genetic_programming.proxy_screening import spearman
+from secateur.search.controllers.proxy_screening import spearman
 from secateur.search.results.run import Run
 from secateur.search.show.plots import BLUE, LOG_FROM, NARROW, VERMILLION, figure_at
 

@@ -24,8 +24,25 @@ from secateur.spaces.recipe.keys import (
 )
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.space import RecipeSpace
+from secateur.spaces.section import Section
 from secateur.spaces.shape import ModelShape, Prunable, split_protected
 from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
+
+
+class RecipeProxySettings(Section):
+    """Proxy for the loss of recipes: the loss that the curvature foretells of the pruned weights of some blocks.
+
+    It takes one forward and backward pass over the calibration set, once, and no pass for a recipe, whose weights are
+    pruned all the same.
+
+    Args:
+        blocks: number of evenly spread blocks; second moments of their inputs and of the gradients of their outputs
+            are stored on disk.
+        gram: ``full`` second moments of inputs, or their ``diagonal``.
+    """
+
+    blocks: int = Field(default=8, gt=0)
+    gram: Literal["full", "diagonal"] = "full"
 
 
 class RecipeSettings(SpaceSettings):
@@ -58,6 +75,7 @@ class RecipeSettings(SpaceSettings):
         protect: patterns (``*`` and ``?``) of full names of linears kept dense; for structure and blocks, with all
             units that contain them.
         dampening: share of the mean diagonal added to Gram matrices.
+        proxy: for the loss of recipes of the unit ``weights``, for controllers that screen by it; None: there is none.
         cache_gb: size of each node's cache of statistics, with eviction of the least recently used: a search needs
             space for one choice of calibration data, 4 bytes a weight for each kind of gradients.
     """
@@ -89,6 +107,7 @@ class RecipeSettings(SpaceSettings):
     protect: list[str] = Field(default=[])
     dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
     cache_gb: float = Field(default=8.0, gt=0)
+    proxy: RecipeProxySettings | None = None
 
     batch: ClassVar[int] = 1
     """Default number of candidates a round: few are measured, and they share no blocks."""
@@ -120,6 +139,11 @@ class RecipeSettings(SpaceSettings):
             raise ValueError(
                 f"Expected `share_of: blocks` with the unit {self.unit}, got model. Leave it out, or choose the unit "
                 "structure or blocks."
+            )
+        if self.proxy is not None and self.unit != "weights":
+            raise ValueError(
+                f"Expected `proxy` with the unit weights, got {self.unit}. Leave it out: what is cut off has no "
+                "curvature of its own."
             )
         self._check_calibration()
         self._check_names()
@@ -175,6 +199,10 @@ class RecipeSettings(SpaceSettings):
                     f"Expected one of `metrics` that takes signed gradients ({', '.join(signed)}) with "
                     f"`gradients: forward`, got {', '.join(self.metric_options)}."
                 )
+
+    @property
+    def has_proxy(self) -> bool:
+        return self.proxy is not None
 
     @property
     def window_lengths(self) -> tuple[int, ...]:

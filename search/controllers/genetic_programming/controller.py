@@ -13,7 +13,6 @@ from secateur.search.controller import Proposal, Trial
 from secateur.search.controllers.genetic_programming.cma_es import ConstantsTuner
 from secateur.search.controllers.genetic_programming.mutation_crossover import NewFormulas
 from secateur.search.controllers.genetic_programming.population import Individual, Population, at
-from secateur.search.controllers.genetic_programming.proxy_screening import Screening
 from secateur.search.controllers.genetic_programming.settings import ConstantsSettings, GeneticSettings
 from secateur.search.controllers.procedure import (
     Losses,
@@ -21,16 +20,13 @@ from secateur.search.controllers.procedure import (
     SearchProcedure,
     check_fidelities,
 )
+from secateur.search.controllers.proxy_screening import MAX_UNMEASURED, Screening
 from secateur.spaces.formulas.space import Formula, FormulaSpace
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.space import Space
 
 MOST_ISLANDS = 4
 """Largest number of islands by default."""
-
-MAX_UNMEASURED = 50
-"""Generations in a row without a measurement on data after which the search ends: measurements by the proxy use up no
-budget."""
 
 Measuring = Generator[list[Proposal], Losses, list[Individual]]
 """Part of a search procedure that returns the individuals it has measured."""
