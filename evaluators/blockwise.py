@@ -15,7 +15,7 @@ from torch import Tensor
 
 from secateur.evaluators.data.windows import Batch, EvaluationData
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.losses import LossSums, loss_sums, minimised
+from secateur.evaluators.losses import LossSums, LossValues, loss_values, minimised
 from secateur.evaluators.prefix_tree import Path, walk
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.runner import BlockRunner
@@ -24,7 +24,7 @@ from secateur.pruners.stores.recent import Recent
 from secateur.spaces.measurement import Fidelity, Measurement
 
 MIN_PREFIX_BYTES, MAX_PREFIX_BYTES = 1 << 26, 1 << 30
-"""Bounds of a worker's cache of block outputs, which is a sixteenth of the model's bytes."""
+"""Bounds of a worker's cache of block outputs on a CPU, which is a sixteenth of the model's bytes."""
 
 MIN_CHANGED_BYTES, MAX_CHANGED_BYTES = 1 << 28, 1 << 30
 """Likewise of changed blocks that are copies, for the next candidate."""
@@ -127,14 +127,18 @@ class BlockwiseEvaluator(Evaluator):
             alone = len(distinct) > 1 == sharing[path]
             return self._prefixes.get((batch.name, path), compute, first_to_go=alone)
 
+        measured: dict[Path, LossValues] = {}
         for members, hidden in walk([paths[member] for member in new], batch.inputs.hidden, step):
             self._pruner.finish(paths[new[members[0]]][-1])
-            found = loss_sums(self._anatomy, hidden, batch.tokens, batch.teacher)
-            self._sums[batch.name, paths[new[members[0]]]] = found
+            measured[paths[new[members[0]]]] = loss_values(self._anatomy, hidden, batch.tokens, batch.teacher)
+        for path, sums in zip(measured, LossValues.read(list(measured.values())), strict=True):
+            self._sums[batch.name, path] = sums
 
 
 def prefix_bytes(anatomy: Anatomy) -> int:
     """Limit of a worker's cache of block outputs."""
+    if anatomy.room is not None:
+        return anatomy.room.states
     return _share(anatomy, MIN_PREFIX_BYTES, MAX_PREFIX_BYTES)
 
 
@@ -160,4 +164,6 @@ def _n_kept(anatomy: Anatomy) -> int:
     Each candidate uses all blocks in turn, so that a cache of the blocks used last would have none when it is needed.
     """
     sizes = accumulate(_block_sizes(anatomy))
-    return bisect_right([*sizes], _share(anatomy, MIN_CHANGED_BYTES, MAX_CHANGED_BYTES))
+    room = anatomy.room
+    limit = _share(anatomy, MIN_CHANGED_BYTES, MAX_CHANGED_BYTES) if room is None else room.changed
+    return bisect_right([*sizes], limit)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from secateur.evaluators.data.windows import Batch, EvaluationData
 from secateur.evaluators.evaluator import Evaluator
-from secateur.evaluators.losses import CHUNK_TOKENS
-from secateur.pruners.calibration.backward import head_gradient
+from secateur.pruners.calibration.backward import CHUNK_TOKENS, head_gradient
 from secateur.pruners.effects import Foretelling
 from secateur.pruners.pruner import InfeasibleError, Pruner
 from secateur.spaces.measurement import Effects, Fidelity, Measurement, Table
@@ -100,20 +99,20 @@ class EffectsEvaluator(Evaluator):
 
     def _walk(self, options: tuple[int, ...], batches: Sequence[Batch], n_scored: int) -> tuple[float, Table]:
         """Sum of the batches' losses, and the first-order effects as far as they come from these batches."""
-        total = torch.zeros((), dtype=torch.float64)
+        totals: list[Tensor] = []
 
         def top(number: int, hidden: Tensor) -> Tensor:
             batch = batches[number]
 
             def residual(chunk: int, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "tokens vocab"]:
                 found, losses = self._residual(batch, chunk, logits)
-                total.add_(losses.double().sum().cpu())
+                totals.append(losses.double().sum())
                 return found / n_scored
 
             return head_gradient(self._pruner.anatomy, hidden, residual)
 
         first = self._foretelling.first(options, [batch.inputs for batch in batches], top)
-        return float(total), first
+        return sum(torch.stack(totals).tolist()), first
 
     def _residual(
         self, batch: Batch, chunk: int, logits: Float[Tensor, "tokens vocab"]
@@ -123,8 +122,8 @@ class EffectsEvaluator(Evaluator):
         at = slice(chunk * CHUNK_TOKENS, chunk * CHUNK_TOKENS + logits.shape[0])
         scored = self._scored(batch).flatten()[at].to(logits.device)
         if self._loss == "kl":
-            losses = batch.teacher.compare(chunk, log_probs)["kl"]
-            residual = log_probs.exp_().sub_(batch.teacher.probabilities(chunk))
+            losses = batch.teacher.compare(at, log_probs)["kl"]
+            residual = log_probs.exp_().sub_(batch.teacher.probabilities(at))
         else:
             targets = torch.roll(batch.tokens, -1, dims=1).flatten()[at, None].to(logits.device)
             losses = -log_probs.gather(1, targets)[:, 0]

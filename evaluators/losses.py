@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from secateur.pruners.models.usable import check_finite
 from secateur.pruners.stores.block_files import LevelStoreError, load_tensors, save_tensors
 
 CHUNK_TOKENS = 128
-"""Positions whose logits are in memory at a time."""
+"""Positions whose logits are in memory at a time on a CPU, and the least elsewhere."""
 
 _SCALE = 2.0**15
 """Scale of the dense probabilities stored in fp16: they are normal numbers down to 1.9e-9."""
@@ -75,6 +75,10 @@ class Teacher:
             in memory, as on a full disk or for a model on a GPU.
         acceptance: compute the expected acceptance, too.
         damaged: positions that ``weighted_kl`` is the mean KL of; None: it is not computed.
+
+    Attributes:
+        chunk_tokens: positions to compute the logits of at a time.
+        n_damaged: number of damaged positions from the first or the second of each window on.
     """
 
     def __init__(
@@ -89,7 +93,10 @@ class Teacher:
     ) -> None:
         self._anatomy = anatomy
         self.acceptance = acceptance
-        self.damaged = None if damaged is None else damaged.flatten().to(anatomy.head.weight.device)
+        device = anatomy.head.weight.device
+        self.chunk_tokens = chunk_tokens(anatomy)
+        self.damaged = None if damaged is None else damaged.flatten().to(device)
+        self.n_damaged = {first: 0 if damaged is None else int(damaged[:, first:].sum()) for first in (0, 1)}
         self._states: Tensor | None = None
         self._stored: dict[str, Tensor] | None = None
         if file is not None and anatomy.head.weight.device.type != "cpu":
@@ -103,7 +110,7 @@ class Teacher:
         if not keep:
             self._states = states
             return
-        self._stored = _probabilities(anatomy, states)
+        self._stored = _probabilities(anatomy, states, self.chunk_tokens)
         if file is not None and _saved(self._stored, file):
             self._stored = load_tensors(file, None) or self._stored
 
@@ -113,9 +120,9 @@ class Teacher:
         return 2 * anatomy.vocab_size
 
     def compare(
-        self, chunk: int, log_probs: Float[Tensor, "tokens vocab"]
+        self, at: slice, log_probs: Float[Tensor, "tokens vocab"]
     ) -> dict[str, Float[Tensor, " tokens"]]:
-        """Differences between dense model and student at each position of a chunk, by name.
+        """Differences between dense model and student at some positions, by name.
 
         ``kl`` is KL(dense || student) in nats. ``acceptance``, if it is asked for, is the probability that
         speculative decoding (https://arxiv.org/abs/2211.17192, Corollary 3.6) accepts a token that the student drafts
@@ -123,14 +130,14 @@ class Teacher:
         Proxy of EvoESAP (https://arxiv.org/abs/2603.06003).
 
         Args:
-            chunk: its number.
+            at: the positions, of all windows in a row.
             log_probs: of the student at these positions.
         """
-        weights = self._weights(chunk)
+        weights = self._weights(at)
         if self._stored is None:
             negative_entropy = _negative_entropy(weights)
         else:
-            negative_entropy = self._stored["negative_entropy"][_at(chunk)]
+            negative_entropy = self._stored["negative_entropy"][at]
         mass = weights.sum(-1)
         found = {}
         if self.acceptance:
@@ -141,31 +148,35 @@ class Teacher:
         found["kl"] = kl.clamp_min(0)  # rounding alone takes it below
         return found
 
-    def probabilities(self, chunk: int) -> Float[Tensor, "tokens vocab"]:
-        """The dense model's probabilities at each position of a chunk, as `kl` has them."""
-        weights = self._weights(chunk)
+    def probabilities(self, at: slice) -> Float[Tensor, "tokens vocab"]:
+        """The dense model's probabilities at some positions, as `kl` has them."""
+        weights = self._weights(at)
         return weights.div_(weights.sum(-1, keepdim=True))
 
-    def _weights(self, chunk: int) -> Float[Tensor, "tokens vocab"]:
+    def _weights(self, at: slice) -> Float[Tensor, "tokens vocab"]:
         """Probabilities times a factor, in fp32, in memory of their own."""
         if self._stored is not None:
-            return self._stored["probabilities"][_at(chunk)].float()
+            return self._stored["probabilities"][at].float()
         assert self._states is not None
-        return self._anatomy.logits(self._states[_at(chunk)]).float().softmax(-1)
+        return self._anatomy.logits(self._states[at]).float().softmax(-1)
 
 
-def _at(chunk: int) -> slice:
-    """Positions of a chunk."""
-    return slice(chunk * CHUNK_TOKENS, (chunk + 1) * CHUNK_TOKENS)
+def chunk_tokens(anatomy: Anatomy) -> int:
+    """Positions whose logits are computed at a time: `CHUNK_TOKENS` on a CPU, else as many as its room allows.
+
+    Losses at a position do not depend on it, but for rounding in the head's matrix product.
+    """
+    room = anatomy.room
+    return CHUNK_TOKENS if room is None else room.chunk_tokens(anatomy.vocab_size, CHUNK_TOKENS)
 
 
-def _probabilities(anatomy: Anatomy, states: Float[Tensor, "tokens width"]) -> dict[str, Tensor]:
+def _probabilities(anatomy: Anatomy, states: Float[Tensor, "tokens width"], chunk: int) -> dict[str, Tensor]:
     """Scaled probabilities in fp16, ``tokens vocab``, and their negative entropy in nats in fp64, ``tokens``."""
     n_tokens, device = states.shape[0], states.device
     probabilities = torch.empty(n_tokens, anatomy.vocab_size, dtype=torch.float16, device=device)
     entropy = torch.empty(n_tokens, dtype=torch.float64, device=device)
-    for start in range(0, n_tokens, CHUNK_TOKENS):
-        at = slice(start, start + CHUNK_TOKENS)
+    for start in range(0, n_tokens, chunk):
+        at = slice(start, start + chunk)
         logits = anatomy.logits(states[at])
         check_finite(logits, "logits of the dense model")
         probabilities[at] = logits.float().softmax(-1) * _SCALE
@@ -193,13 +204,54 @@ def _negative_entropy(weights: Float[Tensor, "tokens vocab"]) -> Float[Tensor, "
     return total / mass - mass.log()
 
 
+@dataclass(frozen=True)
+class LossValues:
+    """Losses of a batch at each position, still on the device of the head.
+
+    Args:
+        values: in float64, 0 where a position does not count; a row for each of `counted`.
+        counted: number of positions that count, by the loss's name.
+    """
+
+    values: Float[Tensor, "losses batch length"]
+    counted: Mapping[str, int]
+
+    @staticmethod
+    def read(found: Sequence[LossValues]) -> list[LossSums]:
+        """Sums of batches of one shape; the host waits for the device once."""
+        every = torch.stack([x.values for x in found]).cpu()
+        return [_summed(values, x.counted) for values, x in zip(every, found, strict=True)]
+
+
+def _summed(values: Float[Tensor, "losses batch length"], counted: Mapping[str, int]) -> LossSums:
+    """Sums in chunks of `CHUNK_TOKENS` whatever the device computed at a time."""
+    sums, windows = {}, {}
+    for (name, n), row in zip(counted.items(), values, strict=True):
+        total = torch.zeros((), dtype=torch.float64)
+        for part in row.flatten().split(CHUNK_TOKENS):
+            total = total + part.sum()
+        sums[name] = (float(total), n)
+        windows[name] = tuple(row.sum(1).tolist())
+    return LossSums(sums, windows)
+
+
 def loss_sums(
     anatomy: Anatomy,
     hidden: Float[Tensor, "batch length width"],
     tokens: Int[Tensor, "batch length"],
     teacher: Teacher,
 ) -> LossSums:
-    """Losses of a batch, in chunks of positions: ``ce`` and those of the teacher.
+    """Losses of a batch, see `loss_values`."""
+    return LossValues.read([loss_values(anatomy, hidden, tokens, teacher)])[0]
+
+
+def loss_values(
+    anatomy: Anatomy,
+    hidden: Float[Tensor, "batch length width"],
+    tokens: Int[Tensor, "batch length"],
+    teacher: Teacher,
+) -> LossValues:
+    """Losses of a batch at each position, in chunks of positions: ``ce`` and those of the teacher.
 
     Args:
         anatomy: for the final norm and the head.
@@ -208,38 +260,38 @@ def loss_sums(
             beginning predicts does not count.
         teacher: the dense model on the same batch.
     """
+    (rows, length), first = tokens.shape, anatomy.first_scored
     states = anatomy.tail(hidden).flatten(0, 1)
     targets = torch.roll(tokens, -1, dims=1).to(states.device).flatten()
-    scored = torch.ones_like(tokens, dtype=torch.bool, device=states.device)
-    scored[:, : anatomy.first_scored] = False
-    counted = scored.clone()
-    counted[:, -1] = False
-    masks = {"kl": scored.flatten(), "ce": counted.flatten()}
+    position = torch.arange(length, device=states.device).expand(rows, length).flatten()
+    scored = position >= first
+    masks = {"kl": scored, "ce": scored & (position < length - 1)}
+    counted = {"kl": rows * max(0, length - first), "ce": rows * max(0, length - 1 - first)}
     if teacher.acceptance:
-        masks["acceptance"] = masks["kl"]
+        masks["acceptance"], counted["acceptance"] = scored, counted["kl"]
     if teacher.damaged is not None:
-        masks["weighted_kl"] = masks["kl"] & teacher.damaged
-    sums = dict.fromkeys(masks, torch.zeros((), dtype=torch.float64, device=states.device))
+        masks["weighted_kl"], counted["weighted_kl"] = scored & teacher.damaged, teacher.n_damaged[first]
     parts: dict[str, list[Tensor]] = {name: [] for name in masks}
-    for chunk, part in enumerate(states.split(CHUNK_TOKENS)):
-        at = slice(chunk * CHUNK_TOKENS, chunk * CHUNK_TOKENS + part.shape[0])
+    for start, part in zip(
+        range(0, len(states), teacher.chunk_tokens), states.split(teacher.chunk_tokens), strict=True
+    ):
+        at = slice(start, start + len(part))
         log_probs = anatomy.logits(part).float().log_softmax(-1)
-        found = {"ce": -log_probs.gather(1, targets[at, None])[:, 0], **teacher.compare(chunk, log_probs)}
+        found = {"ce": -log_probs.gather(1, targets[at, None])[:, 0], **teacher.compare(at, log_probs)}
         found["weighted_kl"] = found["kl"]
         for name, mask in masks.items():
             parts[name].append((found[name] * mask[at]).double())
-            sums[name] = sums[name] + parts[name][-1].sum()
-    return LossSums(
-        {name: (float(total), int(masks[name].sum())) for name, total in sums.items()},
-        {name: tuple(torch.cat(x).reshape(tokens.shape).sum(1).tolist()) for name, x in parts.items()},
-    )
+    values = torch.stack([torch.cat(x) for x in parts.values()])
+    return LossValues(values.reshape(len(masks), rows, length), counted)
 
 
 def position_kl(
     anatomy: Anatomy, hidden: Float[Tensor, "batch length width"], teacher: Teacher
 ) -> Float[Tensor, "batch length"]:
     """KL(dense || pruned) in nats at each position, for the output of the pruned model's last block."""
-    chunks = anatomy.tail(hidden).flatten(0, 1).split(CHUNK_TOKENS)
-    log_probs = (anatomy.logits(part).float().log_softmax(-1) for part in chunks)
-    found = [teacher.compare(chunk, x)["kl"] for chunk, x in enumerate(log_probs)]
+    states, found = anatomy.tail(hidden).flatten(0, 1), []
+    for start in range(0, len(states), teacher.chunk_tokens):
+        at = slice(start, start + teacher.chunk_tokens)
+        log_probs = anatomy.logits(states[at]).float().log_softmax(-1)
+        found.append(teacher.compare(at, log_probs)["kl"])
     return torch.cat(found).reshape(hidden.shape[:2])

@@ -108,6 +108,9 @@ class Pruner(ABC):
     copies: ClassVar[bool] = True
     """True if changed blocks take memory beside the dense ones, which `release` frees."""
 
+    on_device: ClassVar[bool] = False
+    """True if its store is kept on the model's device, as far as there is room, see `Room.levels`."""
+
     described: ClassVar[str] = ""
     """Subject of `describe` in a word, for progress; "": none."""
 

@@ -118,8 +118,10 @@ class StandIn(TorchFunctionMode):
                 self.events.waits["index by mask"] += 1
         found = func(*args, **kwargs)
         generator = kwargs.get("generator")
-        if isinstance(generator, Generator) and generator.on != device:
-            raise MixedDevicesError(f"{func.__name__}: generator on {generator.on}, tensor on {device}")
+        if generator is not None and getattr(generator, "on", CPU) != device:
+            raise MixedDevicesError(
+                f"{func.__name__}: generator on another device than the tensor's, {device}"
+            )
         return tree_map(lambda x: put(x, device), found) if _has_tensors(found) else found
 
     def _asked(self, kwargs: dict[str, Any]) -> torch.device | None:
@@ -290,8 +292,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     Tensor.data.__get__: _getter,
     Tensor.grad.__get__: _getter,
     Tensor.register_hook: _hooked,
-    Tensor.pin_memory: _getter,
-    Tensor.record_stream: lambda *_: None,
+    Tensor.pin_memory: lambda mode, func, args, kwargs: args[0],
     torch.tensor: _tensor,
     torch.as_tensor: _tensor,
     torch.autograd.grad: _grad,
@@ -299,7 +300,14 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
 }
 
 
-class Generator(torch.Generator):
+class _Generators(type(torch.Generator)):  # type: ignore[misc]
+    """Type of `Generator`: annotations that were read while it stood in fit all generators."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, Generator.__base__)
+
+
+class Generator(torch.Generator, metaclass=_Generators):
     """Generator of random numbers on a device."""
 
     on = CPU
@@ -438,6 +446,7 @@ def stand_in(n_devices: int = 1, free: int = 100 << 30) -> Iterator[Devices]:
     for name, value in replacements.items():
         patch.setattr(torch.cuda, name, value)
     patch.setattr(torch, "Generator", Generator)
+    patch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: Event.log.append("record stream"))
     make = torch.Tensor._make_subclass
 
     def make_subclass(cls: Any, data: Tensor, *args: Any, **kwargs: Any) -> Tensor:

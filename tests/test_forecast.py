@@ -157,20 +157,39 @@ def test_a_hypothetical_device(config_alone):
             parse_devices(wrong)
 
 
+def test_levels_and_shared_outputs_take_shares_of_the_device(config_alone):
+    settings = small(model=str(config_alone))
+    found = {
+        device: {
+            x.name: x.n_bytes
+            for x in forecast_search(
+                settings, Path("runs"), devices=parse_devices(device), timing=False
+            ).holdings
+        }
+        for device in ("cuda:0.005GB", "cuda:141GB", "cuda", "cpu:1GB")
+    }
+    room = 5_000_000 - found["cuda:0.005GB"]["weights"]
+    assert found["cuda:0.005GB"]["levels on the device"] == room // 2
+    assert found["cuda:141GB"]["levels on the device"] == found["cuda:141GB"]["level store"]
+    assert found["cuda:0.005GB"]["outputs of shared blocks"] == room // 8
+    for fixed in ("cuda", "cpu:1GB"):  # memory that is not known, or the host's
+        assert "levels on the device" not in found[fixed]
+
+
 # --- refusals, commands, Python ---
 
 
 def test_what_does_not_fit_is_refused_in_one_line(config_alone, secateur):
-    status, out, err = secateur("plan", config_alone, "--device", "cuda:0.05GB", "--no-time")
+    status, out, err = secateur("plan", config_alone, "--device", "cuda:0.02GB", "--no-time")
     assert status == 2
-    assert "in the device memory, got 50 MB free" in err
+    assert "in the device memory, got 20 MB free" in err
     assert len(err.strip().splitlines()) == 1
     assert "device memory" in out
 
 
 def test_the_refusal_names_a_setting_that_would_do(config_alone):
     settings = small(model=str(config_alone), evaluator={**DATA, "fidelities": [128 * 2048]})
-    found = forecast_search(settings, Path("runs"), devices=parse_devices("cuda:1GB"), timing=False)
+    found = forecast_search(settings, Path("runs"), devices=parse_devices("cuda:0.2GB"), timing=False)
     line = refusal(found)
     assert line is not None
     assert "evaluator.fidelities" in line
@@ -179,7 +198,7 @@ def test_the_refusal_names_a_setting_that_would_do(config_alone):
         {"model": str(config_alone), "evaluator": {**DATA, "fidelities": [128 * int(2048 * share)]}}
     )
     assert (
-        refusal(forecast_search(fits, Path("runs"), devices=parse_devices("cuda:1.01GB"), timing=False))
+        refusal(forecast_search(fits, Path("runs"), devices=parse_devices("cuda:0.202GB"), timing=False))
         is None
     )
 

@@ -19,7 +19,7 @@ from secateur.pruners.models.runner import BlockInputs, BlockRunner
 from secateur.spaces.measurement import Fidelity, Part
 
 BATCH_TOKENS = 2048
-"""Tokens computed by a block at a time."""
+"""Tokens computed by a block at a time on a CPU, and the least elsewhere."""
 
 CHECK_TOKENS = 256
 """Positions on which a saved model's logits are compared."""
@@ -135,7 +135,7 @@ class EvaluationData:
         """Capture the blocks' arguments and compute the dense side, once; `keep` probabilities while there is room."""
         inputs = self._runner.start(tokens)
         room = tokens.numel() * Teacher.bytes_per_token(self._anatomy)
-        keep = keep and self._teacher_bytes + room <= TEACHER_BYTES
+        keep = keep and self._teacher_bytes + room <= teacher_bytes(self._anatomy)
         self._teacher_bytes += room if keep else 0
         teacher = Teacher(
             self._anatomy,
@@ -145,7 +145,7 @@ class EvaluationData:
             acceptance=self._acceptance,
             damaged=damaged,
         )
-        return Batch(name, tokens, inputs, teacher)
+        return Batch(name, tokens.to(self._runner.device), inputs, teacher)
 
     def _shared_file(self, tokens: Int[Tensor, "batch length"]) -> Path | None:
         """File named after the model, its precision and the tokens."""
@@ -171,13 +171,13 @@ class EvaluationData:
         for part in {fidelity.part for fidelity in fidelities}:
             window = self._windows[part].shape[1]
             counts = [self._n_windows(fidelity) for fidelity in fidelities if fidelity.part == part]
-            cuts[part] = batch_ends(window, [n * window for n in counts])
+            cuts[part] = batch_ends(window, [n * window for n in counts], batch_tokens(self._anatomy))
         return cuts
 
     @staticmethod
     def n_kept(anatomy: Anatomy, n_tokens: int) -> int:
         """Positions out of so many whose dense probabilities are kept; of the others the hidden states are."""
-        return min(n_tokens, TEACHER_BYTES // Teacher.bytes_per_token(anatomy))
+        return min(n_tokens, teacher_bytes(anatomy) // Teacher.bytes_per_token(anatomy))
 
     def live_losses(self, fidelity: Fidelity) -> dict[str, float]:
         """Means of the losses of the model with its present weights, see `LossSums.means`.
@@ -187,10 +187,23 @@ class EvaluationData:
         return losses_on(self._anatomy, ((batch.tokens, batch.teacher) for batch in self.of(fidelity)))
 
 
-def batch_ends(window: int, n_tokens: Sequence[int]) -> list[int]:
-    """Ends of batches, in windows: at each of these numbers of tokens, and between them at the batch size."""
+def teacher_bytes(anatomy: Anatomy) -> int:
+    """Most bytes of kept probabilities."""
+    return TEACHER_BYTES if anatomy.room is None else min(TEACHER_BYTES, anatomy.room.probabilities)
+
+
+def batch_tokens(anatomy: Anatomy) -> int:
+    """Tokens computed by a block at a time: `BATCH_TOKENS` on a CPU, else as many as the device's room allows."""
+    if anatomy.room is None:
+        return BATCH_TOKENS
+    widest = max(sum(x.out_features * x.weight.itemsize for x in block.linears) for block in anatomy.blocks)
+    return anatomy.room.batch_tokens(4 * widest, BATCH_TOKENS)
+
+
+def batch_ends(window: int, n_tokens: Sequence[int], batch: int = BATCH_TOKENS) -> list[int]:
+    """Ends of batches, in windows: at each of these numbers of tokens, and between them at the batch size in tokens."""
     ends = sorted({n // window for n in n_tokens})
-    rows = max(1, BATCH_TOKENS // window)
+    rows = max(1, batch // window)
     between = (range(start + rows, stop, rows) for start, stop in pairwise([0, *ends]))
     return sorted({*ends, *chain.from_iterable(between)})
 
@@ -223,7 +236,7 @@ def teacher_batches(
         windows: token ids.
         acceptance, damaged: see `EvaluationData`; the latter for these windows.
     """
-    rows = max(1, BATCH_TOKENS // windows.shape[1])
+    rows = max(1, batch_tokens(dense) // windows.shape[1])
     batches = windows.split(rows)
     chosen = [None] * len(batches) if damaged is None else damaged[: len(windows)].split(rows)
     return [

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.evaluators.blockwise import changed_bytes, prefix_bytes
-from secateur.evaluators.data.windows import BATCH_TOKENS, Batch, EvaluationData
+from secateur.evaluators.data.windows import Batch, EvaluationData, batch_tokens
 from secateur.evaluators.forecast.prospect import Outline
 from secateur.evaluators.losses import Teacher, loss_sums
 from secateur.evaluators.training.settings import Training
@@ -165,7 +165,7 @@ def of_candidates(pruner: Pruner, states: int | None, phases: Sequence[Phase]) -
             "device",
             shared,
             tuple(phases),
-            "a sixteenth of the model at most" if shared == limit else "as many as there are",
+            _of_states(pruner, shared == limit),
             "evaluator.window",
         )
     ]
@@ -173,6 +173,33 @@ def of_candidates(pruner: Pruner, states: int | None, phases: Sequence[Phase]) -
         n_all = changed_bytes(pruner.anatomy)
         holdings.append(Holding("changed blocks", "device", n_all, tuple(phases), "products of masks"))
     return holdings
+
+
+def _of_states(pruner: Pruner, most: bool) -> str:
+    if not most:
+        return "as many as there are"
+    return (
+        "a sixteenth of the model at most"
+        if pruner.anatomy.room is None
+        else "an eighth of the device's room"
+    )
+
+
+def of_levels(pruner: Pruner, phases: Sequence[Phase]) -> list[Holding]:
+    """Levels on the device: all of them where they fit, else as many as its room has for them; none on a CPU."""
+    room = pruner.anatomy.room
+    if room is None or not pruner.on_device:
+        return []
+    stored = pruner.stored_bytes()
+    held = min(stored, room.levels)
+    why = (
+        "all of them"
+        if held == stored
+        else f"of {stored / 1e9:,.2f} GB; the others are copied when they are used"
+    )
+    return [
+        Holding("levels on the device", "device", held, tuple(phases), why, "space.step, space.max_sparsity")
+    ]
 
 
 def of_data(
@@ -196,7 +223,7 @@ def of_data(
     setting = "evaluator.fidelities, evaluator.test_tokens"
     free = EvaluationData.n_kept(anatomy, sum(sizes.values()))
     for part, n_tokens in sizes.items():
-        of_batch = min(n_tokens, max(1, BATCH_TOKENS // window) * window)
+        of_batch = min(n_tokens, max(1, batch_tokens(anatomy) // window) * window)
         with counting(found) as counted:
             windows: dict[Part, Tensor] = {part: empty_tokens(of_batch, window)}
             counted.ignore(windows.values())
@@ -206,9 +233,10 @@ def of_data(
             held, work = counted.now, counted.most - counted.now
             work = max(work, _batch_bytes(found, batch, counted))
         n_kept, free = min(free, n_tokens), max(0, free - n_tokens)
-        of_token = Teacher.bytes_per_token(anatomy)
-        states = (n_tokens - n_kept) * anatomy.width * found.dtype.itemsize
-        n_bytes = round((held - of_batch * of_token) * n_tokens / of_batch) + n_kept * of_token + states
+        of_token, of_state = Teacher.bytes_per_token(anatomy), anatomy.width * found.dtype.itemsize
+        dense = of_batch * (of_token if EvaluationData.n_kept(anatomy, of_batch) == of_batch else of_state)
+        n_bytes = round((held - dense) * n_tokens / of_batch) + n_kept * of_token
+        n_bytes += (n_tokens - n_kept) * of_state
         why = f"probabilities of {n_kept:,} of {n_tokens:,} positions over {anatomy.vocab_size:,} tokens"
         name = f"dense side of the loss, {part} text"
         if shared:

@@ -13,6 +13,7 @@ from secateur.evaluators.plan import SessionPlan
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import DTYPES, EMBEDDED, device_of, precision_of, read_config
+from secateur.pruners.models.room import room_beside
 from secateur.pruners.models.shape import model_shape, prunables
 from secateur.pruners.models.skeleton import ShapesOnly, n_experts_of, skeleton
 from secateur.pruners.models.usable import check_windows
@@ -62,6 +63,7 @@ def outline(
     trust_remote_code: bool = False,
     check: Callable[[Any], object] = lambda config: None,
     planned: str | None = None,
+    planned_bytes: int | None = None,
     bos: int | None = None,
     say: Say = lambda line: None,
 ) -> Outline:
@@ -70,6 +72,7 @@ def outline(
     Args:
         check: given the config; raises a ValueError for one that won't do.
         planned: a device that is only thought of, in place of `device`, such as ``cuda``; it need not be there.
+        planned_bytes: its memory, if it is known.
 
     Raises:
         ModelError: if there is no such config, or it is of a model that can't be pruned.
@@ -83,6 +86,8 @@ def outline(
     empty = skeleton(config, precision, trust_remote_code=trust_remote_code)
     with ShapesOnly(n_experts_of(config)):
         anatomy = dissect(empty, bos)
+    if planned is None or planned_bytes is not None:
+        anatomy = replace(anatomy, room=room_beside(empty, target, planned_bytes))
     return Outline(config, anatomy, precision, stored, target, trust_remote_code)
 
 
@@ -112,11 +117,17 @@ class Prospect:
         return pruner_class(settings)(settings, self.dense, space=self.space, seed=self.plan.seed)
 
 
-def prospect(plan: SessionPlan, *, planned: str | None = None, say: Say = lambda line: None) -> Prospect:
+def prospect(
+    plan: SessionPlan,
+    *,
+    planned: str | None = None,
+    planned_bytes: int | None = None,
+    say: Say = lambda line: None,
+) -> Prospect:
     """The prospect of a plan; the same checks as of a session, as far as they need no weights and no texts.
 
     Args:
-        planned: see `outline`.
+        planned, planned_bytes: see `outline`.
 
     Raises:
         ValueError: on anything in the plan that does not fit the config (family, metric, target, windows).
@@ -130,6 +141,7 @@ def prospect(plan: SessionPlan, *, planned: str | None = None, say: Say = lambda
         trust_remote_code=plan.trust_remote_code,
         check=lambda config: pruner.check_config(plan.space, config),
         planned=planned,
+        planned_bytes=planned_bytes,
         say=say,
     )
     anatomy = replace(found.anatomy, all_experts=plan.moe_all_experts)

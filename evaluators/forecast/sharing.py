@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from secateur.evaluators.blockwise import prefix_bytes
-from secateur.evaluators.data.windows import batch_ends
+from secateur.evaluators.data.windows import batch_ends, batch_tokens
 from secateur.evaluators.prefix_tree import Path, walk
 from secateur.pruners.pruner import InfeasibleError, Pruner
 from secateur.pruners.stores.recent import Recent
@@ -60,7 +60,8 @@ def shared_work(
         element_bytes: of a hidden state's element.
     """
     n_blocks, width = len(pruner.anatomy.blocks), pruner.anatomy.width
-    ends = batch_ends(window, [x.n_tokens for x in fidelities if x.part == "search"])
+    sizes = [x.n_tokens for x in fidelities if x.part == "search"]
+    ends = batch_ends(window, sizes, batch_tokens(pruner.anatomy))
     cache, done, found = (
         Recent[_State](prefix_bytes(pruner.anatomy)),
         set[tuple[int, Path]](),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.evaluators.data.windows import BATCH_TOKENS, EvaluationData
+from secateur.evaluators.data.windows import EvaluationData, batch_tokens
 from secateur.evaluators.forecast.prospect import Outline, dense_of
 from secateur.evaluators.losses import loss_sums
 from secateur.evaluators.plan import SessionPlan
@@ -135,7 +135,9 @@ def _first_block(found: Outline) -> Anatomy | None:
 def _tokens(anatomy: Anatomy, window: int) -> Tensor:
     """As many made-up tokens as go through a block in a moment: part of a window, a window, or a whole batch."""
     drawn = torch.Generator().manual_seed(0)
-    tokens = torch.randint(anatomy.vocab_size, (max(1, BATCH_TOKENS // window), window), generator=drawn)
+    tokens = torch.randint(
+        anatomy.vocab_size, (max(1, batch_tokens(anatomy) // window), window), generator=drawn
+    )
     for part in (tokens[:1, :128], tokens[:1]):
         runner = BlockRunner(anatomy)
         inputs = runner.start(part)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.pruners.models.experts import Expert
 from secateur.pruners.models.mixture import Mixture
+from secateur.pruners.models.room import Room
 from secateur.spaces.architecture.candidate import Kept
 
 Sublayer = Literal["attention", "recurrent", "mlp", "experts"]
@@ -236,6 +237,7 @@ class Anatomy:
         hold: context in which a block's weights are those that it computes with; elsewhere those of a streamed model
             may be the stored ones, in another dtype, see `MappedModel`.
         precision: dtype that projections compute in; None: that of their weights.
+        room: of its device beside the weights; None on a CPU, where work and caches have fixed sizes.
     """
 
     family: str
@@ -254,6 +256,7 @@ class Anatomy:
     all_experts: bool = False
     hold: Callable[[Block], AbstractContextManager[None]] = live
     precision: torch.dtype | None = None
+    room: Room | None = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -12,6 +12,7 @@ from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
 from secateur.pruners.models.experts import split_experts
 from secateur.pruners.models.mixers import MixesTokens, find_mixers, is_kept
 from secateur.pruners.models.probe import check_blocks, mixes_tokens
+from secateur.pruners.models.room import room_beside
 from secateur.pruners.models.tail import find_tail
 from secateur.pruners.models.usable import NotFiniteError
 
@@ -77,6 +78,7 @@ def _dissect(model: nn.Module, bos: int | None) -> Anatomy:
         final_norm=next((paths[module] for module in tail if is_norm(module)), ""),
         n_outputs=n_outputs,
         bos=bos,
+        room=room_beside(model, head.weight.device),
     )
     check_blocks(anatomy)
     return anatomy

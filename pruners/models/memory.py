@@ -42,6 +42,20 @@ def available_bytes(device: torch.device) -> int | None:
     return min(known, default=None)
 
 
+def total_bytes(device: torch.device) -> int | None:
+    """Memory of a device for this process, used or not, if it is known: CUDA; see `take_share`."""
+    return int(_share * torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else None
+
+
+_share = 1.0
+
+
+def take_share(share: float) -> None:
+    """Plan with a share of each GPU's memory from now on, where several processes use one: a fraction, at most 1."""
+    global _share  # noqa: PLW0603  one process, one share
+    _share = min(1.0, share)
+
+
 def _group_bytes() -> int | None:
     """Free memory within the limit of the control group (version 2); files that are merely cached count as free."""
     try:

@@ -113,6 +113,7 @@ class ArchitecturePruner(Pruner):
         }
 
     keys_of_configs: ClassVar[bool] = True
+    on_device: ClassVar[bool] = True
 
     def stored_bytes(self) -> int:
         key = self._key("")

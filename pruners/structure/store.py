@@ -28,7 +28,7 @@ from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.flap import standardised_flap
 from secateur.pruners.structure.method import StructureMethod
 from secateur.pruners.structure.reorder import Count, ImportanceOrdered, reorder_by
-from secateur.pruners.weights.level_store import CACHE_BYTES
+from secateur.pruners.weights.level_store import device_bytes
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.scores import Scores
 from secateur.spaces.method import Detail
@@ -99,7 +99,7 @@ class StructureStore:
     number a token.
 
     Tensors are copied to the model's device when they are used, if it is another than that of the files; those used
-    last are kept: as many bytes as the model's projections have, and 1 GiB for repaired levels.
+    last are kept, in the room of the device for levels.
 
     Args:
         directory: of a built store.
@@ -109,8 +109,8 @@ class StructureStore:
     def __init__(self, directory: Path, anatomy: Anatomy) -> None:
         self.layouts = find_layouts(anatomy, experts=True)
         device = anatomy.embedding.weight.device
-        n_bytes = sum(linear.n_weights * linear.weight.element_size() for linear in anatomy.linears)
-        copies = Recent[Tensor](n_bytes + CACHE_BYTES)
+        n_bytes = 0 if anatomy.room else sum(linear.weight.nbytes for linear in anatomy.linears)
+        copies = Recent[Tensor](n_bytes + device_bytes(anatomy))
         stored = StoredBlocks(directory, len(self.layouts))
         self._tensors = [_OnDevice(tensors, device, copies) for tensors in stored]
         self._dense = {

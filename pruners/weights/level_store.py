@@ -16,12 +16,13 @@ from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.stores.block_files import Key, StoredBlocks, build_store, load_block
+from secateur.pruners.stores.device_blocks import DeviceBlocks
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
 from secateur.spaces.levels import Sparsities, sparsities_of
 
 CACHE_BYTES = 1 << 30
-"""Size of the cache of weights copied to a GPU."""
+"""Size of the cache of weights copied to a device whose room is not known."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class LevelStore:
 
     A metric's store has one byte a weight for all levels (the first level at which the weight is pruned). A
     reconstruction's has the weights of each level strictly between 0 and 1, in the model's dtype. Files are
-    mapped, one a block: several processes on a node share one copy.
+    mapped, one a block: several processes on a node share one copy. Ranks are used on the model's device, see
+    `DeviceBlocks`; of stored weights those used last are kept there.
 
     Level 0 is the dense weight itself; at sparsity 1 the weight is zero.
 
@@ -77,8 +79,11 @@ class LevelStore:
         self._levels = levels
         self._dense = {linear.name: linear.weight for linear in anatomy.linears}
         self._blocks = StoredBlocks(directory, len(anatomy.blocks))
-        self._recent = Recent[Tensor](CACHE_BYTES)
-        self._spare: dict[torch.Size, list[Tensor]] = {}
+        limit = device_bytes(anatomy)
+        devices = [block.linears[0].weight.device for block in anatomy.blocks]
+        self._ranks = DeviceBlocks(self._blocks, devices, limit)
+        self._recent = Recent[Tensor](limit)
+        self._spare: dict[tuple[torch.device, torch.Size], list[Tensor]] = {}
 
     def weight(self, linear: Linear, level: int) -> Float[Tensor, "out in"]:
         """The projection's weight at a level, to be pointed to and not to be written to."""
@@ -86,10 +91,10 @@ class LevelStore:
         dense, stored = self._dense[name], self._blocks[linear.block][name]
         levels = sparsities_of(self._levels, linear.n_weights, linear.name)
         if 0 < levels[level] < 1:
+            if stored.dtype == torch.uint8:
+                return self._masked(dense, self._ranks[linear.block][name] > level)
             if dense.device != stored.device:
                 return self._recent.get((name, level), lambda: _at_level(dense, stored, levels, level))
-            if stored.dtype == torch.uint8:
-                return self._masked(dense, stored > level)
         return _at_level(dense, stored, levels, level)
 
     def take_back(self, linear: Linear, level: int) -> None:
@@ -98,13 +103,18 @@ class LevelStore:
         linear.point_to(self._dense[name])
         stored = self._blocks[linear.block][name]
         sparsity = sparsities_of(self._levels, linear.n_weights, linear.name)[level]
-        if 0 < sparsity < 1 and stored.dtype == torch.uint8 and stored.device == weight.device:
-            self._spare.setdefault(weight.shape, []).append(weight)
+        if 0 < sparsity < 1 and stored.dtype == torch.uint8:
+            self._spare.setdefault((weight.device, weight.shape), []).append(weight)
 
     def _masked(self, dense: Tensor, kept: Tensor) -> Tensor:
         """Product in memory that was taken back, if there is some: fresh memory costs nearly as much as the product."""
-        spare = self._spare.get(dense.shape)
+        spare = self._spare.get((dense.device, dense.shape))
         return torch.mul(dense, kept, out=spare.pop()) if spare else dense * kept
+
+
+def device_bytes(anatomy: Anatomy) -> int:
+    """Most bytes of levels that stay on the devices of a model."""
+    return CACHE_BYTES if anatomy.room is None else anatomy.room.levels
 
 
 @torch.no_grad()

@@ -135,6 +135,7 @@ class AllocationPruner(WeightPruner):
         return super().searched_statistics if share is None else f"expected at {share:.10g}"
 
     keys_of_configs: ClassVar[bool] = True
+    on_device: ClassVar[bool] = True
 
     def stored_bytes(self) -> int:
         return level_bytes(self.anatomy, self.space.levels, method_of(self.settings, seed=self.seed))

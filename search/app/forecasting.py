@@ -102,8 +102,8 @@ def forecast_search(
     from secateur.evaluators.session import set_threads
 
     set_threads(settings.executor.threads)
-    planned = devices[0][0] if devices else None
-    of = prospect(plan(settings), planned=planned, say=say)
+    planned, planned_bytes = devices[0] if devices else (None, None)
+    of = prospect(plan(settings), planned=planned, planned_bytes=planned_bytes, say=say)
     simulated = _simulated(settings, of)
     in_process = EXECUTORS[settings.executor.kind].in_process
     n_workers = 0 if in_process else _n_workers(settings)
@@ -119,6 +119,7 @@ def forecast_search(
     held = memory.of_data(of.outline, window, sizes, phases, shared=not in_process)
     with of.outline.shapes:
         store = memory.of_store(pruner, ("search", "test"))
+        held += memory.of_levels(pruner, ("search", "test"))
         held += memory.of_candidates(pruner, worked and worked.state_bytes, ("search", "test"))
     if of.plan.training is not None:
         held += memory.of_training(of.outline, of.plan.training, window, ("search", "test"))
