@@ -87,6 +87,7 @@ def prune(
     recipe: str | None = None,
     sparsity: float | None = None,
     calibration: str | None = None,
+    contrast: str | None = None,
     format: str | None = None,
     text: str = "docs",
     tokens: int = 8192,
@@ -109,6 +110,7 @@ def prune(
         recipe: a file, or a name of ``secateur list recipes``; None: equal blocks for a stock class.
         sparsity: share to prune, in [0, 1]; None: see the recipe.
         calibration: text of a published recipe; None: ``docs``.
+        contrast: second calibration text, of a published recipe that compares two.
         format: a name of ``secateur list formats``; None: the usual one.
         text, tokens, window, bos: what the models are measured on.
         allow_long_windows: windows longer than the model's rotary positions, too.
@@ -130,7 +132,7 @@ def prune(
     bounds = parse_bounds({name.replace("_", "-"): str(x) for name, x in limits.items()}) if limits else ()
     if bounds and sparsity is not None:
         raise UsageError("Expected `sparsity` or limits such as `max_params`, got both. Leave one out.")
-    file, chosen = file_for(recipe, sparsity, calibration, format, bounded=bool(bounds))
+    file, chosen = file_for(recipe, sparsity, calibration, format, bounded=bool(bounds), contrast=contrast)
     if chosen:
         say(chosen)
     loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}

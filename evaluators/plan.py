@@ -23,6 +23,7 @@ class SessionPlan:
         loss: the one that is minimised: a mean of `LossSums`, or ``margin:<task>``.
         measures: means of `LossSums` besides ``kl`` and ``ce``: ``weighted_kl``, ``acceptance``.
         calibration, search, test: sources of text.
+        contrast: source of a second calibration text; None: there is none.
         window: tokens a window.
         calibration_tokens: size of the calibration set.
         fidelities: the search's, ascending, then the test's.
@@ -61,6 +62,7 @@ class SessionPlan:
     curvature: Fidelity | None = None
     folders: tuple[Path, ...] = ()
     stream: Stream = "never"
+    contrast: str | None = None
 
     @property
     def proxy(self) -> Fidelity | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from secateur.evaluators.cases import MAIN, Case, cases_of, in_general
 from secateur.evaluators.damaged import Damaged, find_damaged, read_damaged, reference_of
 from secateur.evaluators.data.text import Part as TextPart
-from secateur.evaluators.data.text import Text, load_parts, load_sources
+from secateur.evaluators.data.text import Text, load_contrast, load_parts, load_sources
 from secateur.evaluators.data.tokens import Order, windows
 from secateur.evaluators.data.windows import EvaluationData
 from secateur.evaluators.evaluator import Evaluator
@@ -36,6 +36,7 @@ from secateur.pruners.pruner import Config, DenseModel, pruner_class
 from secateur.spaces.latency import LatencyTable
 from secateur.spaces.located import located
 from secateur.spaces.measurement import Fidelity, Part
+from secateur.spaces.method import CONTRAST
 from secateur.spaces.registry import SPACES
 from secateur.spaces.shape import Prunable
 
@@ -68,10 +69,13 @@ class Session:
         self._say = say
         pruner_class(plan.space).check_settings(plan.space)
         self._texts = load_parts(plan.calibration, plan.search, plan.test, say)
-        texts = plan.space.texts
-        self.sources: Mapping[str, Text] = (
-            load_sources(texts, plan.calibration, plan.search, plan.test, say) if texts else {}
-        )
+        texts, parts = plan.space.texts, (plan.calibration, plan.search, plan.test)
+        contrast, self._contrast = plan.contrast, None
+        if contrast is not None and texts:  # windows of both are chosen by candidates
+            texts = {**texts, CONTRAST: contrast}
+        elif contrast is not None:
+            self._contrast = load_contrast(contrast, *parts, say)
+        self.sources: Mapping[str, Text] = load_sources(texts, *parts, say) if texts else {}
         say(f"loading {plan.model}")
         embedded = plan.model in EMBEDDED
         self.loaded: LoadedModel = open_model(
@@ -140,6 +144,18 @@ class Session:
                 for name, text in self.sources.items()
             },
             of.moe_all_experts,
+            self._contrasted,
+        )
+
+    @property
+    def _contrasted(self) -> Int[Tensor, "windows length"] | None:
+        """Windows of the second calibration text: as many tokens as the first has, or all."""
+        if self._contrast is None:
+            return None
+        of, text, bos = self.plan, self._contrast, self.anatomy.bos
+        n_tokens, tokenizer = of.calibration_tokens, self.loaded.tokenizer
+        return windows(
+            tokenizer, text, of.window, n_tokens, "random", of.seed, bos, at_most=True, say=self._say
         )
 
     @cached_property
@@ -229,6 +245,8 @@ class Session:
         """Content hashes that measurements depend on."""
         hashes = {f"{part}_text": text.sha256 for part, text in self._texts.items()}
         hashes |= {f"text of {name}": text.sha256 for name, text in self.sources.items()}
+        if self._contrast is not None:
+            hashes["contrast_text"] = self._contrast.sha256
         for name, path in self.plan.space.files.items():
             hashes[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         if self.latency_table is not None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.blockwise import BlockwisePruning
 from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.gradients import check_contrast
 from secateur.pruners.calibration.tokens import Calibration
 from secateur.pruners.export.export import ExportReport, export_model
 from secateur.pruners.export.manifest import Manifest
@@ -156,7 +157,8 @@ class Pruner(ABC):
         """Raise a ValueError for settings that don't fit this model."""
 
     def check_calibration(self) -> None:
-        """Raise a ValueError for texts that are too short, before anything is written."""
+        """Raise a ValueError for texts that are too short, or missing, before anything is written."""
+        check_contrast(self.gradients, self.calibration.contrast)
 
     @classmethod
     def is_smaller(cls, settings: Any) -> bool:

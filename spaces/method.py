@@ -20,8 +20,30 @@ Detail = Literal["nothing", "moments", "gram"]
 
 Needs = Literal["nothing", "data", "moments", "gram"]
 Gradients = Literal[
-    "rms", "mean", "sums", "logits", "forward", "perturbed", "perturbed_round", "fisher", "fisher_outputs"
+    "rms",
+    "mean",
+    "sums",
+    "logits",
+    "forward",
+    "perturbed",
+    "perturbed_round",
+    "fisher",
+    "fisher_outputs",
+    "window_norms",
+    "relevance",
+    "damage_norms",
+    "contrast_rms",
+    "contrast_norms",
+    "contrast_window_norms",
+    "regularised",
 ]
+CONTRASTS: frozenset[Gradients] = frozenset(
+    ("contrast_rms", "contrast_norms", "contrast_window_norms", "regularised")
+)
+"""Statistics of the dense model that are of a second calibration set, or of both."""
+CONTRAST = "contrast"
+"""Name of the second calibration text among the sources of recipes."""
+
 Evidence = Literal["scores", "influence", "flap", "outliers", "profile", "measured"]
 Comparison = Literal["output", "layer"]
 Gives = Literal["nothing", "weight", "bias", "both"]
@@ -70,7 +92,7 @@ class MethodRow(Row):
         summary: one line for people.
         paper: address.
         needs: calibration statistics that must be collected first: any data, moments or Gram matrices of inputs.
-        gradients: kinds of gradients that must be collected first, of `KINDS` or `PASS_KINDS`.
+        gradients: kinds of gradients that must be collected first, of `KINDS`, `PASS_KINDS` or `CONTRAST_KINDS`.
         evidence: further inputs: of an allocation rule, or ``influence`` of a depth rule.
         parameters: of an allocation rule.
         scope: what it works on at once, where that is not the usual of its stage: a reconstruction of whole blocks or
@@ -125,6 +147,11 @@ class MethodRow(Row):
     def inputs(self) -> Detail:
         """Statistics of inputs that the caller collects; methods of whole blocks and models collect their own."""
         return "nothing" if self.needs == "data" or self.scope else self.needs
+
+    @property
+    def contrasts(self) -> bool:
+        """True if it needs a second calibration set."""
+        return not CONTRASTS.isdisjoint(self.gradients)
 
     @property
     def function(self) -> Any:

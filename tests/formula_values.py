@@ -45,7 +45,7 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     weight = normal(rows, columns)
-    return {
+    found = {
         "W": weight,
         "G": normal(rows, columns).abs(),
         "X": normal(1, columns).abs(),
@@ -54,6 +54,8 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
         "C": weight.abs().sum(0, keepdim=True),
         "P": torch.full((1, 1), 0.25, dtype=torch.float64),
     }
+    channels = {"T": normal(1, columns).abs(), "X2": normal(1, columns).abs()}
+    return found | channels | {"G2": normal(rows, columns).abs()}
 
 
 def value(tree: Tree, given: dict[str, torch.Tensor]) -> torch.Tensor | None:

@@ -125,7 +125,14 @@ def test_blind_and_undefined_formulas_are_recognised(text, comparison, said, spa
 
 def test_probes_of_a_layer_are_some_of_its_rows():
     linear = list(small_anatomy().linears)[-1]
-    whole = ModelStatistics(2, {"rms": {linear.name: linear.weight.abs()}})
+    absolute = linear.weight.abs()
+    gradients = {
+        "rms": absolute,
+        "contrast_rms": absolute,
+        "damage_norms": absolute[0],
+        "contrast_norms": absolute[0],
+    }
+    whole = ModelStatistics(2, {kind: {linear.name: x} for kind, x in gradients.items()})
     inputs = InputStatistics(5, torch.ones(linear.in_features), torch.eye(linear.in_features))
     given = terminals_of(linear, TERMINALS, inputs, whole)
     probe = probe_of(given, rows=8)

@@ -44,7 +44,14 @@ def test_pruners_and_spaces_name_the_same_operators_and_terminals():
     assert list(OPERATORS) == list(operations.OPERATIONS)
     linear = next(small_anatomy().linears)
     inputs = InputStatistics(5, torch.ones(linear.in_features), torch.eye(linear.in_features))
-    whole = ModelStatistics(2, {"rms": {linear.name: linear.weight.abs()}})
+    absolute = linear.weight.abs()
+    gradients = {
+        "rms": absolute,
+        "contrast_rms": absolute,
+        "damage_norms": absolute[0],
+        "contrast_norms": absolute[0],
+    }
+    whole = ModelStatistics(2, {kind: {linear.name: x} for kind, x in gradients.items()})
     assert list(terminals_of(linear, TERMINALS, inputs, whole)) == list(TERMINALS)
     from_weights = [name for name, row in TERMINALS.items() if row.source == "weights"]
     assert list(terminals_of(linear, from_weights, None, ModelStatistics(2, {}))) == from_weights

@@ -12,12 +12,12 @@ from typing import get_args
 import pytest
 
 from secateur.pruners.calibration.gradient_kinds import KINDS
-from secateur.pruners.calibration.pass_kinds import PASS_KINDS
+from secateur.pruners.calibration.pass_kinds import CONTRAST_KINDS, PASS_KINDS
 from secateur.pruners.formulas.terminals import needs
 from secateur.pruners.recipes.allocation.threshold import NORMALISATIONS
 from secateur.search.app.methods import method_rows
 from secateur.search.cli.lists import as_markdown
-from secateur.spaces.method import SIGNATURES, Gradients, MethodRow
+from secateur.spaces.method import CONTRASTS, SIGNATURES, Gradients, MethodRow
 from secateur.spaces.method_table import METHODS, TABLE
 from secateur.spaces.methods import RULES
 from secateur.spaces.plugins import resolve
@@ -67,7 +67,8 @@ def test_names_are_alone_in_their_stage_and_unit():
 
 
 def test_the_table_says_what_the_pruners_have():
-    assert {*get_args(Gradients)} == {*KINDS, *PASS_KINDS}
+    assert {*get_args(Gradients)} == {*KINDS, *PASS_KINDS, *CONTRAST_KINDS}
+    assert {*CONTRAST_KINDS} == CONTRASTS
     assert RULES["global"].parameters[0].options == tuple(NORMALISATIONS)
 
 

@@ -274,7 +274,10 @@ def test_every_reconstruction_zeroes_exactly_so_many(name):
     anatomy = small_anatomy()
     linear = next(anatomy.linears)
     _, _, inputs = problem(n_in=linear.in_features)
-    levels = Method(name).weights(linear, inputs, SPARSITIES)
+    method, tokens = Method(name), random_tokens(3, 12)
+    kinds = method.gradients
+    whole = model_statistics(anatomy, tokens, gradients=kinds, contrast=random_tokens(3, 12, seed=1))
+    levels = method.weights(linear, inputs, SPARSITIES, whole)
     assert [int((x == 0).sum()) for x in levels] == [n_zeros(s, linear.n_weights) for s in SPARSITIES]
 
 

@@ -48,7 +48,9 @@ def passes(monkeypatch):
     monkeypatch.setattr(
         calibration_statistics,
         "collect_gradients",
-        lambda anatomy, tokens, kinds: seen.append(tuple(kinds)) or gradients(anatomy, tokens, kinds),
+        lambda anatomy, tokens, kinds, **others: (
+            seen.append(tuple(kinds)) or gradients(anatomy, tokens, kinds, **others)
+        ),
     )
     return seen
 
@@ -101,7 +103,7 @@ def test_gradients_are_what_is_collected_directly(tmp_path):
 def test_signed_gradients_from_forward_passes_are_estimates_and_kept_apart(tmp_path, monkeypatch):
     asked = []
 
-    def collect(anatomy, tokens, kinds):
+    def collect(anatomy, tokens, kinds, *, contrast):
         asked.extend(kinds)
         return {kind: {x.name: torch.full((2,), len(kind)) for x in anatomy.linears} for kind in kinds}
 

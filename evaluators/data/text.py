@@ -16,9 +16,11 @@ from typing import Literal
 from secateur.evaluators.data import docs
 from secateur.evaluators.data.documents import Say, TextError, silent
 from secateur.evaluators.data.sources import DOCS, Span, TextSource, parse
+from secateur.spaces.method import CONTRAST
 
 Part = Literal["calibration", "search", "test"]
 SHARES: Mapping[Part, float] = MappingProxyType({"calibration": 0.3, "search": 0.4, "test": 0.3})
+_APART = "Give ranges that don't, e.g. PATH[0.0:0.4] and PATH[0.4:1.0]."
 MEASURED: tuple[Part, ...] = ("search", "test")
 """Parts for measurements: no other text may overlap with theirs."""
 
@@ -63,7 +65,7 @@ def load_parts(calibration: str, search: str, test: str, say: Say = silent) -> d
         whole = _read_docs(part) if piece.source.base == DOCS else read(piece.source.base)
         texts[part] = Text(part, piece.name, _cut(whole, piece))
     for one, other in itertools.combinations(texts.values(), 2):
-        _check_different(one, f"data.{one.part}", other)
+        _check_different(one, f"data.{one.part}", other.text, f"data.{other.part}", other.source)
     return texts
 
 
@@ -72,32 +74,65 @@ def load_sources(
 ) -> dict[str, Text]:
     """Further texts to calibrate on, by name, each disjoint from search and test, but not from one another.
 
-    ``docs`` gives the topics of the calibration part. What `data.calibration` names, too, is cut as it is there.
+    The one named ``contrast`` is disjoint from the others, too. ``docs`` gives the topics of the calibration part. What
+    `data.calibration` names, too, is cut as it is there.
 
     Args:
         sources: the further texts, by name; an empty one is that of `calibration`.
         calibration, search, test: sources of the three parts, see `load_parts`.
 
     Raises:
-        TextError: if a text is missing, empty or unreadable, or overlaps with search or test.
+        TextError: if a text is missing, empty or unreadable, or overlaps with search or test, or the contrast text.
     """
     parts, pieces = load_parts(calibration, search, test), _pieces(calibration, search, test)
+    further = {name: _further(f"sources.{name}", x or calibration, pieces) for name, x in sources.items()}
     texts: dict[str, Text] = {}
-    for name, given in sources.items():
-        key = f"sources.{name}"
-        given = given or calibration
-        source = parse(given, key)
-        like = pieces["calibration"]
-        alike = (source.base, source.span) == (like.source.base, like.source.span)
-        span = like.span if alike else source.span
-        piece = _Piece(key, given, source, span)
+    for name, piece in further.items():
+        key, source = piece.key, piece.source
         for part in MEASURED:
-            _check_apart(piece, pieces[part], "Give ranges that don't, e.g. PATH[0.0:0.4] and PATH[0.4:1.0].")
+            _check_apart(piece, pieces[part], _APART)
+        if name != CONTRAST and CONTRAST in further:
+            _check_apart(further[CONTRAST], piece, _APART)
         whole = _read_docs("calibration") if source.base == DOCS else source.read(say)
         texts[name] = Text("calibration", piece.address, _cut(whole, piece))
         for part in MEASURED:
-            _check_different(texts[name], key, parts[part])
+            _check_different(texts[name], key, parts[part].text, f"data.{part}", parts[part].source)
+    for name, text in texts.items():
+        if name != CONTRAST and CONTRAST in texts:
+            against = texts[CONTRAST]
+            _check_different(text, f"sources.{name}", against.text, f"sources.{CONTRAST}", against.source)
     return texts
+
+
+def load_contrast(contrast: str, calibration: str, search: str, test: str, say: Say = silent) -> Text:
+    """The second calibration text, disjoint from the three parts.
+
+    ``docs`` gives the topics of the calibration part: the calibration text is then another.
+
+    Raises:
+        TextError: if it is missing, empty or unreadable, or overlaps with another, which is named.
+    """
+    parts, pieces, key = (
+        load_parts(calibration, search, test),
+        _pieces(calibration, search, test),
+        "data.contrast",
+    )
+    source = parse(contrast, key)
+    piece = _Piece(key, contrast, source, source.span)
+    for other in pieces.values():
+        _check_apart(piece, other, _APART)
+    whole = _read_docs("calibration") if source.base == DOCS else source.read(say)
+    found = Text("calibration", piece.address, _cut(whole, piece))
+    for part, text in parts.items():
+        _check_different(found, key, text.text, f"data.{part}", text.source)
+    return found
+
+
+def _further(key: str, name: str, pieces: Mapping[Part, _Piece]) -> _Piece:
+    """Range of a further source; of what the calibration part names, too, that part's."""
+    source, like = parse(name, key), pieces["calibration"]
+    alike = (source.base, source.span) == (like.source.base, like.source.span)
+    return _Piece(key, name, source, like.span if alike else source.span)
 
 
 def calibration_address(calibration: str, search: str, test: str) -> str:
@@ -209,11 +244,11 @@ def _check_apart(one: _Piece, other: _Piece, remedy: str) -> None:
         )
 
 
-def _check_different(text: Text, key: str, other: Text) -> None:
-    if text.text == other.text:
+def _check_different(text: Text, key: str, other: str, other_key: str, other_source: str) -> None:
+    if text.text == other:
         raise TextError(
             f"Expected disjoint texts, got the same content in `{key}` ({text.source}) and "
-            f"`data.{other.part}` ({other.source}). Give different texts."
+            f"`{other_key}` ({other_source}). Give different texts."
         )
 
 

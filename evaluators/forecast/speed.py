@@ -157,7 +157,7 @@ def _pruner(found: Outline, plan: SessionPlan, tokens: Tensor) -> Pruner | None:
         space = SPACES[settings.kind].build(settings, prunables(found.anatomy), dense.shape)
     except ValueError:
         return None
-    calibration = Calibration(tokens, "made up", {}, found.anatomy.all_experts)
+    calibration = Calibration(tokens, "made up", {}, found.anatomy.all_experts, tokens)
     return pruner_class(settings)(settings, dense, space=space, seed=plan.seed, calibration=calibration)
 
 

@@ -44,6 +44,7 @@ class CalibrationStatistics:
         cache: of statistics; the content of the windows is part of the key.
         identity: of the model and its precision, in one text.
         forward: signed gradients (`mean`) are estimated by forward passes; other kinds are refused.
+        contrast: windows of a second text, which are a part of the key; None: there is none.
     """
 
     def __init__(
@@ -54,19 +55,22 @@ class CalibrationStatistics:
         identity: str,
         *,
         forward: bool = False,
+        contrast: Int[Tensor, "others _"] | None = None,
     ) -> None:
-        self._anatomy = anatomy
+        self._anatomy, self._contrast = anatomy, contrast
         self._tokens = tokens
         self._cache = cache
         self._forward = forward
         record = {"made": VERSION, "model": identity, "tokens": tokens_sha256(tokens)}
+        if contrast is not None:
+            record["contrast"] = tokens_sha256(contrast)
         self._group = digest_of(record | {"shape": list(tokens.shape)})[:32]
         self._parts: dict[str, Pieces] = {}
 
     def of_another(self, identity: str) -> CalibrationStatistics:
         """Statistics on the same windows of the live model when it is another one, with this identity."""
         return CalibrationStatistics(
-            self._anatomy, self._tokens, self._cache, identity, forward=self._forward
+            self._anatomy, self._tokens, self._cache, identity, forward=self._forward, contrast=self._contrast
         )
 
     def prepare(
@@ -192,7 +196,8 @@ class CalibrationStatistics:
     def _collect_gradients(self, kinds: Sequence[Kind]) -> None:
         n_weights = sum(linear.n_weights for linear in self._anatomy.linears)
         self._cache.make_room(sum(map(n_bytes, kinds)) * n_weights, "gradients")
-        for kind, by_name in collect_gradients(self._anatomy, self._tokens, kinds).items():
+        found = collect_gradients(self._anatomy, self._tokens, kinds, contrast=self._contrast)
+        for kind, by_name in found.items():
             self._put(_name(kind), (_of_block(block, by_name) for block in self._anatomy.blocks))
 
     def _put(self, name: str, pieces: Iterable[dict[str, Tensor]]) -> None:

@@ -15,7 +15,7 @@ from secateur.pruners.models.anatomy import Linear
 from secateur.spaces.method import Gradients
 
 Kind: TypeAlias = Gradients
-"""The last five have passes of their own: `pass_kinds.PASS_KINDS`; the others are `KINDS`."""
+"""Rows of `KINDS`, of `pass_kinds.PASS_KINDS`, which have passes of their own, or of `pass_kinds.CONTRAST_KINDS`."""
 
 Value: TypeAlias = Callable[[Float[Tensor, "length vocab"], Int[Tensor, " length"]], Float[Tensor, ""]]
 

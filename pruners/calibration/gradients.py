@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateur.pruners.calibration.gradient_kinds import KINDS, Kind, Value, empty_like
-from secateur.pruners.calibration.pass_kinds import PASS_KINDS, n_bytes
+from secateur.pruners.calibration.gradient_kinds import KINDS, Kind, empty_like
+from secateur.pruners.calibration.pass_kinds import CONTRAST_KINDS, PASS_KINDS, n_bytes
 from secateur.pruners.calibration.statistics import ModelStatistics
-from secateur.pruners.models.anatomy import Anatomy, Linear
+from secateur.pruners.calibration.window_gradients import add_over_windows, backward_bytes
+from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.memory import check_memory
-from secateur.pruners.models.runner import fp32_bytes, in_fp32
 from secateur.pruners.stores.block_files import load_tensors, save_tensors
 
 Gradients: TypeAlias = dict[str, Tensor]
@@ -29,6 +28,7 @@ def collect_gradients(
     tokens: Int[Tensor, "windows length"],
     kinds: Collection[Kind],
     *,
+    contrast: Int[Tensor, "others _"] | None = None,
     on_window: Callable[[int], None] = lambda index: None,
 ) -> dict[Kind, Gradients]:
     """Gradients of the calibration windows, of several kinds: one pass for all kinds of one value.
@@ -40,28 +40,50 @@ def collect_gradients(
     Args:
         anatomy: the dense model; not changed.
         tokens: calibration windows of at least two tokens.
-        kinds: rows of `KINDS` or of `PASS_KINDS`.
+        kinds: rows of `KINDS`, `PASS_KINDS` or `CONTRAST_KINDS`.
+        contrast: windows of the second calibration set, for the last of these.
         on_window: told the index of each window that is done, in each backward pass.
 
     Returns:
         By kind, for each projection by its full name, in fp32 on the projection's device: an ``out in`` matrix,
-        for `sums` a vector, for `perturbed` a score a unit, of output projections alone.
+        for `sums` and norms a vector, for `perturbed` a score a unit, of output projections alone.
 
     Raises:
-        ValueError: if a gradient is not finite, or there is too little memory.
+        ValueError: if a gradient is not finite, there is too little memory, or no second set where one is needed.
     """
+    check_contrast(kinds, contrast)
     check_gradients(anatomy, kinds, tokens.shape[1])
     own = {kind: PASS_KINDS[kind] for kind in kinds if kind in PASS_KINDS}
+    of_both = {kind: CONTRAST_KINDS[kind] for kind in kinds if kind in CONTRAST_KINDS}
     found: dict[Kind, Gradients] = {
         kind: {linear.name: empty_like(kind, linear) for linear in anatomy.linears}
         for kind in kinds
-        if kind not in own
+        if kind not in own and kind not in of_both
     }
     for value in dict.fromkeys(KINDS[kind].value for kind in found):
-        _pass(anatomy, tokens, value, {k: x for k, x in found.items() if KINDS[k].value is value}, on_window)
+        totals = [(KINDS[k].of_window, x) for k, x in found.items() if KINDS[k].value is value]
+        add_over_windows(anatomy, tokens, value, totals, on_window)
     for kind, by_name in found.items():
         _finish(kind, by_name, len(tokens))
-    return found | {kind: row.collect(anatomy, tokens) for kind, row in own.items()}
+    found |= {kind: row.collect(anatomy, tokens) for kind, row in own.items()}
+    for kind, row in of_both.items():
+        assert contrast is not None, "checked first"
+        if row.of is not None:
+            found[kind] = collect_gradients(anatomy, contrast, (row.of,))[row.of]
+        else:
+            assert row.collect is not None, "either has a row"
+            found[kind] = row.collect(anatomy, tokens, contrast)
+    return found
+
+
+def check_contrast(kinds: Collection[Kind], contrast: Int[Tensor, "others _"] | None) -> None:
+    """Raise a ValueError if kinds need a second calibration set that is not given."""
+    of_both = [kind for kind in kinds if kind in CONTRAST_KINDS]
+    if of_both and (contrast is None or not len(contrast)):
+        raise ValueError(
+            f"Expected a second calibration text for the statistics {', '.join(of_both)}, got none. Name it in "
+            "`evaluator.data.contrast`, or in `sources.contrast` of a recipe's file."
+        )
 
 
 def check_gradients(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> None:
@@ -79,40 +101,12 @@ def check_gradients(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> N
 def gradient_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> int:
     """About the memory of `collect_gradients` beyond the model, in bytes: the results, and the work of one window."""
     own = [PASS_KINDS[kind].work_bytes(anatomy, length) for kind in kinds if kind in PASS_KINDS]
-    backward = [kind for kind in kinds if kind in KINDS]
-    return sum(own) + (_backward_bytes(anatomy, backward, length) if backward else 0)
-
-
-def _backward_bytes(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> int:
-    linears = list(anatomy.linears)
-    kept = sum(KINDS[kind].n_bytes for kind in kinds) * sum(linear.n_weights for linear in linears)
-    halves = fp32_bytes(anatomy.model)  # in fp32 meanwhile
-    activations = length * sum(linear.out_features for linear in linears) * 4
-    scores = sum(block.n_heads for block in anatomy.blocks) * length**2 * 4
-    logits = 3 * length * anatomy.vocab_size * 4  # they, their softmax and their gradient
-    largest = max(linear.n_weights for linear in linears) * 8  # its gradient, and the summand
-    return kept + halves + activations + scores + logits + largest
-
-
-def _pass(
-    anatomy: Anatomy,
-    tokens: Int[Tensor, "windows length"],
-    value: Value,
-    found: Mapping[Kind, Gradients],
-    on_window: Callable[[int], None],
-) -> None:
-    """Add up, over the windows, the kinds of gradients of one value."""
-    with ExitStack() as stack:
-        stack.enter_context(in_fp32(anatomy.model))
-        for linear in anatomy.linears:
-            totals = {kind: by_name[linear.name] for kind, by_name in found.items()}
-            stack.enter_context(_adding(linear, totals))
-        for index, window in enumerate(tokens):
-            inputs = window[None].to(anatomy.embedding.weight.device)
-            scored = slice(anatomy.first_scored, None)
-            logits = anatomy.model(input_ids=inputs, use_cache=False).logits[0]
-            value(logits[scored], inputs[0, scored]).backward()
-            on_window(index)
+    rows = [CONTRAST_KINDS[kind] for kind in kinds if kind in CONTRAST_KINDS]
+    own += [gradient_bytes(anatomy, (row.of,), length) for row in rows if row.of is not None]
+    own += [row.work_bytes(anatomy, length) for row in rows if row.of is None]
+    per_weight = sum(KINDS[kind].n_bytes for kind in kinds if kind in KINDS)
+    backward = any(kind in KINDS for kind in kinds)
+    return sum(own) + (backward_bytes(anatomy, per_weight, length) if backward else 0)
 
 
 def _finish(kind: Kind, by_name: Gradients, n_windows: int) -> None:
@@ -127,30 +121,6 @@ def _finish(kind: Kind, by_name: Gradients, n_windows: int) -> None:
             total.sqrt_()
 
 
-@contextmanager
-def _adding(linear: Linear, totals: Mapping[Kind, Tensor]) -> Iterator[None]:
-    """Context in which the weight's gradients are added to the totals and freed as soon as they are computed."""
-    weight: nn.Parameter = linear.module.weight  # type: ignore[assignment]
-
-    def add(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        gradient = parameter.grad.T if linear.transposed else parameter.grad
-        parameter.grad = None
-        with torch.no_grad():
-            for kind, total in totals.items():
-                total.add_(KINDS[kind].of_window(linear, gradient))
-
-    needed_before = weight.requires_grad
-    weight.requires_grad_(True)
-    hook = weight.register_post_accumulate_grad_hook(add)
-    try:
-        yield
-    finally:
-        hook.remove()
-        weight.grad = None
-        weight.requires_grad_(needed_before)
-
-
 def model_statistics(
     anatomy: Anatomy,
     tokens: Int[Tensor, "windows length"],
@@ -158,6 +128,7 @@ def model_statistics(
     gradients: Collection[Kind],
     path: Path | None = None,
     identity: str = "",
+    contrast: Int[Tensor, "others _"] | None = None,
 ) -> ModelStatistics:
     """Statistics of the dense model as a whole.
 
@@ -165,6 +136,7 @@ def model_statistics(
         gradients: kinds of them to collect.
         path: file of cached gradients (see `kind_path`), read if its identity is this one; None: no cache.
         identity: of the model and the tokens, in one text.
+        contrast: windows of the second calibration set.
 
     Raises:
         LevelStoreError: if the file can't be written.
@@ -173,7 +145,8 @@ def model_statistics(
     known = {kind: load_tensors(kind_path(path, kind), identity) if path else None for kind in gradients}
     found = {kind: by_name for kind, by_name in known.items() if by_name is not None}
     missing = [kind for kind in gradients if kind not in found]
-    for kind, by_name in collect_gradients(anatomy, tokens, missing).items() if missing else ():
+    new = collect_gradients(anatomy, tokens, missing, contrast=contrast) if missing else {}
+    for kind, by_name in new.items():
         if path:
             save_tensors(kind_path(path, kind), by_name, identity)
         found[kind] = by_name

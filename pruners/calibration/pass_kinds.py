@@ -1,4 +1,4 @@
-"""Statistics of the whole dense model with a pass of their own: a registry beside `gradient_kinds.KINDS`."""
+"""Statistics of the whole dense model with a pass of their own: registries beside `gradient_kinds.KINDS`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from torch import Tensor
 
 from secateur.pruners.calibration.fisher import moments_bytes, output_costs, output_moments, pass_bytes
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
+from secateur.pruners.calibration.input_norms import input_norms, norm_bytes, window_norms
+from secateur.pruners.calibration.token_damage import damage_bytes, damage_norms
 from secateur.pruners.calibration.zeroth_order import estimate_bytes, estimate_gradients
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.structure.bonsai import perturbation_bytes, perturbation_scores, round_scores
+from secateur.pruners.structure.relevance import relevances
+from secateur.pruners.weights.d_pruner import regularised_bytes, regularised_importance
+
+Collected = dict[str, Float[Tensor, "..."]]
+"""By the projection's full name."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class PassKind:
         backward: whether a backward pass is needed.
     """
 
-    collect: Callable[[Anatomy, Int[Tensor, "windows length"]], dict[str, Float[Tensor, "..."]]]
+    collect: Callable[[Anatomy, Int[Tensor, "windows length"]], Collected]
     work_bytes: Callable[[Anatomy, int], int]
     n_bytes: int
     backward: bool = False
@@ -42,9 +49,50 @@ PASS_KINDS: dict[Kind, PassKind] = {
     "fisher": PassKind(output_costs, pass_bytes, 0, backward=True),
     # Second moment of the gradients of the outputs, of drawn labels; at output projections.
     "fisher_outputs": PassKind(output_moments, moments_bytes, 1, backward=True),
+    # Mean over the windows of each input channel's norm in a window.
+    "window_norms": PassKind(window_norms, norm_bytes, 0),
+    # Norm of each input channel, tokens weighted by the damage that pruning does to what they predict.
+    "damage_norms": PassKind(damage_norms, damage_bytes, 0),
+    # Relevance of each input channel for the next token's logit; at output projections.
+    "relevance": PassKind(relevances, pass_bytes, 0, backward=True),
+}
+
+
+@dataclass(frozen=True)
+class ContrastKind:
+    """A statistic that a second calibration set is needed for.
+
+    Args:
+        of: the kind that it is, of the second set; None: of both sets.
+        collect: of both sets: from the dense model, the windows and those of the second set.
+        work_bytes, n_bytes, backward: as in `PassKind`.
+    """
+
+    of: Kind | None = None
+    collect: Callable[[Anatomy, Tensor, Tensor], Collected] | None = None
+    work_bytes: Callable[[Anatomy, int], int] = norm_bytes
+    n_bytes: int = 0
+    backward: bool = False
+
+
+CONTRAST_KINDS: dict[Kind, ContrastKind] = {
+    "contrast_rms": ContrastKind("rms", n_bytes=4, backward=True),
+    "contrast_norms": ContrastKind(collect=lambda anatomy, tokens, contrast: input_norms(anatomy, contrast)),
+    "contrast_window_norms": ContrastKind("window_norms"),
+    # D-Pruner's importance, of the loss on the first set, regularised by the importance on the second.
+    "regularised": ContrastKind(None, regularised_importance, regularised_bytes, 4, backward=True),
 }
 
 
 def n_bytes(kind: Kind) -> int:
-    """Bytes a weight of a cached kind, in either registry."""
-    return (KINDS[kind] if kind in KINDS else PASS_KINDS[kind]).n_bytes
+    """Bytes a weight of a cached kind, in any registry."""
+    return KINDS[kind].n_bytes if kind in KINDS else _with_pass(kind).n_bytes
+
+
+def takes_backward(kind: Kind) -> bool:
+    """True if the kind takes a backward pass."""
+    return kind in KINDS or _with_pass(kind).backward
+
+
+def _with_pass(kind: Kind) -> PassKind | ContrastKind:
+    return PASS_KINDS[kind] if kind in PASS_KINDS else CONTRAST_KINDS[kind]

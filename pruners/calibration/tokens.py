@@ -129,14 +129,17 @@ class Calibration:
         text: source of the text that they are cut from.
         sources: further texts by name, for spaces whose candidates choose their windows.
         all_experts: see `Anatomy.all_experts`.
+        contrast: windows of a second text, for metrics over two; None: there is none.
     """
 
     tokens: Int[Tensor, "windows length"]
     text: str
     sources: Mapping[str, Source] = field(default_factory=dict)
     all_experts: bool = False
+    contrast: Int[Tensor, "others _"] | None = None
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the token ids, which says whether statistics of all experts are of all of them."""
-        return tokens_sha256(self.tokens) + ("-all-experts" if self.all_experts else "")
+        """Hash of the token ids, which says whether statistics of all experts are of all of them, and against what."""
+        against = "" if self.contrast is None else f"-{tokens_sha256(self.contrast)}"
+        return tokens_sha256(self.tokens) + ("-all-experts" if self.all_experts else "") + against

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -18,7 +19,15 @@ from secateur.spaces.formulas.tree import Apply, Constant, Terminal, Tree, subtr
 from secateur.spaces.method import Detail
 
 Terminals: TypeAlias = Mapping[str, Float[Tensor, "_ _"]]
-"""By name, as matrices: W and G ``out in``; X, H and C ``1 in``; R ``out 1``; P ``1 1``."""
+"""By name, as matrices: W, G and G2 ``out in``; X, X2, T, H and C ``1 in``; R ``out 1``; P ``1 1``."""
+
+COLLECTED: dict[str, Kind] = {"G": "rms", "G2": "contrast_rms", "T": "damage_norms", "X2": "contrast_norms"}
+"""Kinds of gradients, or statistics of the whole model, that terminals are."""
+
+
+def kinds_of(names: Collection[str]) -> tuple[Kind, ...]:
+    """Kinds that these terminals need, in the order of `COLLECTED`."""
+    return tuple(kind for name, kind in COLLECTED.items() if name in names)
 
 
 def needs(tree: Tree) -> tuple[Detail, tuple[Kind, ...]]:
@@ -27,10 +36,10 @@ def needs(tree: Tree) -> tuple[Detail, tuple[Kind, ...]]:
     Raises:
         ValueError: on a terminal or an operator that is not in the tables.
     """
-    sources = set()
+    names = set()
     for _, node in subtrees(tree):
         if isinstance(node, Terminal) and node.name in TERMINALS:
-            sources.add(TERMINALS[node.name].source)
+            names.add(node.name)
         elif not isinstance(node, Constant) and not (
             isinstance(node, Apply)
             and node.operator in OPERATORS
@@ -39,8 +48,9 @@ def needs(tree: Tree) -> tuple[Detail, tuple[Kind, ...]]:
             raise ValueError(
                 f"Expected a formula of {', '.join(TERMINALS)}, numbers, and {', '.join(OPERATORS)}, got {node!r}."
             )
+    sources = {TERMINALS[name].source for name in names}
     inputs: Detail = "gram" if "gram" in sources else "moments" if "moments" in sources else "nothing"
-    return inputs, ("rms",) if "gradients" in sources else ()
+    return inputs, kinds_of(names)
 
 
 def terminals_of(
@@ -58,7 +68,7 @@ def terminals_of(
         linear: the layer.
         names: of the terminals.
         inputs: for X and H (with `gram`).
-        whole: for P, and for G.
+        whole: for P, and for those of `COLLECTED`.
         dampening: added to the second moment's diagonal before it is inverted, as a fraction of its mean.
         weight: W; None: the layer's weight as it is now.
 
@@ -68,9 +78,14 @@ def terminals_of(
     weight = linear.weight if weight is None else weight
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     absolute = weight.abs()
-    make = {
+
+    def collected(name: str) -> Tensor:
+        found: Tensor = _given(whole, name, linear).gradients[COLLECTED[name]][linear.name]
+        return found if found.ndim > 1 else found[None, :]
+
+    make: dict[str, Callable[[], Tensor]] = {
         "W": lambda: weight,
-        "G": lambda: _given(whole, "G", linear).gradients["rms"][linear.name],
+        **{name: partial(collected, name) for name in COLLECTED},
         "X": lambda: _given(inputs, "X", linear).norm[None, :],
         "H": lambda: (
             inverse_factor(_given(inputs, "H", linear), dampening, linear.name).square().sum(0)[None, :]
@@ -83,7 +98,9 @@ def terminals_of(
 
 
 def _given(statistics, name: str, linear: Linear):  # type: ignore[no-untyped-def]  # gives back what it gets
-    missing = statistics is None or (name == "G" and linear.name not in statistics.gradients.get("rms", {}))
+    missing = statistics is None or (
+        name in COLLECTED and linear.name not in statistics.gradients.get(COLLECTED[name], {})
+    )
     if missing or (name == "H" and statistics.gram is None):
         raise ValueError(
             f"Expected the {TERMINALS[name].source} pass to provide the terminal {name}, got nothing at {linear.name}."

@@ -19,10 +19,12 @@ from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.experts import check_mixtures
 from secateur.pruners.recipes.metric import importance_of
-from secateur.spaces.formulas.metric import formula_of
-from secateur.spaces.method import Detail, Unit
+from secateur.pruners.structure.method import check_importance_on
+from secateur.spaces.formulas.metric import formula_of, needs_contrast
+from secateur.spaces.method import CONTRAST, Detail, Unit
 from secateur.spaces.methods import (
     BLOCK_RECONSTRUCTIONS,
+    IMPORTANCES,
     MODEL_RECONSTRUCTIONS,
     REPAIRS,
     STREAM_REPAIRS,
@@ -46,6 +48,17 @@ def check_names(settings: Any) -> None:
             raise ValueError(f"`space.metrics`: {error}") from error
     if settings.profile is not None:
         read_profile(Path(settings.profile))
+
+
+def check_second(space: Any, sources: Collection[str]) -> None:
+    """Refuse metrics over two calibration texts where there is one, if a search starts from them or may choose them."""
+    start = _whole(space.start_name, space.unit)["metric"]["name"]
+    for name in (start, *(space.metric_options if "metric" in space.search else ())):
+        if CONTRAST not in sources and needs_contrast(name, space.unit):
+            raise ValueError(
+                f"Expected a second calibration text for the metric {name}, got none. Name it in "
+                "`evaluator.data.contrast`."
+            )
 
 
 def check_family(space: Any, anatomy: Anatomy) -> None:
@@ -76,6 +89,8 @@ def _check_methods(
         MODEL_RECONSTRUCTIONS[name].check(anatomy)
     for name in sorted(UNIT_RECONSTRUCTIONS.keys() & metrics):
         UNIT_RECONSTRUCTIONS[name].check(anatomy)
+    for name in sorted(IMPORTANCES.keys() & metrics):
+        check_importance_on(name, anatomy)
     for name in sorted(STREAM_REPAIRS.keys() & repairs):
         STREAM_REPAIRS[name].check(anatomy, find_layouts(anatomy))
 

@@ -23,6 +23,7 @@ from secateur.pruners.models.layout import BlockLayout
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.recipes.allocation.layers import Profile
 from secateur.pruners.stores.recent import Recent
+from secateur.spaces.method import CONTRAST
 from secateur.spaces.shape import ModelShape, split_protected
 
 MADE_BYTES = 1 << 30
@@ -114,7 +115,14 @@ class RecipeContext:
     def _new_sample(self, calibration: Mapping[str, Any]) -> Sample:
         tokens = choose(self.pools, calibration, self.seed, self.anatomy.bos)
         sha256 = f"{tokens_sha256(tokens)}-{len(tokens)}"  # the same tokens in other windows are another text
+        contrast = None
+        if CONTRAST in self.pools:
+            as_many = {**calibration, "sources": {CONTRAST: 1}, "choose": "random"}
+            contrast = choose(self.pools, as_many, self.seed, self.anatomy.bos)
+            sha256 += f"-{tokens_sha256(contrast)}"
         forward = calibration.get("gradients") == "forward"
         identity = f"{self.model} {sha256}"
-        statistics = CalibrationStatistics(self.anatomy, tokens, self.cache, identity, forward=forward)
+        statistics = CalibrationStatistics(
+            self.anatomy, tokens, self.cache, identity, forward=forward, contrast=contrast
+        )
         return Sample(tokens, sha256, statistics)

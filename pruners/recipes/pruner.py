@@ -38,7 +38,13 @@ from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.blocks import plan_blocks
-from secateur.pruners.recipes.checks import check_family, check_names, check_statistics, statistics_of
+from secateur.pruners.recipes.checks import (
+    check_family,
+    check_names,
+    check_second,
+    check_statistics,
+    statistics_of,
+)
 from secateur.pruners.recipes.context import RecipeContext
 from secateur.pruners.recipes.experts import plan_experts
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
@@ -89,6 +95,7 @@ class RecipePruner(Pruner):
         check_statistics(settings, anatomy)
 
     def check_calibration(self) -> None:
+        check_second(self.settings, self.calibration.sources)
         pools = build_pools(self.anatomy, self._tokens, look=False)
         for recipe in self.space.baselines().values():
             calibration = self.space.config(recipe)["calibration"]

@@ -206,10 +206,11 @@ class LayerReconstruction(WeightPruning):
 
     def _reconstructed(self, block: Block, counts: Counts) -> dict[str, Piece]:
         inputs, found = self.inputs(block), {}
+        whole = self.sample.statistics.whole(self.gradients) if self.gradients else None
         for linear in block.linears:
             if counts[linear.name]:
                 sparsities = [counts[linear.name] / linear.n_weights]
-                weight = self.method.weights(linear, inputs[linear.name], sparsities)[0]
+                weight = self.method.weights(linear, inputs[linear.name], sparsities, whole)[0]
                 found[linear.name] = Piece(weight, linear.bias)
         return found
 

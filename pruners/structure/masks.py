@@ -16,7 +16,7 @@ from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import SublayerLayout
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
-from secateur.pruners.structure.method import StructureMethod
+from secateur.pruners.structure.method import StructureMethod, check_importance_on
 from secateur.pruners.structure.pruner import ArchitecturePruner
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure, streamed
@@ -48,6 +48,7 @@ class MaskPruner(ArchitecturePruner):
                 f"Expected a model without experts for the space masks, got a mixture at block {mixture}. Use the "
                 f"space architecture."
             )
+        check_importance_on(settings.importance, anatomy)
         check_parts(find_layouts(anatomy), "the space masks")
 
     @classmethod
@@ -76,7 +77,8 @@ class MaskPruner(ArchitecturePruner):
         """Write the order of importance, with the weights in it."""
         key = self._key(self.calibration.sha256)
         if not is_built(directory, key):
-            build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
+            of = self.calibration
+            build_structure(directory, self.anatomy, of.tokens, key, contrast=of.contrast, on_block=on_block)
 
     def baselines(self, directory: Path) -> Mapping[str, Any]:
         """Masks of the most important units, as many in each sub-layer."""

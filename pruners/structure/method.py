@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.structure.evidence import Evidence
 from secateur.spaces.method import Detail
 from secateur.spaces.methods import CUT_REPAIRS, EXPERT_IMPORTANCES, EXPERT_REPAIRS, IMPORTANCES, UNIT_REPAIRS
@@ -118,6 +119,13 @@ def query_order(importance: str, evidence: Evidence) -> Int[Tensor, "groups head
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
     return place.reshape(evidence.layout.n_units, -1).argsort(1)
+
+
+def check_importance_on(name: str, anatomy: Anatomy) -> None:
+    """Raise a ValueError if a known importance can't be used on a model."""
+    row = IMPORTANCES[name]
+    if row.check_path:
+        row.check(anatomy)
 
 
 def check_importance(name: str, key: str = "importance") -> None:

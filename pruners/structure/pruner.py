@@ -33,7 +33,7 @@ from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.structure.hidden import HiddenOrder, hidden_order, order_bytes, read_order
-from secateur.pruners.structure.method import StructureMethod, check_importance
+from secateur.pruners.structure.method import StructureMethod, check_importance, check_importance_on
 from secateur.pruners.structure.pruning import prune_structure
 from secateur.pruners.structure.store import (
     StructureKey,
@@ -95,6 +95,8 @@ class ArchitecturePruner(Pruner):
     @classmethod
     def check_model(cls, settings: Any, anatomy: Anatomy) -> None:
         check_capability(settings, anatomy)
+        if settings.importance is not None:
+            check_importance_on(settings.importance, anatomy)
         if "heads" in settings.rules.units and settings.importance is not None:
             StructureMethod(settings.importance, heads=True)
 
@@ -147,7 +149,8 @@ class ArchitecturePruner(Pruner):
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         key = self._key(self.calibration.sha256)
         if not is_built(directory, key):
-            build_structure(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
+            of = self.calibration
+            build_structure(directory, self.anatomy, of.tokens, key, contrast=of.contrast, on_block=on_block)
         if self._widths:
             identity = f"{self.dense.fingerprint} {self.dense.dtype} {self.calibration.sha256}"
             hidden_order(self.anatomy, self.calibration.tokens, self._widths, directory / HIDDEN, identity)
@@ -245,6 +248,7 @@ class ArchitecturePruner(Pruner):
             dampening=self.settings.dampening,
             experts=self.settings.expert_importance,
             tokens=self.calibration.tokens,
+            contrast=self.calibration.contrast,
             sequential=sequential,
             on_block=on_block,
         )

@@ -35,6 +35,7 @@ def prune_structure(
     dampening: float = 0.01,
     experts: str = "reap",
     tokens: Int[Tensor, "windows length"],
+    contrast: Int[Tensor, "others _"] | None = None,
     sequential: bool,
     on_block: OnBlock = no_report,
 ) -> tuple[KeptUnits, ...]:
@@ -51,6 +52,7 @@ def prune_structure(
         dampening: see `StructureMethod`.
         experts: name of an importance of experts.
         tokens: calibration windows.
+        contrast: windows of the second calibration set, for importances that need one.
         sequential: statistics of a block come from already pruned blocks; otherwise from the dense model, as in a
             store. Gradients are the dense model's either way.
         on_block: told the index of each block that is done.
@@ -67,7 +69,7 @@ def prune_structure(
     check_kept(anatomy, blocks)
     layouts = find_layouts(anatomy, experts=True)
     check_splits(layouts, blocks)
-    whole = model_statistics(anatomy, tokens, gradients=method.gradients)
+    whole = model_statistics(anatomy, tokens, gradients=method.gradients, contrast=contrast)
     units = []
     channels = any(kept.channels or kept.shared for kept in blocks)
     parts = stream_blocks(

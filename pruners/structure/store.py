@@ -222,6 +222,7 @@ def build_structure(
     tokens: Int[Tensor, "windows length"],
     key: StructureKey,
     *,
+    contrast: Int[Tensor, "others _"] | None = None,
     on_block: Callable[[int], None] = lambda index: None,
 ) -> None:
     """Build the store from the dense model's activations, so that the levels of one sub-layer fit all of another.
@@ -234,6 +235,7 @@ def build_structure(
         anatomy: the dense model.
         tokens: calibration windows.
         key: identity; it says what to build.
+        contrast: windows of the second calibration set, for importances that need one.
         on_block: told the index of each block that is done.
 
     Raises:
@@ -245,8 +247,9 @@ def build_structure(
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
         identity, gradients = f"{key.model} {key.calibration}", method.gradients if missing else ()
+        path = gradients_path(directory)
         whole = model_statistics(
-            anatomy, tokens, gradients=gradients, path=gradients_path(directory), identity=identity
+            anatomy, tokens, gradients=gradients, path=path, identity=identity, contrast=contrast
         )
         parts = stream_blocks(anatomy, tokens, **key.streamed)
         for part, layout in zip(parts, layouts, strict=True):

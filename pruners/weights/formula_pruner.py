@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.formulas.evaluate import FormulaError
+from secateur.pruners.formulas.terminals import kinds_of
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, no_report
 from secateur.pruners.stores.recent import Recent
@@ -51,7 +52,7 @@ class FormulaPruner(WeightPruner):
 
     @property
     def gradients(self) -> Sequence[Kind]:
-        return formula_store.gradients_of(self.space.terminals)
+        return kinds_of(self.space.terminals)
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         names, dampening = self.space.terminals, self.settings.dampening
@@ -68,6 +69,7 @@ class FormulaPruner(WeightPruner):
                 identity,
                 dampening=dampening,
                 grams=grams,
+                contrast=self.calibration.contrast,
                 on_block=on_block,
             )
 

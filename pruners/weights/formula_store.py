@@ -12,11 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, tensor
 
 from secateur.pruners.calibration.fisher import output_moments
-from secateur.pruners.calibration.gradient_kinds import Kind
-from secateur.pruners.calibration.gradients import gradients_to_write, model_statistics
+from secateur.pruners.calibration.gradients import gradients_to_write, kind_path, model_statistics
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
-from secateur.pruners.formulas.terminals import Terminals, terminals_of
+from secateur.pruners.formulas.terminals import Terminals, kinds_of, terminals_of
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.stores.block_files import (
     Key,
@@ -68,7 +67,7 @@ class TerminalKey(Key):
 
 
 class TerminalStore:
-    """Terminals of each projection; G is mapped from its file, X and H are small, the others come from W.
+    """Terminals of each projection; G and those like it are mapped from files, X and H are small, others come from W.
 
     Args:
         directory: of a built store.
@@ -87,8 +86,11 @@ class TerminalStore:
             )
         self._names, self._blocks = tuple(names), anatomy.blocks
         self._tensors = StoredBlocks(directory, len(anatomy.blocks))
-        gradients = load_tensors(directory / GRADIENTS, self.identity) if "G" in names else None
-        self._whole = ModelStatistics(len(anatomy.blocks), {"rms": gradients or {}})
+        kinds = kinds_of(names)
+        gradients = {
+            kind: load_tensors(kind_path(directory / GRADIENTS, kind), self.identity) or {} for kind in kinds
+        }
+        self._whole = ModelStatistics(len(anatomy.blocks), gradients)
 
     def terminals(self, linear: Linear, weight: Float[Tensor, "out in"]) -> Terminals:
         """All terminals of the store, of one projection with this weight."""
@@ -125,7 +127,8 @@ def is_built(directory: Path, names: Collection[str], identity: str, grams: Gram
     kept = known["grams"] or {"kind": None}
     if grams is not None and (kept["kind"] != grams.kind or not {*grams.blocks} <= {*kept["blocks"]}):
         return False
-    return "G" not in names or load_tensors(directory / GRADIENTS, identity) is not None
+    paths = (kind_path(directory / GRADIENTS, kind) for kind in kinds_of(names))
+    return all(load_tensors(path, identity) is not None for path in paths)
 
 
 def build_terminals(
@@ -137,6 +140,7 @@ def build_terminals(
     *,
     dampening: float = 0.01,
     grams: Grams | None = None,
+    contrast: Int[Tensor, "others _"] | None = None,
     on_block: Callable[[int], None] = lambda index: None,
 ) -> None:
     """Build the store block by block on the dense model; gradients in one pass of their own.
@@ -151,16 +155,18 @@ def build_terminals(
         identity: of the model and the calibration tokens.
         dampening: see `terminals_of`.
         grams: second moments to store for output errors.
+        contrast: windows of the second calibration set, for terminals that need one.
         on_block: told the index of each block that is done.
 
     Raises:
         LevelStoreError: if the disk is full.
     """
-    per_input, kinds = _per_input(names), gradients_of(names)
+    per_input, kinds = _per_input(names), kinds_of(names)
     kept = grams.blocks if grams is not None else ()
 
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
-        model_statistics(anatomy, tokens, gradients=kinds, path=directory / GRADIENTS, identity=identity)
+        path = directory / GRADIENTS
+        model_statistics(anatomy, tokens, gradients=kinds, path=path, identity=identity, contrast=contrast)
         for part in stream_blocks(anatomy, tokens, **streamed(anatomy, names, grams)):
             tensors = _inputs(part, per_input, dampening)
             yield tensors | (_grams(part, grams) if grams is not None and part.block.index in kept else {})
@@ -173,11 +179,6 @@ def build_terminals(
     build_store(
         directory, key, len(anatomy.blocks), n_bytes, make, otherwise="use fewer terminals", on_block=on_block
     )
-
-
-def gradients_of(names: Collection[str]) -> tuple[Kind, ...]:
-    """Kinds of gradients that these terminals need."""
-    return ("rms",) if "G" in names else ()
 
 
 def streamed(anatomy: Anatomy, names: Collection[str], grams: Grams | None) -> dict[str, Any]:

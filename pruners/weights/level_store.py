@@ -124,6 +124,7 @@ def build_levels(
     tokens: Int[Tensor, "windows length"],
     key: StoreKey,
     *,
+    contrast: Int[Tensor, "others _"] | None = None,
     on_block: Callable[[int], None] = lambda index: None,
 ) -> None:
     """Build the store, so that levels of one unit are independent of others; see `build_store`.
@@ -137,6 +138,7 @@ def build_levels(
         anatomy: the dense model; dense again afterwards.
         tokens: calibration windows.
         key: identity; its method, levels and expected levels say what to build.
+        contrast: windows of the second calibration set, for methods that need one.
         on_block: told the index of each block that is done.
 
     Raises:
@@ -147,7 +149,12 @@ def build_levels(
     def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
         identity = f"{key.model} {key.calibration}"
         whole = model_statistics(
-            anatomy, tokens, gradients=key.method.gradients, path=gradients_path(directory), identity=identity
+            anatomy,
+            tokens,
+            gradients=key.method.gradients,
+            path=gradients_path(directory),
+            identity=identity,
+            contrast=contrast,
         )
         expected = key.expected or {}
         dense = {linear.name: linear.weight for linear in anatomy.linears}
@@ -199,7 +206,7 @@ def _levels_of(linear: Linear, part: BlockStatistics, whole: ModelStatistics, ke
     inputs, levels = part.inputs.get(linear.name), sparsities_of(key.levels, linear.n_weights, linear.name)
     if not key.method.updates_weights:
         return key.method.ranks(linear, inputs, levels, whole)
-    return key.method.weights(linear, inputs, [levels[level] for level in _stored_levels(levels)])
+    return key.method.weights(linear, inputs, [levels[level] for level in _stored_levels(levels)], whole)
 
 
 def _at_level(

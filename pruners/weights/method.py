@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class LayerProblem:
         dampening: added to the second moment's diagonal, as a fraction of its mean, > 0.
         block_size: columns that are pruned together, where the method has that; a multiple of `group_size`.
         name: for errors.
+        gradients: those of the weight that the method needs, by kind.
     """
 
     weight: Float[Tensor, "out in"]
@@ -45,6 +46,7 @@ class LayerProblem:
     dampening: float = 0.01
     block_size: int = 128
     name: str = "the weight"
+    gradients: Mapping[Kind, Float[Tensor, "..."]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Method:
             further: dict[str, Any] = {}
             if self.gradients:
                 assert whole is not None, "collected where the table says that the metric needs gradients"
-                found = {kind: whole.gradients[kind][linear.name] for kind in self.gradients}
+                found = self._gradients(linear, whole)
                 further = {"gradients": found, "windows": whole.windows, "dampening": self.dampening}
             scored: Tensor = METRICS[self.name].function(linear.weight, inputs, generator, **further)
             return scored
@@ -185,6 +187,13 @@ class Method:
             name=linear.name,
         )
 
+    def _gradients(self, linear: Linear, whole: ModelStatistics | None) -> dict[Kind, Float[Tensor, "..."]]:
+        """Those of a projection that are needed."""
+        if not self.gradients:
+            return {}
+        assert whole is not None, "collected where the table says that the method needs gradients"
+        return {kind: whole.gradients[kind][linear.name] for kind in self.gradients}
+
     def weights(
         self,
         linear: Linear,
@@ -196,7 +205,9 @@ class Method:
         if self.updates_weights:
             assert inputs is not None
             settings = self.compares, self.group_size, self.dampening, self.block_size
-            layer = LayerProblem(linear.weight, inputs, *settings, linear.name)
+            layer = LayerProblem(
+                linear.weight, inputs, *settings, linear.name, self._gradients(linear, whole)
+            )
             found: Tensor = RECONSTRUCTIONS[self.name].function(layer, sparsities)
             return found
         levels = sorted({0.0, *sparsities})

@@ -62,6 +62,7 @@ class WeightPruner(Pruner):
             self.calibration.tokens,
             sequential=sequential,
             expected=None if sequential else self.expected,
+            contrast=self.calibration.contrast,
             on_block=on_block,
         )
 
@@ -158,7 +159,8 @@ class AllocationPruner(WeightPruner):
             expected=self.expected,
         )
         if not is_built(directory, key):
-            build_levels(directory, self.anatomy, self.calibration.tokens, key, on_block=on_block)
+            of = self.calibration
+            build_levels(directory, self.anatomy, of.tokens, key, contrast=of.contrast, on_block=on_block)
 
     def open(self, directory: Path) -> None:
         self._store = LevelStore(directory, self.anatomy, self.space.levels)
@@ -256,6 +258,7 @@ def prune(
     *,
     sequential: bool,
     expected: Mapping[str, float] | None = None,
+    contrast: Int[Tensor, "others _"] | None = None,
     on_block: OnBlock = no_report,
 ) -> None:
     """Zero weights of the live model, block by block.
@@ -270,13 +273,14 @@ def prune(
             either way: one pass before the first block is pruned.
         expected: sparsities by name; statistics of a block come from blocks that are pruned to these by the same
             method, as those of a level store do with expected levels. Only without `sequential`.
+        contrast: windows of the second calibration set, for methods that need one.
         on_block: told the index of each block that is done.
 
     Raises:
         ValueError: on a name that the model does not have, or a sparsity outside [0, 1].
     """
     check_sparsity(anatomy, sparsity)
-    whole = model_statistics(anatomy, tokens, gradients=method.gradients)
+    whole = model_statistics(anatomy, tokens, gradients=method.gradients, contrast=contrast)
     behind = sparsity if expected is None else expected
     later: list[tuple[Linear, Tensor]] = []
     for part in stream_blocks(

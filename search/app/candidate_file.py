@@ -27,11 +27,13 @@ class CalibrationData(Section):
         text: source of the text.
         tokens: tokens in all.
         window: tokens of a window.
+        contrast: source of a second text, for a method over two; None: there is none.
     """
 
     text: str = CALIBRATION
     tokens: int = Field(gt=0)
     window: int = Field(gt=1)
+    contrast: str | None = Field(default=None, min_length=1)
 
 
 class CandidateFile(PruningFile):
@@ -76,6 +78,10 @@ class CandidateFile(PruningFile):
     @property
     def calibration_windows(self) -> tuple[int, int]:
         return self.calibration.tokens, self.calibration.window
+
+    @property
+    def contrast_text(self) -> str | None:
+        return self.calibration.contrast
 
     @property
     def sequential(self) -> bool:

@@ -105,6 +105,7 @@ def _data(session: Session) -> dict[str, Any]:
     search = [fidelity.n_tokens for fidelity in of.fidelities[:-1]]
     return {
         "calibration": f"{of.calibration}, {of.calibration_tokens:,} tokens",
+        **({} if of.contrast is None else {"contrast": f"{of.contrast}, as many tokens"}),
         "search": f"{of.search}, {' / '.join(f'{n:,}' for n in search)} tokens",
         "test": f"{of.test}, {of.fidelities[-1].n_tokens:,} tokens",
         "window": of.window,

@@ -13,6 +13,7 @@ from secateur.search.errors import UsageError
 from secateur.search.files import dump_yaml
 from secateur.search.results.run import Run
 from secateur.search.show.values import shown
+from secateur.spaces.method import CONTRAST
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.settings import RecipeSettings
 
@@ -41,6 +42,7 @@ def recipe_of(run: Run, trial: Trial) -> PruningFile:
         text=sources.get("calibration", data.data.calibration),
         tokens=data.calibration_tokens,
         window=data.window,
+        contrast=data.data.contrast,
     )
     changed = space.model_dump(mode="json", exclude_defaults=True)
     return CandidateFile(
@@ -54,9 +56,12 @@ def recipe_of(run: Run, trial: Trial) -> PruningFile:
 
 def _recipe_file(run: Run, space: RecipeSettings, recipe: Recipe, sources: Mapping[str, str]) -> RecipeFile:
     of_evaluator, used = run.settings.evaluator.data.calibration, recipe.plain["calibration"]["sources"]
+    contrast = run.settings.evaluator.data.contrast
+    second = {} if contrast is None else {CONTRAST: sources.get(CONTRAST, contrast)}
     return RecipeFile(
         recipe=recipe.plain,
-        sources={n: sources.get(n, text or of_evaluator) for n, text in space.texts.items() if n in used},
+        sources={n: sources.get(n, text or of_evaluator) for n, text in space.texts.items() if n in used}
+        | second,
         pool_tokens=space.pool_tokens,
         seed=run.settings.data_seed,
         moe_all_experts=run.settings.evaluator.moe_all_experts,

@@ -58,15 +58,16 @@ def _row(row: MethodRow) -> Row:
 
 def _needs(row: MethodRow) -> Iterator[str]:
     """Needs in words; gradients with their memory beside that of one window."""
-    from secateur.pruners.calibration.pass_kinds import PASS_KINDS, n_bytes
+    from secateur.pruners.calibration.pass_kinds import n_bytes, takes_backward
 
     yield from STATISTICS[row.needs]
     yield from sorted(EVIDENCE[name] for name in row.evidence if name in EVIDENCE)
     if row.gradients:
         yield "data"
         memory = sum(map(n_bytes, row.gradients))
-        forward = all(kind in PASS_KINDS and not PASS_KINDS[kind].backward for kind in row.gradients)
-        what = "forward passes" if forward else "gradients"
+        what = "gradients" if any(map(takes_backward, row.gradients)) else "forward passes"
         yield f"{what} ({memory} bytes a weight)" if memory else what
+    if row.contrasts:
+        yield "a contrast text"
     if row.trains:
         yield "training"

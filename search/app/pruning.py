@@ -169,7 +169,7 @@ def _opened(  # all that `prune` is given
     say: Say,
 ) -> tuple[LoadedModel, Pruner, Tensor]:
     """The dense model, its pruner with calibration data, and the windows to measure on."""
-    from secateur.evaluators.data.text import load_parts, load_sources
+    from secateur.evaluators.data.text import load_contrast, load_parts, load_sources
     from secateur.evaluators.data.tokens import windows
     from secateur.pruners.calibration.tokens import bos_token
     from secateur.pruners.export.registry import check_config
@@ -183,6 +183,9 @@ def _opened(  # all that `prune` is given
 
     parts = load_parts(file.calibration_text, text, text, say)
     sources = load_sources(file.texts, file.calibration_text, text, text) if file.texts else {}
+    second = None
+    if file.contrast_text is not None:
+        second = load_contrast(file.contrast_text, file.calibration_text, text, text)
     say(f"loading {model}")
     loaded = load(model, check=check)
     tokenizer = loaded.tokenizer
@@ -190,12 +193,14 @@ def _opened(  # all that `prune` is given
     anatomy = replace(loaded.dissect(begun), all_experts=file.moe_all_experts)
     file.check_model(anatomy)
     test = windows(tokenizer, parts["test"], window, tokens, bos=begun, say=say)
-    calibrated = test[:0]  # where the form chooses its own windows
+    calibrated, contrast = test[:0], None  # where the form chooses its own windows
     if file.calibration_windows is not None:
         n_tokens, length = file.calibration_windows
         calibrated = windows(tokenizer, parts["calibration"], length, n_tokens, "random", file.seed, begun)
+        if second is not None:
+            contrast = windows(tokenizer, second, length, n_tokens, "random", file.seed, begun, at_most=True)
     latency = _latency(anatomy, model, bounds)
-    return loaded, pruner_on(file, loaded, anatomy, sources, window, calibrated, latency), test
+    return loaded, pruner_on(file, loaded, anatomy, sources, window, calibrated, latency, contrast), test
 
 
 def pruner_on(
@@ -206,6 +211,7 @@ def pruner_on(
     window: int,
     calibrated: Tensor,
     latency: LatencyTable | None = None,
+    contrast: Tensor | None = None,
 ) -> Pruner:
     """Pruner of a dense model by a file, with its calibration data.
 
@@ -217,6 +223,7 @@ def pruner_on(
         window: tokens that a token attends to, when multiply-accumulates are counted.
         calibrated: windows to calibrate on; none where the form chooses its own.
         latency: table for bounds that need one.
+        contrast: windows of a second calibration text; None: there are none, or the form chooses them.
 
     Raises:
         ValueError: if the model can't be cut, and would be.
@@ -232,7 +239,7 @@ def pruner_on(
     }
     blocks, held = pruner_type.is_smaller(settings), pruner_type.held_of(settings, anatomy)
     dense = DenseModel.of(loaded, anatomy, window, blocks=blocks, latency=latency, held=held)
-    calibration = Calibration(calibrated, file.calibration_text, chosen, all_experts=file.moe_all_experts)
+    calibration = Calibration(calibrated, file.calibration_text, chosen, file.moe_all_experts, contrast)
     return pruner_type(settings, dense, seed=file.seed, calibration=calibration)
 
 

@@ -77,6 +77,11 @@ class PruningFile(Section, ABC):
         return {}
 
     @property
+    def contrast_text(self) -> str | None:
+        """Source of a second calibration text, where the form does not choose its windows; None: there is none."""
+        return None
+
+    @property
     def sequential(self) -> bool:
         """True if statistics of a block come from already pruned blocks."""
         return False

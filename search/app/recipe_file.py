@@ -14,7 +14,8 @@ from secateur.search.app.pruning_file import CALIBRATION, PruningFile, checked
 from secateur.search.app.stock import SHARE, STOCK, stock_file
 from secateur.search.errors import UsageError
 from secateur.search.files import read_yaml
-from secateur.spaces.method import Unit
+from secateur.spaces.formulas.metric import needs_contrast
+from secateur.spaces.method import CONTRAST, Unit
 from secateur.spaces.methods import RULES
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.candidate import Recipe
@@ -31,7 +32,8 @@ class RecipeFile(PruningFile):
 
     Args:
         recipe: its plain form; what it leaves out is at its default.
-        sources: text sources by the names that the recipe has for them.
+        sources: text sources by the names that the recipe has for them; ``contrast``: the second calibration text,
+            for a metric over two.
         pool_tokens: of each source that samples are drawn from.
         dampening: share of the mean diagonal that is added to Gram matrices.
         protect: patterns of full names of linears that stay dense.
@@ -78,6 +80,16 @@ class RecipeFile(PruningFile):
             raise ValueError(
                 f"Expected `sources` with the text source of {missing[0]!r}, got {', '.join(self.sources)}."
             )
+        if CONTRAST in calibration["sources"]:
+            raise ValueError(
+                f"Expected other `calibration.sources` than {CONTRAST}, got it. Name the other texts."
+            )
+        metric = self.recipe["metric"]["name"]
+        if CONTRAST not in self.sources and needs_contrast(metric, self.unit):
+            raise ValueError(
+                f"Expected a second calibration text for the metric {metric}, got none. Name it in "
+                f"`sources.{CONTRAST}`, or with `--contrast`."
+            )
         return self
 
     @property
@@ -86,7 +98,7 @@ class RecipeFile(PruningFile):
 
     @property
     def calibration_text(self) -> str:
-        return next(iter(self.sources.values()))
+        return next(text for name, text in self.sources.items() if name != CONTRAST)
 
     @property
     def texts(self) -> Mapping[str, str]:
@@ -162,13 +174,16 @@ def read_recipe(path: Path) -> PruningFile:
     return checked(RecipeFile, raw)
 
 
-def known_recipe(name: str, sparsity: float | None, source: str = CALIBRATION) -> RecipeFile:
+def known_recipe(
+    name: str, sparsity: float | None, source: str = CALIBRATION, contrast: str | None = None
+) -> RecipeFile:
     """A published method with its own defaults.
 
     Args:
         name: as ``secateur list recipes`` shows it.
         sparsity: share to prune.
         source: of the text that it calibrates on.
+        contrast: source of the second calibration text; None: there is none.
 
     Raises:
         UsageError: if there is no such method, or no sparsity.
@@ -184,7 +199,8 @@ def known_recipe(name: str, sparsity: float | None, source: str = CALIBRATION) -
         )
     row = KNOWN[name]
     form = {"unit": row.unit, "sparsity": sparsity, **row.form}
-    return checked(RecipeFile, {"recipe": form, "sources": {"calibration": source}})
+    sources = {"calibration": source} | ({} if contrast is None else {CONTRAST: contrast})
+    return checked(RecipeFile, {"recipe": form, "sources": sources})
 
 
 def file_for(
@@ -194,6 +210,7 @@ def file_for(
     form: str | None = None,
     *,
     bounded: bool = False,
+    contrast: str | None = None,
 ) -> tuple[PruningFile, str]:
     """The file that ``secateur prune`` runs, and a line about what was chosen; "" if everything was named.
 
@@ -205,11 +222,17 @@ def file_for(
         source: of the calibration text.
         form: export format; None: the usual one.
         bounded: the share follows from bounds.
+        contrast: source of the second calibration text, of a metric over two.
 
     Raises:
         UsageError: as `open_recipe` does.
     """
     published = recipe in KNOWN and not Path(str(recipe)).is_file()
+    if contrast is not None and not published:
+        raise UsageError(
+            f"Expected `--contrast` with a published recipe, got {contrast!r} with {recipe or 'none'}. A file names "
+            f"its own in `sources.{CONTRAST}`."
+        )
     if recipe is None or (published and form == STOCK and KNOWN[str(recipe)].unit == "structure"):
         share = SHARE if sparsity is None else sparsity
         what = "the default recipe" if recipe is None else recipe
@@ -218,22 +241,25 @@ def file_for(
         return stock_file(recipe, share, source, form), line
     if bounded and sparsity is None and published:
         sparsity = 0.5  # replaced
-    return open_recipe(str(recipe), sparsity, source), ""
+    return open_recipe(str(recipe), sparsity, source, contrast), ""
 
 
-def open_recipe(name: str, sparsity: float | None = None, source: str | None = None) -> PruningFile:
+def open_recipe(
+    name: str, sparsity: float | None = None, source: str | None = None, contrast: str | None = None
+) -> PruningFile:
     """The recipe in a file, or a published method.
 
     Args:
         name: of the file, or as ``secateur list recipes`` shows it.
         sparsity: share to prune; None: as the file says.
         source: of the text that a published method calibrates on; None: the usual one.
+        contrast: source of its second calibration text.
 
     Raises:
         UsageError: if there is no such recipe, or it is none.
     """
     if not Path(name).is_file() and not name.endswith((".yaml", ".yml")):
-        return known_recipe(name, sparsity, source or CALIBRATION)
+        return known_recipe(name, sparsity, source or CALIBRATION, contrast)
     if source is not None:
         raise UsageError(f"Expected no `--calibration` with a file, which names its texts, got {source!r}.")
     file = read_recipe(Path(name))

@@ -69,6 +69,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
         calibration=text(data.calibration),
         search=text(data.search),
         test=text(data.test),
+        contrast=None if data.contrast is None else text(data.contrast),
         window=of.window,
         calibration_tokens=of.calibration_tokens,
         fidelities=(*of.search_fidelities, of.test_fidelity),

@@ -94,6 +94,9 @@ def prune(  # noqa: PLR0913  # options of a command
     calibration: Annotated[
         str | None, typer.Option(help="Calibration text of a published recipe; default: docs.")
     ] = None,
+    contrast: Annotated[
+        str | None, typer.Option(help="Second calibration text, of a published recipe that compares two.")
+    ] = None,
     form: ExportFormat = None,
     anyway: Anyway = False,
     json: Json = False,
@@ -111,7 +114,7 @@ def prune(  # noqa: PLR0913  # options of a command
     bounds = parse_bounds(limits) if any(limits.values()) else ()
     if bounds and sparsity is not None:
         raise UsageError("Expected `--sparsity` or limits such as `--max-params`, got both. Leave one out.")
-    file, chosen = file_for(recipe, sparsity, calibration, form, bounded=bool(bounds))
+    file, chosen = file_for(recipe, sparsity, calibration, form, bounded=bool(bounds), contrast=contrast)
     measuring["bos"], stream = bos_asked(measuring["bos"]), loading.pop("stream")
     with open_display() as display:
         if chosen:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from secateur.search.losses import LOSSES
 from secateur.search.settings.training import TrainingSettings
@@ -18,30 +18,40 @@ MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
 class DataSettings(Section):
-    """Sources of text: ``docs``, a file, a directory, or a hub dataset. The three sets are disjoint.
+    """Sources of text: ``docs``, a file, a directory, or a hub dataset. The sets are disjoint.
 
     Args:
         calibration: for statistics of the model.
         search: for the losses that controllers see.
         test: for the final measurements alone.
+        contrast: second calibration text, for metrics and formulas over two: of a domain and what is general.
         format: ``text`` reads files as plain text whatever their suffix is, as ``text:PATH`` does for one of them.
     """
 
     calibration: str = "docs"
     search: str = "docs"
     test: str = "docs"
+    contrast: str | None = Field(default=None, min_length=1)
     format: Literal["auto", "text"] = Field(default="auto", exclude=True)
 
     @model_validator(mode="after")
     def _as_text(self) -> DataSettings:
         if self.format == "auto":
             return self
-        for part in ("calibration", "search", "test"):
+        for part in ("calibration", "search", "test", "contrast"):
             source = getattr(self, part)
-            if source != "docs" and not source.startswith(("hub:", "text:")):
+            if source not in (None, "docs") and not source.startswith(("hub:", "text:")):
                 object.__setattr__(self, part, f"text:{source}")
         object.__setattr__(self, "format", "auto")  # what it says is in the sources now
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plain values; without `contrast` where there is none, as in studies from before there was such a key."""
+        plain: dict[str, Any] = handler(self)
+        if self.contrast is None:
+            plain.pop("contrast", None)
+        return plain
 
 
 class LatencySettings(Section):

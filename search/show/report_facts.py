@@ -82,6 +82,7 @@ def method(run: Run) -> dict[str, str]:
         "search text": f"{of.data.search}, {', '.join(f'{n:,}' for n in of.fidelities)} tokens (nested)",
         "test text": f"{of.data.test}, {of.test_tokens:,} tokens; no controller sees it",
         "calibration text": f"{of.data.calibration}, {of.calibration_tokens:,} tokens",
+        **({} if of.data.contrast is None else {"contrast text": f"{of.data.contrast}, as many tokens"}),
         "seeds": f"{run.settings.seed} of the controller, {run.settings.data_seed} of the windows",
     }
     if of.training is not None:

@@ -7,8 +7,10 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from secateur.spaces.formulas.grammar import FormulaTextError, parse, print_formula
-from secateur.spaces.formulas.tree import Tree
-from secateur.spaces.methods import REGISTERED
+from secateur.spaces.formulas.operators import TERMINALS
+from secateur.spaces.formulas.tree import Tree, terminals_in
+from secateur.spaces.method import CONTRAST, Unit
+from secateur.spaces.methods import REGISTERED, metrics_of
 
 PREFIX = "formula:"
 
@@ -20,6 +22,17 @@ def formula_of(metric: str) -> Tree | None:
         FormulaTextError: if the text after the prefix is not a formula; columns count from there.
     """
     return parse(metric.removeprefix(PREFIX).strip()) if metric.startswith(PREFIX) else None
+
+
+def needs_contrast(metric: str, unit: Unit) -> bool:
+    """True if a metric of recipes, or a formula, needs a second calibration text."""
+    tree = formula_of(metric)
+    if tree is not None:
+        return any(
+            TERMINALS[name].source.startswith(CONTRAST) for name in terminals_in(tree) if name in TERMINALS
+        )
+    row = metrics_of(unit).get(metric)
+    return row is not None and row.contrasts
 
 
 def metric_of(tree: Tree) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["weights", "moments", "gram", "gradients"]
+Source = Literal[
+    "weights", "moments", "gram", "gradients", "damage", "contrast moments", "contrast gradients"
+]
 
 ATOM = 9
 """Precedence of terms that never need parentheses."""
@@ -23,7 +25,8 @@ class Quantity:
     Args:
         latex: its symbol.
         nonnegative: True if its values are >= 0.
-        source: statistics it is computed from: weights, moments or Gram matrices of inputs, or gradients.
+        source: statistics it is computed from: weights, moments or Gram matrices of inputs, gradients, inputs weighted
+            by the damage to tokens, or statistics of the second calibration set.
     """
 
     latex: str
@@ -45,6 +48,11 @@ TERMINALS: dict[str, Quantity] = {
     "C": Quantity(r"\lVert W_{:,j} \rVert_1"),
     # Position of the block: 0 the first, 1 the last.
     "P": Quantity("p"),
+    # X with tokens weighted by the divergence of a pruned model's predictions.
+    "T": Quantity(r"\lVert X_{\mathrm{damaged}} \rVert_2", source="damage"),
+    # X and G over the second calibration set (`evaluator.data.contrast`) in place of the first.
+    "X2": Quantity(r"\lVert X' \rVert_2", source="contrast moments"),
+    "G2": Quantity("G'", source="contrast gradients"),
 }
 
 

@@ -14,6 +14,11 @@ DEEPEST_START = 6
 
 _TRIES = 20
 
+FIRST = tuple(
+    name for name, row in TERMINALS.items() if row.source in ("weights", "moments", "gram", "gradients")
+)
+"""Terminals of one calibration set, none of whose tokens counts more than others."""
+
 
 @dataclass(frozen=True)
 class Palette:
@@ -27,7 +32,7 @@ class Palette:
         ValueError: for an unknown name, no terminal, no operator, or a share outside [0, 1].
     """
 
-    terminals: tuple[str, ...] = tuple(TERMINALS)
+    terminals: tuple[str, ...] = FIRST
     operators: tuple[str, ...] = tuple(OPERATORS)
     constants: float = 0.1
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from secateur.spaces.architecture.cost import ShareOf, block_shares
 from secateur.spaces.formulas.metric import MetricName
-from secateur.spaces.method import Unit
+from secateur.spaces.method import CONTRAST, Unit
 from secateur.spaces.methods import REPAIRS, RULES, metrics_of, searched
 from secateur.spaces.recipe.choices import Subspace, Tree, items_of_known
 from secateur.spaces.recipe.keys import (
@@ -171,6 +171,11 @@ class RecipeSettings(SpaceSettings):
             if not SOURCE_NAME.fullmatch(name):
                 raise ValueError(
                     f"Expected names in `sources` of letters, digits, dots, dashes and underscores, got {name!r}."
+                )
+            if name == CONTRAST:
+                raise ValueError(
+                    f"Expected other names in `sources` than {CONTRAST}, got it. Name that text in "
+                    "`evaluator.data.contrast`: it is in no mixture."
                 )
 
     def _check_names(self) -> None:
