@@ -14,6 +14,7 @@ from secateur.search.app.recipe_file import RecipeFile, known_recipe, open_recip
 from secateur.search.cli import _dispatch
 from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
+from secateur.spaces.formulas.metric import needs_contrast
 from secateur.spaces.recipe.known import KNOWN
 
 SPACE = {
@@ -101,7 +102,9 @@ def test_the_head_of_a_file_says_what_it_was_found_with(run):
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_known_recipe_is_a_file(name, tmp_path):
-    file = known_recipe(name, 0.4, "somewhere")
+    metric = KNOWN[name].form["metric"]
+    second = needs_contrast(metric if isinstance(metric, str) else metric["name"], KNOWN[name].unit)
+    file = known_recipe(name, 0.4, "somewhere", "elsewhere" if second else None)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(file.model_dump(mode="json")))
     assert open_recipe(str(path)) == file

@@ -55,7 +55,11 @@ class Case:
         self.model = small_llama(n_layers=4)
         self.anatomy = dissect(self.model)
         self.shape = model_shape(self.anatomy, 8, 4)
-        pools = build_pools(self.anatomy, {"calibration": random_tokens(1, 512, seed=5)[0]}, look=True)
+        texts = {
+            "calibration": random_tokens(1, 512, seed=5)[0],
+            "contrast": random_tokens(1, 512, seed=6)[0],
+        }
+        pools = build_pools(self.anatomy, texts, look=True)
         cache = StatisticsCache(directory, sys.maxsize)
         self.basis = RecipeContext(self.anatomy, "toy", pools, cache, self.shape, seed=0, dampening=0.01)
         self.switchers = {unit: switcher_of(self.basis, unit) for unit in ("weights", "structure", "blocks")}
