@@ -43,7 +43,9 @@ def passes(monkeypatch):
     monkeypatch.setattr(
         calibration_statistics,
         "walk_dense",
-        lambda *args, gram: seen.append("gram" if gram else "moments") or walk(*args, gram=gram),
+        lambda *args, gram, **more: (
+            seen.append("gram" if gram else "moments") or walk(*args, gram=gram, **more)
+        ),
     )
     monkeypatch.setattr(
         calibration_statistics,

@@ -121,14 +121,14 @@ def of_statistics(
     return holdings
 
 
-def of_states(found: Outline, n_tokens: int) -> list[Holding]:
+def of_states(found: Outline, n_tokens: int, phase: Phase) -> list[Holding]:
     """Hidden states of so many tokens in files before and after a block; mapped while they are read."""
     n_bytes = n_tokens * found.anatomy.width * found.dtype.itemsize
     why = f"of {n_tokens:,} tokens, before and after a block"
     setting = "evaluator.calibration_tokens, --tokens"
     return [
-        Holding("hidden states, kept", "disk", 2 * n_bytes, ("prune",), why, setting),
-        Holding("hidden states, kept", "host", n_bytes, ("prune",), why, setting, mapped=True),
+        Holding("hidden states, kept", "disk", 2 * n_bytes, (phase,), why, setting),
+        Holding("hidden states, kept", "host", n_bytes, (phase,), why, setting, mapped=True),
     ]
 
 

@@ -67,17 +67,33 @@ class StatisticsCache:
         self._shrink(self.limit_bytes - n_bytes)
         check_room(self.directory, n_bytes, "lower the limit of the cache", what)
 
-    def put(self, key: str, pieces: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    def fresh(self, key: str) -> tuple[Path, int]:
+        """Directory of an entry that is not whole, and the number of pieces that a killed writer left, while locked."""
+        fresh, count = self.directory / f"{_FRESH}{key}", 0
+        with suppress(LevelStoreError):
+            while load_block(fresh, count):
+                count += 1
+        return fresh, count
+
+    def put(
+        self, key: str, pieces: Iterable[Mapping[str, Tensor]], n_there: int = 0
+    ) -> list[dict[str, Tensor]]:
         """Write an entry piece by piece, over an older one, while its group is locked; the pieces, mapped.
+
+        Args:
+            key: of the entry.
+            pieces: all, or those after the ones that are there.
+            n_there: number of pieces that a killed writer left, see `fresh`, and that are to be a part of the entry.
 
         Raises:
             LevelStoreError: if it can't be written; then nothing is left of it.
         """
         fresh = self.directory / f"{_FRESH}{key}"
-        shutil.rmtree(fresh, ignore_errors=True)  # of a writer that was killed
-        fresh.mkdir()
+        if not n_there:
+            shutil.rmtree(fresh, ignore_errors=True)  # of a writer that was killed
+        fresh.mkdir(exist_ok=True)
         try:
-            for index, tensors in enumerate(pieces):
+            for index, tensors in enumerate(pieces, n_there):
                 save_block(tensors, fresh, index)
             written = _load(fresh)
             self._delete(self.directory / key)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
 from secateur.pruners.calibration.gradients import Gradients, collect_gradients
+from secateur.pruners.calibration.kept_states import KeptStates
 from secateur.pruners.calibration.pass_kinds import n_bytes
 from secateur.pruners.calibration.statistics import ROLES, InputStatistics, ModelStatistics, OutputStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, most, stream_blocks
@@ -130,8 +132,7 @@ class CalibrationStatistics:
         mixtures = [block.mixture for block in self._anatomy.blocks if block.mixture]
         n_numbers = sum(mixture.router.shape[1] for mixture in mixtures) * self._tokens.numel()
         self._cache.make_room(n_numbers * mixtures[0].router.element_size(), "the inputs of experts")
-        walk = stream_blocks(self._anatomy, self._tokens, experts=True)
-        self._put(_EXPERTS, ({} if x.experts is None else packed(x.experts) for x in walk))
+        self._put_walk(_EXPERTS, walk_mixtures)
         return self._parts[_EXPERTS]
 
     @property
@@ -191,7 +192,14 @@ class CalibrationStatistics:
     def _walk(self, gram: bool) -> None:
         name = "gram" if gram else "moments"
         self._cache.make_room(gram_bytes(self._anatomy) if gram else 0, f"the {name} of inputs")
-        self._put(name, walk_dense(self._anatomy, self._tokens, gram=gram))
+        self._put_walk(name, partial(walk_dense, gram=gram))
+
+    def _put_walk(self, name: str, walk: Callable[..., Iterator[dict[str, Tensor]]]) -> None:
+        """Put an entry with a piece a block, from where a killed walk was."""
+        fresh, n_there = self._cache.fresh(f"{self._group}.{name}")
+        kept = KeptStates(fresh, self._group)
+        pieces = walk(self._anatomy, self._tokens, first=n_there, kept=kept)
+        self._parts[name] = self._cache.put(f"{self._group}.{name}", pieces, n_there)
 
     def _collect_gradients(self, kinds: Sequence[Kind]) -> None:
         n_weights = sum(linear.n_weights for linear in self._anatomy.linears)
@@ -205,15 +213,36 @@ class CalibrationStatistics:
 
 
 def walk_dense(
-    anatomy: Anatomy, tokens: Int[Tensor, "windows length"], *, gram: bool
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "windows length"],
+    *,
+    gram: bool,
+    first: int = 0,
+    kept: KeptStates | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Statistics of each block as named tensors on the CPU that share no memory.
 
     An input that several projections read has one copy, under the name of the first, its owner. Moments do not
     depend on whether Gram matrices are collected.
+
+    Args:
+        first: block that is wanted first.
+        kept: see `stream_blocks`.
     """
-    for part in stream_blocks(anatomy, tokens, **collected_by_walks(gram)):
-        yield packed_statistics(part)
+    missing = range(first, len(anatomy.blocks))
+    for part in stream_blocks(anatomy, tokens, **collected_by_walks(gram), missing=missing, kept=kept):
+        if part.block.index >= first:
+            yield packed_statistics(part)
+
+
+def walk_mixtures(
+    anatomy: Anatomy, tokens: Int[Tensor, "windows length"], *, first: int, kept: KeptStates | None
+) -> Iterator[dict[str, Tensor]]:
+    """Evidence of each block's mixture likewise; nothing of a block without one."""
+    missing = range(first, len(anatomy.blocks))
+    for part in stream_blocks(anatomy, tokens, experts=True, missing=missing, kept=kept):
+        if part.block.index >= first:
+            yield {} if part.experts is None else packed(part.experts)
 
 
 def collected_by_walks(gram: bool) -> dict[str, Any]:

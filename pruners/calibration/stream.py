@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from secateur.pruners.calibration.kept_states import KeptStates
 from secateur.pruners.calibration.statistics import Collector, HookOf, InputStatistics, OutputStatistics
 from secateur.pruners.depth.shortgpt import block_influence
 from secateur.pruners.experts.evidence import ExpertEvidence, MixtureRecorder
@@ -128,6 +129,8 @@ def stream_blocks(
     experts: bool = False,
     expert_outputs: bool = False,
     sequential: bool = False,
+    missing: Collection[int] | None = None,
+    kept: KeptStates | None = None,
 ) -> Iterator[BlockStatistics]:
     """Yield each block with its statistics; the consumer may prune the block before the next one.
 
@@ -144,14 +147,21 @@ def stream_blocks(
         sequential: compute a block's output with the weights that the consumer gave it, so that later statistics come
             from already pruned blocks. Otherwise one pass serves statistics and output, and all statistics are those
             of the model as it was.
+        missing: blocks whose statistics are wanted; None: of all. Others are yielded as far as they lead to these.
+        kept: states that a killed walk left, from which this one goes on; written behind each block.
     """
+    wanted = range(len(anatomy.blocks)) if missing is None else missing
+    last = max(wanted, default=-1)
     if inputs == outputs == "nothing" and not experts:
-        for block in anatomy.blocks:
+        for block in anatomy.blocks[: last + 1]:
             with anatomy.hold(block):
                 yield BlockStatistics(block)
         return
     walk = Walk(anatomy, tokens)
-    for block in anatomy.blocks:
+    found = kept and kept.before(wanted)
+    first, states = found or (0, walk.hidden)
+    walk.hidden = [x.to(anatomy.embedding.weight.device) for x in states]
+    for block in anatomy.blocks[first : last + 1]:
         with anatomy.hold(block):
             statistics, hidden = walk.collect(
                 block,
@@ -162,6 +172,11 @@ def stream_blocks(
             )
             yield statistics
             walk.hidden = walk.through(block) if sequential else hidden
+        del statistics, hidden
+        if kept is not None and block.index < last:
+            walk.hidden = list(kept.keep(block.index + 1, walk.hidden))
+    if kept is not None:
+        kept.remove()
 
 
 @torch.no_grad()

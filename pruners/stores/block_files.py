@@ -72,7 +72,7 @@ def build_store(
     key: Key,
     n_blocks: int,
     room: Callable[[Collection[int]], int],
-    make: Callable[[Collection[int]], Iterable[Mapping[str, Tensor]]],
+    make: Callable[[Collection[int]], Iterable[tuple[int, Mapping[str, Tensor]]]],
     *,
     otherwise: str,
     on_block: Callable[[int], None],
@@ -85,7 +85,7 @@ def build_store(
         directory: made if it is not there.
         n_blocks: of the model.
         room: upper bound of the bytes of blocks, by their indices.
-        make: from the indices of missing blocks to the tensors of every block in order; those of others are not used.
+        make: from the indices of missing blocks to blocks with their tensors, in order; those of others are not used.
         otherwise: advice beside freeing some room on the disk, for the message.
         on_block: told the index of each block that is done.
 
@@ -97,10 +97,16 @@ def build_store(
     missing = [index for index in range(n_blocks) if not (begun and _block_path(directory, index).exists())]
     check_room(directory, room(missing), otherwise)
     _write_index(directory, key, finished=False)
-    for index, tensors in enumerate(make(missing)):
+    done = 0
+    for index, tensors in make(missing) if missing else ():
+        for before in range(done, index):
+            on_block(before)
         if index in missing:
             save_block(tensors, directory, index)
         on_block(index)
+        done = index + 1
+    for after in range(done, n_blocks):
+        on_block(after)
     _write_index(directory, key, finished=True)
 
 

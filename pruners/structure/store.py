@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, model_statistics
+from secateur.pruners.calibration.kept_states import KeptStates, states_bytes
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.experts.channels import channels_of, experts_cut
 from secateur.pruners.experts.levels import counts_of, expert_level, expert_levels
@@ -245,14 +246,15 @@ def build_structure(
     layouts = find_layouts(anatomy, experts=True)
     method, counts = key.method, key.counts
 
-    def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
+    def make(missing: Collection[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         identity, gradients = f"{key.model} {key.calibration}", method.gradients if missing else ()
         path = gradients_path(directory)
         whole = model_statistics(
             anatomy, tokens, gradients=gradients, path=path, identity=identity, contrast=contrast
         )
-        parts = stream_blocks(anatomy, tokens, **key.streamed)
-        for part, layout in zip(parts, layouts, strict=True):
+        kept = KeptStates(directory, key.digest)
+        for part in stream_blocks(anatomy, tokens, **key.streamed, missing=missing, kept=kept):
+            layout = layouts[part.block.index]
             tensors: dict[str, Tensor] = {}
             for sub in layout.parts if part.block.index in missing else ():
                 if isinstance(sub, MixtureLayout):
@@ -262,13 +264,16 @@ def build_structure(
                     continue
                 inputs = part.outputs[sub.output.name]
                 tensors |= reorder_by(method, sub, inputs, whole.gradients, counts[sub.kind])
-            yield tensors | _scores(layout, part) if tensors else {}
+            yield part.block.index, tensors | _scores(layout, part) if tensors else {}
 
     build_store(
         directory,
         key,
         len(layouts),
-        lambda missing: _n_bytes(directory, anatomy, [layouts[index] for index in missing], key),
+        lambda missing: (
+            _n_bytes(directory, anatomy, [layouts[index] for index in missing], key)
+            + states_bytes(anatomy, tokens)
+        ),
         make,
         otherwise="use fewer levels or repairs",
         on_block=on_block,

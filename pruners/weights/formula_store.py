@@ -13,6 +13,7 @@ from torch import Tensor, tensor
 
 from secateur.pruners.calibration.fisher import output_moments
 from secateur.pruners.calibration.gradients import gradients_to_write, kind_path, model_statistics
+from secateur.pruners.calibration.kept_states import KeptStates, states_bytes
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.formulas.terminals import Terminals, kinds_of, terminals_of
@@ -164,18 +165,20 @@ def build_terminals(
     per_input, kinds = _per_input(names), kinds_of(names)
     kept = grams.blocks if grams is not None else ()
 
-    def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
+    key = TerminalKey(identity, tuple(sorted(names)), grams)
+
+    def make(missing: Collection[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         path = directory / GRADIENTS
         model_statistics(anatomy, tokens, gradients=kinds, path=path, identity=identity, contrast=contrast)
-        for part in stream_blocks(anatomy, tokens, **streamed(anatomy, names, grams)):
-            tensors = _inputs(part, per_input, dampening)
-            yield tensors | (_grams(part, grams) if grams is not None and part.block.index in kept else {})
+        walk, states = streamed(anatomy, names, grams), KeptStates(directory, key.digest)
+        for part in stream_blocks(anatomy, tokens, **walk, missing=missing, kept=states):
+            tensors, index = _inputs(part, per_input, dampening), part.block.index
+            yield index, tensors | (_grams(part, grams) if grams is not None and index in kept else {})
 
     def n_bytes(missing: Collection[int]) -> int:
-        needed = terminal_bytes(anatomy, names, grams, missing)
+        needed = terminal_bytes(anatomy, names, grams, missing) + states_bytes(anatomy, tokens)
         return needed + gradients_to_write(directory / GRADIENTS, anatomy, kinds)
 
-    key = TerminalKey(identity, tuple(sorted(names)), grams)
     build_store(
         directory, key, len(anatomy.blocks), n_bytes, make, otherwise="use fewer terminals", on_block=on_block
     )

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, model_statistics
+from secateur.pruners.calibration.kept_states import KeptStates, states_bytes
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, stream_blocks
 from secateur.pruners.models.anatomy import Anatomy, Linear
@@ -146,7 +147,7 @@ def build_levels(
         ValueError: as `Method.weights` does.
     """
 
-    def make(missing: Collection[int]) -> Iterator[dict[str, Tensor]]:
+    def make(missing: Collection[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         identity = f"{key.model} {key.calibration}"
         whole = model_statistics(
             anatomy,
@@ -159,7 +160,9 @@ def build_levels(
         expected = key.expected or {}
         dense = {linear.name: linear.weight for linear in anatomy.linears}
         try:
-            for part in stream_blocks(anatomy, tokens, inputs=key.method.needs, sequential=bool(expected)):
+            walk: dict[str, Any] = {"inputs": key.method.needs, "sequential": bool(expected)}
+            kept = KeptStates(directory, key.digest)
+            for part in stream_blocks(anatomy, tokens, **walk, missing=missing, kept=kept):
                 block, found = part.block, {}
                 if block.index in missing:
                     found = {linear.name: _levels_of(linear, part, whole, key) for linear in block.linears}
@@ -169,7 +172,7 @@ def build_levels(
                     levels = sparsities_of(key.levels, linear.n_weights, linear.name)
                     level = levels.index(expected[linear.name])
                     linear.point_to(_at_level(linear.weight, found[linear.name], levels, level))
-                yield found
+                yield block.index, found
         finally:
             for linear in anatomy.linears:
                 linear.point_to(dense[linear.name])
@@ -178,7 +181,7 @@ def build_levels(
         directory,
         key,
         len(anatomy.blocks),
-        lambda missing: _n_bytes(directory, anatomy, key, missing),
+        lambda missing: _n_bytes(directory, anatomy, key, missing) + states_bytes(anatomy, tokens),
         make,
         otherwise="use fewer levels (`space.step`, `space.max_sparsity`)",
         on_block=on_block,

@@ -74,7 +74,7 @@ def forecast_prune(
     if found.device.type == "cpu" and not file.is_smaller and not kinds:
         by_block = [*memory.of_streamed_weights(found, phases, ("prune",)), *statistics]
         by_block += memory.of_data(found, window, {"test": min(tokens, BATCH_TOKENS)}, {"test": ("test",)})
-        by_block += memory.of_states(found, n_calibration + 2 * tokens)
+        by_block += memory.of_states(found, n_calibration + 2 * tokens, "prune")
         by_block += memory.of_pruned(found, ("prune",), streamed=True)
         by_block += memory.of_export(found, streamed=True)
     speed = None
