@@ -350,7 +350,8 @@ def _executor(settings: Settings, session: Session, directory: Path, levels: Pat
 
 def _asked(settings: Settings, session: Session) -> dict[str, Any]:
     """Values that the proposals of a controller depend on, apart from measurements."""
-    row, proxy, more = CONTROLLERS[settings.controller.kind], session.plan.proxy, {}
+    row, proxy = CONTROLLERS[settings.controller.kind], session.plan.proxy
+    more: dict[str, Any] = {}
     more |= {"proxy": proxy and proxy.text} if row.screens(settings.controller) else {}
     more |= {"n_workers": _n_workers(settings)} if row.islands else {}
     return more | {
