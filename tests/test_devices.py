@@ -127,7 +127,8 @@ def test_every_importance_and_repair_of_structure_builds_alike(devices, name, tm
     for file in files:
         one, other = load_file(tmp_path / "cpu" / file), load_file(tmp_path / "gpu" / file)
         assert one.keys() == other.keys()
-        assert all(torch.equal(one[x], other[x]) for x in one), file
+        for x in one:  # orders alike; repairs are in fp32 on a GPU, in fp64 on a CPU
+            torch.testing.assert_close(other[x], one[x], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", DEPTH)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.linalg import dampened, factor, leading_solve, lower_factor
+from secateur.pruners.linalg import dampened, factor, in_precision, leading_solve, no_factor
 from secateur.pruners.structure.evidence import Evidence
 from secateur.pruners.structure.refit import RepairInputs
 
@@ -32,9 +32,9 @@ def obs_order(
     and one pass serves all levels. The updated weights are not needed for it, only their Gram matrix: after the
     pass `refit.obs_update` gives the weights of any level in closed form.
 
-    Differences from the paper: one unit at a time, never several at once; matrices in fp64; removals are carried
-    over in batches, which changes rounding alone. A unit is one channel, or the columns of all query
-    heads of a KV group. Ties: the smaller index first.
+    Differences from the paper: one unit at a time, never several at once; matrices in the precision of `in_precision`;
+    removals are carried over in batches, which changes rounding alone. A unit is one channel, or the columns of all
+    query heads of a KV group. Ties: the smaller index first.
 
     Args:
         weight: of the output projection.
@@ -43,15 +43,21 @@ def obs_order(
         dampening: added to the diagonal, as a fraction of its mean, > 0.
         name: the layer, for errors.
     """
-    inverse = torch.cholesky_inverse(factor(dampened(second_moment, dampening), name))
-    product = weight.double().T @ weight.double()  # W^T W
-    state = _Lazy(inverse, product, unit_width, name)
-    removed = []
-    while state.units.numel():
-        if state.n_pending + unit_width > max(_LAZY, unit_width):
-            state.flush()
-        removed.append(state.remove(int(state.costs().argmin())))
-    return torch.tensor(removed, device=weight.device)
+
+    def order(precision: torch.dtype) -> list[int]:
+        moment = dampened(second_moment, dampening).to(precision)
+        inverse = torch.cholesky_inverse(factor(moment, name))
+        product = weight.to(precision).T @ weight.to(precision)  # W^T W
+        state, removed = _Lazy(inverse, product, unit_width, name), list[int]()
+        while state.units:
+            if state.n_pending + unit_width > max(_LAZY, unit_width):
+                state.flush()
+            removed.append(state.remove(int(state.costs().argmin())))
+            if state.n_gone == len(state.units):
+                state.flush()
+        return removed
+
+    return torch.tensor(in_precision(order, weight.device, name), device=weight.device)
 
 
 class _Lazy:
@@ -66,12 +72,13 @@ class _Lazy:
         self, inverse: Float[Tensor, "in in"], product: Float[Tensor, "in in"], unit_width: int, name: str
     ) -> None:
         self._inverse, self._product, self._width, self._name = inverse, product, unit_width, name
-        self.units = torch.arange(inverse.shape[0] // unit_width, device=inverse.device)
+        self.units = list(range(inverse.shape[0] // unit_width))
         self._restart()
 
     def _restart(self) -> None:
         n, width = self._inverse.shape[0], self._width
-        self.n_pending = 0
+        self.n_pending = self.n_gone = 0
+        self._failed = torch.zeros((), dtype=torch.int32, device=self._inverse.device)
         self._u = self._inverse.new_empty(n, max(_LAZY, width))
         self._r = torch.empty_like(self._u)
         self._gone = torch.zeros(n // width, dtype=torch.bool, device=self._u.device)
@@ -92,7 +99,8 @@ class _Lazy:
         """Remove the unit at this place; its number."""
         columns = slice(position * self._width, (position + 1) * self._width)
         u, r = self._u[:, : self.n_pending], self._r[:, : self.n_pending]
-        root = lower_factor(self._inverse_blocks[position], self._name)
+        root, failed = torch.linalg.cholesky_ex(self._inverse_blocks[position])
+        self._failed += failed.abs()  # looked at in `flush`: a look waits for the device
         new_u = _over_root(self._inverse[:, columns] - u @ u[columns].T, root)
         energy = _over_root(_over_root(self._product_blocks[position], root).T, root)  # E^T E
         new_r = _over_root(self._product[:, columns] - r @ u[columns].T - u @ r[columns].T, root)
@@ -105,20 +113,25 @@ class _Lazy:
         cross = _by_block(r_blocks, u_blocks)
         self._product_blocks -= cross + cross.mT
         self._gone[position] = True
-        number = int(self.units[position])
-        if bool(self._gone.all()):
-            self.units = self.units[:0]
-        return number
+        self.n_gone += 1
+        return self.units[position]
 
     def flush(self) -> None:
-        """Apply pending removals, and drop the removed units."""
+        """Apply pending removals, and drop the removed units.
+
+        Raises:
+            NoFactorError: if one of them had no factor.
+        """
+        if self._failed:
+            raise no_factor(self._name)
         left = ~self._gone
         rows = left.repeat_interleave(self._width).nonzero().flatten()
         u, r = self._u[rows, : self.n_pending], self._r[rows, : self.n_pending]
         self._inverse = self._inverse[rows[:, None], rows].addmm_(u, u.T, alpha=-1)
         self._product = self._product[rows[:, None], rows].addmm_(r, u.T, alpha=-1).addmm_(u, r.T, alpha=-1)
-        self.units = self.units[left]
-        self._restart()
+        self.units = [unit for unit, stays in zip(self.units, left.tolist(), strict=True) if stays]
+        if self.units:
+            self._restart()
 
 
 def _over_root(
