@@ -284,7 +284,7 @@ def recover(
     run: Run | str | Path,
     trials: Sequence[int | Found] = (),
     *,
-    method: Literal["lora", "full", "norms"] = "lora",
+    method: Literal["lora", "full", "norms", "spp", "scale_lora", "perp", "last"] = "lora",
     loss: Literal["kl", "ce"] = "kl",
     tokens: int = 65536,
     lr: float | None = None,

@@ -14,7 +14,8 @@ from secateur.evaluators.blockwise import changed_bytes, prefix_bytes
 from secateur.evaluators.data.windows import Batch, EvaluationData, batch_tokens
 from secateur.evaluators.forecast.prospect import Outline
 from secateur.evaluators.losses import Teacher, loss_sums
-from secateur.evaluators.training.settings import Training
+from secateur.evaluators.training.methods import N_LAST
+from secateur.evaluators.training.settings import RANKED, Training
 from secateur.pruners.calibration.gradients import gradient_bytes
 from secateur.pruners.calibration.pass_kinds import n_bytes
 from secateur.pruners.calibration.stream import stream_blocks
@@ -263,8 +264,12 @@ def of_training(found: Outline, training: Training, window: int, phases: Sequenc
     linears = list(anatomy.linears)
     if training.method == "full":
         n_learning = n_all
-    elif training.method == "lora":
+    elif training.method == "last":
+        n_learning = sum(x.numel() for block in anatomy.blocks[-N_LAST:] for x in block.module.parameters())
+        n_learning += anatomy.head.weight.numel()
+    elif training.method in RANKED:
         n_learning = training.rank * sum(x.in_features + x.out_features for x in linears)
+        n_learning += training.rank * (anatomy.vocab_size + anatomy.width) if training.method == "perp" else 0
     else:
         norms = [name for block in anatomy.blocks for name in block.norms] + [anatomy.final_norm]
         modules = [anatomy.model.get_submodule(name) for name in norms if name]

@@ -9,12 +9,17 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-Method = Literal["full", "norms", "lora"]
+Method = Literal["full", "norms", "lora", "spp", "scale_lora", "perp", "last"]
 Loss = Literal["kl", "ce"]
 Schedule = Literal["cosine", "constant"]
 
-LEARNING_RATES: Mapping[Method, float] = MappingProxyType({"full": 3e-4, "norms": 3e-3, "lora": 2e-3})
-"""Defaults of `Training.lr`; the fewer parameters are trained, the larger."""
+LEARNING_RATES: Mapping[Method, float] = MappingProxyType(
+    {"full": 3e-4, "norms": 3e-3, "lora": 2e-3, "spp": 4e-3, "scale_lora": 5e-4, "perp": 5e-4, "last": 1e-5}
+)
+"""Defaults of `Training.lr`: of the first three ours, the larger the fewer parameters are trained; else published."""
+
+RANKED: tuple[Method, ...] = ("lora", "spp", "scale_lora", "perp")
+"""Methods with updates of a rank."""
 
 
 def cosine(step: int, n_steps: int, warmup: float) -> float:
@@ -49,13 +54,15 @@ class Training:
 
     Args:
         method: trained parameters. ``full``: all of them; ``norms``: gains and biases of the norms; ``lora``: low-rank
-            updates of the projections (https://arxiv.org/abs/2106.09685), see `lora`. Zeros stay zeros in all.
+            updates of the projections (https://arxiv.org/abs/2106.09685), see `lora`; ``spp``: `SparsityPreserving`;
+            ``scale_lora``: `ScaledUpdate`; ``perp``: biases, norms and `MaskedUpdate`; ``last``: the last three
+            blocks, the final norm and the head. Zeros stay zeros in all.
         loss: ``kl``, distillation from the dense model (https://arxiv.org/abs/1503.02531, at temperature 1), or
             ``ce``, the cross-entropy of the next token.
         tokens: trained on, repetitions counted; whole batches.
         batch: windows a step.
         lr: largest learning rate; None for that of the method in `LEARNING_RATES`.
-        rank: of the updates of ``lora``; their scale is 2.
+        rank: of updates, for those of `RANKED`; their scale is 2.
         warmup: fraction of the steps in which the learning rate rises, for the schedule ``cosine``.
         weight_decay: decoupled (https://arxiv.org/abs/1711.05101).
         clip: largest norm of a gradient.
@@ -111,7 +118,7 @@ class Training:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the learning rate that is used; equal ones mean the same training."""
-        rank = self.rank if self.method == "lora" else None
+        rank = self.rank if self.method in RANKED else None
         plain = asdict(self) | {"lr": self.learning_rate, "rank": rank}
         if self.schedule == "cosine":
             del plain["schedule"]  # as in records that were made before there was another one

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.evaluators.training.losses import ce_loss, head_inputs, kl_loss
-from secateur.evaluators.training.settings import SCHEDULES, Method, Training
+from secateur.evaluators.training.methods import METHODS
+from secateur.evaluators.training.settings import SCHEDULES, Training
 from secateur.pruners.models.anatomy import Anatomy
 
 
@@ -62,12 +62,13 @@ class Trainer:
                 torch.float32, copy=True, memory_format=torch.contiguous_format
             )
         anatomy.model.requires_grad_(False)
-        self._merge = METHODS[training.method](anatomy, training)
+        self._learner = METHODS[training.method](anatomy, training)
         named = anatomy.model.named_parameters()  # tied ones once
         self._trained = {name: parameter for name, parameter in named if parameter.requires_grad}
         weights: list[Any] = [linear.module.weight for linear in anatomy.linears]
-        # For ``lora`` see `MaskedLora`.
-        self._zeros = [(weight, weight.detach() == 0) for weight in weights if weight.requires_grad]
+        # For ``lora`` see `MaskedLora`; an adapter's own weight is not trained.
+        own = [weight for weight in weights if isinstance(weight, nn.Parameter) and weight.requires_grad]
+        self._zeros = [(weight, weight.detach() == 0) for weight in own]
         self._optimizer = torch.optim.AdamW(
             self._trained.values(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
@@ -99,6 +100,7 @@ class Trainer:
         rate = SCHEDULES[training.schedule](self.step, self.n_steps, training.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = training.learning_rate * rate
+        self._learner.before_step(self.step, self.n_steps)
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._loss(step_windows(self._windows, training.batch, training.seed, self.step))
         loss.backward()
@@ -160,7 +162,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Leave nothing but the trained weights in the model; the trainer can't be used afterwards."""
-        self._merge()
+        self._learner.merge()
         self._anatomy.model.requires_grad_(False)
 
 
@@ -183,27 +185,3 @@ def step_windows(
     order = np.concatenate([np.random.default_rng([seed, epoch]).permutation(n_windows) for epoch in epochs])
     start = first - epochs[0] * n_windows
     return windows[order[start : start + batch].tolist()]
-
-
-def _train_all(anatomy: Anatomy, training: Training) -> Callable[[], object]:
-    anatomy.model.requires_grad_(True)
-    return lambda: None
-
-
-def _train_norms(anatomy: Anatomy, training: Training) -> Callable[[], object]:
-    names = [name for block in anatomy.blocks for name in block.norms]
-    for name in filter(None, [*names, anatomy.final_norm]):
-        anatomy.model.get_submodule(name).requires_grad_(True)
-    return lambda: None
-
-
-def _train_lora(anatomy: Anatomy, training: Training) -> Callable[[], object]:
-    from secateur.evaluators.training.lora import attach_lora  # PEFT is an extra
-
-    return attach_lora(anatomy, training.rank, training.seed).merge_and_unload
-
-
-METHODS: Mapping[Method, Callable[[Anatomy, Training], Callable[[], object]]] = MappingProxyType(
-    {"full": _train_all, "norms": _train_norms, "lora": _train_lora}
-)
-"""Marks the parameters that a method trains, and gives a function that writes them into the model's own weights."""

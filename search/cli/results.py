@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from secateur.search.results.run import Run
 
 
+METHOD = "Parameters that are trained: lora, full, norms, spp, scale_lora, perp or last."
+
+
 def front(run: RunDir, json: Json = False) -> None:
     """Show the Pareto front: a table, and a picture in RUN/report."""
     from secateur.search.results.run import open_run
@@ -162,11 +165,11 @@ def recover(  # noqa: PLR0913  # options of a command
         list[int] | None,
         typer.Argument(metavar="TRIAL", help="Numbers of trials, in place of bounds."),
     ] = None,
-    method: Annotated[str, typer.Option(help="Parameters that are trained: lora, full or norms.")] = "lora",
+    method: Annotated[str, typer.Option(help=METHOD)] = "lora",
     loss: Annotated[str, typer.Option(help="kl (distillation from the dense model) or ce.")] = "kl",
     tokens: Annotated[int, typer.Option(help="Training tokens, repetitions included.")] = 65536,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: depends on the method.")] = None,
-    rank: Annotated[int, typer.Option(help="Rank of the updates of lora.")] = 16,
+    rank: Annotated[int, typer.Option(help="Rank of low-rank updates.")] = 16,
     address: Annotated[
         str | None, typer.Option(help="Address of a Ray cluster; default: a local one.")
     ] = None,

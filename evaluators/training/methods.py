@@ -1,0 +1,110 @@
+"""Methods of training by the parameters that they train: a registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor
+
+from secateur.evaluators.training.adapters import (
+    MaskedUpdate,
+    PlainUpdate,
+    ScaledUpdate,
+    SparsityPreserving,
+    attach,
+)
+from secateur.evaluators.training.settings import Method, Training
+from secateur.pruners.models.anatomy import Anatomy, Linear
+
+N_LAST = 3
+"""Blocks at the end that `last` trains."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a method leaves to the trainer.
+
+    Args:
+        merge: writes what was trained into the model's own weights.
+        before_step: called before each step with its number and that of all steps.
+    """
+
+    merge: Callable[[], object] = lambda: None
+    before_step: Callable[[int, int], None] = lambda step, n_steps: None
+
+
+def _all(anatomy: Anatomy, training: Training) -> Learner:
+    anatomy.model.requires_grad_(True)
+    return Learner()
+
+
+def _norms(anatomy: Anatomy, training: Training) -> Learner:
+    for parameter in _of_norms(anatomy):
+        parameter.requires_grad_(True)
+    return Learner()
+
+
+def _lora(anatomy: Anatomy, training: Training) -> Learner:
+    from secateur.evaluators.training.lora import attach_lora  # PEFT is an extra
+
+    return Learner(attach_lora(anatomy, training.rank, training.seed).merge_and_unload)
+
+
+def _spp(anatomy: Anatomy, training: Training) -> Learner:
+    return Learner(attach(_projections(anatomy), SparsityPreserving, training.rank, training.seed))
+
+
+def _scale_lora(anatomy: Anatomy, training: Training) -> Learner:
+    return Learner(attach(_projections(anatomy), ScaledUpdate, training.rank, training.seed))
+
+
+def _perp(anatomy: Anatomy, training: Training) -> Learner:
+    """PERP's whole set (Zimmer et al. 2023, arXiv 2312.15230): biases, norms, MaskLoRA, and LoRA of the head.
+
+    A head that shares its weight with the embedding is left out: its update would move the embedding, too.
+    """
+    for name, parameter in anatomy.model.named_parameters():
+        if name.endswith("bias"):
+            parameter.requires_grad_(True)
+    for parameter in _of_norms(anatomy):
+        parameter.requires_grad_(True)
+    merges = [attach(_projections(anatomy), MaskedUpdate, training.rank, training.seed)]
+    if anatomy.head.weight is not anatomy.embedding.weight:
+        head = Linear("the head", anatomy.head, "o", "mlp", len(anatomy.blocks), transposed=False)
+        merges.append(attach([head], PlainUpdate, training.rank, training.seed))
+    return Learner(lambda: [merge() for merge in merges])
+
+
+def _last(anatomy: Anatomy, training: Training) -> Learner:
+    """The last three blocks, the final norm and the head (Reassessing Layer Pruning, arXiv 2411.15558)."""
+    blocks = [block.module for block in anatomy.blocks if any(x.n_weights for x in block.linears)][-N_LAST:]
+    modules = [*blocks, *map(anatomy.model.get_submodule, filter(None, [anatomy.final_norm])), anatomy.head]
+    for module in modules:
+        module.requires_grad_(True)
+    return Learner()
+
+
+def _projections(anatomy: Anatomy) -> Iterator[Linear]:
+    return (linear for linear in anatomy.linears if linear.n_weights)  # the others were removed
+
+
+def _of_norms(anatomy: Anatomy) -> Iterator[Tensor]:
+    names = [name for block in anatomy.blocks for name in block.norms]
+    for name in filter(None, [*names, anatomy.final_norm]):
+        yield from anatomy.model.get_submodule(name).parameters()
+
+
+METHODS: Mapping[Method, Callable[[Anatomy, Training], Learner]] = MappingProxyType(
+    {
+        "full": _all,
+        "norms": _norms,
+        "lora": _lora,
+        "spp": _spp,
+        "scale_lora": _scale_lora,
+        "perp": _perp,
+        "last": _last,
+    }
+)
+"""Marks the parameters that a method trains."""
