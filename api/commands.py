@@ -289,6 +289,8 @@ def recover(
     tokens: int = 65536,
     lr: float | None = None,
     rank: int = 16,
+    data: Literal["all", "paser"] = "all",
+    share: float = 0.2,
     address: str | None = None,
     anyway: bool = False,
     say: Say = silent,
@@ -303,7 +305,9 @@ def recover(
         loss: distillation from the dense model, or cross-entropy.
         tokens: of training, repetitions included.
         lr: learning rate; None: depends on the method.
-        rank: of the updates of ``lora``.
+        rank: of low-rank updates.
+        data: windows to train on: all, or those that PASER chooses.
+        share: of the windows, that PASER chooses at most.
         address: of a Ray cluster; None: a local one.
         anyway: go on where the forecast says that memory or disk do not suffice.
         say: given progress, one line at a time.
@@ -319,7 +323,9 @@ def recover(
 
     directory = run.directory if isinstance(run, Run) else Path(run)
     view = app.open_run(directory)
-    settings = recovery_settings(method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, address=address)
+    settings = recovery_settings(
+        method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, data=data, share=share, address=address
+    )
     numbers = [x.number if isinstance(x, Found) else x for x in trials]
     chosen = [view.pick(number=number) for number in numbers]
     if not chosen:

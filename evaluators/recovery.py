@@ -20,6 +20,7 @@ from secateur.evaluators.losses import Teacher, minimised
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.tasks.task_set import task_values
+from secateur.evaluators.training.paser import choose_windows
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
 from secateur.pruners.export.manifest import same_export
@@ -253,8 +254,12 @@ def _teacher(job: RecoveryJob, session: Session, say: Say) -> Anatomy:
 
 
 def make_trainer(session: Session, dense: Anatomy, job: RecoveryJob) -> Trainer:
-    """A trainer of the session's model on its calibration part."""
-    return Trainer(session.anatomy, job.training, session.training_windows(), dense)
+    """A trainer of the session's model on its calibration part, or on what is chosen from it."""
+    windows, of = session.training_windows(), job.training
+    if of.data == "paser":
+        texts = session.loaded.tokenizer.batch_decode(windows, skip_special_tokens=True)
+        windows = choose_windows(dense, session.anatomy, windows, of.share, texts, of.seed)
+    return Trainer(session.anatomy, of, windows, dense)
 
 
 def first_windows(session: Session, fidelity: Fidelity) -> torch.Tensor:

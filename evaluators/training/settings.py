@@ -12,6 +12,7 @@ from typing import Any, Literal
 Method = Literal["full", "norms", "lora", "spp", "scale_lora", "perp", "last"]
 Loss = Literal["kl", "ce"]
 Schedule = Literal["cosine", "constant"]
+Data = Literal["all", "paser"]
 
 LEARNING_RATES: Mapping[Method, float] = MappingProxyType(
     {"full": 3e-4, "norms": 3e-3, "lora": 2e-3, "spp": 4e-3, "scale_lora": 5e-4, "perp": 5e-4, "last": 1e-5}
@@ -68,6 +69,8 @@ class Training:
         clip: largest norm of a gradient.
         seed: order of the windows, and the first values of ``lora``.
         schedule: of the learning rate, a name in `SCHEDULES`.
+        data: windows to train on: ``all`` that are given, or a choice of them, see `paser.choose_windows`.
+        share: of the windows, that ``paser`` chooses at most.
 
     Raises:
         ValueError: on a value that is out of its range.
@@ -84,6 +87,8 @@ class Training:
     clip: float = 1.0
     seed: int = 0
     schedule: Schedule = "cosine"
+    data: Data = "all"
+    share: float = 0.2
 
     def __post_init__(self) -> None:
         for name in ("tokens", "batch", "rank", "clip"):
@@ -91,6 +96,8 @@ class Training:
                 raise ValueError(f"Expected `{name}` > 0, got {getattr(self, name)}.")
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"Expected `lr` > 0, got {self.lr}.")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"Expected `share` within (0, 1], got {self.share}.")
         if not 0 <= self.warmup < 1 or self.weight_decay < 0:
             raise ValueError(
                 f"Expected `warmup` in [0, 1) and `weight_decay` >= 0, got {self.warmup} and {self.weight_decay}."
@@ -122,6 +129,8 @@ class Training:
         plain = asdict(self) | {"lr": self.learning_rate, "rank": rank}
         if self.schedule == "cosine":
             del plain["schedule"]  # as in records that were made before there was another one
+        if self.data == "all":  # likewise
+            del plain["data"], plain["share"]
         return plain
 
     @property

@@ -175,6 +175,13 @@ def recover(  # noqa: PLR0913  # options of a command
     ] = None,
     anyway: Anyway = False,
     *,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Training windows: all, or those that paser chooses, where pruning did most damage."
+        ),
+    ] = "all",
+    share: Annotated[float, typer.Option(help="Share of the windows that paser chooses at most.")] = 0.2,
     json: Json = False,
     bounds: Bounds,
 ) -> None:
@@ -184,7 +191,9 @@ def recover(  # noqa: PLR0913  # options of a command
     from secateur.search.app.forecasting import foretold, stream_by
     from secateur.search.recovery.stage import recovery_settings
 
-    settings = recovery_settings(method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, address=address)
+    settings = recovery_settings(
+        method=method, loss=loss, tokens=tokens, lr=lr, rank=rank, data=data, share=share, address=address
+    )
     view = rooms.open_run(run)
     chosen = [choose(view, number, bounds) for number in (trials or (None,))]
     with open_display() as display:

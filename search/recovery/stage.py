@@ -41,6 +41,8 @@ class RecoverySettings(Section):
     lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     rank: int = Field(default=16, gt=0)
     seed: int = Field(default=0, ge=0)
+    data: Literal["all", "paser"] = "all"
+    share: float = Field(default=0.2, gt=0, le=1)
     address: str | None = None
 
     @property
