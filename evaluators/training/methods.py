@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from torch import Tensor
+from torch import nn
 
 from secateur.evaluators.training.adapters import (
     MaskedUpdate,
@@ -90,7 +90,7 @@ def _projections(anatomy: Anatomy) -> Iterator[Linear]:
     return (linear for linear in anatomy.linears if linear.n_weights)  # the others were removed
 
 
-def _of_norms(anatomy: Anatomy) -> Iterator[Tensor]:
+def _of_norms(anatomy: Anatomy) -> Iterator[nn.Parameter]:
     names = [name for block in anatomy.blocks for name in block.norms]
     for name in filter(None, [*names, anatomy.final_norm]):
         yield from anatomy.model.get_submodule(name).parameters()

@@ -135,5 +135,5 @@ def _divergences(
 ) -> Float[Tensor, " tokens"]:
     first, second = (x.float().log_softmax(-1) for x in (one, other))
     middle = torch.logaddexp(first, second) - np.log(2)
-    halves = (x.exp() * (x - middle) for x in (first, second))
-    return sum(half.sum(-1) for half in halves) / 2  # type: ignore[return-value]  # of two tensors
+    halves = torch.stack([(x.exp() * (x - middle)).sum(-1) for x in (first, second)])
+    return halves.mean(0)
