@@ -12,6 +12,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.statistics import InputStatistics
 
+_TILE = 1024
 RIDGE = 1e-6
 """In place of a pseudo-inverse: added to the diagonal of a second moment, as a fraction of its mean."""
 
@@ -52,8 +53,12 @@ def _fall_back(name: str) -> None:
 
 def dampened(second_moment: Float[Tensor, "in in"], dampening: float) -> Float[Tensor, "in in"]:
     """Second moment with a fraction of its mean diagonal added to the diagonal; of 1 where all inputs were zero."""
-    mean = second_moment.diagonal().mean()
-    moment = second_moment.clone()
+    return _damp(second_moment.clone(), dampening)
+
+
+def _damp(moment: Float[Tensor, "in in"], dampening: float) -> Float[Tensor, "in in"]:
+    """`dampened`, in place."""
+    mean = moment.diagonal().mean()
     moment.diagonal().add_(dampening * torch.where(mean > 0, mean, 1.0))
     return moment
 
@@ -94,7 +99,8 @@ def inverse_factor(inputs: InputStatistics, dampening: float, name: str) -> Floa
     check_finite(inputs.gram, name)
     for attempt in range(6):
         for precision in (torch.float32, torch.float64):
-            upper = _inverse_factor(inputs, dampening * 10**attempt, precision)
+            moment = inputs.gram.to(precision, copy=True).div_(max(inputs.n_tokens, 1))
+            upper = _inverse_factor(_damp(moment, dampening * 10**attempt))
             if upper is not None:
                 return upper.float()
             if attempt == 0 and precision == torch.float32:
@@ -102,29 +108,37 @@ def inverse_factor(inputs: InputStatistics, dampening: float, name: str) -> Floa
     raise no_factor(name)
 
 
-def _inverse_factor(
-    inputs: InputStatistics, dampening: float, precision: torch.dtype
-) -> Float[Tensor, "in in"] | None:
-    """The factor in a precision; None if there is none."""
-    # Each matrix is freed once it is used: they are most of the memory of wide layers.
-    assert inputs.gram is not None
-    moment = inputs.gram.to(precision) / max(inputs.n_tokens, 1)
-    damped = dampened(moment, dampening)
-    del moment
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    del damped
+def _inverse_factor(moment: Float[Tensor, "in in"]) -> Float[Tensor, "in in"] | None:
+    """Upper Cholesky factor of the inverse; None if there is none. On a CPU all in the memory of the moment.
+
+    These matrices are most of the memory that wide layers take.
+    """
+    mirror_lower(moment)
+    matrix = moment.mT  # columns are contiguous, as LAPACK has them
+    in_place = matrix.device.type == "cpu"
+    info = torch.empty((), dtype=torch.int32, device=matrix.device)
+    matrix, failed = torch.linalg.cholesky_ex(matrix, out=(matrix, info) if in_place else None)
     if failed:
         return None
-    inverse = torch.cholesky_inverse(lower)
-    del lower
-    upper: Tensor
-    upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-    return None if failed else upper
+    matrix = torch.cholesky_inverse(matrix, out=matrix if in_place else None)
+    matrix, failed = torch.linalg.cholesky_ex(matrix, upper=True, out=(matrix, info) if in_place else None)
+    return None if failed else matrix
+
+
+def mirror_lower(matrix: Float[Tensor, "n n"]) -> None:
+    """Write the lower triangle over the upper one, tile by tile, in place."""
+    for row in range(0, len(matrix), _TILE):
+        for column in range(0, row, _TILE):
+            tile = matrix[row : row + _TILE, column : column + _TILE]
+            matrix[column : column + _TILE, row : row + _TILE] = tile.mT
+        middle = matrix[row : row + _TILE, row : row + _TILE]
+        middle.copy_(middle.tril() + middle.tril(-1).mT)
 
 
 def check_finite(moment: Float[Tensor, "in in"], name: str) -> None:
     """Raise a ValueError unless a second moment is finite."""
-    if not torch.isfinite(moment).all():
+    rows = max(1, (1 << 22) // len(moment))  # its answers and absolute values take memory, too
+    if not all(torch.isfinite(part).all() for part in moment.split(rows)):
         raise ValueError(
             f"Expected finite inputs, got NaN or infinity at {name}. Check the calibration text."
         )

@@ -333,3 +333,25 @@ def test_a_full_disk_leaves_what_is_done_for_the_next_start(tmp_path, monkeypatc
         app.prune(recipe(), str(model), to, **FEW, stream="always")
     assert not to.exists()
     assert json.loads((unfinished(to) / streamed.PROGRESS).read_text())["n_blocks"] == 1
+
+
+def test_the_next_block_is_read_beside_the_work_and_given_back(tmp_path):
+    loaded = load_mapped(str(saved(tmp_path / "model", "llama", torch.bfloat16)))
+    anatomy = loaded.dissect()
+    stored = [linear.weight.data_ptr() for linear in anatomy.linears]
+    for block in anatomy.blocks:
+        with anatomy.hold(block):
+            assert {linear.weight.dtype for linear in block.linears} == {torch.float32}
+            others = [x for other in anatomy.blocks if other is not block for x in other.linears]
+            assert {linear.weight.dtype for linear in others} == {torch.bfloat16}
+            ahead = anatomy.hold._ahead
+            assert (ahead is None) == (block is anatomy.blocks[-1])
+            if ahead is not None:
+                read = ahead.result()
+                weights = list(anatomy.blocks[block.index + 1].module.parameters())
+                assert all(torch.equal(x, p.data.float()) for x, p in zip(read, weights, strict=True))
+            block.linears[0].point_to(torch.zeros_like(block.linears[0].weight))
+    assert [linear.weight.data_ptr() for linear in anatomy.linears] == stored
+    with anatomy.hold(anatomy.blocks[2]), pytest.raises(ZeroDivisionError), anatomy.hold(anatomy.blocks[0]):
+        raise ZeroDivisionError
+    assert [linear.weight.data_ptr() for linear in anatomy.linears] == stored

@@ -1,11 +1,12 @@
 """Measures the memory of a streamed prune of random weights in true shapes, and what a kill -9 costs it.
 
-    python stream.py DIR [--shapes llama-3.2-1b] [--recipes wanda sparsegpt] [--kill-in 7] [--out stream.jsonl]
+    python stream.py DIR [--shapes llama-3.2-1b] [--recipes wanda sparsegpt] [--kill-in 7] [--cap 1.6] [--out FILE]
 
 The model is written into DIR shard by shard, a block in memory at a time, and is deleted at the end with what was made
 from it. Memory is the largest `RssAnon` of /proc/PID/status, looked at 50 times a second, of the pruning process and of
-the process that loads the result: pages of mapped files do not count, which the system may drop at any time. One line
-of the table is one prune.
+the process that loads the result: pages of mapped files do not count, which the system may drop at any time. `--cap`
+sets RLIMIT_DATA, which both inherit: the kernel refuses memory beyond so many GB and the size of the weights, whose
+private maps count. One line of the table is one prune.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -93,13 +95,13 @@ def write_model(directory: Path, shapes: dict[str, Any]) -> int:
     return total
 
 
-def anonymous_bytes(pid: int) -> int:
-    """`RssAnon` of a process; 0 once it is gone."""
+def status_bytes(pid: int, name: str) -> int:
+    """A size in /proc/PID/status; 0 once the process is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def children(pid: int) -> list[int]:
@@ -132,11 +134,19 @@ def prune(
     command += ["--recipe", str(recipe), "--dtype", "bfloat16", "--stream", "always", "--json"]
     command += ["--tokens", str(options.tokens), "--window", str(options.window)]
     progress = to.parent / f".{to.name}-streamed" / "progress.json"
-    began, most, loading, seen = time.monotonic(), 0, 0, dict[int, float]()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    began, most, loading, data, seen = time.monotonic(), 0, 0, 0, dict[int, float]()
+    limit = sum(x.stat().st_size for x in model.glob("*.safetensors")) + round(options.cap * 1e9)
+
+    def capped() -> None:
+        if options.cap:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, preexec_fn=capped) as process:  # noqa: PLW1509  # no threads here
         while process.poll() is None:
-            most = max(most, anonymous_bytes(process.pid))
-            loading = max([loading, *map(anonymous_bytes, children(process.pid))])
+            most = max(most, status_bytes(process.pid, "RssAnon"))
+            data = max(data, status_bytes(process.pid, "VmData"))
+            loading = max([loading, *(status_bytes(x, "RssAnon") for x in children(process.pid))])
             if progress.exists():
                 seen.setdefault(blocks_done(progress), round(time.monotonic() - began, 1))
             if kill_in and max(seen, default=0) == kill_in - 1:
@@ -150,6 +160,8 @@ def prune(
     return {
         "gb": round(most / 1e9, 2),
         "loading_gb": round(loading / 1e9, 2),
+        "data_gb": round(data / 1e9, 2),
+        "cap_gb": options.cap or None,
         "seconds": round(time.monotonic() - began),
         "blocks_done": seen,
         "measured": json.loads(output)["measured"] if output else None,
@@ -177,6 +189,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2, help="calibration windows")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=512, help="to measure on")
+    parser.add_argument(
+        "--cap", type=float, default=0.0, help="GB beyond the weights, by RLIMIT_DATA; 0: none"
+    )
     parser.add_argument("--out", type=Path, help="file that lines are added to")
     options = parser.parse_args()
     work = options.directory / f"stream-{options.shapes}"

@@ -124,7 +124,7 @@ class StreamedExport:
             self._begin()
         for block in blocks[self._progress.n_blocks :]:
             self._say(f"pruning block {block.index + 1}/{len(blocks)}")
-            with self._loaded.held(block):
+            with self._anatomy.hold(block):
                 self._prune(block)
                 self._write_block(block)
             self._progress.n_blocks += 1

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.hooks import RemovableHandle
 
-from secateur.pruners.models.anatomy import Anatomy, Block, live
+from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints.checkpoint import ModelError, Say, one_line, silent
 from secateur.pruners.models.checkpoints.directory import weight_files
 from secateur.pruners.models.checkpoints.hub import fetched
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.experts import split_experts
+from secateur.pruners.models.held_blocks import HeldBlocks, in_precision
 from secateur.pruners.models.loading import (
     DTYPES,
     SPREAD,
@@ -50,8 +50,8 @@ class MappedModel(LoadedModel):
 
     The system reads their pages when they are used and may drop them at any time, so that they take no memory of the
     process. What computes wants `precision`: after `dissect` each module in a block is converted while it runs, and the
-    embedding, the head and all else outside of the blocks for good; `held` converts a block. Nothing is copied where
-    weights are stored in that precision.
+    embedding, the head and all else outside of the blocks for good; `Anatomy.hold` converts a block. Nothing is copied
+    where weights are stored in that precision.
 
     Args:
         precision: dtype to compute in.
@@ -91,20 +91,8 @@ class MappedModel(LoadedModel):
         inside = {id(p) for block in anatomy.blocks for p in block.module.parameters()}
         for parameter in self.model.parameters():
             if id(parameter) not in inside:
-                parameter.data = _as(parameter.data, self.precision)
-        return replace(anatomy, hold=self.held if self.converts else live, precision=self.precision)
-
-    @contextmanager
-    def held(self, block: Block) -> Iterator[None]:
-        """Context in which a block's weights are in `precision`; afterwards they are the mapped ones again."""
-        mapped = [(parameter, parameter.data) for parameter in block.module.parameters()]
-        try:
-            for parameter, data in mapped:
-                parameter.data = _as(data, self.precision)
-            yield
-        finally:
-            for parameter, data in mapped:
-                parameter.data = data
+                parameter.data = in_precision(parameter.data, self.precision)
+        return replace(anatomy, hold=HeldBlocks(anatomy.blocks, self.precision), precision=self.precision)
 
 
 def load_mapped(
@@ -255,10 +243,6 @@ def _set_generation(model: Any, directory: Path) -> None:
         model.generation_config = GenerationConfig.from_pretrained(directory)
 
 
-def _as(data: Tensor, precision: torch.dtype) -> Tensor:
-    return data.to(precision) if data.is_floating_point() else data
-
-
 def _convert_while_running(model: nn.Module, precision: torch.dtype) -> list[RemovableHandle]:
     """Have each module's own parameters in a precision while it runs, and not before or after."""
     mapped: dict[nn.Module, list[tuple[nn.Parameter, Tensor]]] = {}
@@ -267,7 +251,7 @@ def _convert_while_running(model: nn.Module, precision: torch.dtype) -> list[Rem
         own = [(parameter, parameter.data) for parameter in module.parameters(recurse=False)]
         mapped.setdefault(module, own)
         for parameter, data in own:
-            parameter.data = _as(data, precision)
+            parameter.data = in_precision(data, precision)
 
     def give_back(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         for parameter, data in mapped.pop(module, ()):
