@@ -244,6 +244,7 @@ def latency(
     prompt: int = 512,
     threads: int | None = None,
     clock: Literal["wall", "cpu"] = "wall",
+    eager: bool = False,
     rounds: int = 20,
     dtype: str = "auto",
     device: str = "auto",
@@ -255,7 +256,7 @@ def latency(
     Args:
         models: one model for a table, or those to compare.
         against: the dense model to compare with.
-        batch, prompt, threads, clock: conditions, see ``secateur latency --help``.
+        batch, prompt, threads, clock, eager: conditions, see ``secateur latency --help``.
         rounds: of measurements, at least ten.
         dtype, device, trust_remote_code: how models are loaded.
         say: given progress, one line at a time.
@@ -272,7 +273,7 @@ def latency(
         raise UsageError(
             f"Expected one model for a table, got {len(models)}. Compare several with `against`."
         )
-    conditions = {"batch": batch, "prompt": prompt, "threads": threads, "clock": clock}
+    conditions = {"batch": batch, "prompt": prompt, "threads": threads, "clock": clock, "eager": eager}
     how: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     if against is not None:
         return app.compare_latency(models, against, conditions, rounds=rounds, say=say, **how)

@@ -21,6 +21,9 @@ from secateur.pruners.models.mapped import MappedModel
 from secateur.pruners.models.opening import open_model
 from secateur.pruners.models.usable import check_finite, check_windows
 
+FP32_TOKENS = 4096
+"""Positions whose logits are copied to fp32 at a time."""
+
 
 @torch.no_grad()
 def cross_entropy(model: nn.Module, tokens: Int[Tensor, "windows length"], first: int = 0) -> float:
@@ -52,9 +55,10 @@ def _mean(
     """Mean cross-entropy over the windows, from the logits of each."""
     total = 0.0
     for of_window, window in zip(logits, tokens, strict=True):
-        scored = of_window[first:-1]
+        scored, targets = of_window[first:-1], window[first + 1 :]
         check_finite(scored, "logits")
-        total += float(nn.functional.cross_entropy(scored.float(), window[first + 1 :], reduction="sum"))
+        for part, ids in zip(scored.split(FP32_TOKENS), targets.split(FP32_TOKENS), strict=True):
+            total += float(nn.functional.cross_entropy(part.float(), ids, reduction="sum"))
     return total / (tokens.shape[0] * (tokens.shape[1] - 1 - first))
 
 

@@ -80,9 +80,10 @@ def test_a_cuda_clock_reads_events_around_the_call(monkeypatch):
 
     fake = SimpleNamespace(Event=Event, device=on, synchronize=lambda: log.append("wait"))
     monkeypatch.setattr(clock_module.torch, "cuda", fake)
+    monkeypatch.setattr(clock_module, "_empty_cache", lambda device: log.append("empty"))
     reading = time_on_cuda(torch.device("cuda:1"), lambda: log.append("call"))
     assert reading.wall_ms == 6.0
-    assert log == ["cuda:1", "wait", "record", "call", "record", "wait"]
+    assert log == ["cuda:1", "empty", "wait", "record", "call", "record", "wait"]
 
 
 def test_an_unknown_device_has_no_clock():

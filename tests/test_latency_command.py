@@ -41,7 +41,8 @@ def test_a_search_looks_for_a_table_only_if_it_needs_one():
 def test_defaults_are_those_of_the_command_and_older_studies_can_be_continued():
     defaults = LatencySettings().model_dump()
     assert defaults.pop("table") is None
-    assert defaults == asdict(LatencySetup())
+    assert defaults | {"eager": False} == asdict(LatencySetup())
+    assert LatencySettings(eager=True).model_dump()["eager"] is True
     assert {"latency", "tasks"}.isdisjoint(identity(settings_from({}))["evaluator"])
 
 

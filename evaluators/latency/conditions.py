@@ -25,6 +25,8 @@ class LatencySetup:
         prompt: tokens of each: computed at once in prefill, in the cache in decode.
         threads: of torch on a CPU; None: all that this process may use.
         clock: ``wall``, or ``cpu``: processor time over the threads, for a machine that does other work too.
+        eager: on a CUDA device, decode steps as `generate` of transformers makes them, where the device waits for
+            Python; otherwise as servers do, by CUDA graphs.
 
     Raises:
         ValueError: if a number is out of range.
@@ -34,6 +36,7 @@ class LatencySetup:
     prompt: int = 512
     threads: int | None = None
     clock: str = "wall"
+    eager: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt", "threads"):
@@ -53,7 +56,9 @@ class LatencySetup:
         """Differences from the defaults, as options of the command that measures."""
         default: dict[str, Any] = asdict(LatencySetup())
         changed = {name: value for name, value in asdict(self).items() if value != default[name]}
-        return "".join(f" --{name} {value}" for name, value in changed.items())
+        return "".join(
+            f" --{name}" if value is True else f" --{name} {value}" for name, value in changed.items()
+        )
 
 
 def conditions(anatomy: Anatomy, setup: LatencySetup, device: torch.device | None = None) -> dict[str, Any]:
@@ -66,7 +71,8 @@ def conditions(anatomy: Anatomy, setup: LatencySetup, device: torch.device | Non
         ValueError: if the model's blocks have several shapes.
     """
     device = device or anatomy.embedding.weight.device
-    return {
+    decode = {"decode": "eager" if setup.eager else "graph"} if device.type == "cuda" else {}
+    return decode | {
         "device": device_name(device),
         "dtype": str(next(anatomy.linears).weight.dtype).removeprefix("torch."),
         "attention": getattr(anatomy.model.config, "_attn_implementation", None),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.evaluators.latency.clock import Call
+from secateur.evaluators.latency.clock import Call, captured
 from secateur.evaluators.latency.conditions import LatencySetup
 from secateur.spaces.latency import PhaseName
 
@@ -50,6 +50,8 @@ class Forward:
         self._cached = cached
         self._changed = changed
         tokens = _tokens(whole, setup)
+        self._in_graph = phase == "decode" and tokens.device.type == "cuda" and not setup.eager
+        self._graph: Call | None = None
         self._prompt: Any = None  # the cache that calls start from
         self._tokens = tokens
         if phase == "decode":
@@ -62,8 +64,14 @@ class Forward:
 
     @contextmanager
     def ready(self) -> Iterator[Call]:
-        """A `Subject`."""
+        """A `Subject`; decode steps on a CUDA device are replays of a graph, see `LatencySetup.eager`."""
         with torch.inference_mode(), self._changed():
+            if self._in_graph:
+                if self._graph is None:
+                    step = lambda: self._call(self._tokens, self._fresh())  # noqa: E731
+                    self._graph = captured(step, self._tokens.device)
+                yield self._graph
+                return
             cache = self._fresh()
             yield lambda: self._call(self._tokens, cache)
 

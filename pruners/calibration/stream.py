@@ -197,7 +197,19 @@ def mean_loss(
     """Mean cross-entropy of the next token, in nats, of the last block's output; logits of one window at a time."""
     first = anatomy.first_scored
     windows = [
-        F.cross_entropy(anatomy.logits(anatomy.tail(x[None]))[0, first:-1].float(), ids[first + 1 :])
-        for x, ids in zip(hidden, tokens.to(hidden.device), strict=True)
+        _window_loss(anatomy, x, ids, first) for x, ids in zip(hidden, tokens.to(hidden.device), strict=True)
     ]
     return float(torch.stack(windows).double().mean())
+
+
+def _window_loss(
+    anatomy: Anatomy, hidden: Float[Tensor, "length width"], ids: Int[Tensor, " length"], first: int
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the next token over a window, whose logits are computed `BATCH_TOKENS` at a time."""
+    losses, stop = [], len(ids) - 1
+    for start in range(0, stop, BATCH_TOKENS):
+        logits = anatomy.logits(anatomy.tail(hidden[None, start : start + BATCH_TOKENS]))[0]
+        scored = slice(max(first, start), min(start + BATCH_TOKENS, stop))
+        part = logits[scored.start - start : scored.stop - start].float()
+        losses.append(F.cross_entropy(part, ids[scored.start + 1 : scored.stop + 1], reduction="sum"))
+    return torch.stack(losses).sum() / (stop - first)

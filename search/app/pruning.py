@@ -268,5 +268,5 @@ def _latency(anatomy: Anatomy, model: str, bounds: Sequence[Bound]) -> LatencyTa
     if not any(BOUND_KINDS[bound.name].value.startswith("latency") for bound in bounds):
         return None
     of = LatencySettings()
-    setup = LatencySetup(of.batch, of.prompt, of.threads, of.clock)
+    setup = LatencySetup(of.batch, of.prompt, of.threads, of.clock, of.eager)
     return find_table(anatomy, TableSource(setup, None, None), model)

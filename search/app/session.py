@@ -96,7 +96,7 @@ def _table_source(settings: Settings, table: LatencyTable | None) -> TableSource
         return None
     of = settings.evaluator.latency or LatencySettings()
     path = of.table and located(of.table, settings.folders)
-    return TableSource(LatencySetup(of.batch, of.prompt, of.threads, of.clock), path, table)
+    return TableSource(LatencySetup(of.batch, of.prompt, of.threads, of.clock, of.eager), path, table)
 
 
 def _task_plan(settings: Settings) -> TaskPlan | None:

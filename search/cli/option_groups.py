@@ -106,6 +106,10 @@ CONDITIONS: dict[str, Option] = {
     ),
     "threads": (Annotated[int | None, typer.Option(help="CPU threads; default: all.")], None),
     "clock": (Annotated[str, typer.Option(help="wall, or cpu on a machine with other work.")], "wall"),
+    "eager": (
+        Annotated[bool, typer.Option("--eager", help="On CUDA, decode steps without CUDA graphs.")],
+        False,
+    ),
 }
 
 

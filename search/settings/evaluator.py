@@ -62,6 +62,7 @@ class LatencySettings(Section):
         prompt: tokens of each: computed at once in prefill, in the cache in decode.
         threads: on a CPU; None for all that the process may use.
         clock: ``wall`` or ``cpu``.
+        eager: on a CUDA device, decode steps made by Python, in place of CUDA graphs.
         table: file with a table, as ``secateur latency --json`` prints it on the target device; used in place of the
             user's cache.
     """
@@ -70,7 +71,16 @@ class LatencySettings(Section):
     prompt: int = Field(default=512, gt=0)
     threads: int | None = Field(default=None, gt=0)
     clock: Literal["wall", "cpu"] = "wall"
+    eager: bool = False
     table: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plain values; without `eager` where it is not set, as in studies from before there was such a key."""
+        plain: dict[str, Any] = handler(self)
+        if not self.eager:
+            plain.pop("eager", None)
+        return plain
 
 
 class TaskSettings(Section):

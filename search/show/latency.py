@@ -45,7 +45,10 @@ def conditions_line(conditions: Mapping[str, Any], rounds: int) -> str:
     threads = conditions["threads"]
     on = f"{conditions['device']}, {conditions['dtype']}" + (f", {threads} threads" if threads else "")
     clock = "wall time" if conditions["clock"] == "wall" else "processor time"
-    return f"{on}, batch {conditions['batch']}, prompt {conditions['prompt']}; {clock}, {rounds} rounds"
+    steps = ", decode in CUDA graphs" if conditions.get("decode") == "graph" else ""
+    return (
+        f"{on}, batch {conditions['batch']}, prompt {conditions['prompt']}; {clock}, {rounds} rounds{steps}"
+    )
 
 
 def _row(name: str, cells: Any) -> str:
