@@ -36,6 +36,7 @@ Gradients = Literal[
     "contrast_norms",
     "contrast_window_norms",
     "regularised",
+    "maskllm",
 ]
 CONTRASTS: frozenset[Gradients] = frozenset(
     ("contrast_rms", "contrast_norms", "contrast_window_norms", "regularised")
@@ -101,7 +102,8 @@ class MethodRow(Row):
         comparison: of a metric or a reconstruction of weights, who competes with whom unless the settings say
             otherwise; None: nothing to choose.
         patterns: whether a reconstruction can prune n of m.
-        trains: whether a repair of blocks, or an allocation rule, trains by gradients.
+        group: length of the groups that a metric's scores are made for; None: any.
+        trains: whether it trains by gradients.
         check_path: of a function that raises a ValueError on a model that the method can't be used on.
         measure_path: of an allocation rule with the evidence ``measured``, a function ``(anatomy, sample, *, some of
             its parameters, or the sparsity) -> a number a layer``, computed once for its windows and those parameters.
@@ -123,6 +125,7 @@ class MethodRow(Row):
     gives: Gives = "nothing"
     comparison: Comparison | None = None
     patterns: bool = False
+    group: int | None = None
     trains: bool = False
     check_path: str = ""
     measure_path: str = ""

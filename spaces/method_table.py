@@ -39,6 +39,9 @@ TABLE: tuple[MethodRow, ...] = (
     MethodRow("damage_wanda", "metric", "weights", "secateur.pruners.weights.damage_wanda:damage_wanda",
               "Wanda, tokens weighted by the damage that pruning does to their predictions",
               "https://arxiv.org/abs/2306.11695", gradients=("damage_norms",), comparison="output"),
+    MethodRow("maskllm", "metric", "weights", "secateur.pruners.learned.maskllm:maskllm",
+              "2 of 4 learned end to end by a Gumbel choice, from SparseGPT's mask", "https://arxiv.org/abs/2409.17481",
+              gradients=("maskllm",), comparison="output", group=4, trains=True),
     # Pruned weights, updated, or with a mask that is none of a ranking.
     MethodRow("sparsegpt", "reconstruction", "weights", "secateur.pruners.weights.sparsegpt:sparsegpt",
               "blocked optimal brain surgery with weight update", "https://arxiv.org/abs/2301.00774", needs="gram",

@@ -199,7 +199,6 @@ class Noisy:
             rate=lambda step: 1 / (step + 1),
             settle=lambda step: self.p.clamp_(max=2.5),
             state=state,
-            save_seconds=0.0,
         )
 
     def loss(self, step):
@@ -210,7 +209,8 @@ class Noisy:
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, Prodigy])
-def test_a_killed_training_ends_as_an_unbroken_one(tmp_path, optimizer):
+def test_a_killed_training_ends_as_an_unbroken_one(tmp_path, monkeypatch, optimizer):
+    monkeypatch.setattr(MaskTrainer, "SAVE_SECONDS", 0.0)
     anatomy = small_anatomy(n_layers=1)
     state = sample_of(anatomy, tmp_path).statistics.state("numbers")
     whole = Noisy(optimizer=optimizer)

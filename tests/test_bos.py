@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from secateur.evaluators.data.text import Text, load_text
 from secateur.evaluators.data.tokens import windows
 from secateur.evaluators.losses import Teacher, loss_sums
-from secateur.evaluators.training.losses import ce_loss, kl_loss
 from secateur.pruners.calibration.choose import choose
 from secateur.pruners.calibration.pool import Pool, build_pools, pool_identity
 from secateur.pruners.calibration.stream import mean_loss
 from secateur.pruners.calibration.tokens import begin, bos_token
 from secateur.pruners.models.loading import find_checkpoint
+from secateur.pruners.models.losses import ce_loss, kl_loss
 from secateur.pruners.models.runner import BlockRunner
 from secateur.search import app
 from secateur.search.app.recipe_file import known_recipe

@@ -105,7 +105,7 @@ def test_gradients_are_what_is_collected_directly(tmp_path):
 def test_signed_gradients_from_forward_passes_are_estimates_and_kept_apart(tmp_path, monkeypatch):
     asked = []
 
-    def collect(anatomy, tokens, kinds, *, contrast):
+    def collect(anatomy, tokens, kinds, *, contrast, states):
         asked.extend(kinds)
         return {kind: {x.name: torch.full((2,), len(kind)) for x in anatomy.linears} for kind in kinds}
 

@@ -5,10 +5,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from secateur.evaluators.data.windows import EvaluationData, losses_on, teacher_batches
-from secateur.evaluators.training.losses import ce_loss, head_inputs, kl_loss
 from secateur.evaluators.training.settings import Training, cosine
 from secateur.evaluators.training.trainer import Trainer, step_windows
 from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.losses import ce_loss, head_inputs, kl_loss
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import prune
 from secateur.spaces.measurement import Fidelity
@@ -174,7 +174,7 @@ def test_the_losses_equal_the_plain_ones_over_all_logits():
 
 
 def test_gradients_in_chunks_equal_those_of_the_plain_loss(monkeypatch):
-    monkeypatch.setattr("secateur.evaluators.training.losses.CHUNK_TOKENS", 7)
+    monkeypatch.setattr("secateur.pruners.models.losses.CHUNK_TOKENS", 7)
     dense, grads = small_anatomy(), []
     for chunked in (True, False):
         anatomy = pruned()

@@ -12,8 +12,8 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from secateur.evaluators.training.concepts import ConceptGraph, concepts_of
-from secateur.evaluators.training.losses import CHUNK_TOKENS, head_inputs
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.losses import CHUNK_TOKENS, head_inputs
 
 N_CLUSTERS = 10
 """Clusters of capabilities; fewer of few windows."""

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from secateur.evaluators.training.losses import ce_loss, head_inputs, kl_loss
 from secateur.evaluators.training.methods import METHODS
 from secateur.evaluators.training.settings import SCHEDULES, Training
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.losses import ce_loss, head_inputs, kl_loss
 
 
 class Trainer:

@@ -14,14 +14,14 @@ from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
 from secateur.pruners.calibration.gradients import Gradients, collect_gradients
 from secateur.pruners.calibration.kept_states import KeptStates
-from secateur.pruners.calibration.pass_kinds import n_bytes
+from secateur.pruners.calibration.pass_kinds import n_bytes, trained
 from secateur.pruners.calibration.statistics import ROLES, InputStatistics, ModelStatistics, OutputStatistics
 from secateur.pruners.calibration.stream import BlockStatistics, most, stream_blocks
 from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.experts.evidence import SUMS, ExpertEvidence
 from secateur.pruners.models.anatomy import Anatomy, Block
 from secateur.pruners.stores.block_files import digest_of
-from secateur.pruners.stores.saved_state import SavedState
+from secateur.pruners.stores.saved_state import CachedState, SavedState
 from secateur.spaces.method import Detail
 
 Pieces: TypeAlias = Sequence[dict[str, Tensor]]
@@ -153,7 +153,7 @@ class CalibrationStatistics:
 
     def state(self, name: str) -> SavedState:
         """State of a computation on these windows of this model; `name` holds its settings."""
-        return SavedState(self._cache, self._group, name)
+        return CachedState(self._cache, self._group, name)
 
     def _source(self, kind: Kind) -> Kind:
         """The kind that is collected for this one."""
@@ -204,9 +204,15 @@ class CalibrationStatistics:
     def _collect_gradients(self, kinds: Sequence[Kind]) -> None:
         n_weights = sum(linear.n_weights for linear in self._anatomy.linears)
         self._cache.make_room(sum(map(n_bytes, kinds)) * n_weights, "gradients")
-        found = collect_gradients(self._anatomy, self._tokens, kinds, contrast=self._contrast)
+        states = {
+            kind: CachedState(self._cache, self._group, f"training-{kind}", held=True)
+            for kind in trained(kinds)
+        }
+        found = collect_gradients(self._anatomy, self._tokens, kinds, contrast=self._contrast, states=states)
         for kind, by_name in found.items():
             self._put(_name(kind), (_of_block(block, by_name) for block in self._anatomy.blocks))
+            if kind in states:
+                states[kind].clear()
 
     def _put(self, name: str, pieces: Iterable[dict[str, Tensor]]) -> None:
         self._parts[name] = self._cache.put(f"{self._group}.{name}", pieces)

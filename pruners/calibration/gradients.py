@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeAlias
 
 import torch
@@ -11,12 +12,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import KINDS, Kind, empty_like
-from secateur.pruners.calibration.pass_kinds import CONTRAST_KINDS, PASS_KINDS, n_bytes
+from secateur.pruners.calibration.pass_kinds import CONTRAST_KINDS, PASS_KINDS, n_bytes, trained
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.window_gradients import add_over_windows, backward_bytes
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.memory import check_memory
 from secateur.pruners.stores.block_files import load_tensors, save_tensors
+from secateur.pruners.stores.saved_state import FileState, SavedState
 
 Gradients: TypeAlias = dict[str, Tensor]
 """By the projection's full name."""
@@ -30,6 +32,7 @@ def collect_gradients(
     *,
     contrast: Int[Tensor, "others _"] | None = None,
     on_window: Callable[[int], None] = lambda index: None,
+    states: Mapping[Kind, SavedState] = MappingProxyType({}),
 ) -> dict[Kind, Gradients]:
     """Gradients of the calibration windows, of several kinds: one pass for all kinds of one value.
 
@@ -43,6 +46,7 @@ def collect_gradients(
         kinds: rows of `KINDS`, `PASS_KINDS` or `CONTRAST_KINDS`.
         contrast: windows of the second calibration set, for the last of these.
         on_window: told the index of each window that is done, in each backward pass.
+        states: of kinds that are trained, to continue from.
 
     Returns:
         By kind, for each projection by its full name, in fp32 on the projection's device: an ``out in`` matrix,
@@ -65,7 +69,10 @@ def collect_gradients(
         add_over_windows(anatomy, tokens, value, totals, on_window)
     for kind, by_name in found.items():
         _finish(kind, by_name, len(tokens))
-    found |= {kind: row.collect(anatomy, tokens) for kind, row in own.items()}
+    found |= {
+        kind: row.collect(anatomy, tokens, **({"state": states.get(kind)} if row.trains else {}))
+        for kind, row in own.items()
+    }
     for kind, row in of_both.items():
         assert contrast is not None, "checked first"
         if row.of is not None:
@@ -87,9 +94,12 @@ def check_contrast(kinds: Collection[Kind], contrast: Int[Tensor, "others _"] | 
 
 
 def check_gradients(anatomy: Anatomy, kinds: Collection[Kind], length: int) -> None:
-    """Raise a ValueError unless there is the memory to collect them from windows of so many tokens."""
+    """Raise a ValueError unless the model fits, and there is the memory for windows of so many tokens."""
     if not kinds:
         return
+    for kind in kinds:
+        if kind in PASS_KINDS:
+            PASS_KINDS[kind].check(anatomy)
     check_memory(
         gradient_bytes(anatomy, kinds, length),
         anatomy.embedding.weight.device,
@@ -145,11 +155,14 @@ def model_statistics(
     known = {kind: load_tensors(kind_path(path, kind), identity) if path else None for kind in gradients}
     found = {kind: by_name for kind, by_name in known.items() if by_name is not None}
     missing = [kind for kind in gradients if kind not in found]
-    new = collect_gradients(anatomy, tokens, missing, contrast=contrast) if missing else {}
+    states = {kind: FileState(state_path(path, kind), identity) for kind in trained(missing)} if path else {}
+    new = collect_gradients(anatomy, tokens, missing, contrast=contrast, states=states) if missing else {}
     for kind, by_name in new.items():
         if path:
             save_tensors(kind_path(path, kind), by_name, identity)
         found[kind] = by_name
+        if kind in states:
+            states[kind].clear()
     n_windows, length = tokens.shape
     return ModelStatistics(len(anatomy.blocks), found, windows=(n_windows, length))
 
@@ -157,6 +170,11 @@ def model_statistics(
 def kind_path(path: Path, kind: Kind) -> Path:
     """The file of a kind, beside that of the unsigned gradients, which has the plain name."""
     return path if kind == "rms" else path.with_stem(f"{path.stem}-{kind}")
+
+
+def state_path(path: Path, kind: Kind) -> Path:
+    """The file of the state of a kind while it is trained."""
+    return path.with_stem(f"{path.stem}-{kind}-training")
 
 
 def gradients_to_write(path: Path, anatomy: Anatomy, kinds: Collection[Kind]) -> int:

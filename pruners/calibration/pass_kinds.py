@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.fisher import moments_bytes, output_costs, output_moments, pass_bytes
@@ -13,6 +13,8 @@ from secateur.pruners.calibration.gradient_kinds import KINDS, Kind
 from secateur.pruners.calibration.input_norms import input_norms, norm_bytes, window_norms
 from secateur.pruners.calibration.token_damage import damage_bytes, damage_norms
 from secateur.pruners.calibration.zeroth_order import estimate_bytes, estimate_gradients
+from secateur.pruners.learned.maskllm import check as check_groups
+from secateur.pruners.learned.maskllm import learned_masks, training_bytes
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.structure.bonsai import perturbation_bytes, perturbation_scores, round_scores
 from secateur.pruners.structure.relevance import relevances
@@ -31,12 +33,16 @@ class PassKind:
         work_bytes: memory for that beyond the model, for windows of so many tokens.
         n_bytes: a weight, where it is cached.
         backward: whether a backward pass is needed.
+        trains: whether it trains, so that `collect` takes the keyword `state`, to continue from.
+        check: raises a ValueError on a model that it can't be collected of.
     """
 
-    collect: Callable[[Anatomy, Int[Tensor, "windows length"]], Collected]
+    collect: Callable[..., Collected]
     work_bytes: Callable[[Anatomy, int], int]
     n_bytes: int
     backward: bool = False
+    trains: bool = False
+    check: Callable[[Anatomy], None] = lambda anatomy: None
 
 
 PASS_KINDS: dict[Kind, PassKind] = {
@@ -55,6 +61,8 @@ PASS_KINDS: dict[Kind, PassKind] = {
     "damage_norms": PassKind(damage_norms, damage_bytes, 0),
     # Relevance of each input channel for the next token's logit; at output projections.
     "relevance": PassKind(relevances, pass_bytes, 0, backward=True),
+    # Learned 2:4 masks, as scores.
+    "maskllm": PassKind(learned_masks, training_bytes, 4, backward=True, trains=True, check=check_groups),
 }
 
 
@@ -82,6 +90,11 @@ CONTRAST_KINDS: dict[Kind, ContrastKind] = {
     # D-Pruner's importance, of the loss on the first set, regularised by the importance on the second.
     "regularised": ContrastKind(None, regularised_importance, regularised_bytes, 4, backward=True),
 }
+
+
+def trained(kinds: Iterable[Kind]) -> list[Kind]:
+    """Those of the kinds that are trained."""
+    return [kind for kind in kinds if kind in PASS_KINDS and PASS_KINDS[kind].trains]
 
 
 def n_bytes(kind: Kind) -> int:

@@ -12,9 +12,6 @@ from torch import Tensor
 
 from secateur.pruners.stores.saved_state import SavedState
 
-SAVE_SECONDS = 60.0
-"""Time between two writings of the state."""
-
 
 class DivergedError(ValueError):
     """A training whose loss or gradient is no longer finite."""
@@ -35,9 +32,10 @@ class MaskTrainer:
         rate: factor of all learning rates, from the number of a step.
         clip: largest norm of the gradient; None: any.
         settle: called after each step, without gradients: to keep parameters within their bounds.
-        state: to continue from, and to write to; None: neither.
-        save_seconds: between two writings.
+        state: to continue from, and to write to every `SAVE_SECONDS`; None: neither.
     """
+
+    SAVE_SECONDS = 60.0
 
     def __init__(
         self,
@@ -51,13 +49,12 @@ class MaskTrainer:
         clip: float | None = None,
         settle: Callable[[int], None] = lambda step: None,
         state: SavedState | None = None,
-        save_seconds: float = SAVE_SECONDS,
     ) -> None:
         self._trained, self._optimizer, self._loss = dict(trained), optimizer, loss
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._n_steps, self._what = n_steps, what
         self._rate, self._clip, self._settle = rate, clip, settle
-        self._state, self._save_seconds = state, save_seconds
+        self._state = state
         self.step = 0
 
     def run(self) -> None:
@@ -74,7 +71,7 @@ class MaskTrainer:
         while self.step < self._n_steps:
             self._take()
             last = self.step == self._n_steps
-            if self._state is not None and (last or time.monotonic() - since >= self._save_seconds):
+            if self._state is not None and (last or time.monotonic() - since >= self.SAVE_SECONDS):
                 self._state.save(self.tensors())
                 since = time.monotonic()
 

@@ -92,6 +92,13 @@ class Method:
                 f"groups: {can}."
             )
 
+        made_for = None if self.updates_weights else self._row.group
+        if made_for is not None and self.group_size not in (None, made_for):
+            raise ValueError(
+                f"Expected `group_size` {made_for}, which the metric {self.name} is made for, got {self.group_size}. "
+                f"Use {made_for}, or another metric."
+            )
+
     @property
     def record(self) -> dict[str, Any]:
         """All fields as plain values, for hashes and records; without `program` where there is none."""
