@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
@@ -181,7 +181,8 @@ def _load(
     """
     from transformers import AutoModelForCausalLM
 
-    placed = {"device_map": "auto"} if spread else {}
+    # Shapes that differ are named below: transformers' own error names none.
+    placed: dict[str, Any] = {"ignore_mismatched_sizes": True} | ({"device_map": "auto"} if spread else {})
     config, where = open_config(checkpoint, trust_remote_code, check)
     stored = config.dtype
     try:
@@ -197,7 +198,17 @@ def _load(
             f"Expected weights for every parameter in {checkpoint.location!r}, {len(found['missing_keys'])} are "
             f"missing, e.g. {min(found['missing_keys'])}. The weights belong to another config."
         )
+    for name, found_shape, shape in sorted(found["mismatched_keys"]):
+        raise other_shape(name, shape, found_shape)
     return model, tokenizer, stored if stored in DTYPES.values() else precision
+
+
+def other_shape(name: str, shape: Sequence[int], found: Sequence[int]) -> ModelError:
+    """The error of a parameter that has another shape in the weights than in the config."""
+    return ModelError(
+        f"Expected {name} of shape {tuple(shape)}, as the config has it, got {tuple(found)} in the weights. Take "
+        "config and weights from one model."
+    )
 
 
 def load_tokenizer(checkpoint: Checkpoint, where: Mapping[str, Any]) -> Any:

@@ -31,6 +31,7 @@ from secateur.pruners.models.loading import (
     find_checkpoint,
     load_tokenizer,
     open_config,
+    other_shape,
     precision_of,
 )
 from secateur.pruners.models.memory import available_bytes
@@ -140,7 +141,7 @@ def load_mapped(
             raise NotStreamedError("Expected a model without code of its own, got `--trust-remote-code`.")
         tensors = stored_tensors(directory)
         model = _without_weights(config, precision)
-        _fill(model, tensors)
+        _fill(model, tensors, directory)
         _set_generation(model, directory)
         tokenizer = load_tokenizer(checkpoint, where)
     model.eval().requires_grad_(False)
@@ -197,12 +198,12 @@ def _without_weights(config: Any, precision: torch.dtype) -> Any:
         handle.remove()
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], directory: Path) -> None:
     """Make every parameter and stored buffer the tensor of its name; tied parameters are stored once.
 
     Raises:
         NotStreamedError: if the names are not the same.
-        ModelError: if a shape is another.
+        ModelError: if a shape is another, or some have no weights in this directory.
     """
     aliases: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -212,7 +213,14 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         aliases[id(kept[name])] = [name]  # a buffer
     stored = {name: [x for x in names if x in tensors] for names in aliases.values() for name in names[:1]}
     wrong = [name for name, found in stored.items() if len(found) != 1]
-    wrong += sorted(tensors.keys() - {x for found in stored.values() for x in found})
+    unknown = sorted(tensors.keys() - {x for found in stored.values() for x in found})
+    missing = [name for name in wrong if not stored[name]]
+    if missing and not unknown:
+        raise ModelError(
+            f"Expected weights for every parameter in {str(directory)!r}, {len(missing)} are missing, e.g. "
+            f"{min(missing)}. The weights belong to another config, or a shard to another index."
+        )
+    wrong += unknown
     if wrong:
         raise NotStreamedError(
             f"Expected weights stored one by one under the names of {type(model).__name__}'s parameters, got "
@@ -221,10 +229,7 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for names in aliases.values():
         tensor, before = tensors[stored[names[0]][0]], kept[names[0]]
         if tensor.shape != before.shape:
-            raise ModelError(
-                f"Expected {names[0]} of shape {tuple(before.shape)}, as the config has it, got "
-                f"{tuple(tensor.shape)} in the weights. Take config and weights from one model."
-            )
+            raise other_shape(names[0], before.shape, tensor.shape)
         new = nn.Parameter(tensor, requires_grad=False) if isinstance(before, nn.Parameter) else None
         for name in names:
             owner, _, own = name.rpartition(".")
