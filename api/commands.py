@@ -286,7 +286,7 @@ def recover(
     trials: Sequence[int | Found] = (),
     *,
     method: Literal["lora", "full", "norms", "spp", "scale_lora", "perp", "last"] = "lora",
-    loss: Literal["kl", "ce"] = "kl",
+    loss: Literal["kl", "ce", "reconstruct"] = "kl",
     tokens: int = 65536,
     lr: float | None = None,
     rank: int = 16,
@@ -303,7 +303,7 @@ def recover(
         run: the run, or its directory.
         trials: in place of `bounds`.
         method: parameters that are trained.
-        loss: distillation from the dense model, or cross-entropy.
+        loss: distillation from the dense model, cross-entropy, or reconstruction block by block.
         tokens: of training, repetitions included.
         lr: learning rate; None: depends on the method.
         rank: of low-rank updates.

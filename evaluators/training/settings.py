@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 Method = Literal["full", "norms", "lora", "spp", "scale_lora", "perp", "last"]
-Loss = Literal["kl", "ce"]
+Loss = Literal["kl", "ce", "reconstruct"]
 Schedule = Literal["cosine", "constant"]
 Data = Literal["all", "paser"]
 
@@ -58,8 +58,8 @@ class Training:
             updates of the projections (https://arxiv.org/abs/2106.09685), see `lora`; ``spp``: `SparsityPreserving`;
             ``scale_lora``: `ScaledUpdate`; ``perp``: biases, norms and `MaskedUpdate`; ``last``: the last three
             blocks, the final norm and the head. Zeros stay zeros in all.
-        loss: ``kl``, distillation from the dense model (https://arxiv.org/abs/1503.02531, at temperature 1), or
-            ``ce``, the cross-entropy of the next token.
+        loss: ``kl``, distillation from the dense model (https://arxiv.org/abs/1503.02531, at temperature 1), ``ce``,
+            the cross-entropy of the next token, or ``reconstruct``, block after block, see `reconstruct.block_loss`.
         tokens: trained on, repetitions counted; whole batches.
         batch: windows a step.
         lr: largest learning rate; None for that of the method in `LEARNING_RATES`.

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from secateur.evaluators.training.methods import METHODS
+from secateur.evaluators.training.reconstruct import Place, block_loss
 from secateur.evaluators.training.settings import SCHEDULES, Training
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.losses import ce_loss, head_inputs, kl_loss
@@ -28,7 +29,7 @@ class Trainer:
         anatomy: the pruned model, in evaluation mode (no dropout); in float32 from now on.
         training: settings.
         windows: token ids to train on.
-        teacher: the dense model with weights of its own; needed for the loss ``kl``.
+        teacher: the dense model with weights of its own; needed for the losses ``kl`` and ``reconstruct``.
         teacher_states: `head_inputs` of the teacher by step, shared by trainings with the same settings and windows;
             None: computed in each step.
 
@@ -44,9 +45,16 @@ class Trainer:
         teacher: Anatomy | None = None,
         teacher_states: dict[int, Tensor] | None = None,
     ) -> None:
-        if training.loss == "kl" and teacher is None:
-            raise ValueError("Expected the dense model as `teacher` for the loss kl, got none. Give it.")
+        if training.loss != "ce" and teacher is None:
+            raise ValueError(
+                f"Expected the dense model as `teacher` for the loss {training.loss}, got none. Give it."
+            )
         self.n_steps = training.n_steps(windows.shape[1])
+        if training.loss == "reconstruct" and self.n_steps < len(anatomy.blocks):
+            raise ValueError(
+                f"Expected a step for each of the {len(anatomy.blocks)} blocks for the loss reconstruct, got "
+                f"{self.n_steps}. Raise `tokens`."
+            )
         self.step = 0
         self.failure: str | None = None
         self._training = training
@@ -97,13 +105,15 @@ class Trainer:
 
     def _one_step(self) -> float:
         training = self._training
-        rate = SCHEDULES[training.schedule](self.step, self.n_steps, training.warmup)
+        of = self._place
+        rate = SCHEDULES[training.schedule](of.step, of.n_steps, training.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = training.learning_rate * rate
         self._learner.before_step(self.step, self.n_steps)
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._loss(step_windows(self._windows, training.batch, training.seed, self.step))
-        loss.backward()
+        if loss.requires_grad:  # or nothing of the block is trained
+            loss.backward()
         self._drop_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), training.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
@@ -119,6 +129,13 @@ class Trainer:
         self.step += 1
         return float(loss.detach())
 
+    @property
+    def _place(self) -> Place:
+        """Place of the step in the schedule: of the whole run, or of the block that it trains."""
+        if self._training.loss == "reconstruct":
+            return Place.of(self.step, self.n_steps, len(self._anatomy.blocks))
+        return Place(0, self.step, self.n_steps)
+
     def _drop_gradients(self) -> None:
         """Zero the gradients of pruned weights: they count neither in the norm nor in the optimizer's moments."""
         for weight, zero in self._zeros:
@@ -130,6 +147,8 @@ class Trainer:
             if self._training.loss == "ce":
                 return ce_loss(self._anatomy, tokens)
             assert self._teacher is not None
+            if self._training.loss == "reconstruct":
+                return block_loss(self._anatomy, tokens, self._teacher, self._place.block)
             kept = self._teacher_states
             if kept is not None and self.step not in kept:
                 with torch.no_grad():

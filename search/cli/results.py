@@ -166,7 +166,9 @@ def recover(  # noqa: PLR0913  # options of a command
         typer.Argument(metavar="TRIAL", help="Numbers of trials, in place of bounds."),
     ] = None,
     method: Annotated[str, typer.Option(help=METHOD)] = "lora",
-    loss: Annotated[str, typer.Option(help="kl (distillation from the dense model) or ce.")] = "kl",
+    loss: Annotated[
+        str, typer.Option(help="kl (distillation from the dense model), ce, or reconstruct (block by block).")
+    ] = "kl",
     tokens: Annotated[int, typer.Option(help="Training tokens, repetitions included.")] = 65536,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: depends on the method.")] = None,
     rank: Annotated[int, typer.Option(help="Rank of low-rank updates.")] = 16,

@@ -35,7 +35,7 @@ class RecoverySettings(Section):
     """
 
     method: Literal["lora", "full", "norms", "spp", "scale_lora", "perp", "last"] = "lora"
-    loss: Literal["kl", "ce"] = "kl"
+    loss: Literal["kl", "ce", "reconstruct"] = "kl"
     tokens: int = Field(default=65536, gt=0)
     batch: int = Field(default=4, gt=0)
     lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
