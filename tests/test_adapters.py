@@ -14,6 +14,7 @@ from secateur.evaluators.training.adapters import (
     attach,
 )
 from secateur.evaluators.training.settings import LEARNING_RATES, Training
+from secateur.evaluators.training.slope import LazyAdapter, kept_backward
 from secateur.evaluators.training.trainer import Trainer
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.weights.method import Method
@@ -151,3 +152,43 @@ def test_rates_are_the_published_ones():
         "perp": 5e-4,
         "last": 1e-5,
     }
+
+
+def test_slope_prunes_the_backward_pass_a_second_time():
+    anatomy = pruned()
+    linear = anatomy.blocks[0].linears[0]
+    weight = linear.weight.clone()
+    adapter = LazyAdapter(linear, 4, seed=0)
+    linear.module.weight.requires_grad_(True)
+    inputs, gradient = normal(3, 5, 32).requires_grad_(), normal(3, 5, 32)
+    output = linear.module(inputs)
+    assert torch.allclose(output, inputs @ weight.T)
+    output.backward(gradient)
+    assert torch.allclose(inputs.grad, gradient @ (weight * adapter.kept), atol=1e-6)
+    wanted = torch.einsum("wto,wti->oi", gradient, inputs)
+    assert torch.allclose(linear.module.weight.grad, wanted.detach(), atol=1e-4)
+    assert linear.module.lazy_left.grad is None, "asleep"
+    by_group = adapter.kept.reshape(8, 4, 32)
+    assert (by_group.sum(1) == 2).all()
+    dropped = weight.abs().reshape(8, 4, 32).masked_fill(by_group, 0).amax(1)
+    assert (weight.abs().reshape(8, 4, 32).masked_fill(~by_group, torch.inf).amin(1) >= dropped).all()
+    assert kept_backward(torch.ones(6, 3)).all()
+
+
+def test_slope_s_adapters_learn_in_the_last_steps_alone_and_keep_zeros():
+    anatomy, trainer, names = learning("slope")
+    assert "model.layers.0.self_attn.q_proj.lazy_right" in names
+    linear = anatomy.blocks[0].linears[0]
+    zeros = linear.weight == 0
+    assert trainer.n_steps == 2
+    trainer.train(1)
+    assert not linear.module.lazy_right.any()
+    trainer.train(1)
+    left, right = linear.module.lazy_left.detach().clone(), linear.module.lazy_right.detach().clone()
+    before = linear.weight.clone()
+    assert right.any()
+    trainer.finish()
+    assert torch.allclose(linear.weight, before + (left @ right / 4).masked_fill(zeros, 0), atol=1e-7)
+    assert (linear.weight[zeros] == 0).all()
+    assert not hasattr(linear.module, "lazy_left")
+    assert "forward" not in vars(linear.module)

@@ -262,7 +262,7 @@ def of_training(found: Outline, training: Training, window: int, phases: Sequenc
     anatomy = found.anatomy
     n_all = sum(x.numel() for x in anatomy.model.parameters())
     linears = list(anatomy.linears)
-    if training.method == "full":
+    if training.method in ("full", "slope"):
         n_learning = n_all
     elif training.method == "last":
         n_learning = sum(x.numel() for block in anatomy.blocks[-N_LAST:] for x in block.module.parameters())

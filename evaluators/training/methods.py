@@ -16,6 +16,7 @@ from secateur.evaluators.training.adapters import (
     attach,
 )
 from secateur.evaluators.training.settings import Method, Training
+from secateur.evaluators.training.slope import attach_lazily
 from secateur.pruners.models.anatomy import Anatomy, Linear
 
 N_LAST = 3
@@ -77,6 +78,11 @@ def _perp(anatomy: Anatomy, training: Training) -> Learner:
     return Learner(lambda: [merge() for merge in merges])
 
 
+def _slope(anatomy: Anatomy, training: Training) -> Learner:
+    anatomy.model.requires_grad_(True)
+    return Learner(*attach_lazily(_projections(anatomy), training.rank, training.seed))
+
+
 def _last(anatomy: Anatomy, training: Training) -> Learner:
     """The last three blocks, the final norm and the head (Reassessing Layer Pruning, arXiv 2411.15558)."""
     blocks = [block.module for block in anatomy.blocks if any(x.n_weights for x in block.linears)][-N_LAST:]
@@ -104,6 +110,7 @@ METHODS: Mapping[Method, Callable[[Anatomy, Training], Learner]] = MappingProxyT
         "spp": _spp,
         "scale_lora": _scale_lora,
         "perp": _perp,
+        "slope": _slope,
         "last": _last,
     }
 )

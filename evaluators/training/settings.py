@@ -9,17 +9,26 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-Method = Literal["full", "norms", "lora", "spp", "scale_lora", "perp", "last"]
+Method = Literal["full", "norms", "lora", "spp", "scale_lora", "perp", "slope", "last"]
 Loss = Literal["kl", "ce", "reconstruct"]
 Schedule = Literal["cosine", "constant"]
 Data = Literal["all", "paser"]
 
 LEARNING_RATES: Mapping[Method, float] = MappingProxyType(
-    {"full": 3e-4, "norms": 3e-3, "lora": 2e-3, "spp": 4e-3, "scale_lora": 5e-4, "perp": 5e-4, "last": 1e-5}
+    {
+        "full": 3e-4,
+        "norms": 3e-3,
+        "lora": 2e-3,
+        "slope": 3e-4,
+        "spp": 4e-3,
+        "scale_lora": 5e-4,
+        "perp": 5e-4,
+        "last": 1e-5,
+    }
 )
-"""Defaults of `Training.lr`: of the first three ours, the larger the fewer parameters are trained; else published."""
+"""Defaults of `Training.lr`: of the first four ours, the larger the fewer parameters are trained; else published."""
 
-RANKED: tuple[Method, ...] = ("lora", "spp", "scale_lora", "perp")
+RANKED: tuple[Method, ...] = ("lora", "spp", "scale_lora", "perp", "slope")
 """Methods with updates of a rank."""
 
 
@@ -56,8 +65,8 @@ class Training:
     Args:
         method: trained parameters. ``full``: all of them; ``norms``: gains and biases of the norms; ``lora``: low-rank
             updates of the projections (https://arxiv.org/abs/2106.09685), see `lora`; ``spp``: `SparsityPreserving`;
-            ``scale_lora``: `ScaledUpdate`; ``perp``: biases, norms and `MaskedUpdate`; ``last``: the last three
-            blocks, the final norm and the head. Zeros stay zeros in all.
+            ``scale_lora``: `ScaledUpdate`; ``perp``: biases, norms and `MaskedUpdate`; ``slope``: all of them, see
+            `LazyAdapter`; ``last``: the last three blocks, the final norm and the head. Zeros stay zeros in all.
         loss: ``kl``, distillation from the dense model (https://arxiv.org/abs/1503.02531, at temperature 1), ``ce``,
             the cross-entropy of the next token, or ``reconstruct``, block after block, see `reconstruct.block_loss`.
         tokens: trained on, repetitions counted; whole batches.
