@@ -30,7 +30,7 @@ class _DoublyPruned(torch.autograd.Function):
         return F.linear(inputs, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, Tensor | None]:
         inputs, backward = ctx.saved_tensors
         rows = gradient.flatten(0, -2)
         of_bias = rows.sum(0) if ctx.needs_input_grad[3] else None
@@ -65,16 +65,16 @@ class LazyAdapter:
         linear.module.register_parameter(
             "lazy_right", nn.Parameter(torch.zeros(rank, linear.in_features, device=device))
         )
-        linear.module.forward = self._forward  # type: ignore[method-assign]  # of the instance, as BlockRunner does
+        linear.module.forward = self._forward  # of the instance, as BlockRunner does
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
         """The weight with the update, with gradients."""
         module: Any = self._linear.module
-        weight = module.weight.T if self._linear.transposed else module.weight
+        weight: Tensor = module.weight.T if self._linear.transposed else module.weight
         if not self.awake:
             return weight
-        update = module.lazy_left @ module.lazy_right / self._rank
+        update: Tensor = module.lazy_left @ module.lazy_right / self._rank
         return weight + update.masked_fill(weight == 0, 0)
 
     def _forward(self, inputs: Tensor) -> Tensor:
