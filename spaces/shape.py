@@ -75,10 +75,10 @@ class BlockShape:
     A KV group is a KV head with the query heads that read it; a channel is one of those between up and down.
 
     Args:
-        n_kv_groups: number of its KV groups, > 0.
+        n_kv_groups: number of its KV groups; 0 of a block in which nothing mixes tokens.
         group_params: parameters of one group: its rows of q, k, v with their biases, its columns of o.
         attention_params: further parameters of the attention: its norms, o's bias, q's and k's norms.
-        ffn_width: number of channels of its MLP, > 0.
+        ffn_width: number of channels of its MLP; 0 of a block without.
         channel_params: parameters of one channel: its rows of up (and gate) with their biases, its column of down.
         mlp_params: further parameters of the MLP: its norms, down's bias.
         group_macs: multiply-accumulates of one group for one token at the context of one window, scores and
@@ -91,41 +91,49 @@ class BlockShape:
             them.
         attention_macs: further multiply-accumulates of the attention for one token: of projections without units, and
             of a recurrent mixer parallel to it.
-        rigid: True if its attention, or recurrent mixer, is kept or removed as a whole.
+        rigid: True if its attention, or recurrent mixer, is kept or removed as a whole, or there is none.
+        rigid_ffn: likewise its MLP.
         n_queries: query heads of a KV group that can be cut singly, equally many in each group; 1: they can't.
         query_params: parameters of one query head, of those of its group.
         query_macs: multiply-accumulates of one query head, likewise.
         experts: of a block with a mixture, whose routed experts then take the place of channels.
 
     Raises:
-        ValueError: if a part is empty or a number negative.
+        ValueError: if a number is negative, or a sub-layer that is there without size.
     """
 
-    n_kv_groups: int
-    group_params: int
-    attention_params: int
-    ffn_width: int
-    channel_params: int
-    mlp_params: int
-    group_macs: int
-    channel_macs: int
-    group_kv_bytes: int
+    n_kv_groups: int = 0
+    group_params: int = 0
+    attention_params: int = 0
+    ffn_width: int = 0
+    channel_params: int = 0
+    mlp_params: int = 0
+    group_macs: int = 0
+    channel_macs: int = 0
+    group_kv_bytes: int = 0
     attention_bias: int = 0
     mlp_bias: int = 0
     shared_params: int = 0
     attention_macs: int = 0
     rigid: bool = False
+    rigid_ffn: bool = False
     n_queries: int = 1
     query_params: int = 0
     query_macs: int = 0
     experts: ExpertShape | None = None
 
     def __post_init__(self) -> None:
-        sizes = {name: value for name, value in vars(self).items() if name not in ("experts", "rigid")}
-        for name, value in sizes.items():
-            least = 0 if name in _MAY_BE_NONE else 1
-            if value < least:
+        absent = set[str]()
+        if not self.n_kv_groups:
+            absent |= {"n_kv_groups", "group_params", "group_macs"}
+        if not self.ffn_width:
+            absent |= {"ffn_width", "channel_params", "channel_macs"}
+        for name, value in vars(self).items():
+            least = 0 if name in _MAY_BE_NONE | absent else 1
+            if type(value) is int and value < least:
                 raise ValueError(f"Expected `{name}` >= {least}, got {value}.")
+        if not self.n_kv_groups and not self.ffn_width:
+            raise ValueError("Expected `n_kv_groups` or `ffn_width` >= 1, got 0 of both.")
 
     def params(self, kv_groups: int, ffn: int, queries: int = 0, channels: int = 0, shared: int = 0) -> int:
         """Parameters of the block with these numbers of groups and channels; 0: without the sub-layer.

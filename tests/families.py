@@ -7,16 +7,21 @@ prints the table of docs/reference/families.md, which `test_all_families` holds.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from secateur.pruners.export.stock import stock_hidden
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
+from secateur.pruners.models.layout import MixtureLayout
+from secateur.pruners.models.narrow import stream_axes
 from secateur.spaces.architecture.candidate import Kept
+from tests.mixtures import MIXTURES
 
 VOCABULARY = 97
 WINDOW = 8
@@ -116,7 +121,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "",
     ),
-    "bitnet": ("bitnet", {}, "independent of each other"),
+    "bitnet": ("bitnet", {}, ""),
     "diffllama": ("diffllama", {}, ""),
     "opt": ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}, ""),
     "gpt2": ("gpt2", _GPT2 | _ENDS, ""),
@@ -147,7 +152,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "bloom": (
         "bloom",
         {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, **_ENDS},
-        "added to the residual stream",
+        "",
     ),
     "mpt": (
         "mpt",
@@ -159,7 +164,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
             "max_seq_len": 128,
             "expansion_ratio": 2,
         },
-        "added to the residual stream",
+        "",
     ),
     "deepseek_v3, dense": (
         "deepseek_v3",
@@ -179,8 +184,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "minicpm3": ("minicpm3", _LATENT, ""),
     "youtu": ("youtu", _LATENT, ""),
-    "mamba": ("mamba", _MAMBA, "got recurrent"),
-    "mamba2": ("mamba2", {**_MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 1}, "got recurrent"),
+    "mamba": ("mamba", _MAMBA, ""),
+    "mamba2": ("mamba2", {**_MAMBA, "num_heads": 8, "head_dim": 8, "n_groups": 1}, ""),
     "falcon_h1": (
         "falcon_h1",
         {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
@@ -220,7 +225,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "granitemoehybrid": (
         "granitemoehybrid",
         {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 24, **_EXPERTS, **_STATES},
-        "got recurrent, mlp, experts",
+        "",
     ),
     "lfm2_moe": (
         "lfm2_moe",
@@ -259,7 +264,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
             "moe_intermediate_size": 16,
             "moe_shared_expert_intermediate_size": 16,
         },
-        "got recurrent",
+        "",
     ),
     "qwen3_5 text": (
         "qwen3_5_text",
@@ -283,8 +288,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
             "num_heads": 4,
             "chunk_size": 8,
         },
-        "gives its state, too",
+        "",
     ),
+    **{
+        f"{name}, groups" if name == "deepseek_v2" else name: (kind, own, "")
+        for name, (kind, own) in MIXTURES.items()
+    },
+    "glm4_moe": ("glm4_moe", {**_EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1}, ""),
+    "dots1": (
+        "dots1",
+        {**_EXPERTS, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_shared_experts": 1},
+        "",
+    ),
+    "hunyuan_moe": ("hunyuan_v1_moe", {**_EXPERTS, "moe_topk": 2, "num_shared_expert": 1}, ""),
 }
 
 REFUSED = {
@@ -361,6 +377,9 @@ FEWER_HEADS = (
         "falcon",
         "falcon, new",
         "persimmon",
+        "opt",
+        "gpt2",
+        "gptj",
     ),
 )
 """Families whose stock class takes the width of a head from those of the stream and of all heads."""
@@ -421,35 +440,46 @@ def some_of_each(anatomy: Anatomy) -> list[Kept]:
     """Fewer units in the first block, the last one without what mixes its tokens, all but a few in the others."""
     found: list[Kept] = []
     for layout in find_layouts(anatomy, experts=True):
-        attention, index = layout.attention, layout.block.index
+        attention, mlp, index = layout.attention, layout.mlp, layout.block.index
         few = index == 0 or (layout.block.n_heads and index < len(anatomy.blocks) - 1)
-        groups = attention.n_units // 2 if few and not attention.rigid else attention.n_units
-        queries = attention.heads_per_group - 1 if attention.splits and few else 0
-        ffn = 3 if layout.mlp.kind == "experts" else 20 if index == 0 else 30
-        found.append(Kept(max(1, groups), ffn, queries))
-    last = 17 if layout.mlp.kind == "mlp" else 3
+        groups = queries = ffn = 0
+        if attention is not None:
+            groups = max(1, attention.n_units // 2 if few and not attention.rigid else attention.n_units)
+            queries = attention.heads_per_group - 1 if attention.splits and few else 0
+        if mlp is not None:
+            ffn = (
+                mlp.n_units
+                if mlp.kind == "mlp" and mlp.rigid
+                else min(mlp.n_units - 1, 20 if index == 0 else 30)
+            )
+        found.append(Kept(groups, ffn, queries))
+    if mlp is None or attention is None:
+        return [*found[:-1], Kept(0, 0)]
+    last = mlp.n_units if mlp.kind == "mlp" and mlp.rigid else min(mlp.n_units - 1, 17)
     return [*found[:-1], Kept(0, last)]
 
 
-WHOLE = {"attention": "attention, whose heads depend on each other,", "recurrent": "recurrent mixers"}
+WHOLE = {
+    "attention": "attention, whose heads depend on each other,",
+    "recurrent": "recurrent mixers",
+    "mlp": "MLPs, whose channels depend on each other,",
+}
 """What can only be kept or removed as a whole."""
 
+BY_PLACE = ("bloom", "mpt")
+"""Families whose heads weigh distances by slopes that follow from their places and number (ALiBi)."""
+
 WHY = {
-    "independent of each other": "refused: channels depend on each other (a norm over all of them)",
-    "added to the residual stream": "refused: attention adds the residual stream itself",
-    "got recurrent": "refused: blocks of one mixer alone",
-    "got recurrent, mlp, experts": "refused: an MLP beside experts",
     "other logits than the model's": "refused: more than modules, a factor and a soft cap between blocks and logits",
-    "gives its state, too": "refused: recurrent mixers give blocks their states",
-    "output projections that are understood": "refused: experts in attention and MLP that are not understood",
+    "output projections that are understood": "refused: experts in attention, whose queries a router chooses",
     "which share": "refused: blocks share weights",
     r"got q\+o": "refused: blocks read the keys of others",
 }
 """Reasons in words, by what errors match."""
 
-HEADER = """| family | blocks | weights: allocation, formula, recipes | units: architecture, recipes | query heads | \
-hidden width |
-|---|---|---|---|---|---|"""
+HEADER = """| family | blocks | weights: allocation, formula, recipes | units: architecture, recipes | experts | \
+query heads | hidden width |
+|---|---|---|---|---|---|---|"""
 
 
 def row(name: str, anatomy: Anatomy | None) -> str:
@@ -457,41 +487,66 @@ def row(name: str, anatomy: Anatomy | None) -> str:
     kind, _, refusal = (FAMILIES | REFUSED)[name]
     family = f"{name} (`{kind}`)"
     if anatomy is None:
-        return f"| {family} | | {WHY[refusal]} | refused | refused | refused |"
+        return f"| {family} | | {WHY[refusal]} | refused | refused | refused | refused |"
     blocks = dict.fromkeys(" + ".join(mixer.kind for mixer in block.mixers) for block in anatomy.blocks)
     units = WHY[refusal] if refusal else _units(anatomy)
-    further = f"{_query_heads(name, anatomy)} | {_hidden(name)}"
+    further = "refused | refused | refused"
+    if not refusal:
+        further = f"{_experts(anatomy)} | {_query_heads(name, anatomy)} | {_hidden(anatomy)}"
     return f"| {family} | {'; '.join(blocks)} | works | {units} | {further} |"
 
 
 def _units(anatomy: Anatomy) -> str:
     """What works, and what is kept or removed as a whole."""
-    layouts = find_layouts(anatomy, experts=True)
-    whole = {x.attention.output.sublayer for x in layouts if x.attention.rigid}
+    whole = {
+        part.output.sublayer
+        for layout in find_layouts(anatomy, experts=True)
+        for part in layout.parts
+        if part.kind != "experts" and part.rigid
+    }
     kinds = [WHOLE[kind] for kind in WHOLE if kind in whole]
+    if anatomy.family in BY_PLACE:
+        kinds = ["attention, whose heads depend on their places (ALiBi),"]
     return f"works; {' and '.join(kinds)} as a whole" if kinds else "works"
 
 
 def _query_heads(name: str, anatomy: Anatomy) -> str:
-    if FAMILIES[name][2]:
-        return "refused"
-    if not any(x.attention.splits for x in find_layouts(anatomy, experts=True)) and name not in WHOLE_GROUPS:
-        if any(x.attention.rigid for x in find_layouts(anatomy, experts=True)):
+    attentions = [
+        x.attention for x in find_layouts(anatomy, experts=True) if x.attention and x.block.mixer("attention")
+    ]
+    if not attentions:
+        return "refused: no attention"
+    if not any(x.splits for x in attentions) and name not in WHOLE_GROUPS:
+        if any(x.rigid for x in attentions):
             return "refused: no heads that are independent"
         return "refused: each has a KV head of its own"
     return "refused: their number follows the hidden width" if name in WHOLE_GROUPS else "works"
 
 
-def _hidden(name: str) -> str:
-    if FAMILIES[name][2]:
-        return "refused"
-    if name in HELD_WIDTHS:
+def _hidden(anatomy: Anatomy) -> str:
+    try:
+        stream_axes(anatomy)
+    except ValueError as error:
+        found = re.search(r"with (.*)\.$", str(error))
+        return f"refused: {found[1] if found else 'parameters that are not understood'}"
+    widths = (anatomy.width // 4 * 3, anatomy.width // 2)
+    splits = any(x.attention and x.attention.splits for x in find_layouts(anatomy, experts=True))
+    if any(stock_hidden(anatomy, width, groups=False, queries=False) for width in widths):
         return "works"
-    if name in FEWER_HEADS:
+    if any(stock_hidden(anatomy, width, groups=True, queries=splits) for width in widths):
         return "beside fewer heads alone: their width follows it"
-    if "images" in name:
-        return "refused: a language tower that is a part"
     return "refused: the width of all heads follows it"
+
+
+def _experts(anatomy: Anatomy) -> str:
+    """What of mixtures can be cut."""
+    mixtures = [x.mlp for x in find_layouts(anatomy, experts=True) if isinstance(x.mlp, MixtureLayout)]
+    if not mixtures:
+        return ""
+    groups = max(x.mixture.n_groups for x in mixtures)
+    limited = f" (as many of each of {groups} groups)" if groups > 1 else ""
+    shared = "; channels of shared ones" if any(x.shared for x in mixtures) else ""
+    return f"numbers{limited} and channels{shared}"
 
 
 if __name__ == "__main__":

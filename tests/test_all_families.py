@@ -159,6 +159,8 @@ def test_query_heads_are_cut_singly_wherever_several_share_a_kv_head(family):
     dense = own_logits(model)
     for layout in find_layouts(anatomy, experts=True):
         part = layout.attention
+        if part is None:
+            continue
         several = part.heads_per_group > 1 and not part.rigid
         assert part.splits == (several and name not in WHOLE_GROUPS)
         if not part.splits:

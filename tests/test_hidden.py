@@ -19,12 +19,13 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.narrow import LiveStream, count_narrow, narrow_norm, offset, stream_axes
 from secateur.pruners.models.shape import model_shape
 from secateur.pruners.structure.hidden import channel_scores, hidden_order
+from secateur.pruners.structure.pruning import prune_structure
 from secateur.search import app
 from secateur.search.app.session import plan
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.measurement import Fidelity
-from tests.families import FAMILIES, FEWER_HEADS, HELD_WIDTHS, VOCABULARY, make
+from tests.families import FAMILIES, FEWER_HEADS, HELD_WIDTHS, VOCABULARY, WHOLE_GROUPS, make
 from tests.models import random_tokens
 from tests.structures import CONFIGS, build
 
@@ -90,7 +91,26 @@ def test_other_families_are_refused_in_one_line_or_hold_none_with_all_heads(name
         assert "\n" not in said
     else:
         assert stock_hidden(anatomy, WIDTH, groups=False, queries=False) == ()
-        assert bool(stock_hidden(anatomy, 16, groups=True, queries=True)) == (name in FEWER_HEADS)
+        found = stock_hidden(anatomy, 16, groups=True, queries=name not in WHOLE_GROUPS)
+        assert bool(found) == (name in FEWER_HEADS)
+
+
+@pytest.mark.parametrize("name", FEWER_HEADS)
+def test_fewer_heads_beside_fewer_channels_are_what_the_stock_class_computes(name):
+    """Where the width of all heads follows the hidden width, both are cut together."""
+    model, anatomy = small(name)
+    groups, queries = stock_hidden(anatomy, 16, groups=True, queries=True)[0]
+    kept = [block.whole._replace(kv_groups=groups, queries=queries) for block in anatomy.blocks]
+    prune_structure(anatomy, kept, importance="magnitude", repair="none", tokens=TOKENS, sequential=False)
+    narrow = hidden_order(anatomy, TOKENS, (16,)).at(16)
+    narrowed(anatomy, narrow)
+    live = logits(model)
+    content, weights = stock_model(CutModel(anatomy, kept, narrow=narrow))
+    content.pop("architectures")
+    stock = type(model)(type(model.config)(**content)).float().eval()
+    stock.load_state_dict(weights, strict=False)
+    stock.tie_weights()
+    assert float((logits(stock) - live).abs().max()) <= 1e-5 * float(live.abs().max())
 
 
 def refusal(anatomy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +29,7 @@ from secateur.pruners.structure.store import StructureKey, StructureStore, build
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.architecture.levels import LevelRules
 from secateur.spaces.architecture.settings import ArchitectureSettings
+from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.architecture.tied import TiedSpace
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
@@ -37,8 +39,14 @@ from tests.models import random_tokens
 
 CALIBRATION = {"sources": {"calibration": 1}, "samples": 4, "length": 32}
 TOKENS = random_tokens(2, 24, seed=7, vocab_size=VOCABULARY)
-MODELS = ("bamba", "falcon_h1", "jamba", "qwen3_next", "deepseek_v2", "minicpm3", "olmo2")
-"""Recurrent and attention blocks, both in parallel, with experts, with latent attention; heads that are no units."""
+MODELS = (
+    *("bamba", "falcon_h1", "jamba", "qwen3_next", "deepseek_v2", "minicpm3", "olmo2"),
+    *("granitemoehybrid", "nemotron_h", "mamba", "bloom", "bitnet", "xlstm"),
+)
+"""Recurrent and attention blocks, both in parallel, with experts, with latent attention; heads that are no units.
+
+And blocks of one mixer; modules that add the stream, channels that are no units, mixers that give their states.
+"""
 
 REFUSED = {
     "kprune": {
@@ -49,8 +57,21 @@ REFUSED = {
         "deepseek_v2": "got the experts of model.layers.1",
         "olmo2": "which has no units",
         "minicpm3": "got another sum at model.layers.0",
+        "granitemoehybrid": "got the experts of model.layers.0",
+        "nemotron_h": "got one mixer alone at model.layers.0",
+        "mamba": "got one mixer alone at backbone.layers.0",
+        "bloom": "which has no units",
+        "bitnet": "which has no units",
+        "xlstm": "which has no units",
     },
-    "blockpruner": dict.fromkeys(("jamba", "qwen3_next", "deepseek_v2"), "got a mixture of experts"),
+    **dict.fromkeys(
+        ("flap", "wanda_sp", "llm_pruner_first", "ziplm"),
+        dict.fromkeys(("mamba", "bitnet"), r"Expected `sparsity` <= 0\.0000"),
+    ),
+    "blockpruner": {  # what can go are halves, one of which stays; mixtures that are nearly half of all each
+        "mamba": r"Expected `sparsity` <= 0\.0000",
+        "granitemoehybrid": r"Expected `sparsity` <= 0\.0347",
+    },
 }
 """Recipes that a model does not have, with what is said."""
 
@@ -98,10 +119,10 @@ def test_recipes_of_structure_cut_what_can_be_cut(family, name, tmp_path):
         return
     plan = pruner.plan(form)
     for layout, kept in zip(layouts, plan.kept, strict=True):
-        if layout.attention.rigid:
+        if layout.attention and layout.attention.rigid:
             assert kept.kv_groups in (0, layout.attention.n_units)
         if layout.block.mixture:
-            assert kept.ffn == layout.mlp.n_units
+            assert kept.ffn in (layout.mlp.n_units, 0 if name == "blockpruner" else None)
     largest = 0.16 if name == "blockpruner" else 0.08  # half of a whole attention with its parallel mixer
     assert plan.costs["sparsity"] == pytest.approx(0.2, abs=largest)
     assert plan.costs["params"] < pruner.dense.shape.n_params
@@ -163,6 +184,13 @@ def test_levels_of_a_store_equal_the_cut_for_good(family, tmp_path):
     )
 
 
+ONE_WIDTH = {
+    "jamba": " beside whole experts .* both have one width",
+    "bloom": " for channels .* their number follows the hidden width",
+    "xlstm": " for channels .* their number follows the hidden width",
+}
+"""Families whose configs have no number of channels of their own, with what is said."""
+
 TIED = {"jamba": 0.1544, "deepseek_v2": 0.2372}
 """Shares that few experts come near to."""
 
@@ -171,9 +199,9 @@ def test_stock_classes_with_one_width_of_mlps_and_experts_are_refused_with_chann
     name, model = family
     anatomy = dissect(model)
     space = ArchitectureSettings(kind="architecture", target=0.2, target_format="hf-stock", repair="none")
-    assert stock_channels(anatomy) == (name != "jamba")
-    if name == "jamba":
-        with pytest.raises(ValueError, match="holds fewer channels of MLPs beside whole experts"):
+    assert stock_channels(anatomy) == (name not in ONE_WIDTH)
+    if name in ONE_WIDTH:
+        with pytest.raises(ValueError, match=f"holds fewer channels of MLPs{ONE_WIDTH[name]}"):
             check_capability(space, anatomy)
     else:
         check_capability(space, anatomy)
@@ -184,21 +212,60 @@ def test_tied_blocks_of_a_kind_have_equal_numbers_and_stock_classes_load_them(fa
     name, model = family
     anatomy = dissect(model)
     shape, target = model_shape(anatomy, 8, 4), TIED.get(name, 0.2)
-    space = TiedSpace(shape, LevelRules(frozenset({"channels", "experts"}), n_steps=12), (target,))
+    rules = LevelRules(frozenset({"channels", "experts"}), n_steps=12)
+    if name in ("mamba", "bitnet"):  # no MLP, or channels that depend on each other
+        with pytest.raises(ValueError, match=r"to 0 \(what equal blocks can lose of their params"):
+            TiedSpace(shape, rules, (target,))
+        return
+    space = TiedSpace(shape, rules, (target,))
     rng = np.random.default_rng(0)
     candidates = [space.uniform(0), *(space.sample(rng, 0) for _ in range(5))]
     for candidate in candidates:
         by_kind = {}
         for block, kept in zip(shape.blocks, candidate.blocks, strict=True):
             assert kept.kv_groups == block.n_kv_groups
-            by_kind.setdefault(block.experts is not None, set()).add(kept.ffn)
+            if block.ffn_width:
+                by_kind.setdefault(block.experts is not None, set()).add(kept.ffn)
         assert all(len(numbers) == 1 for numbers in by_kind.values())
         assert space.parse(candidate.text) == candidate
         assert space.from_parameters(space.to_parameters(candidate), 0, rng) == candidate
         check_structured(
-            anatomy, small_tokenizer(), candidate.blocks, "hf" if name == "jamba" else "hf-stock"
+            anatomy, small_tokenizer(), candidate.blocks, "hf" if name in ONE_WIDTH else "hf-stock"
         )
     assert candidates[0].blocks != space.dense.blocks
+
+
+UNITS = {
+    "mamba": ({"attention"}, {"blocks"}),
+    "nemotron_h": ({"attention", "mlp"}, {"blocks"}, {"groups", "channels", "experts", "attention"}),
+    "bitnet": ({"attention", "mlp", "channels"}, {"blocks"}),
+    "granitemoehybrid": ({"experts", "attention", "mlp", "blocks"},),
+}
+"""Units of spaces of models whose blocks have one mixer, or channels or heads that are no units."""
+
+
+@pytest.mark.parametrize(("name", "units"), [(name, units) for name in UNITS for units in UNITS[name]])
+def test_spaces_of_blocks_of_one_mixer(name, units):
+    """What is not there is never counted nor changed; whole blocks go; the dense numbers are met again by the text."""
+    shape = model_shape(dissect(make(name)), 8, 4)
+    rng = np.random.default_rng(0)
+    target = 0.5 if name == "mamba" else 0.3 if units == {"blocks"} else 0.2
+    space = ArchitectureSpace(shape, LevelRules(frozenset(units), n_steps=6), (target,))
+    candidates = [space.uniform(0), *(space.sample(rng, 0) for _ in range(8))]
+    candidates += [space.mutate(candidate, rng) for candidate in candidates]
+    for candidate in candidates:
+        assert space.parse(candidate.text) == candidate
+        assert space.target_of(candidate) == 0
+        assert space.disassemble(space.assemble(space.disassemble(candidate))) == space.disassemble(candidate)
+        for block, kept in zip(shape.blocks, candidate.blocks, strict=True):
+            assert kept.kv_groups <= block.n_kv_groups
+            assert kept.ffn <= block.ffn_width
+            if block.rigid_ffn:
+                assert kept.ffn in (0, block.ffn_width)
+        portable = space.portable(candidate, ())["blocks"]
+        assert all(float(Fraction(row["ffn"])) <= 1 for row in portable)
+    assert len({candidate.text for candidate in candidates}) > (0 if name in ("mamba", "bitnet") else 1)
+    assert space.dense not in candidates
 
 
 def test_spaces_and_tables_of_single_units_are_refused_where_attention_has_none(family):

@@ -22,6 +22,9 @@ PARENT_CLASS = ("hf-stock", "hf-padded")
 """Carry shapes and biases of the parent's class."""
 
 
+_FOLLOWS = "their number follows the hidden width"
+
+
 def check_carries(space: Any, config: Any) -> None:
     """Raise a ValueError, which names the settings that work, if no export could carry the architectures of a space.
 
@@ -41,10 +44,11 @@ def check_capability(space: Any, anatomy: Anatomy) -> None:
     """Raise a ValueError, which names the settings that work, unless an export can carry every architecture."""
     check_carries(space, anatomy.model.config)
     if _only_stock(space, anatomy) and "channels" in space.rules.units and not stock_channels(anatomy):
+        mixed = any(block.mixture for block in anatomy.blocks)
+        beside, why = (" beside whole experts", "both have one width") if mixed else ("", _FOLLOWS)
         raise ValueError(
-            f"Expected a stock class that holds fewer channels of MLPs beside whole experts for channels in `units`, "
-            f"got {anatomy.family}, in which both have one width. Leave channels out, or set `space.target_format` to "
-            f"hf."
+            f"Expected a stock class that holds fewer channels of MLPs{beside} for channels in `units`, got "
+            f"{anatomy.family}, in which {why}. Leave channels out, or set `space.target_format` to hf."
         )
     biased = [name for name in space.repairs if UNIT_REPAIRS[name].gives in ("bias", "both")]
     if biased and space.target_format in PARENT_CLASS and not takes_biases(anatomy):

@@ -35,6 +35,9 @@ BLOCKWISE = (
 )
 """Lists in configs with a place for each block; shorter ones are repeated (RecurrentGemma)."""
 
+EMBEDDED = ("word_embed_proj_dim",)
+"""Names in configs of the width of embeddings, beside that of the stream (OPT)."""
+
 PLACES = ("attn_layer_indices",)
 """Lists in configs of blocks' places."""
 
@@ -126,9 +129,14 @@ class CutModel:
         ]
         with_heads = [index for index in self.kept_blocks if self.anatomy.blocks[index].n_heads]
         same_groups = len({self.kept[index][:1] + self.kept[index][2:3] for index in with_heads}) <= 1
-        ffn = [((units.ffn, units.channels, units.shared), mixed) for units, mixed in kept]
+        ffn = [((units.ffn, units.channels, units.shared), mixed) for units, mixed in kept if units.ffn]
         same = all(len({units for units, mixed in ffn if mixed == kind}) <= 1 for kind in (True, False))
-        return same_groups and same and all(all(units.units) for units, _ in kept)
+        return same_groups and same and not any(self._lacks(index) for index in self.kept_blocks)
+
+    def _lacks(self, index: int) -> bool:
+        """True if a block is without a sub-layer that it had."""
+        dense, kept = self.anatomy.blocks[index].whole.units, self.kept[index].units
+        return any(had and not has for had, has in zip(dense, kept, strict=True))
 
     def shape(self, index: int) -> dict[str, int]:
         """Heads, and channels or experts, that a block keeps, by their names in configs."""
@@ -156,13 +164,13 @@ class CutModel:
     def heads_per_group(self, index: int) -> int:
         """Query heads that each kept KV group of a block keeps."""
         block = self.anatomy.blocks[index]
-        return self.kept[index].queries or block.n_heads // block.attention_units
+        return self.kept[index].queries or block.n_heads // max(block.attention_units, 1)
 
     def ffn_shape(self, index: int, n_kept: int) -> dict[str, int]:
         """So many channels; or so many experts in a block with a mixture, how many it uses, and their channels."""
         mixture = self.anatomy.blocks[index].mixture
         if mixture is None:
-            return {"intermediate_size": n_kept}
+            return {"intermediate_size": n_kept} if self.anatomy.blocks[index].ffn_width else {}
         content = self.config.to_dict()
         numbers = {
             name: n_kept
@@ -184,7 +192,8 @@ class CutModel:
         content = self._content(self.kept_blocks)
         inner, of = self.text_part(content), text_config(self.config)
         if self.narrow is not None:
-            inner[of.attribute_map.get("hidden_size", "hidden_size")] = self.width
+            names = (of.attribute_map.get("hidden_size", "hidden_size"), *EMBEDDED)
+            inner |= {name: self.width for name in names if inner.get(name) == self.anatomy.width}
         return content
 
     def _content(self, blocks: Sequence[int]) -> dict[str, Any]:
@@ -336,9 +345,12 @@ def _planned_experts(
     owners = {module: path for path, module in mixture.module.named_modules()}
     axes = {f"{mixture.name}.{owners[x.module]}.{x.name}".replace("..", "."): x.axis for x in mixture.entries}
     inside = f"{mixture.name}.{owners[mixture.experts]}."
+    beside = [f"{x.name}." for x in block.linears if x.sublayer == "experts" and x.expert is None]
     for name, value in dense.items():
         shape = list(value.shape)
-        if name.startswith(f"{mixture.name}.") and not n_kept:
+        if (name.startswith(f"{mixture.name}.") and not n_kept) or (
+            name.startswith(tuple(beside)) and not n_kept
+        ):
             yield name, [0] * len(shape)
         elif name in axes or name.startswith(inside):
             shape[axes.get(name, 0)] = n_kept

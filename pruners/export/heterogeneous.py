@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import astuple
 from importlib import resources
 from string import Template
 from typing import Any
@@ -23,6 +24,8 @@ from secateur.pruners.export.stock import width_name
 from secateur.pruners.models.anatomy import Block, Sublayer
 from secateur.pruners.models.cutting import head_counts
 from secateur.pruners.models.find_sublayer import OVER_TOKENS
+from secateur.pruners.models.layout import Returns
+from secateur.pruners.models.observed import observe, returns_of
 from secateur.pruners.models.runner import BlockRunner
 
 SKIPPED: dict[Sublayer, Sublayer] = {
@@ -77,7 +80,7 @@ def heterogeneous_model(
         model_type=content["model_type"],
         container=cut.anatomy.blocks[0].name.rpartition(".")[0],
         parts=_parts(cut),
-        outputs=json.dumps({kind: _n_outputs(cut, kind) for kind in _kinds(cut)}),
+        outputs=repr({kind: astuple(_given(cut, kind)) for kind in _kinds(cut)}),
     )
     return content, weights, {f"{module}.py": code}
 
@@ -91,12 +94,12 @@ def _layer(cut: CutModel, index: int) -> dict[str, Any]:
         if name in known or cut.config.attribute_map.get(name) in known
     }
     attends = cut.anatomy.blocks[index].mixer("attention") is not None
-    width = width_name(known) if cut.anatomy.blocks[index].mixture is None else None
+    width = width_name(known) if cut.anatomy.blocks[index].ffn_width else None
     if not kept.kv_groups and attends:  # a place in static caches, should the cache count its tokens here
         fields = {name: 1 for name in fields if name == "num_key_value_heads"} | {"skip": ["attention"]}
     if kept.ffn and width is not None:
         fields[width] = kept.ffn
-    if not kept.ffn:
+    if not kept.ffn and cut.anatomy.blocks[index].ffn_units:
         fields |= {"skip": [*fields.get("skip", ()), "mlp"]} | (
             {} if width is None else {width: cut.anatomy.blocks[index].ffn_width}
         )
@@ -159,10 +162,17 @@ def _with(cut: CutModel, kind: Sublayer) -> list[Block]:
 
 
 def _modules(cut: CutModel, kind: Sublayer) -> list[str]:
-    """The sub-layer's module, or its projections where it has none of its own (OPT's MLP)."""
+    """The sub-layer's module, or its projections where it has none of its own (OPT's MLP).
+
+    Of a mixture also modules of shared experts beside it.
+    """
     block = _with(cut, kind)[-1]
-    path = sublayer_path(block, kind)
-    inner = [x.name.removeprefix(f"{block.name}.") for x in block.linears if x.sublayer == kind]
+    path, own = sublayer_path(block, kind), f"{block.name}."
+    inner = [x.name.removeprefix(own) for x in block.linears if x.sublayer == kind]
+    if block.mixture is not None and kind == "mlp":
+        shared = [x.name.removeprefix(own) for x in block.linears if x.sublayer == "experts" and not x.expert]
+        children = dict.fromkeys(name.partition(".")[0] for name in shared)
+        return [*(child for child in children if child != path.partition(".")[0]), path]
     return [path] if path else inner
 
 
@@ -184,24 +194,14 @@ def _norms(cut: CutModel, kind: Sublayer) -> list[str]:
 
 
 @torch.no_grad()
-def _n_outputs(cut: CutModel, kind: Sublayer) -> int:
-    """Length of the tuple that the sub-layer returns in the first block with it; 0: a bare tensor.
-
-    A removed one in memory returns as much.
-    """
-    found: list[Any] = []
+def _given(cut: CutModel, kind: Sublayer) -> Returns:
+    """What the sub-layer gives in the first block with it; a removed one in memory gives as much."""
     kept = [of.kv_groups if kind in OVER_TOKENS else of.ffn for of in cut.kept]
     having = _with(cut, kind)
     block = next((block for block in having if kept[block.index]), having[0])
     path = sublayer_path(block, kind)
     if not path:
-        return 0
-    owner = block.module.get_submodule(path)
-    handle = owner.register_forward_hook(lambda module, args, output: found.append(output))
-    runner = BlockRunner(cut.anatomy)
-    try:
-        inputs = runner.start(torch.zeros(1, 2, dtype=torch.int64))
-        runner.block(block.index, inputs.hidden, inputs)
-    finally:
-        handle.remove()
-    return len(found[0]) if isinstance(found[0], tuple) else 0
+        return Returns()
+    owner, runner = block.module.get_submodule(path), BlockRunner(cut.anatomy)
+    seen = observe(runner, block, runner.start(torch.zeros(1, 2, dtype=torch.int64)))
+    return returns_of(owner, seen)

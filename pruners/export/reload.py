@@ -59,7 +59,8 @@ def _generate(model: Any, prompt: torch.Tensor) -> tuple[list[int], float]:
         without a cache, relative to the largest logit: 0 if both ways choose the same tokens.
     """
     known = inspect.signature(model.forward).parameters
-    name = "cache" if "cache" in known else "past_key_values"  # before 5.24
+    names = ("cache", "cache_params", "past_key_values")  # of state-space models; of others before 5.24
+    name = next(name for name in names if name in known)
     given = name in model(prompt, use_cache=True)  # RecurrentGemma gives none back, but fills one
     new, cache, step = [], None if given else DynamicCache(config=model.config), prompt
     for _ in range(N_GENERATED):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.models.anatomy import Anatomy, Heads
+from secateur.pruners.models.discover import text_config
 from secateur.pruners.models.narrow import Narrow
 from secateur.spaces.architecture.candidate import Kept
 
@@ -39,14 +40,15 @@ def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     content = cut.base_config()
     inner = cut.text_part(content)
     block = cut.with_heads
-    kept = cut.kept[block.index]
+    kept, width = cut.kept[block.index], width_name(inner)
     if kept.kv_groups != block.attention_units or kept.queries or cut.narrow:
         inner |= cut.shape(block.index) | cut.head_dim
     for index in cut.kept_blocks:
         if cut.anatomy.blocks[index].mixture is not None:
             inner |= cut.ffn_shape(index, cut.kept[index].ffn)
             continue
-        width = width_name(inner)
+        if not cut.anatomy.blocks[index].ffn_width:
+            continue
         if width is None:
             raise NotStockError("its config has no number of channels")
         inner[width] = cut.kept[index].ffn
@@ -94,10 +96,12 @@ def _heads(anatomy: Anatomy) -> Heads:
 
 
 def stock_channels(anatomy: Anatomy) -> bool:
-    """True if the stock class takes MLPs of fewer channels, where other blocks have mixtures; else it always does."""
-    plain = [block.mixture is None for block in anatomy.blocks]
-    if all(plain) or not any(plain):
+    """True if the stock class takes MLPs of fewer channels, also where other blocks have mixtures."""
+    plain = [block.ffn_width > 0 for block in anatomy.blocks]
+    if not any(plain):
         return True
+    if not any(block.mixture for block in anatomy.blocks):
+        return width_name(text_config(anatomy.model.config).to_dict()) is not None
     kept = [
         x.whole._replace(ffn=x.ffn_width - 1) if alone else x.whole
         for x, alone in zip(anatomy.blocks, plain, strict=True)

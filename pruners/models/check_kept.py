@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.pruners.models.anatomy import Anatomy, Block
-from secateur.pruners.models.layout import BlockLayout, MixtureLayout
+from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.models.mixture import Mixture
 from secateur.spaces.architecture.candidate import Kept
 
@@ -14,10 +14,13 @@ def check_parts(layouts: Sequence[BlockLayout], purpose: str) -> None:
     """Raise a ValueError unless blocks consist of one attention and one MLP, both of units that can be cut."""
     for layout in layouts:
         part, reason = layout.attention, ""
-        if isinstance(layout.mlp, MixtureLayout):
+        rigid = [x for x in layout.sublayers if x.rigid]
+        if part is None or layout.mlp is None:
+            reason = f"one mixer alone at {layout.block.name}"
+        elif isinstance(layout.mlp, MixtureLayout):
             reason = layout.mlp.name
-        elif part.rigid:
-            reason = f"{part.name}, which has no units"
+        elif rigid:
+            reason = f"{rigid[0].name}, which has no units"
         elif part.parallel:
             reason = f"{part.name}, which a recurrent mixer is parallel to"
         if reason:
@@ -40,12 +43,18 @@ def check_kept(anatomy: Anatomy, blocks: Sequence[Kept]) -> None:
 def check_splits(layouts: Sequence[BlockLayout], blocks: Sequence[Kept]) -> None:
     """Raise a ValueError if query heads are to be cut singly, or KV groups, where that can't be done."""
     for layout, kept in zip(layouts, blocks, strict=True):
-        if layout.attention.rigid and 0 < kept.kv_groups < layout.attention.n_units:
+        attention, mlp = layout.attention, layout.mlp
+        if attention is not None and attention.rigid and 0 < kept.kv_groups < attention.n_units:
             raise ValueError(
-                f"Expected `kv_groups` 0 or {layout.attention.n_units} at {layout.block.name}, in which what mixes "
+                f"Expected `kv_groups` 0 or {attention.n_units} at {layout.block.name}, in which what mixes "
                 f"tokens is kept or removed as a whole, got {kept.kv_groups}."
             )
-        if kept.queries and not layout.attention.splits:
+        if isinstance(mlp, SublayerLayout) and mlp.rigid and 0 < kept.ffn < mlp.n_units:
+            raise ValueError(
+                f"Expected `ffn` 0 or {mlp.n_units} at {layout.block.name}, whose MLP is kept or removed as a whole, "
+                f"got {kept.ffn}."
+            )
+        if kept.queries and not (attention is not None and attention.splits):
             raise ValueError(
                 f"Expected query heads that can be cut singly for `queries`, got {kept.queries} at "
                 f"{layout.block.name}, whose heads can't. Cut KV groups."
@@ -54,7 +63,7 @@ def check_splits(layouts: Sequence[BlockLayout], blocks: Sequence[Kept]) -> None
 
 def check_block(block: Block, kept: Kept) -> None:
     """Raise a ValueError unless the block can be cut to this."""
-    fewest = 1 if block.index == 0 else 0
+    fewest = min(1, block.attention_units) if block.index == 0 else 0
     if not fewest <= kept.kv_groups <= block.attention_units:
         raise ValueError(
             f"Expected `kv_groups` from {fewest} to {block.attention_units}, got {kept.kv_groups} at {block.name}."

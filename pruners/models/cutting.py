@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Cache
 
 from secateur.pruners.models.anatomy import Linear
-from secateur.pruners.models.layout import SublayerLayout
+from secateur.pruners.models.layout import Returns, SublayerLayout
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ class LiveSublayer:
         if self._layout.owner is not None:
             recurrent = self._layout.output.sublayer == "recurrent"
             layer = None if recurrent else getattr(self._layout.owner, "layer_idx", None)
-            self._patch(self._layout.owner, partial(_no_attention, layer, self._layout.n_outputs))
-            for module, n_outputs in self._layout.parallel:
-                self._patch(module, partial(_no_attention, None, n_outputs))
+            self._patch(self._layout.owner, partial(_no_attention, layer, self._layout.returns))
+            for module, returns in self._layout.parallel:
+                self._patch(module, partial(_no_attention, None, returns))
         else:  # some families have no module for their MLP
             for placement in self._layout.placements:
                 width = placement.linear.out_features if placement.axis else 0
@@ -167,21 +166,17 @@ def _zeros(width: int, hidden: Tensor) -> Tensor:
 
 
 @contextmanager
-def no_output(module: nn.Module) -> Iterator[None]:
-    """Context in which a module gives zeros for hidden states, as one that an export leaves out."""
-    module.forward = _nothing
+def no_output(module: nn.Module, returns: Returns) -> Iterator[None]:
+    """Context in which a module gives nothing for hidden states, as one that an export leaves out."""
+    module.forward = returns.nothing
     try:
         yield
     finally:
         del module.forward
 
 
-def _nothing(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return torch.zeros_like(hidden)
-
-
-def _no_attention(layer: int | None, n_outputs: int, *args: Any, **kwargs: Any) -> Any:
-    """Zeros in place of the output of an attention, or of a recurrent mixer (`layer` is None).
+def _no_attention(layer: int | None, returns: Returns, *args: Any, **kwargs: Any) -> Any:
+    """Nothing in place of the output of an attention, or of a recurrent mixer (`layer` is None).
 
     The cache gets one zero a token of an attention.
 
@@ -193,5 +188,4 @@ def _no_attention(layer: int | None, n_outputs: int, *args: Any, **kwargs: Any) 
     if cache is not None and layer is not None:
         nothing = hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1)
         cache.update(nothing, nothing, layer)
-    zeros = torch.zeros_like(hidden)
-    return (zeros, *[None] * (n_outputs - 1)) if n_outputs else zeros
+    return returns.nothing(*args, **kwargs)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from secateur.pruners.models.anatomy import Block, Sublayer
 from secateur.pruners.models.cutting import LiveSublayer, Piece
-from secateur.pruners.models.find_sublayer import Cuttable, name_of, sublayer_of
+from secateur.pruners.models.find_sublayer import Cuttable, sublayer_of
 from secateur.pruners.models.layout import SublayerLayout
 from secateur.pruners.models.observed import Seen, observe
-from secateur.pruners.models.placement import ALL, FORMS, place
+from secateur.pruners.models.placement import ALL, FORMS
 from secateur.pruners.models.runner import BlockInputs, BlockRunner
 
 
@@ -23,7 +23,7 @@ def find_form(
 ) -> Cuttable:
     """The first form under which a cut block computes the values of the dense one.
 
-    None: of what mixes tokens and can only be kept or removed as a whole.
+    None: of what can only be kept or removed as a whole.
     """
     if kind == "recurrent" or (kind == "attention" and not block.n_kv_heads):
         return Cuttable(None)
@@ -32,13 +32,7 @@ def find_form(
         if layout.n_units == 1 or same_without_first(runner, block, layout, inputs, dense):
             several = kind == "attention" and layout.heads_per_group > 1
             return Cuttable(form, several and _same_without_queries(runner, block, layout, inputs, dense))
-    if kind == "attention":
-        return Cuttable(None)
-    raise ValueError(
-        f"Expected the units of {name_of(block, kind)} to be alike, independent of each other and found in "
-        f"{', '.join(placement.linear.name for placement in place(block, kind, FORMS[0]))}, but the block without one "
-        f"of them computes other values for the rest. This family ({runner.anatomy.family}) can't be cut."
-    )
+    return Cuttable(None)
 
 
 def same_without_first(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import nn
 
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
 from secateur.pruners.models.find_form import find_form, same_without_first
 from secateur.pruners.models.find_sublayer import OVER_TOKENS, Cuttable, shared_norms, sublayer_of
 from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout, plain_mlp
-from secateur.pruners.models.observed import Seen, observe
+from secateur.pruners.models.observed import Seen, observe, returns_of
 from secateur.pruners.models.removal import own_norms, vanishes
 from secateur.pruners.models.runner import BlockRunner
 
@@ -26,7 +28,7 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
     No table of families is used. Norms are told by the modules that they feed; the form of fused projections, and
     that nothing else depends on the number of heads or their places, by cutting the first unit of one block of each
     kind, with the order of the others reversed: the inputs of the output projection must follow; and likewise the first
-    query head of each KV group. What mixes tokens and can't be cut so, as a recurrent mixer or heads with a norm over
+    query head of each KV group. What can't be cut so, as a recurrent mixer, or heads or channels with a norm over
     all of them, is kept or removed as a whole. The model is not changed.
 
     Args:
@@ -34,7 +36,7 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
         experts: whether mixtures of experts are of use.
 
     Raises:
-        ValueError: if a block has other parts, or its MLP can't be cut, e.g. as a norm runs over all channels.
+        ValueError: if a block has other parts, or a sub-layer that can't be removed.
     """
     for block in anatomy.blocks:
         _check_parts(block, anatomy.family, experts=experts)
@@ -58,7 +60,7 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
         )
         one_of_each = {_kind(layout.block): layout for layout in layouts}
         own = {kind: own_norms(runner, layout, inputs) for kind, layout in one_of_each.items()}
-        layouts = tuple(_with_norms(x, own[_kind(x.block)]) for x in layouts)
+        layouts = tuple(_with_norms(x, *own[_kind(x.block)]) for x in layouts)
         one_of_each = {_kind(layout.block): layout for layout in layouts}
         does_nothing = {kind: vanishes(runner, layout, inputs) for kind, layout in one_of_each.items()}
         layouts = tuple(
@@ -70,33 +72,32 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
     return layouts
 
 
-def _with_norms(layout: BlockLayout, own: Sequence[bool]) -> BlockLayout:
+def _with_norms(layout: BlockLayout, *own: bool) -> BlockLayout:
     """The layout without norms that do not go with their sub-layer, see `own_norms`."""
-    attention, mlp = layout.attention, layout.mlp
-    of_attention, of_mlp = own
-    return replace(
-        layout,
-        attention=attention if of_attention else replace(attention, norms=()),
-        mlp=mlp if of_mlp else replace(mlp, norms=()),
-    )
+    for part, is_own in zip(layout.parts, own, strict=True):
+        if is_own:
+            continue
+        bare: Any = replace(part, norms=())
+        layout = replace(layout, attention=bare) if part is layout.attention else replace(layout, mlp=bare)
+    return layout
 
 
 def _check_parts(block: Block, family: str, *, experts: bool) -> None:
-    """Raise a ValueError unless the block mixes tokens once, or twice in parallel, and has one MLP or mixture."""
+    """Raise a ValueError unless the block mixes tokens at most once, or twice in parallel, and has at most one MLP."""
     kinds = [mixer.kind for mixer in block.mixers]
     over_tokens = [kind for kind in kinds if kind in OVER_TOKENS]
     alone = [kind for kind in kinds if kind not in OVER_TOKENS]
-    if over_tokens and alone == ["experts"] and block.mixture and not experts:
+    if alone == ["experts"] and block.mixture and not experts:
         raise ValueError(
             f"Expected blocks of one attention and one MLP, got a mixture of experts [at {block.name}]. Experts are "
             "units of the space architecture."
         )
-    known = alone == ["mlp"] or (alone == ["experts"] and block.mixture is not None)
-    if not over_tokens or len(set(over_tokens)) < len(over_tokens) or not known or block.unknown:
+    known = alone in ([], ["mlp"]) or (alone == ["experts"] and block.mixture is not None)
+    if not kinds or len(set(over_tokens)) < len(over_tokens) or not known or block.unknown:
         found = [*kinds, *block.unknown]
         raise ValueError(
-            f"Expected blocks of one attention and one MLP to cut, got {', '.join(found)} [at {block.name}]. "
-            f"This family ({family}) can't be cut."
+            f"Expected blocks of one attention and one MLP, or one of them, to cut, got {', '.join(found)} "
+            f"[at {block.name}]. This family ({family}) can't be cut."
         )
 
 
@@ -107,21 +108,31 @@ def _kind(block: Block) -> Hashable:
 
 
 def _layout(block: Block, forms: Mapping[Sublayer, Cuttable], run: Seen) -> BlockLayout:
-    attention = _over_tokens(block, forms, run)
-    mlp = (
-        _mixture(block, run, shared="experts" in forms)
-        if block.mixture
-        else sublayer_of(block, "mlp", forms["mlp"], run)
-    )
-    mlp_modules = {*mlp.modules}
-    attention = replace(attention, further=tuple(x for x in attention.further if x not in mlp_modules))
-    theirs = {*attention.modules, *mlp_modules}
+    attention, mlp = _over_tokens(block, forms, run), _mlp(block, forms, run)
+    theirs = {*mlp.modules} if mlp is not None else set()
+    if attention is not None:
+        attention = replace(attention, further=tuple(x for x in attention.further if x not in theirs))
+        theirs |= {*attention.modules}
     shared = (x for x in block.module.modules() if x not in theirs and [*x.parameters(recurse=False)])
     return BlockLayout(block, attention, mlp, tuple(shared))
 
 
-def _over_tokens(block: Block, forms: Mapping[Sublayer, Cuttable], run: Seen) -> SublayerLayout:
-    """Layout of what mixes tokens: attention, or a recurrent mixer as a whole; of both in parallel the attention's."""
+def _mlp(
+    block: Block, forms: Mapping[Sublayer, Cuttable], run: Seen
+) -> SublayerLayout | MixtureLayout | None:
+    """Layout of the MLP or mixture; None in a block without."""
+    if block.mixture is not None:
+        return _mixture(block, run, shared="experts" in forms)
+    return sublayer_of(block, "mlp", forms["mlp"], run) if "mlp" in forms else None
+
+
+def _over_tokens(block: Block, forms: Mapping[Sublayer, Cuttable], run: Seen) -> SublayerLayout | None:
+    """Layout of what mixes tokens: attention, or a recurrent mixer as a whole; of both in parallel the attention's.
+
+    None in a block where nothing does.
+    """
+    if not forms.keys() & {*OVER_TOKENS}:
+        return None
     if block.mixer("attention") is None:
         return replace(sublayer_of(block, "recurrent", forms["recurrent"], run), kind="attention")
     layout = sublayer_of(block, "attention", forms["attention"], run)
@@ -133,7 +144,7 @@ def _over_tokens(block: Block, forms: Mapping[Sublayer, Cuttable], run: Seen) ->
     return replace(
         layout,
         further=(*layout.further, *(x for x in dict.fromkeys(beside.modules) if x not in inside)),
-        parallel=((beside.owner, beside.n_outputs),),
+        parallel=((beside.owner, beside.returns),),
     )
 
 
@@ -154,18 +165,24 @@ def _mixture(block: Block, seen: Seen, *, shared: bool) -> MixtureLayout:
         or seen.outputs[norm] is seen.inputs[owner]
         or seen.inputs[norm] is seen.outputs[owner]
     )
-    returned = seen.outputs[owner]
-    n_outputs = len(returned) if isinstance(returned, tuple) else 0
     assert all(routed), "split experts are plain MLPs"
     return MixtureLayout(
         f"the experts of {block.name}",
         mixture,
         owner,
         norms,
-        n_outputs,
+        returns_of(owner, seen),
         tuple(expert for expert in routed if expert is not None),
         _shared_experts(block) if shared else None,
+        tuple(x for x in _owners_of_shared(block) if x is not owner),
     )
+
+
+def _owners_of_shared(block: Block) -> list[nn.Module]:
+    """Children of the block that hold projections of shared experts."""
+    shared = [x.name for x in block.linears if x.sublayer == "experts" and x.expert is None]
+    paths = dict.fromkeys(name.removeprefix(f"{block.name}.").partition(".")[0] for name in shared)
+    return [block.module.get_submodule(path) for path in paths]
 
 
 def _shared_experts(block: Block) -> SublayerLayout | None:

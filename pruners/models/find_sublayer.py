@@ -9,8 +9,8 @@ from typing import NamedTuple
 from torch import nn
 
 from secateur.pruners.models.anatomy import Block, Linear, Sublayer
-from secateur.pruners.models.layout import SublayerLayout
-from secateur.pruners.models.observed import Seen
+from secateur.pruners.models.layout import Returns, SublayerLayout
+from secateur.pruners.models.observed import Seen, returns_of
 from secateur.pruners.models.placement import Form, Placement, place, whole_placements
 
 OVER_TOKENS: tuple[Sublayer, ...] = ("attention", "recurrent")
@@ -27,7 +27,7 @@ def sublayer_of(block: Block, kind: Sublayer, cuttable: Cuttable, seen: Seen) ->
     """Layout of a sub-layer that can be cut so.
 
     Raises:
-        ValueError: if what mixes tokens has no module of its own, or gives more than hidden states.
+        ValueError: if what mixes tokens has no module of its own.
     """
     form = cuttable.form
     n_units = {"attention": block.attention_units, "mlp": block.ffn_width}.get(kind, 1)
@@ -37,12 +37,6 @@ def sublayer_of(block: Block, kind: Sublayer, cuttable: Cuttable, seen: Seen) ->
     owner = inside if kind in OVER_TOKENS else None
     if kind in OVER_TOKENS and owner is None:
         raise ValueError(f"Expected the {kind} to have a module of its own, got none [at {block.name}].")
-    returned = seen.outputs[owner] if owner is not None else None
-    if kind == "recurrent" and isinstance(returned, tuple) and any(x is not None for x in returned[1:]):
-        raise ValueError(
-            f"Expected a recurrent mixer that gives hidden states alone, got {type(owner).__name__}, which gives its "
-            f"state, too [at {block.name}]. Such mixers can't be removed, and this family can't be cut."
-        )
     norms = _norms(block, [names[name] for name in block.norms], placements, owner, seen)
     theirs = {*norms, *(x.linear.module for x in placements)}
     below = inside.modules() if inside is not None else ()
@@ -53,9 +47,9 @@ def sublayer_of(block: Block, kind: Sublayer, cuttable: Cuttable, seen: Seen) ->
         placements=placements,
         norms=norms,
         owner=owner,
-        n_outputs=len(returned) if isinstance(returned, tuple) else 0,
+        returns=Returns() if inside is None else returns_of(inside, seen),
         head_dim=block.head_dim,
-        heads_per_group=block.n_heads // block.attention_units,
+        heads_per_group=block.n_heads // max(block.attention_units, 1),
         rigid=form is None,
         splits=cuttable.splits,
         further=tuple(x for x in below if x not in theirs and [*x.parameters(recurse=False)]),

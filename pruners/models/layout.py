@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -14,6 +14,32 @@ from torch import Tensor, nn
 from secateur.pruners.models.anatomy import Block, Linear, Sublayer
 from secateur.pruners.models.mixture import Mixture
 from secateur.pruners.models.placement import ALL, Placement
+from secateur.spaces.architecture.candidate import Kept
+
+
+@dataclass(frozen=True)
+class Returns:
+    """What the module of a sub-layer gives.
+
+    Args:
+        n_outputs: length of the tuple; 0 if it is a bare tensor.
+        adds: True if it adds the residual stream, the second tensor that it gets, to its output (BLOOM, MPT).
+        states: True if its state, a tuple that it also gets, comes second (xLSTM).
+    """
+
+    n_outputs: int = 0
+    adds: bool = False
+    states: bool = False
+
+    def nothing(self, *args: Any, **kwargs: Any) -> Any:
+        """What a removed module gives for these arguments: zeros, or the stream or the state that it got."""
+        values = [*args, *kwargs.values()]
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        hidden = tensors[1] if self.adds else torch.zeros_like(tensors[0])
+        if not self.n_outputs:
+            return hidden
+        state = next((value for value in values if isinstance(value, tuple)), None) if self.states else None
+        return (hidden, state, *[None] * self.n_outputs)[: self.n_outputs]
 
 
 @dataclass(frozen=True)
@@ -27,7 +53,7 @@ class SublayerLayout:
         placements: of every projection, the output projection last.
         norms: norms that serve this sub-layer alone: before it, behind it, or inside.
         owner: the attention's module; None for an MLP, which some families have none for.
-        n_outputs: length of the tuple that the attention's module returns; 0 if it is a bare tensor.
+        returns: what its module gives, see `Returns`.
         head_dim: width of a head.
         heads_per_group: query heads of a KV group.
         rigid: True if it can only be kept or removed as a whole.
@@ -35,7 +61,7 @@ class SublayerLayout:
         further: modules without units that are removed with the last one: the projections to the states of latent
             attention, convolutions and states of a recurrent mixer, and a mixer parallel to this one.
         parallel: modules of mixers over tokens parallel to it (Falcon-H1), which are removed with its last unit, each
-            with the length of the tuple that it returns.
+            with what it gives.
     """
 
     name: str
@@ -44,13 +70,13 @@ class SublayerLayout:
     placements: tuple[Placement, ...]
     norms: tuple[nn.Module, ...]
     owner: nn.Module | None
-    n_outputs: int
+    returns: Returns
     head_dim: int
     heads_per_group: int
     rigid: bool = False
     splits: bool = False
     further: tuple[nn.Module, ...] = ()
-    parallel: tuple[tuple[nn.Module, int], ...] = ()
+    parallel: tuple[tuple[nn.Module, Returns], ...] = ()
 
     @property
     def output(self) -> Linear:
@@ -132,18 +158,20 @@ class MixtureLayout:
         mixture: router and routed experts.
         owner: the module that is removed with the last expert: they, and shared experts.
         norms: norms that serve it alone.
-        n_outputs: length of the tuple that the owner returns; 0 if it is a bare tensor.
+        returns: what the owner gives.
         routed: of each routed expert, in channels.
         shared: of the shared experts, in channels; None if there are none, or they are no plain MLP.
+        beside: modules of shared experts outside of the owner, such as an MLP beside it (GraniteMoeHybrid).
     """
 
     name: str
     mixture: Mixture
     owner: nn.Module
     norms: tuple[nn.Module, ...]
-    n_outputs: int
+    returns: Returns
     routed: tuple[SublayerLayout, ...]
     shared: SublayerLayout | None = None
+    beside: tuple[nn.Module, ...] = ()
     kind: Literal["experts"] = "experts"
 
     @property
@@ -153,7 +181,8 @@ class MixtureLayout:
     @property
     def modules(self) -> Iterator[nn.Module]:
         """All modules that are removed with it."""
-        yield from self.owner.modules()
+        for module in (self.owner, *self.beside):
+            yield from module.modules()
         yield from self.norms
 
     @property
@@ -170,30 +199,39 @@ class MixtureLayout:
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """Both sub-layers of a block.
+    """Sub-layers of a block: one that mixes tokens, and an MLP or a mixture; or one of them alone (Mamba, Nemotron-H).
 
     Args:
         block: the block.
-        attention: in KV groups; or what mixes tokens otherwise, kept or removed as a whole.
-        mlp: in channels, or a mixture in experts.
+        attention: in KV groups; or what mixes tokens otherwise, kept or removed as a whole; None: nothing does.
+        mlp: in channels, or a mixture in experts; None: neither.
         shared: modules with parameters of neither, such as norms that both read; removed with the whole block alone.
     """
 
     block: Block
-    attention: SublayerLayout
-    mlp: SublayerLayout | MixtureLayout
+    attention: SublayerLayout | None
+    mlp: SublayerLayout | MixtureLayout | None
     shared: tuple[nn.Module, ...] = ()
 
     @property
-    def parts(self) -> tuple[SublayerLayout, SublayerLayout | MixtureLayout]:
-        """Attention, and MLP or mixture."""
-        return self.attention, self.mlp
+    def parts(self) -> tuple[SublayerLayout | MixtureLayout, ...]:
+        """Attention, and MLP or mixture; those of them that the block has."""
+        return tuple(part for part in (self.attention, self.mlp) if part is not None)
+
+    def counts(self, kept: Kept) -> tuple[tuple[int, int], ...]:
+        """Units that each of `parts` keeps, and query heads of each (0: all)."""
+        found = []
+        if self.attention is not None:
+            found.append((kept.kv_groups, kept.queries))
+        if self.mlp is not None:
+            found.append((kept.ffn, 0))
+        return tuple(found)
 
     @property
     def sublayers(self) -> tuple[SublayerLayout, ...]:
         """Attention, and MLP; in place of a mixture its shared experts, where these have channels to cut."""
-        mlp = self.mlp if isinstance(self.mlp, SublayerLayout) else self.mlp.shared
-        return (self.attention,) if mlp is None else (self.attention, mlp)
+        mlp = self.mlp.shared if isinstance(self.mlp, MixtureLayout) else self.mlp
+        return tuple(part for part in (self.attention, mlp) if part is not None)
 
     @property
     def shared_params(self) -> int:
@@ -217,7 +255,7 @@ def plain_mlp(name: str, linears: Sequence[Linear]) -> SublayerLayout | None:
         placements=placements,
         norms=(),
         owner=None,
-        n_outputs=0,
+        returns=Returns(),
         head_dim=1,
         heads_per_group=1,
     )

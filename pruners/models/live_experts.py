@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from secateur.pruners.models.cutting import LiveSublayer, Piece, unchanged
-from secateur.pruners.models.layout import MixtureLayout, SublayerLayout
+from secateur.pruners.models.layout import MixtureLayout, Returns, SublayerLayout
 from secateur.pruners.models.mixture import LiveMixture
 
 
@@ -48,7 +46,9 @@ class LiveExperts:
         self.restore()
         for norm in self._layout.norms:
             self._patch(norm, unchanged)
-        self._patch(self._layout.owner, partial(_nothing, self._layout.n_outputs))
+        self._patch(self._layout.owner, self._layout.returns.nothing)
+        for module in self._layout.beside:
+            self._patch(module, Returns().nothing)
         for parameter, data in self._data:
             parameter.data = data.new_empty((0,) * data.ndim)
 
@@ -78,8 +78,3 @@ class LiveExperts:
 def live_part(layout: SublayerLayout | MixtureLayout) -> LiveSublayer | LiveExperts:
     """The live sub-layer of a layout, whole now."""
     return LiveSublayer(layout) if isinstance(layout, SublayerLayout) else LiveExperts(layout)
-
-
-def _nothing(n_outputs: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-    zeros = torch.zeros_like(hidden)
-    return (zeros, *[None] * (n_outputs - 1)) if n_outputs else zeros

@@ -56,7 +56,18 @@ def find_mixers(
         if mixer is not None:
             found.append(mixer)
     check_complete(found, name, skipped)
-    return tuple(sorted(found, key=lambda mixer: ORDER.index(mixer.kind)))
+    return tuple(sorted(_with_shared(found), key=lambda mixer: ORDER.index(mixer.kind)))
+
+
+def _with_shared(mixers: Sequence[Mixer]) -> list[Mixer]:
+    """The mixers, with an MLP beside a mixture of experts as one of its shared experts (GraniteMoeHybrid)."""
+    beside = [mixer for mixer in mixers if mixer.kind == "mlp"]
+    mixed = [mixer for mixer in mixers if mixer.mixture is not None]
+    if len(beside) != 1 or len(mixed) != 1:
+        return list(mixers)
+    linears = (replace(x, sublayer="experts") for x in beside[0].linears)
+    whole = replace(mixed[0], linears=(*mixed[0].linears, *linears))
+    return [whole if x is mixed[0] else x for x in mixers if x is not beside[0]]
 
 
 def is_kept(path: str) -> bool:

@@ -16,7 +16,7 @@ from secateur.pruners.models.runner import BlockInputs, BlockRunner
 
 
 def vanishes(runner: BlockRunner, layout: BlockLayout, inputs: BlockInputs) -> bool:
-    """True if a block without both sub-layers does nothing: none of its norms is over the residual stream itself."""
+    """True if a block without its sub-layers does nothing: none of its norms is over the residual stream itself."""
     live = [live_part(part) for part in layout.parts]
     try:
         for one in live:
@@ -39,8 +39,8 @@ def own_norms(runner: BlockRunner, layout: BlockLayout, inputs: BlockInputs) -> 
         works = [_is_zero(runner, layout.block, way, inputs) for way in ways]
         if not any(works):
             raise ValueError(
-                f"Expected {part.name} to give what is added to the residual stream, got a module that does more, such "
-                f"as adding it itself. This family ({runner.anatomy.family}) can't be cut."
+                f"Expected {part.name} to give what is added to the residual stream, got a module that does more. This "
+                f"family ({runner.anatomy.family}) can't be cut."
             )
         found.append(works[0])
     return tuple(found)
@@ -65,7 +65,11 @@ def _is_zero(
             output.point_to(weight)
             set_bias(output.module, bias)
         live.remove()
-        with no_output(mlp) if mlp is not None else nullcontext():
+        with (
+            no_output(mlp, part.returns)
+            if mlp is not None and isinstance(part, SublayerLayout)
+            else nullcontext()
+        ):
             removed = runner.block(block.index, inputs.hidden, inputs)
     finally:
         live.restore()

@@ -80,36 +80,57 @@ def block_shapes(anatomy: Anatomy, context: int, stored_bytes: int) -> tuple[Blo
     return tuple(_block_shape(layout, context, stored_bytes) for layout in layouts)
 
 
+_NO_ATTENTION: Mapping[str, Any] = MappingProxyType({"rigid": True})
+_NO_MLP: Mapping[str, Any] = MappingProxyType({"rigid_ffn": True})
+
+
 def _block_shape(layout: BlockLayout, context: int, stored_bytes: int) -> BlockShape:
-    attention, mlp = layout.attention, layout.mlp
+    of_attention = (
+        _of_attention(layout, layout.attention, context, stored_bytes) if layout.attention else _NO_ATTENTION
+    )
+    of_mlp = _of_mlp(layout.mlp) if layout.mlp else _NO_MLP
+    return BlockShape(**of_attention, **of_mlp, shared_params=layout.shared_params)
+
+
+def _of_attention(
+    layout: BlockLayout, attention: SublayerLayout, context: int, stored_bytes: int
+) -> dict[str, Any]:
+    """Fields of a block's shape that are of what mixes tokens."""
     mixer = layout.block.mixer("attention") or next(x for x in layout.block.mixers if x.kind == "recurrent")
-    n_queries = attention.heads_per_group if attention.splits else 1
+    scores = mixer.score_macs * layout.block.attended(context)
     further = {*attention.further}
     fixed = [x for x in layout.block.linears if x.module in further]
-    return BlockShape(
-        n_kv_groups=attention.n_units,
-        group_params=attention.unit_params,
-        attention_params=attention.fixed_params,
-        ffn_width=mlp.n_units,
-        channel_params=mlp.unit_params,
-        mlp_params=mlp.fixed_params,
-        group_macs=_unit_weights(attention)
-        + mixer.score_macs * layout.block.attended(context) // attention.n_units,
-        channel_macs=_unit_weights(mlp) if isinstance(mlp, SublayerLayout) else _expert_macs(mlp.mixture),
-        group_kv_bytes=mixer.cache_width // attention.n_units * stored_bytes,
-        attention_bias=_bias_to_come(attention),
-        mlp_bias=_bias_to_come(mlp) if isinstance(mlp, SublayerLayout) else 0,
-        shared_params=layout.shared_params,
-        attention_macs=sum(x.n_weights for x in fixed),
-        rigid=attention.rigid,
-        n_queries=n_queries,
-        query_params=attention.query_params if attention.splits else 0,
-        query_macs=attention.query_weights
-        + mixer.score_macs * layout.block.attended(context) // (attention.n_units * n_queries)
-        if attention.splits
-        else 0,
-        experts=None if isinstance(mlp, SublayerLayout) else _expert_shape(mlp),
-    )
+    found = {
+        "n_kv_groups": attention.n_units,
+        "group_params": attention.unit_params,
+        "attention_params": attention.fixed_params,
+        "group_macs": _unit_weights(attention) + scores // attention.n_units,
+        "group_kv_bytes": mixer.cache_width // attention.n_units * stored_bytes,
+        "attention_bias": _bias_to_come(attention),
+        "attention_macs": sum(x.n_weights for x in fixed),
+        "rigid": attention.rigid,
+    }
+    if not attention.splits:
+        return found
+    n_queries = attention.heads_per_group
+    query_macs = attention.query_weights + scores // (attention.n_units * n_queries)
+    return found | {
+        "n_queries": n_queries,
+        "query_params": attention.query_params,
+        "query_macs": query_macs,
+    }
+
+
+def _of_mlp(mlp: SublayerLayout | MixtureLayout) -> dict[str, Any]:
+    """Likewise of an MLP or a mixture."""
+    found = {"ffn_width": mlp.n_units, "channel_params": mlp.unit_params, "mlp_params": mlp.fixed_params}
+    if isinstance(mlp, MixtureLayout):
+        return found | {"channel_macs": _expert_macs(mlp.mixture), "experts": _expert_shape(mlp)}
+    return found | {
+        "channel_macs": _unit_weights(mlp),
+        "mlp_bias": _bias_to_come(mlp),
+        "rigid_ffn": mlp.rigid,
+    }
 
 
 def _narrow_shape(
@@ -133,7 +154,7 @@ def _narrow_shape(
 
 
 def _narrow_block(layout: BlockLayout, block: BlockShape, anatomy: Anatomy, width: int) -> BlockShape:
-    attention, mlp = layout.sublayers
+    attention, mlp = layout.sublayers  # a stream is narrowed in models of both alone
 
     def lost(n_weights: int) -> int:
         return n_weights - n_weights * width // anatomy.width
@@ -165,7 +186,7 @@ def _narrow_block(layout: BlockLayout, block: BlockShape, anatomy: Anatomy, widt
 
 def _expert_shape(layout: MixtureLayout) -> ExpertShape:
     mixture = layout.mixture
-    shared = [x for x in layout.owner.modules() if isinstance(x, nn.Linear)]
+    shared = [x for x in layout.modules if isinstance(x, nn.Linear)]
     routed = set(mixture.experts.modules())
     return ExpertShape(
         top_k=mixture.top_k,

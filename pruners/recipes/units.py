@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.calibration.stream import most
@@ -15,19 +14,18 @@ from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.recipes.allocation.allocate import removed
-from secateur.pruners.recipes.allocation.layers import Floats, Layer, kind_of
+from secateur.pruners.recipes.allocation.layers import Layer
 from secateur.pruners.recipes.allocation.sublayers import in_turn
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.metric import Importance, importance_of
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
-from secateur.pruners.structure.evidence import Evidence
-from secateur.pruners.structure.flap import standardised_flap
+from secateur.pruners.recipes.unit_layers import evidence_of, flap_of, layer_of, stays_of
+from secateur.pruners.recipes.units_in_turn import numbers_in_turn
 from secateur.pruners.structure.kprune import FOLLOWS, KeptNumbers
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
-from secateur.spaces.method import Detail
 from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, UNIT_RECONSTRUCTIONS
 
 
@@ -51,7 +49,11 @@ class UnitPlan(PruningPlan):
 
     def change(self, live: LiveBlock) -> None:
         index = live.block.index
-        for layout in self.context.layouts[index].sublayers:
+        if self.numbers[index].get("experts") == ():
+            live.sublayers["experts"].remove()
+        for layout in _counted(self.context.layouts[index], self.numbers[index]):
+            if isinstance(layout, MixtureLayout):
+                continue
             kept = self.numbers[index][layout.kind]
             sublayer = live.sublayers.get(layout.kind, live.sublayers.get("experts"))
             if isinstance(sublayer, LiveExperts):
@@ -68,7 +70,7 @@ class UnitPlan(PruningPlan):
     @property
     def units(self) -> Sequence[KeptUnits]:
         return [
-            KeptUnits(block["attention"], block["mlp"] if not mixed else tuple(range(of.ffn)))
+            KeptUnits(block.get("attention", ()), block.get("mlp", ()) if not mixed else tuple(range(of.ffn)))
             for block, of, mixed in zip(self.numbers, self.kept, _mixed(self.context), strict=True)
         ]
 
@@ -89,7 +91,8 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     """Plan of a recipe of unit ``structure``. The live model must be dense; it is not changed.
 
     Of blocks with a mixture of experts it is the attention and the shared experts that lose units. Routed experts stay
-    as they are, and the sparsity is the share of the rest. Shared experts keep a channel.
+    as they are, and the sparsity is the share of the rest. Shared experts keep a channel. Rules that remove whole
+    sub-layers remove whole mixtures, too, and the sparsity is the share of all.
 
     Raises:
         ValueError: if it can't be carried out: too few calibration windows, a rule that does not reach the
@@ -132,10 +135,10 @@ def _plan(
     kept = tuple(_kept(layout, block) for layout, block in zip(context.layouts, numbers, strict=True))
     costs = cost(context.shape, kept, repair)
     if any(_mixed(context)):
-        parts = [
+        parts: list[tuple[SublayerLayout | MixtureLayout, KeptNumbers]] = [
             (x, block)
             for layout, block in zip(context.layouts, numbers, strict=True)
-            for x in layout.sublayers
+            for x in _counted(layout, block)
         ]
         lost = sum((x.n_units - len(block[x.kind])) * x.unit_params for x, block in parts)
         lost += sum(x.fixed_params for x, block in parts if not block[x.kind])
@@ -150,11 +153,20 @@ def _mixed(context: RecipeContext) -> list[bool]:
 
 def _kept(layout: BlockLayout, numbers: KeptNumbers) -> Kept:
     """Numbers of units that a block keeps: of one with a mixture all routed experts."""
-    groups = len(numbers["attention"])
-    if isinstance(layout.mlp, SublayerLayout):
-        return Kept(groups, len(numbers["mlp"]))
+    groups = len(numbers.get("attention", ()))
+    if not isinstance(layout.mlp, MixtureLayout):
+        return Kept(groups, len(numbers.get("mlp", ())))
+    if "experts" in numbers:
+        return Kept(groups, len(numbers["experts"]))
     shared, dense = len(numbers.get("mlp", ())), layout.mlp.shared
     return Kept(groups, layout.mlp.n_units, shared=shared if dense and shared < dense.n_units else 0)
+
+
+def _counted(
+    layout: BlockLayout, numbers: KeptNumbers
+) -> tuple[SublayerLayout, ...] | tuple[SublayerLayout | MixtureLayout, ...]:
+    """Sub-layers that lose units: mixtures where they stay or go as a whole, else their shared experts."""
+    return layout.parts if "experts" in numbers else layout.sublayers
 
 
 def _numbers(
@@ -162,6 +174,8 @@ def _numbers(
 ) -> tuple[KeptNumbers, ...]:
     """Kept units of each block by the recipe's metric, rule and schedule."""
     row = importance_of(config["metric"], len(context.layouts))
+    if RULES[config["allocation"]["rule"]].function is in_turn:  # without a schedule
+        return numbers_in_turn(context, sample, config, row, repair)
     numbers = whole_numbers(context.layouts)
     for share in shares_of(config):
         now = (
@@ -191,15 +205,12 @@ def _round(
     flap = "flap" in RULES[config["allocation"]["rule"]].evidence
     needs = most(row.needs, CUT_REPAIRS[repair].inputs, "moments" if flap else "nothing")
     sample.statistics.prepare(outputs=needs, gradients=row.gradients)
-    evidence = _evidence(context, sample, row, needs)
+    evidence = evidence_of(context, sample, row, needs)
     scores = [row.function(one) for one in evidence]
     left = [
         list(kept[part.kind]) for kept, x in zip(before, context.layouts, strict=True) for part in x.sublayers
     ]
-    whole = RULES[config["allocation"]["rule"]].function is in_turn
-    dense = [
-        _layer(one.layout, score, context, whole=whole) for one, score in zip(evidence, scores, strict=True)
-    ]
+    dense = [layer_of(one.layout, score, context) for one, score in zip(evidence, scores, strict=True)]
     layers = [_left(layer, units) for layer, units in zip(dense, left, strict=True) if units]
     gone = iter(
         removed(
@@ -207,7 +218,7 @@ def _round(
             layers,
             context,
             sample,
-            flap=lambda: tuple(_flap(one) for one in evidence),
+            flap=lambda: tuple(flap_of(one) for one in evidence),
         )
     )
     rows = iter(zip(evidence, scores, left, strict=True))
@@ -216,11 +227,7 @@ def _round(
         parts = [next(rows) for _ in layout.sublayers]
         found.append(
             {
-                one.layout.kind: _highest(
-                    score, units, _n_left(one.layout, len(units), next(gone), whole=whole)
-                )
-                if units
-                else ()
+                one.layout.kind: stays_of(one.layout, score, units, next(gone)) if units else ()
                 for one, score, units in parts
             }
         )
@@ -241,72 +248,9 @@ def _of_the_rest(share: float, dense: Sequence[Layer], layers: Sequence[Layer]) 
     return share if whole == rest else max(0.0, (share * whole - (whole - rest)) / rest)
 
 
-def _evidence(context: RecipeContext, sample: Sample, row: Importance, needs: Detail) -> list[Evidence]:
-    """Evidence of attention and MLP, or shared experts, of each block."""
-    gradients = sample.statistics.gradients(row.gradients)
-    found = []
-    for layout in context.layouts:
-        index = layout.block.index
-        seen = {} if needs == "nothing" else sample.statistics.outputs(index, gram=needs == "gram")
-        found += [
-            Evidence(part, seen.get(part.output.name), gradients, context.dampening)
-            for part in layout.sublayers
-        ]
-    return found
-
-
-def _flap(evidence: Evidence) -> Floats:
-    found: Floats = standardised_flap(evidence).double().cpu().numpy()
-    return found.mean(keepdims=True) if evidence.layout.rigid else found
-
-
-def _n_left(layout: SublayerLayout, n_units: int, gone: int, *, whole: bool) -> int:
-    """Units that stay of so many: all or none where it can't be cut."""
-    return (n_units if not gone else 0) if _is_one(layout, whole=whole) else n_units - gone
-
-
-def _is_one(layout: SublayerLayout, *, whole: bool) -> bool:
-    """True if a sub-layer is kept or removed as a whole."""
-    return layout.rigid or (bool(layout.parallel) and whole)
-
-
-def _layer(
-    layout: SublayerLayout, score: Float[Tensor, " units"], context: RecipeContext, *, whole: bool
-) -> Layer:
-    """Layer of a sub-layer.
-
-    One that can't be cut has a single unit, which goes only where whole sub-layers do; so has an attention there that
-    a recurrent mixer is parallel to, and elsewhere it keeps a group. Shared experts keep a channel.
-
-    Args:
-        whole: the rule removes whole sub-layers.
-    """
-    names = tuple(placement.linear.name for placement in layout.placements)
-    n_units, scores = layout.n_units, score.double().cpu().numpy()
-    if _is_one(layout, whole=whole):
-        n_units, scores = 1, scores.mean(keepdims=True)
-    least = layout.output.sublayer == "experts" or ((layout.rigid or bool(layout.parallel)) and not whole)
-    return Layer(
-        layout.output.block,
-        kind_of(layout.kind),
-        size=layout.unit_params * (layout.n_units // n_units),
-        n_units=n_units,
-        scores=scores,
-        keep=int(least) if context.protected.isdisjoint(names) else n_units,
-        rest=layout.fixed_params,
-        linears=names,
-    )
-
-
-def _highest(score: Float[Tensor, " units"], units: Sequence[int], n_kept: int) -> tuple[int, ...]:
-    """Numbers of the units with the highest scores, ascending; of equal scores the larger numbers are kept."""
-    order = score[list(units)].argsort(stable=True).flip(0)[:n_kept]
-    return tuple(sorted(units[place] for place in order.tolist()))
-
-
 def _key(layout: BlockLayout, numbers: KeptNumbers, repair: str, seen: str) -> str:
     """Equal for equal weights: the data that repairs depend on count where there is something to repair."""
-    counts = [(len(numbers[part.kind]), part.n_units) for part in layout.sublayers]
+    counts = [(len(numbers[part.kind]), part.n_units) for part in _counted(layout, numbers)]
     if all(n_kept == n_units for n_kept, n_units in counts):
         return DENSE
     repaired = repair != "none" and any(0 < n_kept < n_units for n_kept, n_units in counts)

@@ -79,7 +79,7 @@ def dense_targets(dense: Walk, layout: BlockLayout) -> dict[Sublayer, Float[Tens
     seen = InputRecorder(*ROLES)
     outputs = dense.through(layout.block, [seen.hook])
     before, behind = rows(dense.hidden), rows(outputs)
-    attention = before + _given(layout.attention, seen)
+    attention = before + _given(layout.sublayers[0], seen)
     tolerance = 16 * torch.finfo(outputs[0].dtype).eps * float(behind.abs().max())
     if not torch.allclose(attention + _given(layout.sublayers[1], seen), behind, rtol=0.0, atol=tolerance):
         raise ValueError(

@@ -81,11 +81,13 @@ def prune_structure(
         sequential=sequential,
     )
     for part, layout, kept in zip(parts, layouts, blocks, strict=True):
-        attention = (kept.kv_groups, kept.queries)
-        groups, queries = _cut_for_good(layout.attention, attention, part, whole, method)
+        groups, inside, queries = tuple[int, ...](), tuple[int, ...](), tuple[int, ...]()
+        if layout.attention is not None:
+            attention = (kept.kv_groups, kept.queries)
+            groups, queries = _cut_for_good(layout.attention, attention, part, whole, method)
         if isinstance(layout.mlp, MixtureLayout):
             inside = _cut_experts(layout.mlp, kept, part, whole, method)
-        else:
+        elif layout.mlp is not None:
             inside, _ = _cut_for_good(layout.mlp, (kept.ffn, 0), part, whole, method)
         units.append(KeptUnits(groups, inside, queries))
         on_block(layout.block.index)

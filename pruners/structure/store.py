@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,14 +125,12 @@ class StructureStore:
     @property
     def scores(self) -> Scores:
         """Scores of the dense model's units and blocks, for allocations."""
-        flap: dict[Sublayer, list[tuple[float, ...]]] = {"attention": [], "mlp": []}
-        influence = []
+        attention, mlp, influence = [], [], []
         for layout, tensors in zip(self.layouts, self._tensors, strict=True):
-            for part in layout.parts:
-                if isinstance(part, SublayerLayout):
-                    flap[part.kind].append(tuple(tensors[_flap_name(part)].tolist()))
+            attention.append(_flap(layout.attention, tensors))
+            mlp.append(_flap(layout.mlp, tensors))
             influence.append(float(tensors[_INFLUENCE]))
-        return Scores(tuple(flap["attention"]), tuple(flap["mlp"]), tuple(influence))
+        return Scores(tuple(attention), tuple(mlp), tuple(influence))
 
     def ordered(self, block: int, kind: Sublayer) -> ImportanceOrdered:
         """Levels of a sub-layer."""
@@ -152,7 +150,9 @@ class StructureStore:
         layout = self.layouts[block]
         check_block(layout.block, kept)
         check_splits([layout], [kept])
-        for part, live, (n_kept, queries) in zip(layout.parts, self._live[block], _counts(kept), strict=True):
+        for part, live, (n_kept, queries) in zip(
+            layout.parts, self._live[block], layout.counts(kept), strict=True
+        ):
             if isinstance(live, LiveExperts) and (kept.channels or kept.shared):
                 assert isinstance(part, MixtureLayout)
                 live.cut(*experts_cut(part, self._tensors[block], kept, repair))
@@ -175,7 +175,7 @@ class StructureStore:
         """
         layout = self.layouts[block]
         found = {}
-        for part, (n_kept, queries) in zip(layout.parts, _counts(kept), strict=True):
+        for part, (n_kept, queries) in zip(layout.parts, layout.counts(kept), strict=True):
             if isinstance(part, MixtureLayout):
                 continue
             dense = self._dense[part.output.name]
@@ -195,11 +195,6 @@ class StructureStore:
         for block in self._live:
             for live in block:
                 live.restore()
-
-
-def _counts(kept: Kept) -> tuple[Count, Count]:
-    """Units of attention and MLP or mixture, each with query heads."""
-    return (kept.kv_groups, kept.queries), (kept.ffn, 0)
 
 
 class _OnDevice(UserDict[str, Tensor]):
@@ -298,6 +293,11 @@ def _scores(layout: BlockLayout, part: BlockStatistics) -> dict[str, Tensor]:
         evidence = Evidence(sublayer, part.outputs[sublayer.output.name], {}, dampening=0.0)
         found[_flap_name(sublayer)] = standardised_flap(evidence)
     return found
+
+
+def _flap(part: SublayerLayout | MixtureLayout | None, tensors: Mapping[str, Tensor]) -> tuple[float, ...]:
+    """Scores of the units of a sub-layer; none of a mixture, or where there is nothing."""
+    return tuple(tensors[_flap_name(part)].tolist()) if isinstance(part, SublayerLayout) else ()
 
 
 def _flap_name(layout: SublayerLayout) -> str:

@@ -72,7 +72,7 @@ def _removed(config: Mapping[str, Any], shapes: Sequence[BlockShape]) -> Removed
         if kept.get("queries"):
             return None
         for kind, name in PARTS.items():
-            if kept[name] == 0:
+            if kept[name] == 0 and whole[kind]:
                 lacks.add((index, kind))
             elif kept[name] != whole[kind]:
                 return None

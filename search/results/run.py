@@ -292,10 +292,11 @@ def _cut_shares(
     for after, before, narrow in zip(kept, shape.blocks, shape.at(hidden).blocks, strict=True):
         fewer = before.n_queries - after.get("queries", before.n_queries)
         group = narrow.group_params - fewer * narrow.query_params
-        attention = after["kv_groups"] * group / (before.n_kv_groups * before.group_params)
-        mlp = after["ffn"] * narrow.channel_params / (before.ffn_width * before.channel_params)
+        attention = after["kv_groups"] * group / max(before.n_kv_groups * before.group_params, 1)
+        mlp = after["ffn"] * narrow.channel_params / max(before.ffn_width * before.channel_params, 1)
         parts.append({"attention": attention, "mlp": mlp})
-    return {x.name: 1 - parts[x.block][x.sublayer] for x in linears}
+    kinds = {"recurrent": "attention", "experts": "mlp"}
+    return {x.name: 1 - parts[x.block][kinds.get(x.sublayer, x.sublayer)] for x in linears}
 
 
 def open_run(directory: str | Path) -> Run:

@@ -64,7 +64,7 @@ class FormTargets:
             for block in shape.blocks
         ]
         firsts = (self._with_groups, self._with_ffn, *(i for i, x in enumerate(own) if x not in own[:i]))
-        removable = (index for index, block in enumerate(levels) if block.kv_groups[-1] == 0)
+        removable = (index for index, block in enumerate(levels) if block.is_droppable)
         self.droppable = [index for index in removable if index not in firsts]
         groups, ffn = own[self._with_groups], own[self._with_ffn]
         self._widths = [x.ffn for x in own]
@@ -210,7 +210,7 @@ class FormTargets:
             kept = kept._replace(kv_groups=block.n_kv_groups, queries=0)
         if widths is not self._widths[self._with_ffn] and widths != self.alike.ffn:
             share = kept.ffn / self.alike.ffn[0]
-            kept = kept._replace(ffn=min(widths, key=lambda n: abs(n / widths[0] - share)))
+            kept = kept._replace(ffn=min(widths, key=lambda n: abs(n / max(widths[0], 1) - share)))
         return kept
 
     @property
@@ -218,9 +218,9 @@ class FormTargets:
         zeros = [(0,) if index in self.droppable else () for index in range(self.dense.n_blocks)]
         groups, queries = self.alike.kv_groups, self.alike.queries
         return tuple(
-            BlockLevels((block.n_kv_groups, *zero), (*ffn, *zero))
+            BlockLevels(_distinct(block.n_kv_groups, *zero), _distinct(*ffn, *zero))
             if block.rigid
-            else BlockLevels((*groups, *zero), (*ffn, *zero), queries)
+            else BlockLevels(_distinct(*groups, *zero), _distinct(*ffn, *zero), queries)
             for block, ffn, zero in zip(self._shape.blocks, self._widths, zeros, strict=True)
         )
 
@@ -262,7 +262,7 @@ def _first_ones(shape: ModelShape) -> tuple[int, int]:
     """
     heads = [index for index, block in enumerate(shape.blocks) if not block.rigid]
     mixed = [index for index, block in enumerate(shape.blocks) if block.experts is not None]
-    plain = [index for index, block in enumerate(shape.blocks) if block.experts is None]
+    plain = [index for index, block in enumerate(shape.blocks) if block.experts is None and block.ffn_width]
     for same, of in ((heads, 0), (mixed, 1), (plain, 1)):
         for index in same:
             first, other = (dense_of(shape.blocks[x]) for x in (same[0], index))
@@ -271,4 +271,8 @@ def _first_ones(shape: ModelShape) -> tuple[int, int]:
                     f"Expected equal blocks for a tied architecture, got {other} at block {index} and {first} at block "
                     f"{same[0]}. Use `tied: false`."
                 )
-    return (heads or [0])[0], (mixed if len(mixed) > len(plain) else plain)[0]
+    return (heads or [0])[0], ((mixed if len(mixed) > len(plain) else plain) or [0])[0]
+
+
+def _distinct(*levels: int) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(levels))

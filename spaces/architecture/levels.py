@@ -30,6 +30,11 @@ class BlockLevels:
     channels: tuple[int, ...] = (0,)
     shared: tuple[int, ...] = (0,)
 
+    @property
+    def is_droppable(self) -> bool:
+        """True if the whole block may go."""
+        return self.kv_groups[-1] == self.ffn[-1] == 0 and max(len(self.kv_groups), len(self.ffn)) > 1
+
 
 @dataclass(frozen=True)
 class LevelRules:
@@ -57,7 +62,7 @@ class LevelRules:
     held_groups: frozenset[int] | None = None
 
     def levels(self, shape: ModelShape) -> tuple[BlockLevels, ...]:
-        """Levels of each block. The first block keeps a KV group, since caches read their length from it.
+        """Levels of each block. The first block keeps a KV group, if it has any: caches read their length from it.
 
         Raises:
             ValueError: if the shape has no blocks, or the rules don't fit them.
@@ -77,14 +82,14 @@ class LevelRules:
             if "groups" in self.units and not block.rigid:
                 fewer = range(block.n_kv_groups - 1, 0, -1)
                 kv_groups += [n for n in fewer if self.held_groups is None or n in self.held_groups]
-            if "channels" in self.units and block.experts is None:
+            if "channels" in self.units and block.experts is None and not block.rigid_ffn:
                 ffn += self._widths(block.ffn_width, index)
             if "experts" in self.units and block.experts is not None:
                 ffn += self._numbers_of_experts(block.ffn_width, block.experts)
-            if self.units & {"attention", "blocks"} and index:
+            if self.units & {"attention", "blocks"} and index and block.n_kv_groups:
                 kv_groups.append(0)
             if "mlp" in self.units or ("blocks" in self.units and index):
-                smallest = self.smallest_mlp if "mlp" in self.units else 0
+                smallest = self.smallest_mlp if "mlp" in self.units and not block.rigid_ffn else 0
                 ffn += [smallest] if smallest < ffn[-1] else []
         free = index not in self.protect
         splits = "heads" in self.units and free
@@ -142,6 +147,7 @@ class Slot:
         gone: with them, or with channels, share of the slot that each option removes.
         channels: of each routed expert in each option, 0: all; empty if they are never cut.
         shared: channels of shared experts in each option, 0: all; empty unless it is their slot.
+        alone: whether it is all of its block.
     """
 
     name: str
@@ -153,6 +159,7 @@ class Slot:
     gone: tuple[float, ...] = ()
     channels: tuple[int, ...] = ()
     shared: tuple[int, ...] = ()
+    alone: bool = False
 
     @property
     def n_options(self) -> int:
@@ -181,6 +188,8 @@ class Slot:
             return list(zip(self.kv_groups, self.queries, strict=True)).index((kept.kv_groups, kept.queries))
         if self.channels:
             return list(zip(self.ffn, self.channels, strict=True)).index((kept.ffn, kept.channels))
+        if self.kv_groups and self.ffn:
+            return list(zip(self.kv_groups, self.ffn, strict=True)).index(kept.units)
         return self.kv_groups.index(kept.kv_groups) if self.kv_groups else self.ffn.index(kept.ffn)
 
     @property
@@ -188,7 +197,7 @@ class Slot:
         """Fraction of the slot removed by each option."""
         if self.gone:
             return self.gone
-        kept = self.kv_groups or self.ffn
+        kept = self.kv_groups if any(self.kv_groups) else self.ffn
         return tuple(1 - n / kept[0] for n in kept)
 
 
@@ -199,12 +208,17 @@ def slots_of(
     slots = []
     for block, of in enumerate(levels):
         if units == {"blocks"}:
-            slots.append(Slot(f"block{block}", block, of.kv_groups, of.ffn, True))
+            n_options = max(len(of.kv_groups), len(of.ffn))
+            groups, ffn = (
+                (*each, 0)[:n_options] for each in (of.kv_groups, of.ffn)
+            )  # 0 of what is not there
+            slots.append(Slot(f"block{block}", block, groups, ffn, True))
         else:
+            alone = not (of.kv_groups[0] and of.ffn[0])
             removable = of.kv_groups[-1] == 0
-            attention = Slot(f"block{block}.attention", block, of.kv_groups, (), removable)
+            attention = Slot(f"block{block}.attention", block, of.kv_groups, (), removable, alone=alone)
             slots.append(attention if len(of.queries) == 1 else _with_queries(attention, of, blocks[block]))
-            mlp = Slot(f"block{block}.mlp", block, (), of.ffn, "mlp" in units)
+            mlp = Slot(f"block{block}.mlp", block, (), of.ffn, "mlp" in units, alone=alone)
             slots.append(mlp if len(of.channels) == 1 else _with_channels(mlp, of, blocks[block]))
             slots.append(_of_shared(Slot(f"block{block}.shared", block, (), (), False), of, blocks[block]))
     return tuple(slot for slot in slots if slot.n_options > 1)

@@ -77,7 +77,7 @@ def block_moves(slots: Sequence[Slot], of_blocks: Sequence[float]) -> list[Move]
 def _is_whole(slots: Sequence[Slot]) -> bool:
     """True if the block is empty without these slots."""
     kinds = {slot.kind for slot in slots if slot.removable}
-    return kinds >= {"attention", "mlp"} or "block" in kinds
+    return kinds >= {"attention", "mlp"} or "block" in kinds or any(x.alone and x.removable for x in slots)
 
 
 def walk(table: Table, window: Window, moves: Sequence[Move]) -> Levels:

@@ -91,7 +91,10 @@ class StructuredSpace(Space[Architecture]):
     def portable(self, candidate: Architecture, linears: Sequence[Prunable]) -> Mapping[str, Any]:
         """``{"blocks": [{"kv_groups": "2/3", "ffn": "1024/1536"}, ...], "repair": ...}``: kept of all units."""
         blocks = [
-            {"kv_groups": f"{kept.kv_groups}/{dense.n_kv_groups}", "ffn": f"{kept.ffn}/{dense.ffn_width}"}
+            {
+                "kv_groups": f"{kept.kv_groups}/{dense.n_kv_groups or 1}",
+                "ffn": f"{kept.ffn}/{dense.ffn_width or 1}",
+            }
             | ({"queries": f"{kept.queries}/{dense.n_queries}"} if kept.queries else {})
             | (
                 {"channels": f"{kept.channels}/{dense.experts.channels}"}

@@ -21,7 +21,7 @@ def wanted_weights(layers: Sequence[Layer], sparsity: float) -> int:
 
 
 def check_reach(able: Sequence[Layer], wanted: int, layers: Sequence[Layer]) -> None:
-    """Raise a BudgetError unless enough may be removed, to within half of the smallest unit.
+    """Raise a BudgetError unless enough may be removed, to within half of the smallest unit, and some at all.
 
     Args:
         able: the layers that the rule may take from.
@@ -30,7 +30,7 @@ def check_reach(able: Sequence[Layer], wanted: int, layers: Sequence[Layer]) -> 
         BudgetError: if it is less.
     """
     most = sum(layer.removed(layer.n_free) for layer in able)
-    if 2 * (wanted - most) > min(layer.size for layer in layers):
+    if 2 * (wanted - most) > min(layer.size for layer in layers) or (wanted and not most):
         total = sum(layer.n_weights for layer in layers)
         raise BudgetError(
             f"Expected `sparsity` <= {most / total:.4f}, all that the rule may remove, got {wanted / total:.4f}. "

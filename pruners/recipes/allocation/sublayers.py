@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from secateur.pruners.calibration.backward import CHUNK_TOKENS
 from secateur.pruners.calibration.stream import mean_loss
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
+from secateur.pruners.models.layout import BlockLayout, SublayerLayout
+from secateur.pruners.models.live_experts import live_part
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.recipes.allocation.filling import check_reach, in_order, wanted_weights
 from secateur.pruners.recipes.allocation.layers import Ints, Layer, RuleEvidence
@@ -29,7 +30,7 @@ def in_turn(layers: Sequence[Layer], evidence: RuleEvidence, sparsity: float) ->
 
     BlockPruner (Zhong et al. 2025, arXiv 2406.10594) and FinerCut (Zhang et al. 2024, arXiv 2405.18218), by what is
     measured. In part, because whole sub-layers would miss the budget; of that one the units that score least go. The
-    first attention keeps a group.
+    first attention keeps a group. A mixture of experts, which the papers have none of, is one sub-layer.
 
     Args:
         evidence: with the place of each sub-layer, from `by_loss` or `by_divergence`; infinite: not reached.
@@ -76,20 +77,19 @@ def by_divergence(anatomy: Anatomy, sample: Sample, *, sparsity: float) -> tuple
 @torch.no_grad()
 def _places(anatomy: Anatomy, sample: Sample, sparsity: float, distance: Distance) -> tuple[float, ...]:
     """Place of each sub-layer in the order of removal, as far as the sparsity needs; the live model is left dense."""
-    parts = [part for layout in find_layouts(anatomy) for part in layout.sublayers]
-    sizes = [part.n_units * part.unit_params + part.fixed_params for part in parts]
-    live = [LiveSublayer(part) for part in parts]
-    places, removed = [math.inf] * len(parts), 0
+    units = _Units(find_layouts(anatomy, experts=True))
+    live = [live_part(part) for part in units.parts]
+    places, removed, wanted = [math.inf] * len(live), 0, sparsity * sum(units.sizes)
     runner = BlockRunner(anatomy)
     inputs = runner.start(sample.tokens)
     try:
-        for place in range(len(parts)):
-            if removed >= sparsity * sum(sizes):
+        for place in range(len(live)):
+            if removed >= wanted:
                 break
             hidden, found = inputs.hidden, dict[int, float]()
             for block in anatomy.blocks:
-                for index in (i for i, part in enumerate(parts) if part.output.block == block.index):
-                    if math.isinf(places[index]):
+                for index in units.of(block.index):
+                    if math.isinf(places[index]) and units.may_go(index, wanted - removed):
                         live[index].remove()
                         above = hidden
                         for later in anatomy.blocks[block.index :]:
@@ -97,10 +97,35 @@ def _places(anatomy: Anatomy, sample: Sample, sparsity: float, distance: Distanc
                         found[index] = distance(above)
                         live[index].restore()
                 hidden = runner.block(block.index, hidden, inputs)
+            if not found:
+                break
             best = min(found, key=found.__getitem__)
             live[best].remove()
-            places[best], removed = float(place), removed + sizes[best]
+            places[best], removed = float(place), removed + units.sizes[best]
     finally:
         for one in live:
             one.restore()
     return tuple(places)
+
+
+class _Units:
+    """Sub-layers of all blocks, with their sizes in parameters."""
+
+    def __init__(self, layouts: Sequence[BlockLayout]) -> None:
+        self.parts = [part for layout in layouts for part in layout.parts]
+        self.sizes = [part.n_units * part.unit_params + part.fixed_params for part in self.parts]
+        self._blocks = [layout.block.index for layout in layouts for _ in layout.parts]
+
+    def of(self, block: int) -> Iterator[int]:
+        """Places of a block's sub-layers."""
+        return (index for index, of in enumerate(self._blocks) if of == block)
+
+    def may_go(self, index: int, left: float) -> bool:
+        """True if a sub-layer may go next: in part, or as a whole that exceeds the rest by half of it at most.
+
+        What mixes tokens in the first block stays if it can't go in part.
+        """
+        part = self.parts[index]
+        in_part = isinstance(part, SublayerLayout) and not part.rigid and not part.parallel
+        first = self._blocks[index] == 0 and part.kind == "attention"
+        return in_part or (not first and self.sizes[index] <= 2 * left)
