@@ -18,7 +18,7 @@ from secateur.pruners.export.stock import stock_hidden
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import MixtureLayout
+from secateur.pruners.models.layout import MixtureLayout, SublayerLayout
 from secateur.pruners.models.narrow import stream_axes
 from secateur.spaces.architecture.candidate import Kept
 from tests.mixtures import MIXTURES
@@ -447,16 +447,18 @@ def some_of_each(anatomy: Anatomy) -> list[Kept]:
             groups = max(1, attention.n_units // 2 if few and not attention.rigid else attention.n_units)
             queries = attention.heads_per_group - 1 if attention.splits and few else 0
         if mlp is not None:
-            ffn = (
-                mlp.n_units
-                if mlp.kind == "mlp" and mlp.rigid
-                else min(mlp.n_units - 1, 20 if index == 0 else 30)
-            )
+            ffn = _fewer(mlp, 20 if index == 0 else 30)
         found.append(Kept(groups, ffn, queries))
     if mlp is None or attention is None:
         return [*found[:-1], Kept(0, 0)]
-    last = mlp.n_units if mlp.kind == "mlp" and mlp.rigid else min(mlp.n_units - 1, 17)
-    return [*found[:-1], Kept(0, last)]
+    return [*found[:-1], Kept(0, _fewer(mlp, 17))]
+
+
+def _fewer(part: SublayerLayout | MixtureLayout, most: int) -> int:
+    """Fewer units than all, or all where fewer can't be."""
+    if isinstance(part, MixtureLayout):
+        return part.n_units - part.mixture.n_groups
+    return part.n_units if part.rigid else most
 
 
 WHOLE = {

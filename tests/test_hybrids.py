@@ -50,19 +50,13 @@ And blocks of one mixer; modules that add the stream, channels that are no units
 
 REFUSED = {
     "kprune": {
-        "bamba": "which has no units",
-        "falcon_h1": "which a recurrent mixer is parallel to",
-        "jamba": "which has no units",
-        "qwen3_next": "got the experts of model.layers.0",
-        "deepseek_v2": "got the experts of model.layers.1",
-        "olmo2": "which has no units",
+        "falcon_h1": "got another sum at model.layers.0",  # two mixers
+        "qwen3_next": "got another sum at model.layers.0",  # a gate of the shared expert
+        "olmo2": "got another sum at model.layers.0",
         "minicpm3": "got another sum at model.layers.0",
-        "granitemoehybrid": "got the experts of model.layers.0",
-        "nemotron_h": "got one mixer alone at model.layers.0",
-        "mamba": "got one mixer alone at backbone.layers.0",
-        "bloom": "which has no units",
-        "bitnet": "which has no units",
-        "xlstm": "which has no units",
+        "mamba": r"Expected `sparsity` <= 0\.0000",
+        "bitnet": r"Expected `sparsity` <= 0\.0000",
+        "xlstm": "got 128 for 133 at backbone.blocks.0.ffn.proj_down",
     },
     **dict.fromkeys(
         ("flap", "wanda_sp", "llm_pruner_first", "ziplm"),

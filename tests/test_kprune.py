@@ -9,13 +9,16 @@ from secateur.pruners.calibration.stream import stream_blocks, stream_states
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
+from secateur.pruners.models.layout import MixtureLayout
 from secateur.pruners.structure.kprune import reconstructed
 from secateur.pruners.structure.refit import RepairInputs, least_squares
 from secateur.pruners.structure.reorder import cut_pieces
+from tests.families import VOCABULARY, make
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, build, logits
 
 TOKENS = random_tokens(16, 24)
+SHORT = random_tokens(16, 24, vocab_size=VOCABULARY)
 WHOLE = {"attention": (0, 1), "mlp": tuple(range(48))}
 CUT = {"attention": (1,), "mlp": tuple(range(40, 8, -1))}
 
@@ -120,6 +123,36 @@ def test_families_that_norm_what_they_add_are_refused(name):
     anatomy = dissect(build(CONFIGS[name]))
     with pytest.raises(ValueError, match=r"adds the outputs of its projections .* Use the repair refit"):
         reconstructed(anatomy, find_layouts(anatomy), [WHOLE] * 2, TOKENS)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2", "granitemoehybrid", "nemotron_h", "mixtral"])
+def test_shared_experts_and_attentions_of_mixtures_are_fitted_beside_the_routed_ones(name):
+    """Of what is cut each block's stream comes nearer to the dense one; what has no units, and routed experts, stay."""
+    anatomy = dissect(make(name))
+    layouts = find_layouts(anatomy, experts=True)
+    stays = [
+        {
+            part.kind: tuple(range(part.n_units if part.rigid else max(1, part.n_units * 2 // 3)))
+            for part in layout.sublayers
+        }
+        for layout in layouts
+    ]
+    dense = list(stream_states(anatomy, SHORT))
+    found = reconstructed(anatomy, layouts, stays, SHORT)
+    fitted = [part.output.name for layout in layouts for part in layout.sublayers if not part.rigid]
+    assert sorted(found) == sorted(fitted)
+    shared = [layout for layout in layouts if isinstance(layout.mlp, MixtureLayout) and layout.mlp.shared]
+    assert bool(shared) == (name != "mixtral")
+
+    def error(weights):
+        live = cut(layouts, stays, weights)
+        states = list(stream_states(anatomy, SHORT))
+        for one in live:
+            one.restore()
+        return float((states[-1] - dense[-1]).square().mean())
+
+    assert error(found) < 0.9 * error({})
+    assert all(torch.equal(x, y) for x, y in zip(stream_states(anatomy, SHORT), dense, strict=True))
 
 
 def test_too_few_tokens_are_named(anatomy, layouts):

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.cutting import LiveSublayer, Piece
@@ -62,10 +62,10 @@ def _cut_copy(layout: BlockLayout, kv_groups: int, ffn: int) -> nn.Module:
 def _first(sublayer: SublayerLayout, n_kept: int) -> dict[str, Piece]:
     """The first units of each projection; their choice does not change the time."""
     pieces = {}
-    for placement in sublayer.placements:
-        bias: Tensor | None = placement.linear.module.bias  # type: ignore[assignment]
+    for placement in (*sublayer.placements, *sublayer.vectors):
+        bias = placement.linear.bias
         if bias is not None and placement.axis == 0:
-            bias = placement.first(bias.data, n_kept, sublayer.n_units).contiguous()
+            bias = placement.first(bias, n_kept, sublayer.n_units).contiguous()
         weight = placement.first(placement.linear.weight, n_kept, sublayer.n_units)
         transposed = placement.linear.transposed  # contiguous as the module stores it
         weight = weight.T.contiguous().T if transposed else weight.contiguous()

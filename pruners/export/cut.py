@@ -22,7 +22,7 @@ from secateur.pruners.models.discover import text_config
 from secateur.pruners.models.experts import joined_experts
 from secateur.pruners.models.mixture import Mixture
 from secateur.pruners.models.narrow import Narrow, narrow_weights
-from secateur.pruners.models.placement import ALL, Form, Placement, place
+from secateur.pruners.models.placement import ALL, Form, Placement, place, place_vectors
 from secateur.spaces.architecture.candidate import Kept
 
 BLOCKWISE = (
@@ -252,9 +252,9 @@ class CutModel:
         """Shapes of the projections' weights and biases, by name, once they are cut from these."""
         for placement, n_kept, _, share in self.placements():
             linear = placement.linear
-            for name, axis in (("weight", placement.axis ^ linear.transposed), ("bias", 0)):
-                full = f"{linear.name}.{name}"
-                if full in dense and (name == "weight" or placement.axis == 0):
+            weight, bias = linear.parameter, f"{linear.name}.bias"
+            for full, axis in ((weight, placement.axis ^ linear.transposed), (bias, 0)):
+                if full in dense and (full == weight or placement.axis == 0):
                     shape = list(dense[full].shape)
                     shape[axis] = placement.size(n_kept, share)
                     yield full, shape
@@ -266,7 +266,8 @@ class CutModel:
     def placements(self, form: Form = "contiguous") -> Iterator[tuple[Placement, int, int, Fraction]]:
         """Places of the units in each projection, numbers of kept and of all units, and share of query heads."""
         for block, kept in zip(self.anatomy.blocks, self.kept, strict=True):
-            for placement in place(block, "attention", form) if block.n_kv_heads else ():
+            attention = (*place(block, "attention", form), *place_vectors(block))
+            for placement in attention if block.n_kv_heads else ():
                 share = Fraction(self.heads_per_group(block.index) * block.n_kv_heads, block.n_heads)
                 yield placement, kept.kv_groups, block.n_kv_heads, share
             for placement in place(block, "mlp", form):

@@ -27,6 +27,7 @@ from secateur.pruners.models.find_sublayer import OVER_TOKENS
 from secateur.pruners.models.layout import Returns
 from secateur.pruners.models.observed import observe, returns_of
 from secateur.pruners.models.runner import BlockRunner
+from secateur.spaces.architecture.candidate import Kept
 
 SKIPPED: dict[Sublayer, Sublayer] = {
     "attention": "attention",
@@ -124,9 +125,19 @@ def _block(cut: CutModel, index: int, weights: dict[str, Tensor]) -> dict[str, A
         "linears": shapes,
         "attention": {name: value for name, value in counts.items() if hasattr(owner, name)} if names else {},
         "config": {name: counts[name] for name in names},
-        **(_experts(block, saved, kept.ffn, weights) if block.mixture and kept.ffn else {}),
+        **_further(block, saved, kept, weights),
         **({} if any(kept.units) else {"norms": [x.removeprefix(f"{block.name}.") for x in block.norms]}),
     }
+
+
+def _further(block: Block, saved: str, kept: Kept, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Config entries of kept tensors that are no linears: vectors of heads, and those of a mixture."""
+    attention = block.mixer("attention")
+    names = [x.name.removeprefix(f"{block.name}.") for x in attention.vectors] if attention else []
+    vectors = {name: list(weights[f"{saved}.{name}"].shape) for name in names if kept.kv_groups}
+    experts = _experts(block, saved, kept.ffn, weights) if block.mixture and kept.ffn else {}
+    tensors = vectors | experts.pop("tensors", {})
+    return experts | ({"tensors": tensors} if tensors else {})
 
 
 def _experts(block: Block, saved: str, n_kept: int, weights: Mapping[str, Tensor]) -> dict[str, Any]:

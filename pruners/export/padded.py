@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.stock import NotStockError, fit
+from secateur.pruners.models.anatomy import HeadVector
 from secateur.pruners.models.placement import ALL, Placement
 
 # Fused projections that join q, k and v head by head; the others join all q, all k, all v.
@@ -43,10 +44,11 @@ def _pad_linear(
 ) -> None:
     """Put the padded weight and bias of a projection in place of the cut ones, unless it is removed."""
     linear = placement.linear
-    if f"{linear.name}.weight" not in weights:
+    if linear.parameter not in weights:
         return
     padded = pad(linear.weight, placement, n_kept, n_units, share)
-    weights[f"{linear.name}.weight"] = padded.T if linear.transposed else padded
+    padded = padded.T if linear.transposed else padded
+    weights[linear.parameter] = padded.reshape(-1) if isinstance(linear, HeadVector) else padded
     bias = weights.get(f"{linear.name}.bias")
     if bias is not None and placement.axis == 0:
         weights[f"{linear.name}.bias"] = pad(bias, placement, n_kept, n_units, share)

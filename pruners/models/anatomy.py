@@ -79,6 +79,36 @@ class Linear:
         """True if its outputs are those of its mixer."""
         return self.role in ("o", "down")
 
+    @property
+    def parameter(self) -> str:
+        """Full name of its weight."""
+        return f"{self.name}.weight"
+
+
+@dataclass(frozen=True)
+class HeadVector(Linear):
+    """A number for each query head, such as the sinks of gpt-oss, as a matrix of one column; never pruned by itself."""
+
+    @property
+    def weight(self) -> Tensor:
+        return self._owned.data[:, None]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None
+
+    def point_to(self, weight: Tensor) -> None:
+        self._owned.data = weight[:, 0]
+
+    @property
+    def parameter(self) -> str:
+        return self.name
+
+    @property
+    def _owned(self) -> Tensor:
+        owned: Tensor = getattr(self.module, self.name.rpartition(".")[2])
+        return owned
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -111,6 +141,7 @@ class Mixer:
         score_macs: multiply-accumulates of its attention for one token and one token that it attends to.
         cache_width: numbers that one token adds to its cache; 0 of a state of fixed size.
         mixture: router and routed experts of a mixture of experts; else None.
+        vectors: of an attention with a number for each query head, beside its projections.
     """
 
     kind: Sublayer
@@ -120,6 +151,7 @@ class Mixer:
     score_macs: int = 0
     cache_width: int = 0
     mixture: Mixture | None = None
+    vectors: tuple[HeadVector, ...] = ()
 
 
 @dataclass(frozen=True)

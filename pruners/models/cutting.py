@@ -66,6 +66,8 @@ class LiveSublayer:
             linear.point_to(piece.weight)
             set_bias(linear.module, piece.bias)
             _tell_size(linear)
+        for vector in (placement.linear for placement in self._layout.vectors):
+            vector.point_to(pieces[vector.name].weight)
         self._set(_attributes(self._layout, n_kept, queries) if self._layout.owner else {})
 
     def remove(self) -> None:

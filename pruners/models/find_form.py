@@ -91,7 +91,7 @@ def _ordered(
 ) -> dict[str, Piece]:
     """The live weights with their units, and the query heads in them, in this order: the first of them."""
     n_units, pieces = layout.n_units, {}
-    for placement in layout.placements:
+    for placement in (*layout.placements, *layout.vectors):
         index = placement.index(order, heads)
         bias = placement.linear.bias
         if bias is not None and placement.axis == 0:

@@ -11,7 +11,7 @@ from torch import nn
 from secateur.pruners.models.anatomy import Block, Linear, Sublayer
 from secateur.pruners.models.layout import Returns, SublayerLayout
 from secateur.pruners.models.observed import Seen, returns_of
-from secateur.pruners.models.placement import Form, Placement, place, whole_placements
+from secateur.pruners.models.placement import Form, Placement, place, place_vectors, whole_placements
 
 OVER_TOKENS: tuple[Sublayer, ...] = ("attention", "recurrent")
 
@@ -37,8 +37,9 @@ def sublayer_of(block: Block, kind: Sublayer, cuttable: Cuttable, seen: Seen) ->
     owner = inside if kind in OVER_TOKENS else None
     if kind in OVER_TOKENS and owner is None:
         raise ValueError(f"Expected the {kind} to have a module of its own, got none [at {block.name}].")
+    vectors = place_vectors(block) if kind == "attention" and form is not None else ()
     norms = _norms(block, [names[name] for name in block.norms], placements, owner, seen)
-    theirs = {*norms, *(x.linear.module for x in placements)}
+    theirs = {*norms, *(x.linear.module for x in (*placements, *vectors))}
     below = inside.modules() if inside is not None else ()
     return SublayerLayout(
         name=name_of(block, kind),
@@ -52,6 +53,7 @@ def sublayer_of(block: Block, kind: Sublayer, cuttable: Cuttable, seen: Seen) ->
         heads_per_group=block.n_heads // max(block.attention_units, 1),
         rigid=form is None,
         splits=cuttable.splits,
+        vectors=vectors,
         further=tuple(x for x in below if x not in theirs and [*x.parameters(recurse=False)]),
     )
 

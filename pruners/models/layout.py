@@ -51,6 +51,7 @@ class SublayerLayout:
         kind: which of the two.
         n_units: KV groups or channels.
         placements: of every projection, the output projection last.
+        vectors: of numbers for each query head, such as sinks.
         norms: norms that serve this sub-layer alone: before it, behind it, or inside.
         owner: the attention's module; None for an MLP, which some families have none for.
         returns: what its module gives, see `Returns`.
@@ -77,6 +78,7 @@ class SublayerLayout:
     splits: bool = False
     further: tuple[nn.Module, ...] = ()
     parallel: tuple[tuple[nn.Module, Returns], ...] = ()
+    vectors: tuple[Placement, ...] = ()
 
     @property
     def output(self) -> Linear:
@@ -88,7 +90,7 @@ class SublayerLayout:
         """Parameters of one query head: its rows of q with their biases, its columns of o."""
         n_heads = self.n_units * self.heads_per_group
         biases = [0 if x.axis or x.linear.bias is None else x.queries * self.n_units for x in self.placements]
-        return (self.query_weights * n_heads + sum(biases)) // n_heads
+        return (self.query_weights * n_heads + sum(biases)) // n_heads + len(self.vectors)
 
     @property
     def query_weights(self) -> int:
@@ -117,6 +119,7 @@ class SublayerLayout:
             placements=tuple(replace(x, parts=(x.queries // size,), queries=0) for x in alone),
             heads_per_group=1,
             splits=False,
+            vectors=(),
         )
 
     def share_of(self, queries: int) -> Fraction:
@@ -132,6 +135,7 @@ class SublayerLayout:
     def modules(self) -> Iterator[nn.Module]:
         """All modules that are removed with the sub-layer."""
         yield from (placement.linear.module for placement in self.placements)
+        yield from dict.fromkeys(placement.linear.module for placement in self.vectors)
         yield from self.norms
         yield from self.further
 
@@ -139,7 +143,7 @@ class SublayerLayout:
     def unit_params(self) -> int:
         """Parameters of one unit."""
         biases = [x.linear.bias for x in self.placements if x.axis == 0]
-        total = sum(x.linear.n_weights for x in self.placements)
+        total = sum(x.linear.n_weights for x in (*self.placements, *self.vectors))
         return (total + sum(bias.numel() for bias in biases if bias is not None)) // self.n_units
 
     @property

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from secateur.pruners.models.anatomy import Heads, Linear, Mixer, Role, Sublayer
+from secateur.pruners.models.anatomy import Heads, HeadVector, Linear, Mixer, Role, Sublayer
 from secateur.pruners.models.experts import Expert, Experts
 from secateur.pruners.models.mixture import find_mixture
 from secateur.pruners.models.projections import check_complete, roles_of
@@ -108,7 +108,10 @@ def _mixer(
     told = roles_of(modules, name, attends=attends)
     if told is not None:
         kind, roles = told
-        return (_attention if kind == "attention" else _mlp)(linears(kind, roles), config, name)
+        if kind == "mlp":
+            return _mlp(linears(kind, roles), config, name)
+        found = _attention(linears(kind, roles), config, name)
+        return replace(found, vectors=_vectors(found, owner, f"{name}.{child}", index))
     if child and (attends or mixes_tokens(owner)):
         kind = "attention" if attends else "recurrent"
         return _latent(linears(kind, _inner(modules)), kind, config)
@@ -177,6 +180,16 @@ def _attention(linears: tuple[Linear, ...], config: Any, name: str) -> Mixer:
         name,
     )
     return Mixer("attention", linears, Heads(n_heads, n_kv, width), 0, 2 * n_heads * width, 2 * n_kv * width)
+
+
+def _vectors(mixer: Mixer, owner: nn.Module, name: str, index: int) -> tuple[HeadVector, ...]:
+    """Vectors of the attention's module itself with a number for each query head."""
+    n_heads = 0 if mixer.heads is None else mixer.heads.n_queries
+    return tuple(
+        HeadVector(f"{name}.{own}", owner, "in", "attention", index, False)
+        for own, parameter in owner.named_parameters(recurse=False)
+        if parameter.shape == (n_heads,)
+    )
 
 
 def _mlp(linears: tuple[Linear, ...], config: Any, name: str) -> Mixer:

@@ -114,6 +114,14 @@ def place(block: Block, kind: Sublayer, form: Form) -> tuple[Placement, ...]:
     )
 
 
+def place_vectors(block: Block) -> tuple[Placement, ...]:
+    """Likewise in the vectors of an attention's query heads."""
+    attention = block.mixer("attention")
+    per_group = block.n_heads // max(block.n_kv_heads, 1)
+    vectors = attention.vectors if attention is not None else ()
+    return tuple(Placement(x, 0, (per_group,), per_group) for x in vectors)
+
+
 def _parts(block: Block, role: Role, form: Form) -> tuple[int, ...]:
     head, queries = block.head_dim, block.head_dim * (block.n_heads // max(block.n_kv_heads, 1))
     parts: dict[Role, tuple[int, ...]] = {"o": (queries,), "k": (head,), "v": (head,), "gate_up": (1, 1)}

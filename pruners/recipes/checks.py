@@ -92,7 +92,7 @@ def _check_methods(
     for name in sorted(IMPORTANCES.keys() & metrics):
         check_importance_on(name, anatomy)
     for name in sorted(STREAM_REPAIRS.keys() & repairs):
-        STREAM_REPAIRS[name].check(anatomy, find_layouts(anatomy))
+        STREAM_REPAIRS[name].check(anatomy, find_layouts(anatomy, experts=True))
 
 
 def check_statistics(space: Any, anatomy: Anatomy) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from secateur.pruners.calibration.stream import most
-from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.models.live_experts import LiveExperts
@@ -22,7 +21,7 @@ from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
 from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
 from secateur.pruners.recipes.unit_layers import evidence_of, flap_of, layer_of, stays_of
 from secateur.pruners.recipes.units_in_turn import numbers_in_turn
-from secateur.pruners.structure.kprune import FOLLOWS, KeptNumbers
+from secateur.pruners.structure.kprune import KeptNumbers
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
@@ -99,8 +98,6 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
             sparsity, scores that rank nothing, a method that follows the stream in a model with experts.
     """
     name, stream = config["metric"]["name"], STREAM_REPAIRS.get(config["repair"])
-    if stream or name in UNIT_RECONSTRUCTIONS:
-        check_parts(context.layouts, FOLLOWS)
     sample = context.sample(config["calibration"])
     if name in UNIT_RECONSTRUCTIONS:
         numbers, outputs = UNIT_RECONSTRUCTIONS[name].function(

@@ -41,7 +41,8 @@ def kprune(
     model's stream (see `kprune.reconstructed`).
 
     Differences from the paper: decoders in place of encoders; the budget is of parameters, and the knowledge is
-    divided by them, in place of FLOPs; whole KV groups, whose score is mu times the sum of their heads'. [INFER] The
+    divided by them, in place of FLOPs; whole KV groups, whose score is mu times the sum of their heads'. Routed experts
+    and what has no units stay. [INFER] The
     divergence is the mean over a window's tokens where there a sample has one label.
 
     Args:
@@ -83,7 +84,7 @@ def kprune(
 
 def check(anatomy: Anatomy) -> None:
     """Raise a ValueError on a family that can't be cut, or adds to the stream in another way."""
-    check_stream(anatomy, find_layouts(anatomy))
+    check_stream(anatomy, find_layouts(anatomy, experts=True))
 
 
 class Teacher:
@@ -168,14 +169,16 @@ def _cut_here(
 
 def _layer(part: SublayerLayout, score: Tensor, protected: Collection[str]) -> Layer:
     names = {placement.linear.name for placement in part.placements}
+    whole = part.rigid or not names.isdisjoint(protected)
     first = part.output.block == 0 and part.kind == "attention"  # caches read their length from it
+    least = first or part.output.sublayer == "experts"  # shared ones keep a channel
     return Layer(
         part.output.block,
         kind_of(part.kind),
         size=part.unit_params,
         n_units=part.n_units,
         scores=score.double().cpu().numpy(),
-        keep=int(first) if names.isdisjoint(protected) else part.n_units,
+        keep=part.n_units if whole else int(least),
         rest=part.fixed_params,
     )
 

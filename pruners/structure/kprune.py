@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from secateur.pruners.calibration.statistics import ROLES, InputRecorder
+from secateur.pruners.calibration.statistics import ROLES, Hook, InputRecorder
 from secateur.pruners.calibration.stream import Walk
 from secateur.pruners.linalg import input_factor, least_squares
 from secateur.pruners.models.anatomy import Anatomy, Linear, Sublayer
-from secateur.pruners.models.check_kept import check_parts
-from secateur.pruners.models.cutting import LiveSublayer
-from secateur.pruners.models.layout import BlockLayout, SublayerLayout
+from secateur.pruners.models.cutting import LiveSublayer, set_bias
+from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
+from secateur.pruners.models.live_experts import LiveExperts
 from secateur.pruners.structure.reorder import cut_pieces
 
 KeptNumbers = Mapping[Sublayer, tuple[int, ...]]
 """Numbers of the kept units of a block."""
-
-FOLLOWS = "a method that follows the pruned stream"
-"""Name, in refusals, of methods that need blocks of one attention and one MLP."""
 
 
 @torch.no_grad()
@@ -57,11 +57,17 @@ def reconstructed(
     found: dict[str, Tensor] = {}
     for layout, kept in zip(layouts, stays, strict=True):
         wanted = dense_targets(dense, layout)
+        mixture = layout.mlp if isinstance(layout.mlp, MixtureLayout) else None
         live = [LiveSublayer(part) for part in layout.sublayers]
+        gone = [LiveExperts(mixture)] if mixture is not None and kept.get("experts") == () else []
         try:
             found |= _fit_block(pruned, layout, live, kept, wanted)
+            for experts in gone:
+                experts.remove()
             pruned.hidden = pruned.through(layout.block)
         finally:
+            for experts in gone:
+                experts.restore()
             for one in live:
                 one.restore()
     return found
@@ -69,25 +75,88 @@ def reconstructed(
 
 @torch.no_grad()
 def check_stream(anatomy: Anatomy, layouts: Sequence[BlockLayout]) -> None:
-    """Raise a ValueError unless the family adds the outputs of its projections to the stream as they are."""
-    check_parts(layouts, FOLLOWS)
-    dense_targets(Walk(anatomy, torch.arange(16)[None] % anatomy.vocab_size), layouts[0])
+    """Raise a ValueError unless the family adds the outputs of its projections to the stream as they are.
+
+    Looked at in the first block, and in the first one with a mixture of experts.
+    """
+    walk = Walk(anatomy, torch.arange(16)[None] % anatomy.vocab_size)
+    mixed = [layout.block.index for layout in layouts if isinstance(layout.mlp, MixtureLayout)]
+    for layout in layouts[: 1 + (mixed or [0])[0]]:
+        dense_targets(walk, layout)
 
 
 def dense_targets(dense: Walk, layout: BlockLayout) -> dict[Sublayer, Float[Tensor, "tokens width"]]:
     """The dense stream behind each sub-layer of a block; afterwards the walk is behind the block."""
-    seen = InputRecorder(*ROLES)
-    outputs = dense.through(layout.block, [seen.hook])
+    seen, parts = InputRecorder(*ROLES), layout.sublayers
+    given = _MixtureOutputs(layout)
+    with given.watching():
+        outputs = dense.through(layout.block, [partial(_of_parts, parts, seen)])
     before, behind = rows(dense.hidden), rows(outputs)
-    attention = before + _given(layout.sublayers[0], seen)
+    found: dict[Sublayer, Tensor] = {}
+    stream = before
+    for part in parts:
+        if part.output.sublayer != "experts":
+            stream = stream + _given(part, seen)
+            found[part.kind] = stream
     tolerance = 16 * torch.finfo(outputs[0].dtype).eps * float(behind.abs().max())
-    if not torch.allclose(attention + _given(layout.sublayers[1], seen), behind, rtol=0.0, atol=tolerance):
+    same = torch.allclose(stream + given.summed, behind, rtol=0.0, atol=tolerance)
+    shared = layout.mlp.shared if isinstance(layout.mlp, MixtureLayout) else None
+    if same and shared is not None:
+        with _silent(shared):
+            without = rows(dense.through(layout.block))
+        same = torch.allclose(without + _given(shared, seen), behind, rtol=0.0, atol=tolerance)
+    if not same:
         raise ValueError(
             "Expected a family that adds the outputs of its projections to the stream as they are for the repair "
             f"kprune, got another sum at {layout.block.name}. Use the repair refit."
         )
     dense.hidden = outputs
-    return {"attention": attention, "mlp": behind}
+    return found | {"mlp": behind} if "mlp" in found or shared is not None else found
+
+
+def _of_parts(parts: Sequence[SublayerLayout], seen: InputRecorder, linear: Linear) -> Hook | None:
+    """Hook of the output projections of these sub-layers alone, not of routed experts."""
+    return seen.hook(linear) if any(part.output is linear for part in parts) else None
+
+
+class _MixtureOutputs:
+    """What the mixture of a block gives in one pass; nothing in a block without."""
+
+    def __init__(self, layout: BlockLayout) -> None:
+        mixture = layout.mlp if isinstance(layout.mlp, MixtureLayout) else None
+        self._modules = () if mixture is None else (mixture.owner, *mixture.beside)
+        self._given: list[list[Tensor]] = [[] for _ in self._modules]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Context in which it is recorded."""
+
+        def record(to: list[Tensor], module: nn.Module, args: Any, output: Any) -> None:
+            first: Tensor = output[0] if isinstance(output, tuple) else output
+            to.append(first.reshape(-1, first.shape[-1]).float())
+
+        with ExitStack() as hooks:
+            for module, to in zip(self._modules, self._given, strict=True):
+                hooks.callback(module.register_forward_hook(partial(record, to)).remove)
+            yield
+
+    @property
+    def summed(self) -> Tensor | float:
+        """Sum of all of its modules, a row a token; 0 without."""
+        return sum((torch.cat(given) for given in self._given), start=0.0)
+
+
+@contextmanager
+def _silent(part: SublayerLayout) -> Iterator[None]:
+    """Context in which a sub-layer gives zeros."""
+    weight, bias = part.output.weight, part.output.bias
+    part.output.point_to(torch.zeros_like(weight))
+    set_bias(part.output.module, None if bias is None else torch.zeros_like(bias))
+    try:
+        yield
+    finally:
+        part.output.point_to(weight)
+        set_bias(part.output.module, bias)
 
 
 def _fit_block(
@@ -101,6 +170,8 @@ def _fit_block(
     found = {}
     stream = rows(pruned.hidden)
     for part, one in zip(layout.sublayers, live, strict=True):
+        if part.kind not in kept:  # shared experts where whole mixtures stay or go
+            continue
         weight, stream = fit_sublayer(pruned, layout, one, part, kept[part.kind], wanted[part.kind], stream)
         if weight is not None:
             found[part.output.name] = weight
@@ -121,7 +192,7 @@ def fit_sublayer(
     Args:
         pruned: before the block, which is pruned as far as below the sub-layer.
         wanted: the dense stream behind the sub-layer.
-        stream: the pruned one before it.
+        stream: the pruned one before it; of shared experts it is found here, with what routed ones add.
 
     Returns:
         The weight, None where it is kept whole or removed; and the stream behind the sub-layer.
@@ -133,7 +204,9 @@ def fit_sublayer(
     if len(kept) < part.n_units:
         one.cut(len(kept), cut_pieces(part, kept))
     seen = InputRecorder(*ROLES)
-    pruned.through(layout.block, [seen.hook])
+    behind = pruned.through(layout.block, [partial(_of_parts, (part,), seen)])
+    if part.output.sublayer == "experts":  # beside routed experts, which stay
+        stream = rows(behind) - _given(part, seen)
     if len(kept) < part.n_units:
         weight = _fitted(part.output, seen.of(part.output.role), wanted - stream)
         part.output.point_to(weight)

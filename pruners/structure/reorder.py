@@ -44,7 +44,7 @@ def reorder(
         heads: order of the query heads of each KV group, by the group's number; None: as they are.
     """
     tensors = {_order_name(layout): order} | ({} if heads is None else {_heads_name(layout): heads})
-    for placement in layout.placements:
+    for placement in (*layout.placements, *layout.vectors):
         linear, index = placement.linear, placement.index(order, heads)
         tensors[f"{linear.name}.weight"] = linear.weight.index_select(placement.axis, index)
         if linear.bias is not None:
@@ -144,7 +144,8 @@ class ImportanceOrdered:
             ValueError: if it was not.
         """
         share = self.layout.share_of(queries)
-        found = {x.linear.name: self._piece(x, n_kept, share) for x in self.layout.placements}
+        places = (*self.layout.placements, *self.layout.vectors)
+        found = {x.linear.name: self._piece(x, n_kept, share) for x in places}
         gives = CUT_REPAIRS[repair].gives if repair in CUT_REPAIRS else "nothing"  # a repair of experts
         if gives == "nothing":
             return found
