@@ -124,6 +124,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "bitnet": ("bitnet", {}, ""),
     "diffllama": ("diffllama", {}, ""),
     "opt": ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48}, ""),
+    "opt, norms behind": (
+        "opt",
+        {"word_embed_proj_dim": 16, "ffn_dim": 48, "do_layer_norm_before": False, "num_hidden_layers": 3},
+        "",
+    ),
     "gpt2": ("gpt2", _GPT2 | _ENDS, ""),
     "gpt_bigcode": ("gpt_bigcode", _GPT2 | _ENDS, ""),
     "gpt_neo": (

@@ -210,6 +210,43 @@ def test_whatever_can_be_cut_is_exported_with_a_shape_for_each_block(name, tmp_p
     assert cost(shapes, kept)["params"] == report.manifest.parameters["saved"]
 
 
+@pytest.mark.parametrize("name", CUT)
+def test_a_removed_block_gives_what_it_gets(name):
+    """Also where it norms the stream itself; it costs as much as is left out of an export."""
+    model = make(name)
+    anatomy = dissect(model)
+    runner, last = BlockRunner(anatomy), len(anatomy.blocks) - 1
+    inputs = runner.start(TOKENS)
+    hidden = inputs.hidden
+    for block in anatomy.blocks[:last]:
+        hidden = runner.block(block.index, hidden, inputs)
+    wanted = anatomy.logits(anatomy.tail(hidden))
+    shape = model_shape(anatomy, 1, 4)
+    kept = [*(block.whole for block in anatomy.blocks[:last]), Kept(0, 0)]
+    prune_structure(anatomy, kept, importance="magnitude", repair="none", tokens=TOKENS, sequential=False)
+    assert close(own_logits(model), wanted)
+    whole = sum(parameter.numel() for parameter in dissect(make(name)).blocks[last].module.parameters())
+    assert cost(shape, kept)["params"] == shape.n_params - whole
+
+
+@pytest.mark.usefixtures("forked_reload")
+@pytest.mark.parametrize("name", ["opt, norms behind", "minimax"])
+@pytest.mark.parametrize("form", ["hf", "hf-stock"])
+def test_blocks_that_norm_the_stream_are_left_out_of_exports(name, form, tmp_path):
+    anatomy = dissect(make(name))
+    kept = [block.whole for block in anatomy.blocks]
+    kept[-1] = Kept(0, 0)
+    with pytest.raises(ValueError, match="which norms the stream itself"):
+        check_structured(anatomy, small_tokenizer(), kept, "hf-padded")
+    check_structured(anatomy, small_tokenizer(), kept, form)
+    prune_structure(anatomy, kept, importance="magnitude", repair="none", tokens=TOKENS, sequential=False)
+    record = manifest(kept, form)
+    report = export_structured(
+        anatomy, small_tokenizer(), kept, record, tmp_path / "out", check_tokens=TOKENS
+    )
+    assert report.comparison.logit_error <= 1e-4
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_can_t_be_run_block_by_block_is_refused_in_one_line(name):
     assert row(name, None) in TABLE

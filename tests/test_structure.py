@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 
-from secateur.pruners.models.check_kept import check_kept
+from secateur.pruners.models.check_kept import check_kept, check_splits
 from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.discover import FAMILIES, dissect
 from secateur.pruners.models.find_layout import find_layouts
@@ -341,7 +341,9 @@ def test_a_block_that_is_kept_whole_is_left_alone(llama):
 def test_a_block_of_each_kind_is_probed():
     """The second block's channels depend on each other: a softmax runs over them."""
     model = build(tf.LlamaConfig(**GROUPED))
-    assert len(find_layouts(dissect(model))) == 2
+    assert [x.mlp.rigid for x in find_layouts(dissect(model))] == [False, False]
     model.model.layers[1].mlp.act_fn = torch.nn.Softmax(-1)
-    with pytest.raises(ValueError, match=r"the mlp of model.layers.1 .* can't be cut"):
-        find_layouts(dissect(model))
+    assert [x.mlp.rigid for x in find_layouts(dissect(model))] == [False, True]
+    kept = [Kept(2, 48), Kept(2, 20)]
+    with pytest.raises(ValueError, match=r"Expected `ffn` 0 or 48 at model.layers.1, .* as a whole, got 20"):
+        check_splits(find_layouts(dissect(model)), kept)

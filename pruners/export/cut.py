@@ -157,9 +157,10 @@ class CutModel:
 
     @property
     def with_heads(self) -> Block:
-        """The first block with heads; the first one if none has any."""
-        blocks = self.anatomy.blocks
-        return next((block for block in blocks if block.n_heads), blocks[0])
+        """The first block with heads, that keeps some if there is one; the first one if none has any."""
+        blocks = [block for block in self.anatomy.blocks if block.n_heads]
+        keeps = [block for block in blocks if self.kept[block.index].kv_groups]
+        return (keeps or blocks or self.anatomy.blocks)[0]
 
     def heads_per_group(self, index: int) -> int:
         """Query heads that each kept KV group of a block keeps."""

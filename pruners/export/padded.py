@@ -12,6 +12,7 @@ from torch import Tensor
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.stock import NotStockError, fit
 from secateur.pruners.models.anatomy import HeadVector
+from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.placement import ALL, Placement
 
 # Fused projections that join q, k and v head by head; the others join all q, all k, all v.
@@ -37,6 +38,18 @@ def padded_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name, parameter in cut.skeleton(cut.config).named_parameters():
         weights.setdefault(name, torch.zeros(parameter.shape, dtype=cut.anatomy.head.weight.dtype))
     return fit(cut, cut.config.to_dict(), weights)
+
+
+def check_padded(cut: CutModel) -> None:
+    """Raise a ValueError if a block is removed that would still do something with zeros in it; the model is dense."""
+    if all(any(kept.units) for kept in cut.kept):
+        return
+    for layout, kept in zip(find_layouts(cut.anatomy, experts=True), cut.kept, strict=True):
+        if not layout.vanishes and not any(kept.units):
+            raise ValueError(
+                f"Expected blocks that do nothing once their weights are zeros for hf-padded, got {layout.block.name}, "
+                f"which norms the stream itself. Use the format hf."
+            )
 
 
 def _pad_linear(

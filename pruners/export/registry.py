@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from secateur.pruners.export import gguf_file
 from secateur.pruners.export.cut import CutModel, Job, Saved
 from secateur.pruners.export.hf import any_form, padded_form, save_hf, stock_form
+from secateur.pruners.export.padded import check_padded
 from secateur.spaces.plugins import Registry, Row
 
 ANY = "any"
@@ -61,7 +62,7 @@ FORMATS: Registry[FormatRow] = Registry(
         "hf-padded": FormatRow(
             "safetensors in the parent's shapes, zeros where something went: no size or speed gain",
             None,
-            lambda cut, tokenizer: None,
+            lambda cut, tokenizer: check_padded(cut),
             partial(save_hf, padded_form),
         ),
         "gguf": FormatRow(

@@ -41,7 +41,7 @@ def stock_model(cut: CutModel) -> tuple[dict[str, Any], dict[str, Tensor]]:
     inner = cut.text_part(content)
     block = cut.with_heads
     kept, width = cut.kept[block.index], width_name(inner)
-    if kept.kv_groups != block.attention_units or kept.queries or cut.narrow:
+    if kept.kv_groups not in (0, block.attention_units) or kept.queries or cut.narrow:
         inner |= cut.shape(block.index) | cut.head_dim
     for index in cut.kept_blocks:
         if cut.anatomy.blocks[index].mixture is not None:

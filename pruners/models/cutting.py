@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
 from secateur.pruners.models.anatomy import Linear
@@ -165,6 +166,16 @@ def unchanged(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _zeros(width: int, hidden: Tensor) -> Tensor:
     return hidden.new_zeros(*hidden.shape[:-1], width)
+
+
+def pass_through(block: nn.Module) -> RemovableHandle:
+    """Make a block give the hidden states that it gets, until the handle is removed; what else it gives stays."""
+
+    def give_back(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    return block.register_forward_hook(give_back, with_kwargs=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.pruners.models.anatomy import Anatomy, Block, Sublayer
 from secateur.pruners.models.find_form import find_form, same_without_first
-from secateur.pruners.models.find_sublayer import OVER_TOKENS, Cuttable, shared_norms, sublayer_of
+from secateur.pruners.models.find_sublayer import OVER_TOKENS, Cuttable, sublayer_of
 from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout, plain_mlp
 from secateur.pruners.models.observed import Seen, observe, returns_of
 from secateur.pruners.models.removal import own_norms, vanishes
@@ -60,13 +60,10 @@ def find_layouts(anatomy: Anatomy, *, experts: bool = False) -> tuple[BlockLayou
         )
         one_of_each = {_kind(layout.block): layout for layout in layouts}
         own = {kind: own_norms(runner, layout, inputs) for kind, layout in one_of_each.items()}
-        layouts = tuple(_with_norms(x, *own[_kind(x.block)]) for x in layouts)
+        layouts = tuple(_with_shared(_with_norms(x, *own[_kind(x.block)])) for x in layouts)
         one_of_each = {_kind(layout.block): layout for layout in layouts}
         does_nothing = {kind: vanishes(runner, layout, inputs) for kind, layout in one_of_each.items()}
-        layouts = tuple(
-            x if does_nothing[_kind(x.block)] else replace(x, shared=shared_norms(x.block, run))
-            for x, run in zip(layouts, seen, strict=True)
-        )
+        layouts = tuple(replace(x, vanishes=does_nothing[_kind(x.block)]) for x in layouts)
     finally:
         anatomy.model.train(training)
     return layouts
@@ -112,9 +109,14 @@ def _layout(block: Block, forms: Mapping[Sublayer, Cuttable], run: Seen) -> Bloc
     theirs = {*mlp.modules} if mlp is not None else set()
     if attention is not None:
         attention = replace(attention, further=tuple(x for x in attention.further if x not in theirs))
-        theirs |= {*attention.modules}
-    shared = (x for x in block.module.modules() if x not in theirs and [*x.parameters(recurse=False)])
-    return BlockLayout(block, attention, mlp, tuple(shared))
+    return BlockLayout(block, attention, mlp)
+
+
+def _with_shared(layout: BlockLayout) -> BlockLayout:
+    """The layout with the modules that are of no sub-layer."""
+    theirs = {module for part in layout.parts for module in part.modules}
+    modules = (x for x in layout.block.module.modules() if x not in theirs)
+    return replace(layout, shared=tuple(x for x in modules if [*x.parameters(recurse=False)]))
 
 
 def _mlp(

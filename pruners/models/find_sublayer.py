@@ -75,12 +75,12 @@ def _norms(
     """Norms whose output only this sub-layer reads, whose input is its output, or that are inside its module.
 
     A norm of the whole residual stream, as in models that normalise after the addition, serves no sub-layer; nor does
-    one that both sub-layers read, see `shared_norms`.
+    one that both sub-layers read, see `_shared_norms`.
     """
     output = placements[-1].linear
     readers = [x.module for x in block.linears if x.sublayer == output.sublayer]
     inside = set(owner.modules()) if owner is not None else set()
-    shared = shared_norms(block, seen)
+    shared = _shared_norms(block, seen)
     return tuple(
         norm
         for norm in norms
@@ -93,7 +93,7 @@ def _norms(
     )
 
 
-def shared_norms(block: Block, seen: Seen) -> tuple[nn.Module, ...]:
+def _shared_norms(block: Block, seen: Seen) -> tuple[nn.Module, ...]:
     """Norms that both sub-layers read, as where attention and MLP are parallel (Cohere, GPT-J, Falcon)."""
     names = {f"{block.name}.{name}": module for name, module in block.module.named_modules()}
     readers = {

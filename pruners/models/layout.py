@@ -209,13 +209,16 @@ class BlockLayout:
         block: the block.
         attention: in KV groups; or what mixes tokens otherwise, kept or removed as a whole; None: nothing does.
         mlp: in channels, or a mixture in experts; None: neither.
-        shared: modules with parameters of neither, such as norms that both read; removed with the whole block alone.
+        shared: modules with parameters of neither, such as norms that both read, or norms of the stream itself; removed
+            with the whole block alone.
+        vanishes: True if the block without its sub-layers gives what it gets.
     """
 
     block: Block
     attention: SublayerLayout | None
     mlp: SublayerLayout | MixtureLayout | None
     shared: tuple[nn.Module, ...] = ()
+    vanishes: bool = True
 
     @property
     def parts(self) -> tuple[SublayerLayout | MixtureLayout, ...]:

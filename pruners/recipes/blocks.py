@@ -33,8 +33,7 @@ class BlockPlan(PruningPlan):
     def change(self, live: LiveBlock) -> None:
         index = live.block.index
         if self.keys[index] == GONE:
-            for sublayer in live.sublayers.values():
-                sublayer.remove()
+            live.drop()
         else:
             point_block(live.block, self.merged[index])
 

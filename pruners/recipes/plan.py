@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from secateur.pruners.models.anatomy import Block
-from secateur.pruners.models.cutting import Piece, set_bias
+from secateur.pruners.models.cutting import Piece, pass_through, set_bias
 from secateur.pruners.models.layout import BlockLayout
 from secateur.pruners.models.live_experts import LiveExperts, live_part
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
@@ -33,6 +34,8 @@ class LiveBlock:
         self._dense = [(parameter, parameter.data) for parameter in block.module.parameters()]
         self._biases = [(linear.module, linear.module.bias) for linear in block.linears]
         self.sublayers = {part.kind: live_part(part) for part in (layout.parts if layout else ())}
+        self._vanishes = layout is None or layout.vanishes
+        self._passing: list[RemovableHandle] = []
 
     def use(self, pieces: Mapping[str, Piece]) -> None:
         """Use these weights, of the dense shapes, and biases, where there are some, by the projection's full name."""
@@ -40,6 +43,13 @@ class LiveBlock:
             if linear.name in pieces:
                 linear.point_to(pieces[linear.name].weight)
                 set_bias(linear.module, pieces[linear.name].bias)
+
+    def drop(self) -> None:
+        """Make the block give what it gets."""
+        for sublayer in self.sublayers.values():
+            sublayer.remove()
+        if not self._vanishes:
+            self._passing.append(pass_through(self.block.module))
 
     def finish(self) -> None:
         """Give the block's parameters memory of their own; what it was pruned of is gone for good."""
@@ -51,6 +61,8 @@ class LiveBlock:
 
     def restore(self) -> None:
         """Make the block dense: the same tensors in the same parameters."""
+        while self._passing:
+            self._passing.pop().remove()
         for sublayer in self.sublayers.values():
             sublayer.restore()
         for parameter, data in self._dense:

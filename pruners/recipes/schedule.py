@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from secateur.pruners.models.cutting import set_bias
+from secateur.pruners.models.cutting import pass_through, set_bias
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.structure.kprune import KeptNumbers
 
@@ -36,6 +36,7 @@ def silenced(
     the changed blocks.
     """
     before = []
+    passing = [pass_through(x.block.module) for x in layouts if x.block.index in gone and not x.vanishes]
     try:
         for layout, kept in zip(layouts, numbers, strict=True):
             if layout.block.index in gone:
@@ -51,6 +52,8 @@ def silenced(
                     _silence(part, kept[part.kind])
         yield
     finally:
+        for handle in passing:
+            handle.remove()
         for output, weight, bias in before:
             output.point_to(weight)
             set_bias(output.module, bias)

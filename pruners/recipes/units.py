@@ -48,6 +48,9 @@ class UnitPlan(PruningPlan):
 
     def change(self, live: LiveBlock) -> None:
         index = live.block.index
+        if not any(self.kept[index].units):
+            live.drop()
+            return
         if self.numbers[index].get("experts") == ():
             live.sublayers["experts"].remove()
         for layout in _counted(self.context.layouts[index], self.numbers[index]):

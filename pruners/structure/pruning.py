@@ -15,7 +15,7 @@ from secateur.pruners.experts.channels import channels_of, experts_cut
 from secateur.pruners.experts.levels import expert_levels
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.check_kept import check_kept, check_splits
-from secateur.pruners.models.cutting import LiveSublayer
+from secateur.pruners.models.cutting import LiveSublayer, pass_through
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import MixtureLayout, SublayerLayout
 from secateur.pruners.models.live_experts import LiveExperts
@@ -89,6 +89,8 @@ def prune_structure(
             inside = _cut_experts(layout.mlp, kept, part, whole, method)
         elif layout.mlp is not None:
             inside, _ = _cut_for_good(layout.mlp, (kept.ffn, 0), part, whole, method)
+        if not any(kept.units) and not layout.vanishes:
+            pass_through(layout.block.module)
         units.append(KeptUnits(groups, inside, queries))
         on_block(layout.block.index)
     return tuple(units)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from secateur.pruners.calibration.gradients import gradients_path, gradients_to_write, model_statistics
 from secateur.pruners.calibration.kept_states import KeptStates, states_bytes
@@ -19,7 +20,7 @@ from secateur.pruners.experts.channels import channels_of, experts_cut
 from secateur.pruners.experts.levels import counts_of, expert_level, expert_levels
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.check_kept import check_block, check_splits
-from secateur.pruners.models.cutting import LiveSublayer
+from secateur.pruners.models.cutting import LiveSublayer, pass_through
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.models.live_experts import LiveExperts, live_part
@@ -120,6 +121,7 @@ class StructureStore:
             for x in layout.parts
             if isinstance(x, SublayerLayout)
         }
+        self._passing: dict[int, RemovableHandle] = {}
         self._live = [[live_part(part) for part in layout.parts] for layout in self.layouts]
 
     @property
@@ -148,6 +150,8 @@ class StructureStore:
             ValueError: if the block can't be cut so, or the store lacks the repair at this level.
         """
         layout = self.layouts[block]
+        if block in self._passing:
+            self._passing.pop(block).remove()
         check_block(layout.block, kept)
         check_splits([layout], [kept])
         for part, live, (n_kept, queries) in zip(
@@ -167,6 +171,8 @@ class StructureStore:
                 assert isinstance(part, SublayerLayout)
                 assert isinstance(live, LiveSublayer)
                 live.cut(n_kept, self.ordered(block, part.kind).pieces(n_kept, repair, queries), queries)
+        if not any(kept.units) and not layout.vanishes:
+            self._passing[block] = pass_through(layout.block.module)
 
     def outputs(self, block: int, kept: Kept, repair: str = "none") -> dict[str, Tensor]:
         """Weights of a cut block's output projections in their dense shapes, zero in the columns of removed units.
@@ -192,6 +198,8 @@ class StructureStore:
 
     def restore(self) -> None:
         """Make the whole model dense again: the same tensors in the same parameters."""
+        while self._passing:
+            self._passing.popitem()[1].remove()
         for block in self._live:
             for live in block:
                 live.restore()

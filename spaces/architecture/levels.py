@@ -188,9 +188,7 @@ class Slot:
             return list(zip(self.kv_groups, self.queries, strict=True)).index((kept.kv_groups, kept.queries))
         if self.channels:
             return list(zip(self.ffn, self.channels, strict=True)).index((kept.ffn, kept.channels))
-        if self.kv_groups and self.ffn:
-            return list(zip(self.kv_groups, self.ffn, strict=True)).index(kept.units)
-        return self.kv_groups.index(kept.kv_groups) if self.kv_groups else self.ffn.index(kept.ffn)
+        return self.kv_groups.index(kept.kv_groups) if any(self.kv_groups) else self.ffn.index(kept.ffn)
 
     @property
     def shares(self) -> tuple[float, ...]:
