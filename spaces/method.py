@@ -36,10 +36,11 @@ Gradients = Literal[
     "contrast_norms",
     "contrast_window_norms",
     "regularised",
+    "fairness",
     "maskllm",
 ]
 CONTRASTS: frozenset[Gradients] = frozenset(
-    ("contrast_rms", "contrast_norms", "contrast_window_norms", "regularised")
+    ("contrast_rms", "contrast_norms", "contrast_window_norms", "regularised", "fairness")
 )
 """Statistics of the dense model that are of a second calibration set, or of both."""
 CONTRAST = "contrast"

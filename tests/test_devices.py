@@ -122,7 +122,7 @@ def test_every_importance_and_repair_of_structure_builds_alike(devices, name, tm
     repairs = tuple(CUT_REPAIRS) if name == "wanda_sp" else ("none",)
     models = {"cpu": dissect(build(CONFIGS["llama"])), "gpu": on_gpu(build(CONFIGS["llama"]))}
     for place, anatomy in models.items():
-        build_structure(tmp_path / place, anatomy, TOKENS, key(name, repairs))
+        build_structure(tmp_path / place, anatomy, TOKENS, key(name, repairs), contrast=TOKENS.flip(1))
     files = sorted(path.name for path in (tmp_path / "cpu").glob("*.safetensors"))
     assert files
     for file in files:

@@ -1,4 +1,4 @@
-"""Relevance of units, against propagation rule by rule; and contextual pruning by mean activations."""
+"""Relevance of units, against propagation rule by rule; contextual pruning by mean activations; fairness of heads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.structure.evidence import Evidence
+from secateur.pruners.structure.fairness import fairness_scores, losses_without, places_of
 from secateur.pruners.structure.relevance import check_rules, relevances
 from secateur.spaces.methods import IMPORTANCES
 from tests.models import random_tokens, small_anatomy
@@ -178,3 +179,49 @@ def test_units_by_relevance_and_by_mean_activation():
             assert torch.allclose(
                 IMPORTANCES["mini_gpts"].function(given), seen[0].abs().mean((0, 1)), rtol=1e-4
             )
+
+
+# --- fairness ---
+
+
+def test_losses_without_a_group_are_those_of_a_model_without_it():
+    anatomy = small_anatomy()
+    attentions = [layout.sublayers[0] for layout in find_layouts(anatomy)]
+    found = torch.stack([*losses_without(anatomy, attentions, TOKENS)])
+    for block, layout in enumerate(attentions):
+        for unit in range(layout.n_units):
+            cut = small_anatomy()
+            output = cut.blocks[block].linears[3]
+            assert output.role == "o"
+            output.weight[:, unit * layout.unit_width : (unit + 1) * layout.unit_width] = 0
+            logits = cut.model(TOKENS).logits[:, :-1]
+            wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten())
+            assert float(found[block, unit]) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_heads_that_quality_needs_stay_and_of_the_others_the_most_biased_go():
+    """By the released script: of ten heads, with gamma 0.3, seven may go, by the bias without them."""
+    quality = torch.tensor([1.0, 9, 2, 8, 3, 7, 4, 6, 5, 5.5])
+    bias = torch.tensor([0.5, 0, 0.1, 0, 0.9, 0, 0.2, 0.3, 0.8, 0.4])
+    n_loose = 10 - int(10 * 0.3)
+    threshold = quality.sort()[0][n_loose - 1]
+    loose = [i for i in range(10) if quality[i] <= threshold]
+    places = places_of(quality, bias)
+    for n_gone in range(1, n_loose + 1):
+        limit = sorted(float(bias[i]) for i in loose)[n_gone - 1]
+        released = {i for i in loose if float(bias[i]) <= limit}
+        assert {i for i in range(10) if places[i] < n_gone} == released
+    assert {i for i in range(10) if places[i] >= n_loose} == {1, 3, 5}
+
+
+def test_channels_go_behind_all_groups_and_the_second_text_decides():
+    anatomy, others = small_anatomy(), random_tokens(3, 7, seed=4)
+    found = fairness_scores(anatomy, TOKENS, others)
+    groups = torch.cat([x for name, x in found.items() if name.endswith("o_proj")])
+    assert sorted(groups.tolist()) == [0, 1, 2, 3]
+    assert all(
+        (x >= 4).all() and x.unique().numel() > 1 for name, x in found.items() if name.endswith("down_proj")
+    )
+    attentions = [layout.sublayers[0] for layout in find_layouts(anatomy)]
+    quality, bias = (torch.cat([*losses_without(anatomy, attentions, x)]) for x in (TOKENS, others))
+    assert torch.equal(groups, places_of(quality, -bias))

@@ -11,7 +11,7 @@ import torch
 
 from secateur.pruners.calibration.gradient_kinds import KINDS
 from secateur.pruners.calibration.gradients import collect_gradients
-from secateur.pruners.calibration.pass_kinds import PASS_KINDS
+from secateur.pruners.calibration.pass_kinds import CONTRAST_KINDS, PASS_KINDS
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.stores.block_files import LevelStoreError, is_built
 from secateur.pruners.structure.evidence import Evidence
@@ -113,7 +113,8 @@ def evidence(cases):
         anatomy, layouts = cases[name].anatomy, cases[name].store.layouts
         with pytest.MonkeyPatch.context() as monkeypatch:
             take_few_passes(monkeypatch)
-            gradients = collect_gradients(anatomy, TOKENS, (*KINDS, *PASS_KINDS))
+            kinds = (*KINDS, *PASS_KINDS, *CONTRAST_KINDS)
+            gradients = collect_gradients(anatomy, TOKENS, kinds, contrast=TOKENS.flip(1))
         *_, last = stream_blocks(anatomy, TOKENS, outputs="gram")
         found += [
             Evidence(part, last.outputs[part.output.name], gradients, 0.01) for part in layouts[1].sublayers
@@ -176,7 +177,7 @@ def test_a_store_can_be_ordered_by_what_is_known_of_the_whole_model(tmp_path, ll
     take_few_passes(monkeypatch)
     build_structure(tmp_path / "s", llama.anatomy, TOKENS, key(name, ("none",)))
     store = StructureStore(tmp_path / "s", llama.anatomy)
-    gradients = collect_gradients(llama.anatomy, TOKENS, IMPORTANCES[name].gradients)
+    gradients = collect_gradients(llama.anatomy, TOKENS, IMPORTANCES[name].gradients, contrast=TOKENS.flip(1))
     part = llama.store.layouts[0].mlp
     wanted = importance_order(name, Evidence(part, None, gradients, 0.01))
     assert store.ordered(0, "mlp").order == tuple(wanted.tolist())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from secateur.pruners.calibration.gradient_kinds import KINDS
 from secateur.pruners.calibration.gradients import collect_gradients
-from secateur.pruners.calibration.pass_kinds import PASS_KINDS
+from secateur.pruners.calibration.pass_kinds import CONTRAST_KINDS, PASS_KINDS
 from secateur.pruners.calibration.statistics import OutputStatistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.discover import dissect
@@ -39,7 +39,8 @@ def evidence(anatomy):
     """Of attention and MLP of the second block."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         take_few_passes(monkeypatch)
-        gradients = collect_gradients(anatomy, TOKENS, (*KINDS, *PASS_KINDS))
+        kinds = (*KINDS, *PASS_KINDS, *CONTRAST_KINDS)
+        gradients = collect_gradients(anatomy, TOKENS, kinds, contrast=TOKENS.flip(1))
     *_, last = stream_blocks(anatomy, TOKENS, outputs="gram")
     layout = find_layouts(anatomy)[BLOCK]
     return [Evidence(part, last.outputs[part.output.name], gradients, DAMP) for part in layout.sublayers]

@@ -17,6 +17,7 @@ from secateur.pruners.learned.maskllm import check as check_groups
 from secateur.pruners.learned.maskllm import learned_masks, training_bytes
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.structure.bonsai import perturbation_bytes, perturbation_scores, round_scores
+from secateur.pruners.structure.fairness import fairness_scores
 from secateur.pruners.structure.relevance import relevances
 from secateur.pruners.weights.d_pruner import regularised_bytes, regularised_importance
 
@@ -89,6 +90,8 @@ CONTRAST_KINDS: dict[Kind, ContrastKind] = {
     "contrast_window_norms": ContrastKind("window_norms"),
     # D-Pruner's importance, of the loss on the first set, regularised by the importance on the second.
     "regularised": ContrastKind(None, regularised_importance, regularised_bytes, 4, backward=True),
+    # Effects of leaving out a unit on both sets; a score a unit, at output projections.
+    "fairness": ContrastKind(None, fairness_scores, perturbation_bytes),
 }
 
 

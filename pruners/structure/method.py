@@ -48,7 +48,7 @@ class StructureMethod:
                 f"Expected a known importance of experts, got {self.experts!r}."
                 f"{nearest(self.experts, EXPERT_IMPORTANCES)}"
             )
-        if self.heads and "perturbed" in self.gradients:
+        if self.heads and not {"perturbed", "fairness"}.isdisjoint(self.gradients):
             raise ValueError(
                 f"Expected an importance that scores single query heads, got {self.importance}, which scores KV groups."
             )
