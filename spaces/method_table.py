@@ -158,6 +158,10 @@ TABLE: tuple[MethodRow, ...] = (
               "K-prune: sub-layers chosen by their knowledge, cut and fitted to the dense stream, from the first up",
               "https://arxiv.org/abs/2308.03449", needs="data", scope="model",
               check_path="secateur.pruners.structure.knowledge:check"),
+    MethodRow("sheared", "reconstruction", "structure", "secateur.pruners.learned.sheared:sheared",
+              "Sheared LLaMA: units for a target shape, learned with the weights by hard concrete gates",
+              "https://arxiv.org/abs/2310.06694", needs="data", scope="model", trains=True,
+              check_path="secateur.pruners.learned.sheared:check"),
     # Repairs of masked projections.
     MethodRow("none", "repair", "weights", "secateur.pruners.weights.mask_repairs:nothing",
               "the kept weights are as they were", searched=True),

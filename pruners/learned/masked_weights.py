@@ -12,18 +12,20 @@ from secateur.pruners.models.anatomy import Anatomy, Linear
 
 
 @contextmanager
-def masked_weights(linears: Sequence[Linear], masks: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
-    """Context in which projections compute with masked weights; gradients flow through the masks alone.
+def replaced_weights(
+    linears: Sequence[Linear], weights: Mapping[str, Callable[[], Tensor]]
+) -> Iterator[None]:
+    """Context in which projections compute with other weights, through which gradients flow.
 
     Args:
         linears: of the live model.
-        masks: by full name, a function that gives the ``out in`` mask; called in each forward pass.
+        weights: by full name, a function that gives the ``out in`` weight; called in each forward pass.
     """
 
     def computing(linear: Linear) -> Callable[[Tensor], Tensor]:
-        return lambda x: F.linear(x, linear.weight * masks[linear.name](), linear.bias)
+        return lambda x: F.linear(x, weights[linear.name](), linear.bias)
 
-    patched = [linear for linear in linears if linear.name in masks]
+    patched = [linear for linear in linears if linear.name in weights]
     try:
         for linear in patched:
             linear.module.forward = computing(linear)
@@ -31,6 +33,17 @@ def masked_weights(linears: Sequence[Linear], masks: Mapping[str, Callable[[], T
     finally:
         for linear in patched:
             linear.module.__dict__.pop("forward", None)
+
+
+@contextmanager
+def masked_weights(linears: Sequence[Linear], masks: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
+    """Context in which projections compute with masked weights; `masks` as `weights` of `replaced_weights`."""
+
+    def product(linear: Linear) -> Callable[[], Tensor]:
+        return lambda: linear.weight * masks[linear.name]()
+
+    with replaced_weights(linears, {x.name: product(x) for x in linears if x.name in masks}):
+        yield
 
 
 def check_plain(anatomy: Anatomy, what: str) -> None:

@@ -37,7 +37,8 @@ class UnitPlan(PruningPlan):
         sample: its calibration windows.
         repair: a row of `CUT_REPAIRS`.
         numbers: of the kept units of each block, ascending.
-        outputs: weights that follow the pruned stream, of output projections by their full names.
+        outputs: weights that follow the pruned stream, of output projections, or that were trained, of any, by full
+            names; cut.
     """
 
     context: RecipeContext
@@ -86,7 +87,7 @@ class UnitPlan(PruningPlan):
         if needs != "nothing":
             inputs = self.sample.statistics.outputs(block, gram=needs == "gram")[name]
         pieces = cut_pieces(layout, kept, inputs, self.repair, self.context.dampening)
-        return pieces | {name: pieces[name].changed(self.outputs.get(name), None)}
+        return {x: piece.changed(self.outputs.get(x), None) for x, piece in pieces.items()}
 
 
 def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
@@ -103,10 +104,13 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     name, stream = config["metric"]["name"], STREAM_REPAIRS.get(config["repair"])
     sample = context.sample(config["calibration"])
     if name in UNIT_RECONSTRUCTIONS:
-        numbers, outputs = UNIT_RECONSTRUCTIONS[name].function(
-            context.anatomy, context.layouts, sample.tokens, config["sparsity"], protected=context.protected
+        row, sparsity = UNIT_RECONSTRUCTIONS[name], config["sparsity"]
+        seen = f"{name}-{sparsity:g}-{key_of(sorted(context.protected))}"
+        further = {"state": sample.statistics.state(seen)} if row.trains else {}
+        numbers, outputs = row.function(
+            context.anatomy, context.layouts, sample.tokens, sparsity, protected=context.protected, **further
         )
-        return _plan(context, sample, numbers, outputs, "none", follows=name)
+        return _plan(context, sample, numbers, outputs, "none", follows=seen if row.trains else name)
     repair = "none" if stream else config["repair"]
     numbers = _numbers(context, sample, config, repair)
     outputs = stream.function(context.anatomy, context.layouts, numbers, sample.tokens) if stream else {}

@@ -160,14 +160,15 @@ def _cut_here(
     left: Sequence[SublayerLayout], scores: Sequence[Tensor], missing: float, protected: Collection[str]
 ) -> tuple[tuple[int, ...], int]:
     """Kept units of the first of these sub-layers, and the parameters that it loses, under one threshold for all."""
-    layers = [_layer(part, score, protected) for part, score in zip(left, scores, strict=True)]
+    layers = [unit_layer(part, score, protected) for part, score in zip(left, scores, strict=True)]
     share = max(0.0, missing) / sum(layer.n_weights for layer in layers)
     gone = int(one_threshold(layers, RuleEvidence(), share, normalise="none", cost=0.0)[0])
     order = scores[0].argsort(stable=True).tolist()
     return tuple(sorted(order[gone:])), layers[0].removed(gone)
 
 
-def _layer(part: SublayerLayout, score: Tensor, protected: Collection[str]) -> Layer:
+def unit_layer(part: SublayerLayout, score: Tensor, protected: Collection[str]) -> Layer:
+    """Layer of a sub-layer's units for allocation rules: whole if protected, with a group in the first attention."""
     names = {placement.linear.name for placement in part.placements}
     whole = part.rigid or not names.isdisjoint(protected)
     first = part.output.block == 0 and part.kind == "attention"  # caches read their length from it
