@@ -19,6 +19,7 @@ def bench(
     sparsities: Sequence[str | float] | None = None,
     calibration: Sequence[Literal["equal", "published"]] | None = None,
     calibration_text: str | None = None,
+    contrast_text: str | None = None,
     calibration_tokens: int | None = None,
     calibration_window: int | None = None,
     text: Sequence[str] | None = None,
@@ -48,6 +49,7 @@ def bench(
         methods: names of ``secateur list recipes``, or all.
         sparsities: shares to remove, of all units (0.5) or of one (``weights=0.5``).
         calibration: ``equal`` tokens for all methods, the ``published`` number of each, or both.
+        contrast_text: second calibration text, of methods that compare two.
         calibration_text, calibration_tokens, calibration_window: what methods calibrate on.
         text, tokens, window, bos, allow_long_windows: what models are measured on.
         seeds: of calibration windows, and of what methods draw.
@@ -77,6 +79,7 @@ def bench(
         "sparsities": None if sparsities is None else tuple(map(str, sparsities)),
         "calibration": calibration,
         "calibration_text": calibration_text,
+        "contrast_text": contrast_text,
         "calibration_tokens": calibration_tokens,
         "calibration_window": calibration_window,
         "text": text,

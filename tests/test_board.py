@@ -11,10 +11,11 @@ import pytest
 
 from secateur import api
 from secateur.search import app
+from secateur.search.app.board_cell import board_texts, file_of
 from secateur.search.app.cell_processes import CellProcesses
 from secateur.search.board.cells import DENSE, Cell, cells_of
 from secateur.search.board.rows import Board, BoardRow
-from secateur.search.board.settings import board_settings
+from secateur.search.board.settings import board_settings, identity
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.show.board import markdown_text
@@ -330,3 +331,22 @@ def test_a_board_that_is_interrupted_has_its_tables(tmp_path, monkeypatch):
     text = (tmp_path / "board" / "METHODS.md").read_text()
     assert f"| [magnitude]({KNOWN['magnitude'].paper}) |" in text
     assert f"- [wanda]({KNOWN['wanda'].paper}): not measured yet" in text
+
+
+def test_methods_over_two_texts_need_the_second(tmp_path):
+    cell = Cell("tiny", "d_pruner", 0.5, "equal")
+    without = board_settings(SMALL)
+    assert "contrast_text" not in identity(without), "as boards from before"
+    with pytest.raises(UsageError, match="second calibration text for the metric d_pruner, got none"):
+        file_of(cell, without, None)
+    given = board_settings({**SMALL, "contrast_text": "general.txt"})
+    assert identity(given)["contrast_text"] == "general.txt"
+    assert file_of(cell, given, None).texts == {"calibration": "docs", "contrast": "general.txt"}
+    (tmp_path / "one.txt").write_text("a line of text\n" * 50)
+    overlapping = board_settings(
+        {**SMALL, "calibration_text": str(tmp_path / "one.txt"), "contrast_text": str(tmp_path / "one.txt")}
+    )
+    with pytest.raises(
+        ValueError, match=r"`sources.contrast: .*one.txt` and `sources.calibration: .*, which overlap"
+    ):
+        board_texts(overlapping, [])

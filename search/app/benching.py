@@ -166,12 +166,12 @@ def _known(directory: Path, settings: BoardSettings) -> frozenset[str]:
 
 def _content(
     settings: BoardSettings, folders: Sequence[Path]
-) -> tuple[dict[str, str], tuple[Text, dict[str, Text]]]:
+) -> tuple[dict[str, str], tuple[dict[str, Text], dict[str, Text]]]:
     """Hashes of all but the models that values depend on, and the texts."""
     from secateur.evaluators.tasks.task_set import tasks_sha256
 
-    calibration, measured = texts = board_texts(settings, folders)
-    hashes = {"calibration_text": calibration.sha256}
+    sources, measured = texts = board_texts(settings, folders)
+    hashes = {f"{name}_text": text.sha256 for name, text in sources.items()}
     hashes |= {f"text {name}": text.sha256 for name, text in measured.items()}
     tasks = task_plan(settings, folders)
     return hashes | ({} if tasks is None else {"tasks": tasks_sha256(tasks)}), texts
@@ -181,7 +181,7 @@ def _checked(
     cells: Sequence[Cell],
     settings: BoardSettings,
     folders: Sequence[Path],
-    texts: tuple[Text, dict[str, Text]],
+    texts: tuple[dict[str, Text], dict[str, Text]],
     say: Say,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Fingerprints of the models of some cells by name, and the reason of each cell that can't be measured."""
@@ -225,9 +225,9 @@ def _refusal(
     loaded: LoadedModel,
     anatomy: Anatomy,
     n_positions: int | None,
-    text: Text,
+    sources: Mapping[str, Text],
 ) -> str | None:
-    """Reason why a method can't be run on a model, its calibration text or this machine; None if it can."""
+    """Reason why a method can't be run on a model, its calibration texts or this machine; None if it can."""
     from secateur.pruners.calibration.choose import choose
     from secateur.pruners.calibration.pool import build_pools
 
@@ -235,7 +235,7 @@ def _refusal(
         file = file_of(cell, settings, n_positions)
         file.check()
         file.check_model(anatomy)
-        pruner = pruner_on(file, loaded, anatomy, {"calibration": text}, settings.window, no_windows())
+        pruner = pruner_on(file, loaded, anatomy, sources, settings.window, no_windows())
         if cell.row.uses_data:
             tokens: dict[str, Tensor] = {x: y.tokens for x, y in pruner.calibration.sources.items()}
             choose(build_pools(anatomy, tokens, look=False), file.form["calibration"], file.seed)

@@ -23,6 +23,7 @@ from secateur.search.board.cells import DENSE, Cell
 from secateur.search.board.settings import BoardSettings, board_settings
 from secateur.spaces.located import located
 from secateur.spaces.measurement import Measurement
+from secateur.spaces.method import CONTRAST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,15 +51,21 @@ def file_of(cell: Cell, settings: BoardSettings, n_positions: int | None) -> Rec
         RecipeFile,
         {
             "recipe": cell.form(settings, n_positions),
-            "sources": {"calibration": settings.calibration_text},
+            "sources": sources_of(settings),
             "pool_tokens": POOL * samples * length,
             "seed": cell.seed,
         },
     )
 
 
-def board_texts(settings: BoardSettings, folders: Sequence[Path]) -> tuple[Text, dict[str, Text]]:
-    """The calibration text, and the test part of each text that is measured on, by its name in the settings.
+def sources_of(settings: BoardSettings) -> dict[str, str]:
+    """Sources of the calibration text, and of the second one if there is one, by their names in recipes."""
+    second = {} if settings.contrast_text is None else {CONTRAST: settings.contrast_text}
+    return {"calibration": settings.calibration_text} | second
+
+
+def board_texts(settings: BoardSettings, folders: Sequence[Path]) -> tuple[dict[str, Text], dict[str, Text]]:
+    """The texts of `sources_of` by name, and the test part of each text to measure on, by its name in the settings.
 
     Raises:
         ValueError: if one is missing, or overlaps with the calibration text.
@@ -69,8 +76,8 @@ def board_texts(settings: BoardSettings, folders: Sequence[Path]) -> tuple[Text,
     calibration = located_text(settings.calibration_text, folders)
     measured = {name: located_text(name, folders) for name in settings.text}
     first = next(iter(measured.values()))
-    sources = load_sources({"calibration": ""}, calibration, first, first)
-    return sources["calibration"], {
+    second = {name: located_text(x, folders) for name, x in sources_of(settings).items() if name == CONTRAST}
+    return load_sources({"calibration": "", **second}, calibration, first, first), {
         name: load_parts(calibration, text, text)["test"] for name, text in measured.items()
     }
 
@@ -133,7 +140,7 @@ def _measured(
     from secateur.evaluators.tasks.task_set import TaskSet, task_values
     from secateur.pruners.models.account import zeros_of
 
-    calibration, texts = board_texts(settings, folders)
+    sources, texts = board_texts(settings, folders)
     loaded, anatomy, n_positions = open_model(cell.model, settings, folders, lambda line: None)
     plan = task_plan(settings, folders)
     tasks = None if plan is None else TaskSet(plan, loaded.model, loaded.tokenizer, settings.bos)
@@ -144,7 +151,7 @@ def _measured(
     if cell.method != DENSE:
         file = file_of(cell, settings, n_positions)
         file.check_model(anatomy)
-        pruner = pruner_on(file, loaded, anatomy, {"calibration": calibration}, settings.window, no_windows())
+        pruner = pruner_on(file, loaded, anatomy, sources, settings.window, no_windows())
         config = dict(pruner.fitted(file.form))
         n_calibrated = math.prod(cell.windows(settings, n_positions)) if cell.row.uses_data else 0
     with consumed(device) as work:

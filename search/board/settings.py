@@ -36,6 +36,7 @@ class BoardSettings(Section):
         sparsities: shares to remove, each of all units (``0.5``) or of one (``weights=0.5``).
         calibration: ``equal`` tokens for all methods, ``published`` for each its own number, or both.
         calibration_text: source of the calibration windows.
+        contrast_text: source of a second calibration text, for methods over two; None: they are refused.
         calibration_tokens: of every method at ``equal``.
         calibration_window: tokens of its windows.
         text: sources of the texts to measure on; the loss is that of the first.
@@ -56,6 +57,7 @@ class BoardSettings(Section):
     sparsities: tuple[str, ...] = Field(default=SHARES, min_length=1)
     calibration: tuple[Calibration, ...] = Field(default=("equal",), min_length=1)
     calibration_text: str = "docs"
+    contrast_text: str | None = Field(default=None, min_length=1)
     calibration_tokens: int = Field(default=4096, gt=0)
     calibration_window: int = Field(default=128, gt=1)
     text: tuple[str, ...] = Field(default=("docs",), min_length=1)
@@ -163,7 +165,10 @@ def workers_words(workers: int | None) -> list[str]:
 
 def identity(settings: BoardSettings) -> dict[str, Any]:
     """Settings that the values of a cell depend on; the others may change when a board is continued."""
-    return settings.model_dump(mode="json", exclude=set(FREE))
+    free = (
+        {*FREE, "contrast_text"} if settings.contrast_text is None else set(FREE)
+    )  # as before there was one
+    return settings.model_dump(mode="json", exclude=free)
 
 
 def model_label(name: str) -> str:

@@ -51,6 +51,10 @@ ASKED: dict[str, Option] = {
         None,
     ),
     "calibration_text": (Annotated[str | None, typer.Option(help="Calibration text of all methods.")], None),
+    "contrast_text": (
+        Annotated[str | None, typer.Option(help="Second calibration text, of methods that compare two.")],
+        None,
+    ),
     "calibration_tokens": (Annotated[int | None, typer.Option(help="Calibration tokens at `equal`.")], None),
     "calibration_window": (Annotated[int | None, typer.Option(help="Tokens of their windows.")], None),
     "text": (

@@ -129,6 +129,10 @@ def facts(board: Board, settings: BoardSettings) -> dict[str, str]:
         "model and the libraries in it, see the row of the dense model",
         INFERRED: "inferred where the paper leaves something open, see the method's words",
     }
+    if settings.contrast_text is not None:
+        found["contrast text"] = (
+            f"{model_label(settings.contrast_text)}, as many windows, for methods over two texts"
+        )
     if board.tasks:
         found["tasks"] = (
             "accuracy; change: to the dense model, paired over the same samples, ± 95 % over samples"
