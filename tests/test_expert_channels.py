@@ -66,6 +66,10 @@ def test_level_of_a_store_equals_the_cut_for_good(name: str, tmp_path: Path) -> 
         store.cut(index, of)
     by_reference = _logits(model)
     assert not torch.allclose(by_reference, dense)
+    for index, of in enumerate(kept):  # from one cut to a wider one, and back
+        store.cut(index, of._replace(shared=of.shared + 1 if of.shared else 0))
+        store.cut(index, of)
+    assert torch.equal(_logits(model), by_reference)
     store.restore()
     assert torch.equal(_logits(model), dense)
     prune_structure(anatomy, kept, importance="wanda_sp", repair="none", tokens=IDS, sequential=False)

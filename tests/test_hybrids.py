@@ -164,6 +164,9 @@ def test_levels_of_a_store_equal_the_cut_for_good(family, tmp_path):
     dense = logits(model)
     build_structure(tmp_path / "store", anatomy, TOKENS, key)
     store = StructureStore(tmp_path / "store", anatomy)
+    plain = [0 if block.experts else block.ffn_width for block in shape.blocks]
+    assert [len(of) for of in store.scores.attention] == [block.n_kv_groups for block in shape.blocks]
+    assert [len(of) for of in store.scores.mlp] == plain, "scores by block, of what is there"
     for index, of in enumerate(kept):
         store.cut(index, of)
     by_reference = logits(model)

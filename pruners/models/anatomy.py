@@ -137,7 +137,8 @@ class Mixer:
         kind: what it mixes, and how.
         linears: its prunable projections in order of use, the output projection last.
         heads: of an attention that consists of q, k, v and o, fused or not, or of a latent one; else None.
-        channels: of an MLP of up and down, with a gate or without, fused or not; else 0.
+        channels: of an MLP of up and down, with a gate or without, fused or not; of a mixture those of its shared
+            experts, if they are one such MLP; else 0.
         score_macs: multiply-accumulates of its attention for one token and one token that it attends to.
         cache_width: numbers that one token adds to its cache; 0 of a state of fixed size.
         mixture: router and routed experts of a mixture of experts; else None.
@@ -218,6 +219,12 @@ class Block:
         """Channels between up and down; 0 in a block without an MLP of such."""
         mlp = self.mixer("mlp")
         return 0 if mlp is None else mlp.channels
+
+    @property
+    def shared_channels(self) -> int:
+        """Channels of the shared experts of a mixture; 0 without such."""
+        experts = self.mixer("experts")
+        return 0 if experts is None else experts.channels
 
     @property
     def attention_units(self) -> int:

@@ -87,8 +87,7 @@ def check_block(block: Block, kept: Kept) -> None:
 
 
 def _check_channels(block: Block, mixture: Mixture, kept: Kept) -> None:
-    shared = [x for x in block.linears if x.sublayer == "experts" and x.expert is None and x.is_output]
-    widest = {"channels": mixture.n_channels, "shared": shared[0].in_features if len(shared) == 1 else 0}
+    widest = {"channels": mixture.n_channels, "shared": block.shared_channels}
     for name, n_units in widest.items():
         n_kept = getattr(kept, name)
         if n_kept and not (kept.ffn and 0 < n_kept <= n_units):

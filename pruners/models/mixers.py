@@ -66,7 +66,7 @@ def _with_shared(mixers: Sequence[Mixer]) -> list[Mixer]:
     if len(beside) != 1 or len(mixed) != 1:
         return list(mixers)
     linears = (replace(x, sublayer="experts") for x in beside[0].linears)
-    whole = replace(mixed[0], linears=(*mixed[0].linears, *linears))
+    whole = replace(mixed[0], linears=(*mixed[0].linears, *linears), channels=beside[0].channels)
     return [whole if x is mixed[0] else x for x in mixers if x is not beside[0]]
 
 
@@ -135,13 +135,16 @@ def _experts(
         (path, module, roles_of([(path, module)], name, attends=False, partly=True))
         for path, module in modules
     ]
+    linears = tuple(
+        Linear(f"{name}.{path}", module, told[1][0], "experts", index, False, _expert_of(block, path))
+        for path, module, told in known
+        if told is not None and told[0] == "mlp"
+    )
+    shared = [linear.in_features for linear in linears if linear.expert is None and linear.is_output]
     return Mixer(
         "experts",
-        tuple(
-            Linear(f"{name}.{path}", module, told[1][0], "experts", index, False, _expert_of(block, path))
-            for path, module, told in known
-            if told is not None and told[0] == "mlp"
-        ),
+        linears,
+        channels=shared[0] if len(shared) == 1 else 0,
         mixture=find_mixture(owner, f"{name}.{child}") if split else None,
     )
 

@@ -347,11 +347,8 @@ def _inside(row: Mapping[str, Any], block: Block) -> tuple[int, int]:
     """Channels of each routed expert and of shared ones nearest to shares such as ``2/3``; 0: all, or none to cut."""
     if block.mixture is None:
         return 0, 0
-    shared = sum(
-        x.in_features for x in block.linears if x.sublayer == "experts" and x.expert is None and x.is_output
-    )
     found = []
-    for name, n_units in (("channels", block.mixture.n_channels), ("shared", shared)):
+    for name, n_units in (("channels", block.mixture.n_channels), ("shared", block.shared_channels)):
         n_kept = max(round(Fraction(row.get(name, "1")) * n_units), 1)
         found.append(n_kept if n_kept < n_units else 0)
     return found[0], found[1]

@@ -267,7 +267,8 @@ def build_structure(
                     continue
                 inputs = part.outputs[sub.output.name]
                 tensors |= reorder_by(method, sub, inputs, whole.gradients, counts[sub.kind])
-            yield part.block.index, tensors | _scores(layout, part) if tensors else {}
+            is_missing = part.block.index in missing
+            yield part.block.index, tensors | _scores(layout, part) if is_missing else {}
 
     build_store(
         directory,
