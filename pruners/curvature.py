@@ -1,16 +1,18 @@
 """Curvature of the loss around the dense model: its second-order form for every option of every slot.
 
-The loss of a change D of a projection's weight is foretold to second order, by the Kronecker-factored Fisher
-information (K-FAC, arXiv 1503.05671) of one pass over few windows: 1/2 tr(B D A D^T) nats a token, A the second moment
-of the projection's inputs and B that of the gradients of its outputs, for labels drawn from the model's own
-distribution. The form `tr(B D A D'^T)` of every two options of a slot is all that is kept: options squared numbers a
-slot.
+The loss of a change D of a projection's weight is foretold to second order, by the Fisher information of one pass over
+few windows: 1/2 E[(g^T D x)^2] nats a token, x the projection's input at a token and g the gradient of its output
+there, for labels drawn from the model's own distribution (the true Fisher). Tokens count as independent, as in K-FAC
+(arXiv 1503.05671), but x and g do not: a token of huge activations, such as the first one of a window, has next to no
+gradient, and the product of their second moments takes the one for the other. The form `E[(g^T D x)(g^T D' x)]` of
+every two options of a slot is all that is kept: options squared numbers a slot.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.calibration.fisher import Moments, walk_back
+from secateur.pruners.calibration.fisher import walk_back
+from secateur.pruners.models.anatomy import Linear
 from secateur.pruners.options import AllOptions, SlotOptions
 from secateur.pruners.pruner import OnBlock, Pruner, no_report
 from secateur.pruners.stores.block_files import LevelStoreError, load_tensors, save_tensors
@@ -28,7 +31,7 @@ FILE = "curvature.safetensors"
 
 @dataclass(frozen=True)
 class Curvature:
-    """Second-order form of every slot: ``tr(B D A D'^T)`` of the changes D, D' from the dense model to two options.
+    """Second-order form of every slot: ``E[(g^T D x)(g^T D' x)]`` of the changes D, D' from the dense model to options.
 
     Args:
         forms: by slot, ``options options``, symmetric, in nats a token; none for slots that change no weight.
@@ -66,7 +69,7 @@ def build_curvature(
     """Write the curvature of all slots beside an open store, unless it is there; the model is dense, and is restored.
 
     One forward and one backward pass over the tokens, block by block: see `backward_blocks` for the memory; a block's
-    moments and the options of one projection are held besides.
+    inputs and gradients at all tokens and the options of one projection are held besides.
 
     Args:
         pruner: open, of a separable space.
@@ -81,31 +84,47 @@ def build_curvature(
     identity = _identity(pruner, tokens)
     if load_tensors(directory / FILE, identity) is not None:
         return
-    options, moments, forms = AllOptions(pruner), Moments(), {}
+    options, calls, forms = AllOptions(pruner), Calls(), {}
     dense = {linear.name: linear.weight for linear in pruner.anatomy.linears}
     drawn = torch.Generator(device="cpu").manual_seed(pruner.seed)
-    walk = walk_back(pruner.anatomy, tokens, moments.add, watched=options.watched, drawn=drawn)
+    walk = walk_back(pruner.anatomy, tokens, calls.add, watched=options.watched, drawn=drawn)
     for n_done, block in enumerate(walk):
         for each in options.of(block.index):
-            forms[str(each.slot)] = _form(each, moments, dense, tokens.numel())
-        moments.clear()
+            forms[str(each.slot)] = _form(each, calls, dense, tokens.numel())
+        calls.clear()
         on_block(n_done)
     save_tensors(directory / FILE, forms, identity)
 
 
+class Calls:
+    """Inputs ``tokens in`` and gradients of outputs ``tokens out`` of each call of a block's projections."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def add(self, linear: Linear, inputs: Tensor, gradients: Tensor) -> None:
+        self._found.setdefault(linear.name, []).append((inputs, gradients))
+
+    def of(self, name: str) -> Sequence[tuple[Tensor, Tensor]]:
+        """Those of a projection; none if it was never called, as an expert without tokens."""
+        return self._found.get(name, ())
+
+    def clear(self) -> None:
+        self._found.clear()
+
+
 def _form(
-    each: SlotOptions, moments: Moments, dense: dict[str, Tensor], n_tokens: int
+    each: SlotOptions, calls: Calls, dense: dict[str, Tensor], n_tokens: int
 ) -> Float[Tensor, "options options"]:
-    """Sum over the slot's projections of ``tr(B D A D'^T)``."""
+    """Sum over the slot's projections of ``E[(g^T D x)(g^T D' x)]``."""
     total = torch.zeros(len(each.weights), len(each.weights), dtype=torch.float64)
     for name in each.weights[0]:
-        if name not in moments.inputs:  # never called, as an expert without tokens
-            continue
-        changes = each.changes(name, dense[name])
-        inputs, gradients = moments.inputs[name] / n_tokens, moments.gradients[name] / n_tokens
-        pushed = [(gradients @ change.view_as(dense[name]) @ inputs).flatten() for change in changes]
-        total += (torch.stack(pushed) @ changes.T).double().cpu()
-    return (total + total.T) / 2
+        changes = each.changes(name, dense[name]).view(-1, *dense[name].shape) if calls.of(name) else ()
+        for inputs, gradients in calls.of(name):
+            x, g = inputs.float(), gradients.float()
+            slopes = torch.stack([((x @ change.T) * g).sum(-1) for change in changes]).double()
+            total += (slopes @ slopes.T).cpu()
+    return total / n_tokens
 
 
 def _identity(pruner: Pruner, tokens: Int[Tensor, "windows length"]) -> str:
@@ -115,6 +134,7 @@ def _identity(pruner: Pruner, tokens: Int[Tensor, "windows length"]) -> str:
         [space.share(slot, option) for option in space.options(slot)] for slot in range(len(space.slots))
     ]
     record = {
+        "form": "tokens",
         "model": pruner.dense.fingerprint,
         "dtype": pruner.dense.dtype,
         "method": pruner.record(space.config(list(space.baselines().values())[1])),

@@ -87,7 +87,7 @@ def test_gradients_of_every_projection_are_those_of_autograd_over_the_whole_mode
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)
 
 
-def test_form_is_the_trace_over_outer_products_of_inputs_and_of_drawn_gradients(pruner, tmp_path) -> None:
+def test_form_is_the_mean_over_tokens_of_products_of_the_foretold_changes(pruner, tmp_path) -> None:
     anatomy, tokens = pruner.anatomy, TOKENS[:2]
     build_curvature(pruner, tmp_path, tokens)
     drawn = torch.Generator().manual_seed(0)

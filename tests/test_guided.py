@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,8 +73,32 @@ def test_each_elite_has_one_gradient_and_nobody_has_one_unguided() -> None:
     assert curvature(EvolutionSettings(), FIDELITIES) is None
 
 
+class Misled(Sloped):
+    """The same with a curvature that is wrong by a factor of up to ten either way in every slot."""
+
+    def measure(self, candidate, fidelity) -> Measurement:
+        found = super().measure(candidate, fidelity)
+        if fidelity.part != "gradient":
+            return found
+        wrong = 10 ** np.random.default_rng(0).uniform(-1, 1, size=len(self.matrix))
+        second = np.array(found.effects.second) * wrong[:, None]
+        return replace(found, effects=replace(found.effects, second=tuple(map(tuple, second.tolist()))))
+
+
+def test_steps_begin_at_the_uniform_candidate_where_the_solution_of_the_curvature_is_worse() -> None:
+    landscape = Misled(space_of(21), 0)
+    controller = TrustRegion(landscape.space, FIDELITIES, 0, TrustRegionSettings())
+    _, solution, uniform, gradient = searched(landscape, controller, 16_384)[:4]
+    assert [p.fidelity.text for p in (solution, uniform, gradient)] == [
+        *("search:2048", "search:2048", "gradient:2048")
+    ]
+    assert uniform.candidate.text == list(landscape.space.baselines().values())[1].text
+    assert landscape.exact(solution.candidate) > 1.1 * landscape.exact(uniform.candidate)
+    assert gradient.candidate.text == uniform.candidate.text
+
+
 def test_steps_stay_at_a_fidelity_as_long_as_they_gain_a_twentieth() -> None:
-    landscape = Sloped(space_of(21), 2)
+    landscape = Sloped(space_of(21), 5)
     controller = TrustRegion(landscape.space, FIDELITIES, 0, TrustRegionSettings())
     done = searched(landscape, controller, 10**6)
     start = next(i for i, p in enumerate(done) if p.fidelity.part == "gradient" and i > 0)

@@ -53,7 +53,9 @@ class TrustRegionProcedure:
     """Descent of each target within a trust region; `trust_region` runs it alone, `evolution` may start with it.
 
     The local model is first order in the change of weights by the gradient of the loss at the candidate, and second
-    order by the dense model's curvature, see `LocalModel` and `spaces.measurement.Effects`. A step is the exact minimum
+    order by the dense model's curvature, see `LocalModel` and `spaces.measurement.Effects`. It begins at the curvature's
+    solution, or at the uniform candidate where that is better: far from the dense model the second order may be too
+    coarse. A step is the exact minimum
     of the model under the target among the candidates whose slots move by at most `radius` options each, and by a
     bounded number in all. It is measured on windows that no gradient saw, and accepted if the loss is lower. The bound
     follows the ratio of the true to the foretold gain, as in textbook trust-region methods (Conn, Gould and Toint,
@@ -93,9 +95,14 @@ class TrustRegionProcedure:
         return self._start.n_measurements + len(self._space.targets)
 
     def run(self) -> SearchProcedure:
-        """Descend from the curvature's solutions, all targets side by side; fills `solutions`."""
+        """Descend from the curvature's solution or the uniform candidate, the better one of each target.
+
+        All targets side by side; fills `solutions`.
+        """
         yield from self._start.run()
         starts = [(target, c) for target, found in self._start.solutions.items() for c in found]
+        uniform = list(self._space.baselines().values())[1 : 1 + len(self._space.targets)]
+        starts += enumerate(uniform)
         losses = yield [Proposal(candidate, self._fidelities[0]) for _, candidate in starts]
         best: dict[int, tuple[float, Any]] = {}
         for (target, candidate), loss in zip(starts, losses, strict=True):
