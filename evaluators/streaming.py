@@ -25,7 +25,7 @@ from secateur.pruners.export.saving import (
 )
 from secateur.pruners.export.streamed import StreamedExport
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.mapped import MappedModel
+from secateur.pruners.models.mapped import MappedModel, NotStreamedError
 from secateur.spaces.measurement import Fidelity
 
 
@@ -55,9 +55,13 @@ def export_streamed(
         say: given progress, one line at a time.
 
     Raises:
+        NotStreamedError: if a mixture is stored in another dtype than it computes in: in the stored one, in which the
+            result is checked, its tokens may be routed otherwise.
         ValueError: if `to` is not empty, or holds this export with a damaged file, or another process writes to there.
         ExportError: if the model can't be written, or does not load as it should.
     """
+    if loaded.converts and any(block.mixture for block in anatomy.blocks):
+        raise NotStreamedError("Expected `--dtype` as the weights of a mixture are stored, got another.")
     to = to.expanduser().absolute()
     removed = remove_leftovers(to, continued=True)
     if there := same_export(to, manifest):

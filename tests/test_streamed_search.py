@@ -97,11 +97,9 @@ def test_a_run_is_continued_under_another_word(tmp_path):
     assert measured(tmp_path / "run") == measured(tmp_path / "other")
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_oss"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_oss", "qwen2_moe"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_streamed_model_has_the_perplexity_of_the_whole(tmp_path, kind, dtype):
-    if (kind, dtype) == ("gpt_oss", "float32"):
-        pytest.skip("refused: its router uses weights of others")
     model = saved(tmp_path / "model", kind, torch.bfloat16)
     found = [
         app.evaluate(str(model), n_tokens=128, window=32, stream=stream, dtype=dtype)
@@ -157,8 +155,17 @@ def test_forecasts_know_streaming(tmp_path):
         assert whole.to_json()["streamed"]["host"] == whole.streamed.peak("host")[0]
 
 
-def test_a_mixture_that_is_stored_one_to_one_is_searched_streamed(tmp_path):
-    model = saved(tmp_path / "model", "gpt_oss", torch.bfloat16)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "space"),
+    [
+        ("gpt_oss", "bfloat16", "ranks"),
+        ("mixtral", "float32", "weights"),
+        ("qwen3_moe", "float32", "structure"),
+        ("olmoe", "bfloat16", "structure"),
+    ],
+)
+def test_a_mixture_is_searched_streamed(tmp_path, kind, dtype, space):
+    model = saved(tmp_path / "model", kind, torch.bfloat16)
     for stream in ("never", "always"):
-        app.search(settings(model, stream, SPACES["ranks"], dtype="bfloat16"), tmp_path / stream)
+        app.search(settings(model, stream, SPACES[space], dtype=dtype), tmp_path / stream)
     assert measured(tmp_path / "never") == measured(tmp_path / "always")

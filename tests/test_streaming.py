@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from secateur.pruners.export import streamed
@@ -31,7 +31,7 @@ from secateur.search.cli.doctor_directory import examine_export
 from secateur.search.errors import UsageError
 from secateur.search.show.forecast import refusal
 from secateur.spaces.forecast import Forecast, Holding
-from tests.mixtures import make_mixture
+from tests.mixtures import MIXTURES, make_mixture
 
 COMMON = {
     "vocab_size": 4096,
@@ -54,8 +54,11 @@ FEW = {"tokens": 128, "window": 32, "loading": {"dtype": "float32"}}
 
 def saved(directory: Path, kind: str, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
     """A random model with the tokenizer of tiny."""
-    if kind == "gpt_oss":
+    if kind in MIXTURES:
         model = make_mixture(kind, dtype, vocab_size=4096)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):  # as they are published
+                buffer.data = buffer.data.float()
     else:
         torch.manual_seed(0)
         common = GPT2 if kind == "gpt2" else COMMON
@@ -106,6 +109,13 @@ def check_equal(one: Path, other: Path, share: float = 0.5) -> None:
         ("gpt2", {}, torch.float32, "bfloat16", "magnitude", "none"),
         ("gpt2", {}, torch.float32, "float32", "wanda", "obs"),
         ("gpt_oss", {}, torch.bfloat16, "bfloat16", "wanda", "none"),
+        ("mixtral", {}, torch.bfloat16, "bfloat16", "wanda", "none"),
+        ("mixtral", {}, torch.float32, "float32", "wanda", "none"),
+        ("qwen3_moe", {}, torch.float32, "float32", "wanda", "none"),
+        ("granitemoe", {}, torch.bfloat16, "bfloat16", "magnitude", "none"),
+        ("phimoe", {}, torch.bfloat16, "bfloat16", "wanda", "none"),
+        ("deepseek_v3", {}, torch.bfloat16, "bfloat16", "wanda", "none"),
+        ("llama4_text", {}, torch.bfloat16, "bfloat16", "wanda", "none"),
     ],
 )
 def test_the_result_is_that_of_the_whole_model(tmp_path, kind, changes, stored, dtype, metric, repair):
@@ -299,10 +309,18 @@ def test_recipes_that_need_more_than_a_block_are_refused(tmp_path, further, mess
 
 
 def test_models_that_are_not_stored_one_to_one_are_refused(tmp_path):
+    model = saved(tmp_path / "model", "llama")
+    tensors = load_file(model / "model.safetensors")
+    renamed = {name.replace(".mlp.", ".feed_forward."): tensor for name, tensor in tensors.items()}
+    save_file(renamed, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        UsageError, match=r"Expected weights stored one by one under the names of MixtralForCausalLM"
+        UsageError, match=r"Expected weights stored one by one under the names of LlamaForCausalLM"
     ):
-        app.prune(recipe(), "tiny-moe", tmp_path / "to", **FEW, stream="always")
+        app.prune(recipe(), str(model), tmp_path / "to", **FEW, stream="always")
+    few = FEW | {"loading": {"dtype": "float32"}}
+    mixture = saved(tmp_path / "mixture", "gpt_oss", torch.bfloat16)
+    with pytest.raises(UsageError, match="Expected `--dtype` as the weights of a mixture are stored"):
+        app.prune(recipe(), str(mixture), tmp_path / "to", **few, stream="always")
     with pytest.raises(UsageError, match="Expected `--stream` out of auto, always, never, got 'allways'"):
         app.prune(recipe(), "tiny", tmp_path / "to", **FEW, stream="allways")
     with pytest.raises(UsageError, match="Expected a recipe that zeros weights, such as wanda"):

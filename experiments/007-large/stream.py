@@ -182,6 +182,7 @@ def main() -> None:
     )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--shapes", choices=SHAPES, default="llama-3.2-1b")
+    parser.add_argument("--blocks", type=int, default=0, help="of these shapes; 0: as many as the model has")
     parser.add_argument("--recipes", nargs="*", default=["wanda", "sparsegpt"])
     parser.add_argument(
         "--kill-in", type=int, default=0, help="block, from 1; of the first recipe, once more"
@@ -198,7 +199,8 @@ def main() -> None:
     model = work / "model"
     model.mkdir(parents=True)
     try:
-        n_bytes = write_model(model, SHAPES[options.shapes])
+        fewer = {"num_hidden_layers": options.blocks} if options.blocks else {}
+        n_bytes = write_model(model, SHAPES[options.shapes] | fewer)
         print("| shapes | recipe | weights, GB | pruning, GB | loading it again, GB | seconds |", flush=True)
         print("|---|---|---|---|---|---|", flush=True)
         for recipe in options.recipes:
@@ -220,7 +222,8 @@ def main() -> None:
                 print(line_of(options.shapes, name, n_bytes, found), flush=True)
                 if options.out:
                     machine = {"cpu": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-                    row = {"shapes": options.shapes, "recipe": name, "weights": n_bytes, **found, **machine}
+                    of = {"shapes": options.shapes, "blocks": options.blocks or None, "recipe": name}
+                    row = {**of, "weights": n_bytes, **found, **machine}
                     with options.out.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(row) + "\n")
             shutil.rmtree(work / recipe)

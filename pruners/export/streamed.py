@@ -161,13 +161,18 @@ class StreamedExport:
         asked = {x.name: wanted[x.name] for x in block.linears if x.name in wanted}
         with stored_as(block.module, self._dtype) as lossy:
             zeros, weights = count_asked(self._loaded.model, asked)
+            tensors = self._stored(block.module.state_dict(prefix=f"{block.name}."))
             with joined_experts(block.module):
-                found = block.module.state_dict(prefix=f"{block.name}.")
-                tensors = {name: tensor for name, tensor in found.items() if name in self._loaded.names}
+                tensors |= self._stored(block.module.state_dict(prefix=f"{block.name}."))
                 self._progress.counted |= zeros_of_parameters(block.module, zeros, block.name)
                 self._write_shard(block.index + 1, tensors, lossy=lossy)
         self._progress.zeros |= zeros
         self._progress.weights |= weights
+
+    def _stored(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those that are stored, under the names that they are stored under."""
+        names = self._loaded.stored_names
+        return {names[name]: tensor for name, tensor in state.items() if name in names}
 
     def _begin(self) -> None:
         """Write the shard of all that is outside of the blocks."""
@@ -177,10 +182,12 @@ class StreamedExport:
         for name in names:
             mapped, value = self._loaded.names[name], state[name]
             if mapped.dtype == self._dtype and torch.promote_types(value.dtype, mapped.dtype) == value.dtype:
-                tensors[name] = mapped  # converting it to the precision and back changes nothing
+                tensors |= self._stored(
+                    {name: mapped}
+                )  # converting it to the precision and back changes nothing
             else:
                 written, changed = stored({name: value}, self._dtype)
-                tensors |= written
+                tensors |= self._stored(written)
                 lossy |= changed
         self._write_shard(0, tensors, lossy=lossy)
         self._keep_progress()
@@ -249,7 +256,7 @@ class StreamedExport:
             ExportError: if what was loaded differs from what was computed block by block.
         """
         progress, made, loaded = self._progress, self._made, self._loaded
-        missing = loaded.names.keys() - progress.names
+        missing = set(loaded.stored_names.values()) - progress.names.keys()
         if missing:
             raise ExportError(f"Expected every stored weight to be written, got none for {min(missing)}.")
         total = sum(x.numel() for x in loaded.model.parameters()) * self._dtype.itemsize

@@ -75,7 +75,7 @@ class Expert(nn.Module):
         super().__init__()
         self._fused: tuple[Any, ...] = (fused,)  # in a tuple, so that it is no submodule
         self._form = form
-        up, up_bias = _slice(fused, _up(fused), index, form)
+        up, up_bias = _slice(fused, up_name(fused), index, form)
         if _gateless(fused):
             self.gate_proj = None
             self.up_proj = _linear(up, up_bias)
@@ -190,7 +190,7 @@ class Experts(nn.ModuleList):
         fused.num_experts = len(experts)  # type: ignore[assignment]  # a plain attribute
         ups = [_joined(expert, self._form) for expert in experts]
         downs = [(expert.down_proj.weight, expert.down_proj.bias) for expert in experts]
-        for own, pieces in ((_up(fused), ups), (DOWN, downs)):
+        for own, pieces in ((up_name(fused), ups), (DOWN, downs)):
             weight = torch.stack([weight.data for weight, _ in pieces])
             _set(fused, own, weight.mT.contiguous() if self._form.transposed else weight)
             if pieces[0][1] is not None:
@@ -213,9 +213,9 @@ def split_experts(model: nn.Module) -> None:
     """
     forms = list(FORMS)
     for name, module in list(model.named_modules()):
-        if _is_fused(module):
+        if is_fused(module):
             parent = model.get_submodule(name.rpartition(".")[0])
-            form = next((form for form in forms if _equal(module, form)), None)
+            form = next((form for form in forms if equals(module, form)), None)
             if form is None:
                 raise ValueError(
                     f"Expected fused experts with gate, up and down projections, got {type(module).__name__}, which "
@@ -241,7 +241,8 @@ def joined_experts(model: nn.Module) -> Iterator[None]:
             setattr(parent, own, module)
 
 
-def _is_fused(module: nn.Module) -> bool:
+def is_fused(module: nn.Module) -> bool:
+    """True for a module whose parameters are stacks of experts' matrices."""
     own = {name: p for name, p in module.named_parameters(recurse=False) if not name.endswith("_bias")}
     known = own.keys() in ({UP[0], DOWN}, {UP[1], DOWN})
     return known and all(parameter.ndim == 3 for parameter in own.values())
@@ -251,7 +252,8 @@ def _gateless(fused: nn.Module) -> bool:
     return not hasattr(fused, UP[0])
 
 
-def _up(fused: nn.Module) -> str:
+def up_name(fused: nn.Module) -> str:
+    """Name of the stack of gate and up, or of up alone."""
     return UP[1] if _gateless(fused) else UP[0]
 
 
@@ -296,7 +298,7 @@ def _set(fused: nn.Module, name: str, tensor: Tensor) -> None:
 
 def _fits(fused: nn.Module, form: FusedForm) -> bool:
     """True if the sizes of the projections fit each other."""
-    (up, up_bias), (down, down_bias) = (_slice(fused, name, 0, form) for name in (_up(fused), DOWN))
+    (up, up_bias), (down, down_bias) = (_slice(fused, name, 0, form) for name in (up_name(fused), DOWN))
     width, inner = down.shape
     rows = inner if _gateless(fused) else 2 * inner
     biases = ((up_bias, rows), (down_bias, width))
@@ -304,7 +306,7 @@ def _fits(fused: nn.Module, form: FusedForm) -> bool:
 
 
 @torch.no_grad()
-def _equal(fused: nn.Module, form: FusedForm) -> bool:
+def equals(fused: nn.Module, form: FusedForm) -> bool:
     """True if experts of this form compute what the fused module does."""
     if not _fits(fused, form):
         return False

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints.checkpoint import ModelError, Say, one_line, silent
@@ -35,6 +36,7 @@ from secateur.pruners.models.loading import (
     precision_of,
 )
 from secateur.pruners.models.memory import available_bytes
+from secateur.pruners.models.stored_names import stored_names
 from secateur.pruners.models.usable import check_vocabulary, check_weights
 
 MEMORY_SHARE = 0.4
@@ -50,24 +52,28 @@ class MappedModel(LoadedModel):
     """A causal LM on the CPU whose parameters are views on mapped files, in the dtype in which they are stored.
 
     The system reads their pages when they are used and may drop them at any time, so that they take no memory of the
-    process. What computes wants `precision`: after `dissect` each module in a block is converted while it runs, and the
-    embedding, the head and all else outside of the blocks for good; `Anatomy.hold` converts a block. Nothing is copied
-    where weights are stored in that precision.
+    process. What computes wants `precision`: after `dissect` each projection in a block is converted while it runs;
+    norms, routers, the embedding, the head and all else outside of the blocks for good; in `Anatomy.hold` all of a
+    block. Nothing is copied where weights are stored in that precision.
 
     Args:
         precision: dtype to compute in.
-        names: the stored tensors, mapped, by their names, which are those of the model's parameters and buffers.
+        names: the stored tensors, mapped, by the names of the model's parameters and buffers, split experts among them.
         directory: of the files.
+        stored_names: those that they are stored under.
     """
 
     precision: torch.dtype
     names: Mapping[str, Tensor]
     directory: Path
+    stored_names: Mapping[str, str]
 
     @property
     def converts(self) -> bool:
-        """True if weights are stored in another dtype than they compute in."""
-        return any(x.is_floating_point() and x.dtype != self.precision for x in self.names.values())
+        """True if parameters are stored in another dtype than they compute in."""
+        buffers = {name for name, _ in self.model.named_buffers()}
+        found = (x for name, x in self.names.items() if name not in buffers)
+        return any(x.is_floating_point() and x.dtype != self.precision for x in found)
 
     def dissect(self, bos: int | None = None) -> Anatomy:
         """Anatomy of the model, see `discover.dissect`; what reads weights of its blocks is to do so in `hold`.
@@ -77,6 +83,10 @@ class MappedModel(LoadedModel):
                 module while it runs: some modules use weights of others.
         """
         split_experts(self.model)  # while all weights are of one dtype
+        for module in self.model.modules():
+            if type(module) not in (nn.Linear, Conv1D):  # routers may be linears of a class of their own
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = in_precision(parameter.data, self.precision)
         handles = _convert_while_running(self.model, self.precision)
         try:
             anatomy = dissect(self.model, bos)
@@ -139,8 +149,10 @@ def load_mapped(
             return None
         if trust_remote_code:
             raise NotStreamedError("Expected a model without code of its own, got `--trust-remote-code`.")
-        tensors = stored_tensors(directory)
+        found = stored_tensors(directory)
         model = _without_weights(config, precision)
+        names = stored_names(model, found)
+        tensors = {own: found[name] for own, name in names.items()}
         _fill(model, tensors, directory)
         _set_generation(model, directory)
         tokenizer = load_tokenizer(checkpoint, where)
@@ -148,7 +160,7 @@ def load_mapped(
     check_weights(model)
     check_vocabulary(model, tokenizer)
     stored = stored if stored in DTYPES.values() else precision
-    return MappedModel(model, tokenizer, name, checkpoint, stored, precision, tensors, directory)
+    return MappedModel(model, tokenizer, name, checkpoint, stored, precision, tensors, directory, names)
 
 
 def _is_large(directory: Path, precision: torch.dtype) -> bool:
@@ -235,7 +247,8 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], directory: Path) -> N
             owner, _, own = name.rpartition(".")
             module = model.get_submodule(owner)
             if new is None:
-                module.register_buffer(own, tensor.to(before.dtype))
+                # As transformers does, which keeps in fp32 what routers add to their scores.
+                module.register_buffer(own, tensor.to(torch.promote_types(tensor.dtype, before.dtype)))
             else:
                 setattr(module, own, new)
 
