@@ -122,9 +122,27 @@ def _form(
         changes = each.changes(name, dense[name]).view(-1, *dense[name].shape) if calls.of(name) else ()
         for inputs, gradients in calls.of(name):
             x, g = inputs.float(), gradients.float()
-            slopes = torch.stack([((x @ change.T) * g).sum(-1) for change in changes]).double()
+            slopes = torch.stack([slopes_of(x, g, change) for change in changes])
             total += (slopes @ slopes.T).cpu()
     return total / n_tokens
+
+
+def slopes_of(
+    inputs: Float[Tensor, "tokens in"],
+    gradients: Float[Tensor, "tokens out"],
+    change: Float[Tensor, "out in"],
+) -> Float[Tensor, " tokens"]:
+    """``g^T D x`` of each token, in float64."""
+    return ((inputs @ change.T) * gradients).sum(-1).double()
+
+
+def squared_slopes(
+    inputs: Float[Tensor, "tokens in"],
+    gradients: Float[Tensor, "tokens out"],
+    change: Float[Tensor, "out in"],
+) -> float:
+    """Sum over tokens of ``(g^T D x)^2``."""
+    return float(slopes_of(inputs, gradients, change).square().sum())
 
 
 def _identity(pruner: Pruner, tokens: Int[Tensor, "windows length"]) -> str:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from secateur.evaluators.session import Session
-from secateur.pruners.calibration.fisher import output_moments
-from secateur.pruners.calibration.stream import stream_blocks
+from secateur.pruners.calibration.fisher import walk_back
 from secateur.search.app.session import plan
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.errors import UsageError
@@ -51,19 +50,21 @@ def test_the_proxy_is_the_second_order_form_of_some_blocks_for_all(pruner):
     n, tokens = len(pruner.anatomy.blocks), pruner.calibration.tokens
     some = [pruner.anatomy.blocks[index] for index in (0, n - 1)]
     dense = {linear.name: linear.weight for block in some for linear in block.linears}
-    grams = {}
-    for part in stream_blocks(pruner.anatomy, tokens, inputs="gram"):
-        grams |= {name: x.gram.double() / x.n_tokens for name, x in part.inputs.items() if name in dense}
-    moments, wanted = output_moments(pruner.anatomy, tokens, [*dense]), 0.0
-    keys = pruner.keys(config)
+    calls, drawn = {}, torch.Generator().manual_seed(pruner.seed)
+
+    def keep(linear, inputs, gradients):
+        calls.setdefault(linear.name, []).append((inputs.double(), gradients.double()))
+
+    for _ in walk_back(pruner.anatomy, tokens, keep, watched=dense, drawn=drawn):
+        pass
+    keys, wanted = pruner.keys(config), 0.0
     for block in some:
         pruner.apply(block.index, keys[block.index])
         for linear in block.linears:
             gone = (dense[linear.name] - linear.weight).double()
             assert gone.any()
-            wanted += (
-                float(torch.trace(moments[linear.name].double() @ gone @ grams[linear.name] @ gone.T)) / 2
-            )
+            for x, g in calls[linear.name]:
+                wanted += float(torch.einsum("to,oi,ti->t", g, gone, x).square().sum()) / tokens.numel() / 2
     pruner.restore()
     assert pruner.proxy_loss(config) == pytest.approx(wanted * n / 2, rel=1e-3)
     here = {linear.name: linear.weight for block in some for linear in block.linears}

@@ -33,7 +33,13 @@ def opened(args: argparse.Namespace) -> Session:
         settings_from(
             {
                 "model": args.model,
-                "space": {"kind": "allocation", "metric": "sparsegpt", "target": args.share, "step": 0.1, "max_sparsity": 0.9},
+                "space": {
+                    "kind": "allocation",
+                    "metric": "sparsegpt",
+                    "target": args.share,
+                    "step": 0.1,
+                    "max_sparsity": 0.9,
+                },
                 "evaluator": {
                     "window": args.window,
                     "calibration_tokens": args.calibration_tokens,

@@ -48,15 +48,14 @@ from secateur.pruners.recipes.checks import (
 from secateur.pruners.recipes.context import RecipeContext
 from secateur.pruners.recipes.experts import plan_experts
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
-from secateur.pruners.recipes.proxy import RecipeProxy, build_proxy, proxy_bytes, proxy_grams
+from secateur.pruners.recipes.proxy import RecipeProxy, build_proxy, proxy_blocks, proxy_bytes
 from secateur.pruners.recipes.units import plan_units
 from secateur.pruners.recipes.weights import plan_weights, weights_by_block
 from secateur.pruners.stores.block_files import LevelStoreError
-from secateur.pruners.weights.formula_store import Grams
 from secateur.spaces.architecture.candidate import Kept
 
-POOLS, PROFILE, PROXY = "pools.safetensors", "profile.yaml", "proxy"
-"""Files and directory that `RecipePruner.prepare` writes."""
+POOLS, PROFILE = "pools.safetensors", "profile.yaml"
+"""Files that `RecipePruner.prepare` writes."""
 
 STATISTICS = ".statistics"
 """Directory of the cache of statistics. Hidden: each node fills its own, it is not staged to others."""
@@ -111,7 +110,9 @@ class RecipePruner(Pruner):
         """Upper bound of the disk of pools and statistics; the cache is smaller where few statistics are asked for."""
         of = self.settings
         pools = pool_bytes(self.anatomy, len(of.texts) * of.pool_tokens, look=self._look)
-        return pools + (proxy_bytes(self.anatomy, self._grams) if self.settings.proxy is not None else 0)
+        if of.proxy is None:
+            return pools
+        return pools + proxy_bytes(self.anatomy, self._proxy_blocks, self.calibration.tokens.shape[1])
 
     @property
     def statistics(self) -> tuple[Mapping[str, Any], Sequence[Kind]]:
@@ -129,9 +130,8 @@ class RecipePruner(Pruner):
         if self.settings.profile is not None:
             shutil.copyfile(self.settings.profile, directory / PROFILE)
         if self.settings.proxy is not None:
-            identity = f"{self._model} {self.calibration.sha256}"
-            tokens = self.calibration.tokens
-            build_proxy(directory / PROXY, self.anatomy, tokens, identity, self._grams, on_block)
+            tokens, identity = self.calibration.tokens, f"{self._model} {self.calibration.sha256}"
+            build_proxy(directory, self.anatomy, tokens, identity, self._proxy_blocks, self.seed)
 
     def open(self, directory: Path) -> None:
         pools = load_pools(directory / POOLS)
@@ -139,11 +139,11 @@ class RecipePruner(Pruner):
         cache = StatisticsCache(directory / STATISTICS, round(self.settings.cache_gb * 1e9))
         self._use(pools, cache, directory / PROFILE)
         if self.settings.proxy is not None:
-            self._proxy = RecipeProxy(directory / PROXY, self.anatomy, self._grams)
+            self._proxy = RecipeProxy(directory, self.anatomy, self._proxy_blocks)
 
     @property
-    def _grams(self) -> Grams:
-        return proxy_grams(self.anatomy, self.settings.proxy)
+    def _proxy_blocks(self) -> list[int]:
+        return proxy_blocks(self.anatomy, self.settings.proxy)
 
     def proxy_loss(self, config: Config) -> float:
         """Foretold loss, see `RecipeProxy`; the weights are pruned, and kept for a measurement that follows."""

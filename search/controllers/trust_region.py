@@ -53,9 +53,9 @@ class TrustRegionProcedure:
     """Descent of each target within a trust region; `trust_region` runs it alone, `evolution` may start with it.
 
     The local model is first order in the change of weights by the gradient of the loss at the candidate, and second
-    order by the dense model's curvature, see `LocalModel` and `spaces.measurement.Effects`. It begins at the curvature's
-    solution, or at the uniform candidate where that is better: far from the dense model the second order may be too
-    coarse. A step is the exact minimum
+    order by the dense model's curvature, see `LocalModel` and `spaces.measurement.Effects`. It begins at the solution
+    of the curvature, or at the uniform candidate where that is better: far from the dense model the second order may
+    be too coarse. A step is the exact minimum
     of the model under the target among the candidates whose slots move by at most `radius` options each, and by a
     bounded number in all. It is measured on windows that no gradient saw, and accepted if the loss is lower. The bound
     follows the ratio of the true to the foretold gain, as in textbook trust-region methods (Conn, Gould and Toint,

@@ -32,17 +32,14 @@ from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
 class RecipeProxySettings(Section):
     """Proxy for the loss of recipes: the loss that the curvature foretells of the pruned weights of some blocks.
 
-    It takes one forward and backward pass over the calibration set, once, and no pass for a recipe, whose weights are
-    pruned all the same.
+    It takes one forward and backward pass over 2,048 tokens of the calibration set, once, and no pass for a recipe,
+    whose weights are pruned all the same.
 
     Args:
-        blocks: number of evenly spread blocks; second moments of their inputs and of the gradients of their outputs
-            are stored on disk.
-        gram: ``full`` second moments of inputs, or their ``diagonal``.
+        blocks: number of evenly spread blocks; inputs and gradients of their projections are stored on disk.
     """
 
     blocks: int = Field(default=8, gt=0)
-    gram: Literal["full", "diagonal"] = "full"
 
 
 class RecipeSettings(SpaceSettings):
