@@ -55,7 +55,7 @@ def _mean(
     """Mean cross-entropy over the windows, from the logits of each."""
     total = 0.0
     for of_window, window in zip(logits, tokens, strict=True):
-        scored, targets = of_window[first:-1], window[first + 1 :]
+        scored, targets = of_window[first:-1], window[first + 1 :].to(of_window.device)
         check_finite(scored, "logits")
         for part, ids in zip(scored.split(FP32_TOKENS), targets.split(FP32_TOKENS), strict=True):
             total += float(nn.functional.cross_entropy(part.float(), ids, reduction="sum"))

@@ -21,6 +21,7 @@ from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.pruners.calibration.tokens import bos_token
 from secateur.pruners.models.loading import mappable
 from secateur.pruners.models.mapped import MappedModel
+from secateur.pruners.models.memory import take_share
 from secateur.pruners.models.opening import open_model
 from secateur.pruners.pruner import DenseModel
 from secateur.spaces.measurement import PARTS
@@ -54,6 +55,7 @@ class WorkerSetup:
         others: setups for the cases' other models.
         held: methods that the driver has registered and workers can't import.
         modules: of metrics that the settings name by a path, for workers that do not find them.
+        share: of each GPU's memory, where several workers use one.
     """
 
     plan: SessionPlan
@@ -65,6 +67,7 @@ class WorkerSetup:
     others: tuple[WorkerSetup, ...] = ()
     held: tuple[HeldMethod, ...] = ()
     modules: tuple[SentModule, ...] = ()
+    share: float = 1.0
 
     @property
     def directories(self) -> tuple[Path, ...]:
@@ -78,6 +81,7 @@ class WorkerSetup:
             directories: paths of those of the setup on this node.
         """
         set_threads(self.threads)
+        take_share(self.share)
         hold(self.held)
         install(self.modules)
         found: dict[str, Evaluator] = {}
@@ -123,7 +127,14 @@ class WorkerSetup:
 
 
 def worker_setup(
-    session: Session, directory: Path, levels: Path, *, threads: int, spread: bool
+    session: Session,
+    directory: Path,
+    levels: Path,
+    *,
+    threads: int,
+    spread: bool,
+    device: str | None = None,
+    share: float = 1.0,
 ) -> WorkerSetup:
     """Write the directory that workers read, and give their setup.
 
@@ -133,6 +144,8 @@ def worker_setup(
         levels: the level store.
         threads: of torch in a worker.
         spread: put one model on all devices that a worker sees.
+        device: of the workers' models otherwise; None: the driver's.
+        share: of each GPU's memory that a worker plans with.
 
     Raises:
         OSError: if a directory can't be written.
@@ -147,8 +160,8 @@ def worker_setup(
         rmtree(directory / TASKS, ignore_errors=True)
         copytree(session.plan.tasks.directory, directory / TASKS)
     loaded, dtype = session.loaded, str(session.anatomy.dtype).removeprefix("torch.")
-    streamed = isinstance(loaded, MappedModel)
-    device = "spread" if spread else session.plan.device
+    device = "spread" if spread else device or session.plan.device
+    streamed = isinstance(loaded, MappedModel) and device == session.plan.device
 
     def there(plan: SessionPlan) -> SessionPlan:
         return replace(plan, dtype=dtype, device=device, stream="always" if streamed else "never")
@@ -161,9 +174,17 @@ def worker_setup(
         loaded.fingerprint,
         (loaded.directory if isinstance(loaded, MappedModel) else mappable(loaded), directory, levels),
         tuple(
-            worker_setup(other, other.beside(directory), other.beside(levels), threads=threads, spread=spread)
+            worker_setup(
+                other,
+                other.beside(directory),
+                other.beside(levels),
+                threads=threads,
+                spread=spread,
+                device=device,
+            )
             for other in session.others
         ),
         held_methods(),
         modules_of(session.plan.space.method_names),
+        share,
     )

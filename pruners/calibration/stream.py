@@ -55,6 +55,8 @@ class Walk:
         self, block: Block, watch: Sequence[HookOf] = ()
     ) -> list[Float[Tensor, "batch length width"]]:
         """The block's outputs, with the weights that it has now; hooks see the inputs of its projections."""
+        device = block.linears[0].weight.device
+        self.hidden = [x.to(device) for x in self.hidden]  # of a model over several
         with ExitStack() as hooks:
             for linear in block.linears:
                 for hook in filter(None, (hook_of(linear) for hook_of in watch)):
@@ -196,9 +198,8 @@ def mean_loss(
 ) -> float:
     """Mean cross-entropy of the next token, in nats, of the last block's output; logits of one window at a time."""
     first = anatomy.first_scored
-    windows = [
-        _window_loss(anatomy, x, ids, first) for x, ids in zip(hidden, tokens.to(hidden.device), strict=True)
-    ]
+    ids = tokens.to(anatomy.head.weight.device)
+    windows = [_window_loss(anatomy, x, of_window, first) for x, of_window in zip(hidden, ids, strict=True)]
     return float(torch.stack(windows).double().mean())
 
 

@@ -52,8 +52,8 @@ def _dissect(model: nn.Module, bos: int | None) -> Anatomy:
         raise ValueError("Expected a decoder-only model with a config, got another kind.")
     config = text_config(whole)
     split_experts(model)
-    embedding, head = _find_ends(model)
-    name, container = _find_container(model, embedding, getattr(config, "num_hidden_layers", None))
+    embedding, head = find_ends(model)
+    name, container = find_container(model, embedding, getattr(config, "num_hidden_layers", None))
     _check_own(name, container)
     mixes = partial(mixes_tokens, model)
     blocks = tuple(
@@ -96,9 +96,7 @@ def text_config(config: Any) -> Any:
         raise ValueError(f"Expected one language tower, got {type(config).__name__} with several.") from error
 
 
-def _find_container(
-    model: nn.Module, embedding: nn.Module, n_blocks: int | None
-) -> tuple[str, nn.ModuleList]:
+def find_container(model: nn.Module, embedding: nn.Module, n_blocks: int | None) -> tuple[str, nn.ModuleList]:
     """The outermost list of `n_blocks` modules, with its path; of several the one in the tower of the embedding."""
     tower = next(path for path, module in model.named_modules() if module is embedding).rpartition(".")[0]
     outer: dict[str, nn.ModuleList] = {}
@@ -128,7 +126,7 @@ def _check_own(name: str, container: nn.ModuleList) -> None:
                 )
 
 
-def _find_ends(model: Any) -> tuple[nn.Embedding, nn.Linear]:
+def find_ends(model: Any) -> tuple[nn.Embedding, nn.Linear]:
     """The token embedding and the output projection, as the model names them itself."""
     embedding = head = None
     with suppress(AttributeError, NotImplementedError):

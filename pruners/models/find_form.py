@@ -39,7 +39,7 @@ def same_without_first(
     runner: BlockRunner, block: Block, layout: SublayerLayout, inputs: BlockInputs, dense: Seen
 ) -> bool:
     """True if the units from the last to the second, in this order, compute the same as in the dense block."""
-    backwards = torch.arange(layout.n_units - 1, -1, -1, device=runner.device)
+    backwards = torch.arange(layout.n_units - 1, -1, -1, device=layout.output.weight.device)
     columns = layout.placements[-1].index(backwards)[: -layout.unit_width]
     pieces = _ordered(layout, backwards, None, layout.n_units - 1, ALL)
     return _same_inputs(runner, block, layout, inputs, dense, (layout.n_units - 1, pieces, 0), columns)
@@ -49,7 +49,7 @@ def _same_without_queries(
     runner: BlockRunner, block: Block, layout: SublayerLayout, inputs: BlockInputs, dense: Seen
 ) -> bool:
     """Likewise if the query heads of each KV group stand in reversed order, without the first one."""
-    n_units, n_kept, device = layout.n_units, layout.heads_per_group - 1, runner.device
+    n_units, n_kept, device = layout.n_units, layout.heads_per_group - 1, layout.output.weight.device
     order, share = torch.arange(n_units, device=device), layout.share_of(n_kept)
     heads = torch.arange(n_kept, -1, -1, device=device).expand(n_units, -1)
     output = layout.placements[-1]

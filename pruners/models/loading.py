@@ -23,6 +23,9 @@ from secateur.pruners.models.checkpoints.hub import fetched, open_hub
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.experts import joined_experts
+from secateur.pruners.models.memory import check_memory
+from secateur.pruners.models.skeleton import skeleton
+from secateur.pruners.models.spreading import spread
 from secateur.pruners.models.usable import check_vocabulary, check_weights
 from secateur.spaces.names import did_you_mean
 from secateur.spaces.plain_files import check_plain
@@ -79,7 +82,7 @@ def load_model(
             for in this order; a directory named like an embedded model is written ``./tiny``.
         dtype: ``auto`` (bfloat16 on CUDA, else float32), ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto`` (CUDA if there is one, else the CPU), a torch device, or ``spread`` over all GPUs (and then
-            the CPU), which needs Accelerate.
+            the CPU), by blocks, see `spread`.
         trust_remote_code: run Python code that comes with the model.
         check: given the config before the weights are loaded; raises a ValueError for one that won't do.
         say: told the progress of what takes minutes once, such as the conversion of a GGUF file.
@@ -89,17 +92,21 @@ def load_model(
         ModelError: if there is no such model, or it can't be loaded; one line that says why.
         OSError: if the cache can't be written.
     """
-    spread = device == SPREAD
-    target = device_of("auto" if spread else device)
+    whole = device != SPREAD
+    target = device_of(device if whole else "auto")
     precision = precision_of(dtype, target)
     checkpoint = find_checkpoint(name, say)
     with quiet():
-        model, tokenizer, stored = _load(checkpoint, precision, trust_remote_code, check, spread=spread)
+        model, tokenizer, stored = _load(
+            checkpoint, precision, trust_remote_code, check, target if whole else None
+        )
     model.eval().requires_grad_(False)
     check_weights(model)
     check_vocabulary(model, tokenizer)
-    if not spread:
+    if whole:
         model.to(target)
+    else:
+        spread(model)
     return LoadedModel(model, tokenizer, name, checkpoint, stored)
 
 
@@ -172,22 +179,26 @@ def _load(
     precision: torch.dtype,
     trust_remote_code: bool,
     check: CheckConfig,
-    *,
-    spread: bool,
+    target: torch.device | None,
 ) -> tuple[nn.Module, Any, torch.dtype]:
     """Model and tokenizer of a checkpoint, on the CPU, and the dtype that its config names.
 
     Attention is transformers' choice: SDPA where the family supports it, else eager.
+
+    Args:
+        target: the device that will hold it, whose room is checked before; None: several.
     """
     from transformers import AutoModelForCausalLM
 
     # Shapes that differ are named below: transformers' own error names none.
-    placed: dict[str, Any] = {"ignore_mismatched_sizes": True} | ({"device_map": "auto"} if spread else {})
+    shapes = {"ignore_mismatched_sizes": True}
     config, where = open_config(checkpoint, trust_remote_code, check)
     stored = config.dtype
+    if target is not None and target.type != "cpu":
+        _check_room(config, precision, target, trust_remote_code=trust_remote_code)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint.location, dtype=precision, output_loading_info=True, **placed, **where
+            checkpoint.location, dtype=precision, output_loading_info=True, **shapes, **where
         )
     except Exception as error:  # transformers raises all kinds
         raise _explained(checkpoint, error) from error
@@ -209,6 +220,18 @@ def other_shape(name: str, shape: Sequence[int], found: Sequence[int]) -> ModelE
         f"Expected {name} of shape {tuple(shape)}, as the config has it, got {tuple(found)} in the weights. Take "
         "config and weights from one model."
     )
+
+
+def _check_room(
+    config: Any, precision: torch.dtype, target: torch.device, *, trust_remote_code: bool
+) -> None:
+    """Raise a ModelError if a device has no room for the weights of a config."""
+    empty = skeleton(config, precision, trust_remote_code=trust_remote_code)
+    n_bytes = sum(x.nbytes for x in (*empty.parameters(), *empty.buffers()))
+    try:
+        check_memory(n_bytes, target, "the weights", "Use `device: spread` or another `dtype`.")
+    except ValueError as error:
+        raise ModelError(str(error)) from error
 
 
 def load_tokenizer(checkpoint: Checkpoint, where: Mapping[str, Any]) -> Any:

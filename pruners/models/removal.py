@@ -21,7 +21,8 @@ def vanishes(runner: BlockRunner, layout: BlockLayout, inputs: BlockInputs) -> b
     try:
         for one in live:
             one.remove()
-        return torch.equal(runner.block(layout.block.index, inputs.hidden, inputs), inputs.hidden)
+        found = runner.block(layout.block.index, inputs.hidden, inputs)
+        return torch.equal(found, inputs.hidden.to(found.device))
     finally:
         for one in live:
             one.restore()

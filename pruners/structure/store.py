@@ -110,11 +110,13 @@ class StructureStore:
 
     def __init__(self, directory: Path, anatomy: Anatomy) -> None:
         self.layouts = find_layouts(anatomy, experts=True)
-        device = anatomy.embedding.weight.device
         n_bytes = 0 if anatomy.room else sum(linear.weight.nbytes for linear in anatomy.linears)
         copies = Recent[Tensor](n_bytes + device_bytes(anatomy))
         stored = StoredBlocks(directory, len(self.layouts))
-        self._tensors = [_OnDevice(tensors, device, copies) for tensors in stored]
+        self._tensors = [
+            _OnDevice(tensors, layout.block.linears[0].weight.device, copies)
+            for layout, tensors in zip(self.layouts, stored, strict=True)
+        ]
         self._dense = {
             x.output.name: x.output.weight
             for layout in self.layouts

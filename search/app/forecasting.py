@@ -16,7 +16,7 @@ from secateur.search.app.forecast_parts import (
 )
 from secateur.search.app.forecast_prune import forecast_prune
 from secateur.search.app.recipe_file import file_for
-from secateur.search.app.session import Say, plan, silent, usage_errors
+from secateur.search.app.session import Say, on_driver, plan, silent, usage_errors
 from secateur.search.budget import Budget
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
@@ -103,6 +103,7 @@ def forecast_search(
 
     set_threads(settings.executor.threads)
     planned, planned_bytes = devices[0] if devices else (None, None)
+    settings = settings if devices else on_driver(settings)
     of = prospect(plan(settings), planned=planned, planned_bytes=planned_bytes, say=say)
     simulated = _simulated(settings, of)
     in_process = EXECUTORS[settings.executor.kind].in_process

@@ -13,7 +13,7 @@ from secateur.search.app.about import about_of, baselines_of, plugin_versions
 from secateur.search.app.bounded import target_lines
 from secateur.search.app.exporting import LEVELS
 from secateur.search.app.forecasting import stream_by
-from secateur.search.app.session import Say, open_session, plan, silent, usage_errors
+from secateur.search.app.session import Say, on_driver, open_session, plan, silent, usage_errors
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
 from secateur.search.executor import Executor, measure_all
@@ -200,7 +200,8 @@ def prepared(
     Raises:
         UsageError: if something does not fit.
     """
-    session = open_session(settings.model_copy(update={"stream": stream}), say, _table_of(directory))
+    of_driver = on_driver(settings.model_copy(update={"stream": stream}), note)
+    session = open_session(of_driver, say, _table_of(directory))
     settings = _settled(settings, session, say)
     for line in target_lines(settings, session.dense.shape):
         note(line)
@@ -342,10 +343,17 @@ def _executor(settings: Settings, session: Session, directory: Path, levels: Pat
     from secateur.evaluators.worker_setup import worker_setup
 
     say("starting workers")
-    spread = of.gpus_per_worker > 1
-    return row.build(
-        of, worker_setup(session, directory / "kit", levels, threads=of.worker_threads, spread=spread)
+    gpus = of.gpus_per_worker
+    setup = worker_setup(
+        session,
+        directory / "kit",
+        levels,
+        threads=of.worker_threads,
+        spread=gpus > 1 or settings.device == "spread",
+        device=settings.device,
+        share=gpus if 0 < gpus < 1 else 1.0,
     )
+    return row.build(of, setup)
 
 
 def _asked(settings: Settings, session: Session) -> dict[str, Any]:

@@ -128,6 +128,26 @@ def _training(of: TrainingSettings, seed: int) -> Training:
     )
 
 
+def on_driver(settings: Settings, note: Say = silent) -> Settings:
+    """The settings with the CPU as the device of a driver without a GPU, whose workers have some.
+
+    Its weights are in the precision that a GPU's are in by default.
+    """
+    import torch
+
+    from secateur.pruners.models.loading import precision_of
+
+    of = settings.executor
+    on_gpus = getattr(of, "gpus_per_worker", 0) > 0 and settings.device.startswith("cuda")
+    if not on_gpus or torch.cuda.is_available():
+        return settings
+    dtype = str(precision_of(settings.dtype, torch.device("cuda"))).removeprefix("torch.")
+    note(
+        f"no GPU here: statistics and levels are made on the CPU in {dtype}, candidates measured on the workers' GPUs"
+    )
+    return settings.model_copy(update={"device": "cpu", "dtype": dtype})
+
+
 def open_session(settings: Settings, say: Say = silent, table: LatencyTable | None = None) -> Session:
     """The model, its space and its data, ready to measure and prune.
 
