@@ -179,7 +179,16 @@ def test_candidates_of_every_space_measure_alike(devices, name, tmp_path):
         candidates = some_candidates(session)
         evaluator = session.evaluator(tmp_path / device)
         measured = [*evaluator.evaluate(candidates, LARGE), *evaluator.evaluate(candidates[:1], TEST)]
-        found.append([replace(x, seconds=0.0) for x in measured])
+        found.append(measured)
         assert {x.type for x in devices_of(session.loaded.model)} == {device}
-    assert all(x.infeasible is None for x in found[0])
-    assert found[0] == found[1]
+    same_measurements(*found)
+
+
+def same_measurements(wanted, found):
+    """Equal counts, and losses up to rounding: repairs are in fp32 on a GPU, and its chunks of logits are larger."""
+    assert len(wanted) == len(found) > 0
+    for one, other in zip(wanted, found, strict=True):
+        assert one.infeasible is None
+        assert replace(other, values=one.values, windows=one.windows, seconds=one.seconds) == one
+        assert other.values == pytest.approx(dict(one.values), rel=1e-3)
+        assert other.windows == pytest.approx(one.windows, rel=1e-3)

@@ -61,7 +61,7 @@ class Settings(Section):
     Args:
         model: ``tiny``, a hub id, a local directory, or a .gguf file.
         dtype: of the model's weights; ``auto`` as stored.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ..., or ``spread``: by blocks over all GPUs.
         trust_remote_code: run code that comes with the model or its tasks.
         stream: ``always``: statistics and levels block by block from the model's files, whose weights are never all in
             memory; ``never``: from the whole model; ``auto``: streamed where the whole does not fit by the forecast, or

@@ -1,0 +1,60 @@
+"""The script that checks a GPU, on a CPU with small shapes: every part runs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def check(*arguments, env=None):
+    return subprocess.run(
+        [ROOT / "scripts" / "device-check", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **(env or {})},
+    )
+
+
+def test_every_part_runs_on_small_shapes(tmp_path):
+    done = check("--small", "--device", "cpu", "--minutes", "30", "--out", str(tmp_path / "device.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "device.json").read_text())
+    rows = {row["part"]: row for row in found["rows"]}
+    assert not [row for row in rows.values() if row["error"]]
+    assert found["hardware"] == "cpu"
+    assert rows["equality: space allocation"]["values"]["largest relative difference"] == 0.0
+    assert rows["equality: metrics and updates"]["values"] == {"sparsegpt": 0.0, "wanda": 0.0}
+    assert abs(rows["statistics and masks, Wanda"]["values"]["share kept"] - 0.5) < 1e-3
+    assert rows["candidates"]["values"]["tokens/s"] > 0
+    assert rows["latency table"]["values"]["decode, ms"] > 0
+    assert rows["forecast"]["values"]["foreseen GB of a search"] > 0
+    for part in rows:
+        assert part in done.stdout
+
+
+def test_what_is_over_time_is_skipped_and_said_so(tmp_path):
+    done = check("--small", "--device", "cpu", "--minutes", "0", "--out", str(tmp_path / "device.json"))
+    assert done.returncode == 0
+    rows = json.loads((tmp_path / "device.json").read_text())["rows"]
+    assert {row["error"] for row in rows} == {"skipped: the time is over"}
+    assert all(row["met"] is None for row in rows)
+
+
+def test_a_missing_package_is_named_before_anything_begins(tmp_path):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+    bare.chmod(0o755)
+    done = check("--small", env={"PYTHON": str(bare)})
+    assert done.returncode == 2
+    assert "Expected the package torch, got none" in done.stderr
+
+
+def test_without_a_gpu_the_large_shapes_are_refused(tmp_path):
+    done = check("--device", "cpu", "--out", str(tmp_path / "device.json"))
+    assert done.returncode == 2
+    assert "Expected a GPU, got none. Add --small" in done.stderr
