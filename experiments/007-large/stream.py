@@ -6,7 +6,7 @@ The model is written into DIR shard by shard, a block in memory at a time, and i
 from it. Memory is the largest `RssAnon` of /proc/PID/status, looked at 50 times a second, of the pruning process and of
 the process that loads the result: pages of mapped files do not count, which the system may drop at any time. `--cap`
 sets RLIMIT_DATA, which both inherit: the kernel refuses memory beyond so many GB and the size of the weights, whose
-private maps count. One line of the table is one prune.
+private maps count. One line of the table is one prune, with the blocks that it had done where SIGTERM stops it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 VOCABULARY = 128256
+stopped: list[int] = []
+"""Signals that ask to end."""
 
 
 def write_model(directory: Path, shapes: dict[str, Any]) -> int:
@@ -143,7 +145,7 @@ def prune(
 
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes, preexec_fn=capped) as process:  # noqa: PLW1509  # no threads here
-        while process.poll() is None:
+        while process.poll() is None and not stopped:
             most = max(most, status_bytes(process.pid, "RssAnon"))
             data = max(data, status_bytes(process.pid, "VmData"))
             loading = max([loading, *(status_bytes(x, "RssAnon") for x in children(process.pid))])
@@ -154,8 +156,10 @@ def prune(
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(0.02)
+        if stopped:
+            process.kill()
         output, errors = process.communicate()
-    if process.returncode and not kill_in:
+    if process.returncode and not kill_in and not stopped:
         raise SystemExit(errors)
     return {
         "gb": round(most / 1e9, 2),
@@ -164,6 +168,7 @@ def prune(
         "cap_gb": options.cap or None,
         "seconds": round(time.monotonic() - began),
         "blocks_done": seen,
+        "stopped": bool(stopped),
         "measured": json.loads(output)["measured"] if output else None,
     }
 
@@ -176,7 +181,8 @@ def line_of(shapes: str, recipe: str, n_bytes: int, found: dict[str, Any]) -> st
     )
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """Options of the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -194,10 +200,15 @@ def main() -> None:
         "--cap", type=float, default=0.0, help="GB beyond the weights, by RLIMIT_DATA; 0: none"
     )
     parser.add_argument("--out", type=Path, help="file that lines are added to")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parsed()
     work = options.directory / f"stream-{options.shapes}"
     model = work / "model"
     model.mkdir(parents=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     try:
         fewer = {"num_hidden_layers": options.blocks} if options.blocks else {}
         n_bytes = write_model(model, SHAPES[options.shapes] | fewer)
@@ -216,7 +227,7 @@ def main() -> None:
                     (f"{recipe}, killed in block {options.kill_in}", options.kill_in),
                     ("the same command", 0),
                 ]
-            for name, kill_in in runs:
+            for name, kill_in in [] if stopped else runs:
                 to = work / ("killed" if len(runs) > 1 and name != recipe else recipe)
                 found = prune(model, file, to, options, kill_in)
                 print(line_of(options.shapes, name, n_bytes, found), flush=True)
@@ -226,7 +237,7 @@ def main() -> None:
                     row = {**of, "weights": n_bytes, **found, **machine}
                     with options.out.open("a", encoding="utf-8") as out:
                         out.write(json.dumps(row) + "\n")
-            shutil.rmtree(work / recipe)
+            shutil.rmtree(work / recipe, ignore_errors=True)
     finally:
         shutil.rmtree(work)
 
