@@ -61,7 +61,12 @@ def _dissect(model: nn.Module, bos: int | None) -> Anatomy:
     )
     output = next((linear for block in blocks for linear in block.linears if linear.is_output), None)
     if output is None:
-        raise ValueError(f"Expected output projections that are understood, got none in {name}.")
+        shapes = {path: tuple(blocks[0].module.get_parameter(path).shape) for path in blocks[0].unknown}
+        stacked = [f"{path} {shape}" for path, shape in shapes.items() if len(shape) > 2]
+        raise ValueError(
+            f"Expected output projections that are understood, got none in {name}"
+            f"{', whose blocks have stacks of matrices: ' if stacked else ''}{', '.join(stacked)}."
+        )
     tail, logits, n_outputs = find_tail(model, container, head, config)
     paths = {module: path for path, module in model.named_modules()}
     anatomy = Anatomy(
