@@ -109,6 +109,8 @@ class RecipeSettings(SpaceSettings):
     batch: ClassVar[int] = 1
     """Default number of candidates a round: few are measured, and they share no blocks."""
 
+    later: ClassVar[tuple[str, ...]] = ("proxy",)
+
     changeable: ClassVar[tuple[str, ...]] = ("target", "share_of", "cache_gb")
     """Keys that may change when a search is continued: candidates name their sparsity, and the cache is recomputed."""
 
