@@ -48,8 +48,8 @@ FEW = {"samples": [2, 4], "length": [32, 64], "pool_tokens": 512, "subsets": 2, 
 SPACES = {
     "levels of a metric": {"target": 0.5, "step": 0.25, "max_sparsity": 0.75},
     "levels of a reconstruction": {"metric": "sparsegpt", "target": 0.5, "step": 0.25, "max_sparsity": 0.75},
-    "architecture": {"kind": "architecture", "target": 0.8},
-    "masks": {"kind": "masks", "target": 0.8},
+    "architecture": {"kind": "architecture", "target": 0.3, "repair": ["none", "obs"]},
+    "masks": {"kind": "masks", "target": 0.3},
     "formula": {"kind": "formula", "target": 0.6, "terminals": ["W", "G", "X", "H"]},
     "recipe of weights": {
         "kind": "recipe", "unit": "weights", **FEW, "metrics": ["blend", "sparsegpt"], "target": 0.5,

@@ -123,7 +123,10 @@ def opened(device, directory, **space):
 
 @pytest.mark.parametrize(
     "space",
-    [{"target": 0.5, "step": 0.25, "max_sparsity": 0.75}, {"kind": "architecture", "target": 0.8}],
+    [
+        {"target": 0.5, "step": 0.25, "max_sparsity": 0.75},
+        {"kind": "architecture", "target": 0.3, "repair": ["none", "obs"]},
+    ],
     ids=["levels", "architecture"],
 )
 def test_candidates_on_a_spread_model_measure_alike(devices, space, tmp_path):
