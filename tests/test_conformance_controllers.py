@@ -52,6 +52,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"by": "curvature", "around": "uniform", "n_tokens": 512},
     ],
     "trust_region": [{}, {"radius": 1, "n_tokens": 64}],
+    "learned": [{}, {"steps": 3, "samples": 3, "every": 1, "n_tokens": 64}],
     "surrogate": [
         {},
         {"offspring": 6, "survivors": [3, 2]},
@@ -69,9 +70,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 # The others use whatever they know by then, so that it matters what was told between two asks.
-INDEPENDENT_OF_TIMES = {"uniform", "random", "greedy", "sensitivity", "trust_region"}
+INDEPENDENT_OF_TIMES = {"uniform", "random", "greedy", "sensitivity", "trust_region", "learned"}
 # The others always have something else to try.
-WAITING = {"uniform", "greedy", "sensitivity", "trust_region"}
+WAITING = {"uniform", "greedy", "sensitivity", "trust_region", "learned"}
 # The others search any space.
 OF_FORMULAS = {"genetic"}
 

@@ -16,6 +16,7 @@ from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.controllers.genetic_programming.controller import Genetic
 from secateur.search.controllers.genetic_programming.settings import GeneticSettings
 from secateur.search.controllers.greedy import Greedy, GreedySettings
+from secateur.search.controllers.learned import Learned, LearnedSettings
 from secateur.search.controllers.local_model import curvature_fidelity
 from secateur.search.controllers.optuna.controller import Optuna, OptunaSettings
 from secateur.search.controllers.random import Random, RandomSettings
@@ -59,7 +60,9 @@ class ControllerRow(Row):
 
 def curvature_of(settings: Any, fidelities: Sequence[Fidelity]) -> Fidelity | None:
     """See `ControllerRow`: of controllers that take the curvature or gradients, and of those that start with one."""
-    if settings.kind == "trust_region" or (settings.kind == "sensitivity" and settings.by == "curvature"):
+    if settings.kind in ("trust_region", "learned") or (
+        settings.kind == "sensitivity" and settings.by == "curvature"
+    ):
         return curvature_fidelity(fidelities, settings.n_tokens)
     if getattr(settings, "guided", 1) > 1:
         return curvature_fidelity(fidelities, settings.trust_region.n_tokens)
@@ -106,6 +109,13 @@ CONTROLLERS: Registry[ControllerRow] = Registry(
             TrustRegionSettings,
             TrustRegion,
             "steps from the curvature's solution, by the gradient of the loss, within a trust region",
+            curvature=curvature_of,
+        ),
+        "learned": ControllerRow(
+            LearnedSettings,
+            Learned,
+            "logits of every slot's options, learned by gradients at candidates drawn from them",
+            "https://arxiv.org/abs/2409.17481",
             curvature=curvature_of,
         ),
         "surrogate": ControllerRow(
