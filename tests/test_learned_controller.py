@@ -94,8 +94,6 @@ def test_a_stopped_search_goes_on_as_an_unbroken_one(kind, tmp_path):
     gradients = [line for line in whole if line["fidelity"].startswith("gradient")]
     assert len(gradients) >= 6
     assert all(line["tokens"] == 3 * int(line["fidelity"].split(":")[1]) for line in gradients)
-    _, uniform, *found = [line["values"]["loss"] for line in whole if line["fidelity"] == "search:512"]
-    assert min(found) < uniform
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
