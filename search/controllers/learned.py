@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ LOWEST = 0.1
 """Temperature of the noise at the end; it falls from 1 in equal steps."""
 
 DECAY = 0.9
-"""Of the mean square of the slopes, by which they are divided."""
+"""Of the running mean of the median slopes, by which slopes are divided."""
 
 
 class LearnedSettings(Section):
@@ -37,7 +36,7 @@ class LearnedSettings(Section):
     Args:
         steps: of each target.
         samples: candidates drawn in a step, which are measured side by side.
-        rate: change of a logit in a step, about.
+        rate: change of a logit in the first steps by a slope of median size; it falls with the temperature.
         every: steps between two measurements of the likeliest candidate.
         n_tokens: of a gradient; None: 2,048, or what is nearest among the fidelities.
     """
@@ -72,7 +71,7 @@ class LearnedChoice:
         self.logits: list[Array] = [
             -0.5 * np.square(np.arange(len(row)) - own) for row, own in zip(options, at, strict=True)
         ]
-        self._square = 0.0
+        self._size = 0.0
 
     def likeliest(self) -> Any | None:
         """The candidate of the target with the highest sum of logits."""
@@ -98,12 +97,13 @@ class LearnedChoice:
         return found
 
     def learn(self, effects: Sequence[Effects], rate: float) -> None:
-        """Take a step against the slopes, over the root of their mean square among all options and steps."""
+        """Take a step against the slopes, over their median size among all options, a running mean over steps."""
         slopes = self.slopes(effects)
-        square = float(np.mean(np.square(np.concatenate(slopes))))
-        self._square = square if not self._square else DECAY * self._square + (1 - DECAY) * square
-        size = math.sqrt(self._square) or 1.0
-        self.logits = [row - rate * slope / size for row, slope in zip(self.logits, slopes, strict=True)]
+        sizes = np.abs(np.concatenate(slopes))
+        median = float(np.median(sizes[sizes > 0])) if sizes.any() else 1.0
+        self._size = DECAY * self._size + (1 - DECAY) * median if self._size else median
+        rate /= self._size
+        self.logits = [row - rate * slope for row, slope in zip(self.logits, slopes, strict=True)]
 
 
 class Learned(ProcedureController):
@@ -149,7 +149,7 @@ class Learned(ProcedureController):
                 yield new
             effects = _found(proposals, self.effects)
             if effects:
-                choice.learn(effects, of.rate)
+                choice.learn(effects, of.rate * temperature)
             if (step + 1) % of.every == 0 or step + 1 == of.steps:
                 best = choice.likeliest()
                 if best is not None and best.text not in known:
