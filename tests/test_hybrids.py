@@ -274,4 +274,4 @@ def test_spaces_and_tables_of_single_units_are_refused_where_attention_has_none(
     }.get(name)
     if said:
         with pytest.raises(ValueError, match=rf"for the space masks, got .*({said})"):
-            MaskPruner.check_model(SimpleNamespace(), dissect(model))
+            MaskPruner.check_model(SimpleNamespace(importance="magnitude"), dissect(model))

@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 
 from secateur.pruners.models.check_kept import check_kept, check_splits
-from secateur.pruners.models.cutting import LiveSublayer
+from secateur.pruners.models.cutting import LiveSublayer, pass_through
 from secateur.pruners.models.discover import FAMILIES, dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.shape import model_shape
@@ -40,7 +40,10 @@ def llama(cases):
 
 
 def zeroed(case, blocks):
-    """The dense model with zeros in the output projections' columns of all that is not kept."""
+    """The dense model with zeros in the output projections' columns of all that is not kept.
+
+    A block that keeps nothing, and would still norm the stream, gives what it gets.
+    """
     model = deepcopy(case.model)
     for layout, kept in zip(case.store.layouts, blocks, strict=True):
         for part, n_kept in ((layout.attention, kept.kv_groups), (layout.mlp, kept.ffn)):
@@ -52,6 +55,8 @@ def zeroed(case, blocks):
                 weight[:, unit * part.unit_width : (unit + 1) * part.unit_width] = 0.0
             if n_kept == 0 and module.bias is not None:
                 module.bias.zero_()
+        if not any(kept.units) and not layout.vanishes:
+            pass_through(model.get_submodule(layout.block.name))
     return model
 
 

@@ -87,7 +87,7 @@ class TrustRegionProcedure:
         self._start = SensitivityProcedure(space, fidelities, start, effects)
         self.solutions: dict[int, list[Any]] = {}  # target -> the best candidate so far
         self.losses: dict[str, float] = {}
-        """Losses of solutions at the largest fidelity, by the candidate's text, as far as they were measured there."""
+        """Losses of starts and solutions at the largest fidelity, by the candidate's text, as far as they were measured."""
 
     @property
     def n_measurements(self) -> int:
@@ -104,6 +104,8 @@ class TrustRegionProcedure:
         uniform = list(self._space.baselines().values())[1 : 1 + len(self._space.targets)]
         starts += enumerate(uniform)
         losses = yield [Proposal(candidate, self._fidelities[0]) for _, candidate in starts]
+        if len(self._fidelities) == 1:
+            self.losses |= {c.text: loss for (_, c), loss in zip(starts, losses, strict=True)}
         best: dict[int, tuple[float, Any]] = {}
         for (target, candidate), loss in zip(starts, losses, strict=True):
             if math.isfinite(loss) and (target not in best or loss < best[target][0]):
