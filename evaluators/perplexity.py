@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.mapped import MappedModel
 from secateur.pruners.models.opening import open_model
 from secateur.pruners.models.usable import check_finite, check_windows
+from secateur.spaces.measurement import perplexity_of
 
 FP32_TOKENS = 4096
 """Positions whose logits are copied to fp32 at a time."""
@@ -112,7 +112,7 @@ def evaluate_model(
         ce = cross_entropy(loaded.model, tokens, anatomy.first_scored)
     return {
         "model": name,
-        "perplexity": math.exp(ce),
+        "perplexity": perplexity_of(ce),
         "ce": ce,
         "params": sum(parameter.numel() for parameter in loaded.model.parameters()),
         "zeros": zeros_of(anatomy),

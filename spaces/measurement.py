@@ -291,3 +291,8 @@ def _of_wrong_type(names: tuple[str, ...], types: tuple[type, ...]) -> str | Non
     """The first key of a line whose value has another type; None if there is none."""
     pairs = zip(names, types, strict=True)
     return next((name for name, kind in pairs if kind not in _TYPES.get(name, (kind,))), None)
+
+
+def perplexity_of(cross_entropy: float) -> float:
+    """Perplexity of a cross-entropy in nats a token, at most about 1e304: what fits a float."""
+    return math.exp(min(cross_entropy, 700.0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from yaml import YAMLError
 from secateur.pruners.export.gguf_file import FILE
 from secateur.pruners.export.manifest import MANIFEST, Manifest
 from secateur.pruners.models.checkpoints.hub import hub_file
+from secateur.spaces.measurement import perplexity_of
 
 CARD = "README.md"
 HERE = "path/to/this/directory"
@@ -57,7 +57,7 @@ def _measured_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
             elif name not in ENDS:
                 yield f"{name} ({where})", f"{value:.6g}"
             if name == "ce":
-                yield f"perplexity ({where})", f"{math.exp(value):.6g}"
+                yield f"perplexity ({where})", f"{perplexity_of(value):.6g}"
 
 
 def _interval(values: Mapping[str, float]) -> str:
@@ -73,7 +73,7 @@ def _eval_results(manifest: Manifest) -> Iterator[EvalResult]:
         ratio = RATIO in values
         if part != "test" or not (ratio or of in OF_SAVED):
             continue
-        further = {"perplexity": math.exp(values["ce"])} if "ce" in values else {}
+        further = {"perplexity": perplexity_of(values["ce"])} if "ce" in values else {}
         text = manifest.texts.get(part, "text")
         for name, value in {**further, **values}.items():
             if name not in ENDS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
@@ -32,6 +32,9 @@ from secateur.spaces.plain_files import check_plain
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SPREAD = "spread"
+CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Ends of the names of classes with a causal head."""
+
 CheckConfig = Callable[[Any], object]
 """Called with a config of transformers."""
 
@@ -205,13 +208,21 @@ def _load(
     model, found = loaded
     tokenizer = load_tokenizer(checkpoint, where)
     if found["missing_keys"]:
-        raise ModelError(
-            f"Expected weights for every parameter in {checkpoint.location!r}, {len(found['missing_keys'])} are "
-            f"missing, e.g. {min(found['missing_keys'])}. The weights belong to another config."
-        )
+        raise _missing(checkpoint.location, config, found["missing_keys"])
     for name, found_shape, shape in sorted(found["mismatched_keys"]):
         raise other_shape(name, shape, found_shape)
     return model, tokenizer, stored if stored in DTYPES.values() else precision
+
+
+def _missing(location: str, config: Any, names: Collection[str]) -> ModelError:
+    """Error for parameters without weights: of a model without a causal head, or of another config."""
+    said = config.architectures or ()
+    if said and not any(name.endswith(CAUSAL) for name in said):
+        return ModelError(f"Expected a model with a causal head, got the architecture {said[0]} in {location!r}.")
+    return ModelError(
+        f"Expected weights for every parameter in {location!r}, {len(names)} are missing, e.g. {min(names)}. "
+        "The weights belong to another config."
+    )
 
 
 def other_shape(name: str, shape: Sequence[int], found: Sequence[int]) -> ModelError:

@@ -11,7 +11,7 @@ from secateur.search.board.cells import DENSE, NO_DATA, Cell
 from secateur.search.controller import Trial
 from secateur.search.results.compare import Spread
 from secateur.search.results.paired import Estimate, difference
-from secateur.spaces.measurement import TASK, Measurement
+from secateur.spaces.measurement import TASK, Measurement, perplexity_of
 from secateur.spaces.method import UNITS, Unit
 from secateur.spaces.recipe.known import KNOWN
 
@@ -55,7 +55,7 @@ class BoardRow:
     def perplexity(self, text: str | None = None) -> Spread | None:
         """Spread of the perplexity on the first text, or on a further one."""
         name = "ce" if text is None else f"ce:{text}"
-        return Spread.of([math.exp(min(m.values[name], 700.0)) for m in self.found if name in m.values])
+        return Spread.of([perplexity_of(m.values[name]) for m in self.found if name in m.values])
 
     def task_change(self, task: str) -> tuple[float, float] | None:
         """Accuracy beside the dense model's, paired over samples, and half its interval of 95 %; None without margins.

@@ -87,7 +87,7 @@ class TrustRegionProcedure:
         self._start = SensitivityProcedure(space, fidelities, start, effects)
         self.solutions: dict[int, list[Any]] = {}  # target -> the best candidate so far
         self.losses: dict[str, float] = {}
-        """Losses of starts and solutions at the largest fidelity, by the candidate's text, as far as they were measured."""
+        """Losses of starts and solutions at the largest fidelity, by the candidate's text, if measured."""
 
     @property
     def n_measurements(self) -> int:

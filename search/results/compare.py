@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from secateur.search.results.paired import Estimate, against_baseline, differenc
 from secateur.search.results.run import Run
 from secateur.search.results.targets import best_by_target, references, target_sparsities
 from secateur.search.settings.settings import resolved
-from secateur.spaces.measurement import Measurement
+from secateur.spaces.measurement import Measurement, perplexity_of
 
 NO_PART = ("seed", "executor", "storage", "device")
 """Settings that runs of one kind may differ in, beside the seeds of the evaluator."""
@@ -95,7 +94,7 @@ class ComparedRow:
 
     @property
     def perplexity(self) -> Spread | None:
-        return Spread.of([math.exp(x.test.values["ce"]) for x in self.found if "ce" in x.test.values])
+        return Spread.of([perplexity_of(x.test.values["ce"]) for x in self.found if "ce" in x.test.values])
 
 
 def compared(runs: Sequence[Run]) -> list[ComparedRow]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+
+from secateur.spaces.measurement import perplexity_of
 
 
 def perplexity(values: Mapping[str, float]) -> float | None:
     """``exp(ce)``, or None where there is no ce."""
-    return math.exp(min(values["ce"], 700.0)) if "ce" in values else None
+    return perplexity_of(values["ce"]) if "ce" in values else None
 
 
 def shown(name: str, value: float | None, absent: str = "") -> str:
