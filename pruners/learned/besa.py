@@ -27,6 +27,9 @@ from secateur.pruners.recipes.context import Sample
 BATCH = 16
 """Windows a step."""
 
+FEWEST_STEPS = 32
+"""Of a block: with 16 the shares of `tiny` stay what they were, as the step size has not grown yet."""
+
 
 class Penalty(NamedTuple):
     """Settings of a block's training.
@@ -87,7 +90,7 @@ def learned_shares(
         sparsity: that every block is drawn to.
         besa_beta: weight of the penalty.
         besa_d_coef: factor of Prodigy's step size; there chosen for each model from 0.05 to 50, here for `tiny`.
-        besa_passes: over the windows; there one over 128, which is 8 steps, here as many of fewer windows.
+        besa_passes: over the windows, and `FEWEST_STEPS` at least; there one over 128, which is 8 steps.
         besa_softmax: ``plain``, the paper's; or of ``sigmoid``, the released code's, which reaches shares from about
             0.38 to 0.62 alone.
 
@@ -180,7 +183,7 @@ class BlockShares:
             trained,
             Prodigy(trained.values(), penalty.d_coef),
             loss,
-            penalty.n_passes * len(self._batches),
+            max(FEWEST_STEPS, penalty.n_passes * len(self._batches)),
             what=f"the shares of {self._block.name}",
         ).run()
         return [float(self.of[x.name].share.detach()) for x in self._block.linears]

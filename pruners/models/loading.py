@@ -218,7 +218,9 @@ def _missing(location: str, config: Any, names: Collection[str]) -> ModelError:
     """Error for parameters without weights: of a model without a causal head, or of another config."""
     said = config.architectures or ()
     if said and not any(name.endswith(CAUSAL) for name in said):
-        return ModelError(f"Expected a model with a causal head, got the architecture {said[0]} in {location!r}.")
+        return ModelError(
+            f"Expected a model with a causal head, got the architecture {said[0]} in {location!r}."
+        )
     return ModelError(
         f"Expected weights for every parameter in {location!r}, {len(names)} are missing, e.g. {min(names)}. "
         "The weights belong to another config."
