@@ -106,7 +106,7 @@ class Calls:
         self._found.setdefault(linear.name, []).append((inputs, gradients))
 
     def of(self, name: str) -> Sequence[tuple[Tensor, Tensor]]:
-        """Those of a projection; none if it was never called, as an expert without tokens."""
+        """Calls of a projection; none for an expert without tokens."""
         return self._found.get(name, ())
 
     def clear(self) -> None:

@@ -37,7 +37,7 @@ class Adapter(nn.Module):
     def first_values(
         self, n_out: int, n_in: int, rank: int, generator: torch.Generator
     ) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
-        """Those of LoRA: no update at first."""
+        """First values of the two factors, as in LoRA: their product, the update, is zero."""
         return torch.zeros(n_out, rank), _uniform(rank, n_in, generator)
 
     def change(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:

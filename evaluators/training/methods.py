@@ -25,7 +25,7 @@ N_LAST = 3
 
 @dataclass(frozen=True)
 class Learner:
-    """What a method leaves to the trainer.
+    """Steps of a training method that the trainer runs for it.
 
     Args:
         merge: writes what was trained into the model's own weights.

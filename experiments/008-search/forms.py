@@ -83,7 +83,7 @@ def foretold(session: Session, args: argparse.Namespace) -> dict[str, dict[str, 
 
 
 def forms(x: Tensor, g: Tensor, change: Tensor, length: int) -> list[float]:
-    """Of one projection, see `FORMS`."""
+    """Foretold loss of one projection's change by each of `FORMS`, in nats a token."""
     first = torch.arange(len(x)) % length == 0
 
     def kronecker(keep: Tensor) -> float:

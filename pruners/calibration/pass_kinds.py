@@ -96,7 +96,7 @@ CONTRAST_KINDS: dict[Kind, ContrastKind] = {
 
 
 def trained(kinds: Iterable[Kind]) -> list[Kind]:
-    """Those of the kinds that are trained."""
+    """Kinds whose statistics are trained, out of these."""
     return [kind for kind in kinds if kind in PASS_KINDS and PASS_KINDS[kind].trains]
 
 

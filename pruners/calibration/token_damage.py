@@ -15,7 +15,7 @@ from secateur.pruners.masks import mask
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear
 
 SPARSITY = 0.5
-"""Of the reference that shows the damage: Wanda, per output, in every projection."""
+"""Sparsity of the reference model that tokens' damage is measured on: Wanda, per output, in every projection."""
 
 
 @torch.no_grad()

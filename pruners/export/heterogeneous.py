@@ -206,7 +206,7 @@ def _norms(cut: CutModel, kind: Sublayer) -> list[str]:
 
 @torch.no_grad()
 def _given(cut: CutModel, kind: Sublayer) -> Returns:
-    """What the sub-layer gives in the first block with it; a removed one in memory gives as much."""
+    """Outputs of the sub-layer's module, as the first block with it returns them; a removed one returns as many."""
     kept = [of.kv_groups if kind in OVER_TOKENS else of.ffn for of in cut.kept]
     having = _with(cut, kind)
     block = next((block for block in having if kept[block.index]), having[0])

@@ -170,7 +170,7 @@ class StreamedExport:
         self._progress.weights |= weights
 
     def _stored(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those that are stored, under the names that they are stored under."""
+        """Tensors of a state dict that the checkpoint has, by their names there."""
         names = self._loaded.stored_names
         return {names[name]: tensor for name, tensor in state.items() if name in names}
 

@@ -28,7 +28,7 @@ BATCH = 16
 """Windows a step."""
 
 FEWEST_STEPS = 32
-"""Of a block: with 16 the shares of `tiny` stay what they were, as the step size has not grown yet."""
+"""Least number of training steps of a block: Prodigy's step size grows from next to nothing in the first ones."""
 
 
 class Penalty(NamedTuple):

@@ -19,7 +19,7 @@ from secateur.spaces.architecture.candidate import Kept
 
 @dataclass(frozen=True)
 class Returns:
-    """What the module of a sub-layer gives.
+    """Outputs of a sub-layer's module.
 
     Args:
         n_outputs: length of the tuple; 0 if it is a bare tensor.
@@ -32,7 +32,7 @@ class Returns:
     states: bool = False
 
     def nothing(self, *args: Any, **kwargs: Any) -> Any:
-        """What a removed module gives for these arguments: zeros, or the stream or the state that it got."""
+        """Outputs of a removed module for these arguments: zeros, or the stream or the state that it got."""
         values = [*args, *kwargs.values()]
         tensors = [value for value in values if isinstance(value, Tensor)]
         hidden = tensors[1] if self.adds else torch.zeros_like(tensors[0])

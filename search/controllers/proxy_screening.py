@@ -29,8 +29,8 @@ ENOUGH = 10
 """Least number of candidates for a correlation; with fewer the proxy is trusted."""
 
 
-class HowToScreen(Protocol):
-    """Settings of a screening: those of `genetic`, and `ScreeningSettings`."""
+class ScreeningOptions(Protocol):
+    """Options that a screening reads: of the settings of `genetic`, or of `ScreeningSettings`."""
 
     @property
     def oversampling(self) -> int: ...
@@ -63,7 +63,7 @@ class Screening:
     a search, and may still rank good ones by properties unrelated to the loss.
     """
 
-    def __init__(self, settings: HowToScreen) -> None:
+    def __init__(self, settings: ScreeningOptions) -> None:
         self._settings = settings
         self._pairs: deque[tuple[float, float]] = deque(maxlen=RECENT)
 

@@ -55,14 +55,13 @@ class TrustRegionProcedure:
     The local model is first order in the change of weights by the gradient of the loss at the candidate, and second
     order by the dense model's curvature, see `LocalModel` and `spaces.measurement.Effects`. It begins at the solution
     of the curvature, or at the uniform candidate where that is better: far from the dense model the second order may
-    be too coarse. A step is the exact minimum
-    of the model under the target among the candidates whose slots move by at most `radius` options each, and by a
-    bounded number in all. It is measured on windows that no gradient saw, and accepted if the loss is lower. The bound
-    follows the ratio of the true to the foretold gain, as in textbook trust-region methods (Conn, Gould and Toint,
-    2000). The first step is found and measured on as many tokens as the smallest fidelity of at least 2,048 has. After
-    a gradient without a better candidate, or with one that is better by less than a twentieth, steps go on at the next
-    fidelity, since smaller gains need less noise. Each gradient is of windows of its own, which no loss is measured
-    on. A gradient costs three times its tokens.
+    be too coarse. A step is the exact minimum of the model under the target among the candidates whose slots move by
+    at most `radius` options each, and by a bounded number in all. It is measured on windows that no gradient saw, and
+    accepted if the loss is lower. The bound follows the ratio of the true to the foretold gain, as in textbook
+    trust-region methods (Conn, Gould and Toint, 2000). The first step is found and measured on as many tokens as the
+    smallest fidelity of at least 2,048 has. After a gradient without a better candidate, or with one that is better by
+    less than a twentieth, steps go on at the next fidelity, since smaller gains need less noise. Each gradient is of
+    windows of its own, which no loss is measured on. A gradient costs three times its tokens.
 
     Args:
         effects: those measured so far, by their proposals, see `ProcedureController`.
