@@ -61,6 +61,14 @@ class Controller(ABC):
     def tell(self, trials: Sequence[Trial]) -> None:
         """Learn from results, in any order, once a proposal; baselines, which it did not propose, are included."""
 
+    def refuse(self, proposal: Proposal) -> bool:
+        """Learn that a proposal exceeds what is left of the budget, and is not measured.
+
+        Returns:
+            True if cheaper proposals may follow; False, the default, if the search is to end.
+        """
+        return False
+
     ending: str = "it has proposed all that it has"
     """Reason for the end of its proposals, once it has finished."""
 

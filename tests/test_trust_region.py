@@ -54,6 +54,29 @@ def test_steps_beat_uniform_and_a_stopped_search_goes_on_as_an_unbroken_one(kind
     assert min(found) < 0.9 * uniform
 
 
+def test_what_no_gradient_fits_into_is_left_to_generations(tmp_path):
+    def run(directory) -> list[dict]:
+        raw = {
+            "space": SPACES["allocation"],
+            "evaluator": EVALUATOR,
+            "controller": {"kind": "evolution", "start": "trust_region", "offspring": 1, "survivors": [1]},
+            "budget": {"tokens": 6144},
+        }
+        app.search(settings_from(raw), directory)
+        return [line for line in lines_of(directory) if not line["fidelity"].startswith("test")]
+
+    whole = run(tmp_path / "whole")
+    spent = sum(line["tokens"] for line in whole)
+    last = max(i for i, line in enumerate(whole) if line["fidelity"].startswith("gradient"))
+    assert 6144 - 256 < spent <= 6144
+    assert "search:256" in [line["fidelity"] for line in whole[last:]]
+    study = tmp_path / "whole" / "measurements.jsonl"
+    lines = study.read_text().splitlines(keepends=True)
+    study.write_text("".join(lines[: last + 2]))
+    again = run(tmp_path / "whole")
+    assert [(x["candidate"], x["values"]) for x in again] == [(x["candidate"], x["values"]) for x in whole]
+
+
 def test_curvature_alone_beats_uniform_without_measuring_a_slot(tmp_path):
     app.search(settings("allocation", "sensitivity", 9, by="curvature"), tmp_path)
     lines = [line for line in lines_of(tmp_path) if not line["fidelity"].startswith("test")]

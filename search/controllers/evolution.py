@@ -146,6 +146,10 @@ class Evolution(GenerationalController):
         for target in self._guides:
             yield from self._look(target)
 
+    def _can_go_on(self) -> bool:
+        """Where a gradient of the trust region exceeds the budget, what is left of it is for generations."""
+        return self._starts is None and isinstance(self._solver, TrustRegionProcedure)
+
     def tell(self, trials: Sequence[Trial]) -> None:
         for measurement in (trial.measurement for trial in trials):
             first = measurement.fidelity == self._fidelities[0]

@@ -71,12 +71,19 @@ class ProcedureController(Controller):
             key = trial.measurement.key
             if trial.measurement.effects is not None:
                 self.effects[key] = trial.measurement.effects
-            for batch in self._waiting.pop(key, ()):
-                batch.missing.discard(key)
-                batch.losses[key] = loss_of(trial.measurement, self._objective)
-                if not batch.missing and batch not in self._ready:
-                    self._ready.append(batch)
+            self._settle(key, loss_of(trial.measurement, self._objective))
         self._exhausted = False
+
+    def refuse(self, proposal: Proposal) -> bool:
+        if not self._can_go_on():
+            return False
+        self._settle(proposal.key, math.inf)
+        self._exhausted = False
+        return True
+
+    def _can_go_on(self) -> bool:
+        """True if the search may go on without a proposal that exceeds the budget, whose loss is infinite then."""
+        return False
 
     def _begin(self) -> bool:
         """Open a procedure while the open ones wait for results; False if there is none at present."""
@@ -86,6 +93,14 @@ class ProcedureController(Controller):
         """Add a procedure, after the open ones."""
         self._ready.append(_Batch(procedure))
         self._n_open += 1
+
+    def _settle(self, key: Key, loss: float) -> None:
+        """Give a loss to the batches that wait for it."""
+        for batch in self._waiting.pop(key, ()):
+            batch.missing.discard(key)
+            batch.losses[key] = loss
+            if not batch.missing and batch not in self._ready:
+                self._ready.append(batch)
 
     def _next_proposals(self, n: int) -> list[Proposal]:
         """At most `n` proposals, of the procedures in order; none if all wait for results or have finished."""

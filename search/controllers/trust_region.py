@@ -104,7 +104,8 @@ class TrustRegionProcedure:
         starts += enumerate(uniform)
         losses = yield [Proposal(candidate, self._fidelities[0]) for _, candidate in starts]
         if len(self._fidelities) == 1:
-            self.losses |= {c.text: loss for (_, c), loss in zip(starts, losses, strict=True)}
+            found = zip(starts, losses, strict=True)
+            self.losses |= {c.text: loss for (_, c), loss in found if math.isfinite(loss)}
         best: dict[int, tuple[float, Any]] = {}
         for (target, candidate), loss in zip(starts, losses, strict=True):
             if math.isfinite(loss) and (target not in best or loss < best[target][0]):
@@ -149,7 +150,7 @@ class TrustRegionProcedure:
             if further and (n_failed or before - loss < ENOUGH * before):
                 fidelity, refused, n_failed = further.pop(0), set(), 0
                 (loss,) = yield [Proposal(candidate, fidelity)]
-            if not further:
+            if not further and math.isfinite(loss):
                 self.losses[candidate.text] = loss
 
 

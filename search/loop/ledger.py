@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from secateur.search.budget import Budget, Spent
@@ -42,24 +42,36 @@ class Ledger:
         minutes = self.budget.minutes
         return not self._affords(1, 1) or (minutes is not None and self.spent.seconds >= 60 * minutes)
 
-    def affordable(self, proposals: Sequence[Proposal]) -> list[Proposal]:
-        """The proposals before the first that would exceed the budget; sets `reason` at the end of the search."""
+    def affordable(
+        self, proposals: Sequence[Proposal], refuse: Callable[[Proposal], bool] = lambda _: False
+    ) -> list[Proposal]:
+        """The proposals before the first that would exceed the budget; sets `reason` at the end of the search.
+
+        Args:
+            proposals: of the controller.
+            refuse: told of one that would exceed the budget; true if the search goes on without it.
+        """
+        kept: list[Proposal] = []
         new: set[Key] = set()
         n_evaluations, n_tokens = 0, 0
-        for i, proposal in enumerate(proposals):
+        for proposal in proposals:
             if proposal.key in self._asked or proposal.key in new:
                 self._n_known_in_a_row += 1
+                kept.append(proposal)
                 continue
-            n_evaluations += proposal.fidelity.n_evaluations
-            n_tokens += proposal.fidelity.total_tokens
-            if not self._affords(n_evaluations, n_tokens):
+            evaluations = n_evaluations + proposal.fidelity.n_evaluations
+            tokens = n_tokens + proposal.fidelity.total_tokens
+            if self._affords(evaluations, tokens):
+                n_evaluations, n_tokens = evaluations, tokens
+                new.add(proposal.key)
+                kept.append(proposal)
+                self._n_known_in_a_row = 0
+            elif not refuse(proposal):
                 self.reason = self.reason or "budget"
-                return list(proposals[:i])
-            new.add(proposal.key)
-            self._n_known_in_a_row = 0
+                return kept
         if self._n_known_in_a_row >= MAX_KNOWN_IN_A_ROW:
             self.reason = self.reason or "exhausted"
-        return list(proposals)
+        return kept
 
     def add(self, proposals: Iterable[Proposal]) -> None:
         """Count proposals as pending."""

@@ -181,7 +181,7 @@ class Search:
                 return
             if self._log is not None:
                 self._log.add(Ask(len(self._study.trials), n))
-            self._begin(self._ledger.affordable(proposals))
+            self._begin(self._ledger.affordable(proposals, self._controller.refuse))
             self._submit()
 
     def _begin(self, proposals: list[Proposal]) -> None:

@@ -40,7 +40,7 @@ class Resume:
             deliver(self._advance(ask.told))
             if self._ledger.reason is not None:
                 break
-            begin(self._ledger.affordable(self._controller.ask(ask.n)))
+            begin(self._ledger.affordable(self._controller.ask(ask.n), self._controller.refuse))
         deliver(self._advance(len(self._study.trials)))
         self._n_visible = None
 

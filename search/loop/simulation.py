@@ -75,7 +75,7 @@ def simulate(
         proposals = controller.ask(batch)
         if not proposals:
             break
-        rounds = [ledger.affordable(proposals)]
+        rounds = [ledger.affordable(proposals, controller.refuse)]
     return Simulation(jobs, share or 1.0)
 
 
