@@ -240,7 +240,7 @@ def evaluate(
 def latency(
     *models: str,
     against: str | None = None,
-    batch: int = 1,
+    batch: int | Sequence[int] = 1,
     prompt: int = 512,
     threads: int | None = None,
     clock: Literal["wall", "cpu"] = "wall",
@@ -256,7 +256,7 @@ def latency(
     Args:
         models: one model for a table, or those to compare.
         against: the dense model to compare with.
-        batch, prompt, threads, clock, eager: conditions, see ``secateur latency --help``.
+        batch, prompt, threads, clock, eager: conditions, see ``secateur latency --help``; `batch` may be a list.
         rounds: of measurements, at least ten.
         dtype, device, trust_remote_code: how models are loaded.
         say: given progress, one line at a time.

@@ -9,6 +9,7 @@ from typing import Literal
 
 from secateur.search.controller import Trial
 from secateur.search.losses import loss_of
+from secateur.spaces.latency import phase_of
 from secateur.spaces.measurement import MARGIN, TASK
 from secateur.spaces.names import nearest
 
@@ -59,7 +60,10 @@ OBJECTIVES: dict[str, Objective] = {
 
 @lru_cache(maxsize=64)  # asked for with each trial
 def objective(name: str, loss: str = "kl") -> Objective:
-    """Objective of this name: a row of `OBJECTIVES`, or the accuracy or margin in a task, ``task:<name>``.
+    """Objective of this name.
+
+    It is a row of `OBJECTIVES`, a latency at a batch size (``latency_decode@8``), or the accuracy or margin in a task
+    (``task:<name>``).
 
     Args:
         name: of the objective.
@@ -74,6 +78,10 @@ def objective(name: str, loss: str = "kl") -> Objective:
         return Objective(f"margin in {name.removeprefix(MARGIN)}", "nats/sample", "maximize")
     if name.startswith(TASK) and name != TASK:
         return Objective(name.removeprefix(TASK), "", "maximize", digits=3)
+    _, batch = phase_of(name) or (None, None)
+    if batch is not None:
+        first = OBJECTIVES[name.partition("@")[0]]
+        return replace(first, label=f"{first.label} at batch {batch}")
     if name not in OBJECTIVES:
         known = [*OBJECTIVES, TASK + "<name>", MARGIN + "<name>"]
         raise ValueError(f"Expected known `objectives`, got {name!r}.{nearest(name, known)}")

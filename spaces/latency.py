@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +12,20 @@ from typing import Any, Literal
 
 PhaseName = Literal["prefill", "decode"]
 PHASES: tuple[PhaseName, ...] = ("prefill", "decode")
+
+
+def at_batch(name: str, batch: int | None) -> str:
+    """Name of a phase or value at a further batch size, e.g. ``decode@8``; None: as it is, at the first batch size."""
+    return name if batch is None else f"{name}@{batch}"
+
+
+def phase_of(name: str) -> tuple[PhaseName, int | None] | None:
+    """Phase and further batch size of a latency such as ``latency_decode@8``; None of another name."""
+    found = re.fullmatch(r"latency_(prefill|decode)(?:@([1-9][0-9]{0,8}))?", name)
+    if found is None:
+        return None
+    phase: PhaseName = "prefill" if found[1] == "prefill" else "decode"
+    return phase, int(found[2]) if found[2] else None
 
 
 @dataclass(frozen=True)
@@ -63,17 +78,20 @@ class LatencyTable:
 
     Args:
         key: of the device, the model's shape and the conditions of the measurement.
-        phases: ``prefill`` and ``decode``.
+        phases: ``prefill`` and ``decode`` at the first batch size, and of each further one ``prefill@8`` and
+            ``decode@8``.
 
     Raises:
         ValueError: if a phase is missing or unknown.
     """
 
     key: str
-    phases: Mapping[PhaseName, Phase]
+    phases: Mapping[str, Phase]
 
     def __post_init__(self) -> None:
-        if set(self.phases) != set(PHASES):
+        found = {phase_of(f"latency_{name}") for name in self.phases}
+        batches = {None, *(known[1] for known in found if known is not None)}
+        if found != {(phase, batch) for phase in PHASES for batch in batches}:
             raise ValueError(
                 f"Expected the phases {', '.join(PHASES)} of a latency table, got {list(self.phases)}."
             )

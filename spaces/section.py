@@ -37,12 +37,14 @@ class Section(BaseModel):
         return raw
 
 
-def one_of(names: Callable[[], Iterable[str]]) -> AfterValidator:
-    """Validator of a text field: one of some names, which installed packages may add to."""
+def one_of(
+    names: Callable[[], Iterable[str]], also: Callable[[str], bool] = lambda name: False
+) -> AfterValidator:
+    """Validator of a text field: one of some names, which installed packages may add to, or any that `also` permits."""
 
     def check(value: str) -> str:
         known = list(names())
-        if value not in known:
+        if value not in known and not also(value):
             *others, last = map(repr, known)
             expected = f"{', '.join(others)} or {last}" if others else last
             raise PydanticKnownError("literal_error", {"expected": expected})

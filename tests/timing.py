@@ -51,7 +51,11 @@ class CountingClock:
 
         def add(module, args, output):
             nonlocal count
-            count += module.weight.numel() * args[0].shape[1] if isinstance(module, nn.Linear | Conv1D) else 0
+            count += (
+                module.weight.numel() * args[0].shape[:-1].numel()
+                if isinstance(module, nn.Linear | Conv1D)
+                else 0
+            )
 
         hook = nn.modules.module.register_module_forward_hook(add)
         try:

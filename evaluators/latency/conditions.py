@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -54,11 +55,37 @@ class LatencySetup:
     @property
     def options(self) -> str:
         """Differences from the defaults, as options of the command that measures."""
-        default: dict[str, Any] = asdict(LatencySetup())
-        changed = {name: value for name, value in asdict(self).items() if value != default[name]}
-        return "".join(
-            f" --{name}" if value is True else f" --{name} {value}" for name, value in changed.items()
-        )
+        return options_of([self])
+
+
+def options_of(setups: Sequence[LatencySetup]) -> str:
+    """Differences from the defaults, as options of the command that measures; the setups differ in the batch size."""
+    default: dict[str, Any] = asdict(LatencySetup())
+    asked = asdict(setups[0])
+    if len(setups) > 1:
+        asked["batch"] = ",".join(str(setup.batch) for setup in setups)
+    changed = {name: value for name, value in asked.items() if value != default[name]}
+    return "".join(f" --{name}" if value is True else f" --{name} {value}" for name, value in changed.items())
+
+
+def setups_of(asked: Mapping[str, Any]) -> list[LatencySetup]:
+    """Conditions for each batch size.
+
+    Args:
+        asked: arguments of `LatencySetup`; ``batch`` may be a list, or a text of sizes with commas between them.
+
+    Raises:
+        ValueError: if a number is out of range, or a batch size is named twice.
+    """
+    batch = asked.get("batch", LatencySetup.batch)
+    named = batch.split(",") if isinstance(batch, str) else batch if isinstance(batch, Sequence) else [batch]
+    try:
+        sizes = [int(size) for size in named]
+    except (TypeError, ValueError):
+        sizes = []
+    if not sizes or len(set(sizes)) < len(sizes):
+        raise ValueError(f"Expected `batch` such as 1, or 1,8 with each size once, got {batch}.")
+    return [LatencySetup(**{**asked, "batch": size}) for size in sizes]
 
 
 def conditions(anatomy: Anatomy, setup: LatencySetup, device: torch.device | None = None) -> dict[str, Any]:

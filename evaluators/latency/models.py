@@ -48,7 +48,7 @@ def time_models(
         }
 
 
-def predicted_ms(table: LatencyTable, phase: PhaseName, blocks: Sequence[Kept]) -> float:
+def predicted_ms(table: LatencyTable, phase: str, blocks: Sequence[Kept]) -> float:
     """Milliseconds of a model with these kept units in its blocks."""
     times = table.phases[phase]
     return times.rest_ms + sum(times.attention(kept.kv_groups) + times.mlp(kept.ffn) for kept in blocks)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from secateur.evaluators.latency.conditions import LatencySetup, conditions, key_of
+from secateur.evaluators.latency.conditions import LatencySetup, conditions, key_of, options_of
 from secateur.evaluators.latency.rounds import Spread
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.checkpoints.cache import cache_root
-from secateur.spaces.latency import LatencyTable, PhaseName
+from secateur.spaces.latency import LatencyTable, at_batch
 from secateur.spaces.limited_text import cut, read_text
 from secateur.spaces.whole_file import whole_file
 
@@ -26,7 +26,7 @@ class MeasuredTable:
 
     Args:
         table: of times.
-        conditions: see `conditions`.
+        conditions: see `conditions`; of several batch sizes ``batch`` is their list.
         dense: milliseconds of the whole dense model, measured in the same rounds, to compare the sum over the table
             with.
         rounds: their number.
@@ -34,8 +34,28 @@ class MeasuredTable:
 
     table: LatencyTable
     conditions: Mapping[str, Any]
-    dense: Mapping[PhaseName, Spread]
+    dense: Mapping[str, Spread]
     rounds: int
+
+    @property
+    def batches(self) -> list[int]:
+        """Batch sizes, that of the plain phases first."""
+        batch = self.conditions["batch"]
+        return list(batch) if isinstance(batch, list) else [batch]
+
+    @classmethod
+    def joined(cls, tables: Sequence[MeasuredTable]) -> MeasuredTable:
+        """One table of several that differ in the batch size alone; the first one's phases have plain names."""
+        first, *others = tables
+        if not others:
+            return first
+        phases, dense = dict(first.table.phases), dict(first.dense)
+        for other in others:
+            [batch] = other.batches
+            phases |= {at_batch(name, batch): times for name, times in other.table.phases.items()}
+            dense |= {at_batch(name, batch): spread for name, spread in other.dense.items()}
+        found = {**first.conditions, "batch": [batch for table in tables for batch in table.batches]}
+        return cls(LatencyTable(key_of(found), phases), found, dense, first.rounds)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
@@ -69,11 +89,18 @@ class TableSource:
         setup: the conditions of a table in the user's cache.
         path: of a file with a table, such as one that was measured on another machine; in place of the cache.
         known: a table, such as the one that a run began with; in place of both.
+        further: batch sizes besides that of `setup`.
     """
 
     setup: LatencySetup
     path: str | None = None
     known: LatencyTable | None = None
+    further: tuple[int, ...] = ()
+
+    @property
+    def setups(self) -> list[LatencySetup]:
+        """Conditions for each batch size."""
+        return [self.setup, *(replace(self.setup, batch=batch) for batch in self.further)]
 
 
 def save_table(measured: MeasuredTable) -> Path:
@@ -120,19 +147,28 @@ def find_table(
     """
     if source.known is not None:
         return source.known
-    found = conditions(anatomy, source.setup, device)
-    command = f"secateur latency {model}{source.setup.options}"
+    command = f"secateur latency {model}{options_of(source.setups)}"
     if source.path is None:
-        measured = load_table(anatomy, source.setup, device)
-        if measured is None:
-            on = f"{found['device']}, {found['dtype']}, batch {found['batch']}, prompt {found['prompt']}"
-            threads = "" if found["threads"] is None else f", threads {found['threads']}"
-            raise ValueError(
-                f"Expected a latency table of {model} on this device ({on}{threads}), got none. "
-                f"Measure it on an otherwise idle machine with: {command}"
-            )
-        return measured.table
-    measured = _read(Path(source.path))
+        tables = []
+        for setup in source.setups:
+            table = load_table(anatomy, setup, device)
+            if table is None:
+                found = conditions(anatomy, setup, device)
+                on = f"{found['device']}, {found['dtype']}, batch {found['batch']}, prompt {found['prompt']}"
+                threads = "" if found["threads"] is None else f", threads {found['threads']}"
+                raise ValueError(
+                    f"Expected a latency table of {model} on this device ({on}{threads}), got none. "
+                    f"Measure it on an otherwise idle machine with: {command}"
+                )
+            tables.append(table)
+        return MeasuredTable.joined(tables).table
+    found, measured = conditions(anatomy, source.setup, device), _read(Path(source.path))
+    asked = [setup.batch for setup in source.setups]
+    if source.further and measured.batches != asked:
+        raise ValueError(
+            f"Expected a latency table at the batch sizes {asked}, got one at {measured.batches} in {source.path}. "
+            f"Make one on the target device with: {command} --json"
+        )
     if measured.conditions.get("shape") != found["shape"]:
         raise ValueError(
             f"Expected a latency table of {model}, got one of a model of another shape in {source.path}. "

@@ -64,7 +64,7 @@ def measure_table(
     layouts = find_layouts(anatomy)[:n_blocks]
     check_parts(layouts, "a latency table")
     stacks = {shape: cut_stack(layouts, *shape) for shape in shapes}
-    phases, dense = dict[PhaseName, Phase](), dict[PhaseName, Spread]()
+    phases, dense = dict[str, Phase](), dict[str, Spread]()
     with threads(setup.n_threads):
         for phase in PHASES:
             say(f"timing {phase}, {rounds} rounds of {len(shapes) + 3}")

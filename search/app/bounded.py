@@ -8,9 +8,11 @@ from pydantic import ValidationError
 
 from secateur.search.errors import UsageError
 from secateur.search.results.pick import Bound
+from secateur.search.settings.evaluator import LatencySettings
 from secateur.search.settings.problems import problems
 from secateur.search.settings.settings import Settings
 from secateur.spaces.architecture.cost import ShareOf, block_shares, held_by_blocks
+from secateur.spaces.latency import at_batch
 from secateur.spaces.shape import ModelShape
 
 QUANTITIES: Mapping[str, str] = {
@@ -54,7 +56,9 @@ def bounded(settings: Settings, texts: Mapping[str, str | None]) -> Settings:
         )
     changed = {"target": round(1 - bound.limit, 10), "share_of": "model"}
     if "of" in fields:
-        changed["of"] = QUANTITIES[bound.name]
+        latency = settings.evaluator.latency or LatencySettings()
+        of_first = bound.where_first_is(latency.batches[0])
+        changed["of"] = at_batch(QUANTITIES[bound.name], of_first.batch)
     try:
         target = type(space).model_validate({**space.model_dump(exclude_unset=True), **changed})
     except ValidationError as error:

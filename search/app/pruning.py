@@ -12,7 +12,7 @@ from secateur.search.app.pruning_file import PruningFile
 from secateur.search.app.session import Say, silent, usage_errors
 from secateur.search.app.within import least_share
 from secateur.search.errors import UsageError
-from secateur.search.results.pick import BOUND_KINDS, Bound
+from secateur.search.results.pick import Bound
 from secateur.search.results.shares import removed_shares, shares_words
 from secateur.search.settings.evaluator import LatencySettings
 from secateur.spaces.architecture.cost import cost, dense_of
@@ -255,6 +255,7 @@ def _fitted_within(
 
     file.with_sparsity(0.5)  # refuses a file with shares of its own
     dense = cost(shape, [dense_of(block) for block in shape.blocks])
+    bounds = [bound.where_first_is(LatencySettings().batches[0]) for bound in bounds]
     share, config, costs = least_share(bounds, dense, attempt)
     say(f"pruned to keep within the bounds: {shares_words(removed_shares(costs, shape.n_params))}")
     return file.with_sparsity(share), config
@@ -265,8 +266,9 @@ def _latency(anatomy: Anatomy, model: str, bounds: Sequence[Bound]) -> LatencyTa
     from secateur.evaluators.latency.conditions import LatencySetup
     from secateur.evaluators.latency.store import TableSource, find_table
 
-    if not any(BOUND_KINDS[bound.name].value.startswith("latency") for bound in bounds):
+    if not any(bound.value.startswith("latency") for bound in bounds):
         return None
-    of = LatencySettings()
-    setup = LatencySetup(of.batch, of.prompt, of.threads, of.clock, of.eager)
-    return find_table(anatomy, TableSource(setup, None, None), model)
+    setup = LatencySetup()
+    further = dict.fromkeys(bound.where_first_is(setup.batch).batch for bound in bounds)
+    source = TableSource(setup, further=tuple(batch for batch in further if batch is not None))
+    return find_table(anatomy, source, model)

@@ -96,7 +96,9 @@ def _table_source(settings: Settings, table: LatencyTable | None) -> TableSource
         return None
     of = settings.evaluator.latency or LatencySettings()
     path = of.table and located(of.table, settings.folders)
-    return TableSource(LatencySetup(of.batch, of.prompt, of.threads, of.clock, of.eager), path, table)
+    first, *further = of.batches
+    setup = LatencySetup(first, of.prompt, of.threads, of.clock, of.eager)
+    return TableSource(setup, path, table, tuple(further))
 
 
 def _task_plan(settings: Settings) -> TaskPlan | None:

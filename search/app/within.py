@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from secateur.search.errors import UsageError
-from secateur.search.results.pick import BOUND_KINDS, Bound
+from secateur.search.results.pick import Bound
 
 STEP = 0.005
 """Distance of the shares that are tried."""
@@ -34,7 +34,7 @@ def least_share(
     Raises:
         UsageError: if no share meets them, or a cost is not known.
     """
-    limits = {BOUND_KINDS[bound.name].value: _limit(bound, dense) for bound in bounds}
+    limits = {bound.value: _limit(bound, dense) for bound in bounds}
     n_steps = round(1 / STEP)
     found, low, high, refused = None, 0, n_steps - 1, ""
     while low < high:
@@ -62,7 +62,7 @@ def least_share(
 
 def _limit(bound: Bound, dense: Costs) -> float:
     """Limit in the value's unit."""
-    value = BOUND_KINDS[bound.name].value
+    value = bound.value
     if value not in dense:
         raise UsageError(
             f"Expected a latency table of this model on this machine for `--{bound.name}`, got none. Measure one: "

@@ -99,7 +99,10 @@ MEASURING: dict[str, Option] = {
 
 # Conditions of latency measurements.
 CONDITIONS: dict[str, Option] = {
-    "batch": (Annotated[int, typer.Option(help="Sequences in a batch.")], 1),
+    "batch": (
+        Annotated[str, typer.Option(metavar="N,...", help="Sequences in a batch; several sizes by commas.")],
+        "1",
+    ),
     "prompt": (
         Annotated[int, typer.Option(help="Tokens of each sequence: computed in prefill, cached in decode.")],
         512,
@@ -173,7 +176,8 @@ def with_limits(command: Callable[..., None]) -> Callable[..., None]:
 def _option(name: str) -> Any:
     kind = BOUND_KINDS[name]
     side, relative = ("Lower", "") if kind.at_least else ("Upper", ", or 0.7x of the dense model's")
-    text = f"{side} limit on {objective(kind.value).label}, e.g. {kind.example}{relative}."
+    at = f"; {kind.example}@8 at a batch size" if kind.has_batch else ""
+    text = f"{side} limit on {objective(kind.value).label}, e.g. {kind.example}{relative}{at}."
     return Annotated[str | None, typer.Option(f"--{name}", help=text)]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from secateur.search.controller import Trial
 from secateur.search.errors import UsageError
 from secateur.search.results.front import comparable
+from secateur.spaces.latency import at_batch
 from secateur.spaces.limited_text import cut
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.names import nearest
@@ -45,6 +46,11 @@ class BoundKind:
     tolerance: float = 0.0
     example: str = "90M"
 
+    @property
+    def has_batch(self) -> bool:
+        """True of latencies, which a run may have at several batch sizes."""
+        return self.value.startswith("latency_")
+
 
 # By the name of the option on the command line.
 BOUND_KINDS: dict[str, BoundKind] = {
@@ -68,18 +74,30 @@ class Bound:
         limit: in the value's unit, or a fraction of the dense model's value.
         relative: True for a fraction.
         text: as given.
+        batch: size at which a latency is limited; None: the first of the run's.
     """
 
     name: str
     limit: float
     relative: bool
     text: str
+    batch: int | None = None
+
+    @property
+    def value(self) -> str:
+        """Name of the limited value."""
+        return at_batch(BOUND_KINDS[self.name].value, self.batch)
+
+    def where_first_is(self, batch: int) -> Bound:
+        """The same bound for values whose names have no batch size where it is this one."""
+        return replace(self, batch=None) if self.batch == batch else self
 
     @classmethod
     def parse(cls, name: str, text: str) -> Bound:
         """Bound from a text such as ``90e6``, ``90M``, ``180MB``, ``512KiB``, or ``0.7x`` of the dense model.
 
-        Units are powers of 1000, with an ``i`` of 1024; their case doesn't matter.
+        Units are powers of 1000, with an ``i`` of 1024; their case doesn't matter. A latency's limit may end with a
+        batch size, ``30ms@8``.
 
         Raises:
             UsageError: if the name is unknown or the text is not a limit.
@@ -89,7 +107,8 @@ class Bound:
                 f"Expected a known bound, got {cut(repr(name), 60)}.{nearest(name, BOUND_KINDS)}"
             )
         kind = BOUND_KINDS[name]
-        found = re.fullmatch(r"\s*([0-9.]+(?:e[-+]?[0-9]+)?)\s*([a-z]*)\s*", text.lower())
+        at = r"(?:@\s*([1-9][0-9]{0,8})\s*)?" if kind.has_batch else "()"
+        found = re.fullmatch(rf"\s*([0-9.]+(?:e[-+]?[0-9]+)?)\s*([a-z]*)\s*{at}", text.lower())
         unit = found[2] if found else ""
         relative = unit == "x" and not kind.at_least
         try:
@@ -98,8 +117,10 @@ class Bound:
             limit = math.nan
         if not math.isfinite(limit) or (kind.at_least and limit > 1):
             ask = f"{kind.example}" + ("" if kind.at_least else " or 0.7x (of the dense model)")
+            ask += f", or {kind.example}@8 (at a batch size)" if kind.has_batch else ""
             raise UsageError(f"Expected `{name}` such as {ask}, got {cut(repr(text), 60)}.")
-        return cls(name, limit, relative, text.strip())
+        batch = int(found[3]) if found and found[3] else None
+        return cls(name, limit, relative, text.strip(), batch)
 
     def excess(self, trial: Trial, dense: Trial | None) -> float:
         """Distance of the trial from the bound as a fraction of it; 0 if it meets it."""
@@ -124,7 +145,7 @@ class Bound:
 
     def _value(self, trial: Trial) -> float:
         values = trial.measurement.values
-        name = BOUND_KINDS[self.name].value
+        name = self.value
         if name not in values:
             raise UsageError(
                 f"Expected trials with `{name}` for `{self.name}`, got a study without it. "
@@ -177,7 +198,7 @@ def pick(
         (max(excess), i, bounds[excess.index(max(excess))]) for i, excess in enumerate(excesses)
     )
     asked = ", ".join(f"{bound.name} {bound.text}" for bound in bounds)
-    value = BOUND_KINDS[missed.name].value
+    value = missed.value
     raise UsageError(
         f"Expected a trial within {asked}, got none among {len(among)}. The nearest is trial "
         f"{among[near].number} with {value} {among[near].measurement.values[value]:,.10g}, where "

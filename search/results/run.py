@@ -16,6 +16,7 @@ from secateur.search.loop.notes import read_notes
 from secateur.search.results.front import comparable, non_dominated
 from secateur.search.results.pick import Bound, pick, pick_number
 from secateur.search.results.shares import removed_shares
+from secateur.search.settings.evaluator import LatencySettings
 from secateur.search.settings.settings import Settings, settings_from
 from secateur.search.study.about import ABOUT, BOARD
 from secateur.search.study.study import MEASUREMENTS, SETTINGS, Study
@@ -249,6 +250,8 @@ class Run:
             UsageError: if there is none; the nearest is named.
         """
         trials, dense = self.study.trials, self.study.about.baselines.get("dense")
+        latency = self.settings.evaluator.latency or LatencySettings()
+        bounds = [bound.where_first_is(latency.batches[0]) for bound in bounds]
         found = pick(trials, bounds, dense, self.fidelity) if number is None else pick_number(trials, number)
         self.candidate(found)
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -12,6 +12,7 @@ from secateur.spaces.measurement import MARGIN, Fidelity
 from secateur.spaces.names import nearest
 from secateur.spaces.section import Section
 
+Count = Annotated[int, Field(gt=0)]
 Measure = Literal["weighted_kl", "acceptance"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 """Measures besides ``kl`` and ``ce`` that the evaluator computes if they are asked for, in the order of values."""
@@ -58,7 +59,8 @@ class LatencySettings(Section):
     """Conditions of a table that ``secateur latency`` has measured, for latency objectives and targets.
 
     Args:
-        batch: sequences at a time.
+        batch: sequences at a time; or a list, of which the first is that of ``latency_decode``, and the others of
+            ``latency_decode@8`` and the like.
         prompt: tokens of each: computed at once in prefill, in the cache in decode.
         threads: on a CPU; None for all that the process may use.
         clock: ``wall`` or ``cpu``.
@@ -67,12 +69,24 @@ class LatencySettings(Section):
             user's cache.
     """
 
-    batch: int = Field(default=1, gt=0)
+    batch: Count | Annotated[tuple[Count, ...], Field(min_length=1)] = 1
     prompt: int = Field(default=512, gt=0)
     threads: int | None = Field(default=None, gt=0)
     clock: Literal["wall", "cpu"] = "wall"
     eager: bool = False
     table: str | None = None
+
+    @field_validator("batch")
+    @classmethod
+    def _check_batch(cls, batch: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(batch, tuple) and len(set(batch)) < len(batch):
+            raise ValueError(f"Expected each of `batch` once, got {list(batch)}.")
+        return batch
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batch sizes, that of ``latency_decode`` first."""
+        return self.batch if isinstance(self.batch, tuple) else (self.batch,)
 
     @model_serializer(mode="wrap")
     def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

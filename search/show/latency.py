@@ -46,9 +46,9 @@ def conditions_line(conditions: Mapping[str, Any], rounds: int) -> str:
     on = f"{conditions['device']}, {conditions['dtype']}" + (f", {threads} threads" if threads else "")
     clock = "wall time" if conditions["clock"] == "wall" else "processor time"
     steps = ", decode in CUDA graphs" if conditions.get("decode") == "graph" else ""
-    return (
-        f"{on}, batch {conditions['batch']}, prompt {conditions['prompt']}; {clock}, {rounds} rounds{steps}"
-    )
+    batch = conditions["batch"]
+    sizes = ", ".join(map(str, batch)) if isinstance(batch, list) else batch
+    return f"{on}, batch {sizes}, prompt {conditions['prompt']}; {clock}, {rounds} rounds{steps}"
 
 
 def _row(name: str, cells: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,7 +16,7 @@ def perplexity(values: Mapping[str, float]) -> float | None:
 
 def shown(name: str, value: float | None, absent: str = "") -> str:
     """Text of a value in the unit of its name, e.g. of an objective; `absent` for None."""
-    return absent if value is None else _FORMATS.get(name.partition(":")[0], _plain)(value)
+    return absent if value is None else _FORMATS.get(re.split("[:@]", name)[0], _plain)(value)
 
 
 def one_line(values: Mapping[str, float]) -> str:

@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from secateur.spaces.architecture.candidate import Kept
-from secateur.spaces.latency import PHASES, PhaseName
+from secateur.spaces.latency import phase_of
 from secateur.spaces.methods import UNIT_REPAIRS
 from secateur.spaces.shape import BlockShape, ModelShape
 
-CostName = Literal["params", "macs", "kv_bytes", "latency_prefill", "latency_decode"]
+CostName = str
+"""Quantity of a target: a key of `USAGES`, or a latency at a further batch size, ``latency_decode@8``."""
+
 ShareOf = Literal["blocks", "model"]
-PHASES_OF: dict[CostName, PhaseName] = {"latency_prefill": "prefill", "latency_decode": "decode"}
+Usage = Callable[[ModelShape, BlockShape, Kept], int]
 
 
-def _latency(phase: PhaseName) -> Callable[[ModelShape, BlockShape, Kept], int]:
+def _latency(phase: str) -> Usage:
     def usage(shape: ModelShape, block: BlockShape, kept: Kept) -> int:
         assert shape.latency is not None  # checked when the space is made
         times = shape.latency.phases[phase]
@@ -26,13 +28,23 @@ def _latency(phase: PhaseName) -> Callable[[ModelShape, BlockShape, Kept], int]:
 
 
 # Cost of one block in integers: parameters, multiply-accumulates, bytes, nanoseconds.
-USAGES: dict[CostName, Callable[[ModelShape, BlockShape, Kept], int]] = {
+USAGES: dict[CostName, Usage] = {
     "params": lambda shape, block, kept: block.params(*kept),
     "macs": lambda shape, block, kept: block.macs(*kept),
     "kv_bytes": lambda shape, block, kept: block.kv_bytes(kept.kv_groups),
     "latency_prefill": _latency("prefill"),
     "latency_decode": _latency("decode"),
 }
+
+
+def usage_of(of: CostName) -> Usage:
+    """Cost of one block in integers, see `USAGES`."""
+    return USAGES.get(of) or _latency(of.removeprefix("latency_"))
+
+
+def is_cost(name: str) -> bool:
+    """True for a quantity that targets can be shares of."""
+    return name in USAGES or phase_of(name) is not None
 
 
 def dense_of(block: BlockShape) -> Kept:
@@ -53,9 +65,16 @@ def check_latency(shape: ModelShape, of: CostName) -> None:
         )
     if shape.latency is None:
         return
+    phase = of.removeprefix("latency_")
+    if phase != of and phase not in shape.latency.phases:
+        raise ValueError(
+            f"Expected a latency table at that batch size for `of: {of}`, got one of "
+            f"{', '.join(shape.latency.phases)}. Name it in `evaluator.latency.batch`, and measure it: "
+            f"secateur latency MODEL --batch ..."
+        )
     for index, block in enumerate(shape.blocks):
-        for phase in shape.latency.phases.values():
-            known = Kept(len(phase.attention_ms) - 1, phase.ffn[-1][0])
+        for times in shape.latency.phases.values():
+            known = Kept(len(times.attention_ms) - 1, times.ffn[-1][0])
             if known != dense_of(block):
                 raise ValueError(
                     f"Expected a latency table for {block.n_kv_groups} KV groups and {block.ffn_width} channels, got "
@@ -67,15 +86,16 @@ def check_latency(shape: ModelShape, of: CostName) -> None:
 def whole_cost(shape: ModelShape, of: CostName) -> float:
     """Cost of the whole dense model, in the unit of `USAGES`."""
     if shape.latency is not None and of.startswith("latency"):
-        inside = sum(USAGES[of](shape, block, dense_of(block)) for block in shape.blocks)
-        return inside + shape.latency.phases[PHASES_OF[of]].rest_ms * 1e6
+        inside = sum(usage_of(of)(shape, block, dense_of(block)) for block in shape.blocks)
+        return inside + shape.latency.phases[of.removeprefix("latency_")].rest_ms * 1e6
     whole = {"params": shape.n_params, "macs": shape.macs_per_token, "kv_bytes": shape.kv_bytes_per_token}
     return float(whole[of])
 
 
 def held_by_blocks(shape: ModelShape, of: CostName = "params") -> float:
     """Share of the whole model's cost that its blocks hold."""
-    return sum(USAGES[of](shape, block, dense_of(block)) for block in shape.blocks) / whole_cost(shape, of)
+    usage = usage_of(of)
+    return sum(usage(shape, block, dense_of(block)) for block in shape.blocks) / whole_cost(shape, of)
 
 
 def block_shares(
@@ -134,8 +154,7 @@ def cost(
         "kv_bytes": shape.kv_bytes_per_token - kv_bytes,
     }
     if shape.latency is not None:
-        for name in PHASES:
-            times = shape.latency.phases[name]
+        for name, times in shape.latency.phases.items():
             inside = sum(times.attention(kept.kv_groups) + times.mlp(kept.ffn) for kept in blocks)
             costs[f"latency_{name}"] = times.rest_ms + inside
     return costs

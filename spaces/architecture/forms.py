@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from secateur.spaces.architecture.candidate import GONE, Kept
-from secateur.spaces.architecture.cost import USAGES, CostName, check_latency, dense_of
+from secateur.spaces.architecture.cost import CostName, check_latency, dense_of, usage_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules
 from secateur.spaces.levels import Window, check_ascending, nearest_window, rounded_share, spread_order
 from secateur.spaces.shape import ModelShape
@@ -75,7 +75,7 @@ class FormTargets:
         self.windows = self._find_windows()
 
     def _usage(self, blocks: Sequence[Kept], hidden: int = 0) -> int:
-        usage, shape = USAGES[self._of], self._shape.at(hidden)
+        usage, shape = usage_of(self._of), self._shape.at(hidden)
         return sum(usage(shape, block, kept) for block, kept in zip(shape.blocks, blocks, strict=True))
 
     @cached_property
@@ -85,7 +85,7 @@ class FormTargets:
         for kept, hidden in ((kept, hidden) for hidden in self.hidden for kept in self.shapes):
             if not self.is_held(kept, hidden):
                 continue
-            shape, usage = self._shape.at(hidden), USAGES[self._of]
+            shape, usage = self._shape.at(hidden), usage_of(self._of)
             usages = [usage(shape, x, self._in_block(i, kept)) for i, x in enumerate(shape.blocks)]
             mean = sum(usages[i] for i in self.droppable) / (len(self.droppable) or 1)
             for n in range(len(self.droppable) + 1):

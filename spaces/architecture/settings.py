@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from secateur.spaces.architecture.cost import CostName, ShareOf, block_shares
+from secateur.spaces.architecture.cost import USAGES, ShareOf, block_shares, is_cost
 from secateur.spaces.architecture.levels import LevelRules, Removable
 from secateur.spaces.architecture.space import ArchitectureSpace
 from secateur.spaces.architecture.tied import TiedSpace
@@ -50,7 +50,8 @@ class ArchitectureSettings(SpaceSettings):
 
     Args:
         target: share of the blocks' `of` to remove; one value, a list, or a range.
-        of: quantity of the target. Latencies are predicted from a table measured before.
+        of: quantity of the target. Latencies are predicted from a table measured before: ``latency_decode`` at the
+            first batch size of `evaluator.latency.batch`, ``latency_decode@8`` at a further one.
         share_of: what `target` is a share of: the ``blocks``, or the whole ``model``.
         units: removable units: single KV ``groups`` (a KV head with its query heads) and FFN ``channels``, query
             ``heads`` (equally many of each KV group), routed ``experts`` of mixtures, ``expert_channels`` (within
@@ -95,7 +96,7 @@ class ArchitectureSettings(SpaceSettings):
 
     kind: Literal["architecture"] = "architecture"
     target: Target = 0.25
-    of: CostName = "params"
+    of: Annotated[str, one_of(lambda: USAGES, also=is_cost)] = "params"
     share_of: ShareOf = "blocks"
     units: list[Removable] | None = None
     ffn_step: int | None = Field(default=None, ge=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.spaces.architecture.cost import USAGES, CostName, check_latency, dense_of
+from secateur.spaces.architecture.cost import CostName, check_latency, dense_of, usage_of
 from secateur.spaces.architecture.levels import BlockLevels, LevelRules, Slot, slots_of
 from secateur.spaces.levels import check_ascending, finest_step, nearest_window, rounded_share
 from secateur.spaces.mutation_crossover import ATTEMPTS, Levels, LevelVariation
@@ -52,7 +52,7 @@ class SlotTargets:
                 f"Expected `units` that can be removed and count in {of}, got {self._units}. Name others, or protect "
                 f"fewer blocks."
             )
-        self.n_total = sum(USAGES[of](shape, *pair) for pair in zip(shape.blocks, self.dense, strict=True))
+        self.n_total = sum(usage_of(of)(shape, *pair) for pair in zip(shape.blocks, self.dense, strict=True))
         self._step = finest_step(self.table)
         self.windows = tuple(nearest_window(rounded_share(t, self.n_total), self._step) for t in targets)
         self._check_targets()
@@ -75,7 +75,7 @@ class SlotTargets:
         """Cost removed by each option of the slot."""
         block, dense = self._shape.blocks[slot.block], self.dense[slot.block]
         kept = [slot.kept(option, dense) for option in range(slot.n_options)]
-        usages = [USAGES[self._of](self._shape, block, each) for each in kept]
+        usages = [usage_of(self._of)(self._shape, block, each) for each in kept]
         return tuple(usages[0] - usage for usage in usages)
 
     def _ascending(self, slot: Slot, row: tuple[int, ...]) -> tuple[Slot, tuple[int, ...]]:
