@@ -162,6 +162,10 @@ TABLE: tuple[MethodRow, ...] = (
               "Sheared LLaMA: units for a target shape, learned with the weights by hard concrete gates",
               "https://arxiv.org/abs/2310.06694", needs="data", scope="model", trains=True,
               check_path="secateur.pruners.learned.sheared:check"),
+    MethodRow("loraprune", "reconstruction", "structure", "secateur.pruners.learned.loraprune:loraprune",
+              "LoRAPrune: units go in steps while low-rank updates are tuned, by the updates' gradients alone",
+              "https://arxiv.org/abs/2305.18403", needs="data", scope="model", trains=True,
+              check_path="secateur.pruners.learned.loraprune:check"),
     # Repairs of masked projections.
     MethodRow("none", "repair", "weights", "secateur.pruners.weights.mask_repairs:nothing",
               "the kept weights are as they were", searched=True),

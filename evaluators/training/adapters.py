@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -11,10 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from secateur.pruners.learned.low_rank import SCALE, first_right
+from secateur.pruners.learned.training import named_generator
 from secateur.pruners.models.anatomy import Linear
-
-SCALE = 2.0
-"""Factor of updates, the usual quotient of LoRA's alpha and rank."""
 
 
 class Adapter(nn.Module):
@@ -38,7 +35,7 @@ class Adapter(nn.Module):
         self, n_out: int, n_in: int, rank: int, generator: torch.Generator
     ) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
         """First values of the two factors, as in LoRA: their product, the update, is zero."""
-        return torch.zeros(n_out, rank), _uniform(rank, n_in, generator)
+        return torch.zeros(n_out, rank), first_right(rank, n_in, generator)
 
     def change(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         """The weight with the update; 0 where it is 0."""
@@ -86,7 +83,7 @@ class SparsityPreserving(Adapter):
     def first_values(
         self, n_out: int, n_in: int, rank: int, generator: torch.Generator
     ) -> tuple[Float[Tensor, "out 1"], Float[Tensor, "rank in"]]:
-        return torch.zeros(n_out, 1), _uniform(min(rank, n_out), n_in, generator)
+        return torch.zeros(n_out, 1), first_right(min(rank, n_out), n_in, generator)
 
     def change(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
         n_out, n_runs = len(weight), len(self.right)
@@ -102,8 +99,7 @@ def attach(linears: Iterable[Linear], adapter: type[Adapter], rank: int, seed: i
     """
     modules = []
     for linear in linears:
-        digest = hashlib.sha256(f"{seed}/{linear.name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = named_generator(seed, linear.name)
         parametrize.register_parametrization(linear.module, "weight", adapter(linear, rank, generator))
         modules.append(linear.module)
 
@@ -113,8 +109,3 @@ def attach(linears: Iterable[Linear], adapter: type[Adapter], rank: int, seed: i
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
     return merge
-
-
-def _uniform(rank: int, n_in: int, generator: torch.Generator) -> Float[Tensor, "rank in"]:
-    """First values of LoRA's A: uniform within one over the square root of the inputs."""
-    return (2 * torch.rand(rank, n_in, generator=generator) - 1) / math.sqrt(n_in)

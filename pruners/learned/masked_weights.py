@@ -12,6 +12,26 @@ from secateur.pruners.models.anatomy import Anatomy, Linear
 
 
 @contextmanager
+def replaced_forwards(
+    linears: Sequence[Linear], outputs: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Context in which projections give other outputs.
+
+    Args:
+        linears: of the live model.
+        outputs: by full name, a function of the projection's inputs.
+    """
+    patched = [linear for linear in linears if linear.name in outputs]
+    try:
+        for linear in patched:
+            linear.module.forward = outputs[linear.name]
+        yield
+    finally:
+        for linear in patched:
+            linear.module.__dict__.pop("forward", None)
+
+
+@contextmanager
 def replaced_weights(
     linears: Sequence[Linear], weights: Mapping[str, Callable[[], Tensor]]
 ) -> Iterator[None]:
@@ -25,14 +45,8 @@ def replaced_weights(
     def computing(linear: Linear) -> Callable[[Tensor], Tensor]:
         return lambda x: F.linear(x, weights[linear.name](), linear.bias)
 
-    patched = [linear for linear in linears if linear.name in weights]
-    try:
-        for linear in patched:
-            linear.module.forward = computing(linear)
+    with replaced_forwards(linears, {x.name: computing(x) for x in linears if x.name in weights}):
         yield
-    finally:
-        for linear in patched:
-            linear.module.__dict__.pop("forward", None)
 
 
 @contextmanager

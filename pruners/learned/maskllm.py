@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +16,14 @@ from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.learned.gumbel_choice import chosen_scores, pattern_masks, sampled_mask
 from secateur.pruners.learned.masked_weights import check_plain, masked_weights
-from secateur.pruners.learned.training import MaskTrainer, cosine_rate, step_generator
+from secateur.pruners.learned.memory import step_bytes
+from secateur.pruners.learned.training import (
+    MaskTrainer,
+    cosine_rate,
+    named_generator,
+    step_generator,
+    step_rows,
+)
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.losses import ce_loss
 from secateur.pruners.models.runner import fp32_bytes, in_fp32
@@ -143,8 +149,7 @@ class _Choices:
         kept = (
             sparsegpt(LayerProblem(linear.weight, inputs, group_size=GROUP, name=linear.name), [0.5])[0] != 0
         )
-        digest = hashlib.sha256(f"{SEED}/{linear.name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        generator = named_generator(SEED, linear.name)
         noise = of.deviation * torch.randn(linear.n_weights // GROUP, len(self._masks), generator=generator)
         logits = noise.to(linear.weight.device)
         overlap = kept.reshape(-1, GROUP).float() @ self._masks.T
@@ -188,11 +193,9 @@ class _Choices:
             )
             for x in self._linears
         }
-        first = step * BATCH % len(self._tokens)
-        rows = torch.arange(first, first + min(BATCH, len(self._tokens))) % len(self._tokens)
         norm = torch.stack([(x.weight * masks[x.name]).square().sum() for x in self._linears]).sum()
         with masked_weights(self._linears, {name: partial(_same, mask) for name, mask in masks.items()}):
-            loss = ce_loss(self._anatomy, self._tokens[rows])
+            loss = ce_loss(self._anatomy, step_rows(self._tokens, BATCH, step))
         return loss - of.norm_weight * (1 - part) * norm
 
 
@@ -205,9 +208,10 @@ def training_bytes(anatomy: Anatomy, length: int) -> int:
     linears = list(anatomy.linears)
     n_weights = sum(x.n_weights for x in linears)
     logits = n_weights // GROUP * 6
-    n_tokens = BATCH * length
-    inside = 2 * n_tokens * sum(x.out_features for x in linears)
-    scores = sum(block.n_heads for block in anatomy.blocks) * n_tokens * length
     gram = max(x.in_features for x in linears) ** 2 * 4
     # logits, gradients and two moments; noise and choices of a step; masks and masked weights
-    return fp32_bytes(anatomy.model) + 4 * (7 * logits + 3 * n_weights + inside + scores + gram)
+    return (
+        fp32_bytes(anatomy.model)
+        + step_bytes(anatomy, BATCH, length)
+        + 4 * (7 * logits + 3 * n_weights + gram)
+    )

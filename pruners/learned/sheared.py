@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -12,21 +11,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.pruners.learned.hard_concrete import BOUNDS, expected_kept, final_gates, sampled_gates
+from secateur.pruners.learned.low_rank import cut_weights
 from secateur.pruners.learned.masked_weights import replaced_weights
-from secateur.pruners.learned.training import MaskTrainer, cosine_rate, step_generator
+from secateur.pruners.learned.memory import check_training_memory
+from secateur.pruners.learned.training import (
+    MaskTrainer,
+    cosine_rate,
+    named_generator,
+    step_generator,
+    step_rows,
+)
 from secateur.pruners.models.anatomy import Anatomy, Linear, Sublayer
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.models.losses import ce_loss
-from secateur.pruners.models.memory import check_memory
-from secateur.pruners.models.runner import fp32_bytes, in_fp32
+from secateur.pruners.models.runner import in_fp32
 from secateur.pruners.recipes.allocation.allocate import allocate
 from secateur.pruners.recipes.allocation.layers import RuleEvidence
 from secateur.pruners.stores.saved_state import SavedState
 from secateur.pruners.structure.knowledge import unit_layer
 from secateur.pruners.structure.kprune import KeptNumbers
-from secateur.pruners.structure.reorder import cut_pieces
 
 START, DEVIATION = 5.0, 0.01
 """Mean and deviation of the first locations."""
@@ -119,9 +124,7 @@ class _Gates:
 
     def __post_init__(self) -> None:
         device = self.part.output.weight.device
-        digest = hashlib.sha256(f"{SEED}/{self.part.name}".encode()).digest()
-        drawn = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        noise = DEVIATION * torch.randn(self.part.n_units, generator=drawn)
+        noise = DEVIATION * torch.randn(self.part.n_units, generator=named_generator(SEED, self.part.name))
         self.log_alpha = (START + noise).to(device).requires_grad_()
         self.multipliers = torch.zeros(2, device=device, requires_grad=True)
         self.weights = {x.name: x.weight.detach().float().clone().requires_grad_() for x in self.linears}
@@ -161,16 +164,9 @@ class _Gates:
 
     def cut(self, kept: tuple[int, ...]) -> dict[str, Tensor]:
         """Trained weights of these units, with their gates."""
-        dense = [(linear, linear.weight) for linear in self.linears]
-        gated = self._gated(final_gates(self.log_alpha.detach()))
-        try:
-            for linear, _ in dense:
-                trained = gated() if linear is self.part.output else self.weights[linear.name]
-                linear.point_to(trained.detach())
-            return {name: piece.weight.clone() for name, piece in cut_pieces(self.part, kept).items()}
-        finally:
-            for linear, weight in dense:
-                linear.point_to(weight)
+        weights = {name: weight.detach() for name, weight in self.weights.items()}
+        weights[self.part.output.name] = self._gated(final_gates(self.log_alpha.detach()))().detach()
+        return cut_weights(self.part, kept, weights)
 
 
 def lagrangian(
@@ -232,22 +228,12 @@ class _Shearing:
             weights |= one.functions(sampled_gates(one.log_alpha, generator))
         rise = min(1.0, step / (RISE * self._n_steps))
         penalties = torch.stack([one.penalty(rise) for one in self._gated])
-        first = step * BATCH % len(self._tokens)
-        rows = torch.arange(first, first + min(BATCH, len(self._tokens))) % len(self._tokens)
         with replaced_weights(self._linears, weights):
-            return ce_loss(self._anatomy, self._tokens[rows]) + penalties.sum()
+            return ce_loss(self._anatomy, step_rows(self._tokens, BATCH, step)) + penalties.sum()
 
 
 def _check_memory(
     anatomy: Anatomy, tokens: Int[Tensor, "windows length"], parts: Sequence[SublayerLayout]
 ) -> None:
-    linears, n_tokens = list(anatomy.linears), BATCH * tokens.shape[1]
     trained = sum(x.linear.n_weights for part in parts for x in part.placements)
-    inside = 2 * n_tokens * sum(x.out_features for x in linears)
-    scores = sum(block.n_heads for block in anatomy.blocks) * n_tokens * tokens.shape[1]
-    check_memory(
-        fp32_bytes(anatomy.model) + 4 * (5 * trained + inside + scores),
-        anatomy.embedding.weight.device,
-        f"the training of {WHAT}",
-        "Use shorter windows, or a method without training (`secateur list methods`).",
-    )
+    check_training_memory(anatomy, BATCH, tokens.shape[1], 5 * trained, WHAT)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.pruners.stores.saved_state import SavedState
@@ -24,13 +25,15 @@ class MaskTrainer:
     caller seeds by the step (`step_generator`), so a run that was killed and continued ends as an unbroken one does.
 
     Args:
-        trained: leaf tensors by name.
+        trained: leaf tensors by name; those without a gradient, which `observe` and `settle` change, are kept and
+            continued with the others.
         optimizer: over them.
         loss: of a step, from its number.
         n_steps: of the whole run.
         what: that is trained, for errors.
         rate: factor of all learning rates, from the number of a step.
         clip: largest norm of the gradient; None: any.
+        observe: called before each step of the optimizer with the step's number and the gradients, clipped.
         settle: called after each step, without gradients: to keep parameters within their bounds.
         state: to continue from, and to write to every `SAVE_SECONDS`; None: neither.
     """
@@ -47,13 +50,14 @@ class MaskTrainer:
         what: str,
         rate: Callable[[int], float] = lambda step: 1.0,
         clip: float | None = None,
+        observe: Callable[[int], None] = lambda step: None,
         settle: Callable[[int], None] = lambda step: None,
         state: SavedState | None = None,
     ) -> None:
         self._trained, self._optimizer, self._loss = dict(trained), optimizer, loss
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self._n_steps, self._what = n_steps, what
-        self._rate, self._clip, self._settle = rate, clip, settle
+        self._rate, self._clip, self._observe, self._settle = rate, clip, observe, settle
         self._state = state
         self.step = 0
 
@@ -93,6 +97,8 @@ class MaskTrainer:
             )
         if self._clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self._trained.values(), self._clip, norm)
+        with torch.no_grad():
+            self._observe(self.step)
         self._optimizer.step()
         self.step += 1
         with torch.no_grad():
@@ -129,10 +135,22 @@ class MaskTrainer:
         self._optimizer.load_state_dict(whole)
 
 
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """Generator on the CPU of the first values of what has this name, which depend on nothing else."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
     """Generator of a step's random numbers, which depend on nothing else."""
     generator = torch.Generator(device=device)
     return generator.manual_seed(seed * 1_000_003 + step)
+
+
+def step_rows(tokens: Int[Tensor, "windows length"], batch: int, step: int) -> Int[Tensor, "batch length"]:
+    """Windows of a step: the next ones in their order, again from the first behind the last."""
+    first = step * batch % len(tokens)
+    return tokens[torch.arange(first, first + min(batch, len(tokens))) % len(tokens)]
 
 
 def cosine_rate(step: int, n_steps: int, lowest: float = 0.0) -> float:

@@ -37,8 +37,8 @@ class UnitPlan(PruningPlan):
         sample: its calibration windows.
         repair: a row of `CUT_REPAIRS`.
         numbers: of the kept units of each block, ascending.
-        outputs: weights that follow the pruned stream, of output projections, or that were trained, of any, by full
-            names; cut.
+        outputs: weights that follow the pruned stream, of output projections, or that were trained, of any, of whole
+            sub-layers, too, by full names; cut.
     """
 
     context: RecipeContext
@@ -67,7 +67,7 @@ class UnitPlan(PruningPlan):
             assert sublayer is not None, "the others have live sub-layers of their own"
             if not kept:
                 sublayer.remove()
-            elif len(kept) < layout.n_units:
+            elif len(kept) < layout.n_units or _has_any(layout, self.outputs):
                 sublayer.cut(len(kept), self._pieces(layout, index, kept))
 
     @property
@@ -133,7 +133,13 @@ def _plan(
     """
     seen = f"{sample.sha256} {context.dampening}"
     keys = tuple(
-        _key(layout, numbers[index], follows or repair, f"{seen} {numbers[:index] if follows else ()}")
+        _key(
+            layout,
+            numbers[index],
+            follows or repair,
+            f"{seen} {numbers[:index] if follows else ()}",
+            trained=any(_has_any(part, outputs) for part in layout.sublayers),
+        )
         for index, layout in enumerate(context.layouts)
     )
     kept = tuple(_kept(layout, block) for layout, block in zip(context.layouts, numbers, strict=True))
@@ -252,10 +258,19 @@ def _of_the_rest(share: float, dense: Sequence[Layer], layers: Sequence[Layer]) 
     return share if whole == rest else max(0.0, (share * whole - (whole - rest)) / rest)
 
 
-def _key(layout: BlockLayout, numbers: KeptNumbers, repair: str, seen: str) -> str:
-    """Equal for equal weights: the data that repairs depend on count where there is something to repair."""
+def _has_any(layout: SublayerLayout, weights: Mapping[str, Tensor]) -> bool:
+    """True if there is a weight of one of its projections."""
+    return any(placement.linear.name in weights for placement in layout.placements)
+
+
+def _key(layout: BlockLayout, numbers: KeptNumbers, repair: str, seen: str, *, trained: bool) -> str:
+    """Equal for equal weights: the data that repairs depend on count where there is something to repair.
+
+    Args:
+        trained: whether weights of the block were trained or follow the stream.
+    """
     counts = [(len(numbers[part.kind]), part.n_units) for part in _counted(layout, numbers)]
-    if all(n_kept == n_units for n_kept, n_units in counts):
+    if not trained and all(n_kept == n_units for n_kept, n_units in counts):
         return DENSE
-    repaired = repair != "none" and any(0 < n_kept < n_units for n_kept, n_units in counts)
+    repaired = trained or (repair != "none" and any(0 < n_kept < n_units for n_kept, n_units in counts))
     return key_of(dict(numbers), *((repair, seen) if repaired else ()))

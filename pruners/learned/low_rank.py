@@ -1,0 +1,117 @@
+"""Low-rank updates of frozen projections, and sub-layers whose projections have them while their units go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from secateur.pruners.learned.training import named_generator
+from secateur.pruners.models.anatomy import Linear
+from secateur.pruners.models.layout import SublayerLayout
+from secateur.pruners.structure.reorder import cut_pieces
+
+SCALE = 2.0
+"""Factor of updates, the usual quotient of LoRA's alpha and rank."""
+
+
+def first_right(rank: int, n_in: int, generator: torch.Generator) -> Float[Tensor, "rank in"]:
+    """First values of LoRA's A: uniform within one over the square root of the inputs."""
+    return (2 * torch.rand(rank, n_in, generator=generator) - 1) / math.sqrt(n_in)
+
+
+class LowRank:
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) of a frozen projection: ``W + 2 B A``, at first W.
+
+    Args:
+        linear: the projection, in float32.
+        rank: of the update.
+        seed: of the first values, which depend on the projection's name, too.
+    """
+
+    def __init__(self, linear: Linear, rank: int, seed: int) -> None:
+        self.linear = linear
+        device = linear.weight.device
+        right = first_right(rank, linear.in_features, named_generator(seed, linear.name))
+        self.left = torch.zeros(linear.out_features, rank, device=device, requires_grad=True)
+        self.right = right.to(device).requires_grad_()
+
+    def outputs(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
+        """Outputs of the updated projection; no gradient of a matrix of its size is formed."""
+        update = F.linear(F.linear(x, self.right), self.left)
+        return F.linear(x, self.linear.weight, self.linear.bias) + SCALE * update
+
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """The merged weight."""
+        return self.linear.weight + SCALE * (self.left.detach() @ self.right.detach())
+
+    @property
+    def gradient(self) -> Float[Tensor, "out in"]:
+        """Gradient of the merged weight as the factors alone tell it: ``dB A + B dA - dB dA``.
+
+        LoRAPrune (Zhang et al. 2024, arXiv 2305.18403): the change of ``B A`` in a step of gradient descent of size 1.
+        """
+        left, right = self.left.grad, self.right.grad
+        assert left is not None, "after a backward pass"
+        assert right is not None, "likewise"
+        return left @ (self.right.detach() - right) + self.left.detach() @ right
+
+
+class TunedSublayer:
+    """A sub-layer with low-rank updates of its projections and a gate for each unit.
+
+    Args:
+        part: the sub-layer.
+        rank: of the updates.
+        seed: of their first values.
+    """
+
+    def __init__(self, part: SublayerLayout, rank: int, seed: int) -> None:
+        self.part = part
+        self.updates = {x.linear.name: LowRank(x.linear, rank, seed) for x in part.placements}
+
+    @property
+    def trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Factors of the updates, by name."""
+        for name, update in self.updates.items():
+            yield f"left {name}", update.left
+            yield f"right {name}", update.right
+
+    def outputs(self, gates: Float[Tensor, " units"]) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Functions of the projections with these gates on the units: on the columns of the output projection."""
+        columns = gates.repeat_interleave(self.part.unit_width)
+        output = self.updates[self.part.output.name]
+        found = {name: update.outputs for name, update in self.updates.items()}
+        return found | {self.part.output.name: lambda x: output.outputs(x * columns)}
+
+    def cut(self, kept: tuple[int, ...], gates: Float[Tensor, " units"] | None = None) -> dict[str, Tensor]:
+        """Merged weights of these units, with their gates multiplied into the output projection's."""
+        weights = {name: update.weight for name, update in self.updates.items()}
+        if gates is not None:
+            weights[self.part.output.name] *= gates.repeat_interleave(self.part.unit_width)
+        return cut_weights(self.part, kept, weights)
+
+
+def cut_weights(
+    part: SublayerLayout, kept: tuple[int, ...], weights: Mapping[str, Float[Tensor, "out in"]]
+) -> dict[str, Tensor]:
+    """These weights of a sub-layer's projections, cut to some of its units; the live model is left as it was.
+
+    Args:
+        weights: by full name, of all projections.
+    """
+    dense = [(placement.linear, placement.linear.weight) for placement in part.placements]
+    try:
+        for linear, _ in dense:
+            linear.point_to(weights[linear.name])
+        return {
+            name: piece.weight.clone() for name, piece in cut_pieces(part, kept).items() if name in weights
+        }
+    finally:
+        for linear, weight in dense:
+            linear.point_to(weight)
