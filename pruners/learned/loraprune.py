@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -123,7 +123,8 @@ def unit_importance(one: TunedSublayer) -> Float[Tensor, " units"]:
 def _in_projection(placement: Placement, update: LowRank, n_units: int) -> Float[Tensor, " units"]:
     weights = (update.gradient * update.weight).abs()
     sums = placement.per_unit(weights.sum(1 - placement.axis), n_units)
-    return sums / (sums.norm() + EPSILON)
+    norm: Tensor = torch.linalg.vector_norm(sums)
+    return sums / (norm + EPSILON)
 
 
 def share_gone(step: int, n_steps: int) -> float:
@@ -179,7 +180,7 @@ class _Tuning:
         return tuple(self._gates[one.part.name].nonzero().flatten().tolist())
 
     def _loss(self, step: int) -> Float[Tensor, ""]:
-        outputs = {}
+        outputs: dict[str, Callable[[Tensor], Tensor]] = {}
         for one in self.sublayers:
             outputs |= one.outputs(self._gates[one.part.name])
         with replaced_forwards(list(self._anatomy.linears), outputs):
