@@ -166,6 +166,10 @@ TABLE: tuple[MethodRow, ...] = (
               "LoRAPrune: units go in steps while low-rank updates are tuned, by the updates' gradients alone",
               "https://arxiv.org/abs/2305.18403", needs="data", scope="model", trains=True,
               check_path="secateur.pruners.learned.loraprune:check"),
+    MethodRow("compresso", "reconstruction", "structure", "secateur.pruners.learned.compresso:compresso",
+              "Compresso: units under one budget, learned by hard concrete gates with low-rank updates",
+              "https://arxiv.org/abs/2310.05015", needs="data", scope="model", trains=True,
+              check_path="secateur.pruners.learned.compresso:check"),
     # Repairs of masked projections.
     MethodRow("none", "repair", "weights", "secateur.pruners.weights.mask_repairs:nothing",
               "the kept weights are as they were", searched=True),

@@ -13,17 +13,13 @@ from secateur.pruners.learned import loraprune as module
 from secateur.pruners.learned.loraprune import loraprune, share_gone, unit_importance
 from secateur.pruners.learned.low_rank import LowRank, TunedSublayer
 from secateur.pruners.learned.masked_weights import replaced_forwards
-from secateur.pruners.learned.training import DivergedError, MaskTrainer
-from secateur.pruners.models import memory
 from secateur.pruners.models.cutting import Piece
-from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.losses import ce_loss
 from secateur.pruners.recipes.allocation.layers import BudgetError
 from secateur.pruners.recipes.plan import DENSE, LiveBlock
 from secateur.pruners.recipes.units import plan_units
 from secateur.spaces.recipe.form import completed
-from tests.mixtures import MIXTURES, make_mixture
 from tests.models import random_tokens, small_anatomy
 from tests.recipe_contexts import CALIBRATION, small_context
 
@@ -207,66 +203,3 @@ def test_the_least_important_units_go_and_tuning_lowers_the_loss(tmp_path, monke
     assert losses["loraprune"] < losses["wanda_sp"] - 0.3
     assert all(key != DENSE for key in plans["loraprune"].keys)  # the whole block is tuned, too
     assert plans["wanda_sp"].keys[-1] == DENSE
-
-
-def test_a_recipe_goes_on_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr(MaskTrainer, "SAVE_SECONDS", 0.0)
-    form = {"unit": "structure", "sparsity": 0.3, "calibration": CALIBRATION, "metric": "loraprune"}
-    config = completed(form | {"allocation": "global"})
-
-    def logits(directory):
-        context = small_context(directory, 2)
-        plan = plan_units(context, config)
-        for block, layout in zip(context.anatomy.blocks, context.layouts, strict=True):
-            plan.change(LiveBlock(block, layout))
-        return plan, context.anatomy.model(input_ids=TOKENS).logits
-
-    plan, whole = logits(tmp_path / "whole")
-    assert plan.costs["sparsity"] == pytest.approx(0.3, abs=0.01)
-    loss, taken = module._Tuning._loss, []
-
-    def killed(self, step):
-        taken.append(step)
-        if len(taken) == 22:
-            raise KeyboardInterrupt
-        return loss(self, step)
-
-    monkeypatch.setattr(module._Tuning, "_loss", killed)
-    with pytest.raises(KeyboardInterrupt):
-        logits(tmp_path / "killed")
-    again, found = logits(tmp_path / "killed")
-    assert taken == [*range(22), *range(21, 30)]
-    assert again.numbers == plan.numbers
-    assert torch.equal(found, whole)
-    assert again.keys == plan.keys
-
-
-def test_protected_sublayers_are_whole():
-    anatomy = small_anatomy(n_layers=3)
-    names = [x.name for x in anatomy.blocks[0].linears]
-    units, _ = loraprune(anatomy, find_layouts(anatomy), TOKENS, 0.2, protected=names)
-    assert [len(block["mlp"]) for block in units] == [48, len(units[1]["mlp"]), 48]
-    assert len(units[1]["mlp"]) < 48
-
-
-def test_it_is_refused_before_anything_is_trained(monkeypatch):
-    monkeypatch.setattr(module, "MaskTrainer", None)
-    mixed = dissect(make_mixture(next(iter(MIXTURES))))
-    with pytest.raises(ValueError, match="Expected blocks of one attention and one MLP"):
-        module.check(mixed)
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 10)
-    anatomy = small_anatomy()
-    with pytest.raises(ValueError, match="GB of memory for the training of the metric loraprune"):
-        loraprune(anatomy, find_layouts(anatomy), TOKENS, 0.3)
-
-
-def test_a_training_that_diverges_is_one_line(monkeypatch):
-    def overflowing(anatomy, tokens):
-        return ce_loss(anatomy, tokens) * math.inf
-
-    monkeypatch.setattr(module, "ce_loss", overflowing)
-    anatomy = small_anatomy(n_layers=2)
-    with pytest.raises(
-        DivergedError, match=r"finite losses of the updates of the metric loraprune, .* step 0 of 30"
-    ):
-        loraprune(anatomy, find_layouts(anatomy), TOKENS, 0.3)

@@ -40,3 +40,8 @@ def expected_kept(log_alpha: Float[Tensor, " units"]) -> Float[Tensor, " units"]
 def final_gates(log_alpha: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
     """Values of the gates that stay."""
     return (log_alpha / TEMPERATURE * AT_END).sigmoid()
+
+
+def augmented_lagrangian(missing: Float[Tensor, ""], multipliers: Float[Tensor, "2"]) -> Float[Tensor, ""]:
+    """``lambda_1 d + lambda_2 d^2`` of a difference from a target; lambda is ascended while the rest descends."""
+    return multipliers[0] * missing + multipliers[1] * missing.square()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.learned.training import named_generator
-from secateur.pruners.models.anatomy import Linear
+from secateur.pruners.models.anatomy import Linear, Role
 from secateur.pruners.models.layout import SublayerLayout
 from secateur.pruners.structure.reorder import cut_pieces
 
@@ -25,16 +25,17 @@ def first_right(rank: int, n_in: int, generator: torch.Generator) -> Float[Tenso
 
 
 class LowRank:
-    """LoRA (Hu et al. 2021, arXiv 2106.09685) of a frozen projection: ``W + 2 B A``, at first W.
+    """LoRA (Hu et al. 2021, arXiv 2106.09685) of a frozen projection: ``W + scale B A``, at first W.
 
     Args:
         linear: the projection, in float32.
         rank: of the update.
         seed: of the first values, which depend on the projection's name, too.
+        scale: of the update.
     """
 
-    def __init__(self, linear: Linear, rank: int, seed: int) -> None:
-        self.linear = linear
+    def __init__(self, linear: Linear, rank: int, seed: int, scale: float = SCALE) -> None:
+        self.linear, self._scale = linear, scale
         device = linear.weight.device
         right = first_right(rank, linear.in_features, named_generator(seed, linear.name))
         self.left = torch.zeros(linear.out_features, rank, device=device, requires_grad=True)
@@ -43,12 +44,12 @@ class LowRank:
     def outputs(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
         """Outputs of the updated projection; no gradient of a matrix of its size is formed."""
         update = F.linear(F.linear(x, self.right), self.left)
-        return F.linear(x, self.linear.weight, self.linear.bias) + SCALE * update
+        return F.linear(x, self.linear.weight, self.linear.bias) + self._scale * update
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
         """The merged weight."""
-        return self.linear.weight + SCALE * (self.left.detach() @ self.right.detach())
+        return self.linear.weight + self._scale * (self.left.detach() @ self.right.detach())
 
     @property
     def gradient(self) -> Float[Tensor, "out in"]:
@@ -69,11 +70,22 @@ class TunedSublayer:
         part: the sub-layer.
         rank: of the updates.
         seed: of their first values.
+        scale: of the updates.
+        roles: of the projections that are updated; None: all.
     """
 
-    def __init__(self, part: SublayerLayout, rank: int, seed: int) -> None:
+    def __init__(
+        self,
+        part: SublayerLayout,
+        rank: int,
+        seed: int,
+        *,
+        scale: float = SCALE,
+        roles: Collection[Role] | None = None,
+    ) -> None:
         self.part = part
-        self.updates = {x.linear.name: LowRank(x.linear, rank, seed) for x in part.placements}
+        linears = [x.linear for x in part.placements if roles is None or x.linear.role in roles]
+        self.updates = {linear.name: LowRank(linear, rank, seed, scale) for linear in linears}
 
     @property
     def trained(self) -> Iterator[tuple[str, Tensor]]:
@@ -85,15 +97,20 @@ class TunedSublayer:
     def outputs(self, gates: Float[Tensor, " units"]) -> dict[str, Callable[[Tensor], Tensor]]:
         """Functions of the projections with these gates on the units: on the columns of the output projection."""
         columns = gates.repeat_interleave(self.part.unit_width)
-        output = self.updates[self.part.output.name]
         found = {name: update.outputs for name, update in self.updates.items()}
-        return found | {self.part.output.name: lambda x: output.outputs(x * columns)}
+        inside = found.get(self.part.output.name, self._frozen)
+        return found | {self.part.output.name: lambda x: inside(x * columns)}
+
+    def _frozen(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.part.output.weight, self.part.output.bias)
 
     def cut(self, kept: tuple[int, ...], gates: Float[Tensor, " units"] | None = None) -> dict[str, Tensor]:
         """Merged weights of these units, with their gates multiplied into the output projection's."""
-        weights = {name: update.weight for name, update in self.updates.items()}
+        weights = {x.linear.name: x.linear.weight for x in self.part.placements}
+        weights |= {name: update.weight for name, update in self.updates.items()}
         if gates is not None:
-            weights[self.part.output.name] *= gates.repeat_interleave(self.part.unit_width)
+            output = self.part.output.name
+            weights[output] = weights[output] * gates.repeat_interleave(self.part.unit_width)
         return cut_weights(self.part, kept, weights)
 
 

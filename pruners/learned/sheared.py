@@ -10,7 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.learned.hard_concrete import BOUNDS, expected_kept, final_gates, sampled_gates
+from secateur.pruners.learned.hard_concrete import (
+    BOUNDS,
+    augmented_lagrangian,
+    expected_kept,
+    final_gates,
+    sampled_gates,
+)
 from secateur.pruners.learned.low_rank import cut_weights
 from secateur.pruners.learned.masked_weights import replaced_weights
 from secateur.pruners.learned.memory import check_training_memory
@@ -173,8 +179,7 @@ def lagrangian(
     log_alpha: Float[Tensor, " units"], target: float, multipliers: Float[Tensor, "2"]
 ) -> Float[Tensor, ""]:
     """``lambda_1 (s - t) + lambda_2 (s - t)^2`` with s the expected sparsity of the gates."""
-    missing = 1 - expected_kept(log_alpha).mean() - target
-    return multipliers[0] * missing + multipliers[1] * missing.square()
+    return augmented_lagrangian(1 - expected_kept(log_alpha).mean() - target, multipliers)
 
 
 class _Shearing:

@@ -1,0 +1,154 @@
+"""Methods that train while units go, every row of the table: budgets, seeds, kills, bad input."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import torch
+
+from secateur.pruners.learned.training import DivergedError, MaskTrainer
+from secateur.pruners.models import memory
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.find_layout import find_layouts
+from secateur.pruners.models.losses import ce_loss
+from secateur.pruners.recipes.allocation.layers import BudgetError
+from secateur.pruners.recipes.plan import LiveBlock
+from secateur.pruners.recipes.units import plan_units
+from secateur.spaces.methods import UNIT_RECONSTRUCTIONS
+from secateur.spaces.recipe.form import completed
+from tests.families import make
+from tests.mixtures import MIXTURES, make_mixture
+from tests.models import random_tokens, small_anatomy
+from tests.recipe_contexts import CALIBRATION, small_context
+
+TOKENS = random_tokens(4, 24)
+ROWS = {name: row for name, row in UNIT_RECONSTRUCTIONS.items() if row.trains}
+
+
+@pytest.fixture(params=sorted(ROWS))
+def row(request, monkeypatch):
+    found = ROWS[request.param]
+    monkeypatch.setattr(module_of(found), "FEWEST_STEPS", 30)
+    return found
+
+
+def module_of(row):
+    return sys.modules[row.function.__module__]
+
+
+def run(row, anatomy, sparsity=0.2, **further):
+    return row.function(anatomy, find_layouts(anatomy), TOKENS, sparsity, **further)
+
+
+def pruned(directory, row, sparsity=0.3):
+    """Plan of the recipe, and logits of the model that it leaves."""
+    form = {"unit": "structure", "sparsity": sparsity, "calibration": CALIBRATION, "metric": row.name}
+    context = small_context(directory, 3)
+    plan = plan_units(context, completed(form | {"allocation": "global"}))
+    for block, layout in zip(context.anatomy.blocks, context.layouts, strict=True):
+        plan.change(LiveBlock(block, layout))
+    with torch.no_grad():
+        return plan, context.anatomy.model(input_ids=TOKENS).logits
+
+
+def test_the_budget_is_met_and_the_live_model_is_left_dense(row):
+    anatomy = small_anatomy(n_layers=3)
+    before = [(x.weight, x.weight.clone()) for x in anatomy.linears]
+    units, weights = run(row, anatomy, 0.25)
+    parts = [part for layout in find_layouts(anatomy) for part in layout.sublayers]
+    gone = sum((x.n_units - len(units[x.output.block][x.kind])) * x.unit_params for x in parts)
+    total = sum(x.n_units * x.unit_params + x.fixed_params for x in parts)
+    assert gone / total == pytest.approx(0.25, abs=0.01)
+    for x, (same, values) in zip(anatomy.linears, before, strict=True):
+        assert x.weight.data_ptr() == same.data_ptr()
+        assert torch.equal(x.weight, values)
+    for part in parts:
+        kept = units[part.output.block][part.kind]
+        assert list(kept) == sorted(set(kept))
+        if kept and part.output.name in weights:
+            assert weights[part.output.name].shape[1] == len(kept) * part.unit_width
+
+
+def test_equal_seeds_give_equal_weights_whatever_the_global_generator(row):
+    torch.manual_seed(1)
+    units, weights = run(row, small_anatomy(n_layers=3))
+    torch.manual_seed(2)
+    same, again = run(row, small_anatomy(n_layers=3))
+    assert units == same
+    assert set(weights) == set(again)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_a_recipe_goes_on_after_a_kill(row, tmp_path, monkeypatch):
+    monkeypatch.setattr(MaskTrainer, "SAVE_SECONDS", 0.0)
+    plan, whole = pruned(tmp_path / "whole", row)
+    assert plan.costs["sparsity"] == pytest.approx(0.3, abs=0.01)
+    take, taken = MaskTrainer._take, []
+
+    def killed(self):
+        taken.append(self.step)
+        if len(taken) == 22:
+            raise KeyboardInterrupt
+        take(self)
+
+    monkeypatch.setattr(MaskTrainer, "_take", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pruned(tmp_path / "killed", row)
+    again, found = pruned(tmp_path / "killed", row)
+    assert taken == [*range(22), *range(21, 30)]
+    assert again.numbers == plan.numbers
+    assert torch.equal(found, whole)
+    assert again.keys == plan.keys
+    pruned(tmp_path / "killed", row)  # trained before: no step is taken
+    assert len(taken) == 31
+
+
+def test_protected_sublayers_are_whole(row):
+    anatomy = small_anatomy(n_layers=3)
+    names = [x.name for x in anatomy.blocks[0].linears]
+    units, _ = run(row, anatomy, protected=names)
+    assert (len(units[0]["attention"]), len(units[0]["mlp"])) == (2, 48)
+    assert any(len(block["mlp"]) < 48 for block in units[1:])
+
+
+def test_more_than_may_go_is_infeasible(row):
+    anatomy = small_anatomy(n_layers=2)
+    names = [x.name for block in anatomy.blocks for x in block.linears]
+    with pytest.raises(BudgetError):
+        run(row, anatomy, 0.5, protected=names)
+
+
+def test_a_transposed_fused_family_is_served(row):
+    anatomy = dissect(make("gpt2"))
+    units, weights = run(row, anatomy)
+    assert any(
+        len(block["mlp"]) < layout.mlp.n_units
+        for block, layout in zip(units, find_layouts(anatomy), strict=True)
+    )
+    for layout, block in zip(find_layouts(anatomy), units, strict=True):
+        for part in layout.sublayers:
+            for x in part.placements:
+                if x.linear.name in weights and block[part.kind]:
+                    assert weights[x.linear.name].shape[x.axis] == x.size(len(block[part.kind]))
+
+
+def test_it_is_refused_before_anything_is_trained(row, monkeypatch):
+    monkeypatch.setattr(MaskTrainer, "run", None)
+    mixed = dissect(make_mixture(next(iter(MIXTURES))))
+    with pytest.raises(ValueError, match="Expected blocks of one attention and one MLP"):
+        row.check(mixed)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10)
+    with pytest.raises(ValueError, match=f"GB of memory for the training of the metric {row.name}"):
+        run(row, small_anatomy())
+
+
+def test_a_training_that_diverges_is_one_line(row, monkeypatch):
+    monkeypatch.setattr(
+        module_of(row), "ce_loss", lambda anatomy, tokens: ce_loss(anatomy, tokens) * math.inf
+    )
+    with pytest.raises(
+        DivergedError, match=rf"finite losses of .* of the metric {row.name}, .* step 0 of 30"
+    ):
+        run(row, small_anatomy(n_layers=2))
