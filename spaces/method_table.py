@@ -170,6 +170,10 @@ TABLE: tuple[MethodRow, ...] = (
               "Compresso: units under one budget, learned by hard concrete gates with low-rank updates",
               "https://arxiv.org/abs/2310.05015", needs="data", scope="model", trains=True,
               check_path="secateur.pruners.learned.compresso:check"),
+    MethodRow("lorashear", "reconstruction", "structure", "secateur.pruners.learned.lorashear:lorashear",
+              "LoRAShear: crucial sub-layers stay, redundant units of the others fade while low-rank updates are tuned",
+              "https://arxiv.org/abs/2310.18356", needs="data", scope="model", trains=True,
+              check_path="secateur.pruners.learned.lorashear:check"),
     # Repairs of masked projections.
     MethodRow("none", "repair", "weights", "secateur.pruners.weights.mask_repairs:nothing",
               "the kept weights are as they were", searched=True),

@@ -41,10 +41,17 @@ class LowRank:
         self.left = torch.zeros(linear.out_features, rank, device=device, requires_grad=True)
         self.right = right.to(device).requires_grad_()
 
-    def outputs(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
-        """Outputs of the updated projection; no gradient of a matrix of its size is formed."""
+    def outputs(
+        self, x: Float[Tensor, "*tokens in"], factors: Float[Tensor, " out"] | None = None
+    ) -> Float[Tensor, "*tokens out"]:
+        """Outputs of the updated projection; no gradient of a matrix of its size is formed.
+
+        Args:
+            factors: of the rows of the frozen weight and of its bias; None: 1.
+        """
+        frozen = F.linear(x, self.linear.weight, self.linear.bias)
         update = F.linear(F.linear(x, self.right), self.left)
-        return F.linear(x, self.linear.weight, self.linear.bias) + self._scale * update
+        return (frozen if factors is None else frozen * factors) + self._scale * update
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:

@@ -89,6 +89,12 @@ class Placement:
         split = values[: n_units * sum(self.parts)].split([n_units * size for size in self.parts])
         return torch.stack([part.reshape(n_units, -1).sum(1) for part in split]).sum(0)
 
+    def per_entry(self, values: Float[Tensor, " units"]) -> Float[Tensor, " axis"]:
+        """Value of each entry's unit; 1 of entries behind those of units."""
+        found = torch.cat([values.repeat_interleave(size) for size in self.parts])
+        behind = self.linear.weight.shape[self.axis] - len(found)
+        return torch.cat([found, found.new_ones(behind)])
+
 
 def whole_placements(block: Block, kind: Sublayer, n_units: int) -> tuple[Placement, ...]:
     """Placements that share every projection out among units, of a sub-layer that is never cut to some of them."""
