@@ -84,7 +84,7 @@ class BlockwiseEvaluator(Evaluator):
                 continue
             n = next(blocks)
             # No tokens if another candidate with the same weights was measured.
-            record["n_tokens"] = 0 if path in known else fidelity.n_tokens
+            record["n_tokens"] = 0 if path in known else fidelity.n_tokens + self._trained_on(candidate)
             record |= {"blocks": n, "blocks_saved": n_blocks - n}
             sums = sum((self._sums[batch.name, path] for batch in batches), LossSums())
             values, reason = self._values(candidate, sums.means())
@@ -98,6 +98,9 @@ class BlockwiseEvaluator(Evaluator):
         if not all(math.isfinite(value) for value in losses.values()):
             return {}, "its loss is not finite: the pruned model overflows"
         return {"loss": minimised(self._loss, losses), **losses, **self._pruner.cost(candidate)}, None
+
+    def _trained_on(self, candidate: Any) -> int:
+        return self._pruner.training_tokens(self._pruner.space.config(candidate))
 
     def _path(self, candidate: Any) -> Path | str:
         """Key of each block, or the reason why there is none."""

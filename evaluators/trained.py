@@ -92,7 +92,8 @@ class TrainedEvaluator(Evaluator):
         if not again:
             self._known[path, fidelity] = self._trained_losses(path, fidelity)
         sums = self._known[path, fidelity]
-        record["n_tokens"] = 0 if again else fidelity.total_tokens
+        config = self._pruner.space.config(candidate)
+        record["n_tokens"] = 0 if again else fidelity.total_tokens + self._pruner.training_tokens(config)
         record["seconds"] = time.perf_counter() - started
         if isinstance(sums, str):
             return Measurement(text, fidelity, infeasible=sums, **record)

@@ -247,6 +247,10 @@ class Pruner(ABC):
         counts: Mapping[str, float] = self.space.cost(candidate)
         return counts
 
+    def training_tokens(self, config: Config) -> int:
+        """Tokens of forward passes that training for these weights took, a backward pass as two; 0 if told before."""
+        return 0
+
     def baselines(self, directory: Path) -> Mapping[str, Any]:
         """Further baselines by name, from scores in the store."""
         return {}

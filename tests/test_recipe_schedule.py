@@ -12,13 +12,14 @@ from secateur.pruners.calibration.stream import mean_loss
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.recipes import units
 from secateur.pruners.recipes.blocks import plan_blocks
-from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
+from secateur.pruners.recipes.schedule import silenced, whole_numbers
 from secateur.pruners.recipes.units import plan_units
 from secateur.pruners.structure import bonsai
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.choices import items_of, plain_of
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.recipe.schedule import shares_of
 from tests.models import random_tokens
 from tests.recipe_contexts import CALIBRATION, small_context
 from tests.recipe_toy import recipe_space

@@ -139,7 +139,7 @@ def choose(
             raise ValueError(
                 f"Expected the sources of `calibration` among {sorted(pools)}, got {name!r}. Name it in `sources`."
             )
-        windows = _Windows(pools[name], length, (seed, zlib.crc32(name.encode())))
+        windows = _Windows(pools[name], length, _seed(name, seed))
         found = _draw(windows, eligible, calibration)
         if len(found) < turns.count(name):
             raise ValueError(
@@ -149,6 +149,30 @@ def choose(
             )
         drawn[name] = iter(found)
     return begin(torch.stack([next(drawn[name]) for name in turns]), bos)
+
+
+def most_samples(pools: Mapping[str, Pool], calibration: Mapping[str, Any], n: int, seed: int) -> int:
+    """As many samples of a choice as the pools have, up to `n`, see `choose`."""
+    eligible, _ = _CHOICES[calibration["choose"]]
+    counts = {
+        name: len(
+            _draw(_Windows(pools[name], calibration["length"], _seed(name, seed)), eligible, calibration)
+        )
+        for name, weight in calibration["sources"].items()
+        if weight
+    }
+    turns = _turns(calibration["sources"], min(n, sum(counts.values())))
+    taken = dict.fromkeys(counts, 0)
+    for place, name in enumerate(turns):
+        if taken[name] == counts[name]:
+            return place
+        taken[name] += 1
+    return len(turns)
+
+
+def _seed(name: str, seed: int) -> tuple[int, int]:
+    """Seed of all random choices of a source."""
+    return seed, zlib.crc32(name.encode())
 
 
 def _draw(

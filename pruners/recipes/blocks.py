@@ -7,17 +7,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from secateur.pruners.depth.merge_targets import DroppedRun, Fitting, point_block, runs_of
+from secateur.pruners.models.cutting import Piece
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
-from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
+from secateur.pruners.recipes.retraining import Retraining
+from secateur.pruners.recipes.schedule import silenced, whole_numbers
+from secateur.pruners.structure.kprune import KeptNumbers
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import DEPTH, DEPTH_REPAIRS
+from secateur.spaces.recipe.schedule import shares_of
 
 GONE = "gone"
+_DROPPED = "dropped"
 
 
 @dataclass(frozen=True)
@@ -26,16 +32,21 @@ class BlockPlan(PruningPlan):
 
     Args:
         merged: new parameters of the merge targets, by their names within the block.
+        trained: weights of projections of kept blocks, by full name.
     """
 
     merged: Mapping[int, Mapping[str, Tensor]]
+    trained: Mapping[str, Tensor]
 
     def change(self, live: LiveBlock) -> None:
         index = live.block.index
         if self.keys[index] == GONE:
             live.drop()
-        else:
+        elif index in self.merged:
             point_block(live.block, self.merged[index])
+        else:
+            linears = [x for x in live.block.linears if x.name in self.trained]
+            live.use({x.name: Piece(self.trained[x.name], x.bias) for x in linears})
 
     @property
     def units(self) -> Sequence[KeptUnits]:
@@ -50,18 +61,22 @@ def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
             comes near to.
     """
     sample = context.sample(config["calibration"])
-    dropped = _dropped(context, sample, config)
+    if any(name in config.get("schedule", {}) for name in ("before", "retrain", "after")):
+        dropped, trained, name = _trained(context, sample, config)
+    else:
+        dropped, trained, name = _dropped(context, sample, config), {}, ""
     blocks, repair = context.anatomy.blocks, config["repair"]
     fitting = Fitting(seed=context.seed)
     merged: dict[int, Mapping[str, Tensor]] = {}
-    keys = [GONE if block.index in dropped else DENSE for block in blocks]
+    stays = [key_of(name, block.index) if trained else DENSE for block in blocks]
+    keys = [GONE if block.index in dropped else stays[block.index] for block in blocks]
     for run in runs_of(dropped, len(blocks)) if repair != "none" else ():
         key = keys[run.target] = key_of(repair, run.dropped, sample.sha256, fitting)
         merged[run.target] = context.made.get(
             (run.target, key), partial(_merged, context, sample, run, repair, fitting)
         )
     kept = tuple(Kept(0, 0) if block.index in dropped else block.whole for block in blocks)
-    return BlockPlan(tuple(keys), cost(context.shape, kept), kept, merged)
+    return BlockPlan(tuple(keys), cost(context.shape, kept), kept, merged, trained)
 
 
 def _dropped(context: RecipeContext, sample: Sample, config: Mapping[str, Any]) -> list[int]:
@@ -73,12 +88,39 @@ def _dropped(context: RecipeContext, sample: Sample, config: Mapping[str, Any]) 
     for share in shares:
         if not _lowest(context, [0.0] * len(whole), share, dropped, check=False):
             continue  # nothing to measure for
-        numbers = [dict.fromkeys(kept, ()) if index in dropped else kept for index, kept in enumerate(whole)]
+        numbers = _numbers(whole, dropped)
         now = context.silenced_sample(sample, numbers) if dropped else sample
         with silenced(context.layouts, numbers, dropped):
             scores = _scores(context, now, name)
         dropped += _lowest(context, scores, share, dropped, check=share == shares[-1])
     return sorted(dropped)
+
+
+def _numbers(whole: Sequence[KeptNumbers], dropped: Sequence[int]) -> list[KeptNumbers]:
+    """Units of each block without those of the dropped ones."""
+    return [dict.fromkeys(kept, ()) if index in dropped else kept for index, kept in enumerate(whole)]
+
+
+def _trained(
+    context: RecipeContext, sample: Sample, config: Mapping[str, Any]
+) -> tuple[list[int], Mapping[str, Tensor], str]:
+    """Indices of the blocks to drop by a recipe that trains, weights of the others, and the name of both."""
+    rounds, whole = Retraining(context, sample, config), whole_numbers(context.layouts)
+    linears = list(context.anatomy.linears)
+    rounds.begin(linears)
+    dropped = rounds.facts[_DROPPED].tolist() if _DROPPED in rounds.facts else []
+    for share in rounds.left:
+        with rounds.live(), silenced(context.layouts, _numbers(whole, dropped), dropped):
+            scores = _scores(context, rounds.seen(sample), config["metric"]["name"])
+        dropped += _lowest(context, scores, share, dropped, check=share == config["sparsity"])
+        linears = [x for x in linears if x.block not in dropped]
+        with rounds.live(), silenced(context.layouts, _numbers(whole, dropped), dropped):
+            rounds.train(linears, {})
+        rounds.end_round({_DROPPED: torch.tensor(dropped, dtype=torch.int64)})
+    linears = [x for x in linears if x.block not in dropped]
+    with rounds.live(), silenced(context.layouts, _numbers(whole, dropped), dropped):
+        rounds.finish(linears, {})
+    return sorted(dropped), rounds.weights, rounds.name
 
 
 def _merged(

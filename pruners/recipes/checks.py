@@ -19,6 +19,7 @@ from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.experts import check_mixtures
 from secateur.pruners.recipes.metric import importance_of
+from secateur.pruners.recipes.retraining import check_training
 from secateur.pruners.structure.method import check_importance_on
 from secateur.spaces.formulas.metric import formula_of, needs_contrast
 from secateur.spaces.method import CONTRAST, Detail, Unit
@@ -32,9 +33,13 @@ from secateur.spaces.methods import (
     metrics_of,
 )
 from secateur.spaces.names import nearest
-from secateur.spaces.recipe.form import completed
+from secateur.spaces.recipe.form import completed, flattened
 from secateur.spaces.recipe.keys import BLEND, BLENDED
 from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.recipe.schedule import trains
+
+STATE_BYTES = 16
+"""Bytes a weight of a schedule's state: the last round's weights, and those in training with two moments."""
 
 Metric = Mapping[str, Any]
 
@@ -72,6 +77,8 @@ def check_family(space: Any, anatomy: Anatomy) -> None:
     if space.unit == "experts":
         check_mixtures(anatomy)
     start = _whole(space.start_name, space.unit)
+    if trains(flattened(start)):
+        check_training(anatomy, space.length[-1])
     metrics = {start["metric"]["name"], *(space.metric_options if "metric" in space.search else ())}
     repairs = {start["repair"], *(space.repair_options if "repair" in space.search else ())}
     _check_methods(metrics, repairs, anatomy, (space.samples[0], space.length[0]))
@@ -103,6 +110,8 @@ def check_statistics(space: Any, anatomy: Anatomy) -> None:
     """
     n_weights = sum(linear.n_weights for linear in anatomy.linears)
     needed = gram_bytes(anatomy) if "gram" in _inputs(space) else 0
+    if any(trains(flattened(form)) for form in _known(space)):
+        needed = max(needed, STATE_BYTES * n_weights)
     for metric in _metrics(space):
         kinds = _kinds(space.unit, metric, forward=space.gradients == ["forward"])
         check_gradients(anatomy, kinds, space.length[-1])
@@ -123,6 +132,8 @@ def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy) -> None:
     if recipe["unit"] == "experts":
         check_mixtures(anatomy)
     calibration = recipe["calibration"]
+    if trains(flattened(recipe)):
+        check_training(anatomy, calibration["length"])
     windows = calibration["samples"], calibration["length"]
     _check_methods([recipe["metric"]["name"]], [recipe["repair"]], anatomy, windows)
     forward = calibration.get("gradients") == "forward"

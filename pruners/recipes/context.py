@@ -103,7 +103,11 @@ class RecipeContext:
     def silenced_sample(self, sample: Sample, numbers: Sequence[Mapping[Any, tuple[int, ...]]]) -> Sample:
         """The windows of a sample, with statistics of the live model with these units alone, once it is silenced."""
         digest = hashlib.sha256(repr([sorted(kept.items()) for kept in numbers]).encode()).hexdigest()
-        sha256 = f"{sample.sha256} {digest[:32]}"
+        return self.changed_sample(sample, digest[:32])
+
+    def changed_sample(self, sample: Sample, identity: str) -> Sample:
+        """The windows of a sample, with statistics of the live model once it is changed; `identity`: how."""
+        sha256 = f"{sample.sha256} {identity}"
         return replace(
             sample, sha256=sha256, statistics=sample.statistics.of_another(f"{self.model} {sha256}")
         )

@@ -53,6 +53,7 @@ from secateur.pruners.recipes.units import plan_units
 from secateur.pruners.recipes.weights import plan_weights, weights_by_block
 from secateur.pruners.stores.block_files import LevelStoreError
 from secateur.spaces.architecture.candidate import Kept
+from secateur.spaces.recipe.schedule import computed_tokens
 
 POOLS, PROFILE = "pools.safetensors", "profile.yaml"
 """Files that `RecipePruner.prepare` writes."""
@@ -185,6 +186,7 @@ class RecipePruner(Pruner):
         self._live = [LiveBlock(block, layout) for block, layout in zip(blocks, layouts, strict=True)]
         self._now: list[Hashable] = [DENSE] * len(blocks)
         self._plans: dict[str, PruningPlan] = {}
+        self._told: set[str] = set()
         self._of_keys: dict[tuple[int, Hashable], PruningPlan] = {}
 
     def _new_pools(self, on_share: Callable[[float], None] = lambda share: None) -> dict[str, Pool]:
@@ -258,6 +260,13 @@ class RecipePruner(Pruner):
     def cost(self, candidate: Any) -> Mapping[str, float]:
         plan = self.plan(self.space.config(candidate))
         return super().cost(candidate) if plan is None else plan.costs
+
+    def training_tokens(self, config: Config) -> int:
+        name = json.dumps(config, sort_keys=True)
+        if name in self._told:
+            return 0
+        self._told.add(name)
+        return computed_tokens(config)
 
     def apply(self, block: int, key: Hashable) -> None:
         if self._now[block] == key:

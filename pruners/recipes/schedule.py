@@ -1,23 +1,19 @@
-"""Rounds of a recipe's schedule: shares to reach, and the model without what the rounds before removed."""
+"""Rounds of a recipe's schedule: the live model as the rounds before left it, and shares of what is left."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
+from secateur.pruners.models.anatomy import Linear
 from secateur.pruners.models.cutting import pass_through, set_bias
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
+from secateur.pruners.recipes.allocation.layers import Layer
 from secateur.pruners.structure.kprune import KeptNumbers
-
-
-def shares_of(config: Mapping[str, Any]) -> list[float]:
-    """Share that is removed after each round, ascending, the recipe's sparsity last; it alone without a schedule."""
-    step, sparsity = config.get("schedule", {}).get("step", 1.0), config["sparsity"]
-    whole = [step * number for number in range(1, int(sparsity / step) + 1)]
-    return [*(share for share in whole if share < sparsity * (1 - 1e-9)), sparsity]
 
 
 def whole_numbers(layouts: Sequence[BlockLayout]) -> tuple[KeptNumbers, ...]:
@@ -61,9 +57,37 @@ def silenced(
 
 def _silence(part: SublayerLayout, kept: Sequence[int]) -> None:
     output, bias = part.output, part.output.bias
-    stays = torch.zeros(part.n_units, dtype=torch.bool)
-    stays[list(kept)] = True
-    columns = stays.repeat_interleave(part.unit_width).to(output.weight.device)
-    output.point_to(output.weight * columns)
+    output.point_to(output.weight * columns_of(part, kept))
     if bias is not None and not kept:
         set_bias(output.module, torch.zeros_like(bias))
+
+
+def columns_of(part: SublayerLayout, kept: Sequence[int]) -> Bool[Tensor, " inputs"]:
+    """True at the columns of the output projection that these units have."""
+    stays = torch.zeros(part.n_units, dtype=torch.bool)
+    stays[list(kept)] = True
+    return stays.repeat_interleave(part.unit_width).to(part.output.weight.device)
+
+
+@contextmanager
+def using(linears: Iterable[Linear], weights: Mapping[str, Float[Tensor, "out in"]]) -> Iterator[None]:
+    """Context in which projections of the live model have other weights, of the dense shapes, by full name."""
+    before = [(linear, linear.weight) for linear in linears if linear.name in weights]
+    try:
+        for linear, _ in before:
+            linear.point_to(weights[linear.name])
+        yield
+    finally:
+        for linear, weight in before:
+            linear.point_to(weight)
+
+
+def of_the_rest(share: float, dense: Sequence[Layer], layers: Sequence[Layer]) -> float:
+    """Share of what is left that is to go, so that this share of all will have gone.
+
+    Args:
+        dense: all layers, whole.
+        layers: what is left of them.
+    """
+    whole, rest = (sum(layer.n_weights for layer in some) for some in (dense, layers))
+    return share if whole == rest else max(0.0, (share * whole - (whole - rest)) / rest)

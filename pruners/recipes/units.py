@@ -18,7 +18,16 @@ from secateur.pruners.recipes.allocation.sublayers import in_turn
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.metric import Importance, importance_of
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan, key_of
-from secateur.pruners.recipes.schedule import shares_of, silenced, whole_numbers
+from secateur.pruners.recipes.retraining import Retraining
+from secateur.pruners.recipes.schedule import of_the_rest, silenced, whole_numbers
+from secateur.pruners.recipes.trained_units import (
+    columns,
+    cut_weights,
+    facts_of,
+    linears_of,
+    numbers_of,
+    repaired_outputs,
+)
 from secateur.pruners.recipes.unit_layers import evidence_of, flap_of, layer_of, stays_of
 from secateur.pruners.recipes.units_in_turn import numbers_in_turn
 from secateur.pruners.structure.kprune import KeptNumbers
@@ -26,6 +35,7 @@ from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, UNIT_RECONSTRUCTIONS
+from secateur.spaces.recipe.schedule import shares_of
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,9 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
         )
         return _plan(context, sample, numbers, outputs, "none", follows=seen if row.trains else name)
     repair = "none" if stream else config["repair"]
+    if any(name in config.get("schedule", {}) for name in ("before", "retrain", "after")):
+        numbers, outputs, seen = _trained(context, sample, config, repair)
+        return _plan(context, sample, numbers, outputs, "none", follows=seen)
     numbers = _numbers(context, sample, config, repair)
     outputs = stream.function(context.anatomy, context.layouts, numbers, sample.tokens) if stream else {}
     return _plan(context, sample, numbers, outputs, repair, follows=config["repair"] if stream else "")
@@ -196,6 +209,36 @@ def _numbers(
     return numbers
 
 
+def _trained(
+    context: RecipeContext, sample: Sample, config: Mapping[str, Any], repair: str
+) -> tuple[tuple[KeptNumbers, ...], Mapping[str, Tensor], str]:
+    """Kept units of each block of a recipe that trains, cut weights of all that stays, and the name of both."""
+    row, layouts = importance_of(config["metric"], len(context.layouts)), context.layouts
+    rounds = Retraining(context, sample, config)
+    numbers = numbers_of(layouts, rounds.facts)
+    rounds.begin(linears_of(layouts, numbers))
+    for share in rounds.left:
+        with rounds.live(), silenced(layouts, numbers):
+            now, here = rounds.seen(sample), {**config, "sparsity": share}
+            if RULES[config["allocation"]["rule"]].function is in_turn:  # in one round
+                after = numbers_in_turn(context, now, here, row, repair)
+            else:
+                after = _round(context, here, now, row, repair, numbers)
+            if rounds.penalty:
+                rounds.train(linears_of(layouts, numbers), columns(layouts, numbers), columns(layouts, after))
+            repaired = repaired_outputs(context, now, after, numbers, repair)
+        rounds.weights |= repaired
+        numbers = after
+        if not rounds.penalty:
+            with rounds.live(), silenced(layouts, numbers):
+                rounds.train(linears_of(layouts, numbers), columns(layouts, numbers))
+        rounds.end_round(facts_of(numbers))
+    with rounds.live(), silenced(layouts, numbers):
+        rounds.finish(linears_of(layouts, numbers), columns(layouts, numbers))
+    with rounds.live():
+        return numbers, cut_weights(layouts, numbers, rounds.weights), rounds.name
+
+
 def _round(
     context: RecipeContext,
     config: Mapping[str, Any],
@@ -224,7 +267,7 @@ def _round(
     layers = [_left(layer, units) for layer, units in zip(dense, left, strict=True) if units]
     gone = iter(
         removed(
-            {**config, "sparsity": _of_the_rest(config["sparsity"], dense, layers)},
+            {**config, "sparsity": of_the_rest(config["sparsity"], dense, layers)},
             layers,
             context,
             sample,
@@ -250,12 +293,6 @@ def _left(layer: Layer, units: Sequence[int]) -> Layer:
         return layer
     scores = layer.scores[list(units)]
     return replace(layer, n_units=len(units), scores=scores, keep=min(layer.keep, len(units)))
-
-
-def _of_the_rest(share: float, dense: Sequence[Layer], layers: Sequence[Layer]) -> float:
-    """Share of what is left that is to go, so that this share of all will have gone."""
-    whole, rest = (sum(layer.n_weights for layer in some) for some in (dense, layers))
-    return share if whole == rest else max(0.0, (share * whole - (whole - rest)) / rest)
 
 
 def _has_any(layout: SublayerLayout, weights: Mapping[str, Tensor]) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -96,10 +96,12 @@ class MaskPruning(WeightPruning):
     Args:
         ranking: of the weights.
         repair: a row of `MASK_REPAIRS`.
+        gone: True at weights that are zero already, by full name; they go first.
     """
 
     ranking: Ranking
     repair: str
+    gone: Mapping[str, Bool[Tensor, "out in"]] = field(default_factory=dict)
 
     @property
     def needs(self) -> Detail:
@@ -110,7 +112,8 @@ class MaskPruning(WeightPruning):
         return self.ranking.gradients
 
     def some_scores(self, linear: Linear, n: int) -> NDArray[np.float64]:
-        scores = self._scores(linear, self.inputs(self.context.anatomy.blocks[linear.block])).flatten()
+        scores = self._scores(linear, self.inputs(self.context.anatomy.blocks[linear.block]))
+        scores = scores[~self.gone[linear.name]] if linear.name in self.gone else scores.flatten()
         step = spread_step(len(scores), n, linear.weight.shape[1])
         spread: NDArray[np.float64] = scores[::step].double().cpu().numpy()
         return spread
@@ -145,7 +148,11 @@ class MaskPruning(WeightPruning):
         return self.sample.statistics.whole(self.gradients)
 
     def _scores(self, linear: Linear, inputs: Mapping[str, InputStatistics]) -> Float[Tensor, "out in"]:
-        return self.ranking.scores(linear, inputs.get(linear.name), self._whole)
+        found = self.ranking.scores(linear, inputs.get(linear.name), self._whole)
+        if linear.name not in self.gone:
+            return found
+        least = float(found.min())
+        return found.masked_fill(self.gone[linear.name], least - abs(least) - 1)
 
     def _masks(self, block: Block, counts: Counts) -> dict[str, Bool[Tensor, "out in"]]:
         """True = keep, of the projections that lose something."""

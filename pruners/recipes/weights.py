@@ -20,12 +20,14 @@ from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.metric import ranking_of
 from secateur.pruners.recipes.model_reconstruction import ModelReconstruction
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
+from secateur.pruners.recipes.schedule import of_the_rest
 from secateur.pruners.recipes.weight_pruning import (
     BlockReconstruction,
     LayerReconstruction,
     MaskPruning,
     WeightPruning,
 )
+from secateur.pruners.recipes.weights_in_rounds import weights_in_rounds
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
 from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, MODEL_RECONSTRUCTIONS, RULES
@@ -63,14 +65,36 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
             sparsity, scores that rank nothing.
     """
     sample = context.sample(config["calibration"])
-    pruning = _weight_pruning(context, sample, config)
-    rule = RULES[config["allocation"]["rule"]]
-    evidence = rule.evidence
-    needs = most(pruning.needs, rule.inputs, "moments" if "outliers" in evidence else "nothing")
-    sample.statistics.prepare(inputs=needs, gradients=pruning.gradients)
+    if "schedule" in config:
+        return _plan(context, *_in_rounds(context, sample, config), everywhere=True)
+    pruning = _prepared(context, sample, config)
     if isinstance(pruning, ModelReconstruction) and config["allocation"]["rule"] == OWN_THRESHOLD:
         return _plan(context, pruning, pruning.spread(config["sparsity"]))
     return _plan(context, pruning, _counts(context, sample, pruning, config))
+
+
+def _prepared(context: RecipeContext, sample: Sample, config: Mapping[str, Any]) -> WeightPruning:
+    """Pruning by the recipe's metric, with the statistics that it and the rule need."""
+    pruning = _weight_pruning(context, sample, config)
+    rule = RULES[config["allocation"]["rule"]]
+    needs = most(pruning.needs, rule.inputs, "moments" if "outliers" in rule.evidence else "nothing")
+    sample.statistics.prepare(inputs=needs, gradients=pruning.gradients)
+    return pruning
+
+
+def _in_rounds(
+    context: RecipeContext, sample: Sample, config: Mapping[str, Any]
+) -> tuple[WeightPruning, Mapping[str, int]]:
+    """Weights and zeros of a recipe with a schedule."""
+    return weights_in_rounds(
+        context,
+        sample,
+        config,
+        lambda here, now: _prepared(here, now, config),
+        lambda here, now, pruning, share, gone: _counts(
+            here, now, pruning, {**config, "sparsity": share}, gone
+        ),
+    )
 
 
 def weights_by_block(context: RecipeContext, config: Mapping[str, Any]) -> BlockwisePruning:
@@ -78,9 +102,13 @@ def weights_by_block(context: RecipeContext, config: Mapping[str, Any]) -> Block
 
     Raises:
         NotStreamedError: if it needs more: shares from scores or statistics of all blocks, gradients, a reconstruction
-            of the model or of whole blocks, biases that the model's class does not have.
+            of the model or of whole blocks, rounds, biases that the model's class does not have.
         ValueError: as `plan_weights` does.
     """
+    if "schedule" in config:
+        raise NotStreamedError(
+            "Expected a recipe without `schedule`, whose rounds need the whole model, got one."
+        )
     context = replace(context, made=Recent(0))  # nothing is kept beyond its block
     sample = context.sample(config["calibration"])
     pruning, rule = _weight_pruning(context, sample, config), RULES[config["allocation"]["rule"]]
@@ -104,38 +132,50 @@ def weights_by_block(context: RecipeContext, config: Mapping[str, Any]) -> Block
 
 
 def _counts(
-    context: RecipeContext, sample: Sample, pruning: WeightPruning, config: Mapping[str, Any]
+    context: RecipeContext,
+    sample: Sample,
+    pruning: WeightPruning,
+    config: Mapping[str, Any],
+    gone: Mapping[str, int] | None = None,
 ) -> Mapping[str, int]:
-    """Zeros of each projection by the recipe's rule."""
+    """Zeros of each projection by the recipe's rule, over those that it has already, `gone`."""
     linears, evidence = list(context.anatomy.linears), RULES[config["allocation"]["rule"]].evidence
+    before = [0 if gone is None else gone[linear.name] for linear in linears]
+    dense = [
+        Layer(linear.block, kind_of(linear.sublayer), size=1, n_units=linear.n_weights) for linear in linears
+    ]
     layers = [
-        Layer(
-            linear.block,
-            kind_of(linear.sublayer),
-            size=1,
-            n_units=linear.n_weights,
+        replace(
+            layer,
+            n_units=max(1, layer.n_units - n),  # one that is kept, if none is left
             scores=pruning.some_scores(linear, SCORES) if "scores" in evidence else np.zeros(0),
-            keep=linear.n_weights if linear.name in context.protected else 0,
+            keep=layer.n_units - n if linear.name in context.protected else int(n == layer.n_units),
             name=linear.name,
         )
-        for linear in linears
+        for layer, linear, n in zip(dense, linears, before, strict=True)
     ]
 
     def outliers() -> tuple[float, ...]:
         return outlier_shares(context.anatomy, sample.statistics, float(config["allocation"]["factor"]))
 
-    gone = removed(config, layers, context, sample, outliers=outliers)
-    return {linear.name: n for linear, n in zip(linears, gone, strict=True)}
+    rest = {**config, "sparsity": of_the_rest(config["sparsity"], dense, layers)}
+    further = removed(rest, layers, context, sample, outliers=outliers)
+    return {x.name: n + more for x, n, more in zip(linears, before, further, strict=True)}
 
 
 def _shares(context: RecipeContext, counts: Mapping[str, int]) -> dict[str, float]:
     return {linear.name: counts[linear.name] / linear.n_weights for linear in context.anatomy.linears}
 
 
-def _plan(context: RecipeContext, pruning: WeightPruning, counts: Mapping[str, int]) -> WeightPlan:
+def _plan(
+    context: RecipeContext, pruning: WeightPruning, counts: Mapping[str, int], *, everywhere: bool = False
+) -> WeightPlan:
+    """The plan with these zeros; `everywhere`: blocks without any are changed, too."""
     linears, blocks = list(context.anatomy.linears), context.anatomy.blocks
     keys = tuple(
-        pruning.key(block, counts) if any(counts[linear.name] for linear in block.linears) else DENSE
+        pruning.key(block, counts)
+        if everywhere or any(counts[linear.name] for linear in block.linears)
+        else DENSE
         for block in blocks
     )
     n_biases = pruning.n_biases(counts)

@@ -18,7 +18,7 @@ _HEADS = {
     "schedule": "step",
     "repair": "",
 }
-"""First key of each section in the text, whose name is omitted."""
+"""First key of each section in the text, whose name is omitted; a schedule may be without it."""
 _NUMBER = re.compile(r"-?\d{1,18}(\.\d{1,18})?(e-?\d{1,3})?", re.ASCII)
 
 
@@ -45,8 +45,9 @@ class Recipe:
         for section, head in _HEADS.items():
             if section in whole:
                 held = whole[section] if head else {"": whole[section]}
-                more = "".join(f"; {key}={_text(value)}" for key, value in held.items() if key != head)
-                sections.append(f"{section} {_text(held[head])}{more}")
+                first = [_text(held[head])] if head in held else []
+                more = [f"{key}={_text(value)}" for key, value in held.items() if key != head]
+                sections.append(f"{section} {'; '.join([*first, *more])}")
         return cls(" | ".join(sections))
 
     @classmethod
@@ -98,12 +99,16 @@ def _read(text: str) -> dict[str, Any] | None:
     for section in sections:
         name, _, body = section.partition(" ")
         head, *others = body.split("; ")
+        if name == "schedule" and "=" in head:
+            head, others = "", [head, *others]
         pairs = [other.partition("=") for other in others]
         if name not in _HEADS or name in plain or not all(sign for _, sign, _ in pairs):
             return None
         if len({key for key, _, _ in pairs}) < len(pairs):
             return None
-        read = {_HEADS[name]: head} | {key: value for key, _, value in pairs}
+        read = {key: value for key, _, value in pairs}
+        if head or name != "schedule":
+            read = {_HEADS[name]: head} | read
         held = {key: _READERS.get(key, _value)(value) for key, value in read.items()}
         plain[name] = held if _HEADS[name] else held[""]
         if not _HEADS[name] and len(held) > 1:

@@ -19,11 +19,17 @@ from secateur.spaces.recipe.form import (
     OWN_VALUES,
     completed,
     flattened,
-    looks_at_dense,
     nested,
 )
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, N_CLUSTERS, Condition, is_number, leaves
 from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.recipe.schedule import (
+    OF_TRAINING,
+    looks_at_dense,
+    prunes_at_once,
+    repair_goes_on,
+    trains,
+)
 from secateur.spaces.space import IntParameter, Requirement
 
 Subspace = Literal["calibration", "metric", "allocation", "repair"]
@@ -63,6 +69,8 @@ def nearest(options: Sequence[Any], value: Any, *, ordered: bool) -> Any:
     return min(options, key=lambda option: abs(option - value))
 
 
+ROUNDS = ("schedule.step", "schedule.steps")
+
 Fill = Callable[[Choice], Any]
 """Function that gives the value of a newly applicable choice."""
 
@@ -85,7 +93,7 @@ class Tree:
         search: Collection[str],
         options: Mapping[str, tuple[Sequence[Any], bool]],
     ) -> None:
-        self._leaves = leaves(unit)
+        self._unit, self._leaves = unit, leaves(unit)
         self._items = {SOURCES: tuple(sources), CLUSTERS: range(N_CLUSTERS), WEIGHTS: MATRICES}
         defaults = expanded({key: leaf.default for key, leaf in self._leaves.items()}, sources)
         defaults |= dict.fromkeys(self._paths(SOURCES), 1)
@@ -112,6 +120,22 @@ class Tree:
         groups = (self._paths(SOURCES), self._paths(CLUSTERS), weights[:N_ATTENTION], weights[N_ATTENTION:])
         self._others = {group[-1]: group[:-1] for group in groups}
 
+    def _scheduled(self, path: str, value: Any, before: Items) -> Any:
+        """The value, or another one of schedules and repairs that contradict earlier items, see `check_schedule`."""
+        if path == "repair":
+            return value if repair_goes_on(self._unit, before, value) else "none"
+        if not path.startswith("schedule."):
+            return value
+        metric, rule = before["metric.name"], before.get("allocation.rule", "uniform")
+        unfit = (
+            prunes_at_once(metric)
+            or (path in ROUNDS and looks_at_dense(rule))
+            or (path in OF_TRAINING and not trains(before))
+            or (path == "schedule.shape" and before["schedule.steps"] == 1)
+            or (path == "schedule.penalty" and (repairs_itself(metric) or not before["schedule.retrain"]))
+        )
+        return self._leaves[path].default if unfit else value
+
     @property
     def choices(self) -> tuple[Choice, ...]:
         return tuple(self._choices.values())
@@ -128,7 +152,8 @@ class Tree:
         for key, leaf in self._leaves.items():
             if leaf.applies(found):
                 for path in self._paths(key):
-                    found[path] = self._allowed(path, self._value(path, items, fill), found)
+                    value = self._scheduled(path, self._value(path, items, fill), found)
+                    found[path] = self._allowed(path, value, found)
         return found
 
     def default(self, choice: Choice) -> Any:
@@ -167,13 +192,11 @@ class Tree:
             return value or int(not any(before[other] for other in self._others[path]))
         if path == "metric.activation" and before["metric.order"] == "none":
             return value or int(not before["metric.magnitude"])
-        if path == "schedule.step" and looks_at_dense(before.get("allocation.rule", "uniform")):
-            return 1
         metric = before.get("metric.name")
         if metric is None or has_scores(metric):
             return value
         if metric in UNIT_RECONSTRUCTIONS:
-            own = {"allocation.rule": OWN_THRESHOLD, "repair": "none", "schedule.step": 1, **OWN_VALUES}
+            own = {"allocation.rule": OWN_THRESHOLD, "repair": "none", **OWN_VALUES}
             return own.get(path, value)
         if metric in MODEL_RECONSTRUCTIONS and before.get("allocation.rule", value) == OWN_THRESHOLD:
             return "none" if path == "repair" else OWN_VALUES.get(path, value)

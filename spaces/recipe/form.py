@@ -17,6 +17,7 @@ from secateur.spaces.methods import (
 )
 from secateur.spaces.names import did_you_mean
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, Condition, Flat, is_number, leaves
+from secateur.spaces.recipe.schedule import check_schedule
 
 _SECTIONS = ("calibration", "metric", "allocation", "schedule")
 _SHORT = {"metric": "name", "allocation": "rule"}
@@ -62,6 +63,7 @@ def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
             )
             raise ValueError(f"Expected `{path}` only where it applies ({unmet}), got {value!r}. Remove it.")
     check_together(flat)
+    check_schedule(unit, flat)
     return {"unit": unit, "sparsity": _canonical("", sparsity)} | nested(flat)
 
 
@@ -73,7 +75,9 @@ def check_together(flat: Flat) -> None:
             f"Expected `repair: none` with the metric {metric}, which repairs by itself, got {repair!r}."
         )
     rule = flat.get("allocation.rule", "uniform")
-    if metric in UNIT_RECONSTRUCTIONS and (rule != OWN_THRESHOLD or "schedule.step" in flat):
+    if metric in UNIT_RECONSTRUCTIONS and (
+        rule != OWN_THRESHOLD or any(x.startswith("schedule.") for x in flat)
+    ):
         raise ValueError(
             f"Expected the rule {OWN_THRESHOLD} and no `schedule` with the metric {metric}, which chooses by itself, "
             f"got {rule!r}. Say `allocation: {OWN_THRESHOLD}`."
@@ -90,11 +94,6 @@ def check_together(flat: Flat) -> None:
             f"Expected a rule that needs no scores with the metric {metric}, which has none, got {rule!r}. Use "
             f"uniform or another one."
         )
-    if flat.get("schedule.step", 1) < 1 and looks_at_dense(rule):
-        raise ValueError(
-            f"Expected no `schedule` with the rule {rule}, which looks at the dense model, got one. Use another rule, "
-            "or leave it out."
-        )
     if flat.get("metric.order") == "none" and flat["metric.magnitude"] == flat["metric.activation"] == 0:
         raise ValueError(
             "Expected `metric.magnitude` or `metric.activation` > 0 where `metric.order` is none, got 0 and 0: all "
@@ -107,14 +106,6 @@ def check_together(flat: Flat) -> None:
                 f"Expected one of `metric.weights` of {', '.join(matrices)} > 0, got 0 for all: their units would "
                 f"all score the same."
             )
-
-
-def looks_at_dense(rule: str) -> bool:
-    """True if the rule compares a layer with the dense model's, so that it can't go on where it stopped."""
-    row = RULES[rule]
-    return not {"flap", "profile"}.isdisjoint(row.evidence) or (
-        "measured" in row.evidence and "structure" in row.units
-    )
 
 
 def nested(flat: Flat) -> dict[str, Any]:

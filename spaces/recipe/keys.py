@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -22,8 +22,14 @@ MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
 N_ATTENTION = 4
 """Number of attention matrices among them; the others are of the MLP."""
 
-SCHEDULED: tuple[Unit, ...] = ("structure", "blocks")
+SCHEDULED: tuple[Unit, ...] = ("weights", "structure", "blocks")
 """Units that may be removed in rounds."""
+
+STEPWISE: tuple[Unit, ...] = ("structure", "blocks")
+"""Those of them whose rounds may be given by their size, `schedule.step`."""
+
+TRAINING = ("schedule.before", "schedule.retrain", "schedule.after")
+"""Keys with tokens of training: before the first round, in each round, and after the last one."""
 
 Flat = Mapping[str, Any]
 """Values by ``section.key``."""
@@ -161,8 +167,8 @@ def leaves(unit: Unit) -> dict[str, Leaf]:
         metric |= _of_structure()
     allocation = _of_allocation(unit) if unit != "blocks" else {}
     repair = Leaf("none", _one_of(*REPAIRS[unit]))
-    rounds = {"schedule.step": Leaf(1, _between(0.001, 1), later=True)} if unit in SCHEDULED else {}
-    return {**metric, **_of_calibration(), **allocation, **rounds, "repair": repair}
+    schedule = _of_schedule(unit) if unit in SCHEDULED else {}
+    return {**metric, **_of_calibration(), **allocation, **schedule, "repair": repair}
 
 
 def _names(*names: Any, when: tuple[Condition, ...] = ()) -> Leaf:
@@ -222,3 +228,20 @@ def _of_allocation(unit: Unit) -> dict[str, Leaf]:
             when = (Condition("allocation.rule", (rule,)),)
             found[f"allocation.{x.name}"] = Leaf(x.default, may, when, x.options, not is_name)
     return found
+
+
+def _of_schedule(unit: Unit) -> dict[str, Leaf]:
+    """Rounds, and the training in and around them; none of it is written at its default."""
+    leaves = {
+        "step": Leaf(1, _between(0.001, 1)),
+        "steps": Leaf(1, _whole(1)),
+        "shape": Leaf("linear", _one_of("linear", "cubic")),
+        "before": Leaf(0, _whole(0)),
+        "retrain": Leaf(0, _whole(0)),
+        "after": Leaf(0, _whole(0)),
+        "loss": Leaf("ce", _one_of("ce", "kl")),
+        "lr": Leaf(3e-4, _between(1e-8, 1)),
+        "penalty": Leaf(0, _between(0, 1e6)),
+    }
+    left_out = {"weights": ("step",), "blocks": ("penalty",)}.get(unit, ())
+    return {f"schedule.{x}": replace(leaf, later=True) for x, leaf in leaves.items() if x not in left_out}
