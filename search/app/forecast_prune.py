@@ -11,6 +11,7 @@ from secateur.search.app.pruning_file import PruningFile
 from secateur.search.app.recipe_file import RecipeFile
 from secateur.search.app.session import Say, silent, usage_errors
 from secateur.spaces.forecast import Forecast, Holding, Phase, Work
+from secateur.spaces.recipe.schedule import computed_tokens, shares_of, trained_tokens
 
 if TYPE_CHECKING:
     from secateur.evaluators.forecast.prospect import Outline
@@ -71,7 +72,7 @@ def forecast_prune(
     holdings += memory.of_pruned(found, ("prune", "test", "export"))
     holdings += memory.of_export(found)
     by_block: list[Holding] | None = None
-    if found.device.type == "cpu" and not file.is_smaller and not kinds:
+    if found.device.type == "cpu" and not file.is_smaller and not kinds and "schedule" not in file.form:
         by_block = [*memory.of_streamed_weights(found, phases, ("prune",)), *statistics]
         by_block += memory.of_data(found, window, {"test": min(tokens, BATCH_TOKENS)}, {"test": ("test",)})
         by_block += memory.of_states(found, n_calibration + 2 * tokens, "prune")
@@ -87,7 +88,10 @@ def forecast_prune(
         subject=subject_of(model, found, recipe=file.text),
         device=found.device.type,
         holdings=(memory.of_process(), *holdings),
-        work=tuple(_prune_work(found, n_calibration, tokens, window, speed, kinds)),
+        work=(
+            *_prune_work(found, n_calibration, tokens, window, speed, kinds),
+            *_training(file, found, speed),
+        ),
         room=room_of(found, to or Path(), devices),
         calibrated=calibration_line(speed),
     )
@@ -107,6 +111,20 @@ def _pruning_statistics(
     settings = pruner_class(file.settings).settled(file.settings, found.anatomy)
     pruner = pruner_class(settings)(settings, dense_of(found, window, settings), seed=file.seed)
     return pruner.streamed, tuple(pruner.gradients)
+
+
+def _training(file: PruningFile, found: Outline, speed: Speed | None) -> Iterator[Work]:
+    """The training of a recipe's schedule, if there is any."""
+    from secateur.evaluators.forecast.speed import block_shares
+
+    if "schedule" not in file.form or not trained_tokens(file.form):
+        return
+    seconds = None
+    if speed is not None:
+        step = sum(block_shares(found.anatomy, file.form["calibration"]["length"])) * speed.block + speed.loss
+        seconds = computed_tokens(file.form) * step
+    n_rounds = len(shares_of(file.form))
+    yield Work("training", seconds, trained_tokens(file.form), f"in {n_rounds} rounds", "schedule.retrain")
 
 
 def _prune_work(

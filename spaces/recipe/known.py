@@ -10,11 +10,12 @@ from secateur.spaces.method import MethodRow, Unit
 from secateur.spaces.method_table import TABLE
 from secateur.spaces.methods import REPAIRS, RULES, metrics_of
 from secateur.spaces.recipe.form import completed
+from secateur.spaces.recipe.schedule import trained_tokens
 
 
 @dataclass(frozen=True)
 class KnownRecipe:
-    """A published method, calibrated on the user's data; training afterwards is no part of a recipe.
+    """A published method, calibrated on the user's data; training is a part of it where the method has a schedule.
 
     Args:
         unit: what it removes.
@@ -40,6 +41,8 @@ class KnownRecipe:
     def uses_data(self) -> bool:
         """False if calibration data, and so the seed that draws them, decide nothing."""
         form = completed({"unit": self.unit, "sparsity": 0.5, **self.form})
+        if trained_tokens(form):
+            return True
         rows = [metrics_of(self.unit).get(form["metric"]["name"]), REPAIRS[self.unit][form["repair"]]]
         rows += [RULES[form["allocation"]["rule"]]] if "allocation" in form else []
         return any(row is None or _takes_data(row) for row in rows)
@@ -94,6 +97,12 @@ KNOWN: dict[str, KnownRecipe] = {
         "mask chosen between the steps of alternating directions; statistics of the dense model throughout",
         calibration=(128, 2048)),
     "dsnot": _of("weights", "dsnot", "Wanda's mask after swaps of weights", calibration=(128, 2048)),
+    "gradual": _of("weights", {"name": "magnitude", "comparison": "layer"},
+        "gradual magnitude: eight rounds on a cubic schedule, each with training; projections alone, few tokens",
+        "1710.01878", schedule={"steps": 8, "shape": "cubic", "retrain": 8192}),
+    "journey_matters": _of("weights", {"name": "magnitude", "comparison": "layer"},
+        "magnitude in rounds from 25 to 75 % of the training; their number and even sizes are inferred, and few tokens",
+        "2501.12486", schedule={"steps": 9, "before": 16384, "retrain": 4096, "after": 12288}),
     "owl": _of("weights", "wanda",
         "Wanda, blocks with more outliers less sparse",
         "2310.05175", allocation={"rule": "owl", "spread": 0.08, "factor": 5}, calibration=(128, 2048)),
@@ -205,6 +214,27 @@ KNOWN: dict[str, KnownRecipe] = {
     "adapt_pruner": _of("structure", "llm_pruner_first",
         "blocks that turn their input less lose more; influence of the dense model throughout",
         "2502.03460", allocation={"rule": "adapt", "rate": 0.02}, calibration=(512, 64)),
+    "adapt_pruner_rounds": _of("structure", "llm_pruner_first",
+        "Adapt-Pruner in rounds of 2 %: influence and gradients of what is left, shares of what is left",
+        "2502.03460", allocation={"rule": "adapt", "rate": 0.02}, schedule={"step": 0.02}, calibration=(512, 64)),
+    "adapt_accel": _of("structure", "llm_pruner_first",
+        "Adapt-Accel: Adapt-Pruner in twenty rounds, each with training; projections alone, few tokens",
+        "2502.03460", allocation={"rule": "adapt", "rate": 0.02},
+        schedule={"steps": 20, "retrain": 4096, "lr": 2e-5}, calibration=(512, 64)),
+    "transact": _of("structure", "transact",
+        "TransAct: eight rounds by norms of transitional activations, each with training; whole KV groups, few tokens",
+        schedule={"steps": 8, "retrain": 8192, "lr": 5e-5}, calibration=(128, 4096)),
+    "dress": _of("structure", "wanda_sp",
+        "DReSS: what will go is regularised on data, then cut; choice and penalty are inferred from the abstract",
+        "2501.17905", schedule={"retrain": 65536, "penalty": 0.01}),
+    "efficientllm": _of("structure", "llm_pruner_first",
+        "EfficientLLM: saliency under one threshold, second-order updates and training in twenty rounds; inferred from "
+        "the abstract, without the stream's width, few tokens",
+        "2502.06663", allocation={"rule": "global", "normalise": "none", "cost": 1}, repair="obs",
+        schedule={"steps": 20, "retrain": 4096}),
+    "minitron_distilled": _of("structure", "activation",
+        "Minitron: width by the size of activations, then distillation of the logits; projections alone, few tokens",
+        schedule={"after": 65536, "loss": "kl"}),
     "ziplm": _of("structure", "obs",
         "greedy optimal brain surgery, the same share everywhere in place of its search by latency", repair="obs"),
     "reap": _of("experts", "reap", "experts with small outputs times router weights, the same number of each block"),
@@ -229,6 +259,9 @@ KNOWN: dict[str, KnownRecipe] = {
         calibration=(128, 2048)),
     "shortened_taylor": _of("blocks", "shortened_taylor", "blocks of least first-order effect",
         calibration=(10, 128)),
+    "minitron_depth": _of("blocks", "shortened_ppl",
+        "Minitron: depth by the loss without each block, then distillation of logits; projections alone, few tokens",
+        "2407.14679", schedule={"after": 65536, "loss": "kl"}),
     "laco": _of("blocks", "laco", "blocks merged into an earlier one by their differences from it", repair="laco"),
     "mka": _of("blocks", "mka", "similar blocks merged, weighted by their similarity", repair="mka"),
     "angular": _of("blocks", "angular", "the window of blocks that turns the last token least, without healing"),
