@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from secateur.evaluators.exporting import ExportSummary
     from secateur.search.controller import Trial
+    from secateur.spaces.streaming import Stream
 
 
 class Found:
@@ -61,7 +62,12 @@ class Found:
         return self.run.view.allocation(self._trial)
 
     def export(
-        self, to: str | Path, *, calibration: str | None = None, format: str | None = None
+        self,
+        to: str | Path,
+        *,
+        calibration: str | None = None,
+        format: str | None = None,
+        stream: Stream | None = None,
     ) -> ExportSummary:
         """Prune the model by this trial, and write a directory that transformers loads; see ``secateur export``.
 
@@ -69,13 +75,15 @@ class Found:
             to: new or empty directory, or one that holds this export already.
             calibration: ``sequential``, ``dense`` or ``expected``; None: as in the run's settings.
             format: a name of ``secateur list formats``; None: that of the settings, or the usual one.
+            stream: ``always``, ``never`` or ``auto``: block by block, never the whole model; None: as in the settings.
 
         Raises:
             UsageError: if the run's model, data or methods have changed, or the format can't carry the model.
         """
         from secateur.search import app
 
-        return app.export(self.run.directory, self._trial, Path(to), calibration=calibration, form=format)
+        how: dict[str, Any] = {"calibration": calibration, "form": format, "stream": stream}
+        return app.export(self.run.directory, self._trial, Path(to), **how)
 
     def _facts(self) -> dict[str, str]:
         ratio = self.test_ratio

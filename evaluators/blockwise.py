@@ -18,7 +18,6 @@ from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.losses import LossSums, LossValues, loss_values, minimised
 from secateur.evaluators.prefix_tree import Path, walk
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.pruner import InfeasibleError, Pruner
 from secateur.pruners.stores.recent import Recent
 from secateur.spaces.measurement import Fidelity, Measurement
@@ -50,7 +49,7 @@ class BlockwiseEvaluator(Evaluator):
         self._anatomy = pruner.anatomy
         self._data = data
         self._loss = loss
-        self._runner = BlockRunner(pruner.anatomy)
+        self._runner = data.runner
         # Outputs of blocks by the path to them.
         self._prefixes = Recent[Tensor](prefix_bytes(pruner.anatomy))
         self._n_kept = _n_kept(pruner.anatomy)

@@ -36,6 +36,7 @@ class SessionPlan:
         allow_long_windows: see `check_windows`.
         curvature: fidelity of the curvature of the dense model, on calibration windows; None: no effects are asked for.
         stream: a word of `STREAM`, see `open_model`.
+        compiled: candidates and the dense side of the loss run by `torch.compile`, see `BlockRunner`.
         folders: that a relative path of the model is looked for in, see `located`.
     """
 
@@ -63,6 +64,7 @@ class SessionPlan:
     folders: tuple[Path, ...] = ()
     stream: Stream = "never"
     contrast: str | None = None
+    compiled: bool = False
 
     @property
     def proxy(self) -> Fidelity | None:

@@ -27,7 +27,8 @@ from secateur.pruners.calibration.tokens import Calibration, Source, bos_token, 
 from secateur.pruners.curvature import build_curvature
 from secateur.pruners.experts.routing import starved_experts
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.loading import EMBEDDED, LoadedModel
+from secateur.pruners.models.compiled import check_compiler
+from secateur.pruners.models.loading import EMBEDDED, SPREAD, LoadedModel
 from secateur.pruners.models.mapped import MappedModel, NotStreamedError
 from secateur.pruners.models.opening import open_model
 from secateur.pruners.models.shape import prunables
@@ -90,6 +91,8 @@ class Session:
         )
         for length in (plan.window, *plan.space.window_lengths):
             check_windows(self.loaded.model, length, allow_long=plan.allow_long_windows)
+        if plan.compiled:
+            check_compiled(plan, self.loaded)
         self.anatomy: Anatomy = replace(
             self.loaded.dissect(bos_token(self.loaded.tokenizer, plan.bos)), all_experts=plan.moe_all_experts
         )
@@ -318,7 +321,11 @@ class Session:
     @property
     def measured(self) -> dict[str, Any]:
         """Keyword arguments of `EvaluationData` for measures besides KL and cross-entropy."""
-        return {"acceptance": "acceptance" in self.plan.measures, "damaged": self.damaged}
+        return {
+            "acceptance": "acceptance" in self.plan.measures,
+            "damaged": self.damaged,
+            "compiled": self.plan.compiled,
+        }
 
     def evaluator(self, directory: Path) -> Evaluator:
         """An evaluator over the directory that `build_levels` wrote."""
@@ -341,6 +348,22 @@ def check_streamed(plan: SessionPlan, mapped: MappedModel) -> None:
         raise NotStreamedError(
             f"Expected `dtype` as the weights are stored, or a search that works block by block, got {what}."
         )
+
+
+def check_compiled(plan: SessionPlan, loaded: LoadedModel) -> None:
+    """Raise a ValueError for a plan whose blocks can't be compiled once for all candidates."""
+    reasons = {
+        f"candidates of the space {plan.space.kind}, whose blocks differ in shape": pruner_class(
+            plan.space
+        ).is_smaller(plan.space),
+        "a streamed model, whose weights are converted while they are used": isinstance(loaded, MappedModel)
+        and loaded.converts,
+        "blocks on several devices (`device: spread`)": plan.device == SPREAD,
+    }
+    reason = next((what for what, is_so in reasons.items() if is_so), None)
+    if reason is not None:
+        raise ValueError(f"Expected `compile: never`, got always with {reason}.")
+    check_compiler(next(loaded.model.parameters()).device)
 
 
 def needs_whole(plan: SessionPlan) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from secateur.evaluators.data.windows import BATCH_TOKENS, CHECK_TOKENS, TEACHER_BYTES
+from secateur.evaluators.data.windows import BATCH_TOKENS, TEACHER_BYTES, EvaluationData
 from secateur.evaluators.exporting import ExportSummary
 from secateur.evaluators.losses import LossSums, Teacher, loss_sums
 from secateur.pruners.blockwise import BlockwisePruning
@@ -36,8 +36,9 @@ def export_streamed(
     to: Path,
     manifest: Manifest,
     *,
-    windows: Int64[Tensor, "windows length"],
-    fidelity: Fidelity,
+    data: EvaluationData,
+    fidelities: Sequence[Fidelity],
+    searched: Mapping[str, Mapping[str, float]] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> ExportSummary:
     """Prune a mapped model, measure both and save the pruned one, as `export` does, without ever holding the model.
@@ -50,8 +51,9 @@ def export_streamed(
         pruning: of its blocks.
         to: new or empty directory, or one that holds this export already.
         manifest: from `new_manifest`.
-        windows: to measure on.
-        fidelity: of all windows, for the record.
+        data: to measure on; its model is not run.
+        fidelities: to measure at.
+        searched: earlier measurements, for the record; None: those of the dense model.
         say: given progress, one line at a time.
 
     Raises:
@@ -68,56 +70,83 @@ def export_streamed(
         return ExportSummary(to, True, there.measured, there.checks, there.label, removed)
     check_destination(to)
     check_dtypes(loaded.precision, loaded.stored_dtype)
-    check_tokens = windows[:1, :CHECK_TOKENS]
+    texts = {fidelity.text: data.windows_of(fidelity) for fidelity in fidelities}
     identity = {
         "manifest": asdict(replace(manifest, measured={})),
         "precision": str(loaded.precision),
-        "tokens": [tokens_sha256(x) for x in (windows, pruning.tokens)],
-        "shapes": [list(x.shape) for x in (windows, pruning.tokens)],
+        "tokens": {name: tokens_sha256(x) for name, x in {**texts, "": pruning.tokens}.items()},
+        "shapes": {name: list(x.shape) for name, x in {**texts, "": pruning.tokens}.items()},
         "versions": versions(),
     }
     n_bytes = sum(x.numel() for x in loaded.model.parameters()) * loaded.stored_dtype.itemsize
-    n_tokens = 2 * windows.numel() + (pruning.tokens.numel() if pruning.detail != "nothing" else 0)
+    n_tokens = 2 * sum(x.numel() for x in texts.values()) + (
+        pruning.tokens.numel() if pruning.detail != "nothing" else 0
+    )
     n_bytes += 2 * n_tokens * anatomy.width * loaded.precision.itemsize  # states before and after a block
     with new_directory(to, n_bytes, continued=True) as (made, scratch):
         streamed = StreamedExport(
-            loaded, anatomy, pruning, windows, BATCH_TOKENS, check_tokens, made, scratch, identity, say
+            loaded, anatomy, pruning, texts, BATCH_TOKENS, data.check_tokens, made, scratch, identity, say
         )
         streamed.run()
         say("measuring the dense and the pruned model")
-        batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
-        dense, pruned = losses_of_states(anatomy, zip(batches, streamed.dense, streamed.pruned, strict=True))
+        losses = _Losses(anatomy, acceptance=data.acceptance)
+        before, after = dict[str, Mapping[str, float]](), dict[str, Mapping[str, float]]()
+        for fidelity in fidelities:
+            name, tokens, damaged = fidelity.text, texts[fidelity.text], data.damaged_of(fidelity)
+            rows = max(1, BATCH_TOKENS // tokens.shape[1])
+            at = None if damaged is None else damaged.split(rows)
+            states = zip(tokens.split(rows), streamed.dense(name), streamed.pruned(name), strict=True)
+            before[f"{name}, dense"], after[f"{name}, as exported"] = losses.of(states, at)
         say("writing, and loading it again in a fresh process")
-        measured = {f"{fidelity.text}, dense": dense, f"{fidelity.text}, as exported": pruned}
+        measured = {**(before if searched is None else searched), **after}
         saved = streamed.finish(to, replace(manifest, measured=measured)).manifest
     return ExportSummary(to, False, saved.measured, saved.checks, saved.label, removed)
 
 
-@torch.no_grad()
-def losses_of_states(
-    anatomy: Anatomy,
-    batches: Iterable[
-        tuple[
-            Int64[Tensor, "batch length"],
-            Float[Tensor, "batch length width"],
-            Float[Tensor, "batch length width"],
-        ]
-    ],
-) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """Means of the losses of the dense and of the pruned model, as `EvaluationData.live_losses` gives them.
+class _Losses:
+    """Means of the losses from outputs of the last block, as `EvaluationData.live_losses` gives them.
 
     Args:
         anatomy: for the final norm and the head.
-        batches: token ids, and the outputs of the last block of the dense and of the pruned model.
+        acceptance: see `EvaluationData`.
     """
-    sums, kept = [LossSums(), LossSums()], 0
-    for tokens, *states in batches:
-        room = tokens.numel() * Teacher.bytes_per_token(anatomy)
-        keep = kept + room <= TEACHER_BYTES  # as if all were kept, so that the numbers are the same
-        kept += room if keep else 0
-        dense = states[0]
-        teacher = Teacher(anatomy, lambda dense=dense: dense, keep=keep)  # type: ignore[misc]
-        sums = [
-            so_far + loss_sums(anatomy, x, tokens, teacher) for so_far, x in zip(sums, states, strict=True)
-        ]
-    return sums[0].means(), sums[1].means()
+
+    def __init__(self, anatomy: Anatomy, *, acceptance: bool) -> None:
+        self._anatomy, self._acceptance = anatomy, acceptance
+        self._kept = 0  # bytes of probabilities, as if all were kept, so that the numbers are the same
+
+    @torch.no_grad()
+    def of(
+        self,
+        batches: Iterable[
+            tuple[
+                Int64[Tensor, "batch length"],
+                Float[Tensor, "batch length width"],
+                Float[Tensor, "batch length width"],
+            ]
+        ],
+        damaged: Sequence[Tensor] | None = None,
+    ) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Those of the dense and of the pruned model.
+
+        Args:
+            batches: token ids, and the outputs of the last block of the dense and of the pruned model.
+            damaged: positions of each batch that ``weighted_kl`` is measured at.
+        """
+        anatomy, sums = self._anatomy, [LossSums(), LossSums()]
+        for index, (tokens, *states) in enumerate(batches):
+            room = tokens.numel() * Teacher.bytes_per_token(anatomy)
+            keep = self._kept + room <= TEACHER_BYTES
+            self._kept += room if keep else 0
+            teacher = Teacher(
+                anatomy,
+                lambda dense=states[0]: dense,  # type: ignore[misc]
+                keep=keep,
+                acceptance=self._acceptance,
+                damaged=None if damaged is None else damaged[index],
+            )
+            sums = [
+                so_far + loss_sums(anatomy, x, tokens, teacher)
+                for so_far, x in zip(sums, states, strict=True)
+            ]
+        return sums[0].means(), sums[1].means()

@@ -110,6 +110,7 @@ class WorkerSetup:
             plan.fidelities,
             acceptance="acceptance" in plan.measures,
             damaged=damaged or None,
+            compiled=plan.compiled,
             # One copy of the dense side of the loss for the workers of a node. Hidden, since it is no part of what is
             # staged to other nodes, where other models may have the same windows.
             shared=windows / f".dense-{self.fingerprint[:16]}",

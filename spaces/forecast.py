@@ -122,6 +122,12 @@ class Forecast:
         known = [x.seconds for x in self.work if x.seconds is not None]
         return sum(known) if known and len(known) == len(self.work) else None
 
+    @property
+    def left(self) -> int:
+        """Bytes on the disk that stay when the command is done: those of its last phase."""
+        last = [phase for phase in PHASES if any(phase in x.during for x in self.holdings)][-1:]
+        return sum(x.all_bytes for phase in last for x in self.held("disk", phase))
+
     def too_large(self) -> tuple[Where, int, int] | None:
         """The place where more is held than is free: its name, the bytes needed and the free ones."""
         for where in ("host", "device", "disk"):
@@ -138,6 +144,7 @@ class Forecast:
             "device": self.device,
             "peak": {where: self.peak(where)[0] for where in places},
             "driver": self.peak("host", driver=True)[0],
+            "left": self.left,
             "seconds": self.seconds,
             "tokens": self.tokens,
             "holdings": [

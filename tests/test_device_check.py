@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,9 @@ def test_every_part_runs_on_small_shapes(tmp_path):
     assert abs(rows["statistics and masks, Wanda"]["values"]["share kept"] - 0.5) < 1e-3
     assert rows["candidates"]["values"]["tokens/s"] > 0
     assert rows["latency table"]["values"]["decode, ms"] > 0
+    assert rows["latency table"]["values"]["decode@8, ms"] > 0
+    if shutil.which("g++"):
+        assert rows["candidates, compiled"]["values"]["largest relative difference"] <= 0.02
     assert rows["forecast"]["values"]["foreseen GB of a search"] > 0
     for part in rows:
         assert part in done.stdout

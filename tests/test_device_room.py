@@ -19,7 +19,7 @@ from secateur.pruners.weights.level_store import build_levels
 from secateur.pruners.weights.method import Method
 from secateur.spaces.measurement import Fidelity
 from tests.models import random_tokens, small_llama
-from tests.stand_in import stand_in
+from tests.stand_in.devices import stand_in
 from tests.test_evaluators import candidates, make_key, make_space, pruner_of
 
 CUDA = torch.device("cuda", 0)

@@ -30,7 +30,8 @@ from secateur.spaces.methods import (
     UPDATES,
 )
 from tests.models import random_tokens, small_llama
-from tests.stand_in import MixedDevicesError, devices_of, stand_in
+from tests.stand_in.devices import devices_of, stand_in
+from tests.stand_in.labels import MixedDevicesError
 from tests.structures import (
     CONFIGS,
     TOKENS,

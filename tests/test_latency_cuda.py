@@ -15,7 +15,7 @@ from secateur.evaluators.latency.models import time_models
 from secateur.evaluators.latency.table import measure_table
 from secateur.pruners.models.discover import dissect
 from tests.models import small_llama
-from tests.stand_in import stand_in
+from tests.stand_in.devices import stand_in
 
 SETUP = LatencySetup(prompt=7, threads=1)
 CUDA = torch.device("cuda", 0)

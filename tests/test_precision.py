@@ -17,7 +17,7 @@ from secateur.pruners.weights.method import LayerProblem, Method
 from secateur.pruners.weights.pruner import prune
 from secateur.pruners.weights.sparsegpt import sparsegpt
 from tests.models import random_tokens, small_llama
-from tests.stand_in import stand_in
+from tests.stand_in.devices import stand_in
 
 N = 48
 

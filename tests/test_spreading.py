@@ -20,7 +20,8 @@ from secateur.search.app.session import on_driver, plan
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Fidelity
 from tests.models import random_tokens, small_llama
-from tests.stand_in import devices_of, stand_in, where
+from tests.stand_in.devices import devices_of, stand_in
+from tests.stand_in.labels import where
 from tests.structures import CONFIGS, build
 from tests.test_devices import same_measurements
 

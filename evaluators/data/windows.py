@@ -56,6 +56,10 @@ class EvaluationData:
         acceptance: measure the expected acceptance, too.
         damaged: positions of each part that ``weighted_kl`` is measured at; None: it is not measured.
 
+    Attributes:
+        acceptance: as given.
+        runner: of the model's blocks, for candidates on these batches.
+
     Raises:
         ValueError: if a fidelity is not of whole windows, or of more than there are.
     """
@@ -69,13 +73,14 @@ class EvaluationData:
         *,
         acceptance: bool = False,
         damaged: Mapping[Part, Bool[Tensor, "windows length"]] | None = None,
+        compiled: bool = False,
     ) -> None:
         self._anatomy = anatomy
         self._windows = windows
         self._shared = shared
-        self._acceptance = acceptance
+        self.acceptance = acceptance
         self._damaged = damaged
-        self._runner = BlockRunner(anatomy)
+        self.runner = BlockRunner(anatomy, compiled=compiled)
         self._batches: dict[Part, list[Batch]] = {}
         self._drawn: dict[tuple[Part, int], Batch] = {}
         self._teacher_bytes = 0
@@ -85,6 +90,14 @@ class EvaluationData:
     def check_tokens(self) -> Int[Tensor, "1 length"]:
         """Tokens on which a saved model's logits are compared: the first ones of the test part."""
         return self._windows["test"][:1, :CHECK_TOKENS]
+
+    def windows_of(self, fidelity: Fidelity) -> Int[Tensor, "windows length"]:
+        """The windows of a fidelity: the first of its part."""
+        return self._windows[fidelity.part][: self._n_windows(fidelity)]
+
+    def damaged_of(self, fidelity: Fidelity) -> Bool[Tensor, "windows length"] | None:
+        """The damaged positions of these windows; None: ``weighted_kl`` is not measured."""
+        return None if self._damaged is None else self._damaged[fidelity.part][: self._n_windows(fidelity)]
 
     @torch.no_grad()
     def of(self, fidelity: Fidelity) -> list[Batch]:
@@ -133,19 +146,19 @@ class EvaluationData:
         keep: bool = True,
     ) -> Batch:
         """Capture the blocks' arguments and compute the dense side, once; `keep` probabilities while there is room."""
-        inputs = self._runner.start(tokens)
+        inputs = self.runner.start(tokens)
         room = tokens.numel() * Teacher.bytes_per_token(self._anatomy)
         keep = keep and self._teacher_bytes + room <= teacher_bytes(self._anatomy)
         self._teacher_bytes += room if keep else 0
         teacher = Teacher(
             self._anatomy,
-            lambda: self._runner.run(inputs),
+            lambda: self.runner.run(inputs),
             keep=keep,
             file=self._shared_file(tokens),
-            acceptance=self._acceptance,
+            acceptance=self.acceptance,
             damaged=damaged,
         )
-        return Batch(name, tokens.to(self._runner.device), inputs, teacher)
+        return Batch(name, tokens.to(self.runner.device), inputs, teacher)
 
     def _shared_file(self, tokens: Int[Tensor, "batch length"]) -> Path | None:
         """File named after the model, its precision and the tokens."""

@@ -17,8 +17,9 @@ from secateur.evaluators.losses import Teacher, loss_sums
 from secateur.evaluators.training.methods import N_LAST
 from secateur.evaluators.training.settings import RANKED, Training
 from secateur.pruners.calibration.gradients import gradient_bytes
+from secateur.pruners.calibration.kept_states import states_bytes
 from secateur.pruners.calibration.pass_kinds import n_bytes
-from secateur.pruners.calibration.stream import stream_blocks
+from secateur.pruners.calibration.stream import stream_blocks, walks
 from secateur.pruners.models.memory import resident_bytes
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.models.skeleton import Counted
@@ -120,6 +121,17 @@ def of_statistics(
             Holding("gradients", "device", n_all, (phase,), why, "space.metric, evaluator.window")
         )
     return holdings
+
+
+def of_kept_states(
+    found: Outline, streamed: Mapping[str, Any], tokens: Tensor, phase: Phase
+) -> list[Holding]:
+    """Hidden states of the calibration tokens that a walk keeps on the disk between blocks, see `KeptStates`."""
+    if not walks(**streamed):
+        return []
+    why = f"of {tokens.numel():,} tokens, before and after a block: a killed walk goes on from them"
+    n_bytes, setting = states_bytes(found.anatomy, tokens), "evaluator.calibration_tokens"
+    return [Holding("hidden states, kept", "disk", n_bytes, (phase,), why, setting)]
 
 
 def of_states(found: Outline, n_tokens: int, phase: Phase) -> list[Holding]:
@@ -308,12 +320,12 @@ def of_pruned(found: Outline, phases: Sequence[Phase], *, streamed: bool = False
     return [Holding("pruned weights", "device", n_bytes, tuple(phases), why, "--sparsity")]
 
 
-def of_export(found: Outline, *, streamed: bool = False) -> list[Holding]:
-    """The written model, and the process that loads it again; as it is stored, and mapped, if streamed."""
+def of_export(found: Outline, *, streamed: bool = False, n_models: int = 1) -> list[Holding]:
+    """The written models, and the process that loads one again; as it is stored, and mapped, if streamed."""
     n_values = sum(x.numel() for x in found.anatomy.model.parameters())
     stored = n_values * found.stored.itemsize
     why = "at most: a smaller model's is smaller"
-    holdings = [Holding("exported model", "disk", stored, ("export",), why, "--format")]
+    holdings = [Holding("exported model", "disk", n_models * stored, ("export",), why, "--format")]
     if streamed:
         again = Holding("the model, loaded again", "host", resident_bytes(), ("export",), "mapped")
         return [*holdings, *with_copies([again], 1)]

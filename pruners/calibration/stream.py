@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +120,17 @@ class BlockStatistics:
     experts: ExpertEvidence | None = None
 
 
+def walks(
+    *,
+    inputs: Detail | Literal["both"] = "nothing",
+    outputs: Detail = "nothing",
+    experts: bool = False,
+    **_: Any,
+) -> bool:
+    """True if `stream_blocks` runs blocks for what these arguments ask for."""
+    return experts or inputs != "nothing" or outputs != "nothing"
+
+
 @torch.no_grad()
 def stream_blocks(
     anatomy: Anatomy,
@@ -154,7 +165,7 @@ def stream_blocks(
     """
     wanted = range(len(anatomy.blocks)) if missing is None else missing
     last = max(wanted, default=-1)
-    if inputs == outputs == "nothing" and not experts:
+    if not walks(inputs=inputs, outputs=outputs, experts=experts):
         for block in anatomy.blocks[: last + 1]:
             with anatomy.hold(block):
                 yield BlockStatistics(block)

@@ -36,7 +36,7 @@ from secateur.pruners.stores.block_files import digest_of, load_tensors, save_te
 from secateur.spaces.whole_file import whole_file
 
 PROGRESS, INDEX = "progress.json", "model.safetensors.index.json"
-_CALIBRATION, _DENSE, _PRUNED, _CHECK = "calibration", "dense", "pruned", "check"
+_CALIBRATION, _DENSE, _PRUNED, _CHECK = "calibration", "dense ", "pruned ", "check"
 
 
 @dataclass
@@ -74,7 +74,7 @@ class StreamedExport:
         loaded: the dense model.
         anatomy: of it.
         pruning: of its blocks.
-        windows: of text to measure on.
+        windows: of each text to measure on, by name.
         batch_tokens: of these that are computed at a time.
         check_tokens: ids to compare logits on.
         made: directory of the model.
@@ -88,7 +88,7 @@ class StreamedExport:
         loaded: MappedModel,
         anatomy: Anatomy,
         pruning: BlockwisePruning,
-        windows: Int64[Tensor, "windows length"],
+        windows: Mapping[str, Int64[Tensor, "windows length"]],
         batch_tokens: int,
         check_tokens: Int64[Tensor, "rows length"],
         made: Path,
@@ -100,21 +100,21 @@ class StreamedExport:
         self._check_tokens = check_tokens
         self._made, self._scratch, self._say = made, scratch, say
         self._dtype = loaded.stored_dtype
-        dense = Walk(anatomy, windows, batch_tokens)
-        self._walks = {_DENSE: dense, _PRUNED: copy.copy(dense), _CHECK: Walk(anatomy, check_tokens)}
+        self._walks = {_CHECK: Walk(anatomy, check_tokens)}
+        for name, tokens in windows.items():
+            dense = Walk(anatomy, tokens, batch_tokens)
+            self._walks |= {_DENSE + name: dense, _PRUNED + name: copy.copy(dense)}
         if pruning.detail != "nothing":
             self._walks[_CALIBRATION] = Walk(anatomy, pruning.tokens)
         self._progress = Progress(digest_of(identity))
 
-    @property
-    def dense(self) -> list[Float[Tensor, "batch length width"]]:
-        """Outputs of the last block of the dense model, a batch each; after `run`."""
-        return self._walks[_DENSE].hidden
+    def dense(self, name: str) -> list[Float[Tensor, "batch length width"]]:
+        """Outputs of the last block of the dense model on a text, a batch each; after `run`."""
+        return self._walks[_DENSE + name].hidden
 
-    @property
-    def pruned(self) -> list[Float[Tensor, "batch length width"]]:
+    def pruned(self, name: str) -> list[Float[Tensor, "batch length width"]]:
         """Likewise of the pruned model."""
-        return self._walks[_PRUNED].hidden
+        return self._walks[_PRUNED + name].hidden
 
     @torch.no_grad()
     def run(self) -> None:
@@ -142,13 +142,16 @@ class StreamedExport:
             if not self._pruning.sequential:
                 calibration.hidden = outputs
             del part, outputs
-        dense = self._walks[_DENSE]
-        dense.hidden = dense.through(block)
+        self._through(block, _DENSE)
         self._pruning.prune(block, statistics)
         if calibration is not None and self._pruning.sequential:
             calibration.hidden = calibration.through(block)
-        for name in (_PRUNED, _CHECK):
-            self._walks[name].hidden = self._walks[name].through(block)
+        self._through(block, _PRUNED, _CHECK)
+
+    def _through(self, block: Block, *kinds: str) -> None:
+        """Walk the tokens of these kinds through a block as it is."""
+        for walk in (walk for name, walk in self._walks.items() if name.startswith(kinds)):
+            walk.hidden = walk.through(block)
 
     # --- files ---
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.compiled import call, compiled_call
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,12 @@ class BlockRunner:
 
     Args:
         anatomy: the model, in eval mode.
+        compiled: run `block` by `torch.compile`; the numbers differ by rounding.
     """
 
-    def __init__(self, anatomy: Anatomy) -> None:
+    def __init__(self, anatomy: Anatomy, *, compiled: bool = False) -> None:
         self.anatomy = anatomy
+        self._call = compiled_call() if compiled else call
         self.device = anatomy.embedding.weight.device
 
     @torch.no_grad()
@@ -73,16 +76,15 @@ class BlockRunner:
         self, index: int, hidden: Float[Tensor, "batch length width"], inputs: BlockInputs
     ) -> Float[Tensor, "batch length width"]:
         """Output of one block, with the weights that it has now."""
-        return self.graph(index, hidden, inputs)
+        args, kwargs = inputs.calls[index]
+        return _first(self._call(self.anatomy.blocks[index].module, hidden, *args, **kwargs))
 
     def graph(
         self, index: int, hidden: Float[Tensor, "batch length width"], inputs: BlockInputs
     ) -> Float[Tensor, "batch length width"]:
         """`block` for a backward pass: with the graph, where gradients are enabled."""
         args, kwargs = inputs.calls[index]
-        output = self.anatomy.blocks[index].module(hidden, *args, **kwargs)
-        below: Tensor = output[0] if isinstance(output, tuple) else output
-        return below
+        return _first(self.anatomy.blocks[index].module(hidden, *args, **kwargs))
 
     @torch.no_grad()
     def run(self, inputs: BlockInputs) -> Float[Tensor, "batch length width"]:
@@ -91,6 +93,12 @@ class BlockRunner:
         for index in range(len(self.anatomy.blocks)):
             hidden = self.block(index, hidden, inputs)
         return hidden
+
+
+def _first(output: Any) -> Tensor:
+    """Hidden states of a block's output."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 @contextmanager

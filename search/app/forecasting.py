@@ -116,6 +116,7 @@ def forecast_search(
     driver: tuple[Phase, ...] = ("load", "prepare", "search", "test")
     tokens = memory.empty_tokens(of.plan.calibration_tokens, window)
     holdings = memory.of_statistics(of.outline, streamed, kinds, tokens, "prepare")
+    holdings += memory.of_kept_states(of.outline, streamed, tokens, "prepare")
     phases: Mapping[Part, Sequence[Phase]] = {"search": ("search", "test"), "test": ("test",)}
     held = memory.of_data(of.outline, window, sizes, phases, shared=not in_process)
     with of.outline.shapes:

@@ -85,12 +85,12 @@ def prune(  # noqa: PLR0913  # the options of a command
     fidelity = Fidelity("test", tokens)
     measured_on = measured_address(text, [file.calibration_text])
 
-    def opened(stream: str) -> tuple[LoadedModel, Pruner, Tensor]:
+    def opened(stream: str) -> tuple[LoadedModel, Pruner, EvaluationData]:
         load = partial(open_model, stream=stream, say=say, **loading)
-        of_all = _opened(file, model, form, text, tokens, window, bos, bounds, load, say)
+        loaded, pruner, test = _opened(file, model, form, text, tokens, window, bos, bounds, load, say)
         for length in (window, *file.window_lengths):
-            check_windows(of_all[0].model, length, allow_long=allow_long_windows)
-        return of_all
+            check_windows(loaded.model, length, allow_long=allow_long_windows)
+        return loaded, pruner, EvaluationData(pruner.anatomy, {"test": test}, [fidelity])
 
     def manifest_for(pruner: Pruner, loaded: LoadedModel, config: Config) -> Manifest:
         return new_manifest(
@@ -104,22 +104,21 @@ def prune(  # noqa: PLR0913  # the options of a command
             form=form,
         )
 
-    loaded, pruner, test = opened("never" if file.is_smaller else stream)
+    loaded, pruner, data = opened("never" if file.is_smaller else stream)
     if isinstance(loaded, MappedModel):
         try:
             config = pruner.fitted(file.form)
             blockwise = pruner.blockwise(config, sequential=file.sequential)
             parts = (loaded, pruner.anatomy, blockwise, to, manifest_for(pruner, loaded, config))
-            summary = export_streamed(*parts, windows=test, fidelity=fidelity, say=say)
+            summary = export_streamed(*parts, data=data, fidelities=[fidelity], say=say)
             return replace(summary, text=measured_on)
         except NotStreamedError as error:
             refuse(stream, error, say)
-            loaded, pruner, test = opened("never")
+            loaded, pruner, data = opened("never")
     if bounds:
         file, config = _fitted_within(file, pruner, bounds, say)
     else:
         config = pruner.fitted(file.form)
-    data = EvaluationData(pruner.anatomy, {"test": test}, [fidelity])
     manifest = manifest_for(pruner, loaded, config)
     pruner.check_format(config, loaded.tokenizer, manifest.format)  # before anything is measured
     say("measuring the dense model")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.about import about_of, baselines_of, plugin_versions
+from secateur.search.app.beside_truth import beside_truth
 from secateur.search.app.bounded import target_lines
 from secateur.search.app.exporting import LEVELS
 from secateur.search.app.forecasting import stream_by
@@ -30,7 +29,6 @@ from secateur.search.results.targets import best_by_target, target_sparsities
 from secateur.search.settings.seeds import seeds_line
 from secateur.search.settings.settings import Settings, identity, resolved
 from secateur.search.study.about import ABOUT, About
-from secateur.search.study.foreseen import disk_bytes, read_foreseen, write_foreseen
 from secateur.search.study.overlap import write_overlap
 from secateur.search.study.study import Study
 from secateur.search.tracking.trackers import check_trackers
@@ -99,33 +97,12 @@ def search_stage(
         told, noted = driven.telling(say), driven.telling(note or say)
         foreseen = forecast(noted)
         stream = stream_by(foreseen, settings.stream)
-        with _beside_truth(directory, foreseen):
+        with beside_truth(foreseen, [directory]):
             outcome = _search(
                 settings, directory, driven, [*observers, driven], told, noted, on_ready, levels, stream
             )
         driven.end(outcome)
     return outcome
-
-
-@contextmanager
-def _beside_truth(directory: Path, forecast: Forecast | None) -> Iterator[None]:
-    """Context of a search, after which its forecast stands in the run beside what it took in truth."""
-    if forecast is None:
-        yield
-        return
-    from secateur.pruners.models.memory import forget_peak, resident_bytes
-
-    known = read_foreseen(directory)
-    before = known[1] if known else {"driver": 0.0, "seconds": 0.0}
-    forget_peak()
-    started = time.perf_counter()
-    yield
-    truth = {
-        "driver": max(before["driver"], float(resident_bytes("VmHWM"))),
-        "disk": float(disk_bytes(directory)),
-        "seconds": before["seconds"] + time.perf_counter() - started,
-    }
-    write_foreseen(directory, forecast.to_json(), truth)
 
 
 def _search(  # what `search_stage` is given

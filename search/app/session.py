@@ -18,6 +18,7 @@ from secateur.search.settings.training import TrainingSettings
 from secateur.spaces.located import located
 from secateur.spaces.measurement import MARGIN, TASK
 from secateur.spaces.no_answer import NoAnswerError
+from secateur.spaces.streaming import Stream
 
 if TYPE_CHECKING:
     from secateur.evaluators.latency.store import TableSource
@@ -84,6 +85,7 @@ def plan(settings: Settings, table: LatencyTable | None = None) -> SessionPlan:
         curvature=CONTROLLERS[settings.controller.kind].curvature(settings.controller, of.search_fidelities),
         folders=folders,
         stream=settings.stream,
+        compiled=settings.compile == "always",
     )
 
 
@@ -193,14 +195,19 @@ def is_sequential(settings: Settings, asked: str | None = None) -> bool:
     return (asked or usual) == "sequential"
 
 
-def reopen_session(run: Run, say: Say = silent) -> Session:
+def reopen_session(run: Run, say: Say = silent, *, stream: Stream = "never") -> Session:
     """The session of a run, on the model and texts that it was searched with.
+
+    Args:
+        run: to continue from.
+        say: given progress, one line at a time.
+        stream: see `open_model`; never: a model that is pruned for good as a whole, or trained.
 
     Raises:
         UsageError: if they have changed, or the source of a method has.
     """
-    whole = run.settings.model_copy(update={"stream": "never"})  # a model that is pruned for good, or trained
-    session = open_session(whole, say, run.shape.latency)
+    settings = run.settings.model_copy(update={"stream": stream, "compile": "never"})
+    session = open_session(settings, say, run.shape.latency)
     old = run.described("identity.content", dict[str, Any])
     new = session.facts() | recorded_sources(run.settings, run.study.about)
     changed = [name for name in new if old.get(name) != new[name]]

@@ -29,7 +29,7 @@ from secateur.search.cli.option_groups import (
     with_group,
     with_limits,
 )
-from secateur.search.cli.results import show_export
+from secateur.search.cli.results import show_export, show_foreseen
 from secateur.search.errors import UsageError
 from secateur.search.results.pick import parse_bounds
 from secateur.search.show.console import open_display, show, show_json
@@ -107,6 +107,7 @@ def prune(  # noqa: PLR0913  # options of a command
 ) -> None:
     """Prune a model by a recipe, measure it, and write a directory that stock transformers loads."""
     from secateur.search import app as rooms
+    from secateur.search.app.beside_truth import beside_truth
     from secateur.search.app.forecast_prune import forecast_prune
     from secateur.search.app.forecasting import foretold, stream_by
     from secateur.search.app.recipe_file import file_for
@@ -130,18 +131,21 @@ def prune(  # noqa: PLR0913  # options of a command
             to=to,
         )
         found = foretold(lambda timing: forecast(timing=timing), display.note, anyway=anyway)
-        summary = rooms.prune(
-            file,
-            model,
-            to,
-            **measuring,
-            form=form,
-            bounds=bounds,
-            stream=stream_by(found, stream),
-            loading=loading,
-            say=display.say,
-        )
+        with beside_truth(found) as filled:
+            summary = rooms.prune(
+                file,
+                model,
+                to,
+                **measuring,
+                form=form,
+                bounds=bounds,
+                stream=stream_by(found, stream),
+                loading=loading,
+                say=display.say,
+            )
+            filled.directories += [] if summary.already else [summary.directory]
     if json:
         show_json({**vars(summary), "directory": str(summary.directory), "recipe": dict(file.form)})
     else:
         show_export(summary, "model")
+        show_foreseen(summary.directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,9 @@ from secateur.search.cli.option_groups import (
 from secateur.search.errors import FAILED, UsageError
 from secateur.search.results.shares import shares_words
 from secateur.search.show.console import open_display, show, show_facts, show_json
+from secateur.search.show.forecast import truth_line
 from secateur.search.show.values import one_line, perplexity, shown
+from secateur.search.study.foreseen import read_foreseen
 
 if TYPE_CHECKING:
     from secateur.evaluators.exporting import ExportSummary
@@ -125,6 +127,13 @@ def export(
         typer.Option(help="sequential, dense or expected statistics; default: as in the run's settings."),
     ] = None,
     form: ExportFormat = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|always|never",
+            help="Block by block from the files, never the whole model; default: as in the run's settings.",
+        ),
+    ] = None,
     *,
     json: Json = False,
     bounds: Bounds,
@@ -137,7 +146,8 @@ def export(
     view = rooms.open_run(run)
     chosen = choose(view, trial, bounds)
     with open_display() as display:
-        summary = rooms.export(run, chosen, to, calibration=calibration, form=form, say=display.say)
+        how: dict[str, Any] = {"calibration": calibration, "form": form, "stream": stream}
+        summary = rooms.export(run, chosen, to, **how, say=display.say)
     if json:
         show_json({**vars(summary), "directory": str(summary.directory), "trial": chosen.number})
     else:
@@ -156,6 +166,13 @@ def show_export(summary: ExportSummary, what: str) -> None:
     show(summary.label)
     for path in summary.removed:
         show(f"removed {path}, left by a killed export")
+
+
+def show_foreseen(directory: Path | None) -> None:
+    """Print the forecast of the command that made a model, beside the truth, if there is one."""
+    foreseen = None if directory is None else read_foreseen(directory)
+    if foreseen is not None:
+        show_facts({"forecast": truth_line(*foreseen)})
 
 
 @with_bounds
@@ -189,6 +206,7 @@ def recover(  # noqa: PLR0913  # options of a command
 ) -> None:
     """Train picked models with their zeros kept, and save them in RUN/recovered. The same command continues."""
     from secateur.search import app as rooms
+    from secateur.search.app.beside_truth import beside_truth
     from secateur.search.app.forecast_recover import forecast_recover
     from secateur.search.app.forecasting import foretold, stream_by
     from secateur.search.recovery.stage import recovery_settings
@@ -205,7 +223,11 @@ def recover(  # noqa: PLR0913  # options of a command
             anyway=anyway,
         )
         stream = stream_by(foreseen, view.settings.stream)
-        results = rooms.recover(run, chosen, settings, stream=stream, say=display.say)
+        with beside_truth(foreseen) as filled:
+            results = rooms.recover(run, chosen, settings, stream=stream, say=display.say)
+            new = [result for result in results if result.measurement and not result.note]
+            filled.directories += [result.directory for result in new if result.directory]
+            filled.seconds = sum(result.measurement.seconds for result in new if result.measurement)
     _show_recovered(rooms.open_run(run), results, json)
     if all(result.measurement is None for result in results):
         raise typer.Exit(FAILED)
@@ -228,6 +250,7 @@ def _show_recovered(run: Run, results: Sequence[Recovered], json: bool) -> None:
             show(f"trial {found.trial} {found.note or 'recovered'}: {row['model']}")
             facts = {} if test is None else {"test, as searched": _losses(test.values)}
             show_facts(facts | {"test, as recovered": _losses(measured.values)})
+            show_foreseen(found.directory)
         elif not json:
             show(f"trial {found.trial}: {found.note}")
     if json:

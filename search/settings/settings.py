@@ -66,6 +66,8 @@ class Settings(Section):
         stream: ``always``: statistics and levels block by block from the model's files, whose weights are never all in
             memory; ``never``: from the whole model; ``auto``: streamed where the whole does not fit by the forecast, or
             is large beside the free memory. The weights are the same. In ``recover``, likewise, the teacher.
+        compile: ``always``: blocks of candidates run by `torch.compile`, in spaces that zero weights; the numbers then
+            differ by rounding, as between devices.
         space: section of a space, by ``kind``.
         controller: section of a controller, by ``kind``.
         evaluator: loss, data and fidelities of measurements.
@@ -84,6 +86,7 @@ class Settings(Section):
     device: str = "auto"
     trust_remote_code: bool = False
     stream: Stream = "auto"
+    compile: Literal["never", "always"] = "never"
     space: Any  # the settings model of its kind, as the two others below
     controller: Any
     evaluator: EvaluatorSettings = EvaluatorSettings()

@@ -117,9 +117,8 @@ def remedy(forecast: Forecast, where: Where, needed: int, free: int) -> str:
 def truth_line(forecast: Mapping[str, Any], truth: Mapping[str, Any]) -> str:
     """Forecast beside truth in one line, from a run's record."""
     parts = []
-    for name, key in (("memory", "driver"), ("disk", "disk")):
-        expected = forecast["driver"] if key == "driver" else forecast["peak"]["disk"]
-        parts.append(f"{name} {size(expected)}, measured {size(truth[key])}")
+    for name, foreseen, key in (("memory", "driver", "driver"), ("disk", "left", "disk")):
+        parts.append(f"{name} {size(forecast[foreseen])}, measured {size(truth[key])}")
     seconds = "not timed" if forecast["seconds"] is None else duration(forecast["seconds"])
     parts.append(f"time {seconds}, measured {duration(truth['seconds'])}")
     return "; ".join(parts)

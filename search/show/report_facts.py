@@ -8,12 +8,15 @@ from typing import Any
 
 from secateur.search.controller import Trial
 from secateur.search.losses import loss_of
+from secateur.search.recovery.stage import DIRECTORY as RECOVERED
 from secateur.search.results.paired import against_baseline
 from secateur.search.results.run import Run
 from secateur.search.results.shares import shares_words
 from secateur.search.results.targets import best_by_target, target_sparsities
+from secateur.search.show.forecast import truth_line
 from secateur.search.show.front_table import feasible_baselines, loss_words
 from secateur.search.show.values import duration, perplexity, scaled, shown
+from secateur.search.study.foreseen import read_foreseen
 from secateur.search.study.study import MEASUREMENTS
 
 
@@ -92,8 +95,17 @@ def method(run: Run) -> dict[str, str]:
         facts["loss"] = f"{loss_words(run)}; cases: {'; '.join(['main', *also])}"
     if "host" in about.facts:
         facts["host"] = f"{about.facts['host']}, the driver"
-    facts["last measurement"] = last_measured(run)
-    return facts
+    return facts | foreseen(run) | {"last measurement": last_measured(run)}
+
+
+def foreseen(run: Run) -> dict[str, str]:
+    """Forecasts of the search and of the recoveries beside the truth, by name."""
+    places = {"forecast of the search": run.study.directory}
+    recovered = run.study.directory / RECOVERED
+    for path in sorted(recovered.glob("*/") if recovered.is_dir() else ()):
+        places[f"forecast of the recovery {path.name}"] = path
+    found = {name: read_foreseen(path) for name, path in places.items()}
+    return {name: truth_line(*both) for name, both in found.items() if both is not None}
 
 
 def hashes(run: Run) -> dict[str, str]:

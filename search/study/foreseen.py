@@ -1,4 +1,4 @@
-"""Forecast of a run beside the truth, in a small file of its own, for display."""
+"""Forecast of a command beside the truth, in a small file of the run or model that it made, for display."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def write_foreseen(directory: Path, forecast: Mapping[str, Any], truth: Mapping[
     """Write a forecast beside the truth; a full disk is ignored, since the study reports it.
 
     Args:
-        directory: of the run.
+        directory: of the run, of the pruned model, or of the recovered one with its record.
         forecast: plain values, see `Forecast.to_json`.
-        truth: ``driver``, the peak of its resident memory, and ``disk``, the bytes of the run's files, in bytes;
-            ``seconds`` of all drivers of the run.
+        truth: ``driver``, the peak of its resident memory, and ``disk``, that of the files that the command made, in
+            bytes; ``seconds`` of all drivers of a run, of a pruning, or of the training of a recovery.
     """
     text = json.dumps({"forecast": dict(forecast), "truth": dict(truth)}, indent=1) + "\n"
     with contextlib.suppress(OSError), whole_file(directory / FORECAST) as new:
@@ -29,12 +29,13 @@ def write_foreseen(directory: Path, forecast: Mapping[str, Any], truth: Mapping[
 
 
 def read_foreseen(directory: Path) -> tuple[dict[str, Any], dict[str, float]] | None:
-    """The forecast and the truth of a run; None if it has none, as runs of old, or a damaged one."""
+    """The forecast and the truth in a directory; None if it has none, as runs of old, or a damaged one."""
     try:
         record = json.loads((directory / FORECAST).read_text(encoding="utf-8"))
         forecast = dict(record["forecast"])
         known = {name: forecast[name] for name in ("driver", "seconds")} | {"disk": forecast["peak"]["disk"]}
-        checked(json.dumps(known), dict[str, float | None], FORECAST)
+        forecast.setdefault("left", known["disk"])  # records of old have the peak alone
+        checked(json.dumps({**known, "left": forecast["left"]}), dict[str, float | None], FORECAST)
         truth = checked(json.dumps(record["truth"]), dict[str, float], FORECAST)
         return (forecast, truth) if {"driver", "disk", "seconds"} <= truth.keys() else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
