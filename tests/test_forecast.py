@@ -149,6 +149,19 @@ def test_a_pruning_is_forecast(config_alone):
         assert names["hidden states"].n_bytes == 4 * 128 * file.calibrated_on[0]
 
 
+def test_the_training_of_a_schedule_is_forecast(config_alone):
+    for recipe, tokens in (("gradual", 65536), ("minitron_distilled", 65536), ("wanda", None)):
+        file, _ = file_for(recipe, 0.5)
+        found = forecast_prune(file, str(config_alone), timing=False)
+        assert {x.name: x.tokens for x in found.work}.get("training") == tokens
+        holding = {x.name: x.n_bytes for x in found.holdings}
+        assert ("training" in holding) == (tokens is not None)
+        if (
+            tokens is not None
+        ):  # weights, gradients and two moments in fp32, and what is between the projections
+            assert holding["training"] > 4 * holding["pruned weights"]
+
+
 def test_a_hypothetical_device(config_alone):
     found = forecast_search(
         small(model=str(config_alone)), Path("runs"), devices=parse_devices("cuda:141GB"), timing=False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -244,12 +244,17 @@ def check_training(anatomy: Anatomy, length: int) -> None:
     _check_memory(anatomy, list(anatomy.linears), length)
 
 
-def _check_memory(anatomy: Anatomy, linears: list[Linear], length: int) -> None:
+def training_bytes(anatomy: Anatomy, linears: Sequence[Linear], length: int) -> int:
+    """About the memory beyond the model that the training of these projections takes, in windows of so many tokens."""
     n_tokens, inside = BATCH * length, sum(x.out_features for x in anatomy.linears)
     scores = sum(block.n_heads for block in anatomy.blocks) * n_tokens * length
     trained = sum(x.n_weights for x in linears)
+    return fp32_bytes(anatomy.model) + 4 * (5 * trained + 2 * n_tokens * inside + scores)
+
+
+def _check_memory(anatomy: Anatomy, linears: Sequence[Linear], length: int) -> None:
     check_memory(
-        fp32_bytes(anatomy.model) + 4 * (5 * trained + 2 * n_tokens * inside + scores),
+        training_bytes(anatomy, linears, length),
         anatomy.embedding.weight.device,
         f"the training of {WHAT}",
         "Use shorter windows, or a schedule without training.",

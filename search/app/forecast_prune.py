@@ -50,6 +50,7 @@ def forecast_prune(
     from secateur.evaluators.forecast import memory
     from secateur.evaluators.forecast.prospect import outline
     from secateur.pruners.pruner import pruner_class
+    from secateur.pruners.recipes.retraining import training_bytes
 
     pruner_type = pruner_class(file.settings)
     found = outline(
@@ -71,6 +72,10 @@ def forecast_prune(
     holdings += memory.of_data(found, window, {"test": tokens}, {"test": ("test", "prune", "export")})
     holdings += memory.of_pruned(found, ("prune", "test", "export"))
     holdings += memory.of_export(found)
+    if "schedule" in file.form and trained_tokens(file.form):
+        n_bytes = training_bytes(found.anatomy, list(found.anatomy.linears), length)
+        why = "projections in training, gradients and moments, in fp32"
+        holdings.append(Holding("training", "device", n_bytes, ("prune",), why, "schedule"))
     by_block: list[Holding] | None = None
     if found.device.type == "cpu" and not file.is_smaller and not kinds and "schedule" not in file.form:
         by_block = [*memory.of_streamed_weights(found, phases, ("prune",)), *statistics]
