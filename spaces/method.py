@@ -46,17 +46,17 @@ CONTRASTS: frozenset[Gradients] = frozenset(
 CONTRAST = "contrast"
 """Name of the second calibration text among the sources of recipes."""
 
-Evidence = Literal["scores", "influence", "flap", "outliers", "profile", "measured"]
+Evidence = Literal["scores", "influence", "flap", "outliers", "profile", "measured", "domains"]
 Comparison = Literal["output", "layer"]
 Gives = Literal["nothing", "weight", "bias", "both"]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of an allocation rule.
+    """One parameter of an allocation rule, or of a reconstruction of structure.
 
     Args:
-        name: beside ``rule`` in a recipe.
+        name: beside ``rule`` in a recipe, or ``name`` of its metric.
         default: the published value.
         options: what a search tries: numbers, ascending, or names.
         low: the smallest number that makes sense.
@@ -95,8 +95,9 @@ class MethodRow(Row):
         paper: address.
         needs: calibration statistics that must be collected first: any data, moments or Gram matrices of inputs.
         gradients: kinds of gradients that must be collected first, of `KINDS`, `PASS_KINDS` or `CONTRAST_KINDS`.
-        evidence: further inputs: of an allocation rule, or ``influence`` of a depth rule.
-        parameters: of an allocation rule.
+        evidence: further inputs: of an allocation rule, ``influence`` of a depth rule, or ``domains``, the source of
+            each window, of a reconstruction of structure.
+        parameters: of an allocation rule, or of a reconstruction of structure, which is given them by keyword.
         scope: what it works on at once, where that is not the usual of its stage: a reconstruction of whole blocks or
             of the model, a repair that needs the pruned model below.
         gives: what a repair changes beside what goes.

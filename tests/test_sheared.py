@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from secateur.pruners.learned import sheared as module
+from secateur.pruners.learned.gates import lagrangian
 from secateur.pruners.learned.hard_concrete import expected_kept, final_gates, sampled_gates
-from secateur.pruners.learned.sheared import lagrangian, sheared
+from secateur.pruners.learned.sheared import sheared
 from secateur.pruners.learned.training import DivergedError, MaskTrainer
 from secateur.pruners.models import memory
 from secateur.pruners.models.discover import dissect
@@ -76,7 +77,7 @@ def test_the_target_shape_is_met_within_a_unit_and_the_model_is_left_dense(spars
     anatomy = small_anatomy(n_layers=3)
     before = [x.weight.clone() for x in anatomy.linears]
     layouts = find_layouts(anatomy)
-    units, weights = sheared(anatomy, layouts, TOKENS, sparsity)
+    units, weights, _ = sheared(anatomy, layouts, TOKENS, sparsity)
     assert n_params(anatomy, units) == pytest.approx(sparsity, abs=0.01)
     assert {len(kept["mlp"]) for kept in units} <= set(range(48))
     assert max(len(kept["mlp"]) for kept in units) - min(len(kept["mlp"]) for kept in units) <= 2
@@ -115,7 +116,7 @@ def test_the_loss_is_lower_than_without_training(tmp_path, monkeypatch):
 def test_protected_sublayers_are_whole_and_not_trained():
     anatomy = small_anatomy(n_layers=2)
     names = [x.name for x in anatomy.blocks[0].linears]
-    units, weights = sheared(anatomy, find_layouts(anatomy), TOKENS, 0.2, protected=names)
+    units, weights, _ = sheared(anatomy, find_layouts(anatomy), TOKENS, 0.2, protected=names)
     assert (len(units[0]["attention"]), len(units[0]["mlp"])) == (2, 48)
     assert not set(names) & set(weights)
     assert len(units[1]["mlp"]) < 48

@@ -39,7 +39,9 @@ def module_of(row):
 
 
 def run(row, anatomy, sparsity=0.2, **further):
-    return row.function(anatomy, find_layouts(anatomy), TOKENS, sparsity, **further)
+    return row.function(anatomy, find_layouts(anatomy), TOKENS, sparsity, **further)[
+        :2
+    ]  # and hidden channels
 
 
 def pruned(directory, row, sparsity=0.3):

@@ -1,6 +1,6 @@
 """Compares learned masks with the default searches at equal computed tokens, and writes results.jsonl and README.md.
 
-    python run.py [--parts weights structure] [--seeds 3] [--work DIR]
+    python run.py [--parts weights structure pattern] [--seeds 3] [--work DIR]
 
 A backward pass counts as two forward passes. Each line of results.jsonl is one arm and seed: KL to the dense model in
 nats a token, and cross-entropy, on the test text, which nothing else saw. Lines that are there are not measured again,
@@ -27,21 +27,28 @@ CALIBRATION = {"samples": [WINDOWS], "length": [LENGTH]}
 ALL = WINDOWS * LENGTH
 
 # Tokens that the methods compute with: of BESA in each block 8 passes of 3 and, once, inputs, targets and outputs; of
-# Sheared LLaMA 200 steps of 4 windows.
+# Sheared LLaMA 200 steps of 4 windows; of MaskLLM 100 steps of 4 windows of 512, behind SparseGPT's pass.
 PARTS = {
     "weights": {
         "sparsity": 0.6,
         "learned": "besa",
         "tokens": (8 * 3 + 3) * ALL,
-        "plain": "wanda",
+        "plain": ("wanda",),
         "search": {"kind": "allocation", "metric": "wanda", "target": 0.6},
     },
     "structure": {
         "sparsity": 0.4,
         "learned": "sheared",
         "tokens": 200 * 4 * LENGTH * 3,
-        "plain": "flap",
+        "plain": ("flap", "wanda_sp"),
         "search": {"kind": "architecture", "target": 0.4},
+    },
+    "pattern": {
+        "sparsity": 0.5,
+        "learned": "maskllm",
+        "tokens": 100 * 4 * 512 * 3 + ALL,
+        "plain": ("wanda", "sparsegpt"),
+        "search": {"kind": "allocation", "metric": "sparsegpt", "group_size": 4, "target": 0.5},
     },
 }
 MARKS = "<!-- table -->", "<!-- end -->"
@@ -63,8 +70,16 @@ def searched(part: dict, seed: int, directory: Path) -> dict:
     return values(best) | {"tokens": n_tokens, "dense_ce": dense["values"]["ce"]}
 
 
+def pattern(part: dict, name: str, seed: int, directory: Path) -> dict:
+    """2 of each 4 weights: the one candidate of the space with no more zeros in a group."""
+    space = part["search"] | {"metric": name, "max_sparsity": part["sparsity"]}
+    raw = {"space": space, "controller": {"kind": "random"}, "budget": {"evaluations": 1}}
+    (line,) = [x for x in measured(raw, seed, directory) if "values" in x and x["values"]["sparsity"]]
+    return values(line) | {"tokens": part["tokens"] if name == part["learned"] else ALL}
+
+
 def recipe(part: dict, name: str, seed: int, directory: Path) -> dict:
-    space = {"kind": "recipe", "unit": "weights" if part["plain"] == "wanda" else "structure"}
+    space = {"kind": "recipe", "unit": "weights" if part["learned"] == "besa" else "structure"}
     space |= {
         "target": part["sparsity"],
         "start": name,
@@ -132,14 +147,15 @@ def main() -> None:
     for seed in range(0 if args.tables else args.seeds):
         for name in args.parts:
             part = PARTS[name]
-            for arm in (part["plain"], part["learned"], "default search"):
+            for arm in (*part["plain"], part["learned"], "default search"):
                 if (name, arm, seed) in done:
                     continue
                 directory, start = args.work / f"{name}-{arm.split()[0]}-{seed}", time.monotonic()
+                how = recipe if name != "pattern" else pattern
                 found = (
-                    recipe(part, arm, seed, directory)
-                    if arm in part.values()
-                    else searched(part, seed, directory)
+                    searched(part, seed, directory)
+                    if arm == "default search"
+                    else how(part, arm, seed, directory)
                 )
                 found |= {"seconds": round(time.monotonic() - start, 1)}
                 lines.append({"part": name, "arm": arm, "seed": seed, **found})

@@ -125,14 +125,14 @@ def choose(
     Raises:
         ValueError: if there are too few windows, the length does not fit, or a source is unknown.
     """
-    samples, length = calibration["samples"], calibration["length"]
+    length = calibration["length"]
     eligible, described = _CHOICES[calibration["choose"]]
     if eligible is not _all and length % CHUNK:
         raise ValueError(
             f"Expected `calibration.length` to be a multiple of {CHUNK} with `choose: {calibration['choose']}`, "
             f"got {length}. Take {max(1, round(length / CHUNK)) * CHUNK}, or `choose: random`."
         )
-    turns = _turns(calibration["sources"], samples)
+    turns = sources_of(calibration)
     drawn = {}
     for name in sorted(set(turns)):
         if name not in pools:
@@ -186,12 +186,13 @@ def _draw(
     return windows.tokens[torch.from_numpy(order[np.isin(order, eligible(windows, calibration))])]
 
 
-def _turns(shares: Mapping[str, int], samples: int) -> list[str]:
-    """The source of each sample; of those equally far below their shares the first by name."""
+def sources_of(calibration: Mapping[str, Any]) -> tuple[str, ...]:
+    """The source of each window of `choose`; of those equally far below their shares the first by name."""
+    shares, samples = calibration["sources"], calibration["samples"]
     names, total = sorted(shares), sum(shares.values())
     counts = dict.fromkeys(names, 0)
-    turns = []
+    turns = list[str]()
     for n in range(1, samples + 1):
         turns.append(max(names, key=lambda name: shares[name] * n - counts[name] * total))
         counts[turns[-1]] += 1
-    return turns
+    return tuple(turns)

@@ -42,6 +42,13 @@ def final_gates(log_alpha: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
     return (log_alpha / TEMPERATURE * AT_END).sigmoid()
 
 
+def present_gates(log_alpha: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
+    """Gates without noise: those of the lowest locations are 0, as many as are expected to be, others as at the end."""
+    n_gone = round(float((1 - expected_kept(log_alpha)).sum()))
+    lowest = log_alpha.argsort(stable=True)[:n_gone]
+    return final_gates(log_alpha).index_fill(0, lowest, 0.0)
+
+
 def augmented_lagrangian(missing: Float[Tensor, ""], multipliers: Float[Tensor, "2"]) -> Float[Tensor, ""]:
     """``lambda_1 d + lambda_2 d^2`` of a difference from a target; lambda is ascended while the rest descends."""
     return multipliers[0] * missing + multipliers[1] * missing.square()

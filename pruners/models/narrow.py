@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -32,10 +32,12 @@ class Narrow:
     Args:
         channels: numbers of the kept channels, ascending.
         factors: of the weights of norms, by their full names.
+        gates: learned factors of the kept channels, of the first block's inputs and of the outputs of norms; None: 1.
     """
 
     channels: tuple[int, ...]
     factors: Mapping[str, float]
+    gates: Float[Tensor, " kept"] | None = None
 
 
 def stream_norms(anatomy: Anatomy) -> dict[str, nn.Module]:
@@ -85,8 +87,14 @@ class LiveStream:
     def narrow_block(self, block: int, narrow: Narrow) -> None:
         """Narrow one block, until `restore_part`; the number behind the last block is the final norm."""
         self.restore_part(block)
-        mask = torch.zeros(self._anatomy.width, device=self._anatomy.embedding.weight.device)
-        mask[list(narrow.channels)] = 1.0
+        device = self._anatomy.embedding.weight.device
+        channels, ones = (
+            torch.tensor(narrow.channels, device=device),
+            torch.ones(len(narrow.channels), device=device),
+        )
+        gates = None if narrow.gates is None else narrow.gates.to(device)
+        kept = gates if gates is not None and block == 0 else ones
+        mask = torch.zeros(self._anatomy.width, device=device).index_copy(0, channels, kept)
         handles = []
         if block < len(self._anatomy.blocks):
             of = self._anatomy.blocks[block]
@@ -95,9 +103,12 @@ class LiveStream:
         else:
             names = [self._anatomy.final_norm]
         for name in names:
+            if "forward" in vars(self._norms[name]):  # removed
+                continue
             small = narrow_norm(self._norms[name], narrow.channels, narrow.factors.get(name, 1.0))
-            channels = torch.tensor(narrow.channels, device=mask.device)
-            handles.append(self._norms[name].register_forward_hook(partial(_narrowed, small, channels)))
+            handles.append(
+                self._norms[name].register_forward_hook(partial(_narrowed, small, channels, gates))
+            )
         self._handles[block] = handles
 
     def restore_part(self, block: int) -> None:
@@ -113,6 +124,8 @@ class LiveStream:
 def _mask_input(
     mask: Tensor, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if "forward" in vars(module):  # not computed, but asked for its inputs, see `BlockRunner.start`
+        return args, kwargs
     if args:
         return (args[0] * mask.to(args[0].dtype), *args[1:]), kwargs
     hidden = kwargs["hidden_states"]
@@ -120,18 +133,27 @@ def _mask_input(
 
 
 def _narrowed(
-    small: nn.Module, channels: Tensor, module: nn.Module, args: tuple[Any, ...], output: Tensor
+    small: nn.Module,
+    channels: Tensor,
+    gates: Tensor | None,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    output: Tensor,
 ) -> Tensor:
     """Outputs of the norm over the kept channels, zeros elsewhere; a norm that was removed does nothing."""
     if "forward" in vars(module):
         return output
-    found = torch.zeros_like(output)
-    found[..., channels] = small(args[0][..., channels]).to(found.dtype)
-    return found
+    own = small(args[0][..., channels])
+    own = (own if gates is None else own * gates).to(output.dtype)
+    return torch.zeros_like(output).index_copy(-1, channels, own)
 
 
-def narrow_norm(norm: nn.Module, channels: Sequence[int], factor: float = 1.0) -> nn.Module:
-    """The norm over some of its channels, its weight times a factor; a weight of ``1 + w`` too."""
+def narrow_norm(norm: nn.Module, channels: Sequence[int], factor: float | Tensor = 1.0) -> nn.Module:
+    """The norm over some of its channels, its weight times a factor; a weight of ``1 + w`` too.
+
+    Args:
+        factor: one, or one of each kept channel, of the bias too.
+    """
     small: Any = copy.deepcopy(norm)
     index = torch.tensor(channels)
     for name, parameter in list(small.named_parameters()):
@@ -139,6 +161,8 @@ def narrow_norm(norm: nn.Module, channels: Sequence[int], factor: float = 1.0) -
         if name == "weight":
             shift = offset(norm)
             value = (value + shift) * factor - shift
+        elif isinstance(factor, Tensor):
+            value = value * factor
         setattr(small, name, nn.Parameter(value, requires_grad=False))
     if hasattr(small, "normalized_shape"):
         small.normalized_shape = (len(index),)
@@ -226,17 +250,22 @@ def narrow_weights(
     axes, norms = stream_axes(anatomy), stream_norms(anatomy)
     scale = 1.0 if planned else _embedding_scale(anatomy, channels)
     names = {module: name for name, module in anatomy.model.named_modules()}
+    embeddings = {name for module, name in names.items() if isinstance(module, nn.Embedding)}
     found = dict(weights)
     for name, axis in axes.items():
         if name not in found or not found[name].numel():
             continue
         value = found[name]
         owner, _, own = name.rpartition(".")
+        gates = None if narrow.gates is None or planned else narrow.gates.to(value.device)
         if planned:
             found[name] = value.narrow(axis, 0, len(channels))
         elif owner in norms:
             tied = owner == anatomy.final_norm and anatomy.head.weight is anatomy.embedding.weight
-            factor = narrow.factors.get(owner, 1.0) / (scale if tied else 1.0)
+            factor: Any = narrow.factors.get(owner, 1.0) / (scale if tied else 1.0)
+            factor = (
+                factor if gates is None or tied else factor * gates
+            )  # a tied head has those of the embedding
             small: Any = narrow_norm(norms[owner], narrow.channels, factor)
             if own == "bias" and tied and scale != 1:
                 small.bias.data /= scale
@@ -245,6 +274,8 @@ def narrow_weights(
             found[name] = value.index_select(axis, channels.to(value.device))
             if owner == names[anatomy.embedding]:
                 found[name] = found[name] * scale
+            if gates is not None and owner in embeddings:
+                found[name] = (found[name] * gates).to(value.dtype)
     return found
 
 

@@ -52,7 +52,7 @@ def model_shape(
     attention = sum(mixer.score_macs * x.attended(context) for x in anatomy.blocks for mixer in x.mixers)
     inside = sum(linear.n_weights for linear in anatomy.linears if linear.expert is None)
     routed = sum(_macs_of_experts(block.mixture) for block in anatomy.blocks if block.mixture)
-    return ModelShape(
+    shape = ModelShape(
         n_params=sum(parameter.numel() for parameter in anatomy.model.parameters()),
         bytes_per_param=stored_bytes,
         macs_per_token=inside + routed + fixed_macs(anatomy) + attention,
@@ -60,11 +60,9 @@ def model_shape(
         * stored_bytes,
         blocks=block_shapes(anatomy, context, stored_bytes) if blocks else (),
         latency=latency,
-        narrower=tuple(
-            _narrow_shape(anatomy, context, stored_bytes, width, heads) for width, heads in widths.items()
-        ),
         **held,
     )
+    return replace(shape, narrower=tuple(narrow_shape(anatomy, shape, *item) for item in widths.items()))
 
 
 def fixed_macs(anatomy: Anatomy) -> int:
@@ -133,21 +131,23 @@ def _of_mlp(mlp: SublayerLayout | MixtureLayout) -> dict[str, Any]:
     }
 
 
-def _narrow_shape(
-    anatomy: Anatomy, context: int, stored_bytes: int, width: int, held: tuple[tuple[int, int], ...]
+def narrow_shape(
+    anatomy: Anatomy, shape: ModelShape, width: int, held: tuple[tuple[int, int], ...] = ()
 ) -> NarrowShape:
-    """Sizes with fewer hidden channels: every matrix of a block, and the head, has them on one side."""
-    dense = anatomy.width
+    """Sizes with fewer hidden channels: every matrix of a block, and the head, has them on one side.
+
+    Args:
+        shape: of the dense model, with its blocks.
+        held: see `NarrowShape`.
+    """
     weights = sum(linear.n_weights for linear in anatomy.linears) + fixed_macs(anatomy)
-    layouts = find_layouts(anatomy)
-    macs = model_shape(anatomy, context, stored_bytes, blocks=False).macs_per_token
     return NarrowShape(
         width=width,
         n_params=count_narrow(anatomy, width),
-        macs_per_token=macs - weights + weights * width // dense,
+        macs_per_token=shape.macs_per_token - weights + weights * width // anatomy.width,
         blocks=tuple(
-            _narrow_block(layout, _block_shape(layout, context, stored_bytes), anatomy, width)
-            for layout in layouts
+            _narrow_block(layout, block, anatomy, width)
+            for layout, block in zip(find_layouts(anatomy), shape.blocks, strict=True)
         ),
         held=held,
     )

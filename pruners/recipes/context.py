@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from secateur.pruners.calibration.cache import StatisticsCache
-from secateur.pruners.calibration.choose import choose
+from secateur.pruners.calibration.choose import choose, sources_of
 from secateur.pruners.calibration.collected import CalibrationStatistics
 from secateur.pruners.calibration.pool import Pool
 from secateur.pruners.calibration.tokens import tokens_sha256
@@ -41,11 +41,13 @@ class Sample:
         tokens: the windows.
         sha256: of them, with their number.
         statistics: collected as far as they are asked for.
+        sources: name of the source of each window.
     """
 
     tokens: Int[Tensor, "samples length"]
     sha256: str
     statistics: CalibrationStatistics
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,4 +131,4 @@ class RecipeContext:
         statistics = CalibrationStatistics(
             self.anatomy, tokens, self.cache, identity, forward=forward, contrast=contrast
         )
-        return Sample(tokens, sha256, statistics)
+        return Sample(tokens, sha256, statistics, sources_of(calibration))

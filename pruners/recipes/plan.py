@@ -15,6 +15,7 @@ from secateur.pruners.models.anatomy import Block
 from secateur.pruners.models.cutting import Piece, pass_through, set_bias
 from secateur.pruners.models.layout import BlockLayout
 from secateur.pruners.models.live_experts import LiveExperts, live_part
+from secateur.pruners.models.narrow import Narrow
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 
 DENSE = ""
@@ -98,6 +99,11 @@ class PruningPlan(ABC):
     def units(self) -> Sequence[KeptUnits]:
         """Units that each block keeps; empty where none are cut off."""
         return ()
+
+    @property
+    def narrow(self) -> Narrow | None:
+        """Hidden channels that stay; None: all."""
+        return None
 
 
 def key_of(*parts: Any) -> str:

@@ -35,6 +35,7 @@ from secateur.pruners.export.registry import FORMATS
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.models.mapped import NotStreamedError
+from secateur.pruners.models.narrow import LiveStream, Narrow
 from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.blocks import plan_blocks
@@ -185,6 +186,7 @@ class RecipePruner(Pruner):
         layouts = [None] * len(blocks) if self.settings.unit == "weights" else context.layouts
         self._live = [LiveBlock(block, layout) for block, layout in zip(blocks, layouts, strict=True)]
         self._now: list[Hashable] = [DENSE] * len(blocks)
+        self._stream: LiveStream | None = None
         self._plans: dict[str, PruningPlan] = {}
         self._told: set[str] = set()
         self._of_keys: dict[tuple[int, Hashable], PruningPlan] = {}
@@ -274,7 +276,21 @@ class RecipePruner(Pruner):
         self._live[block].restore()
         if key != DENSE:
             self._of_keys[block, key].change(self._live[block])
+        self._narrow(block, key)
         self._now[block] = key
+
+    def finish(self, key: Hashable) -> None:
+        self._narrow(len(self._live), key)
+
+    def _narrow(self, block: int, key: Hashable) -> None:
+        """Narrow the stream in a block, or behind the last one, as the plan of the key of this block, or that, says."""
+        plan = None if key == DENSE else self._of_keys[min(block, len(self._live) - 1), key]
+        narrow = None if plan is None else plan.narrow
+        if narrow is not None:
+            self._stream = self._stream or LiveStream(self.anatomy)
+            self._stream.narrow_block(block, narrow)
+        elif self._stream is not None:
+            self._stream.restore_part(block)
 
     def release(self, block: int) -> None:
         self.apply(block, DENSE)
@@ -282,6 +298,7 @@ class RecipePruner(Pruner):
     def restore(self) -> None:
         for block in range(len(self._live)):
             self.release(block)
+        self.finish(DENSE)
         self._of_keys.clear()
 
     def fitted(self, form: Config) -> Config:
@@ -302,11 +319,13 @@ class RecipePruner(Pruner):
             raise ValueError(
                 "Expected statistics of the dense model for a recipe, got `sequential`. Leave `--calibration` out."
             )
-        for block, key in zip(self.anatomy.blocks, self.keys(config), strict=True):
+        keys = self.keys(config)
+        for block, key in zip(self.anatomy.blocks, keys, strict=True):
             if key != DENSE:
                 self.apply(block.index, key)
                 self._live[block.index].finish()
             on_block(block.index)
+        self.finish(keys[-1])
 
     def blockwise(self, config: Config, *, sequential: bool) -> BlockwisePruning:
         if self.settings.unit != "weights":
@@ -322,7 +341,7 @@ class RecipePruner(Pruner):
     def check_format(self, config: Config, tokenizer: PreTrainedTokenizerBase, form: str) -> None:
         kept = self._kept(config)
         if self.is_smaller(self.settings):
-            check_structured(self.anatomy, tokenizer, kept, form)
+            check_structured(self.anatomy, tokenizer, kept, form, self._narrow_of(config))
 
     def record(self, config: Config) -> dict[str, Any]:
         of = self.settings
@@ -365,7 +384,12 @@ class RecipePruner(Pruner):
             check_tokens=check_tokens,
             dtype=loaded.stored_dtype,
             units=() if plan is None else plan.units,
+            narrow=self._narrow_of(config),
         )
+
+    def _narrow_of(self, config: Config) -> Narrow | None:
+        plan = self.plan(config)
+        return None if plan is None else plan.narrow
 
     def _kept(self, config: Config) -> Sequence[Kept]:
         plan = self.plan(config)

@@ -12,6 +12,8 @@ from secateur.pruners.calibration.stream import most
 from secateur.pruners.models.cutting import Piece
 from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.models.live_experts import LiveExperts
+from secateur.pruners.models.narrow import Narrow
+from secateur.pruners.models.shape import narrow_shape
 from secateur.pruners.recipes.allocation.allocate import removed
 from secateur.pruners.recipes.allocation.layers import Layer
 from secateur.pruners.recipes.allocation.sublayers import in_turn
@@ -30,6 +32,7 @@ from secateur.pruners.recipes.trained_units import (
 )
 from secateur.pruners.recipes.unit_layers import evidence_of, flap_of, layer_of, stays_of
 from secateur.pruners.recipes.units_in_turn import numbers_in_turn
+from secateur.pruners.structure.chosen import ChosenUnits
 from secateur.pruners.structure.kprune import KeptNumbers
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
@@ -49,6 +52,7 @@ class UnitPlan(PruningPlan):
         numbers: of the kept units of each block, ascending.
         outputs: weights that follow the pruned stream, of output projections, or that were trained, of any, of whole
             sub-layers, too, by full names; cut.
+        stream: hidden channels that stay; None: all.
     """
 
     context: RecipeContext
@@ -56,6 +60,7 @@ class UnitPlan(PruningPlan):
     repair: str
     numbers: tuple[KeptNumbers, ...]
     outputs: Mapping[str, Tensor]
+    stream: Narrow | None = None
 
     def change(self, live: LiveBlock) -> None:
         index = live.block.index
@@ -79,6 +84,10 @@ class UnitPlan(PruningPlan):
                 sublayer.remove()
             elif len(kept) < layout.n_units or _has_any(layout, self.outputs):
                 sublayer.cut(len(kept), self._pieces(layout, index, kept))
+
+    @property
+    def narrow(self) -> Narrow | None:
+        return self.stream
 
     @property
     def units(self) -> Sequence[KeptUnits]:
@@ -115,26 +124,34 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     sample = context.sample(config["calibration"])
     if name in UNIT_RECONSTRUCTIONS:
         row, sparsity = UNIT_RECONSTRUCTIONS[name], config["sparsity"]
-        seen = f"{name}-{sparsity:g}-{key_of(sorted(context.protected))}"
-        further = {"state": sample.statistics.state(seen)} if row.trains else {}
-        numbers, outputs = row.function(
-            context.anatomy, context.layouts, sample.tokens, sparsity, protected=context.protected, **further
+        further = {x.name: config["metric"].get(x.name, x.default) for x in row.parameters}
+        further |= {"domains": sample.sources} if "domains" in row.evidence else {}
+        seen = f"{name}-{sparsity:g}-{key_of(sorted(context.protected), *sorted(further.items()))}"
+        state = {"state": sample.statistics.state(seen)} if row.trains else {}
+        found = row.function(
+            context.anatomy,
+            context.layouts,
+            sample.tokens,
+            sparsity,
+            protected=context.protected,
+            **further,
+            **state,
         )
-        return _plan(context, sample, numbers, outputs, "none", follows=seen if row.trains else name)
+        return _plan(context, sample, ChosenUnits(*found), "none", follows=seen)
     repair = "none" if stream else config["repair"]
     if any(name in config.get("schedule", {}) for name in ("before", "retrain", "after")):
         numbers, outputs, seen = _trained(context, sample, config, repair)
         return _plan(context, sample, numbers, outputs, "none", follows=seen)
     numbers = _numbers(context, sample, config, repair)
     outputs = stream.function(context.anatomy, context.layouts, numbers, sample.tokens) if stream else {}
-    return _plan(context, sample, numbers, outputs, repair, follows=config["repair"] if stream else "")
+    follows = config["repair"] if stream else ""
+    return _plan(context, sample, ChosenUnits(numbers, outputs), repair, follows=follows)
 
 
 def _plan(
     context: RecipeContext,
     sample: Sample,
-    numbers: tuple[KeptNumbers, ...],
-    outputs: Mapping[str, Tensor],
+    chosen: ChosenUnits,
     repair: str,
     *,
     follows: str,
@@ -144,6 +161,7 @@ def _plan(
     Args:
         follows: method whose weights follow the pruned stream; "": none.
     """
+    numbers, outputs, narrow = chosen
     seen = f"{sample.sha256} {context.dampening}"
     keys = tuple(
         _key(
@@ -151,12 +169,16 @@ def _plan(
             numbers[index],
             follows or repair,
             f"{seen} {numbers[:index] if follows else ()}",
-            trained=any(_has_any(part, outputs) for part in layout.sublayers),
+            changed=narrow is not None or any(_has_any(part, outputs) for part in layout.sublayers),
         )
         for index, layout in enumerate(context.layouts)
     )
     kept = tuple(_kept(layout, block) for layout, block in zip(context.layouts, numbers, strict=True))
-    costs = cost(context.shape, kept, repair)
+    shape, width = context.shape, 0
+    if narrow is not None:
+        width = len(narrow.channels)
+        shape = replace(shape, narrower=(narrow_shape(context.anatomy, shape, width),))
+    costs = cost(shape, kept, repair, width)
     if any(_mixed(context)):
         parts: list[tuple[SublayerLayout | MixtureLayout, KeptNumbers]] = [
             (x, block)
@@ -166,7 +188,7 @@ def _plan(
         lost = sum((x.n_units - len(block[x.kind])) * x.unit_params for x, block in parts)
         lost += sum(x.fixed_params for x, block in parts if not block[x.kind])
         costs |= {"sparsity": lost / sum(x.n_units * x.unit_params + x.fixed_params for x, _ in parts)}
-    return UnitPlan(keys, costs, kept, context, sample, repair, numbers, outputs)
+    return UnitPlan(keys, costs, kept, context, sample, repair, numbers, outputs, narrow)
 
 
 def _mixed(context: RecipeContext) -> list[bool]:
@@ -300,14 +322,14 @@ def _has_any(layout: SublayerLayout, weights: Mapping[str, Tensor]) -> bool:
     return any(placement.linear.name in weights for placement in layout.placements)
 
 
-def _key(layout: BlockLayout, numbers: KeptNumbers, repair: str, seen: str, *, trained: bool) -> str:
+def _key(layout: BlockLayout, numbers: KeptNumbers, repair: str, seen: str, *, changed: bool) -> str:
     """Equal for equal weights: the data that repairs depend on count where there is something to repair.
 
     Args:
-        trained: whether weights of the block were trained or follow the stream.
+        changed: whether the block has new weights, or a narrower stream, whatever units it has lost.
     """
     counts = [(len(numbers[part.kind]), part.n_units) for part in _counted(layout, numbers)]
-    if not trained and all(n_kept == n_units for n_kept, n_units in counts):
+    if not changed and all(n_kept == n_units for n_kept, n_units in counts):
         return DENSE
-    repaired = trained or (repair != "none" and any(0 < n_kept < n_units for n_kept, n_units in counts))
+    repaired = changed or (repair != "none" and any(0 < n_kept < n_units for n_kept, n_units in counts))
     return key_of(dict(numbers), *((repair, seen) if repaired else ()))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from secateur.spaces.method import Unit
-from secateur.spaces.methods import IMPORTANCES, REPAIRS, RULES, metrics_of, searched
+from secateur.spaces.method import MethodRow, Unit
+from secateur.spaces.methods import IMPORTANCES, REPAIRS, RULES, UNIT_RECONSTRUCTIONS, metrics_of, searched
 
 BLEND = "blend"
 BLENDED: tuple[Unit, ...] = ("weights", "structure")
@@ -198,6 +198,7 @@ def _of_structure() -> dict[str, Leaf]:
         "metric.norm": _names(1, 2, "inf", when=(_BLEND,)),
         "metric.reduce": _names("sum", "mean", "max", "prod", "output", when=(_BLEND,)),
         "metric.weights": Leaf(ones, _WEIGHTS, when, quarters, ordered=True),
+        **_parameters("metric.name", UNIT_RECONSTRUCTIONS, later=True),
     }
 
 
@@ -220,13 +221,21 @@ def _of_calibration() -> dict[str, Leaf]:
 
 def _of_allocation(unit: Unit) -> dict[str, Leaf]:
     rows = {name: row for name, row in RULES.items() if unit in row.units}
-    found = {"allocation.rule": Leaf("uniform", _one_of(*rows))}
-    for rule, row in rows.items():
+    rule = Leaf("uniform", _one_of(*rows))
+    return {"allocation.rule": rule, **_parameters("allocation.rule", rows)}
+
+
+def _parameters(named: str, rows: Mapping[str, MethodRow], *, later: bool = False) -> dict[str, Leaf]:
+    """Keys of the parameters of methods, beside the key that names the method."""
+    found = {}
+    for name, row in rows.items():
         for x in row.parameters:
             is_name = isinstance(x.default, str)
             may = _one_of(*x.options) if is_name else _between(x.low, x.high)
-            when = (Condition("allocation.rule", (rule,)),)
-            found[f"allocation.{x.name}"] = Leaf(x.default, may, when, x.options, not is_name)
+            when = (Condition(named, (name,)),)
+            found[f"{named.partition('.')[0]}.{x.name}"] = Leaf(
+                x.default, may, when, x.options, not is_name, later=later
+            )
     return found
 
 
