@@ -196,7 +196,7 @@ SIGNATURES: dict[str, str] = {
     "reconstruction of weights, a block at once": "(anatomy, block, tokens, states, sparsity, *, dampening) -> weights",
     "reconstruction of weights, the model at once": "(anatomy, tokens, sparsity, *, dampening, protected) -> weights",
     "reconstruction of structure, the model at once": (
-        "(anatomy, layouts, tokens, sparsity, *, protected) -> units, weights"
+        "(anatomy, layouts, tokens, sparsity, *, protected) -> units, weights, and hidden channels if fewer"
     ),
     "importance of structure": "(evidence) -> a score a unit",
     "importance of experts": "(evidence) -> a score an expert",

@@ -56,11 +56,15 @@ class ModelReconstruction(WeightPruning):
     def _run(self, sparsity: float | Mapping[str, float]) -> Mapping[str, Tensor]:
         row = MODEL_RECONSTRUCTIONS[self.name]
         row.check(self.context.anatomy)
+        asked = sorted(sparsity.items()) if isinstance(sparsity, Mapping) else sparsity
+        seen = f"{self.name}-{key_of(asked, sorted(self.context.protected))}"
+        further = {"state": self.sample.statistics.state(seen)} if row.trains else {}
         found: Mapping[str, Tensor] = row.function(
             self.context.anatomy,
             self.sample.tokens,
             sparsity,
             dampening=self.context.dampening,
             protected=self.context.protected,
+            **further,
         )
         return found
