@@ -44,7 +44,9 @@ def test_the_highest_scores_are_kept_and_the_gradient_of_the_mask_is_the_scores(
 
 
 def test_the_kept_share_falls_along_a_cube():
-    assert [kept_share(0.4, part) for part in (0.0, 0.5, 1.0, 3.0)] == pytest.approx([1, 0.4 + 0.6 / 8, 0.4, 0.4])
+    assert [kept_share(0.4, part) for part in (0.0, 0.5, 1.0, 3.0)] == pytest.approx(
+        [1, 0.4 + 0.6 / 8, 0.4, 0.4]
+    )
 
 
 def test_layers_of_a_role_share_in_proportion_to_their_mean_sigmoid():
