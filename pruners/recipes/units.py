@@ -141,7 +141,7 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     repair = "none" if stream else config["repair"]
     if any(name in config.get("schedule", {}) for name in ("before", "retrain", "after")):
         numbers, outputs, seen = _trained(context, sample, config, repair)
-        return _plan(context, sample, numbers, outputs, "none", follows=seen)
+        return _plan(context, sample, ChosenUnits(numbers, outputs), "none", follows=seen)
     numbers = _numbers(context, sample, config, repair)
     outputs = stream.function(context.anatomy, context.layouts, numbers, sample.tokens) if stream else {}
     follows = config["repair"] if stream else ""
