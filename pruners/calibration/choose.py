@@ -161,7 +161,7 @@ def most_samples(pools: Mapping[str, Pool], calibration: Mapping[str, Any], n: i
         for name, weight in calibration["sources"].items()
         if weight
     }
-    turns = _turns(calibration["sources"], min(n, sum(counts.values())))
+    turns = sources_of({**calibration, "samples": min(n, sum(counts.values()))})
     taken = dict.fromkeys(counts, 0)
     for place, name in enumerate(turns):
         if taken[name] == counts[name]:
