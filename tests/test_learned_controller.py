@@ -10,6 +10,7 @@ import pytest
 
 from secateur.search import app
 from secateur.search.controllers.learned import Learned, LearnedChoice, LearnedSettings
+from secateur.search.controllers.separable import solve
 from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Effects, Fidelity
@@ -75,7 +76,7 @@ def test_the_optimum_of_an_additive_loss_is_approached(seed):
     def loss(candidate):
         return sum(row[i] for row, i in zip(costs, positions(candidate), strict=True))
 
-    start, best = loss(choice.likeliest()), loss(choice._solver.solve(costs))
+    start, best = loss(choice.likeliest()), loss(solve(space, costs, 0))
     for step in range(40):
         drawn = choice.draw(1 - 0.9 * step / 39, np.random.default_rng([seed, step]))
         first = tuple(tuple(row - row[i]) for row, i in zip(costs, positions(drawn), strict=True))

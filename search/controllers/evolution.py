@@ -188,13 +188,16 @@ class Evolution(GenerationalController):
                     effects = self.effects[proposal.key]
                     self._guides[target].add(elite, self._gradient.n_tokens, effects)
 
+    @property
+    def _n_new(self) -> int:
+        oversampling = 1.0 if self._screening is None else self._screening.oversampling
+        return math.ceil(self._n_offspring * oversampling)
+
     def _offspring(self, target: int, rng: np.random.Generator) -> list[Any]:
         late, self._target = self._settings.late, target
         self._depth = rng.random() if late and rng.random() < late else 0.0
         if self._n_unmeasured >= MAX_UNMEASURED:
             return []
-        if self._screening is not None:
-            self._n_offspring = math.ceil(self._settings.offspring * self._screening.oversampling)
         return super()._offspring(target, rng)
 
     def _propose(self, target: int, rng: np.random.Generator, index: int) -> Any:

@@ -117,10 +117,15 @@ class GenerationalController(ProcedureController):
         new = [(x, c) for x, c in newcomers if math.isfinite(x) and c.text not in known]
         self._elites[target] = ranked([*self._elites[target], *new])[: self._n_elites]
 
+    @property
+    def _n_new(self) -> int:
+        """New candidates of the next generation."""
+        return self._n_offspring
+
     def _offspring(self, target: int, rng: np.random.Generator) -> list[Any]:
         """Distinct new candidates of the target, known ones mutated; fewer, or none, if no more are found."""
         found = []
-        for index in range(self._n_offspring):
+        for index in range(self._n_new):
             child = self._propose(target, rng, index)
             for _ in range(ATTEMPTS):
                 if child.text not in self._seen:
