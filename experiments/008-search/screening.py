@@ -2,9 +2,9 @@
 
     python screening.py WORK [--seeds 0 1 2 3 4] [--evaluations 40]
 
-Rows go to screening.jsonl as they come; those that are there are not made again. Every arm but one has the
-same number of measured recipes and of evaluated tokens; CPU seconds count the prunings that the proxy asks for, too. Test loss: of
-the best recipe by the search loss.
+Rows go to screening.jsonl as they come; those that are there are not made again. Every arm but one has the same
+number of measured recipes and of evaluated tokens; CPU seconds count the prunings that the proxy asks for, too. Test
+loss: of the best recipe by the search loss.
 """
 
 from __future__ import annotations
