@@ -20,7 +20,7 @@ from secateur.pruners.structure.kprune import KeptNumbers
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import DEPTH, DEPTH_REPAIRS
-from secateur.spaces.recipe.schedule import shares_of
+from secateur.spaces.recipe.schedule import shares_of, trained_tokens
 
 GONE = "gone"
 _DROPPED = "dropped"
@@ -61,7 +61,7 @@ def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
             comes near to.
     """
     sample = context.sample(config["calibration"])
-    if any(name in config.get("schedule", {}) for name in ("before", "retrain", "after")):
+    if trained_tokens(config):
         dropped, trained, name = _trained(context, sample, config)
     else:
         dropped, trained, name = _dropped(context, sample, config), {}, ""

@@ -38,7 +38,7 @@ from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
 from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, UNIT_RECONSTRUCTIONS
-from secateur.spaces.recipe.schedule import shares_of
+from secateur.spaces.recipe.schedule import shares_of, trained_tokens
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
         )
         return _plan(context, sample, ChosenUnits(*found), "none", follows=seen)
     repair = "none" if stream else config["repair"]
-    if any(name in config.get("schedule", {}) for name in ("before", "retrain", "after")):
+    if trained_tokens(config):
         numbers, outputs, seen = _trained(context, sample, config, repair)
         return _plan(context, sample, ChosenUnits(numbers, outputs), "none", follows=seen)
     numbers = _numbers(context, sample, config, repair)

@@ -25,9 +25,6 @@ N_ATTENTION = 4
 SCHEDULED: tuple[Unit, ...] = ("weights", "structure", "blocks")
 """Units that may be removed in rounds."""
 
-STEPWISE: tuple[Unit, ...] = ("structure", "blocks")
-"""Those of them whose rounds may be given by their size, `schedule.step`."""
-
 TRAINING = ("schedule.before", "schedule.retrain", "schedule.after")
 """Keys with tokens of training: before the first round, in each round, and after the last one."""
 
