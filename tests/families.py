@@ -7,7 +7,6 @@ prints the table of docs/reference/families.md, which `test_all_families` holds.
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Any
 
@@ -19,7 +18,7 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import MixtureLayout, SublayerLayout
-from secateur.pruners.models.narrow import stream_axes
+from secateur.pruners.models.stream_axes import stream_axes
 from secateur.spaces.architecture.candidate import Kept
 from tests.mixtures import MIXTURES
 
@@ -352,26 +351,6 @@ REFUSED = {
     ),
 }
 
-HELD_WIDTHS = (
-    *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3 text", "gemma4 text"),
-    *(
-        "vaultgemma",
-        "phi",
-        "phi3",
-        "olmo",
-        "olmo2",
-        "olmo3",
-        "granite",
-        "smollm3",
-        "cohere",
-        "cohere2",
-        "glm",
-    ),
-    *("glm4", "exaone4", "nemotron", "starcoder2", "seed_oss", "ernie4_5", "hunyuan", "arcee", "apertus"),
-    *("nanochat", "cwm", "ministral3", "jais2", "hyperclovax", "llama4, dense"),
-)
-"""Families whose stock class holds fewer hidden channels with heads of the same width."""
-
 FEWER_HEADS = (
     *(
         "stablelm",
@@ -391,6 +370,26 @@ FEWER_HEADS = (
 
 WHOLE_GROUPS = ("gpt_bigcode",)
 """Families with grouped queries whose attention takes their number from the width of the stream."""
+
+_INNER = "mixers whose inner width follows the hidden width"
+_HEADS = "the width of all heads follows it"
+NO_WIDTHS = {
+    "gemma3 with images": "another tower, which writes into the stream of the language tower",
+    "opt, norms behind": "no norm behind the last block",
+    "bloom": "a norm behind the embedding",
+    **dict.fromkeys(("lfm2", "lfm2_moe", "xlstm"), _INNER),
+    **dict.fromkeys(("bitnet", "gpt_bigcode", "mpt", "recurrent_gemma", "olmoe"), _HEADS),
+}
+"""Families whose hidden width can't be cut, with the reason."""
+
+HALF_WIDTHS = ("mamba2", "bamba", "jamba", "granitemoehybrid", "granitemoehybrid, dense")
+"""Families whose configs give the inner width of recurrent mixers as a whole multiple of the hidden one."""
+
+HELD_WIDTHS = tuple(name for name in FAMILIES if name not in (*NO_WIDTHS, *FEWER_HEADS))
+"""Families whose stock class holds fewer hidden channels with heads of the same width."""
+
+PLAIN = tuple(FAMILIES)[: tuple(FAMILIES).index("deepseek_v3, dense")]
+"""Families of attention with q, k, v and o, and an MLP; the others have latent attention, experts, or are hybrids."""
 
 # Families whose configs know none of the common values.
 _OWN_NAMES = ("gpt2", "gpt_bigcode", "gpt_neo", "gptj", "bloom", "mpt", "mamba", "mamba2", "xlstm")
@@ -534,15 +533,16 @@ def _hidden(anatomy: Anatomy) -> str:
     try:
         stream_axes(anatomy)
     except ValueError as error:
-        found = re.search(r"with (.*)\.$", str(error))
-        return f"refused: {found[1] if found else 'parameters that are not understood'}"
-    widths = (anatomy.width // 4 * 3, anatomy.width // 2)
+        return f"refused: {str(error).partition(' with ')[2].removesuffix('.')}"
     splits = any(x.attention and x.attention.splits for x in find_layouts(anatomy, experts=True))
-    if any(stock_hidden(anatomy, width, groups=False, queries=False) for width in widths):
+    if stock_hidden(anatomy, anatomy.width // 4 * 3, groups=False, queries=False):
         return "works"
-    if any(stock_hidden(anatomy, width, groups=True, queries=splits) for width in widths):
+    half = anatomy.width // 2
+    if stock_hidden(anatomy, half, groups=False, queries=False):
+        return "half of it alone: the inner width of recurrent mixers is a whole multiple"
+    if stock_hidden(anatomy, half, groups=True, queries=splits):
         return "beside fewer heads alone: their width follows it"
-    return "refused: the width of all heads follows it"
+    return f"refused: {_HEADS}"
 
 
 def _experts(anatomy: Anatomy) -> str:

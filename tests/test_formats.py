@@ -16,7 +16,8 @@ from secateur.pruners.export.export_check import ExportError
 from secateur.pruners.export.manifest import MANIFEST, Manifest, same_export
 from secateur.pruners.export.registry import FORMATS, check_format
 from secateur.pruners.models.checkpoints.quiet import quiet
-from secateur.pruners.models.discover import FAMILIES, dissect
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.families import FAMILIES
 from secateur.pruners.models.shape import block_shapes
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.cost import cost

@@ -16,7 +16,7 @@ from secateur.pruners.calibration import collected as calibration_statistics
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.pool import build_pools
 from secateur.pruners.models.discover import dissect
-from secateur.pruners.models.narrow import narrow_weights
+from secateur.pruners.models.narrow import narrowed
 from secateur.pruners.models.shape import model_shape
 from secateur.pruners.pruner import DenseModel, InfeasibleError
 from secateur.pruners.recipes.context import N_SAMPLES, RecipeContext
@@ -83,7 +83,8 @@ class Case:
             switcher.finish(switcher.keys(wanted)[-1])
             stored, plan = dict(self.model.named_parameters()), switcher.plan(wanted)
             if plan.narrow is not None:  # whole in the live model
-                stored = narrow_weights(self.anatomy, stored, plan.narrow)
+                with narrowed(self.anatomy, plan.narrow):
+                    stored = {name: x.detach() for name, x in self.model.named_parameters()}
             n_params = sum(p.numel() for p in stored.values())
             return self.logits(), n_params, sum(count_zeros(self.anatomy).values())
         finally:

@@ -11,7 +11,8 @@ import transformers as tf
 
 from secateur.pruners.models.check_kept import check_kept, check_splits
 from secateur.pruners.models.cutting import LiveSublayer, pass_through
-from secateur.pruners.models.discover import FAMILIES, dissect
+from secateur.pruners.models.discover import dissect
+from secateur.pruners.models.families import NAMED_ALIKE
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.shape import model_shape
 from secateur.pruners.structure.pruning import prune_structure
@@ -61,7 +62,7 @@ def zeroed(case, blocks):
 
 
 def test_every_family_is_tested():
-    assert {config.model_type for config in CONFIGS.values()} == set(FAMILIES)
+    assert {config.model_type for config in CONFIGS.values()} == set(NAMED_ALIKE)
 
 
 # Where units are ------------------------------------------------------------------------------------------

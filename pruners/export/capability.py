@@ -14,7 +14,8 @@ from secateur.pruners.export.stock import (
 )
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import text_config
-from secateur.pruners.models.narrow import stream_axes
+from secateur.pruners.models.find_layout import find_layouts
+from secateur.pruners.models.stream_axes import stream_axes
 from secateur.spaces.architecture.levels import default_step
 from secateur.spaces.methods import UNIT_REPAIRS
 
@@ -73,7 +74,8 @@ def stock_query_heads(space: Any, anatomy: Anatomy) -> tuple[tuple[int, int], ..
 def stock_widths(space: Any, anatomy: Anatomy) -> dict[int, tuple[tuple[int, int], ...]]:
     """Numbers of hidden channels from which a search chooses, each with the heads that a stock class holds beside it.
 
-    Steps of about a 12th of all down to half of them; none where hidden channels are not cut.
+    Steps of about a 12th of all down to half of them, or half of them alone where the inner width of recurrent mixers
+    is given as a whole multiple of theirs; none where hidden channels are not cut.
 
     Raises:
         ValueError: if the model can't lose hidden channels, or no stock class holds fewer.
@@ -83,10 +85,15 @@ def stock_widths(space: Any, anatomy: Anatomy) -> dict[int, tuple[tuple[int, int
         return {}
     stream_axes(anatomy)
     step = default_step(anatomy.width, 1, 12)
-    widths = range(anatomy.width - step, anatomy.width // 2 - 1, -step)
-    groups, queries = "groups" in units, "heads" in units
-    pairs = {width: stock_hidden(anatomy, width, groups=groups, queries=queries) for width in widths}
-    held = {width: heads for width, heads in pairs.items() if heads}
+    attentions = [x.attention for x in find_layouts(anatomy, experts=True) if x.attention]
+    cuts = any(not x.rigid for x in attentions)
+    groups, queries = cuts and "groups" in units, cuts and "heads" in units
+    half = anatomy.width // 2
+    for widths in (range(anatomy.width - step, half - 1, -step), (half,)):
+        pairs = {width: stock_hidden(anatomy, width, groups=groups, queries=queries) for width in widths}
+        held = {width: heads for width, heads in pairs.items() if heads}
+        if held:
+            break
     if not held:
         raise ValueError(
             f"Expected a stock class that holds fewer hidden channels for hidden in `units`, got {anatomy.family}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -21,8 +22,9 @@ from secateur.pruners.models.check_kept import check_kept
 from secateur.pruners.models.discover import text_config
 from secateur.pruners.models.experts import joined_experts
 from secateur.pruners.models.mixture import Mixture
-from secateur.pruners.models.narrow import Narrow, narrow_weights
+from secateur.pruners.models.narrow import Narrow, narrowed
 from secateur.pruners.models.placement import ALL, Form, Placement, place, place_vectors
+from secateur.pruners.models.stream_axes import width_fields
 from secateur.spaces.architecture.candidate import Kept
 
 BLOCKWISE = (
@@ -34,9 +36,6 @@ BLOCKWISE = (
     "block_types",
 )
 """Lists in configs with a place for each block; shorter ones are repeated (RecurrentGemma)."""
-
-EMBEDDED = ("word_embed_proj_dim",)
-"""Names in configs of the width of embeddings, beside that of the stream (OPT)."""
 
 PLACES = ("attn_layer_indices",)
 """Lists in configs of blocks' places."""
@@ -191,10 +190,8 @@ class CutModel:
     def base_config(self) -> dict[str, Any]:
         """The dense config's content for a model of the kept blocks, with their dense shapes."""
         content = self._content(self.kept_blocks)
-        inner, of = self.text_part(content), text_config(self.config)
         if self.narrow is not None:
-            names = (of.attribute_map.get("hidden_size", "hidden_size"), *EMBEDDED)
-            inner |= {name: self.width for name in names if inner.get(name) == self.anatomy.width}
+            content |= width_fields(self.anatomy, self.width)
         return content
 
     def _content(self, blocks: Sequence[int]) -> dict[str, Any]:
@@ -238,15 +235,14 @@ class CutModel:
     def _values(self) -> dict[str, Tensor]:
         """Parameters and saved buffers under their live names, without empty ones."""
         model = self.anatomy.model
-        with joined_experts(model):
+        narrow = narrowed(self.anatomy, self.narrow, planned=self.planned) if self.narrow else nullcontext()
+        with narrow, joined_experts(model):
             saved = set(model.state_dict())
             named = [*model.named_parameters(), *model.named_buffers()]
-        values = {name: value.detach() for name, value in named if name in saved}
+            values = {name: value.detach() for name, value in named if name in saved}
         if self.planned:
             values = {name: torch.empty_like(value, device="meta") for name, value in values.items()}
             values |= {name: values[name].new_empty(shape) for name, shape in self._planned_shapes(values)}
-        if self.narrow is not None:
-            values = narrow_weights(self.anatomy, values, self.narrow, planned=self.planned)
         return {name: value for name, value in values.items() if value.numel()}
 
     def _planned_shapes(self, dense: Mapping[str, Tensor]) -> Iterator[tuple[str, list[int]]]:
@@ -339,7 +335,7 @@ def _planned_experts(
     for linear in block.linears if kept.shared else ():
         if linear.sublayer == "experts" and linear.expert is None:
             factor = 2 if linear.role == "gate_up" else 1
-            shape = list(linear.weight.shape)
+            shape = list(dense[f"{linear.name}.weight"].shape)
             shape[int(linear.is_output)] = factor * kept.shared
             yield f"{linear.name}.weight", shape
             if f"{linear.name}.bias" in dense and not linear.is_output:

@@ -63,8 +63,13 @@ def _generate(model: Any, prompt: torch.Tensor) -> tuple[list[int], float]:
     name = next(name for name in names if name in known)
     given = name in model(prompt, use_cache=True)  # RecurrentGemma gives none back, but fills one
     new, cache, step = [], None if given else DynamicCache(config=model.config), prompt
-    for _ in range(N_GENERATED):
-        out = model(step, **{name: cache}, use_cache=True)
+    places = torch.arange(prompt.shape[1] + N_GENERATED, device=prompt.device)[None]
+    for n_known in range(prompt.shape[1], prompt.shape[1] + N_GENERATED):
+        # As `generate` does: MiniMax counts the tokens of its first layer's cache, which may have none.
+        own = (
+            {"position_ids": places[:, n_known - step.shape[1] : n_known]} if "position_ids" in known else {}
+        )
+        out = model(step, **{name: cache}, **own, use_cache=True)
         cache, step = out.get(name, cache), out.logits[:, -1:].argmax(-1)
         new.append(step)
     generated = torch.cat(new, dim=1)

@@ -11,8 +11,8 @@ import torch
 from secateur.pruners.export.stock import stock_hidden
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.layout import BlockLayout
-from secateur.pruners.models.narrow import stream_axes
 from secateur.pruners.models.shape import model_shape, narrow_shape
+from secateur.pruners.models.stream_axes import stream_axes
 from secateur.pruners.recipes.allocation.allocate import allocate
 from secateur.pruners.recipes.allocation.layers import RuleEvidence
 from secateur.pruners.structure.knowledge import unit_layer

@@ -16,9 +16,6 @@ from secateur.pruners.models.room import room_beside
 from secateur.pruners.models.tail import find_tail
 from secateur.pruners.models.usable import NotFiniteError
 
-# The values of `model_type` that tests run; others that are built alike work too.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "opt", "gpt2", "gpt_neox")
-
 
 def dissect(model: nn.Module, bos: int | None = None) -> Anatomy:
     """The blocks of a causal LM, the projections in them, and the modules before and after.
@@ -42,7 +39,7 @@ def dissect(model: nn.Module, bos: int | None = None) -> Anatomy:
     except ValueError as error:
         family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise ValueError(
-            f"Unknown model family {family!r}: {error} Families known to work: {', '.join(FAMILIES)}."
+            f"Unknown model family {family!r}: {error} Those known to work: secateur list families."
         ) from error
 
 

@@ -1,13 +1,14 @@
 """Live model with fewer hidden channels: those of the residual stream, which embedding, norms and head read and write.
 
 The live tensors stay whole. Norms see the kept channels alone, and removed ones are zero between blocks, so that the
-model computes what one of narrower matrices would; `narrow_weights` are its matrices.
+model computes what one of narrower matrices would; `narrowed` gives its matrices.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +21,10 @@ from torch.utils.hooks import RemovableHandle
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.probe import evaluating, probe_tokens
 from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.models.stream_axes import stream_axes, stream_norms
+
+LOGIT_WIDTHS = ("dim_model_base",)
+"""Names in configs of a hidden width by whose ratio to theirs classes multiply logits (MiniCPM3)."""
 
 
 @dataclass(frozen=True)
@@ -38,42 +43,6 @@ class Narrow:
     channels: tuple[int, ...]
     factors: Mapping[str, float]
     gates: Float[Tensor, " kept"] | None = None
-
-
-def stream_norms(anatomy: Anatomy) -> dict[str, nn.Module]:
-    """Norms of the residual stream by their full names, the final one last.
-
-    Raises:
-        ValueError: if fewer hidden channels are not possible in this model, in one line.
-    """
-    _check(anatomy)
-    modules = dict(anatomy.model.named_modules())
-    inside = [x.name.rpartition(".")[0] for x in anatomy.linears if x.sublayer == "attention"]
-    names = [name for block in anatomy.blocks for name in block.norms]
-    found = [name for name in names if not any(name.startswith(f"{owner}.") for owner in inside)]
-    return {name: modules[name] for name in (*found, anatomy.final_norm)}
-
-
-def _check(anatomy: Anatomy) -> None:
-    kinds = {mixer.kind for block in anatomy.blocks for mixer in block.mixers}
-    reason = ""
-    if kinds != {"attention", "mlp"}:
-        reason = f"mixers that are {', '.join(sorted(kinds))}"
-    elif not all(block.heads.n_kv and not block.heads.kv_rows for block in anatomy.blocks):
-        reason = "an attention of other projections than q, k, v and o"
-    elif not anatomy.final_norm:
-        reason = "no norm behind the last block"
-    elif isinstance(anatomy.tail, nn.Sequential) and len(anatomy.tail) > 1:
-        reason = "more than a norm between blocks and head"
-    elif anatomy.embedding.embedding_dim != anatomy.width or any(block.unknown for block in anatomy.blocks):
-        reason = "an embedding of another width, or matrices that are not understood"
-    elif anatomy.model.config.get_text_config() is not anatomy.model.config:  # type: ignore[union-attr, operator]
-        reason = "a language tower that is a part of it"
-    if reason:
-        raise ValueError(
-            f"Expected blocks of attention and MLP between an embedding and a norm for fewer hidden channels, got a "
-            f"model ({anatomy.family}) with {reason}."
-        )
 
 
 class LiveStream:
@@ -190,93 +159,83 @@ def plain_norm(norm: nn.Module) -> nn.Module:
     return made
 
 
-def stream_axes(anatomy: Anatomy) -> dict[str, int]:
-    """Axis of the residual stream in each parameter that has one, by the parameter's name.
-
-    Raises:
-        ValueError: if the model has parameters that are not understood, see also `stream_norms`.
-    """
-    names = {module: name for name, module in anatomy.model.named_modules()}
-    axes = {f"{name}.{own}": 0 for name in stream_norms(anatomy) for own in ("weight", "bias")}
-    for linear in anatomy.linears:
-        axes[f"{linear.name}.weight"] = int(not linear.is_output) ^ int(linear.transposed)
-        if linear.is_output:
-            axes[f"{linear.name}.bias"] = 0
-    axes[f"{names[anatomy.head]}.weight"] = 1
-    inside = set(anatomy.container.modules())
-    for module, name in names.items():
-        if isinstance(module, nn.Embedding) and module not in inside:
-            axes[f"{name}.weight"] = 1
-    found = {}
-    known = dict(anatomy.model.named_parameters())
-    for name, parameter in known.items():
-        if name in axes and parameter.shape[axes[name]] == anatomy.width:
-            found[name] = axes[name]
-        elif (
-            name not in axes
-            and parameter.numel() > 1
-            and name.rpartition(".")[0] not in _kept_inside(anatomy)
-        ):
-            raise ValueError(
-                f"Expected parameters that are understood for fewer hidden channels, got {name} in a model of "
-                f"{anatomy.family}."
-            )
-    return found
-
-
-def _kept_inside(anatomy: Anatomy) -> set[str]:
-    """Modules whose parameters have no axis of the stream: norms inside attentions, and biases of rows."""
-    norms = {name for block in anatomy.blocks for name in block.norms}
-    return (
-        norms
-        | {linear.name for linear in anatomy.linears}
-        | {name for name, module in anatomy.model.named_modules() if module is anatomy.head}
-    )
-
-
-def narrow_weights(
-    anatomy: Anatomy, weights: Mapping[str, Tensor], narrow: Narrow, *, planned: bool = False
-) -> dict[str, Tensor]:
-    """Tensors of the narrow model from those of the live one, by the same names.
+@contextmanager
+def narrowed(anatomy: Anatomy, narrow: Narrow, *, planned: bool = False) -> Iterator[None]:
+    """Context in which the live parameters are those of the narrow model.
 
     Where the class multiplies embeddings by the root of their width, theirs makes up for the smaller one, and the final
-    norm for that in a tied head.
+    norm for that in a tied head, and for a factor of the logits that follows the width.
 
     Args:
-        weights: by live names.
-        planned: the tensors are without memory, and so will the result be.
+        anatomy: of the model.
+        narrow: the channels that stay.
+        planned: the shapes alone count, and no memory is used: the parameters are the first channels of the dense ones.
     """
-    channels = torch.tensor(narrow.channels)
-    axes, norms = stream_axes(anatomy), stream_norms(anatomy)
-    scale = 1.0 if planned else _embedding_scale(anatomy, channels)
+    axes, parameters = stream_axes(anatomy), dict(anatomy.model.named_parameters())
+    dense = {name: parameters[name].data for name in axes}
+    values = (
+        _first_channels(dense, axes, len(narrow.channels))
+        if planned
+        else _values(anatomy, dense, axes, narrow)
+    )
+    try:
+        for name, value in values.items():
+            parameters[name].data = value
+        yield
+    finally:
+        for name, value in dense.items():
+            parameters[name].data = value
+
+
+def _first_channels(dense: Mapping[str, Tensor], axes: Mapping[str, int], width: int) -> dict[str, Tensor]:
+    return {name: x.narrow(axes[name], 0, width) for name, x in dense.items() if x.numel()}
+
+
+def _values(
+    anatomy: Anatomy, dense: Mapping[str, Tensor], axes: Mapping[str, int], narrow: Narrow
+) -> dict[str, Tensor]:
+    channels, norms = torch.tensor(narrow.channels), stream_norms(anatomy)
+    scale = _embedding_scale(anatomy, channels)
     names = {module: name for name, module in anatomy.model.named_modules()}
     embeddings = {name for module, name in names.items() if isinstance(module, nn.Embedding)}
-    found = dict(weights)
-    for name, axis in axes.items():
-        if name not in found or not found[name].numel():
-            continue
-        value = found[name]
+    is_tied = anatomy.head.weight is anatomy.embedding.weight
+    found = {}
+    for name, value in dense.items():
         owner, _, own = name.rpartition(".")
-        gates = None if narrow.gates is None or planned else narrow.gates.to(value.device)
-        if planned:
-            found[name] = value.narrow(axis, 0, len(channels))
-        elif owner in norms:
-            tied = owner == anatomy.final_norm and anatomy.head.weight is anatomy.embedding.weight
-            factor: Any = narrow.factors.get(owner, 1.0) / (scale if tied else 1.0)
-            factor = (
-                factor if gates is None or tied else factor * gates
-            )  # a tied head has those of the embedding
+        if not value.numel():
+            continue
+        gates = None if narrow.gates is None else narrow.gates.to(value.device)
+        if owner in norms:
+            last = owner == anatomy.final_norm
+            of_head = _factor_of_head(anatomy, len(channels), scale) if last else 1.0
+            factor: Any = narrow.factors.get(owner, 1.0) * of_head
+            if gates is not None and not (last and is_tied):  # a tied head has those of the embedding
+                factor = factor * gates
             small: Any = narrow_norm(norms[owner], narrow.channels, factor)
-            if own == "bias" and tied and scale != 1:
-                small.bias.data /= scale
+            if own == "bias" and not isinstance(factor, Tensor):
+                small.bias.data *= of_head
             found[name] = getattr(small, own).data
         else:
-            found[name] = value.index_select(axis, channels.to(value.device))
+            found[name] = value.index_select(axes[name], channels.to(value.device))
             if owner == names[anatomy.embedding]:
                 found[name] = found[name] * scale
             if gates is not None and owner in embeddings:
                 found[name] = (found[name] * gates).to(value.dtype)
     return found
+
+
+def _factor_of_head(anatomy: Anatomy, width: int, scale: float) -> float:
+    """Factor of the final norm by which the logits of the narrow class are those of the live model.
+
+    Args:
+        anatomy: of the model.
+        width: number of kept channels.
+        scale: factor of the embedding's weight, which a tied head has, too.
+    """
+    content = anatomy.model.config.to_dict()  # type: ignore[union-attr, operator]  # a transformers config
+    divided = any(content.get(name) for name in LOGIT_WIDTHS)
+    tied = anatomy.head.weight is anatomy.embedding.weight
+    return (width / anatomy.width if divided else 1.0) / (scale if tied else 1.0)
 
 
 def _embedding_scale(anatomy: Anatomy, channels: Int[Tensor, " kept"]) -> float:
@@ -288,12 +247,3 @@ def _embedding_scale(anatomy: Anatomy, channels: Int[Tensor, " kept"]) -> float:
     ratio = float((hidden * plain).sum() / plain.square().sum())
     is_root = abs(ratio**2 / anatomy.width - 1) < 0.02
     return (anatomy.width / len(channels)) ** 0.5 if is_root else 1.0
-
-
-def count_narrow(anatomy: Anatomy, width: int) -> int:
-    """Parameters of the whole model with so many hidden channels."""
-    axes = stream_axes(anatomy)
-    return sum(
-        parameter.numel() * width // anatomy.width if name in axes else parameter.numel()
-        for name, parameter in anatomy.model.named_parameters()
-    )

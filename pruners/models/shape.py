@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.models.mixture import Mixture
-from secateur.pruners.models.narrow import count_narrow, stream_axes
+from secateur.pruners.models.narrow import Narrow, narrowed
 from secateur.spaces.latency import LatencyTable
 from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape, NarrowShape, Prunable
 
@@ -134,53 +134,34 @@ def _of_mlp(mlp: SublayerLayout | MixtureLayout) -> dict[str, Any]:
 def narrow_shape(
     anatomy: Anatomy, shape: ModelShape, width: int, held: tuple[tuple[int, int], ...] = ()
 ) -> NarrowShape:
-    """Sizes with fewer hidden channels: every matrix of a block, and the head, has them on one side.
+    """Sizes with fewer hidden channels: those of the same parts with narrower parameters.
 
     Args:
         shape: of the dense model, with its blocks.
         held: see `NarrowShape`.
     """
-    weights = sum(linear.n_weights for linear in anatomy.linears) + fixed_macs(anatomy)
+    layouts = find_layouts(anatomy, experts=True)
+
+    def sizes() -> tuple[ModelShape, list[BlockShape]]:
+        return model_shape(anatomy, 1, 1, blocks=False), [_block_shape(layout, 1, 1) for layout in layouts]
+
+    dense, whole = sizes()
+    with narrowed(anatomy, Narrow(tuple(range(width)), {}), planned=True):
+        narrow, blocks = sizes()
     return NarrowShape(
-        width=width,
-        n_params=count_narrow(anatomy, width),
-        macs_per_token=shape.macs_per_token - weights + weights * width // anatomy.width,
-        blocks=tuple(
-            _narrow_block(layout, block, anatomy, width)
-            for layout, block in zip(find_layouts(anatomy), shape.blocks, strict=True)
+        width,
+        narrow.n_params,
+        shape.macs_per_token + narrow.macs_per_token - dense.macs_per_token,
+        tuple(
+            replace(
+                new,
+                group_macs=known.group_macs + new.group_macs - old.group_macs,
+                query_macs=known.query_macs + new.query_macs - old.query_macs,
+                group_kv_bytes=known.group_kv_bytes,
+            )
+            for known, old, new in zip(shape.blocks, whole, blocks, strict=True)
         ),
-        held=held,
-    )
-
-
-def _narrow_block(layout: BlockLayout, block: BlockShape, anatomy: Anatomy, width: int) -> BlockShape:
-    attention, mlp = layout.sublayers  # a stream is narrowed in models of both alone
-
-    def lost(n_weights: int) -> int:
-        return n_weights - n_weights * width // anatomy.width
-
-    names = stream_axes(anatomy)
-    stream = {id(p) for name, p in anatomy.model.named_parameters() if name in names and p.ndim == 1}
-
-    def lost_vectors(modules: Iterable[nn.Module]) -> int:
-        vectors = (p for module in modules for p in module.parameters(recurse=False) if id(p) in stream)
-        return sum(lost(p.numel()) for p in vectors)
-
-    of_group, of_channel = lost(_unit_weights(attention)), lost(_unit_weights(mlp))
-    of_query = lost(attention.query_weights) if attention.splits else 0
-    return replace(
-        block,
-        group_params=block.group_params - of_group,
-        group_macs=block.group_macs - of_group,
-        query_params=block.query_params - of_query,
-        query_macs=block.query_macs - of_query,
-        channel_params=block.channel_params - of_channel,
-        channel_macs=block.channel_macs - of_channel,
-        attention_params=block.attention_params - lost_vectors(attention.modules),
-        mlp_params=block.mlp_params - lost_vectors(mlp.modules),
-        shared_params=block.shared_params - lost_vectors(layout.shared),
-        attention_bias=block.attention_bias - lost(block.attention_bias),
-        mlp_bias=block.mlp_bias - lost(block.mlp_bias),
+        held,
     )
 
 

@@ -105,6 +105,7 @@ def _scalings(config: Any, plain: Tensor, wanted: Tensor) -> Iterator[Scaling]:
         if abs(value * ratio - 1) < 1e-3:
             yield Scaling(divisor=value)
     yield Scaling(factor=float(f"{ratio:.6g}"))
+    yield Scaling(factor=ratio)
 
 
 def _logits(

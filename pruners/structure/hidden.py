@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from secateur.pruners.models.anatomy import Anatomy
-from secateur.pruners.models.narrow import Narrow, narrow_norm, plain_norm, stream_norms
+from secateur.pruners.models.narrow import Narrow, narrow_norm, plain_norm
 from secateur.pruners.models.probe import evaluating, probe_tokens
+from secateur.pruners.models.stream_axes import stream_norms
 from secateur.pruners.stores.block_files import load_tensors, save_tensors
 
 
@@ -114,7 +115,7 @@ def channel_scores(anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> F
 
 
 def _read_by_mixers(anatomy: Anatomy, norms: dict[str, nn.Module]) -> list[str]:
-    """Norms whose output is the input of a projection."""
+    """Norms whose output is what another module of their block gets first, such as a projection or a whole mixer."""
     outputs: dict[int, str] = {}
     held: list[Tensor] = []
     found: dict[str, None] = {}
@@ -123,8 +124,8 @@ def _read_by_mixers(anatomy: Anatomy, norms: dict[str, nn.Module]) -> list[str]:
         outputs[id(output)] = name
         held.append(output)  # so that no other tensor gets its id
 
-    def before(module: nn.Module, args: Any) -> None:
-        name = outputs.get(id(args[0]))
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name = outputs.get(id(next(iter((*args, *kwargs.values())), None)))
         if name is not None:
             found[name] = None
 
@@ -132,8 +133,9 @@ def _read_by_mixers(anatomy: Anatomy, norms: dict[str, nn.Module]) -> list[str]:
         for name, norm in norms.items():
             if name != anatomy.final_norm:
                 hooks.callback(norm.register_forward_hook(partial(after, name)).remove)
-        for linear in anatomy.linears:
-            hooks.callback(linear.module.register_forward_pre_hook(before).remove)
+        for block in anatomy.blocks:
+            for module in set(block.module.modules()) - set(norms.values()):
+                hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
         with evaluating(anatomy.model):
             anatomy.model(input_ids=probe_tokens(anatomy.model), use_cache=False)
     return [name for name in norms if name in found]

@@ -95,7 +95,7 @@ def _recipes() -> Rows:
 
 
 def _families() -> Rows:
-    from secateur.pruners.models.discover import FAMILIES
+    from secateur.pruners.models.families import FAMILIES
 
     return [_row(name, "tested; others that are built alike work too") for name in FAMILIES]
 

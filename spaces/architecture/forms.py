@@ -95,7 +95,8 @@ class FormTargets:
     def is_held(self, kept: Kept, hidden: int) -> bool:
         """True if the form in which models are saved holds these heads at this hidden width."""
         held = next((x.held for x in self._shape.narrower if x.width == hidden), None)
-        return held is None or (kept.kv_groups, kept.queries) in held
+        rigid = self._shape.blocks[self._with_groups].rigid
+        return held is None or rigid or (kept.kv_groups, kept.queries) in held
 
     def _find_windows(self) -> tuple[Window, ...]:
         removed, total = self._removed.values(), self._n_total
@@ -240,7 +241,7 @@ class FormTargets:
         """Shares of query heads and of channels that are kept."""
         n_queries, dense = self._shape.blocks[self._with_groups].n_queries, self.dense.kept
         heads = kept.kv_groups * (kept.queries or n_queries) / (dense.kv_groups * n_queries)
-        return heads, kept.ffn / dense.ffn
+        return heads, kept.ffn / (dense.ffn or 1)  # Mamba has no MLPs
 
     def distance(self, first: Form, second: Form) -> float:
         """Sum of the differences in the shares of blocks, groups, channels and query heads of a group."""
@@ -249,7 +250,7 @@ class FormTargets:
             (form.n_blocks, *form.kept.units, form.kept.queries or n_queries)
             for form in (first, second, self.dense)
         )
-        near = sum(abs(a - b) / whole for a, b, whole in zip(of_first, of_second, dense, strict=True))
+        near = sum(abs(a - b) / (whole or 1) for a, b, whole in zip(of_first, of_second, dense, strict=True))
         one, other = (self.hidden.index(form.hidden) for form in (first, second))
         return near + abs(one - other) / len(self.hidden)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from secateur.pruners.models.checkpoints.checkpoint import Checkpoint, ModelError
-from secateur.pruners.models.discover import FAMILIES
+from secateur.pruners.models.families import NAMED_ALIKE
 from secateur.spaces.plain_files import check_plain
 
 CONFIG = "config.json"
@@ -63,7 +63,7 @@ def check_sizes(directory: Path) -> None:
     """Raise a ModelError if config and stored weights of a known family contradict each other, from headers alone."""
     try:
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        if config["model_type"] not in FAMILIES:
+        if config["model_type"] not in NAMED_ALIKE:
             return
     except (ValueError, KeyError, TypeError):  # transformers says what is wrong
         return

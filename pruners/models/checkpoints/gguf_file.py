@@ -105,10 +105,13 @@ def _tensors(path: Path, skeleton: torch.nn.Module, say: Say) -> Iterator[tuple[
         read_field,
     )
 
-    reader, parsed = GGUFReader(path), load_gguf_checkpoint(str(path))
+    # Without the vocabulary, which takes several objects a token.
+    parsed: dict[str, Any] = {"config": load_gguf_checkpoint(str(path))["config"], "tensors": {}}
+    reader = GGUFReader(path)
     kind = read_field(reader, "general.architecture")[0]
+    reader.fields.clear()
     processor = TENSOR_PROCESSORS.get(kind, TensorProcessor)(config=parsed["config"])
-    names, parsed["tensors"] = get_gguf_hf_weights_map(skeleton, processor), {}
+    names = get_gguf_hf_weights_map(skeleton, processor)
     n_tensors, told = len(reader.tensors), 0
     for index, tensor in enumerate(reader.tensors, start=1):
         found = processor.process(
