@@ -131,7 +131,7 @@ def test_the_report_needs_nothing_but_itself(files):
 def test_the_report_has_the_numbers(run, files):
     text = unescape(files[0].read_text())
     for row in front_rows(run):
-        assert f"<td>{row.trial.number}</td>" in text
+        assert f'data-trial="{row.trial.number}">{row.trial.number}</a></td>' in text
         assert f"<td>{shown('loss', row.test.values['loss'])}</td>" in text
     assert "sha256 of test text" in text
     assert "7e57" in text

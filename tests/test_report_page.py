@@ -1,15 +1,19 @@
 """Page of a report as a browser shows it, and what its parts say."""
 
 import re
+import shutil
 from html import unescape
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from secateur.search.results.run import Run
+from secateur.search.results.targets import best_references, references
+from secateur.search.show import report_facts
 from secateur.search.show.front_plot import FrontPoints, plot_front
-from secateur.search.show.front_table import front_rows
+from secateur.search.show.front_table import feasible_baselines, front_rows
 from secateur.search.show.inline_svg import picture
 from secateur.search.show.phases import phases
 from secateur.search.show.report import write_report
@@ -200,3 +204,42 @@ def test_several_runs_share_a_page(run, tmp_path, secateur):
                 rows: doc.querySelector("table").tBodies[0].rows.length, title: doc.title};""",
     )
     assert found == {"width": 390, "twice": [], "rows": 2, "title": "2 searches"}
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    """Copy of a run of recipes, whose first baseline is not the best."""
+    to = tmp_path_factory.mktemp("recipes") / "run"
+    shutil.copytree(Path(__file__).parent / "old_runs" / "recipe", to)
+    return Run(Study.open(to))
+
+
+def test_recipes_are_read_without_scrolling_and_beside_the_best_baseline(recipes):
+    page = write_report(recipes)[0]
+    found = look(
+        page,
+        1280,
+        """const table = doc.querySelector("table.sortable.first"), box = table.closest(".scroll");
+        const text = [...table.tBodies[0].rows].map(x => x.lastElementChild);
+        return {cut: box.scrollWidth - box.clientWidth, width: Math.min(...text.map(x => x.offsetWidth)),
+                lines: Math.max(...text.map(x => x.offsetHeight / parseFloat(win.getComputedStyle(x).lineHeight))),
+                links: table.querySelectorAll("a[data-trial]").length, rows: text.length, words: doc.body.innerText,
+                note: text[1].innerText};""",
+    )
+    assert found["cut"] <= 0
+    assert found["width"] >= 340
+    assert found["lines"] <= 8
+    assert found["links"] == found["rows"] == len(front_rows(recipes))
+    assert "for its recipe and the command that exports it" in found["words"]
+    assert "0.04x the loss of wanda_sp@0.2 in the search" in found["note"]
+    names = references(recipes.baselines), best_references(feasible_baselines(recipes))
+    assert names == ({"0.2": "wanda_sp@0.2"}, {"0.2": "ziplm@0.2"})
+    best = recipes.study.trials[24]
+    loss, reference = (recipes.test_of(x).values["loss"] for x in (best, recipes.baselines["ziplm@0.2"]))
+    (headline,) = report_facts.tested(recipes).items()
+    assert headline[0].startswith("the loss of ziplm@0.2 on the test text, at the target 0.2")
+    assert headline[1].startswith(f"{loss / reference:.3f}")
+    assert headline[1].endswith("×")
+    assert headline[1].removesuffix(" ×") in found["words"]
+    losses = {x: recipes.baselines[x].measurement.values["loss"] for x in recipes.baselines if x != "dense"}
+    assert min(losses, key=losses.get) == "ziplm@0.2"

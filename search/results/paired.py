@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from secateur.search.controller import Trial
 from secateur.search.results.run import Run
-from secateur.search.results.targets import references, target_of, target_sparsities
+from secateur.search.results.targets import best_references, references, target_of, target_sparsities
 from secateur.spaces.measurement import Measurement
 
 Losses = NDArray[np.float64]
@@ -76,13 +76,22 @@ def difference(found: Sequence[Measurement], reference: Sequence[Measurement], o
     return Estimate(value, _half(gaps), len(gaps), of)
 
 
-def against_baseline(run: Run, trial: Trial) -> Estimate | None:
-    """Ratio of a candidate's test loss to that of the baseline of its target; None if there is none."""
+def against_baseline(run: Run, trial: Trial, *, best: bool = False) -> Estimate | None:
+    """Ratio of a candidate's test loss to that of the baseline of its target; None if there is none.
+
+    Args:
+        run: that both are of.
+        trial: the candidate.
+        best: of the target's baselines with a test loss the one of the lowest loss on the search text, not the first.
+    """
     baselines = {name: t for name, t in run.baselines.items() if t.measurement.infeasible is None}
     label = target_of(trial, target_sparsities(baselines))
     if label is None:
         return None
-    name = references(baselines)[label]
+    known = {name: t for name, t in baselines.items() if not best or run.test_of(t) is not None}
+    name = (best_references if best else references)(known).get(label)
+    if name is None:
+        return None
     found, reference = run.test_of(trial), run.test_of(baselines[name])
     return None if found is None or reference is None else ratio(found, reference, name)
 

@@ -24,6 +24,17 @@ def references(baselines: Mapping[str, Trial]) -> dict[str, str]:
     return found
 
 
+def best_references(baselines: Mapping[str, Trial]) -> dict[str, str]:
+    """Name of the baseline of each target with the lowest loss, of equal ones the first, by the target's label.
+
+    Args:
+        baselines: feasible ones, by name.
+    """
+    labels = references(baselines)
+    of = {label: [name for name in baselines if name.rpartition("@")[1:] == ("@", label)] for label in labels}
+    return {label: min(names, key=lambda name: _loss(baselines[name])) for label, names in of.items()}
+
+
 def target_sparsities(baselines: Mapping[str, Trial]) -> dict[str, float]:
     """Sparsity of each target's `references`, by its label, e.g. ``{"0.6": 0.6001}``."""
     return {

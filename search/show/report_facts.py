@@ -12,7 +12,7 @@ from secateur.search.recovery.stage import DIRECTORY as RECOVERED
 from secateur.search.results.paired import against_baseline
 from secateur.search.results.run import Run
 from secateur.search.results.shares import shares_words
-from secateur.search.results.targets import best_by_target, target_sparsities
+from secateur.search.results.targets import best_by_target, best_references, target_sparsities
 from secateur.search.show.forecast import truth_line
 from secateur.search.show.front_table import feasible_baselines, loss_words
 from secateur.search.show.values import duration, perplexity, scaled, shown
@@ -21,9 +21,9 @@ from secateur.search.study.study import MEASUREMENTS
 
 
 def tested(run: Run) -> dict[str, str]:
-    """Ratio of the test loss of each target's best model, by its caption."""
+    """Ratio of the test loss of each target's best model to that of its best baseline, by its caption."""
     best = best_by_target(run.trials(), target_sparsities(feasible_baselines(run)))
-    found = {label: against_baseline(run, trial) for label, trial in best.items()}
+    found = {label: against_baseline(run, trial, best=True) for label, trial in best.items()}
     return {
         f"the loss of {x.of} on the test text, {_at(run, label)}; ± 95 % over its windows": f"{x.text} ×"
         for label, x in found.items()
@@ -45,10 +45,15 @@ def numbers(run: Run, facts: Mapping[str, Any]) -> dict[str, str]:
         "trials on the front": str(facts["front"]),
         "hypervolume (1 = the baselines' box)": "–" if volume is None else f"{volume:.3f}",
     }
+    baselines = feasible_baselines(run)
+    references = best_references(baselines)
     for label, best in facts["best"].items():
-        if best["reference_loss"] > 0:
-            name = f"the loss of {best['reference']}, {_at(run, label)}, on the search text"
-            cards[name] = f"{best['loss'] / best['reference_loss']:.2f} ×"
+        loss = baselines[references[label]].measurement.values["loss"]
+        if loss > 0:
+            name = (
+                f"the loss of {references[label].rpartition('@')[0]}, {_at(run, label)}, on the search text"
+            )
+            cards[name] = f"{best['loss'] / loss:.2f} ×"
     return cards
 
 
