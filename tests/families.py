@@ -8,6 +8,7 @@ prints the table of docs/reference/families.md, which `test_all_families` holds.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from secateur.pruners.export.stock import stock_hidden
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
-from secateur.pruners.models.layout import MixtureLayout, SublayerLayout
+from secateur.pruners.models.layout import BlockLayout, MixtureLayout, SublayerLayout
 from secateur.pruners.models.stream_axes import stream_axes
 from secateur.spaces.architecture.candidate import Kept
 from tests.mixtures import MIXTURES
@@ -495,18 +496,20 @@ def row(name: str, anatomy: Anatomy | None) -> str:
     if anatomy is None:
         return f"| {family} | | {WHY[refusal]} | refused | refused | refused | refused |"
     blocks = dict.fromkeys(" + ".join(mixer.kind for mixer in block.mixers) for block in anatomy.blocks)
-    units = WHY[refusal] if refusal else _units(anatomy)
-    further = "refused | refused | refused"
-    if not refusal:
-        further = f"{_experts(anatomy)} | {_query_heads(name, anatomy)} | {_hidden(anatomy)}"
+    if refusal:
+        units, further = WHY[refusal], "refused | refused | refused"
+    else:
+        layouts = find_layouts(anatomy, experts=True)
+        units = _units(anatomy, layouts)
+        further = f"{_experts(layouts)} | {_query_heads(name, layouts)} | {_hidden(anatomy, layouts)}"
     return f"| {family} | {'; '.join(blocks)} | works | {units} | {further} |"
 
 
-def _units(anatomy: Anatomy) -> str:
+def _units(anatomy: Anatomy, layouts: Sequence[BlockLayout]) -> str:
     """What works, and what is kept or removed as a whole."""
     whole = {
         part.output.sublayer
-        for layout in find_layouts(anatomy, experts=True)
+        for layout in layouts
         for part in layout.parts
         if part.kind != "experts" and part.rigid
     }
@@ -516,10 +519,8 @@ def _units(anatomy: Anatomy) -> str:
     return f"works; {' and '.join(kinds)} as a whole" if kinds else "works"
 
 
-def _query_heads(name: str, anatomy: Anatomy) -> str:
-    attentions = [
-        x.attention for x in find_layouts(anatomy, experts=True) if x.attention and x.block.mixer("attention")
-    ]
+def _query_heads(name: str, layouts: Sequence[BlockLayout]) -> str:
+    attentions = [x.attention for x in layouts if x.attention and x.block.mixer("attention")]
     if not attentions:
         return "refused: no attention"
     if not any(x.splits for x in attentions) and name not in WHOLE_GROUPS:
@@ -529,12 +530,12 @@ def _query_heads(name: str, anatomy: Anatomy) -> str:
     return "refused: their number follows the hidden width" if name in WHOLE_GROUPS else "works"
 
 
-def _hidden(anatomy: Anatomy) -> str:
+def _hidden(anatomy: Anatomy, layouts: Sequence[BlockLayout]) -> str:
     try:
         stream_axes(anatomy)
     except ValueError as error:
         return f"refused: {str(error).partition(' with ')[2].removesuffix('.')}"
-    splits = any(x.attention and x.attention.splits for x in find_layouts(anatomy, experts=True))
+    splits = any(x.attention and x.attention.splits for x in layouts)
     if stock_hidden(anatomy, anatomy.width // 4 * 3, groups=False, queries=False):
         return "works"
     half = anatomy.width // 2
@@ -545,9 +546,9 @@ def _hidden(anatomy: Anatomy) -> str:
     return f"refused: {_HEADS}"
 
 
-def _experts(anatomy: Anatomy) -> str:
+def _experts(layouts: Sequence[BlockLayout]) -> str:
     """What of mixtures can be cut."""
-    mixtures = [x.mlp for x in find_layouts(anatomy, experts=True) if isinstance(x.mlp, MixtureLayout)]
+    mixtures = [x.mlp for x in layouts if isinstance(x.mlp, MixtureLayout)]
     if not mixtures:
         return ""
     groups = max(x.mixture.n_groups for x in mixtures)

@@ -198,6 +198,7 @@ def test_whatever_can_be_cut_is_exported_with_a_shape_for_each_block(name, tmp_p
             check_structured(anatomy, small_tokenizer(), kept, "hf")
         kept = [Kept(block.attention_units, 20) for block in anatomy.blocks]
     check_structured(anatomy, small_tokenizer(), kept, "hf")
+    shapes = model_shape(anatomy, 1, 4)
     prune_structure(anatomy, kept, importance="magnitude", repair="none", tokens=TOKENS, sequential=False)
     report = export_structured(
         anatomy, small_tokenizer(), kept, manifest(kept), tmp_path / "out", check_tokens=TOKENS
@@ -206,7 +207,6 @@ def test_whatever_can_be_cut_is_exported_with_a_shape_for_each_block(name, tmp_p
     assert report.comparison.greedy_gap <= 1e-4
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert sum(p.numel() for p in again.parameters()) == report.manifest.parameters["saved"]
-    shapes = model_shape(dissect(make(name)), 1, 4)
     assert cost(shapes, kept)["params"] == report.manifest.parameters["saved"]
 
 
@@ -222,10 +222,10 @@ def test_a_removed_block_gives_what_it_gets(name):
         hidden = runner.block(block.index, hidden, inputs)
     wanted = anatomy.logits(anatomy.tail(hidden))
     shape = model_shape(anatomy, 1, 4)
+    whole = sum(parameter.numel() for parameter in anatomy.blocks[last].module.parameters())
     kept = [*(block.whole for block in anatomy.blocks[:last]), Kept(0, 0)]
     prune_structure(anatomy, kept, importance="magnitude", repair="none", tokens=TOKENS, sequential=False)
     assert close(own_logits(model), wanted)
-    whole = sum(parameter.numel() for parameter in dissect(make(name)).blocks[last].module.parameters())
     assert cost(shape, kept)["params"] == shape.n_params - whole
 
 

