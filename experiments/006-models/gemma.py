@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import subprocess
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +58,7 @@ ARMS = {
 }
 
 
-def rows_of(study: str, arm: str, seed: int, run: Run, minutes: float) -> Iterator[dict[str, Any]]:
+def rows_of(study: str, arm: str, seed: int, run: Run) -> Iterator[dict[str, Any]]:
     """The dense model and known candidates, of an arm that searches nothing; else the best one by the search loss."""
     found = dict(run.baselines) if arm in ("uniform", "published") else {}
     fits = [
@@ -84,15 +83,14 @@ def rows_of(study: str, arm: str, seed: int, run: Run, minutes: float) -> Iterat
             "sparsity": m.values["sparsity"],
             "search_kl": m.values["kl"],
             "tokens": run.study.spent.tokens,
-            "minutes": round(minutes, 1),
             **({f"test_{value}": test.values[value] for value in ("kl", "ce")} if test else {}),
         }
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Markdown: median and range over the seeds."""
-    yield "| study | candidate | seeds | sparsity | search KL | test KL | test perplexity | tokens | minutes |"
-    yield "|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    yield "| study | candidate | seeds | sparsity | search KL | test KL | test perplexity | tokens |"
+    yield "|---|---|---:|---:|---:|---:|---:|---:|"
     groups = defaultdict(list)
     for row in rows:
         groups[row["study"], row["arm"] if row["name"] == "found" else row["name"]].append(row)
@@ -100,7 +98,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         tested = [row for row in of if "test_kl" in row]
         kl = spread([row["test_kl"] for row in tested], ".4f") if tested else ""
         ppl = spread([math.exp(row["test_ce"]) for row in tested], ".2f") if tested else ""
-        spent = f"{int(median(row['tokens'] for row in of)):,} | {median(row['minutes'] for row in of):.0f}"
+        spent = f"{int(median(row['tokens'] for row in of)):,}"
         search = spread([row["search_kl"] for row in of], ".4f")
         yield f"| {study} | {name} | {len(of)} | {of[0]['sparsity']:.3f} | {search} | {kl} | {ppl} | {spent} |"
 
@@ -145,11 +143,10 @@ def main() -> None:
                 if seed not in args.seeds or (study, arm, seed) in known:
                     continue
                 changes = [f"space={STUDIES[study]}", *common, *overrides, f"seed={seed}", *args.override]
-                directory, started = args.runs / f"{study}-{arm}-{seed}", time.monotonic()
+                directory = args.runs / f"{study}-{arm}-{seed}"
                 levels = args.runs / f"levels-{STUDIES[study].split(',')[0].partition(' ')[2]}-{study}"
                 app.search_in_lines(load_settings(HERE / "gemma.yaml", changes), directory, levels=levels)
-                minutes = (time.monotonic() - started) / 60
-                write([*read(), *rows_of(study, arm, seed, open_run(directory), minutes)])
+                write([*read(), *rows_of(study, arm, seed, open_run(directory))])
                 if args.commit:
                     commit(f"Gemma 3 270M: {study}, {arm}, seed {seed}")
     print("\n".join(table(read())))
