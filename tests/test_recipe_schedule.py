@@ -220,6 +220,14 @@ WRONG = {
         "no `schedule` with the rule flap, which looks at the dense model",
     ),
     "number": ({"unit": "structure", "schedule": 0.1}, "`schedule` to hold keys, got 0.1"),
+    "rounds": (
+        {"unit": "weights", "schedule": {"steps": 10**8}},
+        r"`schedule.steps` to be a whole number within \[1, 1,000\], got 100000000",
+    ),
+    "tokens": (
+        {"unit": "weights", "schedule": {"after": 10**12}},
+        r"`schedule.after` to be a whole number within \[0, 1,000,000,000\], got 1000000000000",
+    ),
 }
 
 

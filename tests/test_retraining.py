@@ -241,7 +241,10 @@ WRONG = {
         {"schedule": {"retrain": 9}, "metric": "kprune", "allocation": "global"},
         "no `schedule` with the metric kprune",
     ),
-    "tokens": ({"schedule": {"retrain": -1}}, "`schedule.retrain` to be a whole number >= 0, got -1"),
+    "tokens": (
+        {"schedule": {"retrain": -1}},
+        r"`schedule.retrain` to be a whole number within \[0, 1,000,000,000\], got -1",
+    ),
 }
 OTHERS = {
     "surgeon": (

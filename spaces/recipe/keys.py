@@ -28,6 +28,9 @@ SCHEDULED: tuple[Unit, ...] = ("weights", "structure", "blocks")
 TRAINING = ("schedule.before", "schedule.retrain", "schedule.after")
 """Keys with tokens of training: before the first round, in each round, and after the last one."""
 
+MOST_ROUNDS, MOST_TOKENS = 1000, 1_000_000_000
+"""Largest number of rounds of a schedule, and of tokens of a phase of its training, which is a light one."""
+
 Flat = Mapping[str, Any]
 """Values by ``section.key``."""
 
@@ -96,8 +99,9 @@ def _between(low: float, high: float) -> ValueRule:
     return ValueRule(f"within [{low:g}, {high:g}]", lambda x: is_number(x) and low <= x <= high)
 
 
-def _whole(low: int) -> ValueRule:
-    return ValueRule(f"to be a whole number >= {low}", lambda x: is_whole(x) and x >= low)
+def _whole(low: int, high: float = math.inf) -> ValueRule:
+    words = f">= {low}" if high == math.inf else f"within [{low}, {high:,}]"
+    return ValueRule(f"to be a whole number {words}", lambda x: is_whole(x) and low <= x <= high)
 
 
 def _one_of(*names: Any) -> ValueRule:
@@ -239,12 +243,12 @@ def _parameters(named: str, rows: Mapping[str, MethodRow], *, later: bool = Fals
 def _of_schedule(unit: Unit) -> dict[str, Leaf]:
     """Rounds, and the training in and around them; none of it is written at its default."""
     leaves = {
-        "step": Leaf(1, _between(0.001, 1)),
-        "steps": Leaf(1, _whole(1)),
+        "step": Leaf(1, _between(1 / MOST_ROUNDS, 1)),
+        "steps": Leaf(1, _whole(1, MOST_ROUNDS)),
         "shape": Leaf("linear", _one_of("linear", "cubic")),
-        "before": Leaf(0, _whole(0)),
-        "retrain": Leaf(0, _whole(0)),
-        "after": Leaf(0, _whole(0)),
+        "before": Leaf(0, _whole(0, MOST_TOKENS)),
+        "retrain": Leaf(0, _whole(0, MOST_TOKENS)),
+        "after": Leaf(0, _whole(0, MOST_TOKENS)),
         "loss": Leaf("ce", _one_of("ce", "kl")),
         "lr": Leaf(3e-4, _between(1e-8, 1)),
         "penalty": Leaf(0, _between(0, 1e6)),
