@@ -23,6 +23,7 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.losses import ce_loss
 from secateur.pruners.models.narrow import LiveStream, Narrow
+from secateur.pruners.recipes.allocation.layers import BudgetError
 from secateur.pruners.recipes.plan import LiveBlock
 from secateur.pruners.recipes.units import plan_units
 from secateur.search import app
@@ -218,6 +219,17 @@ def test_keys_tell_shapes_apart_and_plain_shapes_are_as_before(tmp_path):
 def test_wrong_powers_are_refused(tmp_path, metric, said):
     with pytest.raises(ValueError, match=said):
         plan_units(small_context(tmp_path, 2), completed(FORM | {"metric": {"name": "sheared", **metric}}))
+
+
+@pytest.mark.parametrize(("sparsity", "blocks"), [(0.4, 1.0), (0.99, 0.0)])
+def test_a_shape_that_does_not_come_near_to_the_sparsity_is_refused(sparsity, blocks):
+    anatomy = small_anatomy(n_layers=4)
+    with pytest.raises(
+        BudgetError, match=rf"Expected a sparsity within \[.*\] for . blocks, .* got {sparsity}\."
+    ):
+        whole_shape(
+            anatomy, find_layouts(anatomy), sparsity, blocks=blocks, hidden=0.1 if not blocks else 0.0
+        )
 
 
 def test_keys_of_sheared_are_not_those_of_others():

@@ -148,7 +148,7 @@ class GatedModel:
             stream.narrow_block(block, narrow)
 
     def chosen(self) -> ChosenUnits:
-        """What stays at the end; the live model is left dense."""
+        """Units, blocks and channels that stay at the end, and their weights; the live model is left dense."""
         stays = {0, *(block + 1 for block in self._kept(BLOCKS, len(self._layouts) - 1))}
         final = {name: gates.final for name, gates in self.gates.items()}
         parts = {one.part.name: one for one in self._parts}

@@ -14,7 +14,7 @@ from secateur.pruners.models.layout import BlockLayout
 from secateur.pruners.models.shape import model_shape, narrow_shape
 from secateur.pruners.models.stream_axes import stream_axes
 from secateur.pruners.recipes.allocation.allocate import allocate
-from secateur.pruners.recipes.allocation.layers import RuleEvidence
+from secateur.pruners.recipes.allocation.layers import BudgetError, RuleEvidence
 from secateur.pruners.structure.knowledge import unit_layer
 from secateur.pruners.structure.kprune import check_stream
 from secateur.spaces.architecture.candidate import GONE, Kept
@@ -25,6 +25,9 @@ STEP = 8
 
 TRIES = 64
 """Hidden widths that are tried."""
+
+REACH = 0.05
+"""Largest distance of a shape's sparsity from the one that is asked for; small models round by much."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def whole_shape(
     rounding of the others. The hidden width is one that the stock class holds, with the nearest number of KV groups.
 
     Raises:
+        BudgetError: if no number of channels comes near to the sparsity.
         ValueError: if the model can't lose hidden channels, or has other sums or biases on the way to the stream.
     """
     _check(anatomy, layouts, hidden=hidden > 0)
@@ -90,6 +94,12 @@ def whole_shape(
     place = bisect_left(numbers, -sparsity, key=lambda n: -removed(n))
     nearest = numbers[max(place - 1, 0) : place + 1]
     channels = min(nearest, key=lambda n: (abs(removed(n) - sparsity), n))
+    if abs(removed(channels) - sparsity) > REACH:
+        raise BudgetError(
+            f"Expected a sparsity within [{removed(most):.3f}, {removed(1):.3f}] for {n_blocks} blocks, "
+            f"{width or anatomy.width} hidden channels and {groups} KV groups, got {sparsity:g}. Choose another, or "
+            "other `blocks` and `hidden`."
+        )
     return TargetShape(
         {x.name: groups if x.kind == "attention" else channels for x in parts}, n_blocks, width
     )

@@ -94,6 +94,12 @@ def check_together(flat: Flat) -> None:
             f"Expected a rule that needs no scores with the metric {metric}, which has none, got {rule!r}. Use "
             f"uniform or another one."
         )
+    blocks, hidden = flat.get("metric.blocks", 0), flat.get("metric.hidden", 0)
+    if blocks + hidden > 1:
+        raise ValueError(
+            f"Expected `blocks` and `hidden` that sum to at most 1 for the metric {metric}, got {blocks:g} and "
+            f"{hidden:g}. Lower one."
+        )
     if flat.get("metric.order") == "none" and flat["metric.magnitude"] == flat["metric.activation"] == 0:
         raise ValueError(
             "Expected `metric.magnitude` or `metric.activation` > 0 where `metric.order` is none, got 0 and 0: all "
