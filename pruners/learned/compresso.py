@@ -20,7 +20,13 @@ from secateur.pruners.learned.hard_concrete import (
 from secateur.pruners.learned.low_rank import TunedSublayer
 from secateur.pruners.learned.masked_weights import replaced_forwards
 from secateur.pruners.learned.memory import check_training_memory
-from secateur.pruners.learned.training import MaskTrainer, named_generator, step_generator, step_rows
+from secateur.pruners.learned.training import (
+    MaskTrainer,
+    named_generator,
+    step_generator,
+    step_rows,
+    steps_over,
+)
 from secateur.pruners.models.anatomy import Anatomy, Role, Sublayer
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
@@ -155,7 +161,7 @@ class _Gates:
         sparsity: float,
     ) -> None:
         self._anatomy, self._tokens, self._layers, self._sparsity = anatomy, tokens, layers, sparsity
-        self._n_steps = max(FEWEST_STEPS, PASSES * math.ceil(len(tokens) / BATCH))
+        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
         self._device = anatomy.embedding.weight.device
         self.sublayers = [TunedSublayer(part, RANK, SEED, scale=SCALE, roles=ROLES) for part in parts]
         self._gated = [part for part, layer in zip(parts, layers, strict=True) if layer.n_free]

@@ -12,7 +12,7 @@ from torch import Tensor
 from secateur.pruners.learned.low_rank import LowRank, TunedSublayer
 from secateur.pruners.learned.masked_weights import replaced_forwards
 from secateur.pruners.learned.memory import check_training_memory
-from secateur.pruners.learned.training import MaskTrainer, step_rows
+from secateur.pruners.learned.training import MaskTrainer, step_rows, steps_over
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
@@ -151,7 +151,7 @@ class _Tuning:
         gone: Sequence[int],
     ) -> None:
         self._anatomy, self._tokens = anatomy, tokens
-        self._n_steps = max(FEWEST_STEPS, PASSES * math.ceil(len(tokens) / BATCH))
+        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
         self.sublayers = [TunedSublayer(part, RANK, SEED) for part in parts]
         self._gone = {part.name: n for part, n in zip(parts, gone, strict=True)}
         device = anatomy.embedding.weight.device

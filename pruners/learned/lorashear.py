@@ -13,7 +13,7 @@ from torch import Tensor
 from secateur.pruners.learned.low_rank import TunedSublayer
 from secateur.pruners.learned.masked_weights import replaced_forwards
 from secateur.pruners.learned.memory import check_training_memory
-from secateur.pruners.learned.training import MaskTrainer, step_rows
+from secateur.pruners.learned.training import MaskTrainer, step_rows, steps_over
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
@@ -201,7 +201,7 @@ class _Fading:
     ) -> None:
         self._anatomy, self._tokens, self._sublayers = anatomy, tokens, sublayers
         self._sparsity, self._whole = sparsity, whole
-        self._n_steps = max(FEWEST_STEPS, PASSES * math.ceil(len(tokens) / BATCH))
+        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
         self._start = round(WARMUP * self._n_steps)
         self._period = (self._n_steps - self._start) // PERIODS
         device = anatomy.embedding.weight.device

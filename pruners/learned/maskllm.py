@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from secateur.pruners.learned.training import (
     named_generator,
     step_generator,
     step_rows,
+    steps_over,
 )
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.losses import ce_loss
@@ -137,7 +137,7 @@ class _Choices:
         self._linears = list(anatomy.linears)
         self._masks = pattern_masks(N_KEEP, GROUP).to(anatomy.embedding.weight.device)
         self._logits: dict[str, Tensor] = {}
-        self._n_steps = max(FEWEST_STEPS, PASSES * math.ceil(len(tokens) / BATCH))
+        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
         with torch.no_grad():
             for part in stream_blocks(anatomy, tokens, inputs="gram"):
                 for linear in part.block.linears:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -15,7 +14,13 @@ from secateur.pruners.learned.domains import DomainLoader
 from secateur.pruners.learned.gated_model import GatedModel, Values, trained_parts
 from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.target_shape import uniform_shape, whole_shape
-from secateur.pruners.learned.training import MaskTrainer, cosine_rate, step_generator, step_rows
+from secateur.pruners.learned.training import (
+    MaskTrainer,
+    step_generator,
+    step_rows,
+    steps_over,
+    warmed_cosine_rate,
+)
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
@@ -56,11 +61,11 @@ def sheared(
     domains: Sequence[str] = (),
     state: SavedState | None = None,
 ) -> ChosenUnits:
-    """What stays of each block, and trained weights of the projections that lose some; the live model is left dense.
+    """Kept units of each block, kept hidden channels, and trained weights; the live model is left dense.
 
-    Sheared LLaMA (Xia et al. 2024, arXiv 2310.06694): a target shape is fixed, here that of the rule uniform, or one of
-    fewer blocks and hidden channels, too, see `whole_shape`: `hidden` 0.5 is the shape that it gives 2.7B parameters,
-    `blocks` 1/6 and `hidden` 5/12 that of 1.3B. The
+    Weights are those of the projections that lose some. Sheared LLaMA (Xia et al. 2024, arXiv 2310.06694): a target
+    shape is fixed, here that of the rule uniform, or one of fewer blocks and hidden channels, too, see `whole_shape`:
+    `hidden` 0.5 is the shape that it gives 2.7B parameters, `blocks` 1/6 and `hidden` 5/12 that of 1.3B. The
     cross-entropy is minimised over the weights and over hard concrete gates of the units, blocks and hidden channels;
     of each kind ``lambda_1 (s - t) + lambda_2 (s - t)^2`` is added, with s its expected sparsity and t its target,
     which rises from 0, and lambda is ascended. At the end what has the highest locations stays, and its gates are
@@ -78,8 +83,8 @@ def sheared(
         tokens: calibration windows.
         sparsity: share of the blocks' parameters to remove.
         protected: full names of projections whose sub-layers are kept whole.
-        blocks: power of the kept share that blocks take.
-        hidden: likewise hidden channels.
+        blocks: power of the kept share that blocks take, in [0, 1].
+        hidden: likewise hidden channels; both sum to at most 1.
         domains: source of each window; one alone, or none: all are drawn alike.
         state: to continue from.
 
@@ -89,7 +94,7 @@ def sheared(
         ValueError: on too little memory, a shape that the model can't have, or too few windows of a source.
     """
     if blocks or hidden:
-        _check_shape(protected, blocks, hidden)
+        _check_whole(protected)
         shape = whole_shape(anatomy, layouts, sparsity, blocks=blocks, hidden=hidden)
     else:
         shape = uniform_shape(layouts, sparsity, protected)
@@ -108,11 +113,7 @@ def check(anatomy: Anatomy) -> None:
     check_parts(find_layouts(anatomy), WHAT)
 
 
-def _check_shape(protected: Collection[str], blocks: float, hidden: float) -> None:
-    if blocks + hidden > 1:
-        raise ValueError(
-            f"Expected `blocks` and `hidden` that sum to at most 1 for {WHAT}, got {blocks:g} and {hidden:g}."
-        )
+def _check_whole(protected: Collection[str]) -> None:
     if protected:
         raise ValueError(
             f"Expected no `protect` with `blocks` or `hidden` of {WHAT}, which go through all layers, got "
@@ -131,7 +132,7 @@ class _Shearing:
         loader: DomainLoader | None,
     ) -> None:
         self._anatomy, self._tokens, self._model, self._loader = anatomy, tokens, model, loader
-        self._n_steps = max(FEWEST_STEPS, PASSES * math.ceil(len(tokens) / BATCH))
+        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
 
     def train(self, state: SavedState | None) -> None:
         """Take all steps that are left."""
@@ -154,17 +155,11 @@ class _Shearing:
             self._loss,
             self._n_steps,
             what=f"the gates of {WHAT}",
-            rate=self._rate,
+            rate=lambda step: warmed_cosine_rate(step, self._n_steps, WARMUP, LOWEST),
             clip=1.0,
             settle=self._settle,
             state=state,
         ).run()
-
-    def _rate(self, step: int) -> float:
-        rising = WARMUP * self._n_steps
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        return cosine_rate(int(step - rising), int(self._n_steps - rising), LOWEST)
 
     def _settle(self, step: int) -> None:
         for one in self._model.gates.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from secateur.pruners.learned.masked_weights import check_plain, masked_weights
 from secateur.pruners.learned.memory import check_training_memory
-from secateur.pruners.learned.training import MaskTrainer, step_rows
+from secateur.pruners.learned.training import MaskTrainer, step_rows, steps_over
 from secateur.pruners.masks import check_sparsity
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.losses import ce_loss
@@ -132,7 +131,7 @@ class _Scores:
         sparsity: float | Mapping[str, float],
     ) -> None:
         self._anatomy, self._tokens, self._linears, self._sparsity = anatomy, tokens, linears, sparsity
-        self._n_steps = max(FEWEST_STEPS, PASSES * math.ceil(len(tokens) / BATCH))
+        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
         self.scores = {
             x.name: torch.zeros(x.weight.shape, device=x.weight.device, requires_grad=True) for x in linears
         }

@@ -153,6 +153,19 @@ def step_rows(tokens: Int[Tensor, "windows length"], batch: int, step: int) -> I
     return tokens[torch.arange(first, first + min(batch, len(tokens))) % len(tokens)]
 
 
+def steps_over(tokens: Int[Tensor, "windows length"], batch: int, passes: int, fewest: int) -> int:
+    """Steps of so many passes over the windows, and at least the fewest."""
+    return max(fewest, passes * math.ceil(len(tokens) / batch))
+
+
+def warmed_cosine_rate(step: int, n_steps: int, warmup: float, lowest: float) -> float:
+    """Factor of a learning rate that rises in a share of the steps, and falls along half a cosine to the lowest."""
+    rising = warmup * n_steps
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return cosine_rate(int(step - rising), max(1, int(n_steps - rising)), lowest)
+
+
 def cosine_rate(step: int, n_steps: int, lowest: float = 0.0) -> float:
     """Factor of a learning rate that falls from 1 along half a cosine."""
     return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * step / n_steps))

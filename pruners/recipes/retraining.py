@@ -14,7 +14,8 @@ from torch import Tensor
 from secateur.pruners.calibration.choose import choose, most_samples
 from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.learned.masked_weights import check_plain, replaced_weights
-from secateur.pruners.learned.training import MaskTrainer, cosine_rate
+from secateur.pruners.learned.memory import step_bytes
+from secateur.pruners.learned.training import MaskTrainer, warmed_cosine_rate
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.losses import ce_loss, head_inputs, kl_loss
 from secateur.pruners.models.memory import check_memory
@@ -191,7 +192,7 @@ class Retraining:
                 loss,
                 n,
                 what=WHAT,
-                rate=lambda step: _rate(step, n),
+                rate=lambda step: warmed_cosine_rate(step, n, WARMUP, LOWEST),
                 clip=1.0,
                 state=self._training,
             ).run()
@@ -224,13 +225,6 @@ def _within(weight: Tensor, mask: Tensor | None) -> Callable[[], Tensor]:
     return (lambda: weight * 1) if mask is None else lambda: weight * mask
 
 
-def _rate(step: int, n: int) -> float:
-    rising = WARMUP * n
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    return cosine_rate(int(step - rising), max(1, int(n - rising)), LOWEST)
-
-
 def _windows(context: RecipeContext, calibration: Mapping[str, Any], n: int) -> Int[Tensor, "windows length"]:
     """At most so many windows: those of the calibration first."""
     n = max(n, calibration["samples"])
@@ -246,10 +240,8 @@ def check_training(anatomy: Anatomy, length: int) -> None:
 
 def training_bytes(anatomy: Anatomy, linears: Sequence[Linear], length: int) -> int:
     """About the memory beyond the model that the training of these projections takes, in windows of so many tokens."""
-    n_tokens, inside = BATCH * length, sum(x.out_features for x in anatomy.linears)
-    scores = sum(block.n_heads for block in anatomy.blocks) * n_tokens * length
     trained = sum(x.n_weights for x in linears)
-    return fp32_bytes(anatomy.model) + 4 * (5 * trained + 2 * n_tokens * inside + scores)
+    return fp32_bytes(anatomy.model) + step_bytes(anatomy, BATCH, length) + 4 * 5 * trained
 
 
 def _check_memory(anatomy: Anatomy, linears: Sequence[Linear], length: int) -> None:
