@@ -125,7 +125,8 @@ class Forecast:
     @property
     def left(self) -> int:
         """Bytes on the disk that stay when the command is done: those of its last phase."""
-        last = [phase for phase in PHASES if any(phase in x.during for x in self.holdings)][-1:]
+        of_command = [x for x in self.holdings if x.name != PROCESS]
+        last = [phase for phase in PHASES if any(phase in x.during for x in of_command)][-1:]
         return sum(x.all_bytes for phase in last for x in self.held("disk", phase))
 
     def too_large(self) -> tuple[Where, int, int] | None:
