@@ -64,7 +64,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a command will hold where, and its work.
+    """Forecast of a command: its holdings in each place, and its work.
 
     Args:
         subject: facts about model and command, by name.
@@ -87,7 +87,7 @@ class Forecast:
     streamed: Forecast | None = None
 
     def held(self, where: Where, phase: Phase) -> list[Holding]:
-        """What is held there in a phase, the largest first."""
+        """Holdings in a place and a phase, the largest first."""
         found = [x for x in self.holdings if self._place(x) == where and phase in x.during and x.n_bytes]
         return sorted(found, key=lambda x: -x.all_bytes)
 

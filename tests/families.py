@@ -506,7 +506,7 @@ def row(name: str, anatomy: Anatomy | None) -> str:
 
 
 def _units(anatomy: Anatomy, layouts: Sequence[BlockLayout]) -> str:
-    """What works, and what is kept or removed as a whole."""
+    """Units that can be cut, and parts that are kept or removed as a whole."""
     whole = {
         part.output.sublayer
         for layout in layouts
@@ -547,7 +547,7 @@ def _hidden(anatomy: Anatomy, layouts: Sequence[BlockLayout]) -> str:
 
 
 def _experts(layouts: Sequence[BlockLayout]) -> str:
-    """What of mixtures can be cut."""
+    """Parts of mixtures that can be cut."""
     mixtures = [x.mlp for x in layouts if isinstance(x.mlp, MixtureLayout)]
     if not mixtures:
         return ""

@@ -33,25 +33,27 @@ def test_the_expected_sparsity_and_its_penalty_by_hand():
 def training(anatomy, monkeypatch, steps, sparsity=0.3):
     """The gates after a training, as `compresso` makes it."""
     monkeypatch.setattr(module, "FEWEST_STEPS", steps)
-    held, train = [], module._Gates.train
-    monkeypatch.setattr(module._Gates, "train", lambda self, state: (held.append(self), train(self, state)))
+    held, train = [], module.BudgetGates.train
+    monkeypatch.setattr(
+        module.BudgetGates, "train", lambda self, state: (held.append(self), train(self, state))
+    )
     units, weights = compresso(anatomy, find_layouts(anatomy), TOKENS, sparsity)
     return held[0], units, weights
 
 
 def test_the_budget_rises_behind_the_tuning_and_the_gates_follow_it(monkeypatch):
-    sparsities, penalty = [], module._Gates._penalty
+    sparsities, penalty = [], module.BudgetGates.penalty
 
     def noted(self, part):
         found = penalty(self, part)
-        sizes = [x.unit_params for x in self._gated]
-        locations = [self._locations[x.name].detach() for x in self._gated]
+        sizes = [x.unit_params for x in self.gated]
+        locations = [self.locations[x.name].detach() for x in self.gated]
         sparsities.append(
-            (min(1.0, part) * self._sparsity, float(expected_sparsity(locations, sizes, self._n_params)))
+            (min(1.0, part) * self.sparsity, float(expected_sparsity(locations, sizes, self.n_params)))
         )
         return found
 
-    monkeypatch.setattr(module._Gates, "_penalty", noted)
+    monkeypatch.setattr(module.BudgetGates, "penalty", noted)
     training(small_anatomy(n_layers=2), monkeypatch, 400)
     assert len(sparsities) == 350  # the first eighth has no gates
     assert sparsities[0][0] == 0
@@ -64,7 +66,7 @@ def test_the_lowest_gates_go_and_the_others_are_multiplied_into_the_weights(monk
     gates, units, weights = training(anatomy, monkeypatch, 60)
     for one in gates.sublayers:
         part = one.part
-        locations = gates._locations[part.name].detach()
+        locations = gates.locations[part.name].detach()
         kept = list(units[part.output.block][part.kind])
         gone = sorted(set(range(part.n_units)) - set(kept))
         if gone and kept:
@@ -91,7 +93,7 @@ def test_queries_and_values_alone_are_updated(monkeypatch):
 def test_sublayers_share_the_loss_as_their_gates_expect(monkeypatch):
     """Gates of one MLP that nothing gains by begin low: it loses most."""
     anatomy = small_anatomy(n_layers=2)
-    first = module._Gates._first
+    first = module.BudgetGates.first
 
     def low(self, part):
         locations = first(self, part)
@@ -99,6 +101,6 @@ def test_sublayers_share_the_loss_as_their_gates_expect(monkeypatch):
             locations.data.sub_(5.0)
         return locations
 
-    monkeypatch.setattr(module._Gates, "_first", low)
+    monkeypatch.setattr(module.BudgetGates, "first", low)
     _, units, _ = training(anatomy, monkeypatch, 30, sparsity=0.2)
     assert len(units[1]["mlp"]) < len(units[0]["mlp"]) - 10

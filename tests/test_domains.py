@@ -106,7 +106,7 @@ def test_sheared_llama_trains_on_what_is_furthest_from_its_reference(watched):
 def test_weights_and_places_go_on_after_a_kill(watched, tmp_path, monkeypatch):
     whole = run()
     updates = list(watched)
-    loss, taken = module._Shearing._loss, []
+    loss, taken = module.Shearing.loss, []
 
     def killed(self, step):
         taken.append(step)
@@ -114,7 +114,7 @@ def test_weights_and_places_go_on_after_a_kill(watched, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return loss(self, step)
 
-    monkeypatch.setattr(module._Shearing, "_loss", killed)
+    monkeypatch.setattr(module.Shearing, "loss", killed)
     state = FileState(tmp_path / "state.safetensors", "toy")
     with pytest.raises(KeyboardInterrupt):
         run(state)

@@ -153,13 +153,13 @@ def test_the_schedule_is_a_cubic_between_flat_ends():
 
 def test_units_go_in_steps_and_for_good(monkeypatch):
     anatomy = small_anatomy(n_layers=2)
-    gone, prune = [], module._Tuning._prune
+    gone, prune = [], module.Tuning.prune
 
     def noted(self, name, n_gone):
         prune(self, name, n_gone)
-        gone.append((name, frozenset((self._gates[name] == 0).nonzero().flatten().tolist())))
+        gone.append((name, frozenset((self.gates[name] == 0).nonzero().flatten().tolist())))
 
-    monkeypatch.setattr(module._Tuning, "_prune", noted)
+    monkeypatch.setattr(module.Tuning, "prune", noted)
     units, _ = loraprune(anatomy, find_layouts(anatomy), TOKENS, 0.3)
     mlp = [at for name, at in gone if "mlp" in name]
     assert len(mlp) == 6  # at steps 0, 10, 20, and in the last three
@@ -177,6 +177,11 @@ def test_the_last_block_and_the_first_tenth_stay_whole():
     assert set(weights) == {x.name for x in anatomy.linears}  # all are tuned
     with pytest.raises(BudgetError):
         loraprune(small_anatomy(n_layers=2), find_layouts(small_anatomy(n_layers=2)), TOKENS, 0.7)
+
+
+def test_a_model_of_one_block_which_would_stay_whole_is_refused():
+    with pytest.raises(ValueError, match=r"a model of more than 1 block for the metric loraprune, .* got 1"):
+        module.check(small_anatomy(n_layers=1))
 
 
 def test_the_least_important_units_go_and_tuning_lowers_the_loss(tmp_path, monkeypatch):

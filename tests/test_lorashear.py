@@ -105,18 +105,18 @@ def test_crucial_are_the_sublayers_without_whose_smallest_units_the_loss_is_high
 def faded(anatomy, monkeypatch, steps, sparsity=0.3):
     """The factors of all units after each step, and the result."""
     monkeypatch.setattr(module, "FEWEST_STEPS", steps)
-    course, settle = [], module._Fading._settle
+    course, settle = [], module.Fading.settle
 
     def noted(self, step):
         settle(self, step)
-        course.append({name: x.clone() for name, x in self._factors.items()})
-        for one in self._free:
+        course.append({name: x.clone() for name, x in self.factors.items()})
+        for one in self.free:
             for x in one.part.placements:
                 if x.axis == 0:
-                    gone = x.per_entry(self._factors[one.part.name]) == 0
+                    gone = x.per_entry(self.factors[one.part.name]) == 0
                     assert not one.updates[x.linear.name].left[gone].any()
 
-    monkeypatch.setattr(module._Fading, "_settle", noted)
+    monkeypatch.setattr(module.Fading, "settle", noted)
     units, weights = lorashear(anatomy, find_layouts(anatomy), TOKENS, sparsity)
     return course, units, weights
 

@@ -136,7 +136,7 @@ def test_a_recipe_applies_the_trained_weights_and_goes_on_after_a_kill(tmp_path,
 
     plan, whole = logits(tmp_path / "whole")
     assert plan.costs["sparsity"] == pytest.approx(0.3, abs=0.01)
-    loss, taken = module._Shearing._loss, []
+    loss, taken = module.Shearing.loss, []
 
     def killed(self, step):
         taken.append(step)
@@ -144,7 +144,7 @@ def test_a_recipe_applies_the_trained_weights_and_goes_on_after_a_kill(tmp_path,
             raise KeyboardInterrupt
         return loss(self, step)
 
-    monkeypatch.setattr(module._Shearing, "_loss", killed)
+    monkeypatch.setattr(module.Shearing, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
         logits(tmp_path / "killed")
     again, found = logits(tmp_path / "killed")

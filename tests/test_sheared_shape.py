@@ -168,7 +168,7 @@ def test_it_goes_on_after_a_kill(tmp_path, monkeypatch):
         return plan_units(small_context(directory, 3), config)
 
     whole = planned(tmp_path / "whole")
-    loss, taken = module._Shearing._loss, []
+    loss, taken = module.Shearing.loss, []
 
     def killed(self, step):
         taken.append(step)
@@ -176,7 +176,7 @@ def test_it_goes_on_after_a_kill(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return loss(self, step)
 
-    monkeypatch.setattr(module._Shearing, "_loss", killed)
+    monkeypatch.setattr(module.Shearing, "loss", killed)
     with pytest.raises(KeyboardInterrupt):
         planned(tmp_path / "killed")
     again = planned(tmp_path / "killed")

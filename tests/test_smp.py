@@ -35,8 +35,8 @@ def test_the_highest_scores_are_kept_and_the_gradient_of_the_mask_is_the_scores(
     assert kept_mask(scores, 3).tolist() == [[1, 0, 1], [1, 0, 0]]
     anatomy = small_anatomy()
     linear = next(iter(anatomy.linears))
-    training = module._Scores(anatomy, TOKENS, [linear], {linear.name: 0.5})
-    found = training._mask(linear, 0.25)
+    training = module.Scores(anatomy, TOKENS, [linear], {linear.name: 0.5})
+    found = training.mask(linear, 0.25)
     assert float(found.detach().sum()) == linear.n_weights // 4
     factors = torch.randn(found.shape)
     (found * factors).sum().backward()
@@ -115,7 +115,7 @@ def test_a_recipe_goes_on_after_a_kill(tmp_path, monkeypatch):
         return [x.weight for x in context.anatomy.linears]
 
     whole = weights(tmp_path / "whole")
-    take, taken = MaskTrainer._take, []
+    take, taken = MaskTrainer.take_step, []
 
     def killed(self):
         taken.append(self.step)
@@ -123,7 +123,7 @@ def test_a_recipe_goes_on_after_a_kill(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         take(self)
 
-    monkeypatch.setattr(MaskTrainer, "_take", killed)
+    monkeypatch.setattr(MaskTrainer, "take_step", killed)
     with pytest.raises(KeyboardInterrupt):
         weights(tmp_path / "killed")
     again = weights(tmp_path / "killed")

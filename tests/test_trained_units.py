@@ -87,7 +87,7 @@ def test_a_recipe_goes_on_after_a_kill(row, tmp_path, monkeypatch):
     monkeypatch.setattr(MaskTrainer, "SAVE_SECONDS", 0.0)
     plan, whole = pruned(tmp_path / "whole", row)
     assert plan.costs["sparsity"] == pytest.approx(0.3, abs=0.01)
-    take, taken = MaskTrainer._take, []
+    take, taken = MaskTrainer.take_step, []
 
     def killed(self):
         taken.append(self.step)
@@ -95,7 +95,7 @@ def test_a_recipe_goes_on_after_a_kill(row, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         take(self)
 
-    monkeypatch.setattr(MaskTrainer, "_take", killed)
+    monkeypatch.setattr(MaskTrainer, "take_step", killed)
     with pytest.raises(KeyboardInterrupt):
         pruned(tmp_path / "killed", row)
     again, found = pruned(tmp_path / "killed", row)

@@ -107,7 +107,7 @@ def compresso(
     n_values = 4 * RANK * sum(map(sum, updated)) + 5 * sum(part.n_units for part in parts)
     check_training_memory(anatomy, BATCH, tokens.shape[1], n_values, WHAT)
     with in_fp32(anatomy.model):
-        gates = _Gates(anatomy, tokens, parts, layers, sparsity)
+        gates = BudgetGates(anatomy, tokens, parts, layers, sparsity)
         gates.train(state)
         found: dict[str, Tensor] = {}
         numbers: list[dict[Sublayer, tuple[int, ...]]] = [{} for _ in layouts]
@@ -141,7 +141,7 @@ def expected_sparsity(
     return torch.stack(gone).sum()
 
 
-class _Gates:
+class BudgetGates:
     """Gates and updates of a model, and their training.
 
     Args:
@@ -160,23 +160,24 @@ class _Gates:
         layers: Sequence[Layer],
         sparsity: float,
     ) -> None:
-        self._anatomy, self._tokens, self._layers, self._sparsity = anatomy, tokens, layers, sparsity
+        self._anatomy, self._tokens, self._layers, self.sparsity = anatomy, tokens, layers, sparsity
         self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
         self._device = anatomy.embedding.weight.device
         self.sublayers = [TunedSublayer(part, RANK, SEED, scale=SCALE, roles=ROLES) for part in parts]
-        self._gated = [part for part, layer in zip(parts, layers, strict=True) if layer.n_free]
-        self._locations = {part.name: self._first(part) for part in self._gated}
+        self.gated = [part for part, layer in zip(parts, layers, strict=True) if layer.n_free]
+        self.locations = {part.name: self.first(part) for part in self.gated}
         self._multipliers = torch.zeros(2, device=self._device, requires_grad=True)
-        self._n_params = sum(part.n_units * part.unit_params for part in parts)
+        self.n_params = sum(part.n_units * part.unit_params for part in parts)
 
-    def _first(self, part: SublayerLayout) -> Float[Tensor, " units"]:
+    def first(self, part: SublayerLayout) -> Float[Tensor, " units"]:
+        """First locations of a sub-layer's gates."""
         noise = DEVIATION * torch.randn(part.n_units, generator=named_generator(SEED, part.name))
         return (STARTS[part.kind] + noise).to(self._device).requires_grad_()
 
     def train(self, state: SavedState | None) -> None:
         """Take all steps that are left."""
         updates = {name: factor for one in self.sublayers for name, factor in one.trained}
-        gates = {f"gates {name}": x for name, x in self._locations.items()}
+        gates = {f"gates {name}": x for name, x in self.locations.items()}
         groups = [
             {"params": list(updates.values()), "lr": RATE},
             {"params": list(gates.values()), "lr": GATE_RATE},
@@ -196,28 +197,28 @@ class _Gates:
     def kept(self) -> list[tuple[int, ...]]:
         """Numbers of the units that stay, of each sub-layer."""
         shares = [self._expected_share(one) for one in self.sublayers]
-        gone = to_budget(self._layers, np.clip(shares, 0.0, 1.0), self._sparsity).tolist()
+        gone = to_budget(self._layers, np.clip(shares, 0.0, 1.0), self.sparsity).tolist()
         return [
             self._highest(one.part, one.part.n_units - n) for one, n in zip(self.sublayers, gone, strict=True)
         ]
 
     def values(self, one: TunedSublayer) -> Float[Tensor, " units"] | None:
         """Values of the gates that stay; None: it has none."""
-        locations = self._locations.get(one.part.name)
+        locations = self.locations.get(one.part.name)
         return None if locations is None else final_gates(locations.detach())
 
     def _expected_share(self, one: TunedSublayer) -> float:
-        locations = self._locations.get(one.part.name)
+        locations = self.locations.get(one.part.name)
         return 0.0 if locations is None else float(1 - expected_kept(locations.detach()).mean())
 
     def _highest(self, part: SublayerLayout, n_kept: int) -> tuple[int, ...]:
         if n_kept == part.n_units:
             return tuple(range(n_kept))
-        order = self._locations[part.name].detach().argsort(descending=True, stable=True)
+        order = self.locations[part.name].detach().argsort(descending=True, stable=True)
         return tuple(sorted(order[:n_kept].tolist()))
 
     def _settle(self, step: int) -> None:
-        for locations in self._locations.values():
+        for locations in self.locations.values():
             locations.clamp_(*BOUNDS)
 
     def _loss(self, step: int) -> Float[Tensor, ""]:
@@ -225,17 +226,17 @@ class _Gates:
         generator = step_generator(SEED, step, self._device)
         outputs: dict[str, Callable[[Tensor], Tensor]] = {}
         for one in self.sublayers:
-            locations = self._locations.get(one.part.name)
+            locations = self.locations.get(one.part.name)
             gates = torch.ones(one.part.n_units, device=self._device)
             if locations is not None and gating >= 0:
                 gates = sampled_gates(locations, generator)
             outputs |= one.outputs(gates)
         with replaced_forwards(list(self._anatomy.linears), outputs):
             loss = ce_loss(self._anatomy, step_rows(self._tokens, BATCH, step))
-        return loss + self._penalty(gating / (RISE * self._n_steps)) if gating >= 0 else loss
+        return loss + self.penalty(gating / (RISE * self._n_steps)) if gating >= 0 else loss
 
-    def _penalty(self, part: float) -> Float[Tensor, ""]:
+    def penalty(self, part: float) -> Float[Tensor, ""]:
         """The Lagrangian term when such a part of the steps in which the target rises is over."""
-        locations = [self._locations[x.name] for x in self._gated]
-        found = expected_sparsity(locations, [x.unit_params for x in self._gated], self._n_params)
-        return augmented_lagrangian(found - min(1.0, part) * self._sparsity, self._multipliers)
+        locations = [self.locations[x.name] for x in self.gated]
+        found = expected_sparsity(locations, [x.unit_params for x in self.gated], self.n_params)
+        return augmented_lagrangian(found - min(1.0, part) * self.sparsity, self._multipliers)

@@ -97,7 +97,7 @@ def loraprune(
     ends = {"skip_first": int(WHOLE_FIRST * n_blocks) / n_blocks, "skip_last": WHOLE_LAST / n_blocks}
     gone = allocate("uniform", layers, RuleEvidence(), sparsity, "structure", **ends)
     with in_fp32(anatomy.model):
-        tuning = _Tuning(anatomy, tokens, parts, gone)
+        tuning = Tuning(anatomy, tokens, parts, gone)
         tuning.train(state)
         found: dict[str, Tensor] = {}
         numbers: list[dict[Sublayer, tuple[int, ...]]] = [{} for _ in layouts]
@@ -110,8 +110,13 @@ def loraprune(
 
 
 def check(anatomy: Anatomy) -> None:
-    """Raise a ValueError on a family that can't be cut to units."""
+    """Raise a ValueError on a family that can't be cut to units, or a model of one block, which stays whole."""
     check_parts(find_layouts(anatomy), WHAT)
+    if len(anatomy.blocks) <= WHOLE_LAST:
+        raise ValueError(
+            f"Expected a model of more than {WHOLE_LAST} block for {WHAT}, which keeps the last one whole, got "
+            f"{len(anatomy.blocks)}. Take another metric (`secateur list methods`)."
+        )
 
 
 def unit_importance(one: TunedSublayer) -> Float[Tensor, " units"]:
@@ -133,7 +138,7 @@ def share_gone(step: int, n_steps: int) -> float:
     return 1 - (1 - min(1.0, max(0.0, part))) ** 3
 
 
-class _Tuning:
+class Tuning:
     """Tuning of the updates of a model, and pruning meanwhile.
 
     Args:
@@ -156,13 +161,13 @@ class _Tuning:
         self._gone = {part.name: n for part, n in zip(parts, gone, strict=True)}
         device = anatomy.embedding.weight.device
         self._importance = {part.name: torch.zeros(part.n_units, device=device) for part in parts}
-        self._gates = {part.name: torch.ones(part.n_units, device=device) for part in parts}
+        self.gates = {part.name: torch.ones(part.n_units, device=device) for part in parts}
 
     def train(self, state: SavedState | None) -> None:
         """Take all steps that are left."""
         updates = {name: factor for one in self.sublayers for name, factor in one.trained}
         kept = {f"importance {name}": x for name, x in self._importance.items()}
-        kept |= {f"gates {name}": x for name, x in self._gates.items()}
+        kept |= {f"gates {name}": x for name, x in self.gates.items()}
         MaskTrainer(
             updates | kept,
             torch.optim.AdamW(updates.values(), lr=RATE, weight_decay=0.0),
@@ -177,12 +182,12 @@ class _Tuning:
 
     def kept(self, one: TunedSublayer) -> tuple[int, ...]:
         """Numbers of the units that stay."""
-        return tuple(self._gates[one.part.name].nonzero().flatten().tolist())
+        return tuple(self.gates[one.part.name].nonzero().flatten().tolist())
 
     def _loss(self, step: int) -> Float[Tensor, ""]:
         outputs: dict[str, Callable[[Tensor], Tensor]] = {}
         for one in self.sublayers:
-            outputs |= one.outputs(self._gates[one.part.name])
+            outputs |= one.outputs(self.gates[one.part.name])
         with replaced_forwards(list(self._anatomy.linears), outputs):
             return ce_loss(self._anatomy, step_rows(self._tokens, BATCH, step))
 
@@ -195,10 +200,10 @@ class _Tuning:
             importance = self._importance[name]
             importance.mul_(MEMORY).add_(unit_importance(one), alpha=1 - MEMORY)
             if step % EVERY == 0 or share == 1:
-                self._prune(name, math.floor(self._gone[name] * share))
+                self.prune(name, math.floor(self._gone[name] * share))
 
-    def _prune(self, name: str, n_gone: int) -> None:
+    def prune(self, name: str, n_gone: int) -> None:
         """Remove the least important units until so many are gone; those that are gone stay so."""
-        gates = self._gates[name]
+        gates = self.gates[name]
         order = torch.where(gates > 0, self._importance[name], -torch.inf).argsort(stable=True)
         gates[order[:n_gone]] = 0

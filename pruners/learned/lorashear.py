@@ -100,7 +100,7 @@ def lorashear(
         free = [one for one, layer in zip(sublayers, layers, strict=True) if layer.n_free]
         crucial = crucial_sublayers(anatomy, tokens, free)
         whole = {*protected, *(name for one in crucial for name in one.updates)}
-        fading = _Fading(anatomy, tokens, sublayers, sparsity, whole)
+        fading = Fading(anatomy, tokens, sublayers, sparsity, whole)
         fading.train(state)
         found: dict[str, Tensor] = {}
         numbers: list[dict[Sublayer, tuple[int, ...]]] = [{} for _ in layouts]
@@ -180,7 +180,7 @@ def saliency(found: Sequence[Mapping[str, Float[Tensor, " _"]]]) -> list[Float[T
     return [torch.stack([one[name] / norms[name] for name in names]).mean(0) for one in found]
 
 
-class _Fading:
+class Fading:
     """Tuning of the updates of a model, while redundant units fade.
 
     Args:
@@ -205,18 +205,16 @@ class _Fading:
         self._start = round(WARMUP * self._n_steps)
         self._period = (self._n_steps - self._start) // PERIODS
         device = anatomy.embedding.weight.device
-        self._factors = {x.part.name: torch.ones(x.part.n_units, device=device) for x in sublayers}
-        self._states = {
-            x.part.name: torch.full_like(self._factors[x.part.name], IMPORTANT) for x in sublayers
-        }
+        self.factors = {x.part.name: torch.ones(x.part.n_units, device=device) for x in sublayers}
+        self._states = {x.part.name: torch.full_like(self.factors[x.part.name], IMPORTANT) for x in sublayers}
         layers = [unit_layer(x.part, torch.zeros(x.part.n_units), whole) for x in sublayers]
         allocate("global", layers, RuleEvidence(), sparsity, "structure")
-        self._free = [one for one, layer in zip(sublayers, layers, strict=True) if layer.n_free]
+        self.free = [one for one, layer in zip(sublayers, layers, strict=True) if layer.n_free]
 
     def train(self, state: SavedState | None) -> None:
         """Take all steps that are left."""
         updates = {name: factor for one in self._sublayers for name, factor in one.trained}
-        kept = {f"factors {name}": x for name, x in self._factors.items()}
+        kept = {f"factors {name}": x for name, x in self.factors.items()}
         kept |= {f"states {name}": x for name, x in self._states.items()}
         MaskTrainer(
             updates | kept,
@@ -226,7 +224,7 @@ class _Fading:
             what=f"the updates of {WHAT}",
             clip=1.0,
             observe=self._observe,
-            settle=self._settle,
+            settle=self.settle,
             state=state,
         ).run()
 
@@ -239,7 +237,7 @@ class _Fading:
         for one in self._sublayers:
             for placement in one.part.placements:
                 update = one.updates[placement.linear.name]
-                factors = None if placement.axis else placement.per_entry(self._factors[one.part.name])
+                factors = None if placement.axis else placement.per_entry(self.factors[one.part.name])
                 outputs[placement.linear.name] = partial(update.outputs, factors=factors)
         with replaced_forwards(list(self._anatomy.linears), outputs):
             return ce_loss(self._anatomy, step_rows(self._tokens, BATCH, step))
@@ -251,8 +249,8 @@ class _Fading:
             self._choose(self._sparsity * (period + 1) / PERIODS)
 
     def _choose(self, share: float) -> None:
-        found = saliency([proxies(one, self._factors[one.part.name]) for one in self._free])
-        scores = {one.part.name: score for one, score in zip(self._free, found, strict=True)}
+        found = saliency([proxies(one, self.factors[one.part.name]) for one in self.free])
+        scores = {one.part.name: score for one, score in zip(self.free, found, strict=True)}
         for name, score in scores.items():
             self._states[name][self._states[name] == REDUNDANT] = GONE
             scores[name] = torch.where(self._states[name] == GONE, -1.0, score)  # no saliency is below 0
@@ -267,13 +265,13 @@ class _Fading:
                 lowest = scores[one.part.name].argsort(stable=True)[:n_gone]
                 state[lowest] = torch.where(state[lowest] == GONE, GONE, REDUNDANT)
 
-    def _settle(self, step: int) -> None:
+    def settle(self, step: int) -> None:
         """Fade the redundant units by the step before, and hold what is gone at 0."""
         period, place = divmod(step - 1 - self._start, self._period)
         left = self._period - place
         fade = (left - 1) / left if period < PERIODS else 0.0
-        for one in self._free:
-            state, factors = self._states[one.part.name], self._factors[one.part.name]
+        for one in self.free:
+            state, factors = self._states[one.part.name], self.factors[one.part.name]
             by = torch.where(state == REDUNDANT, fade, 1.0).masked_fill(state == GONE, 0.0)
             factors.mul_(by)
             for placement in one.part.placements:

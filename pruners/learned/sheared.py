@@ -102,7 +102,7 @@ def sheared(
     _check_memory(anatomy, tokens, trained_parts(layouts, shape))
     with in_fp32(anatomy.model):
         model = GatedModel(anatomy, layouts, shape, SEED)
-        _Shearing(anatomy, tokens, model, loader).train(state)
+        Shearing(anatomy, tokens, model, loader).train(state)
         found = model.chosen()
     dtypes = {linear.name: linear.weight.dtype for linear in anatomy.linears}
     return found._replace(weights={name: x.to(dtypes[name]) for name, x in found.weights.items()})
@@ -121,7 +121,7 @@ def _check_whole(protected: Collection[str]) -> None:
         )
 
 
-class _Shearing:
+class Shearing:
     """Training of the gates and weights of a model."""
 
     def __init__(
@@ -152,7 +152,7 @@ class _Shearing:
         MaskTrainer(
             gates | multipliers | weights | loading,
             torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0),
-            self._loss,
+            self.loss,
             self._n_steps,
             what=f"the gates of {WHAT}",
             rate=lambda step: warmed_cosine_rate(step, self._n_steps, WARMUP, LOWEST),
@@ -165,7 +165,8 @@ class _Shearing:
         for one in self._model.gates.values():
             one.settle()
 
-    def _loss(self, step: int) -> Float[Tensor, ""]:
+    def loss(self, step: int) -> Float[Tensor, ""]:
+        """Cross-entropy of a step, with the penalties of all kinds of gates."""
         windows = self._windows(step)
         generator = step_generator(SEED, step, self._anatomy.embedding.weight.device)
         values = self._model.sampled(generator)

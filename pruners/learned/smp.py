@@ -85,7 +85,7 @@ def smp(
     if not linears:
         return {}
     with in_fp32(anatomy.model):
-        training = _Scores(anatomy, tokens, linears, sparsity)
+        training = Scores(anatomy, tokens, linears, sparsity)
         training.train(state)
         masks = training.final(protected)
     return {x.name: x.weight * masks[x.name].to(x.weight.dtype) for x in linears}
@@ -120,7 +120,7 @@ def layer_shares(
     return found
 
 
-class _Scores:
+class Scores:
     """Scores of the weights of some projections, to be learned."""
 
     def __init__(
@@ -151,13 +151,13 @@ class _Scores:
 
     def _loss(self, step: int) -> Float[Tensor, ""]:
         shares = self._shares(step / (RISE * self._n_steps))
-        masks = {x.name: partial(self._mask, x, shares[x.name]) for x in self._linears}
+        masks = {x.name: partial(self.mask, x, shares[x.name]) for x in self._linears}
         rising = NORM_WEIGHT * (1 - (1 - step / self._n_steps) ** 3)
         norm = torch.stack([x.sigmoid().mean() for x in self.scores.values()]).mean()
         with masked_weights(self._linears, masks):
             return ce_loss(self._anatomy, step_rows(self._tokens, BATCH, step)) + rising * norm
 
-    def _mask(self, linear: Linear, share: float) -> Float[Tensor, "out in"]:
+    def mask(self, linear: Linear, share: float) -> Float[Tensor, "out in"]:
         """The mask, with the gradient of a mask that equals the scores."""
         scores = self.scores[linear.name]
         return kept_mask(scores, int(share * linear.n_weights)) + scores - scores.detach()

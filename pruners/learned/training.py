@@ -73,14 +73,15 @@ class MaskTrainer:
             self.load(saved)
         since = time.monotonic()
         while self.step < self._n_steps:
-            self._take()
+            self.take_step()
             last = self.step == self._n_steps
             if self._state is not None and (last or time.monotonic() - since >= self.SAVE_SECONDS):
                 self._state.save(self.tensors())
                 since = time.monotonic()
 
     @torch.enable_grad()
-    def _take(self) -> None:
+    def take_step(self) -> None:
+        """Take the next step."""
         factor = self._rate(self.step)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor

@@ -82,7 +82,7 @@ def forecast_recover(
 
 
 class _Parts:
-    """What a recovery holds besides the teacher: the worker while it trains, the driver before and after."""
+    """Holdings of a recovery besides the teacher: the worker while it trains, the driver before and after."""
 
     def __init__(self, of: Prospect, training: Training, n_models: int) -> None:
         from secateur.evaluators.forecast import memory

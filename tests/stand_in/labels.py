@@ -38,7 +38,7 @@ def normal(device: Any) -> torch.device:
 
 @dataclass
 class Events:
-    """What happened between host and device.
+    """Events between host and device.
 
     Args:
         waits: operations that waited for the device, by name.

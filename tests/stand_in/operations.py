@@ -12,7 +12,7 @@ from tests.stand_in.labels import CPU, LABEL, put, where
 
 
 class Mode(Protocol):
-    """What an operation asks of the mode that it runs in."""
+    """Interface of the mode that an operation runs in."""
 
     def asked(self, kwargs: dict[str, Any]) -> torch.device | None: ...
     def check(self, device: Any) -> torch.device: ...
