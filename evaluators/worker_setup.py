@@ -19,7 +19,8 @@ from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.tasks.task_set import TaskSet
 from secateur.pruners.calibration.tokens import bos_token
-from secateur.pruners.models.loading import mappable
+from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.models.loading import LoadedModel, mappable
 from secateur.pruners.models.mapped import MappedModel
 from secateur.pruners.models.memory import take_share
 from secateur.pruners.models.opening import open_model
@@ -92,16 +93,7 @@ class WorkerSetup:
     def evaluators(self, model: Path, windows: Path, levels: Path) -> dict[str, Evaluator]:
         """The evaluator of each case on this model, by name."""
         plan = self.plan
-        loaded = open_model(
-            str(model),
-            stream=plan.stream,
-            dtype=plan.dtype,
-            device=plan.device,
-            trust_remote_code=plan.trust_remote_code,
-        )
-        anatomy = replace(
-            loaded.dissect(bos_token(loaded.tokenizer, plan.bos)), all_experts=plan.moe_all_experts
-        )
+        loaded, anatomy = open_there(plan, model)
         tokens = load_file(windows / WINDOWS)
         damaged = {part: tokens[DAMAGED + part].bool() for part in PARTS if DAMAGED + part in tokens}
         data = EvaluationData(
@@ -125,6 +117,33 @@ class WorkerSetup:
             )
             for name, (plan, space, shape) in self.cases.items()
         }
+
+
+def plan_there(session: Session, plan: SessionPlan, *, spread: bool, device: str | None) -> SessionPlan:
+    """A plan of a session for workers, on the session's dtype; arguments as of `worker_setup`."""
+    dtype = str(session.anatomy.dtype).removeprefix("torch.")
+    device = "spread" if spread else device or session.plan.device
+    streamed = isinstance(session.loaded, MappedModel) and device == session.plan.device
+    return replace(plan, dtype=dtype, device=device, stream="always" if streamed else "never")
+
+
+def weights_of(session: Session) -> Path:
+    """Directory of a session's model whose weights are mapped as they are stored."""
+    loaded = session.loaded
+    return loaded.directory if isinstance(loaded, MappedModel) else mappable(loaded)
+
+
+def open_there(plan: SessionPlan, model: Path) -> tuple[LoadedModel, Anatomy]:
+    """The model of a worker's plan, from its directory on this node."""
+    loaded = open_model(
+        str(model),
+        stream=plan.stream,
+        dtype=plan.dtype,
+        device=plan.device,
+        trust_remote_code=plan.trust_remote_code,
+    )
+    bos = bos_token(loaded.tokenizer, plan.bos)
+    return loaded, replace(loaded.dissect(bos), all_experts=plan.moe_all_experts)
 
 
 def worker_setup(
@@ -160,20 +179,17 @@ def worker_setup(
     if session.plan.tasks is not None:
         rmtree(directory / TASKS, ignore_errors=True)
         copytree(session.plan.tasks.directory, directory / TASKS)
-    loaded, dtype = session.loaded, str(session.anatomy.dtype).removeprefix("torch.")
-    device = "spread" if spread else device or session.plan.device
-    streamed = isinstance(loaded, MappedModel) and device == session.plan.device
 
     def there(plan: SessionPlan) -> SessionPlan:
-        return replace(plan, dtype=dtype, device=device, stream="always" if streamed else "never")
+        return plan_there(session, plan, spread=spread, device=device)
 
     return WorkerSetup(
         there(session.plan),
         session.space,
         {name: (there(case.plan), case.space, case.dense.shape) for name, case in session.cases.items()},
         threads,
-        loaded.fingerprint,
-        (loaded.directory if isinstance(loaded, MappedModel) else mappable(loaded), directory, levels),
+        session.loaded.fingerprint,
+        (weights_of(session), directory, levels),
         tuple(
             worker_setup(
                 other,

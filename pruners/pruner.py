@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -203,6 +203,21 @@ class Pruner(ABC):
         Raises:
             LevelStoreError: if there is no room on the disk.
         """
+
+    @property
+    def apart(self) -> bool:
+        """True if `prepare_blocks` builds blocks apart from others: of the dense model's activations alone."""
+        return False
+
+    def prepare_blocks(self, directory: Path, blocks: Collection[int], on_block: OnBlock = no_report) -> None:
+        """Write these blocks of the store alone, as `prepare` does; the store is finished by `prepare`.
+
+        Nothing is done in the directory of a finished store.
+
+        Raises:
+            LevelStoreError: if there is no room on the disk.
+        """
+        raise NotImplementedError(f"{type(self).__name__} builds no blocks apart from others.")
 
     @abstractmethod
     def open(self, directory: Path) -> None:

@@ -394,6 +394,24 @@ def test_a_store_of_another_key_is_made_anew(tmp_path):
     assert linear.weight.abs()[found == 0].max() <= lowest_kept
 
 
+def test_blocks_of_another_key_are_no_part_of_a_store_that_was_cut_short(tmp_path):
+    class Cut(Exception):  # noqa: N818
+        pass
+
+    def cut(index: int) -> None:
+        raise Cut
+
+    anatomy, tokens = small_anatomy(), random_tokens(4, 16)
+    wanda, magnitude = make_key(Method("wanda")), make_key(Method("magnitude"))
+    build_levels(tmp_path / "alone", anatomy, tokens, magnitude)
+    build_levels(tmp_path / "levels", anatomy, tokens, wanda)
+    with pytest.raises(Cut):
+        build_levels(tmp_path / "levels", anatomy, tokens, magnitude, on_block=cut)
+    build_levels(tmp_path / "levels", anatomy, tokens, magnitude)
+    name = "block-0001.safetensors"
+    assert (tmp_path / "levels" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
 def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(

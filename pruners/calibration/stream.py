@@ -160,7 +160,8 @@ def stream_blocks(
         sequential: compute a block's output with the weights that the consumer gave it, so that later statistics come
             from already pruned blocks. Otherwise one pass serves statistics and output, and all statistics are those
             of the model as it was.
-        missing: blocks whose statistics are wanted; None: of all. Others are yielded as far as they lead to these.
+        missing: blocks whose statistics are wanted; None: of all. Others are yielded as far as they lead to these,
+            without statistics where nothing depends on them.
         kept: states that a killed walk left, from which this one goes on; written behind each block.
     """
     wanted = range(len(anatomy.blocks)) if missing is None else missing
@@ -176,13 +177,16 @@ def stream_blocks(
     walk.hidden = [x.to(anatomy.embedding.weight.device) for x in states]
     for block in anatomy.blocks[first : last + 1]:
         with anatomy.hold(block):
-            statistics, hidden = walk.collect(
-                block,
-                inputs="gram" if inputs == "moments" and block.index in gram_blocks else inputs,
-                outputs=outputs,
-                experts=experts,
-                expert_outputs=expert_outputs,
-            )
+            if block.index in wanted or sequential or anatomy.all_experts:
+                statistics, hidden = walk.collect(
+                    block,
+                    inputs="gram" if inputs == "moments" and block.index in gram_blocks else inputs,
+                    outputs=outputs,
+                    experts=experts,
+                    expert_outputs=expert_outputs,
+                )
+            else:
+                statistics, hidden = BlockStatistics(block), walk.through(block)
             yield statistics
             walk.hidden = walk.through(block) if sequential else hidden
         del statistics, hidden

@@ -76,10 +76,11 @@ def build_store(
     *,
     otherwise: str,
     on_block: Callable[[int], None],
+    only: Collection[int] | None = None,
 ) -> None:
     """Build a store, one file a block, each written whole or not at all.
 
-    An interrupted build is continued with the missing blocks; blocks of another key are overwritten.
+    An interrupted build is continued with the missing blocks; blocks of another key are deleted first.
 
     Args:
         directory: made if it is not there.
@@ -88,14 +89,20 @@ def build_store(
         make: from the indices of missing blocks to blocks with their tensors, in order; those of others are not used.
         otherwise: advice beside freeing some room on the disk, for the message.
         on_block: told the index of each block that is done.
+        only: blocks to build, of a store that is not finished by it; None: all.
 
     Raises:
         LevelStoreError: if there is no room on the disk.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    begun = _read_index(directory).get("digest") == key.digest
-    missing = [index for index in range(n_blocks) if not (begun and _block_path(directory, index).exists())]
+    begun = begun_digest(directory) == key.digest
+    wanted = [index for index in range(n_blocks) if only is None or index in only]
+    missing = [index for index in wanted if not (begun and block_path(directory, index).exists())]
     check_room(directory, room(missing), otherwise)
+    if not begun:  # blocks of another key never lie beside this one's index, whenever the process is killed
+        (directory / INDEX).unlink(missing_ok=True)
+        for index in range(n_blocks):
+            block_path(directory, index).unlink(missing_ok=True)
     _write_index(directory, key, finished=False)
     done = 0
     for index, tensors in make(missing) if missing else ():
@@ -107,7 +114,14 @@ def build_store(
         done = index + 1
     for after in range(done, n_blocks):
         on_block(after)
-    _write_index(directory, key, finished=True)
+    if only is None:
+        _write_index(directory, key, finished=True)
+
+
+def begun_digest(directory: Path) -> str | None:
+    """Digest of the key that the directory's blocks are built under, finished or not; None: of none."""
+    found: str | None = _read_index(directory).get("digest")
+    return found
 
 
 def _write_index(directory: Path, key: Key, *, finished: bool) -> None:
@@ -117,7 +131,7 @@ def _write_index(directory: Path, key: Key, *, finished: bool) -> None:
         new.write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
-def _block_path(directory: Path, block: int) -> Path:
+def block_path(directory: Path, block: int) -> Path:
     """The file of a block."""
     return directory / f"block-{block:04d}.safetensors"
 
@@ -139,7 +153,7 @@ def check_room(directory: Path, n_bytes: int, otherwise: str, what: str = "the l
 
 def save_block(tensors: Mapping[str, Tensor], directory: Path, block: int) -> None:
     """Write the tensors of a block, see `save_tensors`."""
-    save_tensors(_block_path(directory, block), tensors)
+    save_tensors(block_path(directory, block), tensors)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], identity: str | None = None) -> None:
@@ -174,7 +188,7 @@ class StoredBlocks(Sequence[dict[str, Tensor]]):
     """
 
     def __init__(self, directory: Path, n_blocks: int) -> None:
-        self._files = [_MappedFile(_block_path(directory, index)) for index in range(n_blocks)]
+        self._files = [_MappedFile(block_path(directory, index)) for index in range(n_blocks)]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -250,7 +264,7 @@ def load_block(directory: Path, block: int) -> dict[str, Tensor]:
     Raises:
         LevelStoreError: if they can't be read, or are not as they were written.
     """
-    return _MappedFile(_block_path(directory, block)).checked()
+    return _MappedFile(block_path(directory, block)).checked()
 
 
 def load_tensors(path: Path, identity: str | None) -> dict[str, Tensor] | None:

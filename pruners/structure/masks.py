@@ -15,11 +15,10 @@ from secateur.pruners.models.cutting import LiveSublayer
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import SublayerLayout
 from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
-from secateur.pruners.stores.block_files import is_built
 from secateur.pruners.structure.method import StructureMethod, check_importance_on
 from secateur.pruners.structure.pruner import ArchitecturePruner
 from secateur.pruners.structure.reorder import cut_pieces
-from secateur.pruners.structure.store import StructureKey, StructureStore, build_structure, streamed
+from secateur.pruners.structure.store import StructureKey, StructureStore, streamed
 from secateur.spaces.architecture.candidate import KeptUnits
 
 
@@ -75,10 +74,7 @@ class MaskPruner(ArchitecturePruner):
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         """Write the order of importance, with the weights in it."""
-        key = self._key(self.calibration.sha256)
-        if not is_built(directory, key):
-            of = self.calibration
-            build_structure(directory, self.anatomy, of.tokens, key, contrast=of.contrast, on_block=on_block)
+        self.prepare_blocks(directory, None, on_block)
 
     def baselines(self, directory: Path) -> Mapping[str, Any]:
         """Masks of the most important units, as many in each sub-layer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -146,11 +146,32 @@ class ArchitecturePruner(Pruner):
             shared=_union(block.shared for block in levels)[1:] if repaired else (),
         )
 
-    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+    @property
+    def apart(self) -> bool:
+        return not self.gradients
+
+    def prepare_blocks(
+        self,
+        directory: Path,
+        blocks: Collection[int] | None,
+        on_block: OnBlock = no_report,
+    ) -> None:
+        """See `Pruner.prepare_blocks`; None: all, and the store is finished."""
         key = self._key(self.calibration.sha256)
         if not is_built(directory, key):
             of = self.calibration
-            build_structure(directory, self.anatomy, of.tokens, key, contrast=of.contrast, on_block=on_block)
+            build_structure(
+                directory,
+                self.anatomy,
+                of.tokens,
+                key,
+                contrast=of.contrast,
+                on_block=on_block,
+                only=blocks,
+            )
+
+    def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        self.prepare_blocks(directory, None, on_block)
         if self._widths:
             identity = f"{self.dense.fingerprint} {self.dense.dtype} {self.calibration.sha256}"
             hidden_order(self.anatomy, self.calibration.tokens, self._widths, directory / HIDDEN, identity)

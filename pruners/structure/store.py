@@ -230,6 +230,7 @@ def build_structure(
     *,
     contrast: Int[Tensor, "others _"] | None = None,
     on_block: Callable[[int], None] = lambda index: None,
+    only: Collection[int] | None = None,
 ) -> None:
     """Build the store from the dense model's activations, so that the levels of one sub-layer fit all of another.
 
@@ -243,6 +244,7 @@ def build_structure(
         key: identity; it says what to build.
         contrast: windows of the second calibration set, for importances that need one.
         on_block: told the index of each block that is done.
+        only: see `build_store`.
 
     Raises:
         LevelStoreError: if there is no room on the disk.
@@ -283,6 +285,7 @@ def build_structure(
         make,
         otherwise="use fewer levels or repairs",
         on_block=on_block,
+        only=only,
     )
 
 

@@ -127,6 +127,7 @@ def build_levels(
     *,
     contrast: Int[Tensor, "others _"] | None = None,
     on_block: Callable[[int], None] = lambda index: None,
+    only: Collection[int] | None = None,
 ) -> None:
     """Build the store, so that levels of one unit are independent of others; see `build_store`.
 
@@ -141,6 +142,7 @@ def build_levels(
         key: identity; its method, levels and expected levels say what to build.
         contrast: windows of the second calibration set, for methods that need one.
         on_block: told the index of each block that is done.
+        only: see `build_store`.
 
     Raises:
         LevelStoreError: if there is no room on the disk.
@@ -185,6 +187,7 @@ def build_levels(
         make,
         otherwise="use fewer levels (`space.step`, `space.max_sparsity`)",
         on_block=on_block,
+        only=only,
     )
 
 

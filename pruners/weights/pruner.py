@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -150,6 +150,16 @@ class AllocationPruner(WeightPruner):
         return method_of(self.settings, seed=self.seed).gradients
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        self._build(directory, None, on_block)
+
+    @property
+    def apart(self) -> bool:
+        return self.expected is None and not self.gradients
+
+    def prepare_blocks(self, directory: Path, blocks: Collection[int], on_block: OnBlock = no_report) -> None:
+        self._build(directory, blocks, on_block)
+
+    def _build(self, directory: Path, only: Collection[int] | None, on_block: OnBlock) -> None:
         key = StoreKey(
             model=self.dense.fingerprint,
             dtype=self.dense.dtype,
@@ -160,7 +170,15 @@ class AllocationPruner(WeightPruner):
         )
         if not is_built(directory, key):
             of = self.calibration
-            build_levels(directory, self.anatomy, of.tokens, key, contrast=of.contrast, on_block=on_block)
+            build_levels(
+                directory,
+                self.anatomy,
+                of.tokens,
+                key,
+                contrast=of.contrast,
+                on_block=on_block,
+                only=only,
+            )
 
     def open(self, directory: Path) -> None:
         self._store = LevelStore(directory, self.anatomy, self.space.levels)

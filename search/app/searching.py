@@ -12,6 +12,7 @@ from secateur.search.app.beside_truth import beside_truth
 from secateur.search.app.bounded import target_lines
 from secateur.search.app.exporting import LEVELS
 from secateur.search.app.forecasting import stream_by
+from secateur.search.app.level_building import build_levels, of_workers
 from secateur.search.app.session import Say, on_driver, open_session, plan, silent, usage_errors
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.errors import UsageError
@@ -128,7 +129,7 @@ def _search(  # what `search_stage` is given
             for line in (*settings.renamed_keys, *study.warnings, *notes_of_facts(about.facts)):
                 say(line)
             levels = levels or directory / LEVELS
-            _build_levels(session, levels, say)
+            build_levels(settings, session, levels, say)
             with usage_errors():
                 session.open_damaged(directory, levels)
             study.name_baselines(baselines_of(session))  # some are known by now only
@@ -264,22 +265,6 @@ def _check_objectives(settings: Settings, session: Session) -> None:
             )
 
 
-def _build_levels(session: Session, levels: Path, say: Say) -> None:
-    """Build the level store unless it is there.
-
-    Raises:
-        UsageError: if the metric is a formula that gives no ranking of a layer's weights.
-    """
-    from secateur.pruners.formulas.evaluate import FormulaError
-
-    n_blocks = len(session.anatomy.blocks)
-    say("building levels")
-    try:
-        session.build_levels(levels, lambda index: say(f"building levels {index + 1}/{n_blocks}"))
-    except FormulaError as error:
-        raise UsageError(f"{error} Choose another `space.metric`, or protect this layer.") from error
-
-
 @usage_errors()
 def _controller(settings: Settings, session: Session) -> Any:
     """The controller of the settings.
@@ -320,17 +305,7 @@ def _executor(settings: Settings, session: Session, directory: Path, levels: Pat
     from secateur.evaluators.worker_setup import worker_setup
 
     say("starting workers")
-    gpus = of.gpus_per_worker
-    setup = worker_setup(
-        session,
-        directory / "kit",
-        levels,
-        threads=of.worker_threads,
-        spread=gpus > 1 or settings.device == "spread",
-        device=settings.device,
-        share=gpus if 0 < gpus < 1 else 1.0,
-    )
-    return row.build(of, setup)
+    return row.build(of, worker_setup(session, directory / "kit", levels, **of_workers(settings)))
 
 
 def _asked(settings: Settings, session: Session) -> dict[str, Any]:

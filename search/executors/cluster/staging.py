@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -83,7 +83,7 @@ def local_copy(folder: Folder, file_server: Any) -> str:
         return folder.path
     if file_server is None:
         raise StagingError(f"Expected {folder.path} with the same files as on the driver's node, got others.")
-    root = _cache() / "staged"
+    root = staged()
     target = root / folder.digest
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{folder.digest}.lock", fallback_to_soft=False):
@@ -92,10 +92,10 @@ def local_copy(folder: Folder, file_server: Any) -> str:
     return str(target)
 
 
-def _cache() -> Path:
-    """The user's cache, as `pruners` finds it too."""
+def staged() -> Path:
+    """Directory for copies in the user's cache, which `pruners` finds too."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("SECATEUR_CACHE") or base / "secateur")
+    return Path(os.environ.get("SECATEUR_CACHE") or base / "secateur") / "staged"
 
 
 def _in_place(folder: Folder) -> bool:
@@ -149,6 +149,57 @@ class FileServer:
         if name not in self._known.get(folder, ()):  # serve no other file of the driver's disk
             raise StagingError(f"Expected a file of the run, got {name} in {folder}.")
         return Path(folder) / name
+
+
+class Receiver:
+    """Receiver of files for one directory, run as a Ray actor on the driver's node: nodes may share no disk.
+
+    Args:
+        directory: of the files.
+        names: of files that are accepted.
+    """
+
+    def __init__(self, directory: str, names: Collection[str]) -> None:
+        self._directory, self._names = Path(directory), frozenset(names)
+
+    def write(self, name: str, offset: int, chunk: bytes) -> None:
+        """Write a part of a file, which is not there before `finish`; parts come in order."""
+        with self._arriving(name).open("r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.write(chunk)
+
+    def finish(self, name: str, digest: str) -> None:
+        """Put a file in its place, whole.
+
+        Raises:
+            StagingError: if its SHA-256 is another.
+        """
+        arriving = self._arriving(name)
+        with arriving.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise StagingError(f"Expected {name} with SHA-256 {digest}, got {found}.")
+        arriving.replace(self._directory / name)
+
+    def _arriving(self, name: str) -> Path:
+        if name not in self._names:  # write no other file of the driver's disk
+            raise StagingError(f"Expected a file of the level store, got {name}.")
+        return self._directory / f".{name}.arriving"
+
+
+def send(path: Path, receiver: Any) -> None:
+    """Send a file to a `Receiver`.
+
+    Raises:
+        StagingError: if it arrives damaged.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for offset in range(0, max(path.stat().st_size, 1), CHUNK_BYTES):
+            chunk = file.read(CHUNK_BYTES)
+            digest.update(chunk)
+            _get(receiver.write.remote(path.name, offset, chunk))
+    _get(receiver.finish.remote(path.name, digest.hexdigest()))
 
 
 @cache

@@ -67,13 +67,18 @@ class Worker:
         try:
             measured = self._evaluator.evaluate(candidates, fidelity)
         except Exception as error:
-            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            if ran_out_of_memory(error):
                 raise OutOfMemoryError(str(error).partition("\n")[0]) from None
             raise
         if time.monotonic() - self._trimmed > TRIM_SECONDS:
             give_back_memory()
             self._trimmed = time.monotonic()
         return [replace(measurement, worker=self._name) for measurement in measured]
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """True for Python's error and for torch's, which this room does not import."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def keep_memory() -> None:

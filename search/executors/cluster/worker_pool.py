@@ -158,12 +158,12 @@ class WorkerPool:
         except (exceptions.RayActorError, exceptions.NodeDiedError, exceptions.ObjectLostError) as error:
             return self._lose(worker, _cause(error))
         except OutOfMemoryError as error:
-            return self._lose(worker, f"ran out of memory ({_unwrapped(error)})")
+            return self._lose(worker, f"ran out of memory ({unwrapped(error)})")
         except exceptions.RayTaskError as error:
             if worker.name is None:  # setup failed: so would the next worker's
-                raise _unwrapped(error) from error
+                raise unwrapped(error) from error
             worker.since = time.monotonic()
-            return [(worker.calls.popleft()[1], _unwrapped(error))]
+            return [(worker.calls.popleft()[1], unwrapped(error))]
         self._last_ready = worker.since = time.monotonic()
         if worker.name is None:
             worker.name = result
@@ -217,7 +217,7 @@ def _cause(error: BaseException) -> str:
     return "died with its node" if "node has died" in text or "node died" in text else "died"
 
 
-def _unwrapped(error: Any) -> BaseException:
+def unwrapped(error: Any) -> BaseException:
     """The exception raised in the worker."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else RuntimeError(str(error))
