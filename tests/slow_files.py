@@ -45,3 +45,11 @@ class Slow:
     @property
     def written(self) -> list[int]:
         return [int(line) for line in self.log.read_text().split()]
+
+
+class Far(Slow):
+    """Likewise on a node with a cache of its own."""
+
+    def __setstate__(self, state: dict[str, object]) -> None:  # in the worker's process
+        self.__dict__.update(state)
+        os.environ["SECATEUR_CACHE"] = str(self.directory.parent / "cache")

@@ -19,9 +19,10 @@ from secateur.search import app
 from secateur.search.app import level_building
 from secateur.search.executors.cluster import building
 from secateur.search.executors.cluster.building import PARTS, Builder, Target, build_apart
+from secateur.search.executors.cluster.connection import connect
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import Receiver, StagingError
-from tests.slow_files import TWO, Slow
+from tests.slow_files import TWO, Far, Slow
 from tests.test_killed_walks import N_BLOCKS
 from tests.test_streamed_search import EVALUATOR, SPACES, settings
 from tests.test_streaming import saved
@@ -183,6 +184,18 @@ def test_without_room_for_a_worker_the_driver_builds_alone(slow, ray_cluster):
     build_apart(RaySettings(workers=2, start_s=1), build, lambda n: None)
     ray.kill(holding)
     assert not build.log.exists()
+
+
+def test_files_come_over_the_network_from_nodes_that_do_not_share_the_directory(slow, tmp_path, ray_cluster):
+    build, told = Far(**vars(slow())), []
+    connection = connect(TWO)
+    one = building._Build(TWO, connection, build, told.append)
+    one._token.unlink()  # as nodes without the directory see it
+    one.run(building._ranges(build.files, connection.n_workers))
+    assert [path.read_text() for path in build.files] == [str(i) for i in range(6)]
+    assert told[-1] == 6
+    [there] = (tmp_path / "cache" / "staged").iterdir()
+    assert sorted(x.name for x in there.iterdir()) == ["0000-0003.lock", "0003-0006.lock"]
 
 
 DRIVER = """

@@ -147,7 +147,8 @@ def on_driver(settings: Settings, note: Say = silent) -> Settings:
         return settings
     dtype = str(precision_of(settings.dtype, torch.device("cuda"))).removeprefix("torch.")
     note(
-        f"no GPU here: on the CPU in {dtype} is made what workers don't build of statistics and levels"
+        f"no GPU here: what workers don't build of statistics and levels is made on the CPU in {dtype}, candidates are "
+        "measured on the workers' GPUs"
     )
     return settings.model_copy(update={"device": "cpu", "dtype": dtype})
 
