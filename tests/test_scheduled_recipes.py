@@ -155,3 +155,18 @@ def test_what_dress_chose_is_small_when_it_goes(tmp_path, monkeypatch):
     plan_units(small_context(tmp_path, 2), completed(form))
     assert len(norms) == 4
     assert all(gone < 0.6 and stays > 0.9 for gone, stays in norms.values()), norms
+
+
+@pytest.mark.parametrize(
+    ("n_blocks", "sparsity", "said"),
+    [
+        (1, 0.5, "a model with blocks that may go, got one of 1"),
+        (3, 0.05, "whole blocks come near to, .* got 0.05"),
+    ],
+)
+def test_blocks_that_can_t_go_are_refused_before_anything_is_trained(
+    tmp_path, monkeypatch, n_blocks, sparsity, said
+):
+    monkeypatch.setattr("secateur.pruners.recipes.blocks.Retraining", None)
+    with pytest.raises(ValueError, match=rf"Expected .*{said}"):
+        plan_blocks(small_context(tmp_path, n_blocks), form_of("minitron_depth", sparsity))

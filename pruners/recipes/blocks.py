@@ -60,6 +60,9 @@ def plan_blocks(context: RecipeContext, config: Mapping[str, Any]) -> BlockPlan:
         ValueError: if it can't be carried out: too few calibration windows, or a sparsity that no number of blocks
             comes near to.
     """
+    _lowest(
+        context, list(map(float, _sizes(context))), config["sparsity"]
+    )  # refuses before anything is measured or trained
     sample = context.sample(config["calibration"])
     if trained_tokens(config):
         dropped, trained, name = _trained(context, sample, config)
@@ -144,6 +147,11 @@ def _scores(context: RecipeContext, sample: Sample, name: str) -> tuple[float, .
     return context.block_scores[key]
 
 
+def _sizes(context: RecipeContext) -> list[int]:
+    """Parameters of each block."""
+    return [shape.params(shape.n_kv_groups, shape.ffn_width) for shape in context.shape.blocks]
+
+
 def _lowest(
     context: RecipeContext,
     scores: Sequence[float],
@@ -161,9 +169,14 @@ def _lowest(
     Raises:
         ValueError: if none comes near.
     """
-    sizes = [shape.params(shape.n_kv_groups, shape.ffn_width) for shape in context.shape.blocks]
+    sizes = _sizes(context)
     protected = {linear.block for linear in context.anatomy.linears if linear.name in context.protected}
     free = [index for index in range(1, len(sizes)) if index not in {*protected, *before}]
+    if check and not (free or before):
+        raise ValueError(
+            f"Expected a model with blocks that may go, got one of {len(sizes)}, of which the first one and protected "
+            "ones stay. Take another unit, or protect less."
+        )
     dropped: list[int] = []
     missing = sparsity * sum(sizes) - sum(sizes[index] for index in before)
     for index in sorted(free, key=lambda index: scores[index]):
