@@ -112,20 +112,18 @@ def table(lines: list[dict]) -> list[str]:
         found += [
             f"### {name}, {part['sparsity']:.0%}, {part['tokens']:,} tokens",
             "",
-            "| arm | KL, mean (range) | perplexity | seeds | seconds |",
-            "|---|---:|---:|---:|---:|",
+            "| arm | KL, mean (range) | perplexity | seeds |",
+            "|---|---:|---:|---:|",
         ]
         rows = []
         for arm in dict.fromkeys(x["arm"] for x in lines if x["part"] == name):
             same = [x for x in lines if (x["part"], x["arm"]) == (name, arm)]
             kl = [x["kl"] for x in same]
             mean, perplexity = statistics.mean(kl), math.exp(statistics.mean(x["ce"] for x in same))
-            seconds = statistics.mean(x["seconds"] for x in same)
             rows.append(
                 (
                     mean,
-                    f"| {arm} | {mean:.3f} ({min(kl):.3f} to {max(kl):.3f}) | {perplexity:.1f} | {len(same)} | "
-                    f"{seconds:.0f} |",
+                    f"| {arm} | {mean:.3f} ({min(kl):.3f} to {max(kl):.3f}) | {perplexity:.1f} | {len(same)} |",
                 )
             )
         found += [*(row for _, row in sorted(rows)), ""]

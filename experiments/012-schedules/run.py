@@ -94,18 +94,18 @@ def table(lines: list[dict]) -> list[str]:
         found += [
             f"### {name}, {part['form']['sparsity']:.0%}, {TOKENS:,} trained tokens",
             "",
-            "| arm | KL, mean (range) | perplexity | seeds | seconds |",
-            "|---|---:|---:|---:|---:|",
+            "| arm | KL, mean (range) | perplexity | seeds |",
+            "|---|---:|---:|---:|",
         ]
         rows = []
         for arm in part["arms"]:
             same = [x for x in lines if (x["part"], x["arm"]) == (name, arm)]
             if not same:
                 continue
-            kl, seconds = [x["kl"] for x in same], statistics.mean(x["seconds"] for x in same)
+            kl = [x["kl"] for x in same]
             mean, perplexity = statistics.mean(kl), math.exp(statistics.mean(x["ce"] for x in same))
             spread = f"{mean:.3f} ({min(kl):.3f} to {max(kl):.3f})"
-            rows.append((mean, f"| {arm} | {spread} | {perplexity:.1f} | {len(same)} | {seconds:.0f} |"))
+            rows.append((mean, f"| {arm} | {spread} | {perplexity:.1f} | {len(same)} |"))
         found += [*(row for _, row in sorted(rows)), ""]
     return found
 
