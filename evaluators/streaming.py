@@ -127,7 +127,7 @@ class _Losses:
         ],
         damaged: Sequence[Tensor] | None = None,
     ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """Those of the dense and of the pruned model.
+        """Measurements of the dense and of the pruned model.
 
         Args:
             batches: token ids, and the outputs of the last block of the dense and of the pruned model.

@@ -77,7 +77,7 @@ def test_the_gradient_of_the_updates_is_the_change_of_their_product_in_a_step():
 
 
 def test_the_importance_of_units_by_loops():
-    """Of each weight |(dB A + B dA - dB dA) (W + 2 B A)|, a sum over a unit, over the norm, added up."""
+    """Importance of units: sums of |(dB A + B dA - dB dA) (W + 2 B A)|, normalised in each projection, added up."""
     anatomy = small_anatomy(n_layers=1)
     attention, mlp = tuned(anatomy)
     gradients(anatomy, [attention, mlp])

@@ -17,7 +17,7 @@ from secateur.pruners.learned.hard_concrete import (
     final_gates,
     sampled_gates,
 )
-from secateur.pruners.learned.low_rank import TunedSublayer
+from secateur.pruners.learned.low_rank import TunedSublayer, cut_sublayers
 from secateur.pruners.learned.masked_weights import replaced_forwards
 from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.training import (
@@ -109,15 +109,12 @@ def compresso(
     with in_fp32(anatomy.model):
         gates = BudgetGates(anatomy, tokens, parts, layers, sparsity)
         gates.train(state)
-        found: dict[str, Tensor] = {}
-        numbers: list[dict[Sublayer, tuple[int, ...]]] = [{} for _ in layouts]
+        found: list[tuple[TunedSublayer, tuple[int, ...], dict[str, Tensor]]] = []
         for one, kept in zip(gates.sublayers, gates.kept(), strict=True):
-            numbers[one.part.output.block][one.part.kind] = kept
             values = gates.values(one)
-            if kept and (values is not None or one.updates):
-                found |= one.cut(kept, values)
-    dtypes = {linear.name: linear.weight.dtype for linear in anatomy.linears}
-    return tuple(numbers), {name: weight.to(dtypes[name]) for name, weight in found.items()}
+            changed = bool(kept) and (values is not None or bool(one.updates))
+            found.append((one, kept, one.cut(kept, values) if changed else {}))
+    return cut_sublayers(anatomy, found)
 
 
 def check(anatomy: Anatomy) -> None:

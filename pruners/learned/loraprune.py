@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.learned.low_rank import LowRank, TunedSublayer
+from secateur.pruners.learned.low_rank import LowRank, TunedSublayer, cut_sublayers, update_values
 from secateur.pruners.learned.masked_weights import replaced_forwards
 from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.training import MaskTrainer, step_rows, steps_over
-from secateur.pruners.models.anatomy import Anatomy, Sublayer
+from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
@@ -27,7 +27,7 @@ from secateur.pruners.structure.knowledge import unit_layer
 from secateur.pruners.structure.kprune import KeptNumbers
 
 RANK, RATE = 8, 1e-4
-"""Of the updates, and their largest learning rate, which falls to 0 along a line."""
+"""Rank of the updates, and their largest learning rate, which decays linearly to 0."""
 
 MEMORY = 0.9
 """Weight of the importance so far in its moving average."""
@@ -89,9 +89,7 @@ def loraprune(
         ValueError: on too little memory.
     """
     parts = [part for layout in layouts for part in layout.sublayers]
-    n_values = 4 * RANK * sum(sum(x.linear.weight.shape) for part in parts for x in part.placements)
-    largest = max((x.linear.n_weights for part in parts for x in part.placements), default=0)
-    check_training_memory(anatomy, BATCH, tokens.shape[1], n_values + 3 * largest, WHAT)
+    check_training_memory(anatomy, BATCH, tokens.shape[1], update_values(parts, RANK), WHAT)
     layers = [unit_layer(part, torch.zeros(part.n_units), protected) for part in parts]
     n_blocks = len(layouts)
     ends = {"skip_first": int(WHOLE_FIRST * n_blocks) / n_blocks, "skip_last": WHOLE_LAST / n_blocks}
@@ -99,14 +97,9 @@ def loraprune(
     with in_fp32(anatomy.model):
         tuning = Tuning(anatomy, tokens, parts, gone)
         tuning.train(state)
-        found: dict[str, Tensor] = {}
-        numbers: list[dict[Sublayer, tuple[int, ...]]] = [{} for _ in layouts]
-        for one in tuning.sublayers:
-            kept = tuning.kept(one)
-            numbers[one.part.output.block][one.part.kind] = kept
-            found |= one.cut(kept) if kept else {}
-    dtypes = {linear.name: linear.weight.dtype for linear in anatomy.linears}
-    return tuple(numbers), {name: weight.to(dtypes[name]) for name, weight in found.items()}
+        kept = [(one, tuning.kept(one)) for one in tuning.sublayers]
+        found = [(one, units, one.cut(units) if units else {}) for one, units in kept]
+    return cut_sublayers(anatomy, found)
 
 
 def check(anatomy: Anatomy) -> None:

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.learned.low_rank import TunedSublayer
+from secateur.pruners.learned.low_rank import TunedSublayer, cut_sublayers, update_values
 from secateur.pruners.learned.masked_weights import replaced_forwards
 from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.training import MaskTrainer, step_rows, steps_over
-from secateur.pruners.models.anatomy import Anatomy, Sublayer
+from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout
@@ -27,7 +27,7 @@ from secateur.pruners.structure.knowledge import unit_layer
 from secateur.pruners.structure.kprune import KeptNumbers
 
 RANK, RATE = 8, 1e-4
-"""Of the updates, and their constant learning rate."""
+"""Rank of the updates, and their constant learning rate."""
 
 CRUCIAL = 0.1
 """Share of the sub-layers that are kept whole."""
@@ -90,9 +90,7 @@ def lorashear(
         ValueError: on too little memory.
     """
     parts = [part for layout in layouts for part in layout.sublayers]
-    n_values = 4 * RANK * sum(sum(x.linear.weight.shape) for part in parts for x in part.placements)
-    largest = max((x.linear.n_weights for part in parts for x in part.placements), default=0)
-    check_training_memory(anatomy, BATCH, tokens.shape[1], n_values + 3 * largest, WHAT)
+    check_training_memory(anatomy, BATCH, tokens.shape[1], update_values(parts, RANK), WHAT)
     layers = [unit_layer(part, torch.zeros(part.n_units), protected) for part in parts]
     allocate("global", layers, RuleEvidence(), sparsity, "structure")  # raises what training could not mend
     with in_fp32(anatomy.model):
@@ -102,14 +100,9 @@ def lorashear(
         whole = {*protected, *(name for one in crucial for name in one.updates)}
         fading = Fading(anatomy, tokens, sublayers, sparsity, whole)
         fading.train(state)
-        found: dict[str, Tensor] = {}
-        numbers: list[dict[Sublayer, tuple[int, ...]]] = [{} for _ in layouts]
-        for one in sublayers:
-            kept = fading.kept(one)
-            numbers[one.part.output.block][one.part.kind] = kept
-            found |= one.cut(kept) if kept else {}
-    dtypes = {linear.name: linear.weight.dtype for linear in anatomy.linears}
-    return tuple(numbers), {name: weight.to(dtypes[name]) for name, weight in found.items()}
+        kept = [(one, fading.kept(one)) for one in sublayers]
+        found = [(one, units, one.cut(units) if units else {}) for one, units in kept]
+    return cut_sublayers(anatomy, found)
 
 
 def check(anatomy: Anatomy) -> None:

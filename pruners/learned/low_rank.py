@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.learned.training import named_generator
-from secateur.pruners.models.anatomy import Linear, Role
+from secateur.pruners.models.anatomy import Anatomy, Linear, Role, Sublayer
 from secateur.pruners.models.layout import SublayerLayout
+from secateur.pruners.structure.kprune import KeptNumbers
 from secateur.pruners.structure.reorder import cut_pieces
 
 SCALE = 2.0
@@ -119,6 +120,31 @@ class TunedSublayer:
             output = self.part.output.name
             weights[output] = weights[output] * gates.repeat_interleave(self.part.unit_width)
         return cut_weights(self.part, kept, weights)
+
+
+def update_values(parts: Iterable[SublayerLayout], rank: int) -> int:
+    """Numbers held to tune updates of all projections: factors, gradients, moments, and a merged weight's work."""
+    linears = [x.linear for part in parts for x in part.placements]
+    largest = max((linear.n_weights for linear in linears), default=0)
+    return 4 * rank * sum(sum(linear.weight.shape) for linear in linears) + 3 * largest
+
+
+def cut_sublayers(
+    anatomy: Anatomy, found: Iterable[tuple[TunedSublayer, tuple[int, ...], Mapping[str, Tensor]]]
+) -> tuple[tuple[KeptNumbers, ...], dict[str, Float[Tensor, "out _"]]]:
+    """Kept units of each block, and their weights by full name, in the model's dtypes.
+
+    Args:
+        anatomy: the dense model, in its own dtypes.
+        found: each sub-layer, its kept units, and its weights.
+    """
+    numbers: list[dict[Sublayer, tuple[int, ...]]] = [{} for _ in anatomy.blocks]
+    dtypes = {linear.name: linear.weight.dtype for linear in anatomy.linears}
+    weights: dict[str, Tensor] = {}
+    for one, kept, of_projections in found:
+        numbers[one.part.output.block][one.part.kind] = kept
+        weights |= {name: weight.to(dtypes[name]) for name, weight in of_projections.items()}
+    return tuple(numbers), weights
 
 
 def cut_weights(

@@ -147,7 +147,7 @@ class Evolution(GenerationalController):
             yield from self._look(target)
 
     def _can_go_on(self) -> bool:
-        """Where a gradient of the trust region exceeds the budget, what is left of it is for generations."""
+        """True during the trust region: once its gradients exceed the budget, generations spend the rest."""
         return self._starts is None and isinstance(self._solver, TrustRegionProcedure)
 
     def tell(self, trials: Sequence[Trial]) -> None:
