@@ -224,11 +224,13 @@ def test_recipes_are_read_without_scrolling_and_beside_the_best_baseline(recipes
         return {cut: box.scrollWidth - box.clientWidth, width: Math.min(...text.map(x => x.offsetWidth)),
                 lines: Math.max(...text.map(x => x.offsetHeight / parseFloat(win.getComputedStyle(x).lineHeight))),
                 links: table.querySelectorAll("a[data-trial]").length, rows: text.length, words: doc.body.innerText,
-                note: text[1].innerText};""",
+                note: text[1].innerText, numbers: Math.max(...[...doc.querySelectorAll(".number b")].map(
+                    x => x.offsetHeight / parseFloat(win.getComputedStyle(x).lineHeight)))};""",
     )
     assert found["cut"] <= 0
     assert found["width"] >= 340
     assert found["lines"] <= 8
+    assert found["numbers"] == pytest.approx(1, abs=0.05), "a number and its sign stay in one line"
     assert found["links"] == found["rows"] == len(front_rows(recipes))
     assert "for its recipe and the command that exports it" in found["words"]
     assert "0.04x the loss of wanda_sp@0.2 in the search" in found["note"]
