@@ -25,7 +25,9 @@ from secateur.pruners.weights.pruner import prune
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.architecture.cost import cost
 from tests.cut_models import manifest, small_tokenizer
-from tests.families import FAMILIES, REFUSED, VOCABULARY, WHOLE_GROUPS, WINDOW, make, row, some_of_each
+from tests.families import FAMILIES, make, some_of_each
+from tests.family_configs import REFUSED, VOCABULARY, WINDOW
+from tests.family_table import WHOLE_GROUPS, row
 from tests.models import random_tokens
 
 TOKENS = random_tokens(2, 3 * WINDOW, vocab_size=VOCABULARY - 10)

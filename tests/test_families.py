@@ -14,7 +14,8 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.families import FAMILIES, NAMED_ALIKE
 from secateur.pruners.models.shape import fixed_macs, model_shape, prunables
 from tests.families import FAMILIES as TABLE
-from tests.families import WINDOW, make
+from tests.families import make
+from tests.family_configs import WINDOW
 
 GROUPED = {
     "vocab_size": 97,

@@ -33,16 +33,9 @@ from secateur.spaces.architecture.cost import cost
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.registry import SPACES
 from tests.cut_models import manifest, small_tokenizer
-from tests.families import (
-    FEWER_HEADS,
-    HALF_WIDTHS,
-    HELD_WIDTHS,
-    NO_WIDTHS,
-    PLAIN,
-    VOCABULARY,
-    WHOLE_GROUPS,
-    make,
-)
+from tests.families import PLAIN, make
+from tests.family_configs import VOCABULARY
+from tests.family_table import FEWER_HEADS, HALF_WIDTHS, HELD_WIDTHS, NO_WIDTHS, WHOLE_GROUPS
 from tests.models import random_tokens
 from tests.structures import CONFIGS, build
 

@@ -34,7 +34,8 @@ from secateur.spaces.architecture.tied import TiedSpace
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
 from tests.cut_models import small_tokenizer
-from tests.families import VOCABULARY, make, some_of_each
+from tests.families import make, some_of_each
+from tests.family_configs import VOCABULARY
 from tests.models import random_tokens
 
 CALIBRATION = {"sources": {"calibration": 1}, "samples": 4, "length": 32}

@@ -13,7 +13,8 @@ from secateur.pruners.models.layout import MixtureLayout
 from secateur.pruners.structure.kprune import reconstructed
 from secateur.pruners.structure.refit import RepairInputs, least_squares
 from secateur.pruners.structure.reorder import cut_pieces
-from tests.families import VOCABULARY, make
+from tests.families import make
+from tests.family_configs import VOCABULARY
 from tests.models import random_tokens, small_anatomy
 from tests.structures import CONFIGS, build, logits
 
