@@ -285,7 +285,7 @@ def recover(
     run: Run | str | Path,
     trials: Sequence[int | Found] = (),
     *,
-    method: Literal["lora", "full", "norms", "spp", "scale_lora", "perp", "slope", "last"] = "lora",
+    method: Literal["lora", "full", "norms", "spp", "scale_lora", "perp", "slope", "last", "merged"] = "lora",
     loss: Literal["kl", "ce", "reconstruct"] = "kl",
     tokens: int = 65536,
     lr: float | None = None,

@@ -23,6 +23,7 @@ from secateur.evaluators.tasks.task_set import task_values
 from secateur.evaluators.training.paser import choose_windows
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
+from secateur.pruners.depth.merge_targets import seams
 from secateur.pruners.export.manifest import same_export
 from secateur.pruners.export.saving import remove_leftovers
 from secateur.pruners.models.anatomy import Anatomy
@@ -55,6 +56,30 @@ def new_training(values: Mapping[str, Any], session: Session) -> Training:
             "choose the method full or norms."
         )
     return training
+
+
+def check_dropped(training: Training, session: Session, candidate: str) -> None:
+    """Check that a candidate drops whole blocks, by its record, if the method trains those beside them.
+
+    A recipe of structure says only when it is planned whether whole blocks go: training refuses it then.
+
+    Args:
+        training: settings.
+        session: of the search.
+        candidate: canonical text.
+
+    Raises:
+        ValueError: if it drops none.
+    """
+    if training.method != "merged":
+        return
+    kept = session.pruner.asked(session.config(candidate)).get("kept")
+    all_stay = kept is not None and all(row["kv_groups"] or row["ffn"] for row in kept)
+    if all_stay or not session.pruner.is_smaller(session.pruner.settings):
+        raise ValueError(
+            f"Expected a candidate that drops whole blocks for the method merged, got {candidate[:80]!r}. Choose "
+            "another method, or another trial."
+        )
 
 
 @dataclass(frozen=True)
@@ -259,7 +284,8 @@ def make_trainer(session: Session, dense: Anatomy, job: RecoveryJob) -> Trainer:
     if of.data == "paser":
         texts = session.loaded.tokenizer.batch_decode(windows, skip_special_tokens=True)
         windows = choose_windows(dense, session.anatomy, windows, of.share, texts, of.seed)
-    return Trainer(session.anatomy, of, windows, dense)
+    merged = session.pruner.merges(session.config(job.candidate))
+    return Trainer(session.anatomy, of, windows, dense, seams=seams(session.anatomy, merged=merged))
 
 
 def first_windows(session: Session, fidelity: Fidelity) -> torch.Tensor:

@@ -262,6 +262,10 @@ class Pruner(ABC):
         counts: Mapping[str, float] = self.space.cost(candidate)
         return counts
 
+    def merges(self, config: Config) -> bool:
+        """True if a repair merges dropped blocks into the kept ones before them."""
+        return False
+
     def training_tokens(self, config: Config) -> int:
         """Tokens of forward passes that training for these weights took, a backward pass as two; 0 if told before."""
         return 0

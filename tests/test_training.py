@@ -15,7 +15,16 @@ from secateur.spaces.measurement import Fidelity
 from tests.models import count_zeros, random_tokens, small_anatomy
 
 TRAIN, VALIDATE = random_tokens(12, 16, seed=1), random_tokens(6, 16, seed=2)
-METHODS = ("full", "norms", "lora", "spp", "scale_lora", "perp", "slope", "last")
+METHODS = (
+    "full",
+    "norms",
+    "lora",
+    "spp",
+    "scale_lora",
+    "perp",
+    "slope",
+    "last",
+)
 
 
 def needs(method):

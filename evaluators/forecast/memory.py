@@ -274,11 +274,15 @@ def of_training(found: Outline, training: Training, window: int, phases: Sequenc
     anatomy = found.anatomy
     n_all = sum(x.numel() for x in anatomy.model.parameters())
     linears = list(anatomy.linears)
+    sizes = [sum(x.numel() for x in block.module.parameters()) for block in anatomy.blocks]
     if training.method in ("full", "slope"):
         n_learning = n_all
     elif training.method == "last":
-        n_learning = sum(x.numel() for block in anatomy.blocks[-N_LAST:] for x in block.module.parameters())
-        n_learning += anatomy.head.weight.numel()
+        n_learning = sum(sizes[-N_LAST:]) + anatomy.head.weight.numel()
+    elif (
+        training.method == "merged"
+    ):  # which ones is known once they are dropped: half of them at most stand for others
+        n_learning = sum(sizes) // 2
     elif training.method in RANKED:
         n_learning = training.rank * sum(x.in_features + x.out_features for x in linears)
         n_learning += training.rank * (anatomy.vocab_size + anatomy.width) if training.method == "perp" else 0

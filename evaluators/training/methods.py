@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -36,32 +36,32 @@ class Learner:
     before_step: Callable[[int, int], None] = lambda step, n_steps: None
 
 
-def _all(anatomy: Anatomy, training: Training) -> Learner:
+def _all(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
     anatomy.model.requires_grad_(True)
     return Learner()
 
 
-def _norms(anatomy: Anatomy, training: Training) -> Learner:
+def _norms(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
     for parameter in _of_norms(anatomy):
         parameter.requires_grad_(True)
     return Learner()
 
 
-def _lora(anatomy: Anatomy, training: Training) -> Learner:
+def _lora(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
     from secateur.evaluators.training.lora import attach_lora  # PEFT is an extra
 
     return Learner(attach_lora(anatomy, training.rank, training.seed).merge_and_unload)
 
 
-def _spp(anatomy: Anatomy, training: Training) -> Learner:
+def _spp(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
     return Learner(attach(_projections(anatomy), SparsityPreserving, training.rank, training.seed))
 
 
-def _scale_lora(anatomy: Anatomy, training: Training) -> Learner:
+def _scale_lora(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
     return Learner(attach(_projections(anatomy), ScaledUpdate, training.rank, training.seed))
 
 
-def _perp(anatomy: Anatomy, training: Training) -> Learner:
+def _perp(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
     """PERP's whole set (Zimmer et al. 2023, arXiv 2312.15230): biases, norms, MaskLoRA, and LoRA of the head.
 
     A head that shares its weight with the embedding is left out: its update would move the embedding, too.
@@ -78,17 +78,37 @@ def _perp(anatomy: Anatomy, training: Training) -> Learner:
     return Learner(lambda: [merge() for merge in merges])
 
 
-def _slope(anatomy: Anatomy, training: Training) -> Learner:
+def _slope(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
     anatomy.model.requires_grad_(True)
     return Learner(*attach_lazily(_projections(anatomy), training.rank, training.seed))
 
 
-def _last(anatomy: Anatomy, training: Training) -> Learner:
+def _last(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
     """The last three blocks, the final norm and the head (Reassessing Layer Pruning, arXiv 2411.15558)."""
     blocks = [block.module for block in anatomy.blocks if any(x.n_weights for x in block.linears)][-N_LAST:]
     modules = [*blocks, *map(anatomy.model.get_submodule, filter(None, [anatomy.final_norm])), anatomy.head]
     for module in modules:
         module.requires_grad_(True)
+    return Learner()
+
+
+def _merged(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
+    """The blocks beside dropped ones alone, see `seams`: healing of merged layers.
+
+    Of LLM-Streamline (Chen et al. 2024, arXiv 2403.19135), which trains nothing but the layer that stands for several;
+    there by the squared error of its outputs, as the repair ``streamline`` does, here by the loss of the whole model.
+    The healing of Gromov et al. (2024, arXiv 2403.17887) is ``lora``, of all blocks.
+
+    Raises:
+        ValueError: if no block was dropped.
+    """
+    if not seams:
+        raise ValueError(
+            "Expected a model without some of its blocks for the method merged, got one with all of them. Choose "
+            "another method."
+        )
+    for index in seams:
+        anatomy.blocks[index].module.requires_grad_(True)
     return Learner()
 
 
@@ -102,7 +122,7 @@ def _of_norms(anatomy: Anatomy) -> Iterator[nn.Parameter]:
         yield from anatomy.model.get_submodule(name).parameters()
 
 
-METHODS: Mapping[Method, Callable[[Anatomy, Training], Learner]] = MappingProxyType(
+METHODS: Mapping[Method, Callable[[Anatomy, Training, Sequence[int]], Learner]] = MappingProxyType(
     {
         "full": _all,
         "norms": _norms,
@@ -112,6 +132,7 @@ METHODS: Mapping[Method, Callable[[Anatomy, Training], Learner]] = MappingProxyT
         "perp": _perp,
         "slope": _slope,
         "last": _last,
+        "merged": _merged,
     }
 )
-"""Marks the parameters that a method trains."""
+"""Marks the parameters that a method trains, given the blocks beside dropped ones."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-Method = Literal["full", "norms", "lora", "spp", "scale_lora", "perp", "slope", "last"]
+Method = Literal["full", "norms", "lora", "spp", "scale_lora", "perp", "slope", "last", "merged"]
 Loss = Literal["kl", "ce", "reconstruct"]
 Schedule = Literal["cosine", "constant"]
 Data = Literal["all", "paser"]
@@ -24,6 +24,7 @@ LEARNING_RATES: Mapping[Method, float] = MappingProxyType(
         "scale_lora": 5e-4,
         "perp": 5e-4,
         "last": 1e-5,
+        "merged": 2e-4,
     }
 )
 """Defaults of `Training.lr`: of the first four ours, the larger the fewer parameters are trained; else published."""
@@ -66,7 +67,8 @@ class Training:
         method: trained parameters. ``full``: all of them; ``norms``: gains and biases of the norms; ``lora``: low-rank
             updates of the projections (https://arxiv.org/abs/2106.09685), see `lora`; ``spp``: `SparsityPreserving`;
             ``scale_lora``: `ScaledUpdate`; ``perp``: biases, norms and `MaskedUpdate`; ``slope``: all of them, see
-            `LazyAdapter`; ``last``: the last three blocks, the final norm and the head. Zeros stay zeros in all.
+            `LazyAdapter`; ``last``: the last three blocks, the final norm and the head; ``merged``: the blocks beside
+            dropped ones, see `merge_targets.seams`. Zeros stay zeros in all.
         loss: ``kl``, distillation from the dense model (https://arxiv.org/abs/1503.02531, at temperature 1), ``ce``,
             the cross-entropy of the next token, or ``reconstruct``, block after block, see `reconstruct.block_loss`.
         tokens: trained on, repetitions counted; whole batches.
@@ -103,6 +105,11 @@ class Training:
         for name in ("tokens", "batch", "rank", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"Expected `{name}` > 0, got {getattr(self, name)}.")
+        if self.method == "merged" and self.loss == "reconstruct":
+            raise ValueError(
+                "Expected the loss kl or ce with the method merged, got reconstruct: a block that stands for several "
+                "has no counterpart in the dense model. Choose another loss."
+            )
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"Expected `lr` > 0, got {self.lr}.")
         if not 0 < self.share <= 1:

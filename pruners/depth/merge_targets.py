@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 from jaxtyping import Int
 from torch import Tensor
@@ -49,6 +50,22 @@ def runs_of(dropped: Sequence[int], n_blocks: int) -> tuple[DroppedRun, ...]:
         else:
             runs.append(DroppedRun(index - 1, (index,)))
     return tuple(runs)
+
+
+def seams(anatomy: Anatomy, *, merged: bool) -> tuple[int, ...]:
+    """Kept blocks of a pruned model that stand where others were dropped, ascending.
+
+    Args:
+        anatomy: the live model, whose dropped blocks have no weights.
+        merged: the dropped blocks were merged into the one before them, which alone counts; else both neighbours do.
+    """
+    stays = [any(linear.n_weights for linear in block.linears) for block in anatomy.blocks]
+    kept = [index for index, held in enumerate(stays) if held]
+    found = set()
+    for before, after in pairwise([-1, *kept, len(stays)]):
+        if after - before > 1:
+            found |= {before} if merged else {before, after}
+    return tuple(sorted(found.intersection(kept)))
 
 
 def scores_from(order: Sequence[int], n_blocks: int) -> tuple[float, ...]:

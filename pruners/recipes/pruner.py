@@ -263,6 +263,9 @@ class RecipePruner(Pruner):
         plan = self.plan(self.space.config(candidate))
         return super().cost(candidate) if plan is None else plan.costs
 
+    def merges(self, config: Config) -> bool:
+        return bool(config["unit"] == "blocks" and config["repair"] != "none")
+
     def training_tokens(self, config: Config) -> int:
         name = json.dumps(config, sort_keys=True)
         if name in self._told:

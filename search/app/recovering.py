@@ -42,7 +42,13 @@ def recover(
             run, a trial was recovered by other settings with as many tokens, or a training that was not begun here
             waits to be continued.
     """
-    from secateur.evaluators.recovery import Recovery, RecoveryJob, export_recovered, new_training
+    from secateur.evaluators.recovery import (
+        Recovery,
+        RecoveryJob,
+        check_dropped,
+        export_recovered,
+        new_training,
+    )
     from secateur.pruners.models.checkpoints.cache import cache_root
     from secateur.search.recovery.own_training import claim
     from secateur.search.recovery.stage import Stage
@@ -53,7 +59,9 @@ def recover(
     with usage_errors():
         training = new_training(settings.training, session)
         session.open_damaged(directory)
-    picked = view.as_searched(trials)
+        picked = view.as_searched(trials)
+        for trial in picked:
+            check_dropped(training, session, trial.measurement.candidate)
     targets = {session.space.target_of(session.space.parse(t.measurement.candidate)) for t in picked}
     plan, sequential, threads = session.plan, is_sequential(of), of.executor.threads
     jobs = {

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from secateur.search.results.run import Run
 
 
-METHOD = "Parameters that are trained: lora, full, norms, spp, scale_lora, perp, slope or last."
+METHOD = "Parameters that are trained: lora, full, norms, spp, scale_lora, perp, slope, last or merged."
 
 
 def front(run: RunDir, json: Json = False) -> None:

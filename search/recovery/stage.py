@@ -34,7 +34,7 @@ class RecoverySettings(Section):
         address: of a Ray cluster; None for one of the command's own.
     """
 
-    method: Literal["lora", "full", "norms", "spp", "scale_lora", "perp", "slope", "last"] = "lora"
+    method: Literal["lora", "full", "norms", "spp", "scale_lora", "perp", "slope", "last", "merged"] = "lora"
     loss: Literal["kl", "ce", "reconstruct"] = "kl"
     tokens: int = Field(default=65536, gt=0)
     batch: int = Field(default=4, gt=0)
