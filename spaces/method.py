@@ -108,7 +108,8 @@ class MethodRow(Row):
         trains: whether it trains by gradients.
         check_path: of a function that raises a ValueError on a model that the method can't be used on.
         measure_path: of an allocation rule with the evidence ``measured``, a function ``(anatomy, sample, *, some of
-            its parameters, or the sparsity) -> a number a layer``, computed once for its windows and those parameters.
+            its parameters, the sparsity, or the layers with their scores) -> a number a layer``, computed once for its
+            windows and these.
         searched: whether a search over recipes tries it where the settings name none; the first one of a unit is the
             default. Ours alone: what an installed package adds is tried where it is named.
     """

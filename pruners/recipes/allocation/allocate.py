@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from secateur.pruners.recipes.allocation.filling import wanted_weights
-from secateur.pruners.recipes.allocation.layers import Layer, RuleEvidence
+from secateur.pruners.recipes.allocation.layers import Layer, RuleEvidence, layers_sha256
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.spaces.method import Unit
 from secateur.spaces.methods import RULES
@@ -61,7 +61,7 @@ def removed(
     parts: dict[str, Callable[[], tuple[Any, ...]]] = {
         "influence": lambda: sample.statistics.influence[: max(layer.block for layer in layers) + 1],
         "profile": lambda: tuple(context.profile),
-        "measured": lambda: measured(rule, parameters, context, sample, config["sparsity"]),
+        "measured": lambda: measured(rule, parameters, context, sample, config["sparsity"], layers),
         **further,
     }
     evidence = RuleEvidence(**{name: parts[name]() for name in RULES[rule].evidence if name in parts})
@@ -69,17 +69,24 @@ def removed(
 
 
 def measured(
-    rule: str, parameters: Mapping[str, Any], context: RecipeContext, sample: Sample, sparsity: float
+    rule: str,
+    parameters: Mapping[str, Any],
+    context: RecipeContext,
+    sample: Sample,
+    sparsity: float,
+    layers: Sequence[Layer],
 ) -> tuple[float, ...]:
-    """Measurement of each layer by a rule's `MethodRow.measure`, made once for equal windows and parameters."""
+    """Measurement of each layer by a rule's `MethodRow.measure`, made once for equal windows, parameters and scores."""
     row = RULES[rule]
     taken = inspect.signature(row.measure).parameters
     known = {"sparsity": sparsity, **_complete(rule, parameters)}
     given = {name: x for name, x in known.items() if name in taken}
     windows = "" if row.needs == "nothing" else sample.sha256
+    scored = {"layers": layers} if "layers" in taken else {}
+    seen = [layers_sha256(layers)] if scored else []
     found = context.made.get(
-        ("measured", rule, windows, *sorted(given.items())),
-        lambda: {"measured": row.measure(context.anatomy, sample, **given)},
+        ("measured", rule, windows, *sorted(given.items()), *seen),
+        lambda: {"measured": row.measure(context.anatomy, sample, **given, **scored)},
     )
     numbers: tuple[float, ...] = found["measured"]
     return numbers

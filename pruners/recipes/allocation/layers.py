@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -82,6 +84,15 @@ class Layer:
     def removed(self, n_gone: int) -> int:
         """Weights of so many units."""
         return n_gone * self.size + (self.rest if n_gone == self.n_units else 0)
+
+
+def layers_sha256(layers: Sequence[Layer]) -> str:
+    """Hash of layers with their scores."""
+    digest = hashlib.sha256()
+    for layer in layers:
+        facts = (layer.name, layer.linears, layer.n_units, layer.size, layer.keep, layer.rest)
+        digest.update(f"{facts}".encode() + layer.scores.tobytes())
+    return digest.hexdigest()
 
 
 class Entry(NamedTuple):
