@@ -9,10 +9,8 @@ and what a killed run has in `--work` is continued; `--tables` writes the table 
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
-import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +19,10 @@ from secateur.search import app
 from secateur.search.settings.settings import settings_from
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from arms import command, measure  # noqa: E402  beside the experiments
+
 WINDOWS, LENGTH = 64, 256
 EVALUATOR = {"window": 512, "calibration_tokens": WINDOWS * LENGTH, "test_tokens": 16384}
 CALIBRATION = {"samples": [WINDOWS], "length": [LENGTH]}
@@ -51,7 +53,6 @@ PARTS = {
         "search": {"kind": "allocation", "metric": "sparsegpt", "group_size": 4, "target": 0.5},
     },
 }
-MARKS = "<!-- table -->", "<!-- end -->"
 
 
 def searched(part: dict, seed: int, directory: Path) -> dict:
@@ -106,64 +107,28 @@ def values(line: dict) -> dict:
     return {name: line["values"][name] for name in ("kl", "ce", "sparsity")}
 
 
-def table(lines: list[dict]) -> list[str]:
-    found = []
-    for name, part in PARTS.items():
-        found += [
-            f"### {name}, {part['sparsity']:.0%}, {part['tokens']:,} tokens",
-            "",
-            "| arm | KL, mean (range) | perplexity | seeds |",
-            "|---|---:|---:|---:|",
-        ]
-        rows = []
-        for arm in dict.fromkeys(x["arm"] for x in lines if x["part"] == name):
-            same = [x for x in lines if (x["part"], x["arm"]) == (name, arm)]
-            kl = [x["kl"] for x in same]
-            mean, perplexity = statistics.mean(kl), math.exp(statistics.mean(x["ce"] for x in same))
-            rows.append(
-                (
-                    mean,
-                    f"| {arm} | {mean:.3f} ({min(kl):.3f} to {max(kl):.3f}) | {perplexity:.1f} | {len(same)} |",
-                )
-            )
-        found += [*(row for _, row in sorted(rows)), ""]
-    return found
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = command(__doc__, PARTS)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "learned-masks")
-    parser.add_argument("--tables", action="store_true")
     args = parser.parse_args()
-    path = HERE / "results.jsonl"
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    done = {(x["part"], x["arm"], x["seed"]) for x in lines}
-    for seed in range(0 if args.tables else args.seeds):
-        for name in args.parts:
-            part = PARTS[name]
-            for arm in (*part["plain"], part["learned"], "default search"):
-                if (name, arm, seed) in done:
-                    continue
-                directory, start = args.work / f"{name}-{arm.split()[0]}-{seed}", time.monotonic()
-                how = recipe if name != "pattern" else pattern
-                found = (
-                    searched(part, seed, directory)
-                    if arm == "default search"
-                    else how(part, arm, seed, directory)
-                )
-                found |= {"seconds": round(time.monotonic() - start, 1)}
-                lines.append({"part": name, "arm": arm, "seed": seed, **found})
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
-    readme = HERE / "README.md"
-    text, tables = readme.read_text("utf-8"), table(lines)
-    before, after = text[: text.index(MARKS[0])], text[text.index(MARKS[1]) :]
-    readme.write_text("\n".join([before + MARKS[0], "", *tables, after]), encoding="utf-8")
-    print("\n".join(tables))
+
+    def timed(name: str, arm: str, seed: int) -> dict:
+        part, directory, start = (
+            PARTS[name],
+            args.work / f"{name}-{arm.split(maxsplit=1)[0]}-{seed}",
+            time.monotonic(),
+        )
+        if arm == "default search":
+            found = searched(part, seed, directory)
+        else:
+            found = (recipe if name != "pattern" else pattern)(part, arm, seed, directory)
+        return found | {"seconds": round(time.monotonic() - start, 1)}
+
+    arms = {name: (*part["plain"], part["learned"], "default search") for name, part in PARTS.items()}
+    headings = {
+        name: f"{name}, {part['sparsity']:.0%}, {part['tokens']:,} tokens" for name, part in PARTS.items()
+    }
+    measure(HERE, args, arms, timed, headings)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ text, which nothing else saw. Lines that are there are not measured again; `--ta
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +24,10 @@ from secateur.search.app.pruning_file import checked
 from secateur.search.app.recipe_file import RecipeFile
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from arms import command, measure  # noqa: E402  beside the experiments
+
 TOKENS, ROUNDS, WINDOW, TESTED = 32768, 8, 512, 16384
 ROUND = TOKENS // ROUNDS
 PARTS = {
@@ -54,7 +55,6 @@ PARTS = {
         },
     },
 }
-MARKS = "<!-- table -->", "<!-- end -->"
 
 
 def measured(part: str, arm: str, seed: int) -> dict:
@@ -88,51 +88,13 @@ def measured(part: str, arm: str, seed: int) -> dict:
     }
 
 
-def table(lines: list[dict]) -> list[str]:
-    found = []
-    for name, part in PARTS.items():
-        found += [
-            f"### {name}, {part['form']['sparsity']:.0%}, {TOKENS:,} trained tokens",
-            "",
-            "| arm | KL, mean (range) | perplexity | seeds |",
-            "|---|---:|---:|---:|",
-        ]
-        rows = []
-        for arm in part["arms"]:
-            same = [x for x in lines if (x["part"], x["arm"]) == (name, arm)]
-            if not same:
-                continue
-            kl = [x["kl"] for x in same]
-            mean, perplexity = statistics.mean(kl), math.exp(statistics.mean(x["ce"] for x in same))
-            spread = f"{mean:.3f} ({min(kl):.3f} to {max(kl):.3f})"
-            rows.append((mean, f"| {arm} | {spread} | {perplexity:.1f} | {len(same)} |"))
-        found += [*(row for _, row in sorted(rows)), ""]
-    return found
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--tables", action="store_true")
-    args = parser.parse_args()
-    path = HERE / "results.jsonl"
-    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    done = {(x["part"], x["arm"], x["seed"]) for x in lines}
-    for seed in range(0 if args.tables else args.seeds):
-        for name in args.parts:
-            for arm in PARTS[name]["arms"]:
-                if (name, arm, seed) not in done:
-                    lines.append({"part": name, "arm": arm, "seed": seed, **measured(name, arm, seed)})
-                    with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(lines[-1]) + "\n")
-    readme = HERE / "README.md"
-    text, tables = readme.read_text("utf-8"), table(lines)
-    before, after = text[: text.index(MARKS[0])], text[text.index(MARKS[1]) :]
-    readme.write_text("\n".join([before + MARKS[0], "", *tables, after]), encoding="utf-8")
-    print("\n".join(tables))
+    args = command(__doc__, PARTS).parse_args()
+    headings = {
+        name: f"{name}, {part['form']['sparsity']:.0%}, {TOKENS:,} trained tokens"
+        for name, part in PARTS.items()
+    }
+    measure(HERE, args, {name: part["arms"] for name, part in PARTS.items()}, measured, headings)
 
 
 if __name__ == "__main__":
