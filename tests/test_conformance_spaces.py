@@ -99,6 +99,19 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"unit": "blocks", "target": 0.25},
         {"unit": "experts", "target": [0.25, 0.5], "known": "all"},
         {"search": ["calibration"], "start": "llm_pruner_first", "choose": ["clusters"], "samples": [8]},
+        {
+            "schedule": {
+                "step": [0.1, 1],
+                "steps": [1, 4],
+                "shape": ["linear", "cubic"],
+                "retrain": [0, 4096],
+                "after": [0, 8192],
+                "loss": ["ce", "kl"],
+                "lr": [0.0001, 0.001],
+                "penalty": [0, 0.01],
+            }
+        },
+        {"unit": "weights", "search": ["metric"], "schedule": {"steps": [1, 4, 16], "before": [0, 4096]}},
     ],
 }
 CASES = [(kind, settings) for kind in SPACES for settings in SETTINGS[kind]]

@@ -183,6 +183,27 @@ def test_recipes_of_equal_calibration_are_neighbours():
             "one of `space.metrics` that takes signed gradients .* with `gradients: forward`, got llm_pruner_second",
         ),
         ({"metric": "flap"}, "got 'metric'"),
+        ({"schedule": {}}, "Expected options for a key of `space.schedule`, got none"),
+        ({"schedule": {"steps": [8, 1]}}, r"Expected `space.schedule.steps` to ascend, got \[8, 1\]"),
+        ({"schedule": {"loss": ["kl", "kl"]}}, "`space.schedule.loss` to list some, each once"),
+        (
+            {"schedule": {"shape": ["square"]}},
+            "`space.schedule.shape` to be one of linear, cubic, got 'square'",
+        ),
+        ({"schedule": {"retrain": [0, -1]}}, r"`space.schedule.retrain` to be a whole number within \[0, "),
+        ({"schedule": {"rounds": [1]}}, "got 'rounds'"),
+        (
+            {"unit": "weights", "proxy": {}, "schedule": {"after": [0, 4096]}},
+            "no `space.proxy` with a `schedule` that trains",
+        ),
+        (
+            {"unit": "weights", "schedule": {"step": [0.1]}},
+            "`space.schedule` without `step` for recipes of weights",
+        ),
+        (
+            {"unit": "experts", "schedule": {"steps": [1, 2]}},
+            "`space.schedule` without `steps` for recipes of experts",
+        ),
     ],
 )
 def test_settings_are_checked(section, message):

@@ -83,7 +83,12 @@ def measured(part: str, arm: str, seed: int) -> dict:
     teacher, tested, trained_on = dense()
     loaded = load_model("tiny", dtype="float32", device="cpu")
     anatomy = dissect(loaded.model)
-    raw = {"recipe": PARTS[part]["form"], "sources": {"calibration": "docs"}, "pool_tokens": POOL, "seed": seed}
+    raw = {
+        "recipe": PARTS[part]["form"],
+        "sources": {"calibration": "docs"},
+        "pool_tokens": POOL,
+        "seed": seed,
+    }
     file = checked(RecipeFile, raw)
     sources = load_sources({"calibration": ""}, "docs", "docs", "docs")
     pruner = pruner_on(file, loaded, anatomy, sources, WINDOW, torch.zeros(0, 1, dtype=torch.int64))

@@ -77,7 +77,7 @@ def check_family(space: Any, anatomy: Anatomy) -> None:
     if space.unit == "experts":
         check_mixtures(anatomy)
     start = _whole(space.start_name, space.unit)
-    if trains(flattened(start)):
+    if trains(flattened(start)) or _may_train(space):
         check_training(anatomy, space.length[-1])
     metrics = {start["metric"]["name"], *(space.metric_options if "metric" in space.search else ())}
     repairs = {start["repair"], *(space.repair_options if "repair" in space.search else ())}
@@ -110,7 +110,7 @@ def check_statistics(space: Any, anatomy: Anatomy) -> None:
     """
     n_weights = sum(linear.n_weights for linear in anatomy.linears)
     needed = gram_bytes(anatomy) if "gram" in _inputs(space) else 0
-    if any(trains(flattened(form)) for form in _known(space)):
+    if _may_train(space) or any(trains(flattened(form)) for form in _known(space)):
         needed = max(needed, STATE_BYTES * n_weights)
     for metric in _metrics(space):
         kinds = _kinds(space.unit, metric, forward=space.gradients == ["forward"])
@@ -144,6 +144,11 @@ def _kinds(unit: Unit, metric: Metric, *, forward: bool) -> tuple[Kind, ...]:
     """The kinds of gradients that a metric needs; signed means may be estimated `forward`."""
     _, kinds = needs_of(unit, metric)
     return ("forward",) if forward and kinds == ("mean",) else kinds
+
+
+def _may_train(space: Any) -> bool:
+    """True if the search may choose a schedule that trains."""
+    return space.schedule is not None and space.schedule.trains
 
 
 def _known(space: Any) -> Iterator[Mapping[str, Any]]:

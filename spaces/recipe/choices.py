@@ -36,6 +36,9 @@ Subspace = Literal["calibration", "metric", "allocation", "repair"]
 Items = dict[str, Any]
 """Applicable values by ``section.key``, or ``section.key.item`` for keys with several values."""
 
+SCHEDULE = "schedule"
+"""Section that is searched where there are options for it."""
+
 SOURCES, CLUSTERS, WEIGHTS = "calibration.sources", "calibration.clusters", "metric.weights"
 
 
@@ -106,7 +109,7 @@ class Tree:
                     base[path] = nearest(values, defaults[path], ordered=ordered)
                 if section in search and len(values) == 1:
                     base[path] = values[0]
-                elif section in search:
+                elif section in search and values:
                     offered[path] = Choice(path, tuple(values), ordered, leaf.when)
 
         def can_hold(condition: Condition) -> bool:
@@ -124,17 +127,13 @@ class Tree:
         """The value, or another one of schedules and repairs that contradict earlier items, see `check_schedule`."""
         if path == "repair":
             return value if repair_goes_on(self._unit, before, value) else "none"
-        if not path.startswith("schedule."):
-            return value
-        metric, rule = before["metric.name"], before.get("allocation.rule", "uniform")
-        unfit = (
-            prunes_at_once(metric)
-            or (path in ROUNDS and looks_at_dense(rule))
-            or (path in OF_TRAINING and not trains(before))
-            or (path == "schedule.shape" and before["schedule.steps"] == 1)
-            or (path == "schedule.penalty" and (repairs_itself(metric) or not before["schedule.retrain"]))
-        )
+        unfit = path.startswith(f"{SCHEDULE}.") and _contradicts(path, before)
         return self._leaves[path].default if unfit else value
+
+    @property
+    def has_schedules(self) -> bool:
+        """True if keys of schedules are searched."""
+        return any(path.startswith(f"{SCHEDULE}.") for path in self._choices)
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -204,6 +203,19 @@ class Tree:
             rules = self._choices[path].options if path in self._choices else ()
             return next((rule for rule in rules if "scores" not in RULES[rule].evidence), "uniform")
         return "none" if path == "repair" and repairs_itself(metric) else value
+
+
+def _contradicts(path: str, before: Items) -> bool:
+    """True for a key of schedules that must be at its default beside these items, see `check_schedule`."""
+    metric, rule = before["metric.name"], before.get("allocation.rule", "uniform")
+    return bool(
+        prunes_at_once(metric)
+        or (path in ROUNDS and looks_at_dense(rule))
+        or (path == "schedule.steps" and before.get("schedule.step", 1) < 1)
+        or (path in OF_TRAINING and not trains(before))
+        or (path == "schedule.shape" and before["schedule.steps"] == 1)
+        or (path == "schedule.penalty" and (repairs_itself(metric) or not before["schedule.retrain"]))
+    )
 
 
 def items_of(plain: Mapping[str, Any], sources: Sequence[str]) -> Items:

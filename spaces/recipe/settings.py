@@ -12,7 +12,7 @@ from secateur.spaces.architecture.cost import ShareOf, block_shares
 from secateur.spaces.formulas.metric import MetricName
 from secateur.spaces.method import CONTRAST, Unit
 from secateur.spaces.methods import REPAIRS, RULES, metrics_of, searched
-from secateur.spaces.recipe.choices import Subspace, Tree, items_of_known
+from secateur.spaces.recipe.choices import SCHEDULE, Subspace, Tree, items_of_known
 from secateur.spaces.recipe.keys import (
     BLEND,
     BLENDED,
@@ -23,6 +23,7 @@ from secateur.spaces.recipe.keys import (
     signed_metrics,
 )
 from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.recipe.scheduled import ScheduleOptions
 from secateur.spaces.recipe.space import RecipeSpace
 from secateur.spaces.section import Section
 from secateur.spaces.shape import ModelShape, Prunable, split_protected
@@ -68,6 +69,8 @@ class RecipeSettings(SpaceSettings):
             selection, and that of the start.
         allocations: rules; None: a selection, and that of the start.
         repairs: names; None: a selection, and that of the start.
+        schedule: options for the keys of schedules: rounds, and training in and around them, whose tokens count in the
+            budget; None: the schedule of the start, or of the known recipe, stays as it is.
         profile: file with shares, or an order, for the rules that need one.
         protect: patterns (``*`` and ``?``) of full names of linears kept dense; for structure and blocks, with all
             units that contain them.
@@ -100,6 +103,7 @@ class RecipeSettings(SpaceSettings):
     metrics: list[MetricName] | None = None
     allocations: list[str] | None = None
     repairs: list[str] | None = None
+    schedule: ScheduleOptions | None = None
     profile: str | None = None
     protect: list[str] = Field(default=[])
     dampening: float = Field(default=0.01, gt=0, allow_inf_nan=False)
@@ -109,7 +113,7 @@ class RecipeSettings(SpaceSettings):
     batch: ClassVar[int] = 1
     """Default number of candidates a round: few are measured, and they share no blocks."""
 
-    later: ClassVar[tuple[str, ...]] = ("proxy",)
+    later: ClassVar[tuple[str, ...]] = ("proxy", "schedule")
 
     changeable: ClassVar[tuple[str, ...]] = ("target", "share_of", "cache_gb")
     """Keys that may change when a search is continued: candidates name their sparsity, and the cache is recomputed."""
@@ -144,6 +148,13 @@ class RecipeSettings(SpaceSettings):
                 f"Expected `proxy` with the unit weights, got {self.unit}. Leave it out: what is cut off has no "
                 "curvature of its own."
             )
+        if self.schedule is not None:
+            self.schedule.check_unit(self.unit)
+            if self.proxy is not None and self.schedule.trains:
+                raise ValueError(
+                    "Expected no `proxy` with a `schedule` that trains, got one: recipes that are only foretold would "
+                    "be trained, too. Leave one out."
+                )
         self._check_calibration()
         self._check_names()
         return self
@@ -296,10 +307,11 @@ def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: M
     if settings.protect:
         split_protected(linears, settings.protect)  # raises if a pattern matches nothing, or all match
     start, names, options = settings.start_name, settings.source_names, _options(settings)
+    search = settings.search if settings.schedule is None else [*settings.search, SCHEDULE]
     return RecipeSpace(
         settings.unit,
         block_shares(shape, settings.targets, settings.share_of),
-        Tree(settings.unit, names, start, settings.search, options),
+        Tree(settings.unit, names, start, search, options),
         settings.texts,
         start,
         settings.known_names,
@@ -323,4 +335,8 @@ def _options(settings: RecipeSettings) -> dict[str, tuple[Sequence[Any], bool]]:
         "allocation.rule": (settings.allocation_options, False),
         "repair": (settings.repair_options, False),
     }
+    if settings.schedule is not None:
+        given |= {
+            path: (values, not isinstance(values[0], str)) for path, values in settings.schedule.given()
+        }
     return {key: given.get(key, (leaf.options, leaf.ordered)) for key, leaf in leaves(settings.unit).items()}

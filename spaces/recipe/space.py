@@ -12,7 +12,16 @@ from secateur.spaces.architecture.cost import cost, dense_of
 from secateur.spaces.levels import check_ascending, n_zeros
 from secateur.spaces.method import Unit
 from secateur.spaces.recipe.candidate import DENSE, Recipe
-from secateur.spaces.recipe.choices import Choice, Items, Subspace, Tree, items_of, items_of_known, plain_of
+from secateur.spaces.recipe.choices import (
+    SCHEDULE,
+    Choice,
+    Items,
+    Subspace,
+    Tree,
+    items_of,
+    items_of_known,
+    plain_of,
+)
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import IntParameter, Space
 
@@ -139,10 +148,10 @@ class RecipeSpace(Space[Recipe]):
         return candidate
 
     def crossover(self, first: Recipe, second: Recipe, rng: np.random.Generator) -> Recipe:
-        """Uniform crossover: each section from either parent; the schedule is the first one's."""
+        """Uniform crossover: each section from either parent; the schedule is the first one's unless it is searched."""
         pair = self._items(first), self._items(second)
         of = [(section, pair[rng.integers(2)]) for section in get_args(Subspace)]
-        of.append(("schedule", pair[0]))
+        of.append((SCHEDULE, pair[rng.integers(2) if self._tree.has_schedules else 0]))
         items = {p: v for section, held in of for p, v in held.items() if p.partition(".")[0] == section}
         return self._completed(items, first.sparsity)
 
