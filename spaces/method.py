@@ -106,7 +106,8 @@ class MethodRow(Row):
         patterns: whether a reconstruction can prune n of m.
         group: length of the groups that a metric's scores are made for; None: any.
         trains: whether it trains by gradients.
-        check_path: of a function that raises a ValueError on a model that the method can't be used on.
+        check_path: of a function that raises a ValueError on a model that the method can't be used on; a reconstruction
+            of structure's is given the parameters by keyword, too: ``(anatomy, *, its parameters)``.
         measure_path: of an allocation rule with the evidence ``measured``, a function ``(anatomy, sample, *, some of
             its parameters, the sparsity, or the layers with their scores) -> a number a layer``, computed once for its
             windows and these.
@@ -168,6 +169,10 @@ class MethodRow(Row):
     def source(self) -> str:
         """Hash of the source of its function, see `source_sha256`."""
         return source_sha256(self.function)
+
+    def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Its parameters with these values, or their defaults."""
+        return {x.name: given.get(x.name, x.default) for x in self.parameters}
 
     @property
     def check(self) -> Any:

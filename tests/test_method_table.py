@@ -45,6 +45,9 @@ def test_every_function_is_of_its_kind(row):
     assert (row.function.__doc__ or "").strip()
     if row.check_path:
         assert callable(row.check)
+        if row.kind == "reconstruction of structure, the model at once":
+            names = [*inspect.signature(row.check).parameters]
+            assert names == ["anatomy", *(parameter.name for parameter in row.parameters)]
 
 
 @pytest.mark.parametrize("row", TABLE, ids=IDS)

@@ -189,6 +189,16 @@ def test_a_cache_that_does_not_hold_one_choice_is_named_before_the_search(tmp_pa
         ("opt", {"unit": "weights", "metrics": ["wanda", "sparsellm"]}, "for sparsellm"),
         ("gemma2", {"repairs": ["none", "kprune"]}, "to the stream as they are for the repair kprune"),
         ("gemma2", {"start": "kprune", "search": ["calibration"]}, "for the repair kprune"),
+        (
+            "opt",
+            {"start": "sheared_2_7b", "search": ["calibration"]},
+            "without a bias for gates of blocks and hidden",
+        ),
+        (
+            "gemma2",
+            {"start": "sheared_1_3b", "search": ["calibration"]},
+            "to the stream as they are for gates of",
+        ),
     ],
 )
 def test_methods_that_the_family_lacks_are_named_before_the_search(family, space, message):
@@ -203,6 +213,17 @@ def test_methods_that_the_family_lacks_are_named_before_the_search(family, space
     [
         ("opt", "sparsellm", "for sparsellm, got up, down"),
         ("gemma2", "kprune_tuning", "for the repair kprune"),
+        (
+            "opt",
+            "sheared_2_7b",
+            "without a bias for gates of blocks and hidden channels, got one at .* both at 0",
+        ),
+        ("opt", "sheared_1_3b", "without a bias for gates of blocks"),
+        (
+            "gemma2",
+            "sheared_2_7b",
+            "to the stream as they are for gates of blocks and hidden channels, got gemma2",
+        ),
     ],
 )
 def test_a_recipe_that_the_family_lacks_is_named_before_it_is_run(family, name, message):
@@ -210,6 +231,7 @@ def test_a_recipe_that_the_family_lacks_is_named_before_it_is_run(family, name, 
     with pytest.raises(ValueError, match=message):
         known_recipe(name, 0.5).check_model(anatomy)
     known_recipe("wanda", 0.5).check_model(anatomy)
+    known_recipe("sheared", 0.5).check_model(anatomy)  # without gates that the family can't have
 
 
 def test_gradients_that_memory_does_not_hold_are_named_before_the_search(tmp_path, monkeypatch):

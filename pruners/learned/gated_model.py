@@ -11,13 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from secateur.pruners.learned.gates import Gates
-from secateur.pruners.learned.low_rank import cut_weights
 from secateur.pruners.learned.masked_weights import replaced_weights
 from secateur.pruners.learned.target_shape import TargetShape
 from secateur.pruners.models.anatomy import Anatomy, Linear, Sublayer
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.models.narrow import LiveStream, Narrow
 from secateur.pruners.structure.chosen import ChosenUnits
+from secateur.pruners.structure.reorder import cut_weights
 
 BLOCKS, HIDDEN = "blocks", "hidden"
 """Names of the gates of whole blocks and of hidden channels; others have their sub-layer's."""

@@ -14,7 +14,7 @@ from secateur.pruners.learned.training import named_generator
 from secateur.pruners.models.anatomy import Anatomy, Linear, Role, Sublayer
 from secateur.pruners.models.layout import SublayerLayout
 from secateur.pruners.structure.kprune import KeptNumbers
-from secateur.pruners.structure.reorder import cut_pieces
+from secateur.pruners.structure.reorder import cut_weights
 
 SCALE = 2.0
 """Factor of updates, the usual quotient of LoRA's alpha and rank."""
@@ -145,23 +145,3 @@ def cut_sublayers(
         numbers[one.part.output.block][one.part.kind] = kept
         weights |= {name: weight.to(dtypes[name]) for name, weight in of_projections.items()}
     return tuple(numbers), weights
-
-
-def cut_weights(
-    part: SublayerLayout, kept: tuple[int, ...], weights: Mapping[str, Float[Tensor, "out in"]]
-) -> dict[str, Tensor]:
-    """These weights of a sub-layer's projections, cut to some of its units; the live model is left as it was.
-
-    Args:
-        weights: by full name, of all projections.
-    """
-    dense = [(placement.linear, placement.linear.weight) for placement in part.placements]
-    try:
-        for linear, _ in dense:
-            linear.point_to(weights[linear.name])
-        return {
-            name: piece.weight.clone() for name, piece in cut_pieces(part, kept).items() if name in weights
-        }
-    finally:
-        for linear, weight in dense:
-            linear.point_to(weight)

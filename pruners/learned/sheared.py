@@ -13,7 +13,7 @@ from torch import Tensor
 from secateur.pruners.learned.domains import DomainLoader
 from secateur.pruners.learned.gated_model import GatedModel, Values, trained_parts
 from secateur.pruners.learned.memory import check_training_memory
-from secateur.pruners.learned.target_shape import uniform_shape, whole_shape
+from secateur.pruners.learned.target_shape import check_gates, uniform_shape, whole_shape
 from secateur.pruners.learned.training import (
     MaskTrainer,
     step_generator,
@@ -108,9 +108,12 @@ def sheared(
     return found._replace(weights={name: x.to(dtypes[name]) for name, x in found.weights.items()})
 
 
-def check(anatomy: Anatomy) -> None:
-    """Raise a ValueError on a family that can't be cut to units."""
-    check_parts(find_layouts(anatomy), WHAT)
+def check(anatomy: Anatomy, *, blocks: float = 0.0, hidden: float = 0.0) -> None:
+    """Raise a ValueError on a family that can't be cut to units, or have the gates of blocks and hidden channels."""
+    layouts = find_layouts(anatomy)
+    check_parts(layouts, WHAT)
+    if blocks or hidden:
+        check_gates(anatomy, layouts, hidden=hidden > 0)
 
 
 def _check_whole(protected: Collection[str]) -> None:

@@ -72,7 +72,7 @@ def whole_shape(
         BudgetError: if no number of channels comes near to the sparsity.
         ValueError: if the model can't lose hidden channels, or has other sums or biases on the way to the stream.
     """
-    _check(anatomy, layouts, hidden=hidden > 0)
+    check_gates(anatomy, layouts, hidden=hidden > 0)
     kept = 1 - sparsity
     n_blocks = max(1, round(len(layouts) * kept**blocks))
     parts = [part for layout in layouts for part in layout.sublayers]
@@ -119,7 +119,7 @@ def _nearest_width(anatomy: Anatomy, wanted: float, groups: int) -> tuple[int, i
     )
 
 
-def _check(anatomy: Anatomy, layouts: Sequence[BlockLayout], *, hidden: bool) -> None:
+def check_gates(anatomy: Anatomy, layouts: Sequence[BlockLayout], *, hidden: bool) -> None:
     """Raise a ValueError unless blocks are alike, and outputs of projections go to the stream as they are."""
     outputs = [part.output for layout in layouts for part in layout.sublayers]
     numbers = {tuple((part.kind, part.n_units) for part in layout.sublayers) for layout in layouts}

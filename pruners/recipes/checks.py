@@ -79,24 +79,26 @@ def check_family(space: Any, anatomy: Anatomy) -> None:
     start = _whole(space.start_name, space.unit)
     if trains(flattened(start)) or _may_train(space):
         check_training(anatomy, space.length[-1])
-    metrics = {start["metric"]["name"], *(space.metric_options if "metric" in space.search else ())}
+    metrics = [start["metric"]]
+    metrics += [{"name": name} for name in space.metric_options] if "metric" in space.search else []
     repairs = {start["repair"], *(space.repair_options if "repair" in space.search else ())}
     _check_methods(metrics, repairs, anatomy, (space.samples[0], space.length[0]))
 
 
 def _check_methods(
-    metrics: Collection[str], repairs: Collection[str], anatomy: Anatomy, windows: tuple[int, int]
+    metrics: Collection[Metric], repairs: Collection[str], anatomy: Anatomy, windows: tuple[int, int]
 ) -> None:
     """Refuse methods by the checks of their rows; `windows`: number and length of those of the calibration."""
-    tokens = torch.zeros(*windows, dtype=torch.int64)
-    for name in sorted(BLOCK_RECONSTRUCTIONS.keys() & metrics):
+    tokens, names = torch.zeros(*windows, dtype=torch.int64), {metric["name"] for metric in metrics}
+    for name in sorted(BLOCK_RECONSTRUCTIONS.keys() & names):
         for block in anatomy.blocks:
             BLOCK_RECONSTRUCTIONS[name].check(anatomy, block, tokens)
-    for name in sorted(MODEL_RECONSTRUCTIONS.keys() & metrics):
+    for name in sorted(MODEL_RECONSTRUCTIONS.keys() & names):
         MODEL_RECONSTRUCTIONS[name].check(anatomy)
-    for name in sorted(UNIT_RECONSTRUCTIONS.keys() & metrics):
-        UNIT_RECONSTRUCTIONS[name].check(anatomy)
-    for name in sorted(IMPORTANCES.keys() & metrics):
+    for metric in metrics:
+        if (row := UNIT_RECONSTRUCTIONS.get(metric["name"])) is not None:
+            row.check(anatomy, **row.values(metric))
+    for name in sorted(IMPORTANCES.keys() & names):
         check_importance_on(name, anatomy)
     for name in sorted(STREAM_REPAIRS.keys() & repairs):
         STREAM_REPAIRS[name].check(anatomy, find_layouts(anatomy, experts=True))
@@ -135,7 +137,7 @@ def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy) -> None:
     if trains(flattened(recipe)):
         check_training(anatomy, calibration["length"])
     windows = calibration["samples"], calibration["length"]
-    _check_methods([recipe["metric"]["name"]], [recipe["repair"]], anatomy, windows)
+    _check_methods([recipe["metric"]], [recipe["repair"]], anatomy, windows)
     forward = calibration.get("gradients") == "forward"
     check_gradients(anatomy, _kinds(recipe["unit"], recipe["metric"], forward=forward), calibration["length"])
 

@@ -13,7 +13,7 @@ from secateur.pruners.models.layout import BlockLayout, SublayerLayout
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.schedule import columns_of, whole_numbers
 from secateur.pruners.structure.kprune import KeptNumbers
-from secateur.pruners.structure.reorder import cut_pieces
+from secateur.pruners.structure.reorder import cut_pieces, cut_weights
 from secateur.spaces.methods import CUT_REPAIRS
 
 Numbers = Sequence[KeptNumbers]
@@ -92,15 +92,11 @@ def repaired_outputs(
     return found
 
 
-def cut_weights(
+def cut_trained(
     layouts: Sequence[BlockLayout], numbers: Numbers, weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Weights of the kept units, by full name, of projections that were trained; the live model has these weights."""
+    """Weights of the kept units, by full name, of projections that were trained."""
     found: dict[str, Tensor] = {}
     for part, units in _parts(layouts, numbers):
-        whole = len(units) == part.n_units
-        pieces = {x.linear.name: x.linear.weight for x in part.placements}
-        if not whole:
-            pieces = {name: piece.weight for name, piece in cut_pieces(part, units).items()}
-        found |= {name: weight.clone() for name, weight in pieces.items() if name in weights}
+        found |= cut_weights(part, units, weights)
     return found

@@ -24,7 +24,7 @@ from secateur.pruners.recipes.retraining import Retraining
 from secateur.pruners.recipes.schedule import of_the_rest, silenced, whole_numbers
 from secateur.pruners.recipes.trained_units import (
     columns,
-    cut_weights,
+    cut_trained,
     facts_of,
     linears_of,
     numbers_of,
@@ -124,7 +124,7 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
     sample = context.sample(config["calibration"])
     if name in UNIT_RECONSTRUCTIONS:
         row, sparsity = UNIT_RECONSTRUCTIONS[name], config["sparsity"]
-        further = {x.name: config["metric"].get(x.name, x.default) for x in row.parameters}
+        further = row.values(config["metric"])
         further |= {"domains": sample.sources} if "domains" in row.evidence else {}
         seen = f"{name}-{sparsity:g}-{key_of(sorted(context.protected), *sorted(further.items()))}"
         state = {"state": sample.statistics.state(seen)} if row.trains else {}
@@ -257,8 +257,7 @@ def _trained(
         rounds.end_round(facts_of(numbers))
     with rounds.live(), silenced(layouts, numbers):
         rounds.finish(linears_of(layouts, numbers), columns(layouts, numbers))
-    with rounds.live():
-        return numbers, cut_weights(layouts, numbers, rounds.weights), rounds.name
+    return numbers, cut_trained(layouts, numbers, rounds.weights), rounds.name
 
 
 def _round(

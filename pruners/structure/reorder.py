@@ -102,6 +102,27 @@ def cut_pieces(
     return ImportanceOrdered(layout, tensors).pieces(len(kept), repair)
 
 
+def cut_weights(
+    layout: SublayerLayout, kept: Sequence[int], weights: Mapping[str, Float[Tensor, "_ _"]]
+) -> dict[str, Float[Tensor, "_ _"]]:
+    """These weights of a sub-layer's projections, cut to some of its units; the live model is left as it was.
+
+    Args:
+        layout: of the live sub-layer, in its dense shapes.
+        kept: units, in their order.
+        weights: by full name, in dense shapes; of projections without, nothing is returned.
+    """
+    dense = [(x.linear, x.linear.weight) for x in layout.placements if x.linear.name in weights]
+    try:
+        for linear, _ in dense:
+            linear.point_to(weights[linear.name])
+        pieces = cut_pieces(layout, kept)
+        return {linear.name: pieces[linear.name].weight.clone() for linear, _ in dense}
+    finally:
+        for linear, weight in dense:
+            linear.point_to(weight)
+
+
 class ImportanceOrdered:
     """Levels of a sub-layer, as leading parts of its reordered weights.
 
