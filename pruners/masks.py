@@ -133,6 +133,15 @@ def _check(score: Tensor, levels: Sequence[float], name: str) -> None:
         raise ValueError(f"Expected `levels` to ascend, got {tuple(levels)}.")
 
 
+def check_group_size(n_inputs: int, group_size: int, name: str) -> None:
+    """Raise a ValueError unless `group_size` divides the number of inputs."""
+    if group_size < 1 or n_inputs % group_size:
+        raise ValueError(
+            f"Expected `group_size` to divide the number of inputs, got {group_size} for {n_inputs} "
+            f"at {name}. Choose a divisor or protect this layer."
+        )
+
+
 def as_groups(
     score: Float[Tensor, "out in"], comparison: Comparison, group_size: int | None, name: str
 ) -> Float[Tensor, "groups size"]:
@@ -141,11 +150,8 @@ def as_groups(
     Raises:
         ValueError: if `group_size` does not divide the number of inputs.
     """
-    if group_size is not None and (group_size < 1 or score.shape[1] % group_size):
-        raise ValueError(
-            f"Expected `group_size` to divide the number of inputs, got {group_size} for {score.shape[1]} "
-            f"at {name}. Choose a divisor or protect this layer."
-        )
+    if group_size is not None:
+        check_group_size(score.shape[1], group_size, name)
     if group_size is not None:
         return score.reshape(-1, group_size)
     return score if comparison == "output" else score.reshape(1, -1)

@@ -85,8 +85,8 @@ class Blend:
 
     @classmethod
     def of(cls, metric: Mapping[str, Any]) -> Blend:
-        """From a recipe's section `metric` as it is written: its `name` is no part of this, and 1 is a number, too."""
-        given = {name: value for name, value in metric.items() if name != "name"}
+        """From a recipe's section `metric` as written, but for `name` and `group_size`; 1 is a number, too."""
+        given = {name: value for name, value in metric.items() if name not in ("name", "group_size")}
         numbers = {name: float(given[name]) for name in ("angle", "magnitude", "activation") if name in given}
         weights = {name: float(value) for name, value in given.get("weights", {}).items()}
         return cls(**given | numbers | {"weights": weights})

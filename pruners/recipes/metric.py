@@ -50,7 +50,14 @@ def ranking_of(metric: Mapping[str, Any], *, dampening: float, seed: int) -> Ran
     name = metric["name"]
     if name == BLEND:
         return Blend.of(metric)
-    return Method(name, metric.get("comparison"), dampening=dampening, seed=seed, formula=formula_of(name))
+    return Method(
+        name,
+        metric.get("comparison"),
+        metric.get("group_size"),
+        dampening=dampening,
+        seed=seed,
+        formula=formula_of(name),
+    )
 
 
 def importance_of(metric: Mapping[str, Any], n_blocks: int = 1) -> Importance:

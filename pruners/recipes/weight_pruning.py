@@ -97,11 +97,13 @@ class MaskPruning(WeightPruning):
         ranking: of the weights.
         repair: a row of `MASK_REPAIRS`.
         gone: True at weights that are zero already, by full name; they go first.
+        group_size: of a pattern; None: none.
     """
 
     ranking: Ranking
     repair: str
     gone: Mapping[str, Bool[Tensor, "out in"]] = field(default_factory=dict)
+    group_size: int | None = None
 
     @property
     def needs(self) -> Detail:
@@ -162,6 +164,7 @@ class MaskPruning(WeightPruning):
                 self._scores(linear, inputs),
                 counts[linear.name] / linear.n_weights,
                 comparison=self.ranking.compares,
+                group_size=self.group_size,
                 name=linear.name,
             )
             for linear in block.linears

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from secateur.pruners.blockwise import BlockwisePruning
 from secateur.pruners.calibration.stream import most
-from secateur.pruners.models.anatomy import Block
+from secateur.pruners.masks import check_group_size
+from secateur.pruners.models.anatomy import Block, Linear
 from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.recipes.allocation.allocate import removed
 from secateur.pruners.recipes.allocation.layers import Layer, kind_of
@@ -30,6 +31,7 @@ from secateur.pruners.recipes.weight_pruning import (
 from secateur.pruners.recipes.weights_in_rounds import weights_in_rounds
 from secateur.pruners.stores.recent import Recent
 from secateur.pruners.weights.method import Method
+from secateur.spaces.levels import n_zeros
 from secateur.spaces.methods import BLOCK_RECONSTRUCTIONS, MODEL_RECONSTRUCTIONS, RULES
 from secateur.spaces.recipe.form import OWN_THRESHOLD
 
@@ -64,6 +66,9 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
         ValueError: if it can't be carried out: too few calibration windows, a rule that does not reach the
             sparsity, scores that rank nothing.
     """
+    if size := config["metric"].get("group_size"):
+        for linear in _free(context):
+            check_group_size(linear.in_features, size, linear.name)
     sample = context.sample(config["calibration"])
     if "schedule" in config:
         return _plan(context, *_in_rounds(context, sample, config), everywhere=True)
@@ -139,6 +144,9 @@ def _counts(
     gone: Mapping[str, int] | None = None,
 ) -> Mapping[str, int]:
     """Zeros of each projection by the recipe's rule, over those that it has already, `gone`."""
+    if size := config["metric"].get("group_size"):
+        in_group, free = n_zeros(config["sparsity"], size), {linear.name for linear in _free(context)}
+        return {x.name: in_group * x.n_weights // size * (x.name in free) for x in context.anatomy.linears}
     linears, evidence = list(context.anatomy.linears), RULES[config["allocation"]["rule"]].evidence
     before = [0 if gone is None else gone[linear.name] for linear in linears]
     dense = [
@@ -161,6 +169,11 @@ def _counts(
     rest = {**config, "sparsity": of_the_rest(config["sparsity"], dense, layers)}
     further = removed(rest, layers, context, sample, outliers=outliers)
     return {x.name: n + more for x, n, more in zip(linears, before, further, strict=True)}
+
+
+def _free(context: RecipeContext) -> list[Linear]:
+    """Projections that are not protected."""
+    return [linear for linear in context.anatomy.linears if linear.name not in context.protected]
 
 
 def _shares(context: RecipeContext, counts: Mapping[str, int]) -> dict[str, float]:
@@ -194,4 +207,4 @@ def _weight_pruning(context: RecipeContext, sample: Sample, config: Mapping[str,
     ranking = ranking_of(metric, dampening=context.dampening, seed=context.seed)
     if isinstance(ranking, Method) and ranking.updates_weights:
         return LayerReconstruction(context, sample, ranking)
-    return MaskPruning(context, sample, ranking, config["repair"])
+    return MaskPruning(context, sample, ranking, config["repair"], group_size=metric.get("group_size"))

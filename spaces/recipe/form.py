@@ -16,6 +16,7 @@ from secateur.spaces.methods import (
     repairs_itself,
 )
 from secateur.spaces.names import did_you_mean
+from secateur.spaces.recipe.groups import check_groups
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, Condition, Flat, is_number, leaves
 from secateur.spaces.recipe.schedule import check_schedule
 
@@ -64,6 +65,7 @@ def completed(plain: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"Expected `{path}` only where it applies ({unmet}), got {value!r}. Remove it.")
     check_together(flat)
     check_schedule(unit, flat)
+    check_groups(sparsity, flat)
     return {"unit": unit, "sparsity": _canonical("", sparsity)} | nested(flat)
 
 

@@ -109,6 +109,7 @@ def _one_of(*names: Any) -> ValueRule:
     return ValueRule(f"to be one of {listed}", lambda x: not isinstance(x, bool | list | dict) and x in names)
 
 
+_GROUP = ValueRule("to be 0 or a whole number >= 2", lambda x: is_whole(x) and (x == 0 or x >= 2))
 _NAME = ValueRule(
     "to be a name", lambda x: isinstance(x, str) and re.fullmatch(r"[^;|\s][^;|\n]*", x) is not None
 )
@@ -164,6 +165,7 @@ def leaves(unit: Unit) -> dict[str, Leaf]:
         fixed = tuple(name for name, row in metrics_of("weights").items() if row.comparison is None)
         free = Condition("metric.name", fixed, negated=True)
         metric["metric.comparison"] = _names("output", "layer", when=(free,))
+        metric["metric.group_size"] = Leaf(0, _GROUP, later=True)
     if unit == "structure":
         metric |= _of_structure()
     allocation = _of_allocation(unit) if unit != "blocks" else {}
