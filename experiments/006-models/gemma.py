@@ -4,7 +4,7 @@
 
 A run that is there is continued; one whose rows are in gemma.jsonl is not made again. After each run its rows go there,
 and the table in gemma.md is written anew; with `--commit` git takes both. Arms of one study share their level store and
-have the same budget of evaluated tokens. Arms that draw nothing have one seed.
+have the same budget of evaluated tokens, of recipes 24 evaluations. Arms that draw nothing have one seed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,14 @@ STUDIES = {
     "allocation-60": f"{{{WEIGHTS}, target: 0.6}}",
     "architecture-20": "{kind: architecture, target: 0.2, units: [groups, heads, channels, attention, mlp], "
     "importance: wanda_sp, repair: obs, statistics: dense}",
-    "recipe-50": "{kind: recipe, unit: weights, target: 0.5, start: admm, known: all, length: [128], "
+    "recipe-50": "{kind: recipe, unit: weights, target: 0.5, start: admm, known: [admm_gradual], length: [128], "
     "samples: [32, 128], choose: [random], subsets: 1, cache_gb: 20}",
 }
+PUBLISHED = (
+    "wanda, ria, gblm, pruner-zero, sparsegpt, admm_gradual, dsnot, owl, owl_released, dlp, alphapruning, besa"
+)
+"""Recipes at once, by the table's names; those that train, SparseLLM and The LLM Surgeon take longer than all of them."""
+RECIPES = ["budget={evaluations: 24}", "evaluator.fidelities=[2048]"]
 EVOPRESS = [
     "controller.kind=evolution",
     "controller.start=uniform",
@@ -51,9 +56,12 @@ OF_LEVELS = {
 ARMS = {
     **dict.fromkeys(("allocation-50", "allocation-60", "architecture-20"), OF_LEVELS),
     "recipe-50": {
-        "published": (["controller.kind=random", "budget.evaluations=0"], [0]),
-        "random": (["controller.kind=random"], [0, 1, 2]),
-        "default": ([], [0, 1, 2]),
+        "published": (
+            ["controller.kind=random", "budget={evaluations: 1}", f"space.known=[{PUBLISHED}]"],
+            [0],
+        ),
+        "random": (["controller.kind=random", *RECIPES], [0, 1, 2]),
+        "default": (RECIPES, [0, 1, 2]),
     },
 }
 
