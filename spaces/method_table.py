@@ -182,6 +182,10 @@ TABLE: tuple[MethodRow, ...] = (
               "LoRAShear: crucial sub-layers stay, redundant units of the others fade while low-rank updates are tuned",
               "https://arxiv.org/abs/2310.18356", needs="data", scope="model", trains=True,
               check_path="secateur.pruners.learned.lorashear:check"),
+    MethodRow("pat", "reconstruction", "structure", "secateur.pruners.learned.pat:pat",
+              "PAT: hidden channels by one learned mask, while modules behind outputs and low-rank updates are tuned",
+              "https://arxiv.org/abs/2408.14721", needs="data", scope="model", trains=True,
+              check_path="secateur.pruners.learned.pat:check"),
     # Repairs of masked projections.
     MethodRow("none", "repair", "weights", "secateur.pruners.weights.mask_repairs:nothing",
               "the kept weights are as they were", searched=True),

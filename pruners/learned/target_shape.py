@@ -119,6 +119,33 @@ def _nearest_width(anatomy: Anatomy, wanted: float, groups: int) -> tuple[int, i
     )
 
 
+def hidden_width(anatomy: Anatomy, sparsity: float) -> int:
+    """The hidden width that a stock class holds whose blocks, with all units, come nearest to this sparsity.
+
+    Raises:
+        BudgetError: if none comes near to it.
+        ValueError: if the model can't lose hidden channels.
+    """
+    shape, whole = model_shape(anatomy, 1, 1), [block.whole for block in anatomy.blocks]
+
+    def removed(width: int) -> float:
+        narrow = replace(shape, narrower=(narrow_shape(anatomy, shape, width),))
+        return cost(narrow, whole, hidden=width)["sparsity"]
+
+    half = anatomy.width // 2
+    per_channel = removed(half) / (anatomy.width - half)  # parameters are linear in the width
+    wanted = anatomy.width - sparsity / per_channel
+    widths = sorted(range(1, anatomy.width), key=lambda width: (abs(width - wanted), width))
+    held = (x for x in widths[:TRIES] if stock_hidden(anatomy, x, groups=False, queries=False))
+    width = next(held, 0)
+    if not width or abs(removed(width) - sparsity) > REACH:
+        raise BudgetError(
+            f"Expected a sparsity that a stock class holds with about {wanted:.0f} hidden channels and all units, got "
+            f"{sparsity:g}. Choose another."
+        )
+    return width
+
+
 def check_gates(anatomy: Anatomy, layouts: Sequence[BlockLayout], *, hidden: bool) -> None:
     """Raise a ValueError unless blocks are alike, and outputs of projections go to the stream as they are."""
     outputs = [part.output for layout in layouts for part in layout.sublayers]

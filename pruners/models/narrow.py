@@ -7,7 +7,7 @@ model computes what one of narrower matrices would; `narrowed` gives its matrice
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,11 +38,14 @@ class Narrow:
         channels: numbers of the kept channels, ascending.
         factors: of the weights of norms, by their full names.
         gates: learned factors of the kept channels, of the first block's inputs and of the outputs of norms; None: 1.
+        mixing: matrix by which the first block's inputs are made of all dense ones, which goes into the embedding; of
+            a model with a head of its own. None: they are the dense ones.
     """
 
     channels: tuple[int, ...]
     factors: Mapping[str, float]
     gates: Float[Tensor, " kept"] | None = None
+    mixing: Float[Tensor, "kept width"] | None = None
 
 
 class LiveStream:
@@ -64,10 +67,18 @@ class LiveStream:
         gates = None if narrow.gates is None else narrow.gates.to(device)
         kept = gates if gates is not None and block == 0 else ones
         mask = torch.zeros(self._anatomy.width, device=device).index_copy(0, channels, kept)
+        mixing = narrow.mixing if block == 0 else None
+        if mixing is None:
+            change = partial(_times, mask)
+        else:
+            rows = torch.zeros(self._anatomy.width, self._anatomy.width, device=device)
+            change = partial(_mixed, rows.index_copy(0, channels, mixing.to(device)))
         handles = []
         if block < len(self._anatomy.blocks):
             of = self._anatomy.blocks[block]
-            handles.append(of.module.register_forward_pre_hook(partial(_mask_input, mask), with_kwargs=True))
+            handles.append(
+                of.module.register_forward_pre_hook(partial(changed_input, change), with_kwargs=True)
+            )
             names = [name for name in of.norms if name in self._norms]
         else:
             names = [self._anatomy.final_norm]
@@ -90,15 +101,23 @@ class LiveStream:
             self.restore_part(block)
 
 
-def _mask_input(
-    mask: Tensor, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _times(mask: Tensor, hidden: Tensor) -> Tensor:
+    return hidden * mask.to(hidden.dtype)
+
+
+def _mixed(rows: Tensor, hidden: Tensor) -> Tensor:
+    return hidden @ rows.to(hidden.dtype).T
+
+
+def changed_input(
+    change: Callable[[Tensor], Tensor], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a block with changed hidden states, for a hook before it."""
     if "forward" in vars(module):  # not computed, but asked for its inputs, see `BlockRunner.start`
         return args, kwargs
     if args:
-        return (args[0] * mask.to(args[0].dtype), *args[1:]), kwargs
-    hidden = kwargs["hidden_states"]
-    return args, {**kwargs, "hidden_states": hidden * mask.to(hidden.dtype)}
+        return (change(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
 
 
 def _narrowed(
@@ -218,6 +237,8 @@ def _values(
         else:
             found[name] = value.index_select(axes[name], channels.to(value.device))
             if owner == names[anatomy.embedding]:
+                if narrow.mixing is not None:
+                    found[name] = (value.float() @ narrow.mixing.to(value.device).T).to(value.dtype)
                 found[name] = found[name] * scale
             if gates is not None and owner in embeddings:
                 found[name] = (found[name] * gates).to(value.dtype)
