@@ -35,10 +35,8 @@ STUDIES = {
     "recipe-50": "{kind: recipe, unit: weights, target: 0.5, start: admm, known: [admm_gradual], length: [128], "
     "samples: [32, 128], choose: [random], subsets: 1, cache_gb: 20}",
 }
-PUBLISHED = (
-    "wanda, ria, gblm, pruner-zero, sparsegpt, admm_gradual, dsnot, owl, owl_released, dlp, alphapruning, besa"
-)
-"""Recipes at once, by the table's names; those that train, SparseLLM and The LLM Surgeon take longer than all of them."""
+PUBLISHED = "wanda, ria, gblm, pruner-zero, sparsegpt, admm_gradual, dsnot, owl, owl_released, dlp, alphapruning, besa"
+"""Recipes that prune at once; those that train, SparseLLM and The LLM Surgeon take longer than all of them."""
 RECIPES = ["budget={evaluations: 24}", "evaluator.fidelities=[2048]"]
 EVOPRESS = [
     "controller.kind=evolution",
