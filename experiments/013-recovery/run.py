@@ -12,6 +12,7 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ from arms import command, measure  # noqa: E402  # in the folder above
 TOKENS, POOL, WINDOW, BATCH, TESTED = 16384, 65536, 256, 1, 16384
 UNTRAINED = "untrained"
 OF_ALL = ("full", "norms", "lora", "spp", "scale_lora", "perp", "slope", "last")
-ARMS: dict[str, dict[str, str]] = {name: {"method": name} for name in (*OF_ALL, "merged")}
+ARMS: dict[str, dict[str, Any]] = {name: {"method": name} for name in (*OF_ALL, "merged")}
 ARMS |= {
     "full, ce": {"method": "full", "loss": "ce"},
     "lora, ce": {"method": "lora", "loss": "ce"},
@@ -43,11 +44,16 @@ ARMS |= {
     "full, reconstruct": {"method": "full", "loss": "reconstruct"},
 }
 WITHOUT_MERGED = (UNTRAINED, *(name for name in ARMS if name != "merged"))
+ARMS |= {
+    "last, rate 3e-4": {"method": "last", "lr": 3e-4},
+    "perp, rate 2e-3": {"method": "perp", "lr": 2e-3},
+    "merged, rate 1e-3": {"method": "merged", "lr": 1e-3},
+}
 PARTS = {
     "weights": {
         "heading": "weights, 50 %, Wanda",
         "form": {"unit": "weights", "sparsity": 0.5, "metric": "wanda"},
-        "arms": WITHOUT_MERGED,
+        "arms": (*WITHOUT_MERGED, "last, rate 3e-4", "perp, rate 2e-3"),
     },
     "structure": {
         "heading": "structure, 30 %, FLAP",
@@ -63,7 +69,16 @@ PARTS = {
     "blocks": {
         "heading": "blocks, 30 %, merged by LaCo",
         "form": {"unit": "blocks", "sparsity": 0.3, "metric": "laco", "repair": "laco"},
-        "arms": (UNTRAINED, "merged", "last", "lora", "norms", "full"),
+        "arms": (
+            UNTRAINED,
+            "merged",
+            "last",
+            "lora",
+            "norms",
+            "full",
+            "last, rate 3e-4",
+            "merged, rate 1e-3",
+        ),
     },
 }
 
