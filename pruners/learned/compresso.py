@@ -36,7 +36,7 @@ from secateur.pruners.models.runner import in_fp32
 from secateur.pruners.recipes.allocation.filling import to_budget
 from secateur.pruners.recipes.allocation.layers import Layer
 from secateur.pruners.stores.saved_state import SavedState
-from secateur.pruners.structure.knowledge import unit_layer
+from secateur.pruners.structure.knowledge import unit_layers
 from secateur.pruners.structure.kprune import KeptNumbers
 
 RANK, SCALE = 8, 1.0
@@ -101,7 +101,7 @@ def compresso(
         ValueError: on too little memory.
     """
     parts = [part for layout in layouts for part in layout.sublayers]
-    layers = [unit_layer(part, torch.zeros(part.n_units), protected) for part in parts]
+    layers = unit_layers(parts, protected)
     to_budget(layers, [1.0] * len(layers), sparsity)  # raises what the training could not mend
     updated = [x.linear.weight.shape for part in parts for x in part.placements if x.linear.role in ROLES]
     n_values = 4 * RANK * sum(map(sum, updated)) + 5 * sum(part.n_units for part in parts)

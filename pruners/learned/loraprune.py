@@ -23,7 +23,7 @@ from secateur.pruners.models.runner import in_fp32
 from secateur.pruners.recipes.allocation.allocate import allocate
 from secateur.pruners.recipes.allocation.layers import RuleEvidence
 from secateur.pruners.stores.saved_state import SavedState
-from secateur.pruners.structure.knowledge import unit_layer
+from secateur.pruners.structure.knowledge import unit_layers
 from secateur.pruners.structure.kprune import KeptNumbers
 
 RANK, RATE = 8, 1e-4
@@ -90,7 +90,7 @@ def loraprune(
     """
     parts = [part for layout in layouts for part in layout.sublayers]
     check_training_memory(anatomy, BATCH, tokens.shape[1], update_values(parts, RANK), WHAT)
-    layers = [unit_layer(part, torch.zeros(part.n_units), protected) for part in parts]
+    layers = unit_layers(parts, protected)
     n_blocks = len(layouts)
     ends = {"skip_first": int(WHOLE_FIRST * n_blocks) / n_blocks, "skip_last": WHOLE_LAST / n_blocks}
     gone = allocate("uniform", layers, RuleEvidence(), sparsity, "structure", **ends)

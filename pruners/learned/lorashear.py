@@ -23,7 +23,7 @@ from secateur.pruners.models.runner import in_fp32
 from secateur.pruners.recipes.allocation.allocate import allocate
 from secateur.pruners.recipes.allocation.layers import RuleEvidence
 from secateur.pruners.stores.saved_state import SavedState
-from secateur.pruners.structure.knowledge import unit_layer
+from secateur.pruners.structure.knowledge import unit_layers
 from secateur.pruners.structure.kprune import KeptNumbers
 
 RANK, RATE = 8, 1e-4
@@ -91,7 +91,7 @@ def lorashear(
     """
     parts = [part for layout in layouts for part in layout.sublayers]
     check_training_memory(anatomy, BATCH, tokens.shape[1], update_values(parts, RANK), WHAT)
-    layers = [unit_layer(part, torch.zeros(part.n_units), protected) for part in parts]
+    layers = unit_layers(parts, protected)
     allocate("global", layers, RuleEvidence(), sparsity, "structure")  # raises what training could not mend
     with in_fp32(anatomy.model):
         sublayers = [TunedSublayer(part, RANK, SEED) for part in parts]
@@ -200,7 +200,7 @@ class Fading:
         device = anatomy.embedding.weight.device
         self.factors = {x.part.name: torch.ones(x.part.n_units, device=device) for x in sublayers}
         self._states = {x.part.name: torch.full_like(self.factors[x.part.name], IMPORTANT) for x in sublayers}
-        layers = [unit_layer(x.part, torch.zeros(x.part.n_units), whole) for x in sublayers]
+        layers = unit_layers([x.part for x in sublayers], whole)
         allocate("global", layers, RuleEvidence(), sparsity, "structure")
         self.free = [one for one, layer in zip(sublayers, layers, strict=True) if layer.n_free]
 
@@ -247,10 +247,7 @@ class Fading:
         for name, score in scores.items():
             self._states[name][self._states[name] == REDUNDANT] = GONE
             scores[name] = torch.where(self._states[name] == GONE, -1.0, score)  # no saliency is below 0
-        layers = [
-            unit_layer(x.part, scores.get(x.part.name, torch.zeros(x.part.n_units)), self._whole)
-            for x in self._sublayers
-        ]
+        layers = unit_layers([x.part for x in self._sublayers], self._whole, scores)
         gone = allocate("global", layers, RuleEvidence(), share, "structure")
         for one, n_gone in zip(self._sublayers, gone, strict=True):
             if n_gone:

@@ -6,8 +6,6 @@ from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from secateur.pruners.export.stock import stock_hidden
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.layout import BlockLayout
@@ -15,7 +13,7 @@ from secateur.pruners.models.shape import model_shape, narrow_shape
 from secateur.pruners.models.stream_axes import stream_axes
 from secateur.pruners.recipes.allocation.allocate import allocate
 from secateur.pruners.recipes.allocation.layers import BudgetError, RuleEvidence
-from secateur.pruners.structure.knowledge import unit_layer
+from secateur.pruners.structure.knowledge import unit_layers
 from secateur.pruners.structure.kprune import check_stream
 from secateur.spaces.architecture.candidate import GONE, Kept
 from secateur.spaces.architecture.cost import cost
@@ -52,7 +50,7 @@ def uniform_shape(layouts: Sequence[BlockLayout], sparsity: float, protected: Co
         BudgetError: if less may go.
     """
     parts = [part for layout in layouts for part in layout.sublayers]
-    layers = [unit_layer(part, torch.zeros(part.n_units), protected) for part in parts]
+    layers = unit_layers(parts, protected)
     gone = allocate("uniform", layers, RuleEvidence(), sparsity, "structure")
     return TargetShape(
         {part.name: part.n_units - n for part, n in zip(parts, gone, strict=True)}, len(layouts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,11 +160,23 @@ def _cut_here(
     left: Sequence[SublayerLayout], scores: Sequence[Tensor], missing: float, protected: Collection[str]
 ) -> tuple[tuple[int, ...], int]:
     """Kept units of the first of these sub-layers, and the parameters that it loses, under one threshold for all."""
-    layers = [unit_layer(part, score, protected) for part, score in zip(left, scores, strict=True)]
+    layers = unit_layers(left, protected, {x.name: score for x, score in zip(left, scores, strict=True)})
     share = max(0.0, missing) / sum(layer.n_weights for layer in layers)
     gone = int(one_threshold(layers, RuleEvidence(), share, normalise="none", cost=0.0)[0])
     order = scores[0].argsort(stable=True).tolist()
     return tuple(sorted(order[gone:])), layers[0].removed(gone)
+
+
+def unit_layers(
+    parts: Sequence[SublayerLayout], protected: Collection[str], scores: Mapping[str, Tensor] | None = None
+) -> list[Layer]:
+    """Layers of sub-layers, see `unit_layer`.
+
+    Args:
+        scores: by the sub-layer's name; where there are none all units score 0.
+    """
+    known = scores or {}
+    return [unit_layer(x, known.get(x.name, torch.zeros(x.n_units)), protected) for x in parts]
 
 
 def unit_layer(part: SublayerLayout, score: Tensor, protected: Collection[str]) -> Layer:
