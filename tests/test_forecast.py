@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from secateur import api
-from secateur.evaluators.forecast.prospect import prospect
+from secateur.evaluators.forecast import speed
+from secateur.evaluators.forecast.prospect import outline, prospect
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import find_checkpoint, load_model, read_config
-from secateur.pruners.models.skeleton import Counted, ShapesOnly, n_experts_of, skeleton
+from secateur.pruners.models.skeleton import Counted, ShapesOnly, miniature, n_experts_of, skeleton
 from secateur.search import app
 from secateur.search.app.exporting import LEVELS
 from secateur.search.app.forecast_parts import parse_devices
@@ -347,3 +348,22 @@ def test_a_recovery_is_forecast(tmp_path):
     assert held["full"] == 12 * 1_705_600
     assert held["norms"] == 12 * 128 * 13  # two a block, and the last
     assert held["norms"] < held["lora"] < held["full"]
+
+
+# --- the block that is timed ---
+
+
+def test_a_large_vocabulary_is_timed_in_part_and_counted_whole(config_alone, monkeypatch):
+    monkeypatch.setattr(speed, "timed", lambda call, *of: (call(), 1.0)[1])
+    found = [speed.measure_speed(outline(str(config_alone)), 128)]
+    config = json.loads((config_alone / "config.json").read_text())
+    large = config | {"vocab_size": 1 << 18, "pad_token_id": (1 << 18) - 1}
+    (config_alone / "config.json").write_text(json.dumps(large))
+    of_large = outline(str(config_alone))
+    found.append(speed.measure_speed(of_large, 128))
+    assert of_large.anatomy.vocab_size == 1 << 18
+    assert found[1].loss == pytest.approx(16 * found[0].loss)
+    assert found[1].block == found[0].block
+    live = miniature(of_large.config, torch.float32, torch.device("cpu"))
+    assert live.get_input_embeddings().num_embeddings == live.get_output_embeddings().out_features == 16_384
+    assert of_large.config.vocab_size == 1 << 18

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import time
@@ -79,11 +80,20 @@ def timed(call: Callable[[], object], device: torch.device, least: float = SECON
 def measure_speed(found: Outline, window: int, plan: SessionPlan | None = None) -> Speed | None:
     """Speed with a model of this shape; None if there is no room, or the model can't be cut down to a block.
 
+    The losses are timed on part of a large vocabulary, and counted in proportion to the whole.
+
     Args:
         found: the outline; its device must be there.
         window: tokens of a window.
         plan: of a search on it, whose statistics and levels are timed, too; None: of none.
     """
+    try:
+        return _measured(found, window, plan)
+    finally:
+        gc.collect()  # modules refer to each other: the timed model would stay for a while
+
+
+def _measured(found: Outline, window: int, plan: SessionPlan | None) -> Speed | None:
     try:
         anatomy = _first_block(found)
     except (
@@ -114,9 +124,9 @@ def measure_speed(found: Outline, window: int, plan: SessionPlan | None = None) 
     watched, levels, switch = (None, None, None) if pruner is None else _of_pruner(pruner, found, tokens)
     weight = anatomy.head.weight[:8192]
     read = timed(lambda: torch.isfinite(weight.float()).all(), found.device, 0.05) / weight.nbytes
-    return Speed(
-        block, loss / per_token, max(0.0, whole - block), watched, levels, switch, read, str(found.device)
-    )
+    larger = found.anatomy.vocab_size / anatomy.vocab_size
+    teacher = max(0.0, whole - block) * larger
+    return Speed(block, loss * larger / per_token, teacher, watched, levels, switch, read, str(found.device))
 
 
 def _first_block(found: Outline) -> Anatomy | None:

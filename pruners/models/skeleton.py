@@ -119,12 +119,19 @@ def skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False
         return _built(config, dtype, trust_remote_code).to("meta")  # some parameters are made elsewhere
 
 
+MOST_TOKEN_IDS = 16_384
+"""Vocabulary of a `miniature`: the embedding and the head of a whole one would take more memory than a streamed prune."""
+
+
 def miniature(
     config: Any, dtype: torch.dtype, device: torch.device, *, trust_remote_code: bool = False
 ) -> nn.Module:
-    """The model of a config with its first block alone and random weights, to be timed."""
+    """The model of a config with its first block, at most `MOST_TOKEN_IDS` and random weights, to be timed."""
     config = copy.deepcopy(config)
     inner = text_config(config)
+    if inner.vocab_size > MOST_TOKEN_IDS:
+        inner.vocab_size = MOST_TOKEN_IDS
+        inner.pad_token_id = None  # may be beyond; no row is special here
     n_blocks = inner.num_hidden_layers
     for key, value in vars(inner).items():
         if isinstance(value, list) and len(value) == n_blocks:
