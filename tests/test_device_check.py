@@ -32,6 +32,12 @@ def test_every_part_runs_on_small_shapes(tmp_path):
     assert rows["equality: metrics and updates"]["values"] == {"sparsegpt": 0.0, "wanda": 0.0}
     assert abs(rows["statistics and masks, Wanda"]["values"]["share kept"] - 0.5) < 1e-3
     assert rows["candidates"]["values"]["tokens/s"] > 0
+    side_by_side = rows["candidates side by side"]["values"]
+    assert [name for name, x in side_by_side.items() if name.startswith("ratio") and x > 0] == [
+        "ratio, 4 tokens",
+        "ratio, 64 tokens",
+    ]
+    assert max(x for name, x in side_by_side.items() if "difference" in name) <= 0.02
     assert rows["latency table"]["values"]["decode, ms"] > 0
     assert rows["latency table"]["values"]["decode@8, ms"] > 0
     if shutil.which("g++"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from device_rows import Checked, Part, Row
+from side_by_side import compared
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur.evaluators.blockwise import BlockwiseEvaluator
@@ -105,6 +106,7 @@ class Large:
             "17 levels": self._levels,
             "candidates": self._candidates,
             **compiled,
+            "candidates side by side": self._side_by_side,
             "latency table": self._latency,
             "structured levels": self._structure,
             "distillation": self._distillation,
@@ -202,6 +204,16 @@ class Large:
         self._losses = [x.values["kl"] for x in measured]
         good = row.values["candidates/s"] >= 10 and row.values["tokens/s"] >= 25_000
         self._checked.aim(row, ">= 10 candidates/s, >= 25,000 tokens/s with KL, nothing shared", good)
+
+    def _side_by_side(self, row: Row) -> None:
+        """A block of several candidates at once: faster where its ratio is above 1, see `side_by_side`."""
+        n, window = min(8, self.sizes.n_candidates), self.sizes.window
+        with self._measured(row):
+            for n_tokens in (window // 16, self.sizes.candidate):
+                length = min(window, n_tokens)
+                found = compared(self.anatomy, n, n_tokens, length, self.sizes.rounds, self._checked.wait)
+                for name in ("ratio", "largest relative difference"):
+                    row.values[f"{name}, {n_tokens} tokens"] = found[name]
 
     def _latency(self, row: Row) -> None:
         setups = setups_of({"batch": [1, 8], "prompt": self.sizes.window // 4, "threads": 1})

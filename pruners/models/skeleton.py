@@ -120,7 +120,7 @@ def skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False
 
 
 MOST_TOKEN_IDS = 16_384
-"""Vocabulary of a `miniature`: the embedding and the head of a whole one would take more memory than a streamed prune."""
+"""Vocabulary of a `miniature`: embedding and head of a whole one would take more memory than a streamed prune."""
 
 
 def miniature(
