@@ -1,9 +1,9 @@
-"""Setup of workers that build blocks of a level store: a plain value that is sent."""
+"""Setup of workers that build blocks of a level store, or of statistics: a plain value that is sent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class LevelSetup:
         held: methods that the driver has registered and workers can't import.
         modules: of metrics that the settings name by a path, for workers that do not find them.
         share: of each GPU's memory, where several workers use one.
+        doing: work on the store in two words, for progress.
     """
 
     plan: SessionPlan
@@ -53,6 +54,7 @@ class LevelSetup:
     held: tuple[HeldMethod, ...]
     modules: tuple[SentModule, ...]
     share: float
+    doing: str
 
     @property
     def directories(self) -> tuple[Path, ...]:
@@ -103,8 +105,8 @@ def level_setups(
 ) -> Iterator[LevelSetup]:
     """Setup of each level store of a session and its other models that workers can build by blocks; it is begun.
 
-    Others are built by one process: those from activations behind pruned blocks (`space.statistics: expected`) or from
-    gradients, and what formulas and recipes share.
+    Others are built by one process: those from activations behind pruned blocks (`space.statistics: expected`), and
+    gradients with what is made of them.
 
     Args:
         session: the driver's.
@@ -117,24 +119,27 @@ def level_setups(
     Raises:
         LevelStoreError: if there is no room on the disk.
     """
-    for one, directory in [(session, levels), *((x, x.beside(levels)) for x in session.others)]:
-        if not one.pruner.apart:
-            continue
-        one.pruner.prepare_blocks(directory, ())
-        digest = begun_digest(directory)
+    of_models = [(session, levels), *((x, x.beside(levels)) for x in session.others)]
+    for one, store in [(x, store) for x, place in of_models for store in x.pruner.stores_apart(place)]:
+        calibration = one.pruner.calibration
+        if store.tokens is not None:
+            calibration = replace(calibration, tokens=store.tokens, sources={})
+        Case(one.plan, one.space, one.dense, calibration).pruner().prepare_blocks(store.directory, ())
+        digest = begun_digest(store.directory)
         assert digest is not None, "begun just now"
         yield LevelSetup(
             plan_there(one, one.plan, spread=spread, device=device),
             one.space,
             one.dense.shape,
             len(one.anatomy.blocks),
-            one.pruner.calibration,
+            calibration,
             threads,
             one.loaded.fingerprint,
             weights_of(one),
-            directory,
+            store.directory,
             digest,
             held_methods(),
             modules_of(one.plan.space.method_names),
             share,
+            store.doing,
         )

@@ -22,6 +22,7 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.models.shape import model_shape
+from secateur.pruners.stores.apart import StoreApart
 from secateur.spaces.latency import LatencyTable
 from secateur.spaces.plugins import resolve
 from secateur.spaces.registry import SPACES
@@ -208,6 +209,16 @@ class Pruner(ABC):
     def apart(self) -> bool:
         """True if `prepare_blocks` builds blocks apart from others: of the dense model's activations alone."""
         return False
+
+    def stores_apart(self, directory: Path) -> Sequence[StoreApart]:
+        """Stores in the directory of `prepare` whose blocks are built by `prepare_blocks`, in one like each of them.
+
+        What they depend on is written first.
+
+        Raises:
+            LevelStoreError: if there is no room on the disk.
+        """
+        return [StoreApart(directory)] if self.apart else []
 
     def prepare_blocks(self, directory: Path, blocks: Collection[int], on_block: OnBlock = no_report) -> None:
         """Write these blocks of the store alone, as `prepare` does; the store is finished by `prepare`.

@@ -68,3 +68,14 @@ def test_one_that_is_made_may_use_another():
 def test_all_tensors_in_nested_mappings_count():
     assert n_bytes({"step": 7, "a": torch.zeros(3), "b": {"c": torch.zeros(2, dtype=torch.bool)}}) == 14
     assert n_bytes(None) == 0
+
+
+def test_without_values_there_is_room_for_all():
+    recent = Recent[torch.Tensor](3 * 40)
+    for name in "abc":
+        recent.put(name, torch.zeros(10))
+    recent.clear()
+    assert recent.take("a") is None
+    for name in "def":
+        recent.put(name, torch.zeros(10))
+    assert [recent.take(name) is not None for name in "def"] == [True, True, True]

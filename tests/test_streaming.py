@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from secateur.pruners.calibration.collected import walk_dense
 from secateur.pruners.export import streamed
 from secateur.pruners.export.export_check import ExportError
 from secateur.pruners.export.manifest import MANIFEST, check_files
@@ -22,6 +24,7 @@ from secateur.pruners.models import mapped
 from secateur.pruners.models.checkpoints.checkpoint import ModelError
 from secateur.pruners.models.loading import load_model
 from secateur.pruners.models.mapped import NotStreamedError, load_mapped
+from secateur.pruners.recipes.weights import weights_by_block
 from secateur.search import app
 from secateur.search.app.candidate_file import CandidateFile
 from secateur.search.app.forecasting import foretold, stream_by
@@ -31,7 +34,9 @@ from secateur.search.cli.doctor_directory import examine_export
 from secateur.search.errors import UsageError
 from secateur.search.show.forecast import refusal
 from secateur.spaces.forecast import Forecast, Holding
+from secateur.spaces.recipe.form import completed
 from tests.mixtures import MIXTURES, make_mixture
+from tests.recipe_contexts import CALIBRATION, small_context
 
 COMMON = {
     "vocab_size": 4096,
@@ -154,6 +159,7 @@ def test_so_is_that_of_a_found_allocation(tmp_path, metric, statistics):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from secateur.pruners.calibration.collected import walk_dense
 from secateur.pruners.export import streamed
 from secateur.search import app
 from tests.test_streaming import FEW, recipe
@@ -373,3 +379,23 @@ def test_the_next_block_is_read_beside_the_work_and_given_back(tmp_path):
     with anatomy.hold(anatomy.blocks[2]), pytest.raises(ZeroDivisionError), anatomy.hold(anatomy.blocks[0]):
         raise ZeroDivisionError
     assert [linear.weight.data_ptr() for linear in anatomy.linears] == stored
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize("metric", ["wanda", "sparsegpt"])
+def test_nothing_of_a_pruned_block_is_kept(tmp_path, metric):
+    context = small_context(tmp_path, n_layers=2)
+    form = {"unit": "weights", "sparsity": 0.5, "metric": {"name": metric}, "calibration": CALIBRATION}
+    pruning = weights_by_block(context, completed(form))
+    [_, statistics] = walk_dense(context.anatomy, pruning.tokens, gram=pruning.detail == "gram")
+    block = context.anatomy.blocks[1]
+    pruning.prune(block, statistics)
+    of_block = [*statistics.values(), *(linear.module.weight.data for linear in block.linears)]
+    alive = [weakref.ref(x.untyped_storage()) for x in of_block]
+    assert float((of_block[-1] == 0).float().mean()) == 0.5
+    del statistics, of_block
+    for linear in block.linears:
+        linear.module.weight.data = torch.empty(0)
+    assert [x() for x in alive] == [None] * len(alive)

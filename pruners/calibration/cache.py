@@ -13,7 +13,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from secateur.pruners.stores.block_files import LevelStoreError, check_room, load_block, save_block
+from secateur.pruners.stores.block_files import (
+    LevelStoreError,
+    block_path,
+    check_room,
+    load_block,
+    save_block,
+)
 
 _N_LOCKS = 64
 """Lock files, each for many keys: one for each key could never be deleted."""
@@ -67,9 +73,18 @@ class StatisticsCache:
         self._shrink(self.limit_bytes - n_bytes)
         check_room(self.directory, n_bytes, "lower the limit of the cache", what)
 
+    @property
+    def has_entries(self) -> bool:
+        """True if there is any entry."""
+        return self.directory.is_dir() and any(x.name[0] != "." for x in self.directory.iterdir())
+
+    def fresh_place(self, key: str) -> Path:
+        """Directory of an entry that is not whole."""
+        return self.directory / f"{_FRESH}{key}"
+
     def fresh(self, key: str) -> tuple[Path, int]:
         """Directory of an entry that is not whole, and the number of pieces that a killed writer left, while locked."""
-        fresh, count = self.directory / f"{_FRESH}{key}", 0
+        fresh, count = self.fresh_place(key), 0
         with suppress(LevelStoreError):
             while load_block(fresh, count):
                 count += 1
@@ -88,13 +103,14 @@ class StatisticsCache:
         Raises:
             LevelStoreError: if it can't be written; then nothing is left of it.
         """
-        fresh = self.directory / f"{_FRESH}{key}"
+        fresh = self.fresh_place(key)
         if not n_there:
             shutil.rmtree(fresh, ignore_errors=True)  # of a writer that was killed
         fresh.mkdir(exist_ok=True)
         try:
             for index, tensors in enumerate(pieces, n_there):
                 save_block(tensors, fresh, index)
+            _keep_pieces(fresh)
             written = _load(fresh)
             self._delete(self.directory / key)
             fresh.rename(self.directory / key)
@@ -135,6 +151,13 @@ class StatisticsCache:
         group = fresh.name.removeprefix(_FRESH).partition(".")[0]
         with suppress(Timeout), self.locked(group).acquire(blocking=False):
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _keep_pieces(entry: Path) -> None:
+    """Delete what workers left beside the pieces that they built."""
+    pieces = {block_path(entry, index) for index in range(len(list(entry.iterdir())))}
+    for other in set(entry.iterdir()) - pieces:
+        shutil.rmtree(other) if other.is_dir() else other.unlink()
 
 
 def _load(entry: Path) -> list[dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -97,11 +98,22 @@ class CalibrationStatistics:
             if walks and self._walked(gram) is None:
                 self._walk(gram)
 
+    def unfinished(self, *, gram: bool) -> Path | None:
+        """Directory of the files of a walk that is not finished, one a block; None: it is in the cache.
+
+        Those of the first blocks that are there are used by `prepare`.
+        """
+        return (
+            None
+            if self._walked(gram) is not None
+            else self._cache.fresh_place(f"{self._group}.{_of(gram=gram)}")
+        )
+
     def use_walked(self, block: int, piece: dict[str, Tensor], *, gram: bool) -> None:
         """Use the `packed_statistics` of one block from a walk of the caller's, and forget those of others."""
         pieces: list[dict[str, Tensor]] = [{} for _ in self._anatomy.blocks]
         pieces[block] = piece
-        self._parts["gram" if gram else "moments"] = pieces
+        self._parts[_of(gram=gram)] = pieces
 
     def inputs(self, block: int, gram: bool = False) -> dict[str, InputStatistics]:
         """Input statistics of a block's projections by their full names; those that read one input share one object."""
@@ -190,7 +202,7 @@ class CalibrationStatistics:
         return pieces
 
     def _walk(self, gram: bool) -> None:
-        name = "gram" if gram else "moments"
+        name = _of(gram=gram)
         self._cache.make_room(gram_bytes(self._anatomy) if gram else 0, f"the {name} of inputs")
         self._put_walk(name, partial(walk_dense, gram=gram))
 
@@ -304,14 +316,20 @@ def unpacked_inputs(block: Block, piece: dict[str, Tensor], *, gram: bool) -> di
     return found
 
 
-def gram_bytes(anatomy: Anatomy) -> int:
-    """Size of all Gram matrices: of the input of each sub-layer, and of its output projection."""
-    sizes = {(x.block, x.sublayer, x.expert, x.role in ROLES): x.in_features for x in anatomy.linears}
+def gram_bytes(anatomy: Anatomy, blocks: Collection[int] | None = None) -> int:
+    """Size of Gram matrices, of some blocks or all: of the input of each sub-layer, and of its output projection."""
+    linears = [x for x in anatomy.linears if blocks is None or x.block in blocks]
+    sizes = {(x.block, x.sublayer, x.expert, x.role in ROLES): x.in_features for x in linears}
     return sum(4 * size**2 for size in sizes.values())
 
 
 def _of_block(block: Block, by_name: Gradients) -> dict[str, Tensor]:
     return {x.name: by_name[x.name].contiguous().cpu() for x in block.linears if x.name in by_name}
+
+
+def _of(*, gram: bool) -> str:
+    """Name of the entry of a walk."""
+    return "gram" if gram else "moments"
 
 
 def _name(kind: Kind) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -28,6 +29,7 @@ from secateur.pruners.calibration.pool import (
     pool_identity,
     save_pools,
 )
+from secateur.pruners.calibration.walked_blocks import build_walked
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.export import ExportReport, check_structured, export_structured
 from secateur.pruners.export.manifest import Manifest
@@ -37,6 +39,7 @@ from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.models.narrow import LiveStream, Narrow
 from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report
+from secateur.pruners.recipes.allocation.layers import Profile
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.blocks import plan_blocks
 from secateur.pruners.recipes.checks import (
@@ -46,12 +49,13 @@ from secateur.pruners.recipes.checks import (
     check_statistics,
     statistics_of,
 )
-from secateur.pruners.recipes.context import RecipeContext
+from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.experts import plan_experts
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
 from secateur.pruners.recipes.proxy import RecipeProxy, build_proxy, proxy_blocks, proxy_bytes
 from secateur.pruners.recipes.units import plan_units
 from secateur.pruners.recipes.weights import plan_weights, weights_by_block
+from secateur.pruners.stores.apart import StoreApart
 from secateur.pruners.stores.block_files import LevelStoreError
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.recipe.schedule import computed_tokens
@@ -124,22 +128,78 @@ class RecipePruner(Pruner):
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         """Write the pools, unless they are there, and the profile."""
-        directory.mkdir(parents=True, exist_ok=True)
-        n_blocks = len(self.anatomy.blocks)
-        if load_pools(directory / POOLS, self._identity) is None:
-            pools = self._new_pools(lambda share: on_block(round(share * n_blocks) - 1))
-            save_pools(directory / POOLS, pools, self._identity)
+        self._prepare_pools(directory, on_block)
         if self.settings.profile is not None:
             shutil.copyfile(self.settings.profile, directory / PROFILE)
         if self.settings.proxy is not None:
             tokens, identity = self.calibration.tokens, f"{self._model} {self.calibration.sha256}"
             build_proxy(directory, self.anatomy, tokens, identity, self._proxy_blocks, self.seed)
+        self._finish_statistics(directory)
+
+    def _prepare_pools(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        n_blocks = len(self.anatomy.blocks)
+        if load_pools(directory / POOLS, self._identity) is None:
+            pools = self._new_pools(lambda share: on_block(round(share * n_blocks) - 1))
+            save_pools(directory / POOLS, pools, self._identity)
+
+    # --- statistics that are known to be needed before the search ---
+
+    @property
+    def apart(self) -> bool:
+        return bool(self.statistics[0])
+
+    @property
+    def _gram(self) -> bool:
+        """True if the baselines need Gram matrices."""
+        return "gram" in self.statistics[0].values()
+
+    def stores_apart(self, directory: Path) -> Sequence[StoreApart]:
+        """The statistics of the dense model on the windows of the baselines, unless the search has begun with some."""
+        if not self.apart or self._cache_in(directory).has_entries:
+            return []
+        self._prepare_pools(directory)
+        places = {x.sha256: (x.statistics.unfinished(gram=self._gram), x) for x in self._samples(directory)}
+        return [
+            StoreApart(place, sample.tokens, "collecting statistics")
+            for place, sample in places.values()
+            if place is not None
+        ]
+
+    def prepare_blocks(self, directory: Path, blocks: Collection[int], on_block: OnBlock = no_report) -> None:
+        """Statistics of these blocks on the calibration set of this pruner."""
+        tokens, gram = self.calibration.tokens, self._gram
+        build_walked(directory, self.anatomy, tokens, self._model, gram=gram, only=blocks, on_block=on_block)
+
+    def _finish_statistics(self, directory: Path) -> None:
+        """Put statistics that workers have built into the cache, with blocks that they left out."""
+        if not self._cache_in(directory).directory.is_dir():
+            return
+        for sample in self._samples(directory):
+            place = sample.statistics.unfinished(gram=self._gram)
+            if place is not None and place.is_dir():
+                sample.statistics.prepare(inputs="gram" if self._gram else "moments")
+
+    def _samples(self, directory: Path) -> list[Sample]:
+        """Windows that the baselines choose, from the pools of a directory."""
+        pools = load_pools(directory / POOLS)
+        assert pools is not None, "prepared before"
+        context, found = self._context_of(pools, self._cache_in(directory)), list[Sample]()
+        for name, recipe in self.space.baselines().items():
+            if name != "dense":
+                with suppress(ValueError):  # infeasible
+                    found.append(context.sample(self.space.config(recipe)["calibration"]))
+        return found
+
+    def _cache_in(self, directory: Path) -> StatisticsCache:
+        return StatisticsCache(directory / STATISTICS, round(self.settings.cache_gb * 1e9))
+
+    # --- in a search ---
 
     def open(self, directory: Path) -> None:
         pools = load_pools(directory / POOLS)
         assert pools is not None, "written before workers start"
-        cache = StatisticsCache(directory / STATISTICS, round(self.settings.cache_gb * 1e9))
-        self._use(pools, cache, directory / PROFILE)
+        self._use(pools, self._cache_in(directory), directory / PROFILE)
         if self.settings.proxy is not None:
             self._proxy = RecipeProxy(directory, self.anatomy, self._proxy_blocks)
 
@@ -170,13 +230,16 @@ class RecipePruner(Pruner):
         return self._context
 
     def _use(self, pools: Mapping[str, Pool], cache: StatisticsCache, profile: Path) -> None:
+        lines = () if self.settings.profile is None else read_profile(profile)
+        self.use(self._context_of(pools, cache, lines))
+
+    def _context_of(
+        self, pools: Mapping[str, Pool], cache: StatisticsCache, profile: Profile = ()
+    ) -> RecipeContext:
         of, shape = self.settings, self.dense.shape
-        lines = () if of.profile is None else read_profile(profile)
         protect = tuple(of.protect)
-        self.use(
-            RecipeContext(
-                self.anatomy, self._model, pools, cache, shape, self.seed, of.dampening, protect, lines
-            )
+        return RecipeContext(
+            self.anatomy, self._model, pools, cache, shape, self.seed, of.dampening, protect, profile
         )
 
     def use(self, context: RecipeContext) -> None:

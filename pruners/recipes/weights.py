@@ -131,6 +131,9 @@ def weights_by_block(context: RecipeContext, config: Mapping[str, Any]) -> Block
         if statistics:
             sample.statistics.use_walked(block.index, statistics, gram=pruning.needs == "gram")
         LiveBlock(block).use(pruning.pieces(block, block.name, counts))
+        if statistics:  # nor while the next block is computed, or the model is measured
+            sample.statistics.use_walked(block.index, {}, gram=pruning.needs == "gram")
+        context.made.clear()
 
     shares = _shares(context, counts) if config["sparsity"] else {}
     return BlockwisePruning(sample.tokens, pruning.needs, shares, prune)

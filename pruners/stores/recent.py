@@ -43,6 +43,11 @@ class Recent(Generic[T]):
         while self._n_bytes > self._limit and len(self._kept) > 1:
             self._n_bytes -= n_bytes(self._kept.popitem(last=False)[1])
 
+    def clear(self) -> None:
+        """Remove all values."""
+        self._kept.clear()
+        self._n_bytes = 0
+
     def take(self, key: Hashable) -> T | None:
         """Remove the value and return it; None if it is missing."""
         value = self._kept.pop(key, None)

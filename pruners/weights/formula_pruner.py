@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from secateur.pruners.calibration.gradient_kinds import Kind
+from secateur.pruners.calibration.stream import walks
 from secateur.pruners.formulas.evaluate import FormulaError
 from secateur.pruners.formulas.terminals import kinds_of
 from secateur.pruners.models.shape import prunables
@@ -54,11 +55,21 @@ class FormulaPruner(WeightPruner):
     def gradients(self) -> Sequence[Kind]:
         return kinds_of(self.space.terminals)
 
+    @property
+    def apart(self) -> bool:
+        return walks(**self.streamed)
+
+    def prepare_blocks(self, directory: Path, blocks: Collection[int], on_block: OnBlock = no_report) -> None:
+        self._build(directory, blocks, on_block)
+
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
+        self._build(directory, None, on_block)
+
+    def _build(self, directory: Path, only: Collection[int] | None, on_block: OnBlock) -> None:
         names, dampening = self.space.terminals, self.settings.dampening
         identity = formula_store.identity_of(self.dense.fingerprint, self.calibration.sha256, str(dampening))
         grams = grams_of(self.settings, len(self.anatomy.blocks))
-        if self._by_curvature:
+        if self._by_curvature and only is None:
             formula_store.build_outputs(directory, self.anatomy, self.calibration.tokens, identity, grams)
         if not formula_store.is_built(directory, names, identity, grams):
             formula_store.build_terminals(
@@ -71,6 +82,7 @@ class FormulaPruner(WeightPruner):
                 grams=grams,
                 contrast=self.calibration.contrast,
                 on_block=on_block,
+                only=only,
             )
 
     def open(self, directory: Path) -> None:

@@ -22,7 +22,9 @@ from secateur.pruners.stores.block_files import (
     Key,
     LevelStoreError,
     StoredBlocks,
+    block_path,
     build_store,
+    check_room,
     finished_key,
     load_tensors,
     save_tensors,
@@ -143,8 +145,9 @@ def build_terminals(
     grams: Grams | None = None,
     contrast: Int[Tensor, "others _"] | None = None,
     on_block: Callable[[int], None] = lambda index: None,
+    only: Collection[int] | None = None,
 ) -> None:
-    """Build the store block by block on the dense model; gradients in one pass of their own.
+    """Build the store block by block on the dense model; gradients in one pass of their own, before them.
 
     See `build_store`.
 
@@ -158,6 +161,7 @@ def build_terminals(
         grams: second moments to store for output errors.
         contrast: windows of the second calibration set, for terminals that need one.
         on_block: told the index of each block that is done.
+        only: see `build_store`; gradients are left out, which are of the whole model.
 
     Raises:
         LevelStoreError: if the disk is full.
@@ -168,19 +172,31 @@ def build_terminals(
     key = TerminalKey(identity, tuple(sorted(names)), grams)
 
     def make(missing: Collection[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        path = directory / GRADIENTS
-        model_statistics(anatomy, tokens, gradients=kinds, path=path, identity=identity, contrast=contrast)
         walk, states = streamed(anatomy, names, grams), KeptStates(directory, key.digest)
         for part in stream_blocks(anatomy, tokens, **walk, missing=missing, kept=states):
             tensors, index = _inputs(part, per_input, dampening), part.block.index
             yield index, tensors | (_grams(part, grams) if grams is not None and index in kept else {})
 
     def n_bytes(missing: Collection[int]) -> int:
-        needed = terminal_bytes(anatomy, names, grams, missing) + states_bytes(anatomy, tokens)
-        return needed + gradients_to_write(directory / GRADIENTS, anatomy, kinds)
+        return terminal_bytes(anatomy, names, grams, missing) + states_bytes(anatomy, tokens)
 
+    otherwise = "use fewer terminals"
+    if only is None and kinds:
+        path = directory / GRADIENTS
+        directory.mkdir(parents=True, exist_ok=True)
+        missing = [i for i in range(len(anatomy.blocks)) if not block_path(directory, i).exists()]
+        needed = n_bytes(missing) + gradients_to_write(path, anatomy, kinds)
+        check_room(directory, needed, otherwise)
+        model_statistics(anatomy, tokens, gradients=kinds, path=path, identity=identity, contrast=contrast)
     build_store(
-        directory, key, len(anatomy.blocks), n_bytes, make, otherwise="use fewer terminals", on_block=on_block
+        directory,
+        key,
+        len(anatomy.blocks),
+        n_bytes,
+        make,
+        otherwise=otherwise,
+        on_block=on_block,
+        only=only,
     )
 
 

@@ -47,7 +47,8 @@ def _by_workers(settings: Settings, session: Session, levels: Path, say: Say) ->
 
     n_blocks = len(session.anatomy.blocks)
     for setup in level_setups(session, levels, **of_workers(settings)):
-        row.build_apart(settings.executor, setup, lambda n: say(f"building levels by workers {n}/{n_blocks}"))
+        told = f"{setup.doing} by workers"
+        row.build_apart(settings.executor, setup, lambda n: say(f"{told} {n}/{n_blocks}"))  # noqa: B023  # called within
 
 
 def of_workers(settings: Settings) -> dict[str, Any]:
