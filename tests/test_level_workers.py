@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray import cloudpickle
 
 from secateur.evaluators.level_setup import level_setups
 from secateur.pruners.calibration.stream import Walk, stream_blocks
+from secateur.pruners.recipes.pruner import STATISTICS
 from secateur.search import app
 from secateur.search.app import level_building
 from secateur.search.executors.cluster import building
@@ -24,15 +26,33 @@ from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import Receiver, StagingError
 from tests.slow_files import TWO, Far, Slow
 from tests.test_killed_walks import N_BLOCKS
-from tests.test_streamed_search import EVALUATOR, SPACES, settings
+from tests.test_streamed_search import EVALUATOR, settings
+from tests.test_streamed_search import SPACES as BY_BLOCKS
 from tests.test_streaming import saved
 
+SPACES = BY_BLOCKS | {
+    "formulas": {"kind": "formula", "terminals": ["W", "X", "H"], "target": 0.5},
+    "formulas with gradients": {"kind": "formula", "terminals": ["W", "X", "G"], "target": 0.5},
+}
+RECIPES = {
+    "kind": "recipe",
+    "unit": "weights",
+    "target": 0.5,
+    "metrics": ["wanda", "sparsegpt"],
+    "known": ["wanda", "sparsegpt"],
+    "samples": [2, 4],
+    "length": [32],
+    "pool_tokens": 1024,
+    "subsets": 1,
+}
 WORKERS = {"threads": 1, "spread": False, "device": "cpu", "share": 1.0}
 CASES = [
     ("llama", "ranks", False),
     ("llama", "weights", False),
     ("llama", "no statistics", False),
     ("llama", "structure", False),
+    ("llama", "formulas", False),
+    ("llama", "formulas with gradients", False),
     ("mixtral", "ranks", True),
     ("mixtral", "structure", False),
 ]
@@ -60,7 +80,8 @@ def test_blocks_that_are_built_apart_are_the_drivers(tmp_path, kind, space, all_
     changes = {"num_hidden_layers": N_BLOCKS} if kind == "llama" else {}
     model = saved(tmp_path / "model", kind, torch.bfloat16, **changes)
     evaluator = {**EVALUATOR, "moe_all_experts": all_experts}
-    session = app.open_session(settings(model, "never", SPACES[space], evaluator=evaluator))
+    further = {"dtype": "bfloat16"} if space.startswith("formulas") else {}
+    session = app.open_session(settings(model, "never", SPACES[space], evaluator=evaluator, **further))
     session.build_levels(tmp_path / "alone")
     n, levels = len(session.anatomy.blocks), tmp_path / "levels"
     [setup] = level_setups(session, levels, **WORKERS)
@@ -76,6 +97,35 @@ def test_blocks_that_are_built_apart_are_the_drivers(tmp_path, kind, space, all_
     assert handed == [path.name for path in setup.files] == [f"block-{i:04d}.safetensors" for i in range(n)]
     session.build_levels(levels)
     assert content(levels) == content(tmp_path / "alone")
+
+
+def recipe_session(model: Path):
+    return app.open_session(settings(model, "never", RECIPES, dtype="bfloat16"))
+
+
+def test_statistics_of_recipes_that_are_built_apart_are_the_drivers(tmp_path):
+    model = saved(tmp_path / "model", "llama", torch.bfloat16, num_hidden_layers=N_BLOCKS)
+    session = recipe_session(model)
+    for name in ("alone", "levels"):
+        session.build_levels(tmp_path / name)
+    alone, levels = (tmp_path / name / STATISTICS for name in ("alone", "levels"))
+    assert not alone.exists()  # collected when they are asked for
+    [sample] = {x.sha256: x for x in session.pruner._samples(tmp_path / "alone")}.values()
+    sample.statistics.prepare(inputs="gram")
+    [setup] = level_setups(session, tmp_path / "levels", **WORKERS)
+    assert setup.doing == "collecting statistics"
+    assert set(setup.calibration.sources) == set()
+    setup = cloudpickle.loads(cloudpickle.dumps(setup))  # as Ray does
+    for part in ([3, 4], [0, 1]):  # a worker, the other one until it is killed
+        setup(setup.directories, tmp_path / str(part[0]), part, lambda x: x.replace(setup.levels / x.name))
+    session.build_levels(tmp_path / "levels")  # what is left
+    [before], [after] = (
+        [x for x in place.iterdir() if not x.name.startswith(".")] for place in (alone, levels)
+    )
+    assert before.name == after.name
+    assert content(before) == content(after)
+    assert len(content(after)) == N_BLOCKS
+    assert list(level_setups(session, tmp_path / "levels", **WORKERS)) == []
 
 
 def test_what_needs_pruned_blocks_or_gradients_is_built_by_one(tmp_path):
@@ -126,18 +176,19 @@ def slow(tmp_path):
     return make
 
 
-def test_workers_build_the_drivers_store(tmp_path, ray_cluster, monkeypatch):
+@pytest.mark.parametrize("space", ["weights", "formulas with gradients", "recipes"])
+def test_workers_build_the_drivers_store(tmp_path, ray_cluster, monkeypatch, space):
     monkeypatch.setattr(level_building, "WORTH_WORKERS", 0)
     model = saved(tmp_path / "model", "llama", torch.bfloat16, num_hidden_layers=N_BLOCKS)
-    app.search(settings(model, "never", SPACES["weights"]), tmp_path / "alone")
+    of, further = (SPACES | {"recipes": RECIPES})[space], {"dtype": "bfloat16"}
+    app.search(settings(model, "never", of, **further), tmp_path / "alone")
     here, told = [], []
     monkeypatch.setattr(Walk, "through", lambda self, block, *of: here.append(block.index))
     executor = {"kind": "ray", "workers": 2, "cpus_per_worker": 0.5, "deterministic": True}
-    app.search(
-        settings(model, "never", SPACES["weights"], executor=executor), tmp_path / "run", say=told.append
-    )
+    app.search(settings(model, "never", of, executor=executor, **further), tmp_path / "run", say=told.append)
     assert here == []
-    assert f"building levels by workers {N_BLOCKS}/{N_BLOCKS}" in told
+    doing = "collecting statistics" if space == "recipes" else "building levels"
+    assert f"{doing} by workers {N_BLOCKS}/{N_BLOCKS}" in told
     assert content(tmp_path / "run" / "levels") == content(tmp_path / "alone" / "levels")
     assert not (tmp_path / "run" / "levels" / PARTS).exists()
     values = [

@@ -174,8 +174,11 @@ def build_terminals(
     def make(missing: Collection[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         walk, states = streamed(anatomy, names, grams), KeptStates(directory, key.digest)
         for part in stream_blocks(anatomy, tokens, **walk, missing=missing, kept=states):
-            tensors, index = _inputs(part, per_input, dampening), part.block.index
-            yield index, tensors | (_grams(part, grams) if grams is not None and index in kept else {})
+            index, tensors = part.block.index, dict[str, Tensor]()
+            if index in missing:
+                tensors |= _inputs(part, per_input, dampening)
+                tensors |= _grams(part, grams) if grams is not None and index in kept else {}
+            yield index, tensors
 
     def n_bytes(missing: Collection[int]) -> int:
         return terminal_bytes(anatomy, names, grams, missing) + states_bytes(anatomy, tokens)
