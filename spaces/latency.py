@@ -28,6 +28,13 @@ def phase_of(name: str) -> tuple[PhaseName, int | None] | None:
     return phase, int(found[2]) if found[2] else None
 
 
+def measuring_command(name: str) -> str:
+    """Command that measures a latency such as ``latency_decode@8``, at its batch size."""
+    found = phase_of(name)
+    batch = None if found is None else found[1]
+    return "secateur latency MODEL" + ("" if batch is None else f" --batch {batch}")
+
+
 @dataclass(frozen=True)
 class Phase:
     """Times of one phase, made monotone: a smaller sub-layer measured as slower than a larger one is noise.

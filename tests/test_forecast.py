@@ -16,14 +16,18 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import find_checkpoint, load_model, read_config
 from secateur.pruners.models.skeleton import Counted, ShapesOnly, miniature, n_experts_of, skeleton
 from secateur.search import app
+from secateur.search.app import level_building
 from secateur.search.app.exporting import LEVELS
 from secateur.search.app.forecast_parts import parse_devices
 from secateur.search.app.forecast_prune import forecast_prune
-from secateur.search.app.forecasting import forecast_search
+from secateur.search.app.forecast_search import forecast_search
+from secateur.search.app.forecast_work import SearchWork
 from secateur.search.app.recipe_file import file_for
+from secateur.search.app.session import plan
 from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
 from secateur.search.show.forecast import full_lines, refusal
+from secateur.spaces.forecast import PROCESS
 from secateur.spaces.registry import SPACES
 from tests.families import FAMILIES, make
 
@@ -367,3 +371,32 @@ def test_a_large_vocabulary_is_timed_in_part_and_counted_whole(config_alone, mon
     live = miniature(of_large.config, torch.float32, torch.device("cpu"))
     assert live.get_input_embeddings().num_embeddings == live.get_output_embeddings().out_features == 16_384
     assert of_large.config.vocab_size == 1 << 18
+
+
+# --- level stores that workers build ---
+
+
+def test_workers_that_build_share_the_time_and_hold_the_statistics_each(monkeypatch, tmp_path):
+    asked = small(
+        space={"metric": "wanda"}, executor={"kind": "ray", "workers": 4}, controller={"kind": "random"}
+    )
+    measured = speed.Speed(1.0, 0.0, 0.0, watched=3.0, levels=8.0, switch=None, read=0.0, device="cpu")
+
+    def foreseen():
+        found = forecast_search(asked, tmp_path, timing=False)
+        held = {x.name: x.copies for x in found.holdings if x.during == ("prepare",)}
+        work = SearchWork(asked, prospect(plan(asked)), 4, max(1, held["statistics of a block"]))
+        return held, {x.name: x.seconds for x in work.steps(measured)}
+
+    held, alone = foreseen()
+    assert held == {"hidden states": 0, "statistics of a block": 0, "hidden states, kept": 0}
+    assert (alone["statistics"], alone["levels"]) == (512 * 6 * 3, 6 * 8)
+    monkeypatch.setattr(level_building, "WORTH_WORKERS", 0)
+    held, spread = foreseen()
+    assert held == {"hidden states": 4, "statistics of a block": 4, "hidden states, kept": 4, PROCESS: 4}
+    # The last worker's range is the last quarter of the blocks: it passes the others without statistics.
+    assert spread["statistics"] == pytest.approx(512 * 6 * (0.75 * 1 + 0.25 * 3))
+    assert spread["levels"] == 6 * 8 / 4
+    gradients = small(space={"metric": "gblm"}, executor={"kind": "ray", "workers": 4})
+    of_one = forecast_search(gradients, tmp_path, timing=False)
+    assert {x.copies for x in of_one.holdings if x.during == ("prepare",)} == {0}

@@ -216,7 +216,8 @@ def test_a_target_at_a_batch_size_without_times_is_refused(small, tmp_path):
     asked = wanted(small, of="latency_decode@4")
     app.measure_latency(small, {"prompt": 16, "threads": 1, "batch": [1, 8]})
     with pytest.raises(
-        UsageError, match=r"for `of: latency_decode@4`, got one of prefill, decode, prefill@8"
+        UsageError,
+        match=r"for `of: latency_decode@4`, got one of prefill, decode, prefill@8.* secateur latency MODEL --batch 4\.",
     ):
         app.run(tmp_path / "run", **asked)
     with pytest.raises(UsageError, match=r"`space\.of` to be 'params', .*got 'latency_decode@0'"):

@@ -10,7 +10,7 @@ from secateur.evaluators.training.settings import Training
 from secateur.pruners.models.mapped import load_mapped
 from secateur.search import app
 from secateur.search.app.forecast_prune import forecast_prune
-from secateur.search.app.forecasting import forecast_search
+from secateur.search.app.forecast_search import forecast_search
 from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
 from secateur.search.show.forecast import full_lines

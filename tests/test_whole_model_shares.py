@@ -103,6 +103,8 @@ def test_the_least_share_within_bounds():
         least_share(parse_bounds({"max-params": "0.1x"}), dense, attempt)
     with pytest.raises(UsageError, match=r"latency table .* for `--max-latency`.*secateur latency MODEL"):
         least_share(parse_bounds({"max-latency": "0.5x"}), dense, attempt)
+    with pytest.raises(UsageError, match=r"Measure one: secateur latency MODEL --batch 3\.$"):
+        least_share(parse_bounds({"max-latency": "0.5x@3"}), dense, attempt)
 
 
 def test_shares_without_a_shape_are_passed_over():

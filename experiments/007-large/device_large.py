@@ -35,7 +35,7 @@ from secateur.pruners.weights.level_store import LevelStore, StoreKey, build_lev
 from secateur.pruners.weights.method import Method
 from secateur.pruners.weights.pruner import AllocationPruner, prune
 from secateur.search.app.forecast_parts import parse_devices
-from secateur.search.app.forecasting import forecast_search
+from secateur.search.app.forecast_search import forecast_search
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.allocation.settings import AllocationSettings, build_allocation
 from secateur.spaces.measurement import Fidelity

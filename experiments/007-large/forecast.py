@@ -81,7 +81,7 @@ def measure(name: str) -> dict[str, Any]:
 
 def _search(case: dict[str, Any], place: Path) -> tuple[dict[str, Any], dict[str, float]]:
     from secateur.search import app
-    from secateur.search.app.forecasting import forecast_search
+    from secateur.search.app.forecast_search import forecast_search
     from secateur.search.settings.settings import settings_from
     from secateur.search.study.foreseen import read_foreseen
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from secateur.search.app.about import plugin_versions
 from secateur.search.app.bounded import target_lines
 from secateur.search.app.exporting import LEVELS
-from secateur.search.app.forecasting import forecast_before, most_tokens, stream_by
+from secateur.search.app.forecast_work import most_tokens
+from secateur.search.app.forecasting import forecast_before, stream_by
 from secateur.search.app.searching import as_before, prepared
 from secateur.search.app.session import Say, silent
 from secateur.search.mirror.address import check_storage, masked, refuse_password

@@ -11,6 +11,7 @@ from secateur.search.executors.registry import EXECUTORS
 from secateur.search.settings.settings import Settings
 
 if TYPE_CHECKING:
+    from secateur.evaluators.forecast.prospect import Prospect
     from secateur.evaluators.session import Session
 
 WORTH_WORKERS = 1e11
@@ -40,8 +41,7 @@ def build_levels(settings: Settings, session: Session, levels: Path, say: Say) -
 
 def _by_workers(settings: Settings, session: Session, levels: Path, say: Say) -> None:
     row = EXECUTORS[settings.executor.kind]
-    work = session.dense.shape.macs_per_token * session.plan.calibration_tokens
-    if row.build_apart is None or work < WORTH_WORKERS:
+    if row.build_apart is None or not spread_over_workers(settings, session):
         return
     from secateur.evaluators.level_setup import level_setups
 
@@ -49,6 +49,12 @@ def _by_workers(settings: Settings, session: Session, levels: Path, say: Say) ->
     for setup in level_setups(session, levels, **of_workers(settings)):
         told = f"{setup.doing} by workers"
         row.build_apart(settings.executor, setup, lambda n: say(f"{told} {n}/{n_blocks}"))  # noqa: B023  # called within
+
+
+def spread_over_workers(settings: Settings, of: Session | Prospect) -> bool:
+    """True if workers, where there are several, build stores of this plan by blocks."""
+    work = of.dense.shape.macs_per_token * of.plan.calibration_tokens
+    return EXECUTORS[settings.executor.kind].build_apart is not None and work >= WORTH_WORKERS
 
 
 def of_workers(settings: Settings) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from secateur.evaluators.data.text import Text
+    from secateur.evaluators.data.windows import EvaluationData
     from secateur.evaluators.exporting import ExportSummary
     from secateur.pruners.export.manifest import Manifest
     from secateur.pruners.models.anatomy import Anatomy
@@ -72,8 +73,6 @@ def prune(  # noqa: PLR0913  # the options of a command
     """
     from secateur.evaluators.data.text import measured_address
     from secateur.evaluators.data.windows import EvaluationData
-    from secateur.evaluators.exporting import export, new_manifest
-    from secateur.evaluators.streaming import export_streamed
     from secateur.pruners.models.mapped import MappedModel, NotStreamedError
     from secateur.pruners.models.opening import open_model, refuse
     from secateur.pruners.models.usable import check_windows
@@ -85,58 +84,104 @@ def prune(  # noqa: PLR0913  # the options of a command
     fidelity = Fidelity("test", tokens)
     measured_on = measured_address(text, [file.calibration_text])
 
-    def opened(stream: str) -> tuple[LoadedModel, Pruner, EvaluationData]:
+    def opened(stream: str) -> _Pruning:
         load = partial(open_model, stream=stream, say=say, **loading)
         loaded, pruner, test = _opened(file, model, form, text, tokens, window, bos, bounds, load, say)
         for length in (window, *file.window_lengths):
             check_windows(loaded.model, length, allow_long=allow_long_windows)
-        return loaded, pruner, EvaluationData(pruner.anatomy, {"test": test}, [fidelity])
+        data = EvaluationData(pruner.anatomy, {"test": test}, [fidelity])
+        return _Pruning(loaded, pruner, data, fidelity, measured_on, form, say)
 
-    def manifest_for(pruner: Pruner, loaded: LoadedModel, config: Config) -> Manifest:
-        return new_manifest(
+    pruning = opened("never" if file.is_smaller else stream)
+    if isinstance(pruning.loaded, MappedModel):
+        try:
+            return pruning.streamed(file, to)
+        except NotStreamedError as error:
+            refuse(stream, error, say)
+            pruning = opened("never")
+    return pruning.whole(file, to, bounds)
+
+
+@dataclass(frozen=True)
+class _Pruning:
+    """An opened model that is pruned, measured and saved.
+
+    Args:
+        loaded: the model.
+        pruner: of it.
+        data: to measure on.
+        fidelity: to measure at.
+        measured_on: address of the text.
+        form: of the export; None: the usual one.
+        say: told in one line what is being done.
+    """
+
+    loaded: LoadedModel
+    pruner: Pruner
+    data: EvaluationData
+    fidelity: Fidelity
+    measured_on: str
+    form: str | None
+    say: Say
+
+    def streamed(self, file: PruningFile, to: Path) -> ExportSummary:
+        """Prune the mapped model block by block.
+
+        Raises:
+            NotStreamedError: if it can't be, with the reason.
+        """
+        from secateur.evaluators.streaming import export_streamed
+        from secateur.pruners.models.mapped import MappedModel
+
+        assert isinstance(self.loaded, MappedModel), "looked at before"
+        config = self.pruner.fitted(file.form)
+        blockwise = self.pruner.blockwise(config, sequential=file.sequential)
+        parts = (self.loaded, self.pruner.anatomy, blockwise, to, self._manifest(file, config))
+        summary = export_streamed(*parts, data=self.data, fidelities=[self.fidelity], say=self.say)
+        return replace(summary, text=self.measured_on)
+
+    def whole(self, file: PruningFile, to: Path, bounds: Sequence[Bound]) -> ExportSummary:
+        """Prune the model in memory, within the bounds if there are some."""
+        from secateur.evaluators.exporting import export
+
+        pruner, fidelity = self.pruner, self.fidelity
+        if bounds:
+            file, config = _fitted_within(file, pruner, bounds, self.say)
+        else:
+            config = pruner.fitted(file.form)
+        manifest = self._manifest(file, config)
+        pruner.check_format(config, self.loaded.tokenizer, manifest.format)  # before anything is measured
+        self.say("measuring the dense model")
+        self.data.of(fidelity)
+        n_params = pruner.dense.shape.n_params
+        shares = removed_shares(pruner.costs_of(config), n_params) if file.is_smaller else {}
+        summary = export(
             pruner,
-            loaded,
+            self.loaded,
+            config,
+            to,
+            manifest,
+            sequential=file.sequential,
+            data=self.data,
+            fidelities=[fidelity],
+            searched={f"{fidelity.text}, dense": self.data.live_losses(fidelity)},
+            say=self.say,
+        )
+        return replace(summary, text=self.measured_on, shares=shares)
+
+    def _manifest(self, file: PruningFile, config: Config) -> Manifest:
+        from secateur.evaluators.exporting import new_manifest
+
+        return new_manifest(
+            self.pruner,
+            self.loaded,
             file.text,
             config,
             sequential=file.sequential,
             seeds={"recipe": file.seed},
-            texts={"test": measured_on},
-            form=form,
+            texts={"test": self.measured_on},
+            form=self.form,
         )
-
-    loaded, pruner, data = opened("never" if file.is_smaller else stream)
-    if isinstance(loaded, MappedModel):
-        try:
-            config = pruner.fitted(file.form)
-            blockwise = pruner.blockwise(config, sequential=file.sequential)
-            parts = (loaded, pruner.anatomy, blockwise, to, manifest_for(pruner, loaded, config))
-            summary = export_streamed(*parts, data=data, fidelities=[fidelity], say=say)
-            return replace(summary, text=measured_on)
-        except NotStreamedError as error:
-            refuse(stream, error, say)
-            loaded, pruner, data = opened("never")
-    if bounds:
-        file, config = _fitted_within(file, pruner, bounds, say)
-    else:
-        config = pruner.fitted(file.form)
-    manifest = manifest_for(pruner, loaded, config)
-    pruner.check_format(config, loaded.tokenizer, manifest.format)  # before anything is measured
-    say("measuring the dense model")
-    data.of(fidelity)
-    shares = removed_shares(pruner.costs_of(config), pruner.dense.shape.n_params) if file.is_smaller else {}
-    summary = export(
-        pruner,
-        loaded,
-        config,
-        to,
-        manifest,
-        sequential=file.sequential,
-        data=data,
-        fidelities=[fidelity],
-        searched={f"{fidelity.text}, dense": data.live_losses(fidelity)},
-        say=say,
-    )
-    return replace(summary, text=measured_on, shares=shares)
 
 
 def _check(file: PruningFile, bounds: Sequence[Bound], form: str | None, stream: str) -> None:

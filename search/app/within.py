@@ -7,6 +7,7 @@ from typing import Any
 
 from secateur.search.errors import UsageError
 from secateur.search.results.pick import Bound
+from secateur.spaces.latency import measuring_command
 
 STEP = 0.005
 """Distance of the shares that are tried."""
@@ -66,6 +67,6 @@ def _limit(bound: Bound, dense: Costs) -> float:
     if value not in dense:
         raise UsageError(
             f"Expected a latency table of this model on this machine for `--{bound.name}`, got none. Measure one: "
-            f"secateur latency MODEL."
+            f"{measuring_command(value)}."
         )
     return bound.limit * dense[value] if bound.relative else bound.limit

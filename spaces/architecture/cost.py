@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from secateur.spaces.architecture.candidate import Kept
-from secateur.spaces.latency import phase_of
+from secateur.spaces.latency import measuring_command, phase_of
 from secateur.spaces.methods import UNIT_REPAIRS
 from secateur.spaces.shape import BlockShape, ModelShape
 
@@ -61,7 +61,7 @@ def check_latency(shape: ModelShape, of: CostName) -> None:
     if of.startswith("latency") and shape.latency is None:
         raise ValueError(
             f"Expected a measured latency table of this model on this device for `of: {of}`, got none. Measure one: "
-            f"secateur latency MODEL."
+            f"{measuring_command(of)}."
         )
     if shape.latency is None:
         return
@@ -70,7 +70,7 @@ def check_latency(shape: ModelShape, of: CostName) -> None:
         raise ValueError(
             f"Expected a latency table at that batch size for `of: {of}`, got one of "
             f"{', '.join(shape.latency.phases)}. Name it in `evaluator.latency.batch`, and measure it: "
-            f"secateur latency MODEL --batch ..."
+            f"{measuring_command(of)}."
         )
     for index, block in enumerate(shape.blocks):
         for times in shape.latency.phases.values():
