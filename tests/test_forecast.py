@@ -309,7 +309,7 @@ def test_a_damaged_or_missing_record_is_none(tmp_path):
 
 @pytest.mark.parametrize("command", ["search", "prune", "dry-run"])
 def test_commands_refuse_before_they_load_unless_told(command, tmp_path, secateur, monkeypatch):
-    for module in ("forecasting", "forecast_prune"):
+    for module in ("forecast_search", "forecast_prune"):
         monkeypatch.setattr(f"secateur.search.app.{module}.room_of", lambda *of: {"host": 1_000_000})
     arguments = {
         "search": ["search", *QUICK, "--run", tmp_path / "run"],
@@ -400,3 +400,10 @@ def test_workers_that_build_share_the_time_and_hold_the_statistics_each(monkeypa
     gradients = small(space={"metric": "gblm"}, executor={"kind": "ray", "workers": 4})
     of_one = forecast_search(gradients, tmp_path, timing=False)
     assert {x.copies for x in of_one.holdings if x.during == ("prepare",)} == {0}
+
+
+def test_the_process_that_checks_an_export_imports_the_class_of_the_model(monkeypatch):
+    commands = []
+    monkeypatch.setattr(speed.subprocess, "run", lambda command, **of: commands.append(command))
+    speed.process_seconds(load_model("tiny").model)
+    assert commands[0][-1].endswith("AutoTokenizer, DynamicCache, LlamaForCausalLM")

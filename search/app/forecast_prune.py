@@ -163,7 +163,7 @@ def _prune_work(
     )
     yield Work(
         "writing",
-        None if speed is None else 6 * speed.read * n_bytes + process_seconds(),
+        None if speed is None else 6 * speed.read * n_bytes + process_seconds(found.anatomy.model),
         0,
         "written, read again in a fresh process, compared",
     )
