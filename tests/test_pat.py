@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.stock import stock_model
 from secateur.pruners.learned import pat as module
+from secateur.pruners.learned.channel_mask import FROZEN, ChannelMask
 from secateur.pruners.learned.pat import (
-    FROZEN,
-    ChannelMask,
     PruningAwareTuning,
     Sparsifier,
     check,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from secateur.pruners.learned.channel_mask import ChannelMask
 from secateur.pruners.learned.low_rank import LowRank, first_right, update_values
 from secateur.pruners.learned.masked_weights import replaced_forwards
 from secateur.pruners.learned.memory import check_training_memory
@@ -49,12 +50,8 @@ TRAVEL = 5e-5 * 30_000
 WARMUP = 100 / 30_000
 """Share of the steps in which the learning rates rise, before they fall along half a cosine."""
 
-PRUNING, FROZEN = 1 / 3, 0.8
-"""Share of the steps in which the mask sharpens, and the part of it behind which the loss no longer moves it."""
-
-LARGEST_EXPONENT = 10.0
-COUNT_WEIGHT, ENDS = 10.0, 0.5
-"""Weight of the relative distance from the number of channels, and where the mask's values are drawn to, up or down."""
+PRUNING = 1 / 3
+"""Share of the steps in which the mask sharpens."""
 
 BATCH = 4
 """Windows a step; 128 there."""
@@ -195,44 +192,6 @@ class Sparsifier:
     def trained(self) -> Iterator[tuple[str, Tensor]]:
         """Trained tensors, by name."""
         yield from (("left", self.left), ("right", self.right), ("scale", self.scale))
-
-
-class ChannelMask:
-    """Mask of the hidden channels, whose values are at first 0, and which sharpens step by step.
-
-    Args:
-        n_channels: of the stream.
-        width: number of those that are to stay.
-        n_steps: in which it sharpens.
-        device: of the tensors.
-    """
-
-    def __init__(self, n_channels: int, width: int, n_steps: int, device: torch.device) -> None:
-        self._width, self._n_steps = width, n_steps
-        self.values = torch.zeros(n_channels, device=device, requires_grad=True)
-
-    def gates(self, step: int) -> Float[Tensor, " channels"]:
-        """Gates of a step: ``sigmoid(T m) + max(1/2 - t/n, 0)`` with ``T = 1 / (1 - ln t / ln n)``; at first 1."""
-        frozen = int(FROZEN * self._n_steps)
-        values = self.values if step < frozen else self.values.detach()
-        temperature = 1 / (1 - math.log(max(1, min(step, frozen))) / math.log(self._n_steps) + 1e-6)
-        exponents = (-temperature * values).clamp(max=LARGEST_EXPONENT)
-        return 1 / (1 + exponents.exp()) + max(0.5 - step / self._n_steps, 0.0)
-
-    @property
-    def penalty(self) -> Float[Tensor, ""]:
-        """Distance of the number of values >= 0 from the width, straight through, and of values from their ends."""
-        values = self.values
-        chosen = (values >= 0).float() + values - values.detach()
-        missing = (chosen.sum() - self._width).abs() / self._width
-        sides = (values[values > 0] - ENDS, values[values <= 0] + ENDS)
-        return COUNT_WEIGHT * missing + torch.stack([x.square().mean() for x in sides if len(x)]).sum()
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """Channels of the highest values, ascending."""
-        order = self.values.detach().argsort(descending=True, stable=True)
-        return tuple(sorted(order[: self._width].tolist()))
 
 
 class PruningAwareTuning:
