@@ -48,3 +48,9 @@ class UnavailableError(UsageError):
     """Service that does not answer, and may do so later."""
 
     status = UNAVAILABLE
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """True for Python's error and for those of torch, which this room does not import: of a GPU, and of the host."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import typer
 from rich.console import Console
 
@@ -216,6 +217,17 @@ def test_the_traceback_of_a_bug_is_kept(secateur, made, monkeypatch, tmp_path):
     assert "in fail" in kept.read_text()
     monkeypatch.setenv("SECATEUR_DEBUG", "1")
     assert console.run_command(lambda: fail(None)) == 1
+
+
+def test_memory_that_is_refused_is_no_bug(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for command in (lambda: torch.zeros(1 << 57), lambda: [0] * (1 << 57)):
+        assert console.run_command(command) == 1
+        err = capsys.readouterr().err
+        assert is_one_line(err)
+        assert "error: Expected enough memory, got: " in err
+        assert "bug" not in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_is_full_is_seen_behind_another_error(capsys):

@@ -20,6 +20,7 @@ from secateur.search.errors import (
     NO_ROOM,
     WRONG_USE,
     UsageError,
+    ran_out_of_memory,
 )
 from secateur.search.mirror.address import masked
 from secateur.spaces.limited_text import cut, without_controls
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from secateur.search.show.display import Display
 
 LONGEST = 1400  # characters of a line
+MEMORY = "`secateur plan` shows what takes it; a smaller window or `--stream always` takes less."
 # Base class of typer's own errors: click's or a copy of it, depending on typer's version.
 _TyperError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
@@ -70,6 +72,9 @@ def _failed(error: Exception) -> int:
     elif isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         complain(f"Expected to read and write files, got: {what}.")
+    elif ran_out_of_memory(error):
+        said = str(error).partition("\n")[0].rstrip(".") or "none left"
+        complain(f"Expected enough memory, got: {said}. {MEMORY}")
     else:
         complain(f"{type(error).__name__}: {error}. This is a bug. {_keep_traceback(error)}")
     if _is_disk_full(error):

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
+from secateur.search.errors import ran_out_of_memory
 from secateur.search.executors.cluster.connection import Connection, connect, disconnect
 from secateur.search.executors.cluster.lazy_ray import load_ray
 from secateur.search.executors.cluster.settings import RaySettings
@@ -30,7 +31,6 @@ from secateur.search.executors.cluster.staging import (
     staged,
 )
 from secateur.search.executors.cluster.watchdog import REMEDY, ClusterLostError, Watchdog, places
-from secateur.search.executors.cluster.worker import ran_out_of_memory
 from secateur.search.executors.cluster.worker_pool import unwrapped
 
 POLL_S = 0.5

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from secateur.search.errors import ran_out_of_memory
 from secateur.search.executor import Evaluates, Setup
 from secateur.search.executors.cluster.staging import Folder, local_copy
 from secateur.spaces.measurement import Fidelity, Measurement
@@ -74,11 +75,6 @@ class Worker:
             give_back_memory()
             self._trimmed = time.monotonic()
         return [replace(measurement, worker=self._name) for measurement in measured]
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """True for Python's error and for torch's, which this room does not import."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def keep_memory() -> None:
