@@ -119,7 +119,7 @@ def best(runs: Path, model: str, arm: str) -> tuple[str, str]:
     """Kind of the space and candidate of an arm of the methods."""
     if arm in RECIPES:
         of, _ = session(runs, model, "recipe", 0, 1e-5, 0)
-        return "recipe", of.space.baselines()[f"{arm}@0.25"]
+        return "recipe", of.space.baselines()[f"{arm}@0.25"].text
     if arm == "uniform":
         return "architecture", searched(runs, model, "evolution").baselines[
             "uniform@0.25"
