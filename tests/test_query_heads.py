@@ -108,6 +108,27 @@ def test_a_store_and_a_cut_for_good_give_the_same_model(tmp_path):
 
 
 @pytest.mark.usefixtures("forked_reload")
+@pytest.mark.parametrize("repair", ["none", "obs"])
+def test_weights_in_dense_shapes_give_the_logits_of_the_cut(tmp_path, repair):
+    """Effects of options are foretold from these weights."""
+    anatomy = dissect(build(CONFIGS["llama"]))
+    of_heads = key(method=StructureMethod("obs", ("none", "obs"), heads=True), kv_groups=(1, 2), queries=(1,))
+    build_structure(tmp_path, anatomy, TOKENS, of_heads)
+    store = StructureStore(tmp_path, anatomy)
+    dense = logits(anatomy.model)
+    for kept in (Kept(2, 48, 1), Kept(1, 48), Kept(1, 20, 1)):
+        store.cut(0, kept, repair)
+        cut_off = logits(anatomy.model)
+        store.restore()
+        weights = {linear.name: linear.weight for linear in anatomy.linears}
+        for name, weight in store.outputs(0, kept, repair).items():
+            next(x for x in anatomy.linears if x.name == name).point_to(weight)
+        assert close(logits(anatomy.model), cut_off)
+        assert not close(cut_off, dense)
+        for linear in anatomy.linears:
+            linear.point_to(weights[linear.name])
+
+
 def test_equally_many_in_all_blocks_load_with_the_stock_class(tmp_path):
     kept = (Kept(4, 48, 1),) * 4
     _, report = save("llama", kept, tmp_path / "out", form="hf-stock")

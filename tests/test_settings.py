@@ -34,6 +34,7 @@ def test_every_key_has_a_default():
     [
         ([], "trust_region"),
         (["space={kind: architecture, target: 0.25}"], "trust_region"),
+        (["space={kind: architecture, target: 0.25, units: [heads, channels, mlp]}"], "trust_region"),
         (["space={kind: architecture, target: 0.25, units: [blocks]}"], "uniform"),
         (["space={kind: architecture, target: 0.25, target_format: hf-stock}"], "uniform"),
         (["space={kind: recipe, unit: weights}"], "uniform"),

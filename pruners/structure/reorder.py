@@ -148,7 +148,7 @@ class ImportanceOrdered:
 
     def columns(self, n_kept: int, queries: int = 0) -> Int[Tensor, " kept"]:
         """Numbers of the kept columns of the output projection, in their order."""
-        heads = self._tensors[_heads_name(self.layout)] if queries else None
+        heads = self._tensors.get(_heads_name(self.layout))  # in their order wherever they can be cut
         placement = self.layout.placements[-1]
         index = placement.index(self._tensors[_order_name(self.layout)], heads)
         return placement.first(index, n_kept, self.layout.n_units, self.layout.share_of(queries))

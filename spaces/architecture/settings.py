@@ -199,7 +199,7 @@ class ArchitectureSettings(SpaceSettings):
 
     @property
     def by_gradients(self) -> bool:
-        return not self.all_alike and self.rules.units <= {"groups", "channels", "attention", "mlp"}
+        return not self.all_alike and self.rules.units <= {"groups", "heads", "channels", "attention", "mlp"}
 
     @property
     def all_alike(self) -> bool:
