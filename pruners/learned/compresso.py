@@ -17,7 +17,7 @@ from secateur.pruners.learned.hard_concrete import (
     final_gates,
     sampled_gates,
 )
-from secateur.pruners.learned.low_rank import TunedSublayer, cut_sublayers
+from secateur.pruners.learned.low_rank import QUERIES_AND_VALUES, TunedSublayer, cut_sublayers, update_values
 from secateur.pruners.learned.masked_weights import replaced_forwards
 from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.training import (
@@ -27,7 +27,7 @@ from secateur.pruners.learned.training import (
     step_rows,
     steps_over,
 )
-from secateur.pruners.models.anatomy import Anatomy, Role, Sublayer
+from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
@@ -40,8 +40,7 @@ from secateur.pruners.structure.knowledge import unit_layers
 from secateur.pruners.structure.kprune import KeptNumbers
 
 RANK, SCALE = 8, 1.0
-ROLES: tuple[Role, ...] = ("q", "v", "kv", "qkv")
-"""Projections with updates: queries and values; fused ones as a whole."""
+"""Rank of the updates of queries and values, and their factor."""
 
 STARTS: dict[Sublayer, float] = {"attention": 10.0, "mlp": math.log(99)}
 """Mean of the first locations of gates, which are within `BOUNDS` after a step."""
@@ -103,8 +102,7 @@ def compresso(
     parts = [part for layout in layouts for part in layout.sublayers]
     layers = unit_layers(parts, protected)
     to_budget(layers, [1.0] * len(layers), sparsity)  # raises what the training could not mend
-    updated = [x.linear.weight.shape for part in parts for x in part.placements if x.linear.role in ROLES]
-    n_values = 4 * RANK * sum(map(sum, updated)) + 5 * sum(part.n_units for part in parts)
+    n_values = update_values(parts, RANK, QUERIES_AND_VALUES) + 5 * sum(part.n_units for part in parts)
     check_training_memory(anatomy, BATCH, tokens.shape[1], n_values, WHAT)
     with in_fp32(anatomy.model):
         gates = BudgetGates(anatomy, tokens, parts, layers, sparsity)
@@ -160,7 +158,9 @@ class BudgetGates:
         self._anatomy, self._tokens, self._layers, self.sparsity = anatomy, tokens, layers, sparsity
         self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
         self._device = anatomy.embedding.weight.device
-        self.sublayers = [TunedSublayer(part, RANK, SEED, scale=SCALE, roles=ROLES) for part in parts]
+        self.sublayers = [
+            TunedSublayer(part, RANK, SEED, scale=SCALE, roles=QUERIES_AND_VALUES) for part in parts
+        ]
         self.gated = [part for part, layer in zip(parts, layers, strict=True) if layer.n_free]
         self.locations = {part.name: self.first(part) for part in self.gated}
         self._multipliers = torch.zeros(2, device=self._device, requires_grad=True)

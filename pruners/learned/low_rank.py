@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from secateur.pruners.learned.training import named_generator
+from secateur.pruners.learned.training import lengthen, named_generator
 from secateur.pruners.models.anatomy import Anatomy, Linear, Role, Sublayer
 from secateur.pruners.models.layout import SublayerLayout
 from secateur.pruners.structure.kprune import KeptNumbers
@@ -18,6 +18,9 @@ from secateur.pruners.structure.reorder import cut_weights
 
 SCALE = 2.0
 """Factor of updates, the usual quotient of LoRA's alpha and rank."""
+
+QUERIES_AND_VALUES: tuple[Role, ...] = ("q", "v", "kv", "qkv")
+"""Roles of the projections that methods update where they leave out the others; fused ones as a whole."""
 
 
 def first_right(rank: int, n_in: int, generator: torch.Generator) -> Float[Tensor, "rank in"]:
@@ -36,7 +39,7 @@ class LowRank:
     """
 
     def __init__(self, linear: Linear, rank: int, seed: int, scale: float = SCALE) -> None:
-        self.linear, self._scale = linear, scale
+        self.linear, self._seed, self._scale = linear, seed, scale
         device = linear.weight.device
         right = first_right(rank, linear.in_features, named_generator(seed, linear.name))
         self.left = torch.zeros(linear.out_features, rank, device=device, requires_grad=True)
@@ -53,6 +56,25 @@ class LowRank:
         frozen = F.linear(x, self.linear.weight, self.linear.bias)
         update = F.linear(F.linear(x, self.right), self.left)
         return (frozen if factors is None else frozen * factors) + self._scale * update
+
+    @property
+    def rank(self) -> int:
+        """Rank of the update."""
+        return len(self.right)
+
+    @property
+    def n_values(self) -> int:
+        """Numbers in both factors."""
+        return self.left.numel() + self.right.numel()
+
+    @torch.no_grad()
+    def grow(self, rank: int, optimizer: torch.optim.Optimizer) -> None:
+        """Raise the rank, see `lengthen`; the outputs stay as they are, as new columns of B are 0."""
+        more = rank - self.rank
+        generator = named_generator(self._seed, f"{self.linear.name} from {self.rank} to {rank}")
+        right = first_right(more, self.linear.in_features, generator)
+        lengthen(optimizer, self.left, self.left.new_zeros(len(self.left), more), 1)
+        lengthen(optimizer, self.right, right.to(self.right.device), 0)
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
@@ -122,11 +144,89 @@ class TunedSublayer:
         return cut_weights(self.part, kept, weights)
 
 
-def update_values(parts: Iterable[SublayerLayout], rank: int) -> int:
-    """Numbers held to tune updates of all projections: factors, gradients, moments, and a merged weight's work."""
+class GatedSublayers:
+    """All sub-layers with low-rank updates, and their gates.
+
+    Args:
+        parts: the sub-layers.
+        rank: of the updates.
+        seed: of their first values.
+        device: of the gates.
+        roles: of the projections that are updated; None: all.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[SublayerLayout],
+        rank: int,
+        seed: int,
+        device: torch.device,
+        *,
+        roles: Collection[Role] | None = None,
+    ) -> None:
+        self.sublayers = [TunedSublayer(part, rank, seed, roles=roles) for part in parts]
+        self.gates = {part.name: torch.ones(part.n_units, device=device) for part in parts}
+        self.updates = {name: x for one in self.sublayers for name, x in one.updates.items()}
+
+    def outputs(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Functions of the projections."""
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        for one in self.sublayers:
+            found |= one.outputs(self.gates[one.part.name])
+        return found
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """Factors of the updates, by name."""
+        return {name: factor for one in self.sublayers for name, factor in one.trained}
+
+    def kept(self, one: TunedSublayer) -> tuple[int, ...]:
+        """Numbers of the units whose gates are not 0."""
+        return tuple(self.gates[one.part.name].nonzero().flatten().tolist())
+
+    def become(self, other: GatedSublayers) -> None:
+        """Copy another's updates and gates."""
+        for name, update in other.updates.items():
+            self.updates[name].left.data = update.left.detach().clone()
+            self.updates[name].right.data = update.right.detach().clone()
+        for name, gates in other.gates.items():
+            self.gates[name].copy_(gates)
+
+
+def grown_ranks(
+    updates: Mapping[str, LowRank], importance: Mapping[str, float], n_values: float, most: int
+) -> dict[str, int]:
+    """Ranks of the updates that grow: of the half of highest importance, by one factor, to so many numbers in all.
+
+    APT (Zhao et al. 2024, arXiv 2401.12200), section 4.3 and its released code: rounded down, so the number is hardly
+    ever met.
+
+    Args:
+        updates: by name.
+        importance: of each.
+        n_values: numbers that the factors of all may have.
+        most: largest rank; updates that have it are passed over.
+    """
+    order = sorted(updates, key=lambda name: -importance[name])
+    top = [name for name in order if updates[name].rank < most][: len(updates) // 2]
+    missing = n_values - sum(update.n_values for update in updates.values())
+    factor = 1 + missing / max(1, sum(updates[name].n_values for name in top))
+    ranks = {name: min(most, int(updates[name].rank * factor)) for name in top}
+    return {name: rank for name, rank in ranks.items() if rank > updates[name].rank}
+
+
+def update_values(parts: Iterable[SublayerLayout], rank: int, roles: Collection[Role] | None = None) -> int:
+    """Numbers held to tune updates of projections: factors, gradients, moments, and a merged weight's work.
+
+    Args:
+        parts: all sub-layers.
+        rank: of the updates.
+        roles: of the projections that are updated; None: all.
+    """
     linears = [x.linear for part in parts for x in part.placements]
     largest = max((linear.n_weights for linear in linears), default=0)
-    return 4 * rank * sum(sum(linear.weight.shape) for linear in linears) + 3 * largest
+    updated = [linear for linear in linears if roles is None or linear.role in roles]
+    return 4 * rank * sum(sum(linear.weight.shape) for linear in updated) + 3 * largest
 
 
 def cut_sublayers(

@@ -120,12 +120,14 @@ class MaskTrainer:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from a state that `tensors` gave."""
+        """Continue from a state that `tensors` gave, after trained tensors were lengthened, too."""
         self.step = int(tensors["step"])
         whole = self._optimizer.state_dict()
         for name, value in tensors.items():
             kind, _, rest = name.partition(" ")
             if kind == "trained":
+                if self._trained[rest].shape != value.shape:
+                    self._trained[rest].data = self._trained[rest].new_empty(value.shape)
                 self._trained[rest].copy_(value)
             elif kind == "optimizer":
                 index, _, key = rest.partition(" ")
@@ -134,6 +136,19 @@ class MaskTrainer:
                 index, _, key = rest.partition(" ")
                 whole["param_groups"][int(index)][key] = float(value)
         self._optimizer.load_state_dict(whole)
+
+
+def lengthen(optimizer: torch.optim.Optimizer, tensor: Tensor, more: Tensor, dim: int) -> None:
+    """Append entries to a trained tensor in place, and zeros to what the optimizer holds for each of its entries.
+
+    Between two steps alone: in `settle` of `MaskTrainer`, without gradients.
+    """
+    held = optimizer.state.get(tensor, {})
+    for name, values in held.items():
+        if values.shape == tensor.shape:
+            held[name] = torch.cat([values, torch.zeros_like(more)], dim)
+    tensor.grad = None
+    tensor.data = torch.cat([tensor.detach(), more], dim)
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:

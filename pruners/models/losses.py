@@ -31,6 +31,7 @@ def kl_loss(
     tokens: Int[Tensor, "batch length"],
     teacher: Anatomy,
     teacher_states: Float[Tensor, "batch length width"] | None = None,
+    states: Float[Tensor, "batch length width"] | None = None,
 ) -> Float[Tensor, ""]:
     """KL(teacher || student) in nats per position, over all but a BOS token's; the teacher gets no gradient.
 
@@ -39,6 +40,7 @@ def kl_loss(
         tokens: to compare on.
         teacher: with weights of its own.
         teacher_states: the teacher's `head_inputs` on these tokens; None: computed here.
+        states: likewise of the student.
     """
     if teacher_states is None:
         with torch.no_grad():
@@ -51,14 +53,24 @@ def kl_loss(
         return (target.exp() * (target - log_probs)).sum()
 
     first = anatomy.first_scored
-    states = head_inputs(anatomy, tokens)[:, first:].flatten(0, 1)
+    states = (head_inputs(anatomy, tokens) if states is None else states)[:, first:].flatten(0, 1)
     return _in_chunks(of_chunk, states, teacher_states[:, first:].flatten(0, 1)) / states.shape[0]
 
 
-def ce_loss(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, ""]:
-    """Cross-entropy of the next token in nats, over the positions that have one in their window."""
+def ce_loss(
+    anatomy: Anatomy,
+    tokens: Int[Tensor, "batch length"],
+    states: Float[Tensor, "batch length width"] | None = None,
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the next token in nats, over the positions that have one in their window.
+
+    Args:
+        anatomy: the model.
+        tokens: windows.
+        states: the model's `head_inputs` on these; None: computed here.
+    """
     first = anatomy.first_scored
-    states = head_inputs(anatomy, tokens)[:, first:-1].flatten(0, 1)
+    states = (head_inputs(anatomy, tokens) if states is None else states)[:, first:-1].flatten(0, 1)
     targets = tokens[:, first + 1 :].flatten().to(states.device)
 
     def of_chunk(states: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""Distillation of blocks' outputs between two states of one model, some of whose blocks may have lost all units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from secateur.pruners.models.anatomy import Anatomy
+
+PAIRS = 4
+"""Blocks of the teacher that are compared in a step."""
+
+States = Float[Tensor, "batch length width"]
+
+
+@contextmanager
+def block_outputs(anatomy: Anatomy) -> Iterator[list[States]]:
+    """Context that lists the outputs of the blocks as they are computed, with gradients where they are enabled."""
+    found: list[Tensor] = []
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as hooks:
+        for block in anatomy.blocks:
+            hooks.callback(block.module.register_forward_hook(after).remove)
+        yield found
+
+
+def drawn_blocks(n_blocks: int, generator: torch.Generator) -> list[int]:
+    """One block out of each of four equal runs of blocks, as RAIL-KD (arXiv 2109.10164); all if there are fewer."""
+    n_runs = min(PAIRS, n_blocks)
+    starts = [run * n_blocks // n_runs for run in range(n_runs + 1)]
+    return [int(torch.randint(first, end, (), generator=generator)) for first, end in pairwise(starts)]
+
+
+def nearest_blocks(index: int, stays: Sequence[bool]) -> list[int]:
+    """The block itself if it stays, else the nearest ones before and behind it that do."""
+    if stays[index]:
+        return [index]
+    before = [other for other in range(index) if stays[other]]
+    behind = [other for other in range(index + 1, len(stays)) if stays[other]]
+    return [*before[-1:], *behind[:1]]
+
+
+def layer_loss(
+    student: Sequence[States],
+    teacher: Sequence[States],
+    stays: Sequence[bool],
+    transform: Callable[[Tensor], Tensor],
+    generator: torch.Generator,
+) -> Float[Tensor, ""]:
+    """Mean square of the student's transformed outputs minus the teacher's, added up over drawn blocks of the teacher.
+
+    A block of the teacher is compared with `nearest_blocks` of the student, and the closer one counts. 0 if no block
+    stays.
+
+    Args:
+        student: outputs of its blocks.
+        teacher: likewise.
+        stays: whether the student's block still has units in each of its sub-layers.
+        transform: of the student's outputs.
+        generator: on the CPU.
+    """
+    total = teacher[0].new_zeros(())
+    for index in drawn_blocks(len(teacher), generator):
+        losses = [F.mse_loss(transform(student[x]), teacher[index]) for x in nearest_blocks(index, stays)]
+        if losses:
+            total = total + torch.stack(losses).min()
+    return total
