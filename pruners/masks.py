@@ -152,7 +152,6 @@ def as_groups(
     """
     if group_size is not None:
         check_group_size(score.shape[1], group_size, name)
-    if group_size is not None:
         return score.reshape(-1, group_size)
     return score if comparison == "output" else score.reshape(1, -1)
 

@@ -10,6 +10,7 @@ import torch
 
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.models.losses import ce_loss
+from secateur.pruners.recipes.checks import check_recipe
 from secateur.pruners.recipes.plan import LiveBlock
 from secateur.pruners.recipes.retraining import Retraining
 from secateur.pruners.recipes.weights import plan_weights
@@ -161,3 +162,8 @@ def test_a_size_that_does_not_divide_is_named_before_anything_is_computed(tmp_pa
         ValueError, match=r"`group_size` to divide the number of inputs, got 5 for 32 at model"
     ):
         plan_weights(context, of)
+    with pytest.raises(ValueError, match=r"got 5 for 32 at model"):
+        check_recipe(of, context.anatomy)
+    protect = ["*.self_attn.*", "*.gate_proj", "*.up_proj"]
+    with pytest.raises(ValueError, match=r"got 5 for \d+ at model.layers.0.mlp.down_proj"):
+        check_recipe(of, context.anatomy, protect)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import check_gradients
 from secateur.pruners.calibration.pass_kinds import n_bytes
 from secateur.pruners.calibration.stream import most
-from secateur.pruners.models.anatomy import Anatomy
+from secateur.pruners.masks import check_group_size
+from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.find_layout import find_layouts
+from secateur.pruners.models.shape import prunables
 from secateur.pruners.recipes.allocation.profile import read_profile
 from secateur.pruners.recipes.experts import check_mixtures
 from secateur.pruners.recipes.metric import importance_of
@@ -37,6 +39,7 @@ from secateur.spaces.recipe.form import completed, flattened
 from secateur.spaces.recipe.keys import BLEND, BLENDED
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.schedule import trains
+from secateur.spaces.shape import split_protected
 
 STATE_BYTES = 16
 """Bytes a weight of a schedule's state: the last round's weights, and those in training with two moments."""
@@ -125,8 +128,13 @@ def check_statistics(space: Any, anatomy: Anatomy) -> None:
         )
 
 
-def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy) -> None:
+def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy, protect: Sequence[str] = ()) -> None:
     """Refuse a complete plain form for a model that its methods do not fit, or whose gradients there is no memory for.
+
+    Args:
+        recipe: the form.
+        anatomy: of the model.
+        protect: patterns of names of the projections that stay dense.
 
     Raises:
         ValueError: with what is missing, or how much memory it takes.
@@ -138,8 +146,17 @@ def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy) -> None:
         check_training(anatomy, calibration["length"])
     windows = calibration["samples"], calibration["length"]
     _check_methods([recipe["metric"]], [recipe["repair"]], anatomy, windows)
+    free = {x.name for x in split_protected(prunables(anatomy), protect)[0]}
+    check_pattern(recipe["metric"], [x for x in anatomy.linears if x.name in free])
     forward = calibration.get("gradients") == "forward"
     check_gradients(anatomy, _kinds(recipe["unit"], recipe["metric"], forward=forward), calibration["length"])
+
+
+def check_pattern(metric: Metric, linears: Iterable[Linear]) -> None:
+    """Refuse a `group_size` that does not divide the inputs of each of these projections."""
+    if size := metric.get("group_size"):
+        for linear in linears:
+            check_group_size(linear.in_features, size, linear.name)
 
 
 def _kinds(unit: Unit, metric: Metric, *, forward: bool) -> tuple[Kind, ...]:

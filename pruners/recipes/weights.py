@@ -11,12 +11,12 @@ from torch import Tensor
 
 from secateur.pruners.blockwise import BlockwisePruning
 from secateur.pruners.calibration.stream import most
-from secateur.pruners.masks import check_group_size
 from secateur.pruners.models.anatomy import Block, Linear
 from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.recipes.allocation.allocate import removed
 from secateur.pruners.recipes.allocation.layers import Layer, kind_of
 from secateur.pruners.recipes.allocation.owl import outlier_shares
+from secateur.pruners.recipes.checks import check_pattern
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.metric import ranking_of
 from secateur.pruners.recipes.model_reconstruction import ModelReconstruction
@@ -66,9 +66,7 @@ def plan_weights(context: RecipeContext, config: Mapping[str, Any]) -> WeightPla
         ValueError: if it can't be carried out: too few calibration windows, a rule that does not reach the
             sparsity, scores that rank nothing.
     """
-    if size := config["metric"].get("group_size"):
-        for linear in _free(context):
-            check_group_size(linear.in_features, size, linear.name)
+    check_pattern(config["metric"], _free(context))
     sample = context.sample(config["calibration"])
     if "schedule" in config:
         return _plan(context, *_in_rounds(context, sample, config), everywhere=True)

@@ -125,7 +125,7 @@ class RecipeFile(PruningFile):
     def check_model(self, anatomy: Anatomy) -> None:
         from secateur.pruners.recipes.checks import check_recipe
 
-        check_recipe(self.recipe, anatomy)
+        check_recipe(self.recipe, anatomy, self.protect)
 
     # --- as the pruner of recipes takes settings ---
 
