@@ -344,7 +344,7 @@ def test_a_recovery_is_forecast(tmp_path):
     app.search(small(controller={"kind": "uniform"}), tmp_path / "run")
     view = app.open_run(tmp_path / "run")
     held = {}
-    for method in ("full", "lora", "norms"):
+    for method in ("full", "lora", "norms", "merged"):
         of = recovery_settings(method=method, loss="kl", tokens=4096, lr=None, rank=4, address=None)
         found = forecast_recover(tmp_path / "run", [view.front()[0]], of.training, timing=False)
         assert found.tokens == 4096
@@ -352,6 +352,8 @@ def test_a_recovery_is_forecast(tmp_path):
     assert held["full"] == 12 * 1_705_600
     assert held["norms"] == 12 * 128 * 13  # two a block, and the last
     assert held["norms"] < held["lora"] < held["full"]
+    block = 196_864
+    assert held["merged"] == 12 * 4 * block  # of six: two dropped ones with two neighbours each
 
 
 # --- the block that is timed ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -279,10 +280,8 @@ def of_training(found: Outline, training: Training, window: int, phases: Sequenc
         n_learning = n_all
     elif training.method == "last":
         n_learning = sum(sizes[-N_LAST:]) + anatomy.head.weight.numel()
-    elif (
-        training.method == "merged"
-    ):  # which ones is known once they are dropped: half of them at most stand for others
-        n_learning = sum(sizes) // 2
+    elif training.method == "merged":  # at most: every third block is dropped, its two neighbours are trained
+        n_learning = sum(sorted(sizes)[-math.ceil(2 * len(sizes) / 3) :])
     elif training.method in RANKED:
         n_learning = training.rank * sum(x.in_features + x.out_features for x in linears)
         n_learning += training.rank * (anatomy.vocab_size + anatomy.width) if training.method == "perp" else 0

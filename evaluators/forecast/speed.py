@@ -26,7 +26,7 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.memory import available_bytes
 from secateur.pruners.models.runner import BlockRunner
 from secateur.pruners.models.shape import prunables
-from secateur.pruners.models.skeleton import miniature
+from secateur.pruners.models.skeleton import MOST_TOKEN_IDS, miniature
 from secateur.pruners.pruner import Pruner, pruner_class
 from secateur.spaces.measurement import Fidelity
 from secateur.spaces.registry import SPACES
@@ -134,9 +134,12 @@ def _first_block(found: Outline) -> Anatomy | None:
     anatomy = found.anatomy
     outside = {id(x) for x in anatomy.model.parameters()} - {id(x) for x in anatomy.container.parameters()}
     inside = sum(x.numel() for x in anatomy.blocks[0].module.parameters())
-    n_bytes = inside + sum(x.numel() for x in anatomy.model.parameters() if id(x) in outside)
+    of_vocabulary = min(
+        1, MOST_TOKEN_IDS / anatomy.vocab_size
+    )  # embedding and head, nearly all that is outside
+    n_values = inside + of_vocabulary * sum(x.numel() for x in anatomy.model.parameters() if id(x) in outside)
     left = available_bytes(found.device)
-    if left is not None and n_bytes * found.dtype.itemsize * 2 > left:
+    if left is not None and n_values * found.dtype.itemsize * 2 > left:
         return None
     live = miniature(found.config, found.dtype, found.device, trust_remote_code=found.trust_remote_code)
     return replace(dissect(live, anatomy.bos), all_experts=anatomy.all_experts)
