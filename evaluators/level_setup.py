@@ -38,7 +38,7 @@ class LevelSetup:
         held: methods that the driver has registered and workers can't import.
         modules: of metrics that the settings name by a path, for workers that do not find them.
         share: of each GPU's memory, where several workers use one.
-        doing: work on the store in two words, for progress.
+        doing: what workers do, in two words, for progress.
     """
 
     plan: SessionPlan
@@ -103,7 +103,7 @@ class LevelSetup:
 def level_setups(
     session: Session, levels: Path, *, threads: int, spread: bool, device: str, share: float
 ) -> Iterator[LevelSetup]:
-    """Setup of each level store of a session and its other models that workers can build by blocks; it is begun.
+    """Setup of each store, of a session and its other models, that workers can build by blocks; it is begun.
 
     Others are built by one process: those from activations behind pruned blocks (`space.statistics: expected`), and
     gradients with what is made of them.
@@ -120,7 +120,7 @@ def level_setups(
         LevelStoreError: if there is no room on the disk.
     """
     of_models = [(session, levels), *((x, x.beside(levels)) for x in session.others)]
-    for one, store in [(x, store) for x, place in of_models for store in x.pruner.stores_apart(place)]:
+    for one, store in [(x, store) for x, place in of_models for store in x.pruner.worker_stores(place)]:
         calibration = one.pruner.calibration
         if store.tokens is not None:
             calibration = replace(calibration, tokens=store.tokens, sources={})

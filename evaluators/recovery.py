@@ -23,7 +23,7 @@ from secateur.evaluators.tasks.task_set import task_values
 from secateur.evaluators.training.paser import choose_windows
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
-from secateur.pruners.depth.merge_targets import seams
+from secateur.pruners.depth.merge_targets import blocks_beside_dropped
 from secateur.pruners.export.manifest import same_export
 from secateur.pruners.export.saving import remove_leftovers
 from secateur.pruners.models.anatomy import Anatomy
@@ -285,7 +285,8 @@ def make_trainer(session: Session, dense: Anatomy, job: RecoveryJob) -> Trainer:
         texts = session.loaded.tokenizer.batch_decode(windows, skip_special_tokens=True)
         windows = choose_windows(dense, session.anatomy, windows, of.share, texts, of.seed)
     merged = session.pruner.merges(session.config(job.candidate))
-    return Trainer(session.anatomy, of, windows, dense, seams=seams(session.anatomy, merged=merged))
+    beside_dropped = blocks_beside_dropped(session.anatomy, merged=merged)
+    return Trainer(session.anatomy, of, windows, dense, beside_dropped=beside_dropped)
 
 
 def first_windows(session: Session, fidelity: Fidelity) -> torch.Tensor:

@@ -22,7 +22,7 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.models.shape import model_shape
-from secateur.pruners.stores.apart import StoreApart
+from secateur.pruners.stores.worker_store import WorkerStore
 from secateur.spaces.latency import LatencyTable
 from secateur.spaces.plugins import resolve
 from secateur.spaces.registry import SPACES
@@ -206,19 +206,19 @@ class Pruner(ABC):
         """
 
     @property
-    def apart(self) -> bool:
-        """True if `prepare_blocks` builds blocks apart from others: of the dense model's activations alone."""
+    def independent_blocks(self) -> bool:
+        """True if `prepare_blocks` builds each block without the others, from the dense model's activations alone."""
         return False
 
-    def stores_apart(self, directory: Path) -> Sequence[StoreApart]:
-        """Stores in the directory of `prepare` whose blocks are built by `prepare_blocks`, in one like each of them.
+    def worker_stores(self, directory: Path) -> Sequence[WorkerStore]:
+        """Stores in the directory of `prepare` that workers build, by `prepare_blocks` in the directory of each store.
 
         What they depend on is written first.
 
         Raises:
             LevelStoreError: if there is no room on the disk.
         """
-        return [StoreApart(directory)] if self.apart else []
+        return [WorkerStore(directory)] if self.independent_blocks else []
 
     def prepare_blocks(self, directory: Path, blocks: Collection[int], on_block: OnBlock = no_report) -> None:
         """Write these blocks of the store alone, as `prepare` does; the store is finished by `prepare`.
@@ -228,7 +228,7 @@ class Pruner(ABC):
         Raises:
             LevelStoreError: if there is no room on the disk.
         """
-        raise NotImplementedError(f"{type(self).__name__} builds no blocks apart from others.")
+        raise NotImplementedError(f"{type(self).__name__} builds no blocks without the others.")
 
     @abstractmethod
     def open(self, directory: Path) -> None:

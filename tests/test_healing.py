@@ -12,7 +12,7 @@ from secateur.evaluators.recovery import (
 )
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
-from secateur.pruners.depth.merge_targets import seams
+from secateur.pruners.depth.merge_targets import blocks_beside_dropped
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.recipes.plan import LiveBlock
 from secateur.search import app
@@ -53,7 +53,7 @@ def without(*dropped, n_layers=6):
     ],
 )
 def test_the_kept_blocks_beside_dropped_ones(dropped, merged, wanted):
-    assert seams(without(*dropped), merged=merged) == wanted
+    assert blocks_beside_dropped(without(*dropped), merged=merged) == wanted
 
 
 def tiny_session_plan(space):
@@ -78,7 +78,9 @@ def test_only_merged_blocks_or_those_at_the_cut_are_healed(repair):
     check_dropped(training, session, job.candidate)
     pruned, dense = open_pruned(job, lambda line: None)
     anatomy = pruned.anatomy
-    (target,) = seams(anatomy, merged=True)  # the last blocks are dropped: there is none behind them
+    (target,) = blocks_beside_dropped(
+        anatomy, merged=True
+    )  # the last blocks are dropped: there is none behind them
     before = {name: value.clone() for name, value in anatomy.model.named_parameters()}
     trainer = make_trainer(pruned, dense, job)
     validation = teacher_batches(dense, first_windows(pruned, plan.fidelities[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from secateur.pruners.recipes.pruner import STATISTICS
 from secateur.search import app
 from secateur.search.app import level_building
 from secateur.search.executors.cluster import building
-from secateur.search.executors.cluster.building import PARTS, Builder, Target, build_apart
+from secateur.search.executors.cluster.building import PARTS, Builder, Target, build_by_workers
 from secateur.search.executors.cluster.connection import connect
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import Receiver, StagingError
@@ -67,9 +68,17 @@ def one_thread() -> None:
     torch.set_num_threads(before)
 
 
-def content(directory: Path) -> dict[str, bytes]:
-    """All files but the hidden ones, by name."""
-    return {x.name: x.read_bytes() for x in directory.iterdir() if not x.name.startswith(".")}
+def content(directory: Path) -> dict[str, tuple[object, bytes]]:
+    """Header, of tensors, and all other bytes of each file but the hidden ones, by name."""
+    found = {}
+    for path in directory.iterdir():
+        if not path.name.startswith("."):
+            header, data = None, path.read_bytes()
+            if path.suffix == ".safetensors":  # whose header is written in no fixed order
+                start = 8 + int.from_bytes(data[:8], "little")
+                header, data = json.loads(data[8:start]), data[start:]
+            found[path.name] = header, data
+    return found
 
 
 # --- blocks apart from others ---
@@ -110,7 +119,10 @@ def test_statistics_of_recipes_that_are_built_apart_are_the_drivers(tmp_path):
         session.build_levels(tmp_path / name)
     alone, levels = (tmp_path / name / STATISTICS for name in ("alone", "levels"))
     assert not alone.exists()  # collected when they are asked for
-    [sample] = {x.sha256: x for x in session.pruner._samples(tmp_path / "alone")}.values()
+    session.pruner.open(tmp_path / "alone")
+    recipes = [x for name, x in session.space.baselines().items() if name != "dense"]
+    [calibration] = {str(x): x for x in (session.config(y.text)["calibration"] for y in recipes)}.values()
+    sample = session.pruner.context.sample(calibration)
     sample.statistics.prepare(inputs="gram")
     [setup] = level_setups(session, tmp_path / "levels", **WORKERS)
     assert setup.doing == "collecting statistics"
@@ -201,7 +213,7 @@ def test_workers_build_the_drivers_store(tmp_path, ray_cluster, monkeypatch, spa
 def test_a_killed_worker_costs_the_block_it_was_at(slow, ray_cluster):
     told: list[int] = []
     build = slow(deadly=4, deaths=1)
-    build_apart(TWO, build, told.append)
+    build_by_workers(TWO, build, told.append)
     assert sorted(build.written) == [0, 1, 2, 3, 4, 4, 5]
     assert [path.read_text() for path in build.files] == [str(i) for i in range(6)]
     assert told[-1] == 6
@@ -210,19 +222,19 @@ def test_a_killed_worker_costs_the_block_it_was_at(slow, ray_cluster):
 
 def test_blocks_that_kill_their_workers_are_left_to_the_driver(slow, ray_cluster):
     build = slow(deadly=1, deaths=9)
-    build_apart(TWO, build, lambda n: None)
+    build_by_workers(TWO, build, lambda n: None)
     assert [path.exists() for path in build.files] == [True, False, False, True, True, True]
     assert build.written.count(1) == TWO.attempts
 
 
 def test_what_a_worker_says_comes_out(slow, ray_cluster):
     with pytest.raises(ValueError, match=r"^Expected some room, got none\.$"):
-        build_apart(TWO, slow(deadly=5), lambda n: None)
+        build_by_workers(TWO, slow(deadly=5), lambda n: None)
 
 
 def test_one_worker_alone_leaves_all_to_the_driver(slow, ray_cluster):
     build = slow()
-    build_apart(RaySettings(workers=1), build, lambda n: None)
+    build_by_workers(RaySettings(workers=1), build, lambda n: None)
     assert not build.log.exists()
 
 
@@ -232,7 +244,7 @@ def test_without_room_for_a_worker_the_driver_builds_alone(slow, ray_cluster):
     holding = ray.remote(num_cpus=2)(Receiver).remote("/nowhere", [])
     ray.get(holding.__ray_ready__.remote())
     build = slow()
-    build_apart(RaySettings(workers=2, start_s=1), build, lambda n: None)
+    build_by_workers(RaySettings(workers=2, start_s=1), build, lambda n: None)
     ray.kill(holding)
     assert not build.log.exists()
 
@@ -252,10 +264,10 @@ def test_files_come_over_the_network_from_nodes_that_do_not_share_the_directory(
 DRIVER = """
 import pickle, sys
 import ray
-from secateur.search.executors.cluster.building import build_apart
+from secateur.search.executors.cluster.building import build_by_workers
 from tests.slow_files import TWO
 build = pickle.load(open(sys.argv[1], "rb"))
-build_apart(TWO.model_copy(update={"address": sys.argv[2]}), build, lambda n: None)
+build_by_workers(TWO.model_copy(update={"address": sys.argv[2]}), build, lambda n: None)
 """
 
 
@@ -272,7 +284,7 @@ def test_after_a_killed_driver_only_missing_blocks_are_built(slow, tmp_path, ray
     assert driver.wait(10) == -signal.SIGKILL
     assert not all(path.exists() for path in build.files)
     first = {path: path.stat().st_mtime_ns for path in build.files if path.exists()}
-    build_apart(TWO, build, lambda n: None)
+    build_by_workers(TWO, build, lambda n: None)
     assert [path.read_text() for path in build.files] == [str(i) for i in range(6)]
     assert {path: path.stat().st_mtime_ns for path in first} == first
     assert all(build.written.count(i) == 1 for i in range(6) if build.files[i] in first)

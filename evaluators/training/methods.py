@@ -36,32 +36,32 @@ class Learner:
     before_step: Callable[[int, int], None] = lambda step, n_steps: None
 
 
-def _all(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
+def _all(anatomy: Anatomy, training: Training, beside_dropped: Sequence[int]) -> Learner:
     anatomy.model.requires_grad_(True)
     return Learner()
 
 
-def _norms(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
+def _norms(anatomy: Anatomy, training: Training, beside_dropped: Sequence[int]) -> Learner:
     for parameter in _of_norms(anatomy):
         parameter.requires_grad_(True)
     return Learner()
 
 
-def _lora(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
+def _lora(anatomy: Anatomy, training: Training, beside_dropped: Sequence[int]) -> Learner:
     from secateur.evaluators.training.lora import attach_lora  # PEFT is an extra
 
     return Learner(attach_lora(anatomy, training.rank, training.seed).merge_and_unload)
 
 
-def _spp(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
+def _spp(anatomy: Anatomy, training: Training, beside_dropped: Sequence[int]) -> Learner:
     return Learner(attach(_projections(anatomy), SparsityPreserving, training.rank, training.seed))
 
 
-def _scale_lora(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
+def _scale_lora(anatomy: Anatomy, training: Training, beside_dropped: Sequence[int]) -> Learner:
     return Learner(attach(_projections(anatomy), ScaledUpdate, training.rank, training.seed))
 
 
-def _perp(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
+def _perp(anatomy: Anatomy, training: Training, beside_dropped: Sequence[int]) -> Learner:
     """PERP's whole set (Zimmer et al. 2023, arXiv 2312.15230): biases, norms, MaskLoRA, and LoRA of the head.
 
     A head that shares its weight with the embedding is left out: its update would move the embedding, too.
@@ -78,12 +78,12 @@ def _perp(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner
     return Learner(lambda: [merge() for merge in merges])
 
 
-def _slope(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
+def _slope(anatomy: Anatomy, training: Training, beside_dropped: Sequence[int]) -> Learner:
     anatomy.model.requires_grad_(True)
     return Learner(*attach_lazily(_projections(anatomy), training.rank, training.seed))
 
 
-def _last(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
+def _last(anatomy: Anatomy, training: Training, beside_dropped: Sequence[int]) -> Learner:
     """The last three blocks, the final norm and the head (Reassessing Layer Pruning, arXiv 2411.15558)."""
     blocks = [block.module for block in anatomy.blocks if any(x.n_weights for x in block.linears)][-N_LAST:]
     modules = [*blocks, *map(anatomy.model.get_submodule, filter(None, [anatomy.final_norm])), anatomy.head]
@@ -92,8 +92,8 @@ def _last(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner
     return Learner()
 
 
-def _merged(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learner:
-    """The blocks beside dropped ones alone, see `seams`: healing of merged layers.
+def _merged(anatomy: Anatomy, training: Training, beside_dropped: Sequence[int]) -> Learner:
+    """The blocks beside dropped ones alone, see `blocks_beside_dropped`: healing after depth pruning.
 
     Of LLM-Streamline (Chen et al. 2024, arXiv 2403.19135), which trains nothing but the layer that stands for several;
     there by the squared error of its outputs, as the repair ``streamline`` does, here by the loss of the whole model.
@@ -102,12 +102,12 @@ def _merged(anatomy: Anatomy, training: Training, seams: Sequence[int]) -> Learn
     Raises:
         ValueError: if no block was dropped.
     """
-    if not seams:
+    if not beside_dropped:
         raise ValueError(
             "Expected a model without some of its blocks for the method merged, got one with all of them. Choose "
             "another method."
         )
-    for index in seams:
+    for index in beside_dropped:
         anatomy.blocks[index].module.requires_grad_(True)
     return Learner()
 
@@ -135,4 +135,4 @@ METHODS: Mapping[Method, Callable[[Anatomy, Training, Sequence[int]], Learner]] 
         "merged": _merged,
     }
 )
-"""Marks the parameters that a method trains, given the blocks beside dropped ones."""
+"""Functions that make the parameters of a method trainable; the last argument: blocks beside dropped ones."""

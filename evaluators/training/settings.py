@@ -68,7 +68,7 @@ class Training:
             updates of the projections (https://arxiv.org/abs/2106.09685), see `lora`; ``spp``: `SparsityPreserving`;
             ``scale_lora``: `ScaledUpdate`; ``perp``: biases, norms and `MaskedUpdate`; ``slope``: all of them, see
             `LazyAdapter`; ``last``: the last three blocks, the final norm and the head; ``merged``: the blocks beside
-            dropped ones, see `merge_targets.seams`. Zeros stay zeros in all.
+            dropped ones, see `merge_targets.blocks_beside_dropped`. Zeros stay zeros in all.
         loss: ``kl``, distillation from the dense model (https://arxiv.org/abs/1503.02531, at temperature 1), ``ce``,
             the cross-entropy of the next token, or ``reconstruct``, block after block, see `reconstruct.block_loss`.
         tokens: trained on, repetitions counted; whole batches.

@@ -32,7 +32,7 @@ class Trainer:
         teacher: the dense model with weights of its own; needed for the losses ``kl`` and ``reconstruct``.
         teacher_states: `head_inputs` of the teacher by step, shared by trainings with the same settings and windows;
             None: computed in each step.
-        seams: blocks beside dropped ones, for the method ``merged``, see `merge_targets.seams`.
+        beside_dropped: see `blocks_beside_dropped`, for the method ``merged``.
 
     Raises:
         ValueError: if the tokens are no whole number of batches, the teacher is missing, or there is nothing to train.
@@ -45,7 +45,7 @@ class Trainer:
         windows: Int[Tensor, "windows length"],
         teacher: Anatomy | None = None,
         teacher_states: dict[int, Tensor] | None = None,
-        seams: Sequence[int] = (),
+        beside_dropped: Sequence[int] = (),
     ) -> None:
         if training.loss != "ce" and teacher is None:
             raise ValueError(
@@ -72,7 +72,7 @@ class Trainer:
                 torch.float32, copy=True, memory_format=torch.contiguous_format
             )
         anatomy.model.requires_grad_(False)
-        self._learner = METHODS[training.method](anatomy, training, seams)
+        self._learner = METHODS[training.method](anatomy, training, beside_dropped)
         named = anatomy.model.named_parameters()  # tied ones once
         self._trained = {name: parameter for name, parameter in named if parameter.requires_grad}
         weights: list[Any] = [linear.module.weight for linear in anatomy.linears]

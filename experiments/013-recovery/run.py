@@ -21,7 +21,7 @@ from secateur.evaluators.data.tokens import windows
 from secateur.evaluators.data.windows import losses_on, teacher_batches
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
-from secateur.pruners.depth.merge_targets import seams
+from secateur.pruners.depth.merge_targets import blocks_beside_dropped
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.loading import load_model
 from secateur.search.app.pruning import pruner_on
@@ -113,8 +113,8 @@ def measured(part: str, arm: str, seed: int) -> dict:
     started = time.monotonic()
     if arm != UNTRAINED:
         training = Training(**ARMS[arm], tokens=TOKENS, batch=BATCH, seed=seed)
-        beside = seams(anatomy, merged=pruner.merges(config))
-        trainer = Trainer(anatomy, training, trained_on, teacher, seams=beside)
+        beside = blocks_beside_dropped(anatomy, merged=pruner.merges(config))
+        trainer = Trainer(anatomy, training, trained_on, teacher, beside_dropped=beside)
         found["learning"] = trainer.n_learning
         trainer.train(trainer.n_steps)
         assert trainer.failure is None, trainer.failure

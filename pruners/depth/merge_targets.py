@@ -52,17 +52,17 @@ def runs_of(dropped: Sequence[int], n_blocks: int) -> tuple[DroppedRun, ...]:
     return tuple(runs)
 
 
-def seams(anatomy: Anatomy, *, merged: bool) -> tuple[int, ...]:
-    """Kept blocks of a pruned model that stand where others were dropped, ascending.
+def blocks_beside_dropped(anatomy: Anatomy, *, merged: bool) -> tuple[int, ...]:
+    """Kept blocks of a pruned model next to dropped ones, ascending.
 
     Args:
         anatomy: the live model, whose dropped blocks have no weights.
-        merged: the dropped blocks were merged into the one before them, which alone counts; else both neighbours do.
+        merged: True if dropped blocks were merged into the one before them, which alone counts; else both
+            neighbours do.
     """
-    stays = [any(linear.n_weights for linear in block.linears) for block in anatomy.blocks]
-    kept = [index for index, held in enumerate(stays) if held]
+    kept = [block.index for block in anatomy.blocks if any(linear.n_weights for linear in block.linears)]
     found = set()
-    for before, after in pairwise([-1, *kept, len(stays)]):
+    for before, after in pairwise([-1, *kept, len(anatomy.blocks)]):
         if after - before > 1:
             found |= {before} if merged else {before, after}
     return tuple(sorted(found.intersection(kept)))

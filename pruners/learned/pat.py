@@ -274,12 +274,15 @@ class PruningAwareTuning:
     def narrow(self) -> Narrow:
         """Channels that stay; norms make up for their number, and the first module goes into the embedding."""
         kept, n_channels = self.mask.kept, self._anatomy.width
-        mixing = None
+        transform = None
         if self.first is not None:
             whole = self.first.merged(torch.eye(n_channels, device=self.first.scale.device))
-            mixing = whole[list(kept)]
+            transform = whole[list(kept)]
         return Narrow(
-            kept, dict.fromkeys(stream_norms(self._anatomy), math.sqrt(n_channels / len(kept))), None, mixing
+            kept,
+            dict.fromkeys(stream_norms(self._anatomy), math.sqrt(n_channels / len(kept))),
+            None,
+            transform,
         )
 
 

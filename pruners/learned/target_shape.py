@@ -134,8 +134,8 @@ def hidden_width(anatomy: Anatomy, sparsity: float) -> int:
     per_channel = removed(half) / (anatomy.width - half)  # parameters are linear in the width
     wanted = anatomy.width - sparsity / per_channel
     widths = sorted(range(1, anatomy.width), key=lambda width: (abs(width - wanted), width))
-    held = (x for x in widths[:TRIES] if stock_hidden(anatomy, x, groups=False, queries=False))
-    width = next(held, 0)
+    loadable = (x for x in widths[:TRIES] if stock_hidden(anatomy, x, groups=False, queries=False))
+    width = next(loadable, 0)
     if not width or abs(removed(width) - sparsity) > REACH:
         raise BudgetError(
             f"Expected a sparsity that a stock class holds with about {wanted:.0f} hidden channels and all units, got "

@@ -38,14 +38,14 @@ class Narrow:
         channels: numbers of the kept channels, ascending.
         factors: of the weights of norms, by their full names.
         gates: learned factors of the kept channels, of the first block's inputs and of the outputs of norms; None: 1.
-        mixing: matrix by which the first block's inputs are made of all dense ones, which goes into the embedding; of
-            a model with a head of its own. None: they are the dense ones.
+        transform: learned linear transform of the dense model's embeddings into the first block's inputs, to be merged
+            into an embedding that is not tied to the head; None: the identity.
     """
 
     channels: tuple[int, ...]
     factors: Mapping[str, float]
     gates: Float[Tensor, " kept"] | None = None
-    mixing: Float[Tensor, "kept width"] | None = None
+    transform: Float[Tensor, "kept width"] | None = None
 
 
 class LiveStream:
@@ -67,12 +67,12 @@ class LiveStream:
         gates = None if narrow.gates is None else narrow.gates.to(device)
         kept = gates if gates is not None and block == 0 else ones
         mask = torch.zeros(self._anatomy.width, device=device).index_copy(0, channels, kept)
-        mixing = narrow.mixing if block == 0 else None
-        if mixing is None:
-            change = partial(_times, mask)
+        transform = narrow.transform if block == 0 else None
+        if transform is None:
+            change = partial(_masked, mask)
         else:
             rows = torch.zeros(self._anatomy.width, self._anatomy.width, device=device)
-            change = partial(_mixed, rows.index_copy(0, channels, mixing.to(device)))
+            change = partial(_transformed, rows.index_copy(0, channels, transform.to(device)))
         handles = []
         if block < len(self._anatomy.blocks):
             of = self._anatomy.blocks[block]
@@ -101,11 +101,11 @@ class LiveStream:
             self.restore_part(block)
 
 
-def _times(mask: Tensor, hidden: Tensor) -> Tensor:
+def _masked(mask: Tensor, hidden: Tensor) -> Tensor:
     return hidden * mask.to(hidden.dtype)
 
 
-def _mixed(rows: Tensor, hidden: Tensor) -> Tensor:
+def _transformed(rows: Tensor, hidden: Tensor) -> Tensor:
     return hidden @ rows.to(hidden.dtype).T
 
 
@@ -237,8 +237,8 @@ def _values(
         else:
             found[name] = value.index_select(axes[name], channels.to(value.device))
             if owner == names[anatomy.embedding]:
-                if narrow.mixing is not None:
-                    found[name] = (value.float() @ narrow.mixing.to(value.device).T).to(value.dtype)
+                if narrow.transform is not None:
+                    found[name] = (value.float() @ narrow.transform.to(value.device).T).to(value.dtype)
                 found[name] = found[name] * scale
             if gates is not None and owner in embeddings:
                 found[name] = (found[name] * gates).to(value.dtype)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from secateur.pruners.blockwise import BlockwisePruning
+from secateur.pruners.calibration.block_statistics import build_block_statistics
 from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.choose import choose
 from secateur.pruners.calibration.gradient_kinds import Kind
@@ -29,7 +30,6 @@ from secateur.pruners.calibration.pool import (
     pool_identity,
     save_pools,
 )
-from secateur.pruners.calibration.walked_blocks import build_walked
 from secateur.pruners.export.cut import CutModel
 from secateur.pruners.export.export import ExportReport, check_structured, export_structured
 from secateur.pruners.export.manifest import Manifest
@@ -55,8 +55,8 @@ from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
 from secateur.pruners.recipes.proxy import RecipeProxy, build_proxy, proxy_blocks, proxy_bytes
 from secateur.pruners.recipes.units import plan_units
 from secateur.pruners.recipes.weights import plan_weights, weights_by_block
-from secateur.pruners.stores.apart import StoreApart
 from secateur.pruners.stores.block_files import LevelStoreError
+from secateur.pruners.stores.worker_store import WorkerStore
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.recipe.schedule import computed_tokens
 
@@ -146,7 +146,7 @@ class RecipePruner(Pruner):
     # --- statistics that are known to be needed before the search ---
 
     @property
-    def apart(self) -> bool:
+    def independent_blocks(self) -> bool:
         return bool(self.statistics[0])
 
     @property
@@ -154,14 +154,14 @@ class RecipePruner(Pruner):
         """True if the baselines need Gram matrices."""
         return "gram" in self.statistics[0].values()
 
-    def stores_apart(self, directory: Path) -> Sequence[StoreApart]:
+    def worker_stores(self, directory: Path) -> Sequence[WorkerStore]:
         """The statistics of the dense model on the windows of the baselines, unless the search has begun with some."""
-        if not self.apart or self._cache_in(directory).has_entries:
+        if not self.independent_blocks or self._cache_in(directory).has_entries:
             return []
         self._prepare_pools(directory)
         places = {x.sha256: (x.statistics.unfinished(gram=self._gram), x) for x in self._samples(directory)}
         return [
-            StoreApart(place, sample.tokens, "collecting statistics")
+            WorkerStore(place, sample.tokens, "collecting statistics")
             for place, sample in places.values()
             if place is not None
         ]
@@ -169,7 +169,9 @@ class RecipePruner(Pruner):
     def prepare_blocks(self, directory: Path, blocks: Collection[int], on_block: OnBlock = no_report) -> None:
         """Statistics of these blocks on the calibration set of this pruner."""
         tokens, gram = self.calibration.tokens, self._gram
-        build_walked(directory, self.anatomy, tokens, self._model, gram=gram, only=blocks, on_block=on_block)
+        build_block_statistics(
+            directory, self.anatomy, tokens, self._model, gram=gram, only=blocks, on_block=on_block
+        )
 
     def _finish_statistics(self, directory: Path) -> None:
         """Put statistics that workers have built into the cache, with blocks that they left out."""

@@ -147,7 +147,7 @@ class ArchitecturePruner(Pruner):
         )
 
     @property
-    def apart(self) -> bool:
+    def independent_blocks(self) -> bool:
         return not self.gradients
 
     def prepare_blocks(

@@ -56,7 +56,7 @@ class FormulaPruner(WeightPruner):
         return kinds_of(self.space.terminals)
 
     @property
-    def apart(self) -> bool:
+    def independent_blocks(self) -> bool:
         return walks(**self.streamed)
 
     def prepare_blocks(self, directory: Path, blocks: Collection[int], on_block: OnBlock = no_report) -> None:

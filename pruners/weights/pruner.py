@@ -153,7 +153,7 @@ class AllocationPruner(WeightPruner):
         self._build(directory, None, on_block)
 
     @property
-    def apart(self) -> bool:
+    def independent_blocks(self) -> bool:
         return self.expected is None and not self.gradients
 
     def prepare_blocks(self, directory: Path, blocks: Collection[int], on_block: OnBlock = no_report) -> None:

@@ -57,7 +57,7 @@ def forecast_search(
     settings = settings if devices else on_driver(settings)
     of = prospect(plan(settings), planned=planned, planned_bytes=planned_bytes, say=say)
     n_workers = 1 if EXECUTORS[settings.executor.kind].in_process else _n_workers(settings)
-    spread = of.pruner().apart and spread_over_workers(settings, of)
+    spread = of.pruner().independent_blocks and spread_over_workers(settings, of)
     work = SearchWork(settings, of, n_workers, n_workers if spread else 1)
     weights = memory.of_weights(of.outline, DRIVER)
     holdings = [*_of_statistics(work), *_of_candidates(work)]

@@ -28,7 +28,7 @@ class SearchWork:
         settings: of the search.
         of: its model, space and pruner, without memory.
         n_workers: processes that measure candidates.
-        n_builders: processes that build blocks of the level store, see `spread_over`.
+        n_builders: processes that build blocks of the level store, see `spread_over_workers`.
     """
 
     settings: Settings

@@ -41,20 +41,20 @@ def build_levels(settings: Settings, session: Session, levels: Path, say: Say) -
 
 def _by_workers(settings: Settings, session: Session, levels: Path, say: Say) -> None:
     row = EXECUTORS[settings.executor.kind]
-    if row.build_apart is None or not spread_over_workers(settings, session):
+    if row.build_by_workers is None or not spread_over_workers(settings, session):
         return
     from secateur.evaluators.level_setup import level_setups
 
     n_blocks = len(session.anatomy.blocks)
     for setup in level_setups(session, levels, **of_workers(settings)):
         told = f"{setup.doing} by workers"
-        row.build_apart(settings.executor, setup, lambda n: say(f"{told} {n}/{n_blocks}"))  # noqa: B023  # called within
+        row.build_by_workers(settings.executor, setup, lambda n: say(f"{told} {n}/{n_blocks}"))  # noqa: B023  # called within
 
 
 def spread_over_workers(settings: Settings, of: Session | Prospect) -> bool:
     """True if workers, where there are several, build stores of this plan by blocks."""
     work = of.dense.shape.macs_per_token * of.plan.calibration_tokens
-    return EXECUTORS[settings.executor.kind].build_apart is not None and work >= WORTH_WORKERS
+    return EXECUTORS[settings.executor.kind].build_by_workers is not None and work >= WORTH_WORKERS
 
 
 def of_workers(settings: Settings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from secateur.search.executor import Executor, Setup
-from secateur.search.executors.cluster.building import Builds, build_apart
+from secateur.search.executors.cluster.building import Builds, build_by_workers
 from secateur.search.executors.cluster.connection import reached
 from secateur.search.executors.cluster.executor import RayExecutor
 from secateur.search.executors.cluster.settings import RaySettings
@@ -32,8 +32,8 @@ class ExecutorRow(Row):
         reached: context with a connection to the workers, from the settings and the objects to send to them; entered
             first of all. Raises a UsageError.
         summary: one line for listings.
-        build_apart: builds files of one directory by the workers, from the settings, a `Builds` and a callback with the
-            number of files that are there; None: the driver builds them.
+        build_by_workers: builds files of one directory by the workers, from the settings, a `Builds` and a callback
+            with the number of files that are there; None: the driver builds them.
         in_process: whether the only worker is the driver itself.
         source: address of its description.
     """
@@ -42,7 +42,7 @@ class ExecutorRow(Row):
     build: Callable[[Any, Setup], Executor]
     reached: Callable[[Any, Any], AbstractContextManager[None]]
     summary: str
-    build_apart: Callable[[Any, Builds, Callable[[int], None]], None] | None = None
+    build_by_workers: Callable[[Any, Builds, Callable[[int], None]], None] | None = None
     in_process: bool = False
     source: str = ""
 
@@ -63,7 +63,7 @@ EXECUTORS: Registry[ExecutorRow] = Registry(
             RayExecutor,
             reached,
             "Ray actors on this machine or on a cluster",
-            build_apart=build_apart,
+            build_by_workers=build_by_workers,
         ),
     },
 )

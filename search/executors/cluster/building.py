@@ -134,7 +134,7 @@ class Builder:
             raise StagingError(f"Expected the driver that began {self._target.path}, got another one since.")
 
 
-def build_apart(settings: RaySettings, build: Builds, on_files: Callable[[int], None]) -> None:
+def build_by_workers(settings: RaySettings, build: Builds, on_files: Callable[[int], None]) -> None:
     """Build the missing files by the workers of a cluster, a contiguous range each, all at a time.
 
     The ranges depend on the number of workers alone, so that a killed build is continued with what each range has.

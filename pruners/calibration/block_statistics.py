@@ -1,4 +1,4 @@
-"""Statistics of the dense model as `CalibrationStatistics` has them, built for some blocks apart from others."""
+"""Statistics of some blocks of the dense model, in the files that `CalibrationStatistics` reads."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from secateur.pruners.stores.block_files import Key, build_store
 
 
 @dataclass(frozen=True)
-class WalkedKey(Key):
-    """Identity of the statistics of one walk.
+class StatisticsKey(Key):
+    """Identity of the statistics of one pass over the windows.
 
     Args:
         made: version of the collectors.
@@ -36,7 +36,7 @@ class WalkedKey(Key):
     gram: bool
 
 
-def build_walked(
+def build_block_statistics(
     directory: Path,
     anatomy: Anatomy,
     tokens: Int[Tensor, "windows length"],
@@ -46,7 +46,7 @@ def build_walked(
     only: Collection[int],
     on_block: Callable[[int], None],
 ) -> None:
-    """Write the statistics of these blocks, a file each, the same as those that `walk_dense` gives.
+    """Write the statistics of these blocks, one file each, equal to those of `walk_dense`.
 
     Args:
         directory: made if it is missing; what a killed process left there is continued.
@@ -60,7 +60,7 @@ def build_walked(
     Raises:
         LevelStoreError: if there is no room on the disk.
     """
-    key = WalkedKey(VERSION, model, tokens_sha256(tokens), tuple(tokens.shape), gram)
+    key = StatisticsKey(VERSION, model, tokens_sha256(tokens), tuple(tokens.shape), gram)
     kept = KeptStates(directory, key.digest)
 
     def make(missing: Collection[int]) -> Iterator[tuple[int, dict[str, Tensor]]]:

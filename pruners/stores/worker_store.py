@@ -1,4 +1,4 @@
-"""Stores of a file a block that workers build, each some blocks."""
+"""Store with a file for each block, built by several workers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class StoreApart:
-    """Store whose blocks are built apart from others, of the dense model's activations alone.
+class WorkerStore:
+    """Store of which each worker builds a range of blocks, from the dense model's activations alone.
 
     Args:
         directory: of its files.
-        tokens: that the activations are computed on; None: those of the calibration set.
-        doing: work on it in two words, for progress.
+        tokens: windows that the activations are computed on; None: the calibration set.
+        doing: what workers do, in two words, for progress.
     """
 
     directory: Path
