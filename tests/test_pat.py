@@ -96,10 +96,10 @@ def narrowed(anatomy, layouts, chosen):
     """Logits of the live model with these weights and channels."""
     stream = LiveStream(anatomy)
     live = [LiveBlock(layout.block, layout) for layout in layouts]
-    for block, kept in zip(live, chosen.numbers, strict=True):
-        for part in block.sublayers.values():
-            names = [x.linear.name for x in part._layout.placements]
-            part.cut(len(kept[part._layout.kind]), {x: Piece(chosen.weights[x], None) for x in names})
+    for block, layout, kept in zip(live, layouts, chosen.numbers, strict=True):
+        for part in layout.sublayers:
+            pieces = {x.linear.name: Piece(chosen.weights[x.linear.name], None) for x in part.placements}
+            block.sublayers[part.kind].cut(len(kept[part.kind]), pieces)
     for index in range(len(layouts) + 1):
         stream.narrow_block(index, chosen.narrow)
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_the_merged_narrow_model_is_the_tuned_one_with_gates_of_0_and_1(tied, mo
             "ce_loss",
             lambda x, rows: (seen.append(x.model(input_ids=TOKENS).logits), torch.zeros(()))[1],
         )
-        tuning._loss(0)
+        tuning.loss(0)
     dense = anatomy.model(input_ids=TOKENS).logits
     live = narrowed(anatomy, layouts, chosen)
     assert (live - seen[0]).abs().max() < 5e-4
@@ -172,7 +172,7 @@ def test_the_mask_has_the_gradient_of_the_loss_through_all_layers():
 
     def loss(step, values):
         tuning.mask.values.data.copy_(values)
-        return tuning._loss(step) - tuning.mask.penalty
+        return tuning.loss(step) - tuning.mask.penalty
 
     (slope,) = torch.autograd.grad(loss(20, values), tuning.mask.values)
     for channel in (0, 7, 31):

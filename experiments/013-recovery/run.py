@@ -67,7 +67,7 @@ PARTS = {
         "arms": WITHOUT_MERGED,
     },
     "blocks": {
-        "heading": "blocks, 30 %, merged by LaCo",
+        "heading": "blocks, two of six, merged by LaCo",
         "form": {"unit": "blocks", "sparsity": 0.3, "metric": "laco", "repair": "laco"},
         "arms": (
             UNTRAINED,

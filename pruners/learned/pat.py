@@ -238,7 +238,7 @@ class PruningAwareTuning:
         MaskTrainer(
             tuned | {"mask": self.mask.values},
             torch.optim.AdamW(groups, weight_decay=0.0),
-            self._loss,
+            self.loss,
             self._n_steps,
             what=f"the modules of {WHAT}",
             rate=lambda step: warmed_cosine_rate(step, self._n_steps, WARMUP, 0.0),
@@ -246,7 +246,8 @@ class PruningAwareTuning:
             state=state,
         ).run()
 
-    def _loss(self, step: int) -> Float[Tensor, ""]:
+    def loss(self, step: int) -> Float[Tensor, ""]:
+        """Cross-entropy at a step with the gates that the mask has then, and the penalties of mask and modules."""
         gates = self.mask.gates(step)
         identity = torch.stack([one.identity_loss for one in self._modules.values()]).sum()
         outputs: dict[str, Callable[[Tensor], Tensor]] = {x: one.outputs for x, one in self.updates.items()}
