@@ -43,13 +43,13 @@ def tuning_of(anatomy, sparsity=0.3, protected=()):
 def trained(anatomy, monkeypatch, steps, sparsity=0.3):
     """The tuning after all steps, with the numbers in its updates after each."""
     monkeypatch.setattr(module, "FEWEST_STEPS", steps)
-    tuning, course, adjust = tuning_of(anatomy, sparsity), [], AdaptiveTuning._adjust
+    tuning, course, adjust = tuning_of(anatomy, sparsity), [], AdaptiveTuning.adjust
 
     def noted(self, step):
         adjust(self, step)
         course.append(sum(x.n_values for x in self.student.updates.values()))
 
-    monkeypatch.setattr(AdaptiveTuning, "_adjust", noted)
+    monkeypatch.setattr(AdaptiveTuning, "adjust", noted)
     tuning.train(None)
     return tuning, course
 
@@ -214,17 +214,17 @@ def test_units_are_chosen_by_salience_over_parameters_and_their_gates_fall_and_r
     last = parts[2]
     assert (last.kind, last.n_units, last.output.block) == ("attention", 2, 1)
     tuning._salience[last.name].mul_(0.9)
-    tuning._choose(0.999999)
+    tuning.choose(0.999999)
     gates = tuning.student.gates
     assert gates[last.name].tolist() == pytest.approx([0.9, 1.0])
     assert all((gates[part.name] == 1).all() for part in parts if part is not last)
     for _ in range(3):
-        tuning._choose(0.999999)
+        tuning.choose(0.999999)
     assert gates[last.name].tolist() == pytest.approx([0.6, 1.0])
     tuning._salience[last.name].copy_(tuning._salience[last.name].flip(0))
-    tuning._choose(0.999999)
+    tuning.choose(0.999999)
     assert gates[last.name].tolist() == pytest.approx([0.7, 0.9])
-    tuning._choose(1.0)
+    tuning.choose(1.0)
     assert gates[last.name].tolist() == [1.0, 0.0]
 
 
@@ -263,8 +263,8 @@ def test_the_loss_is_a_mixture_of_the_teachers_and_the_cross_entropy(monkeypatch
     monkeypatch.setattr(module, "FEWEST_STEPS", 300)
     anatomy = small_anatomy(n_layers=3)
     tuning = tuning_of(anatomy)
-    assert float(tuning._loss(0).detach()) == pytest.approx(float(ce_loss(anatomy, TOKENS)), rel=1e-5)
-    assert float(tuning._loss(40).detach()) == pytest.approx(0.6 * float(ce_loss(anatomy, TOKENS)), rel=1e-4)
+    assert float(tuning.loss(0).detach()) == pytest.approx(float(ce_loss(anatomy, TOKENS)), rel=1e-5)
+    assert float(tuning.loss(40).detach()) == pytest.approx(0.6 * float(ce_loss(anatomy, TOKENS)), rel=1e-4)
     for update in tuning.student.updates.values():
         update.left.data = normal(*update.left.shape) * 0.1
     tuning._left.data = normal(*tuning._left.shape, seed=1) * 0.1
@@ -282,8 +282,8 @@ def test_the_loss_is_a_mixture_of_the_teachers_and_the_cross_entropy(monkeypatch
     transform = torch.eye(32) + 2 * tuning._left.detach() @ tuning._right.detach()
     layers = sum(((x @ transform.T - y) ** 2).mean() for x, y in zip(student, teacher, strict=True))
     expected = 0.4 * (kl + 0.9 * layers) + 0.6 * ce
-    assert float(tuning._loss(40).detach()) == pytest.approx(float(expected), rel=1e-4)
-    assert float(tuning._loss(100).detach()) == pytest.approx(float(kl + 0.9 * layers), rel=1e-4)
+    assert float(tuning.loss(40).detach()) == pytest.approx(float(expected), rel=1e-4)
+    assert float(tuning.loss(100).detach()) == pytest.approx(float(kl + 0.9 * layers), rel=1e-4)
 
 
 def test_the_student_becomes_the_teacher_where_its_cross_entropy_is_the_lowest_so_far(monkeypatch):
@@ -296,7 +296,7 @@ def test_the_student_becomes_the_teacher_where_its_cross_entropy_is_the_lowest_s
         gates = tuning.student.gates[parts_of(small_anatomy())[0].name].fill_(1 / values)
         tuning._course[0], tuning._course[1] = 3 * loss, 3
         with torch.no_grad():
-            tuning._adjust(7 if values == 1 else 13 if values == 2 else 19)
+            tuning.adjust(7 if values == 1 else 13 if values == 2 else 19)
         assert bool((teacher.left == values).all()) == is_renewed
         assert torch.equal(tuning._teacher.gates[parts_of(small_anatomy())[0].name], gates) == is_renewed
         assert tuning._course[:2].tolist() == [0.0, 0.0]

@@ -189,13 +189,13 @@ class AdaptiveTuning:
         MaskTrainer(
             held | {"course": self._course},
             self._optimizer,
-            self._loss,
+            self.loss,
             self._n_steps,
             what=f"the updates of {WHAT}",
             rate=lambda step: warmed_cosine_rate(step, self._n_steps, WARMUP, 0.0),
             clip=1.0,
             observe=self._observe,
-            settle=self._adjust,
+            settle=self.adjust,
             state=state,
         ).run()
 
@@ -205,7 +205,8 @@ class AdaptiveTuning:
             return 0.0
         return min(1.0, step / self._n_pruning)
 
-    def _loss(self, step: int) -> Float[Tensor, ""]:
+    def loss(self, step: int) -> Float[Tensor, ""]:
+        """Loss of a step; in pruning steps its backward pass notes what the salience takes."""
         rows, mu, linears = step_rows(self._tokens, BATCH, step), self.mu(step), list(self._anatomy.linears)
         outputs = self.student.outputs()
         if step < self._n_pruning:
@@ -254,9 +255,10 @@ class AdaptiveTuning:
             seen, gates = self._seen[part.output.name], self.student.gates[part.name]
             gated = seen._replace(means=seen.means * gates.repeat_interleave(part.unit_width))
             self._salience[part.name].lerp_(salience(gated, part.output.weight, part.n_units), 1 - MEMORY)
-        self._choose((step + 1) / self._n_pruning)
+        self.choose((step + 1) / self._n_pruning)
 
-    def _choose(self, part: float) -> None:
+    def choose(self, part: float) -> None:
+        """Move the gates towards the units that stay by now, at this part of the pruning steps; at 1 to the end."""
         layers = unit_layers(self._parts, self._protected, self._salience)
         share = self._sparsity * share_gone(part)
         gone = allocate("global", layers, RuleEvidence(), share, "structure", cost=-1.0)
@@ -266,7 +268,7 @@ class AdaptiveTuning:
             change[self._salience[x.name].argsort(stable=True)[:n_gone]] = -fall
             self.student.gates[x.name].add_(change).clamp_(0, 1)
 
-    def _adjust(self, step: int) -> None:
+    def adjust(self, step: int) -> None:
         """Renew the teacher and raise ranks, where another of the adjustments is due after so many steps."""
         due, before = (ADJUSTMENTS * x // self._n_pruning for x in (step, step - 1))
         if step > self._n_pruning or due == before:
