@@ -68,6 +68,8 @@ def table(lines: Iterable[Line], headings: Mapping[str, str]) -> list[str]:
         for line in lines:
             if line["part"] == part:
                 of_arms.setdefault(line["arm"], []).append(line)
+        if not of_arms:
+            continue
         rows = []
         for arm, same in of_arms.items():
             kl = [x["kl"] for x in same]

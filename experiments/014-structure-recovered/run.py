@@ -178,7 +178,11 @@ def main() -> None:
     set_threads(1)
     runs = args.runs.resolve()
     arms = {part: ARMS[what] for part, (_, what) in PARTS.items()}
-    headings = {part: f"{part}, 25 % of the structure, {TOKENS:,} trained tokens" for part in PARTS}
+    headings = {
+        part: f"{part}, 25 % of the structure, {TOKENS:,} trained tokens"
+        for part, (_, what) in PARTS.items()
+        if what == "methods"
+    }
     measure(HERE, args, arms, lambda part, arm, seed: measured(runs, part, arm, seed), headings)
 
 
