@@ -161,6 +161,8 @@ def foretold() -> Iterator[str]:
         arms = sorted({line["arm"] for line in of})
         if len(arms) < 3:
             continue
+        seeds = set.intersection(*({x["seed"] for x in of if x["arm"] == arm} for arm in arms))
+        of = [line for line in of if line["seed"] in seeds]  # of seeds that all arms have
         after = [statistics.mean(x["kl"] for x in of if x["arm"] == arm) for arm in arms]
         for name in of[0]["foretold"]:
             early = [statistics.mean(x["foretold"][name] for x in of if x["arm"] == arm) for arm in arms]
