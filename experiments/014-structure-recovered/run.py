@@ -18,7 +18,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from scipy.stats import spearmanr
@@ -55,9 +55,9 @@ SEARCHES = {
 }
 
 
-@cache
-def session(runs: Path, model: str, kind: str, steps: int, rate: float, seed: int) -> tuple[Session, Path]:
-    """Session that trains candidates before it measures them, and the directory of its levels."""
+@lru_cache(maxsize=6)  # those of one seed; each holds the model and the dense model's probabilities
+def session(runs: Path, model: str, kind: str, steps: int, rate: float, seed: int):
+    """Session that trains candidates before it measures them, and its evaluator."""
     recipes = f"{{kind: recipe, unit: structure, target: 0.25, start: flap, known: [{', '.join(RECIPES)}]}}"
     changes = [f"model={model}", *([f"space={recipes}"] if kind == "recipe" else [])]
     known = plan(load_settings(HERE / "structure.yaml", changes))
@@ -72,21 +72,16 @@ def session(runs: Path, model: str, kind: str, steps: int, rate: float, seed: in
     found = Session(replace(known, training=recipe), print)
     levels = runs / f"levels-{model.partition('@')[0]}-{kind}"
     found.build_levels(levels)
-    return found, levels
+    return found, found.evaluator(levels)
 
 
 def losses(runs: Path, model: str, kind: str, candidate: str, steps: int, rate: float, seed: int, part: str):
     """KL and cross-entropy of a candidate after so many steps, on the search or on the test text."""
-    of, levels = session(runs, model, kind, steps, rate, seed if steps else 0)
+    of, evaluator = session(runs, model, kind, steps, rate, seed if steps else 0)
     n_tokens = {"search": 2048, "test": 8192}[part]
     fidelity = Fidelity(part, n_tokens, steps * of.plan.window)
-    [found] = evaluator(of, levels).evaluate([candidate], fidelity)
+    [found] = evaluator.evaluate([candidate], fidelity)
     return {name: found.values[name] for name in ("kl", "ce")}
-
-
-@cache
-def evaluator(of: Session, levels: Path):
-    return of.evaluator(levels)
 
 
 @cache
