@@ -59,7 +59,7 @@ WHOLE = {
     "recurrent": "recurrent mixers",
     "mlp": "MLPs, whose channels depend on each other,",
 }
-"""What can only be kept or removed as a whole."""
+"""Words for mixers and MLPs that are kept or removed as a whole, by kind."""
 
 BY_PLACE = ("bloom", "mpt")
 """Families whose heads weigh distances by slopes that follow from their places and number (ALiBi)."""

@@ -125,7 +125,7 @@ def apt(
         tuning = AdaptiveTuning(anatomy, tokens, parts, sparsity, protected)
         tuning.train(state)
         kept = [(one, tuning.student.kept(one)) for one in tuning.student.sublayers]
-        found = [(one, units, one.cut(units) if units and one.updates else {}) for one, units in kept]
+        found = [(one, units, one.cut(units)) for one, units in kept]
     return cut_sublayers(anatomy, found)
 
 

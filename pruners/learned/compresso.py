@@ -107,11 +107,8 @@ def compresso(
     with in_fp32(anatomy.model):
         gates = BudgetGates(anatomy, tokens, parts, layers, sparsity)
         gates.train(state)
-        found: list[tuple[TunedSublayer, tuple[int, ...], dict[str, Tensor]]] = []
-        for one, kept in zip(gates.sublayers, gates.kept(), strict=True):
-            values = gates.values(one)
-            changed = bool(kept) and (values is not None or bool(one.updates))
-            found.append((one, kept, one.cut(kept, values) if changed else {}))
+        pairs = zip(gates.sublayers, gates.kept(), strict=True)
+        found = [(one, kept, one.cut(kept, gates.values(one))) for one, kept in pairs]
     return cut_sublayers(anatomy, found)
 
 

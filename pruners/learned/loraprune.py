@@ -98,7 +98,7 @@ def loraprune(
         tuning = Tuning(anatomy, tokens, parts, gone)
         tuning.train(state)
         kept = [(one, tuning.kept(one)) for one in tuning.sublayers]
-        found = [(one, units, one.cut(units) if units else {}) for one, units in kept]
+        found = [(one, units, one.cut(units)) for one, units in kept]
     return cut_sublayers(anatomy, found)
 
 

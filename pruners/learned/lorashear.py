@@ -101,7 +101,7 @@ def lorashear(
         fading = Fading(anatomy, tokens, sublayers, sparsity, whole)
         fading.train(state)
         kept = [(one, fading.kept(one)) for one in sublayers]
-        found = [(one, units, one.cut(units) if units else {}) for one, units in kept]
+        found = [(one, units, one.cut(units)) for one, units in kept]
     return cut_sublayers(anatomy, found)
 
 

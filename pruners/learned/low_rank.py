@@ -135,7 +135,17 @@ class TunedSublayer:
         return F.linear(x, self.part.output.weight, self.part.output.bias)
 
     def cut(self, kept: tuple[int, ...], gates: Float[Tensor, " units"] | None = None) -> dict[str, Tensor]:
-        """Merged weights of these units, with their gates multiplied into the output projection's."""
+        """Merged weights of these units, with their gates multiplied into the output projection's.
+
+        Args:
+            kept: numbers of the units.
+            gates: of all units; None: 1.
+
+        Returns:
+            Weights by full name; none without units, or without gates and updates, which leave them as they were.
+        """
+        if not kept or (gates is None and not self.updates):
+            return {}
         weights = {x.linear.name: x.linear.weight for x in self.part.placements}
         weights |= {name: update.weight for name, update in self.updates.items()}
         if gates is not None:
