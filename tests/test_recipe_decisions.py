@@ -264,7 +264,7 @@ def test_statistics_that_are_held_no_more_are_let_go(case):
 
 
 def test_few_decisions_are_remembered_beside_those_under_way(case, monkeypatch):
-    monkeypatch.setattr("secateur.pruners.recipes.pruner.N_PLANS", 2)
+    monkeypatch.setattr("secateur.pruners.recipes.plans.N_PLANS", 2)
     switcher = switcher_of(case.basis, "structure")
     found = [
         weakref.ref(switcher.plan(config("structure", share, metric="wanda_sp"))) for share in (0.2, 0.3)

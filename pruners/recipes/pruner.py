@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -38,10 +37,10 @@ from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.loading import LoadedModel
 from secateur.pruners.models.mapped import NotStreamedError
 from secateur.pruners.models.narrow import LiveStream, Narrow
-from secateur.pruners.pruner import Config, InfeasibleError, OnBlock, Pruner, no_report
+from secateur.pruners.pruner import Config, OnBlock, Pruner, no_report
 from secateur.pruners.recipes.allocation.layers import Profile
 from secateur.pruners.recipes.allocation.profile import read_profile
-from secateur.pruners.recipes.blocks import plan_blocks
+from secateur.pruners.recipes.baseline_statistics import BaselineStatistics
 from secateur.pruners.recipes.checks import (
     check_family,
     check_names,
@@ -49,13 +48,11 @@ from secateur.pruners.recipes.checks import (
     check_statistics,
     statistics_of,
 )
-from secateur.pruners.recipes.context import RecipeContext, Sample
-from secateur.pruners.recipes.experts import plan_experts
+from secateur.pruners.recipes.context import RecipeContext
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
+from secateur.pruners.recipes.plans import Plans
 from secateur.pruners.recipes.proxy import RecipeProxy, build_proxy, proxy_blocks, proxy_bytes
-from secateur.pruners.recipes.units import plan_units
-from secateur.pruners.recipes.weights import plan_weights, weights_by_block
-from secateur.pruners.stores.block_files import LevelStoreError
+from secateur.pruners.recipes.weights import weights_by_block
 from secateur.pruners.stores.worker_store import WorkerStore
 from secateur.spaces.architecture.candidate import Kept
 from secateur.spaces.recipe.schedule import computed_tokens
@@ -65,16 +62,6 @@ POOLS, PROFILE = "pools.safetensors", "profile.yaml"
 
 STATISTICS = ".statistics"
 """Directory of the cache of statistics. Hidden: each node fills its own, it is not staged to others."""
-
-N_PLANS = 64
-"""Number of plans in memory, the last ones used."""
-
-PLAN: dict[str, Callable[[RecipeContext, Config], PruningPlan]] = {
-    "weights": plan_weights,
-    "structure": plan_units,
-    "blocks": plan_blocks,
-    "experts": plan_experts,
-}
 
 
 class RecipePruner(Pruner):
@@ -86,7 +73,7 @@ class RecipePruner(Pruner):
     `choose` and `cache_gb` are used.
     """
 
-    _context: RecipeContext | None = None
+    _plans: Plans | None = None
     _earlier: Path | None = None
     _proxy: RecipeProxy | None = None
 
@@ -123,8 +110,11 @@ class RecipePruner(Pruner):
     @property
     def statistics(self) -> tuple[Mapping[str, Any], Sequence[Kind]]:
         """Statistics that the recipes of the baselines take: of one walk, and kinds of gradients."""
-        forms = [self.space.config(x) for name, x in self.space.baselines().items() if name != "dense"]
-        return statistics_of(self.settings.unit, forms)
+        return statistics_of(self.settings.unit, self._baseline_forms)
+
+    @property
+    def _baseline_forms(self) -> list[Config]:
+        return [self.space.config(x) for name, x in self.space.baselines().items() if name != "dense"]
 
     def prepare(self, directory: Path, on_block: OnBlock = no_report) -> None:
         """Write the pools, unless they are there, and the profile."""
@@ -134,7 +124,8 @@ class RecipePruner(Pruner):
         if self.settings.proxy is not None:
             tokens, identity = self.calibration.tokens, f"{self._model} {self.calibration.sha256}"
             build_proxy(directory, self.anatomy, tokens, identity, self._proxy_blocks, self.seed)
-        self._finish_statistics(directory)
+        if self._cache_in(directory).directory.is_dir():
+            self._of_baselines(directory).finish()
 
     def _prepare_pools(self, directory: Path, on_block: OnBlock = no_report) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -159,12 +150,7 @@ class RecipePruner(Pruner):
         if not self.independent_blocks or self._cache_in(directory).has_entries:
             return []
         self._prepare_pools(directory)
-        places = {x.sha256: (x.statistics.unfinished(gram=self._gram), x) for x in self._samples(directory)}
-        return [
-            WorkerStore(place, sample.tokens, "collecting statistics")
-            for place, sample in places.values()
-            if place is not None
-        ]
+        return self._of_baselines(directory).stores()
 
     def prepare_blocks(self, directory: Path, blocks: Collection[int], on_block: OnBlock = no_report) -> None:
         """Statistics of these blocks on the calibration set of this pruner."""
@@ -173,25 +159,11 @@ class RecipePruner(Pruner):
             directory, self.anatomy, tokens, self._model, gram=gram, only=blocks, on_block=on_block
         )
 
-    def _finish_statistics(self, directory: Path) -> None:
-        """Put statistics that workers have built into the cache, with blocks that they left out."""
-        if not self._cache_in(directory).directory.is_dir():
-            return
-        for sample in self._samples(directory):
-            place = sample.statistics.unfinished(gram=self._gram)
-            if place is not None and place.is_dir():
-                sample.statistics.prepare(inputs="gram" if self._gram else "moments")
-
-    def _samples(self, directory: Path) -> list[Sample]:
-        """Windows that the baselines choose, from the pools of a directory."""
+    def _of_baselines(self, directory: Path) -> BaselineStatistics:
         pools = load_pools(directory / POOLS)
         assert pools is not None, "prepared before"
-        context, found = self._context_of(pools, self._cache_in(directory)), list[Sample]()
-        for name, recipe in self.space.baselines().items():
-            if name != "dense":
-                with suppress(ValueError):  # infeasible
-                    found.append(context.sample(self.space.config(recipe)["calibration"]))
-        return found
+        context = self._context_of(pools, self._cache_in(directory))
+        return BaselineStatistics(context, self._baseline_forms, gram=self._gram)
 
     def _cache_in(self, directory: Path) -> StatisticsCache:
         return StatisticsCache(directory / STATISTICS, round(self.settings.cache_gb * 1e9))
@@ -220,16 +192,21 @@ class RecipePruner(Pruner):
         self._earlier = directory
 
     @property
-    def context(self) -> RecipeContext:
-        """The opened context, else a new one, whose statistics are deleted with this object."""
-        if self._context is None:
+    def _opened(self) -> Plans:
+        """Plans on the opened context, else on a new one, whose statistics are deleted with this object."""
+        if self._plans is None:
             scratch = Path(mkdtemp(prefix="secateur-"))
             finalize(self, shutil.rmtree, scratch, ignore_errors=True)
             cache = StatisticsCache(scratch, sys.maxsize)  # for one recipe
             earlier = None if self._earlier is None else load_pools(self._earlier / POOLS, self._identity)
             self._use(earlier or self._new_pools(), cache, Path(self.settings.profile or ""))
-        assert self._context is not None
-        return self._context
+        assert self._plans is not None
+        return self._plans
+
+    @property
+    def context(self) -> RecipeContext:
+        """What recipes are planned on."""
+        return self._opened.context
 
     def _use(self, pools: Mapping[str, Pool], cache: StatisticsCache, profile: Path) -> None:
         lines = () if self.settings.profile is None else read_profile(profile)
@@ -246,15 +223,13 @@ class RecipePruner(Pruner):
 
     def use(self, context: RecipeContext) -> None:
         """Plan recipes on this context."""
-        self._context = context
+        self._plans = Plans(self.settings.unit, context)
         blocks = self.anatomy.blocks
         layouts = [None] * len(blocks) if self.settings.unit == "weights" else context.layouts
         self._live = [LiveBlock(block, layout) for block, layout in zip(blocks, layouts, strict=True)]
         self._now: list[Hashable] = [DENSE] * len(blocks)
         self._stream: LiveStream | None = None
-        self._plans: dict[str, PruningPlan] = {}
         self._told: set[str] = set()
-        self._of_keys: dict[tuple[int, Hashable], PruningPlan] = {}
 
     def _new_pools(self, on_share: Callable[[float], None] = lambda share: None) -> dict[str, Pool]:
         return build_pools(self.anatomy, self._tokens, look=self._look, on_share=on_share)
@@ -282,46 +257,14 @@ class RecipePruner(Pruner):
         return f"{self.dense.fingerprint} torch.{self.dense.dtype}{whole}"
 
     def plan(self, config: Config) -> PruningPlan | None:
-        """The plan of a recipe, made once; None for the dense model.
-
-        The model must be dense, unless the recipe was planned lately.
-
-        Raises:
-            InfeasibleError: if the recipe can't be carried out, with the reason.
-            LevelStoreError: if there is no room for statistics.
-        """
-        context = self.context
-        if not config["sparsity"]:
-            return None
-        name = json.dumps(config, sort_keys=True)
-        plan = self._plans.pop(name, None)
-        if plan is None:
-            self._evict(context)
-            try:
-                plan = PLAN[self.settings.unit](context, config)
-            except LevelStoreError:
-                raise
-            except ValueError as error:
-                raise InfeasibleError(str(error)) from error
-        self._plans[name] = plan  # the last one is the one used last
-        return plan
-
-    def _evict(self, context: RecipeContext) -> None:
-        """Evict plans of earlier batches: all but the last few, and those without statistics in memory.
-
-        A plan keeps its mapped files on the disk.
-        """
-        under_way = set(map(id, self._of_keys.values()))
-        earlier = [name for name, plan in self._plans.items() if id(plan) not in under_way]
-        for place, name in enumerate(reversed(earlier)):
-            if place >= N_PLANS or not context.holds(json.loads(name)["calibration"]):
-                del self._plans[name]
+        """The plan of a recipe, see `Plans.of`."""
+        return self._opened.of(config)
 
     def keys(self, config: Config) -> Sequence[Hashable]:
         plan = self.plan(config)
         if plan is None:
             return [DENSE] * len(self._live)
-        self._of_keys |= dict.fromkeys(enumerate(plan.keys), plan)
+        self._opened.hold(plan)
         return plan.keys
 
     def cost(self, candidate: Any) -> Mapping[str, float]:
@@ -343,7 +286,7 @@ class RecipePruner(Pruner):
             return
         self._live[block].restore()
         if key != DENSE:
-            self._of_keys[block, key].change(self._live[block])
+            self._opened.at(block, key).change(self._live[block])
         self._narrow(block, key)
         self._now[block] = key
 
@@ -352,7 +295,7 @@ class RecipePruner(Pruner):
 
     def _narrow(self, block: int, key: Hashable) -> None:
         """Narrow the stream in a block, or behind the last one, as the plan of the key of this block, or that, says."""
-        plan = None if key == DENSE else self._of_keys[min(block, len(self._live) - 1), key]
+        plan = None if key == DENSE else self._opened.at(min(block, len(self._live) - 1), key)
         narrow = None if plan is None else plan.narrow
         if narrow is not None:
             self._stream = self._stream or LiveStream(self.anatomy)
@@ -367,7 +310,7 @@ class RecipePruner(Pruner):
         for block in range(len(self._live)):
             self.release(block)
         self.finish(DENSE)
-        self._of_keys.clear()
+        self._opened.release()
 
     def fitted(self, form: Config) -> Config:
         """The recipe itself: it names no part of a model but protected projections."""
