@@ -58,7 +58,7 @@ def test_the_page_is_as_wide_as_the_screen(page, width):
           && x.getBoundingClientRect().right > win.innerWidth + 1).map(x => x.outerHTML.slice(0, 80));
         return {width: doc.documentElement.scrollWidth, pictures: seen.length, text, out};""",
     )
-    assert found["width"] == width
+    assert found["width"] == width, found["out"]
     assert found["out"] == []  # long names wrap
     assert found["pictures"] == 2  # of front and course, in the form for this width
     assert found["text"] >= 9  # pixels
@@ -220,7 +220,7 @@ def test_a_number_and_its_sign_stay_in_one_line_of_their_card(recipes, width):
         write_report(recipes)[0],
         width,
         """const numbers = [...doc.querySelectorAll(".number b")];
-        numbers[0].innerText = "0.039 ± 0.004 ×";  // as long as a ratio with its interval is
+        numbers[0].innerText = "0.039 ± 0.004\\u00a0×";  // as long as a ratio with its interval is
         return {lines: Math.max(...numbers.map(x => x.offsetHeight / parseFloat(win.getComputedStyle(x).lineHeight))),
                 out: Math.max(...numbers.map(x => x.scrollWidth - x.clientWidth))};""",
     )
@@ -254,6 +254,6 @@ def test_recipes_are_read_without_scrolling_and_beside_the_best_baseline(recipes
     assert headline[0].startswith("the loss of ziplm@0.2 on the test text, at the target 0.2")
     assert headline[1].startswith(f"{loss / reference:.3f}")
     assert headline[1].endswith("×")
-    assert headline[1].removesuffix(" ×") in found["words"]
+    assert headline[1].removesuffix("\N{NO-BREAK SPACE}×") in found["words"]
     losses = {x: recipes.baselines[x].measurement.values["loss"] for x in recipes.baselines if x != "dense"}
     assert min(losses, key=losses.get) == "ziplm@0.2"

@@ -25,7 +25,7 @@ def tested(run: Run) -> dict[str, str]:
     best = best_by_target(run.trials(), target_sparsities(feasible_baselines(run)))
     found = {label: against_baseline(run, trial, best=True) for label, trial in best.items()}
     return {
-        f"the loss of {x.of} on the test text, {_at(run, label)}; ± 95 % over its windows": f"{x.text} ×"
+        f"the loss of {x.of} on the test text, {_at(run, label)}; ± 95 % over its windows": _times(x.text)
         for label, x in found.items()
         if x is not None
     }
@@ -53,8 +53,13 @@ def numbers(run: Run, facts: Mapping[str, Any]) -> dict[str, str]:
             name = (
                 f"the loss of {references[label].rpartition('@')[0]}, {_at(run, label)}, on the search text"
             )
-            cards[name] = f"{best['loss'] / loss:.2f} ×"
+            cards[name] = _times(f"{best['loss'] / loss:.2f}")
     return cards
+
+
+def _times(ratio: str) -> str:
+    """Ratio with its sign, which never begins a line."""
+    return f"{ratio}\N{NO-BREAK SPACE}×"
 
 
 def _at(run: Run, label: str) -> str:
