@@ -7,8 +7,9 @@
 Each line of results.jsonl is one arm and seed, of the order of the trained windows: KL to the dense model in nats a
 token, and cross-entropy, on the test text, before the training (the arm's name ends in "untrained") and after it. Arms
 of the parts `order` are 20 candidates of nine searches, evenly by the loss that these saw; their lines hold what might
-foretell the order after the training, too, on the search text, and `--foretold` prints the rank correlations. Lines
-that are there are not measured again. RUNS keeps the search and the level store of each model.
+foretell the order after the training, too, on the search text, and `--foretold` prints the rank correlations; those of
+the parts `gradient` hold the norm of the KL's gradient at the same candidates. Lines that are there are not measured
+again. RUNS keeps the search and the level store of each model.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 
+import torch
 from scipy.stats import spearmanr
 
 from secateur.evaluators.session import Session, set_threads
+from secateur.evaluators.trained import own_modules
 from secateur.evaluators.training.settings import Training
+from secateur.pruners.models.losses import ce_loss, kl_loss
 from secateur.search import app
 from secateur.search.app.session import plan
 from secateur.search.results.run import Run, open_run
@@ -44,10 +48,10 @@ EARLY = {f"2 steps at {rate:.0e}": (2, rate) for rate in (1e-5, 3e-5, 1e-4)} | {
 """Steps of one window each, and their constant rate: losses that may foretell the order."""
 UNTRAINED = "untrained"
 METHODS = ("uniform", "trust_region", "evolution", *RECIPES)
-PARTS = {f"{model}: {what}": (model, what) for model in RATES for what in ("methods", "order")}
+PARTS = {f"{model}: {what}": (model, what) for model in RATES for what in ("methods", "order", "gradient")}
 ARMS = {
     "methods": [f"{name}{end}" for name in METHODS for end in (f", {UNTRAINED}", "")],
-    "order": [f"candidate {number:02}" for number in range(N_CANDIDATES)],
+    **{what: [f"candidate {number:02}" for number in range(N_CANDIDATES)] for what in ("order", "gradient")},
 }
 SEARCHES = {
     "trust_region": ["controller.kind=trust_region"],
@@ -129,9 +133,33 @@ def best(runs: Path, model: str, arm: str) -> tuple[str, str]:
     return "architecture", min(fits, key=lambda m: m.values["kl"]).candidate
 
 
+def at_the_cut(runs: Path, model: str, candidate: str, seed: int) -> dict[str, float]:
+    """KL and cross-entropy on four training windows, and the norm of the KL's gradient in all kept parameters."""
+    of, _ = session(runs, model, "architecture", 0, 1e-5, 0)
+    pruner = of.pruner
+    try:
+        for block, key in enumerate(keys := pruner.keys(of.config(candidate))):
+            pruner.apply(block, key)
+        pruner.finish(keys[-1])
+        cut = own_modules(pruner.anatomy)
+    finally:
+        pruner.restore()
+    cut.model.requires_grad_(True)
+    windows = of.training_windows()[4 * seed :][:4]
+    with torch.no_grad():
+        ce = float(ce_loss(cut, windows))
+    with torch.enable_grad():
+        kl = kl_loss(cut, windows, pruner.anatomy)
+        kl.backward()
+    norms = [x.grad.norm() for x in cut.model.parameters() if x.grad is not None]
+    return {"kl": float(kl.detach()), "ce": ce, "gradient": float(torch.stack(norms).norm())}
+
+
 def measured(runs: Path, part: str, arm: str, seed: int) -> dict:
     """KL and cross-entropy on the test text, and what might foretell them."""
     model, what = PARTS[part]
+    if what == "gradient":
+        return at_the_cut(runs, model, candidates(runs, model)[int(arm.rpartition(" ")[2])][0], seed)
     n_steps = TOKENS // 512
     if what == "methods":
         name, _, untrained = arm.partition(", ")
@@ -149,7 +177,7 @@ def measured(runs: Path, part: str, arm: str, seed: int) -> dict:
 def foretold() -> Iterator[str]:
     """Rank correlations with the mean loss after the training, over the candidates, by what foretells it."""
     lines = [json.loads(line) for line in (HERE / "results.jsonl").read_text("utf-8").splitlines()]
-    yield "| model | candidates | foretold by, on the search text | rank correlation with the KL after recovery |"
+    yield "| model | candidates | foretold by | rank correlation with the KL after recovery |"
     yield "|---|---:|---|---:|"
     for part, (model, what) in PARTS.items():
         of = [line for line in lines if line["part"] == part] if what == "order" else []
@@ -162,6 +190,10 @@ def foretold() -> Iterator[str]:
         for name in of[0]["foretold"]:
             early = [statistics.mean(x["foretold"][name] for x in of if x["arm"] == arm) for arm in arms]
             yield f"| {model} | {len(arms)} | {name} | {spearmanr(early, after).statistic:.2f} |"
+        at_cut = [x for x in lines if x["part"] == f"{model}: gradient"]
+        for name, title in {"kl": "KL on four training windows", "gradient": "norm of its gradient"}.items():
+            early = [statistics.mean(x[name] for x in at_cut if x["arm"] == arm) for arm in arms]
+            yield f"| {model} | {len(arms)} | {title} | {spearmanr(early, after).statistic:.2f} |"
 
 
 def main() -> None:
