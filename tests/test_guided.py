@@ -13,7 +13,7 @@ from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.controllers.registry import CONTROLLERS
 from secateur.search.controllers.trust_region import TrustRegion, TrustRegionSettings
 from secateur.spaces.measurement import Effects, Measurement
-from tests.test_controllers import FIDELITIES, LEVELS, Landscape, space_of
+from tests.landscapes import FIDELITIES, LEVELS, Landscape, space_of
 
 N_TOKENS = 200_000  # a gradient's counted three times
 

@@ -13,7 +13,7 @@ from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Fidelity, Measurement
-from tests.test_controllers import FIDELITIES, Landscape, space_of
+from tests.landscapes import FIDELITIES, Landscape, space_of
 from tests.test_guided import searched
 
 PROXY = Fidelity("proxy", 2048)
