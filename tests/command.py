@@ -1,11 +1,16 @@
-"""The command line in this process."""
+"""The command line in this process, and a run for it to read."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from secateur.search.results.run import Run
 
 
 @pytest.fixture
@@ -25,3 +30,16 @@ def secateur(
         return ending.value.code, out, err  # type: ignore[return-value]
 
     return call
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run, which tests of a module share and leave as it is."""
+    from tests.runs import make_run
+
+    return make_run(tmp_path_factory.mktemp("made") / "run")
+
+
+def is_one_line(err: str) -> bool:
+    """Whether the command said an error, and nothing else."""
+    return re.fullmatch(r"secateur: error: [^\n]+\n", err) is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.command import secateur  # noqa: F401  # fixtures for all
+from tests.command import made, secateur  # noqa: F401  # fixtures for all
 from tests.hub_server import own_hub  # noqa: F401
 from tests.ray_session import ray_cluster  # noqa: F401
 from tests.reloading import forked_reload, stock_process  # noqa: F401

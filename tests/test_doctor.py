@@ -1,7 +1,8 @@
-"""`doctor` on runs, exports and clusters."""
+"""`doctor` on this machine, runs, exports and clusters."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import re
@@ -15,6 +16,7 @@ import torch
 
 from secateur.pruners.export.manifest import MANIFEST, check_files
 from secateur.pruners.stores.block_files import INDEX, save_block
+from secateur.search.cli.doctor import examine
 from secateur.search.executors.cluster.listeners import Listener, _address, examine_cluster, listeners
 from secateur.search.study.repair import ASIDE
 from secateur.search.study.study import MEASUREMENTS
@@ -137,6 +139,33 @@ def test_repairs_are_of_runs_alone(secateur, tmp_path):
         code, _, err = secateur("doctor", *words, "--repair")
         assert code == 2
         assert "Expected a run directory with `--repair`, got" in err
+
+
+# --- this machine ---
+
+
+def test_doctor_finds_what_is_broken(tmp_path):
+    def damaged():
+        raise ValueError("Expected a whole file, got half of one.")
+
+    checks = {
+        check.name: check for check in examine(tmp_path / "new" / "cache", lambda: "2 threads", damaged)
+    }
+    assert checks["model tiny"].ok is False
+    assert checks["torch sees"].found == "2 threads"
+    assert all(checks[name].ok for name in ("secateur", "torch", "optuna", "pyyaml", "typer"))
+    assert checks["cache"].ok is True
+    assert not (tmp_path / "new").exists()
+
+
+def test_doctor_finds_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(**where):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    checks = {check.name: check for check in examine(tmp_path, str, str)}
+    assert checks["cache"].ok is False
+    assert "SECATEUR_CACHE" in checks["cache"].found
 
 
 # --- clusters ---
