@@ -25,9 +25,9 @@ from secateur.search.show.summary import status_lines, summary
 from secateur.search.show.watch import watch
 from secateur.search.study.lock import RunLock
 from secateur.search.study.state import GONE, LOG, STATE, RunState, read_state, write_state
+from tests.mirrors import Outage, mirrored
 from tests.runs import make_run
 from tests.test_app import SMALL
-from tests.test_mirror import Outage, mirrored
 
 RAW = {
     "space": {"metric": "magnitude", "target": 0.5},

@@ -10,7 +10,7 @@ from secateur.search.budget import Budget
 from secateur.search.errors import UsageError
 from secateur.search.mirror.address import check_storage, engine_url, masked, masked_address
 from secateur.search.settings.settings import identity, load_settings, resolved, settings_from
-from tests.test_mirror import address_of, closing, copy_of
+from tests.mirrors import address_of, closing, copy_of
 from tests.toy import search, start
 
 PASSWORD = "pa{}ss%40@word"
