@@ -18,9 +18,9 @@ from secateur.pruners.stores.device_blocks import DeviceBlocks
 from secateur.pruners.weights.level_store import build_levels
 from secateur.pruners.weights.method import Method
 from secateur.spaces.measurement import Fidelity
+from tests.blockwise import candidates, make_key, make_space, pruner_of
 from tests.models import random_tokens, small_llama
 from tests.stand_in.devices import stand_in
-from tests.test_evaluators import candidates, make_key, make_space, pruner_of
 
 CUDA = torch.device("cuda", 0)
 LARGE = Fidelity("search", 96)

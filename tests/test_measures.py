@@ -1,4 +1,4 @@
-"""Expected acceptance, weighted KL and margins: values against plain code, as losses, in runs and exports."""
+"""Expected acceptance, weighted KL and margins: as losses, in runs and exports."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ import pytest
 import torch
 
 from secateur.evaluators.damaged import DAMAGED_SHARE, read_damaged, reference_of
-from secateur.evaluators.data.windows import EvaluationData, losses_on, teacher_batches
-from secateur.evaluators.losses import LossSums, Teacher, loss_sums
 from secateur.evaluators.tasks.task_set import TaskPlan, TaskResult, TaskSet
 from secateur.evaluators.worker_setup import worker_setup
 from secateur.pruners.models.loading import LoadedModel, load_model
-from secateur.pruners.weights.method import Method
-from secateur.pruners.weights.pruner import prune
 from secateur.search import app
 from secateur.search.app.session import open_session
 from secateur.search.controller import Trial
@@ -29,8 +25,6 @@ from secateur.search.results.pick import Bound
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import identity, resolved, settings_from
 from secateur.spaces.measurement import Fidelity, Measurement
-from tests.models import random_tokens, small_anatomy
-from tests.test_evaluators import dense_side
 from tests.test_tasks import DOCS, TASK
 
 EVALUATOR = {"window": 64, "calibration_tokens": 256, "fidelities": [128, 256], "test_tokens": 128}
@@ -50,83 +44,6 @@ def settings(**changes):
         "budget": {"evaluations": 4},
     }
     return {**raw, **changes}
-
-
-# --- values ---
-
-
-def slow_values(dense: torch.Tensor, pruned: torch.Tensor, damaged: torch.Tensor) -> dict[str, float]:
-    """Position by position and token by token, in float64."""
-    kls, overlaps = [], []
-    for p_row, q_row in zip(
-        dense.double().softmax(-1).tolist(), pruned.double().softmax(-1).tolist(), strict=True
-    ):
-        kls.append(sum(p * math.log(p / q) for p, q in zip(p_row, q_row, strict=True)))
-        overlaps.append(sum(min(p, q) for p, q in zip(p_row, q_row, strict=True)))
-    chosen = [kl for kl, is_damaged in zip(kls, damaged.tolist(), strict=True) if is_damaged]
-    return {"acceptance": sum(overlaps) / len(overlaps), "weighted_kl": sum(chosen) / len(chosen)}
-
-
-@pytest.mark.parametrize("keep", [True, False])
-def test_values_are_those_of_plain_code(keep, monkeypatch):
-    monkeypatch.setattr("secateur.evaluators.losses.CHUNK_TOKENS", 7)
-    anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
-    dense_hidden, dense = dense_side(anatomy, tokens)
-    damaged = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)) < 0.3
-    teacher = Teacher(anatomy, lambda: dense_hidden, keep=keep, acceptance=True, damaged=damaged)
-    prune(
-        anatomy,
-        dict.fromkeys((x.name for x in anatomy.linears), 0.5),
-        Method("magnitude"),
-        tokens,
-        sequential=False,
-    )
-    hidden, pruned = dense_side(anatomy, tokens)
-    found = loss_sums(anatomy, hidden, tokens, teacher).means()
-    expected = slow_values(dense.flatten(0, 1), pruned.flatten(0, 1), damaged.flatten())
-    assert list(found) == ["kl", "ce", "acceptance", "weighted_kl"]
-    assert 0.1 < expected["acceptance"] < 0.99, "pruning shows"
-    assert found["acceptance"] == pytest.approx(expected["acceptance"], rel=1e-3 if keep else 1e-5)
-    assert found["weighted_kl"] == pytest.approx(expected["weighted_kl"], rel=2e-3 if keep else 1e-4)
-    plain = loss_sums(anatomy, hidden, tokens, Teacher(anatomy, lambda: dense_hidden, keep=False)).means()
-    if not keep:
-        assert {name: found[name] for name in ("kl", "ce")} == plain, "the others change nothing"
-
-
-def test_all_positions_are_the_usual_kl_and_the_dense_model_is_always_accepted():
-    anatomy, tokens = small_anatomy(), random_tokens(2, 16, 5)
-    hidden, _ = dense_side(anatomy, tokens)
-    everywhere = torch.ones(2, 16, dtype=torch.bool)
-    teacher = Teacher(anatomy, lambda: hidden, keep=True, acceptance=True, damaged=everywhere)
-    other = loss_sums(anatomy, hidden + torch.roll(hidden, 1, -1), tokens, teacher).means()
-    assert other["weighted_kl"] == pytest.approx(other["kl"], rel=1e-12)
-    assert other["kl"] > 0.001
-    assert loss_sums(anatomy, hidden, tokens, teacher).means()["acceptance"] == pytest.approx(1, abs=2e-4)
-
-
-def test_sums_add_by_name():
-    a, b = LossSums({"kl": (1.0, 2), "ce": (4.0, 1)}), LossSums({"kl": (3.0, 2), "ce": (2.0, 1)})
-    assert (a + b).means() == {"kl": 1.0, "ce": 3.0}
-    assert sum([a, b], LossSums()) == a + b
-
-
-def test_live_models_and_recovery_measure_the_same():
-    anatomy, tokens = small_anatomy(), random_tokens(6, 16, 1)
-    damaged = torch.rand(6, 16, generator=torch.Generator().manual_seed(1)) < 0.2
-    fidelity = Fidelity("search", 96)
-    data = EvaluationData(anatomy, {"search": tokens}, [Fidelity("search", 32), fidelity], acceptance=True,
-                          damaged={"search": damaged})  # fmt: skip
-    data.of(fidelity)
-    dense = small_anatomy()
-    batches = teacher_batches(dense, tokens, acceptance=True, damaged=damaged)
-    prune(
-        anatomy,
-        dict.fromkeys((x.name for x in anatomy.linears), 0.5),
-        Method("magnitude"),
-        tokens,
-        sequential=False,
-    )
-    assert losses_on(anatomy, batches) == pytest.approx(data.live_losses(fidelity), rel=2e-3)
 
 
 # --- damaged positions ---
@@ -412,30 +329,3 @@ def test_a_result_without_margins_has_a_score():
     result = TaskResult({"acc": 0.5}, 2)
     assert result.margins == ()
     assert replace(result, margins=(1.0, -3.0)).margin == -1.0
-
-
-@pytest.mark.parametrize("loss", ["kl", "ce", "acceptance", "weighted_kl"])
-def test_losses_of_windows_are_those_of_each_alone_and_mean_to_the_whole(loss, monkeypatch):
-    monkeypatch.setattr("secateur.evaluators.losses.CHUNK_TOKENS", 7)  # no whole number of windows
-    anatomy, tokens = small_anatomy(), random_tokens(3, 16, 5)
-    dense_hidden, _ = dense_side(anatomy, tokens)
-    damaged = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)) < 0.3
-    hidden = dense_hidden + torch.roll(dense_hidden, 1, -1)
-
-    def sums(rows):
-        teacher = Teacher(
-            anatomy, lambda: dense_hidden[rows], keep=False, acceptance=True, damaged=damaged[rows]
-        )
-        return loss_sums(anatomy, hidden[rows], tokens[rows], teacher)
-
-    whole = sums(slice(0, 2)) + sums(slice(2, 3))
-    windows = whole.window_losses(loss)
-    mean = whole.means()[loss]
-    assert sum(windows) / 3 == pytest.approx(1 - mean if loss == "acceptance" else mean, rel=1e-5)
-    alone = [sums(slice(i, i + 1)) for i in range(3)]
-    if loss == "weighted_kl":  # a window of many such positions counts as much more
-        expected = [x.sums[loss][0] * 3 / whole.sums[loss][1] for x in alone]
-    else:
-        expected = [x.window_losses(loss)[0] for x in alone]
-    assert windows == pytest.approx(expected, rel=1e-5)
-    assert len({round(x, 4) for x in windows}) == 3

@@ -20,9 +20,9 @@ from secateur.search.errors import UsageError
 from secateur.search.loop.ledger import Ledger
 from secateur.search.settings.settings import identity, resolved, settings_from
 from secateur.spaces.measurement import Fidelity, Measurement
+from tests.blockwise import make_key, make_space, pruner_of
 from tests.models import count_zeros, random_tokens, small_anatomy
 from tests.test_app import lines
-from tests.test_evaluators import make_key, make_space, pruner_of
 from tests.toy import SPACE
 
 TRAIN, SEARCH = random_tokens(8, 16, 3), random_tokens(6, 16, 1)
