@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,6 +58,21 @@ def stock_process() -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every export is checked in this process: it takes seconds to start another one."""
+    from secateur.pruners.export import export_check, reload
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        try:
+            reload.main(Path(command[-2]), Path(command[-1]))
+        except Exception:  # noqa: BLE001 — as a process would end
+            return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(export_check.subprocess, "run", run)
 
 
 @pytest.fixture

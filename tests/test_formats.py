@@ -1,16 +1,13 @@
 """Structured models on the disk: really smaller, loaded again by others, and the same."""
 
 import json
-import subprocess
-import traceback
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from secateur.pruners.export import export_check, heterogeneous, hf, reload
+from secateur.pruners.export import heterogeneous, hf
 from secateur.pruners.export.export import check_structured, export_structured, ranges
 from secateur.pruners.export.export_check import ExportError
 from secateur.pruners.export.manifest import MANIFEST, Manifest, same_export
@@ -26,17 +23,8 @@ from tests.cut_models import DROPPED, MIXED, MODELS, TOKENS, cut, manifest, save
 
 
 @pytest.fixture
-def in_process(monkeypatch, tmp_path):
-    """Runs the reloading script in this process: it takes seconds to start another one."""
-
-    def run(command, **_):
-        try:
-            reload.main(Path(command[-2]), Path(command[-1]))
-        except Exception:  # noqa: BLE001 — as a process would end
-            return subprocess.CompletedProcess(command, 1, "", traceback.format_exc())
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(export_check.subprocess, "run", run)
+def in_process(in_process, monkeypatch, tmp_path):
+    """Likewise with code that comes with models."""
     keep_modules_in(tmp_path / "modules", monkeypatch)
 
 
