@@ -11,7 +11,8 @@ from secateur.spaces.architecture.settings import ArchitectureSettings, build_ar
 from secateur.spaces.formulas.settings import FormulaSettings, build_formula
 from secateur.spaces.masks.settings import MaskSettings, build_masks
 from secateur.spaces.plugins import Registry, Row
-from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
+from secateur.spaces.recipe.build import build_recipe
+from secateur.spaces.recipe.settings import RecipeSettings
 from secateur.spaces.space import Space
 from secateur.spaces.space_settings import SpaceSettings
 

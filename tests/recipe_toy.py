@@ -9,9 +9,10 @@ import numpy as np
 
 from secateur.search.controller import Proposal
 from secateur.spaces.measurement import Fidelity, Measurement
+from secateur.spaces.recipe.build import build_recipe
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.choices import Choice, Items, items_of
-from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
+from secateur.spaces.recipe.settings import RecipeSettings
 from secateur.spaces.recipe.space import RecipeSpace
 from secateur.spaces.shape import BlockShape, ExpertShape, ModelShape, Prunable
 

@@ -16,9 +16,10 @@ from secateur.search.mirror.optuna_copy import OptunaCopy
 from secateur.search.mirror.storages import storage_of
 from secateur.search.settings.settings import settings_from
 from secateur.spaces.measurement import Fidelity
+from secateur.spaces.recipe.build import build_recipe
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.known import KNOWN
-from secateur.spaces.recipe.settings import RecipeSettings, build_recipe
+from secateur.spaces.recipe.settings import RecipeSettings
 from secateur.spaces.shape import ModelShape
 from tests.recipe_toy import LINEARS, Landscape, recipe_space
 from tests.toy import start

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from secateur.spaces.architecture.cost import ShareOf, block_shares
+from secateur.spaces.architecture.cost import ShareOf
 from secateur.spaces.formulas.metric import MetricName
 from secateur.spaces.method import CONTRAST, Unit
 from secateur.spaces.methods import REPAIRS, RULES, metrics_of, searched
-from secateur.spaces.recipe.choices import SCHEDULE, Subspace, Tree, items_of_known
+from secateur.spaces.recipe.choices import Subspace, items_of_known
 from secateur.spaces.recipe.keys import (
     BLEND,
     BLENDED,
     CHUNK,
     SOURCE_NAME,
     first_metric,
-    leaves,
     signed_metrics,
 )
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.scheduled import ScheduleOptions
-from secateur.spaces.recipe.space import RecipeSpace
 from secateur.spaces.section import Section
-from secateur.spaces.shape import ModelShape, Prunable, split_protected
 from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
 
 
@@ -296,47 +293,3 @@ FIRST_KNOWN: dict[Unit, tuple[str, ...]] = {
     "experts": ("frequency", "easy_ep"),
 }
 """Default of `known`."""
-
-
-def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: ModelShape) -> RecipeSpace:
-    """The space of these settings, for a model with these linears.
-
-    Raises:
-        ValueError: if a pattern in `protect` matches nothing or too much, or the shape has no blocks.
-    """
-    if settings.protect:
-        split_protected(linears, settings.protect)  # raises if a pattern matches nothing, or all match
-    start, names, options = settings.start_name, settings.source_names, _options(settings)
-    search = settings.search if settings.schedule is None else [*settings.search, SCHEDULE]
-    return RecipeSpace(
-        settings.unit,
-        block_shares(shape, settings.targets, settings.share_of),
-        Tree(settings.unit, names, start, search, options),
-        settings.texts,
-        start,
-        settings.known_names,
-        sum(linear.n_weights for linear in linears),
-        shape,
-    ).asked_as(settings.targets)
-
-
-def _options(settings: RecipeSettings) -> dict[str, tuple[Sequence[Any], bool]]:
-    """Options of each key, and whether they are ordered."""
-    weights = range(settings.mixture + 1) if len(settings.texts) > 1 else (1,)
-    given: dict[str, tuple[Sequence[Any], bool]] = {
-        "calibration.sources": (weights, True),
-        "calibration.samples": (settings.samples, True),
-        "calibration.length": (settings.length, True),
-        "calibration.choose": (settings.choose, False),
-        "calibration.subset": (range(settings.subsets), False),
-        "calibration.quantiles": (settings.quantiles, False),
-        "calibration.gradients": (settings.gradients, False),
-        "metric.name": (settings.metric_options, False),
-        "allocation.rule": (settings.allocation_options, False),
-        "repair": (settings.repair_options, False),
-    }
-    if settings.schedule is not None:
-        given |= {
-            path: (values, not isinstance(values[0], str)) for path, values in settings.schedule.given()
-        }
-    return {key: given.get(key, (leaf.options, leaf.ordered)) for key, leaf in leaves(settings.unit).items()}
