@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,6 +61,7 @@ class Parameter:
         options: what a search tries: numbers, ascending, or names.
         low: the smallest number that makes sense.
         high: the largest number that makes sense.
+        allows_protect: whether projections can be kept dense at another value than the default.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Parameter:
     options: tuple[float | str, ...]
     low: float = 0.0
     high: float = 1.0
+    allows_protect: bool = True
 
     def check(self, value: object, rule: str) -> None:
         """Raise a ValueError unless the parameter may have this value."""
@@ -106,6 +108,7 @@ class MethodRow(Row):
         patterns: whether a reconstruction can prune n of m.
         group: length of the groups that a metric's scores are made for; None: any.
         trains: whether it trains by gradients.
+        allows_protect: whether projections can be kept dense beside it; not where it cuts through all layers.
         check_path: of a function that raises a ValueError on a model that the method can't be used on; a reconstruction
             of structure's is given the parameters by keyword, too: ``(anatomy, *, its parameters)``.
         measure_path: of an allocation rule with the evidence ``measured``, a function ``(anatomy, sample, *, some of
@@ -131,6 +134,7 @@ class MethodRow(Row):
     patterns: bool = False
     group: int | None = None
     trains: bool = False
+    allows_protect: bool = True
     check_path: str = ""
     measure_path: str = ""
     searched: bool = False
@@ -173,6 +177,18 @@ class MethodRow(Row):
     def values(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Its parameters with these values, or their defaults."""
         return {x.name: given.get(x.name, x.default) for x in self.parameters}
+
+    def check_protect(self, given: Mapping[str, Any], protect: Sequence[str]) -> None:
+        """Raise a ValueError if it can't leave projections of these patterns dense, with these values."""
+        values = self.values(given)
+        through = [x.name for x in self.parameters if not x.allows_protect and values[x.name] != x.default]
+        if through or not self.allows_protect:
+            of = f"`{through[0]}` of the metric" if through else "the metric"
+            mend = f"leave `{through[0]}` at its default" if through else "take another metric"
+            raise ValueError(
+                f"Expected no `protect` with {of} {self.name}, which cuts through all layers, got {protect[0]}. Leave "
+                f"it out, or {mend}."
+            )
 
     @property
     def check(self) -> Any:

@@ -169,7 +169,8 @@ TABLE: tuple[MethodRow, ...] = (
               "Sheared LLaMA: units for a target shape, learned with the weights by hard concrete gates",
               "https://arxiv.org/abs/2310.06694", needs="data", scope="model", trains=True,
               check_path="secateur.pruners.learned.sheared:check", evidence=("domains",),
-              parameters=(Parameter("blocks", 0.0, (0.0, 0.17, 0.34)), Parameter("hidden", 0.0, (0.0, 0.41, 0.5)),)),
+              parameters=(Parameter("blocks", 0.0, (0.0, 0.17, 0.34), allows_protect=False),
+                          Parameter("hidden", 0.0, (0.0, 0.41, 0.5), allows_protect=False),)),
     MethodRow("loraprune", "reconstruction", "structure", "secateur.pruners.learned.loraprune:loraprune",
               "LoRAPrune: units go in steps while low-rank updates are tuned, by the updates' gradients alone",
               "https://arxiv.org/abs/2305.18403", needs="data", scope="model", trains=True,
@@ -188,7 +189,7 @@ TABLE: tuple[MethodRow, ...] = (
               check_path="secateur.pruners.learned.apt:check"),
     MethodRow("pat", "reconstruction", "structure", "secateur.pruners.learned.pat:pat",
               "PAT: hidden channels by one learned mask, while modules behind outputs and low-rank updates are tuned",
-              "https://arxiv.org/abs/2408.14721", needs="data", scope="model", trains=True,
+              "https://arxiv.org/abs/2408.14721", needs="data", scope="model", trains=True, allows_protect=False,
               check_path="secateur.pruners.learned.pat:check"),
     # Repairs of masked projections.
     MethodRow("none", "repair", "weights", "secateur.pruners.weights.mask_repairs:nothing",

@@ -6,11 +6,11 @@ Packages that add methods import `MethodRow` and `Parameter` from here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from secateur.spaces.method import UNITS, Comparison, Needs, Scope, Stage, Unit
 from secateur.spaces.method import MethodRow as MethodRow  # noqa: PLC0414  exported, for other packages
@@ -144,6 +144,12 @@ def metrics_of(unit: Unit) -> Mapping[str, MethodRow]:
         "experts": EXPERT_IMPORTANCES,
     }
     return found.get(unit, DEPTH)
+
+
+def check_protect(unit: Unit, metric: Mapping[str, Any], protect: Sequence[str]) -> None:
+    """Raise a ValueError if a recipe's section ``metric`` can't leave projections of these patterns dense."""
+    if protect and (row := metrics_of(unit).get(metric["name"])) is not None:
+        row.check_protect(metric, protect)
 
 
 class _Together(Mapping[str, MethodRow]):

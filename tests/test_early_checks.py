@@ -63,6 +63,17 @@ def test_models_of_other_kinds_are_refused_by_the_config(tmp_path):
     fails(gptq, r"a checkpoint quantised by gptq .* dequantise it first")
 
 
+@pytest.mark.usefixtures("no_weights")
+def test_protected_projections_that_a_metric_cuts_are_refused_by_the_file(tmp_path, secateur):
+    recipe = {"unit": "structure", "sparsity": 0.3, "metric": "pat", "allocation": "global"}
+    file = tmp_path / "recipe.yaml"
+    sources = {"calibration": "docs"}
+    file.write_text(json.dumps({"recipe": recipe, "sources": sources, "protect": ["*.o_proj"]}))
+    code, _, err = secateur("prune", "nowhere", "--recipe", file, "--to", tmp_path / "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "Expected no `protect` with the metric pat, which cuts through all layers, got *.o_proj." in err
+
+
 def test_a_check_of_the_config_comes_before_the_weights(monkeypatch):
     seen = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,11 +214,13 @@ def test_the_width_is_the_nearest_that_the_stock_class_holds():
         hidden_width(anatomy, 0.06)
 
 
-def test_what_can_t_be_merged_is_refused_before_anything_is_trained(monkeypatch):
+def test_what_can_t_be_merged_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(MaskTrainer, "run", None)
-    anatomy = small_anatomy()
-    with pytest.raises(BudgetError, match=r"Expected no `protect` with the metric pat, .* got x"):
-        pat(anatomy, find_layouts(anatomy), TOKENS, 0.25, protected=["x"])
+    context = replace(small_context(tmp_path, 2), protect=["*.o_proj"])
+    form = {"unit": "structure", "sparsity": 0.25, "calibration": CALIBRATION, "metric": "pat"}
+    config = completed(form | {"allocation": "global"})
+    with pytest.raises(ValueError, match=r"Expected no `protect` with the metric pat, .* got \*\.o_proj"):
+        plan_units(context, config)
     with pytest.raises(ValueError, match="Expected output projections without a bias for the metric pat"):
         check(dissect(make("gpt2")))
     with pytest.raises(ValueError, match=r"Expected RMS norms alone for the metric pat, .* got another at"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -237,11 +238,13 @@ def test_keys_of_sheared_are_not_those_of_others():
         completed(FORM | {"metric": {"name": "flap", "hidden": 0.5}, "allocation": "uniform"})
 
 
-def test_what_can_t_lose_them_is_refused_before_anything_is_trained(monkeypatch):
+def test_what_can_t_lose_them_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MaskTrainer", None)
-    anatomy = small_anatomy()
-    with pytest.raises(ValueError, match="Expected no `protect` with `blocks` or `hidden`"):
-        sheared(anatomy, find_layouts(anatomy), TOKENS, 0.5, protected=["x"], hidden=0.5)
+    context = replace(small_context(tmp_path, 2), protect=["*.o_proj"])
+    for name in ("blocks", "hidden"):
+        config = completed(FORM | {"metric": {"name": "sheared", name: 0.5}})
+        with pytest.raises(ValueError, match=f"Expected no `protect` with `{name}` of the metric sheared"):
+            plan_units(context, config)
     gemma = dissect(build(CONFIGS["gemma2"]))
     with pytest.raises(ValueError, match="outputs of its projections to the stream as they are for gates of"):
         sheared(gemma, find_layouts(gemma), TOKENS, 0.5, hidden=0.5)

@@ -31,7 +31,6 @@ from secateur.pruners.models.losses import ce_loss
 from secateur.pruners.models.narrow import Narrow, changed_input, plain_norm
 from secateur.pruners.models.runner import in_fp32
 from secateur.pruners.models.stream_axes import stream_axes, stream_norms
-from secateur.pruners.recipes.allocation.layers import BudgetError
 from secateur.pruners.stores.saved_state import SavedState
 from secateur.pruners.structure.chosen import ChosenUnits
 
@@ -69,7 +68,7 @@ def pat(
     tokens: Int[Tensor, "windows length"],
     sparsity: float,
     *,
-    protected: Collection[str] = (),
+    protected: Collection[str] = (),  # unused
     state: SavedState | None = None,
 ) -> ChosenUnits:
     """Kept hidden channels, and tuned weights of all projections with all of their units; the live model is left dense.
@@ -91,19 +90,14 @@ def pat(
         layouts: of its blocks.
         tokens: calibration windows.
         sparsity: share of the blocks' parameters to remove.
-        protected: none: hidden channels go through all layers.
+        protected: none: hidden channels go through all layers; its row refuses some.
         state: to continue from.
 
     Raises:
-        BudgetError: if no width comes near to the sparsity, or projections are protected.
+        BudgetError: if no width comes near to the sparsity.
         DivergedError: if the loss is not finite.
         ValueError: on too little memory.
     """
-    if protected:
-        raise BudgetError(
-            f"Expected no `protect` with {WHAT}, whose hidden channels go through all layers, got {min(protected)}. "
-            "Take another metric (`secateur list methods`)."
-        )
     parts = [part for layout in layouts for part in layout.sublayers]
     width = hidden_width(anatomy, sparsity)
     of_modules = (len(parts) + 1) * anatomy.width * (2 * module_rank(anatomy.width) + 1)

@@ -82,7 +82,7 @@ def sheared(
         layouts: of its blocks.
         tokens: calibration windows.
         sparsity: share of the blocks' parameters to remove.
-        protected: full names of projections whose sub-layers are kept whole.
+        protected: full names of projections whose sub-layers are kept whole; none beside `blocks` or `hidden`.
         blocks: power of the kept share that blocks take, in [0, 1].
         hidden: likewise hidden channels; both sum to at most 1.
         domains: source of each window; one alone, or none: all are drawn alike.
@@ -94,7 +94,6 @@ def sheared(
         ValueError: on too little memory, a shape that the model can't have, or too few windows of a source.
     """
     if blocks or hidden:
-        _check_whole(protected)
         shape = whole_shape(anatomy, layouts, sparsity, blocks=blocks, hidden=hidden)
     else:
         shape = uniform_shape(layouts, sparsity, protected)
@@ -114,14 +113,6 @@ def check(anatomy: Anatomy, *, blocks: float = 0.0, hidden: float = 0.0) -> None
     check_parts(layouts, WHAT)
     if blocks or hidden:
         check_gates(anatomy, layouts, hidden=hidden > 0)
-
-
-def _check_whole(protected: Collection[str]) -> None:
-    if protected:
-        raise ValueError(
-            f"Expected no `protect` with `blocks` or `hidden` of {WHAT}, which go through all layers, got "
-            f"{min(protected)}. Leave them at 0."
-        )
 
 
 class Shearing:

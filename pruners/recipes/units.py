@@ -37,7 +37,7 @@ from secateur.pruners.structure.kprune import KeptNumbers
 from secateur.pruners.structure.reorder import cut_pieces
 from secateur.spaces.architecture.candidate import Kept, KeptUnits
 from secateur.spaces.architecture.cost import cost
-from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, UNIT_RECONSTRUCTIONS
+from secateur.spaces.methods import CUT_REPAIRS, RULES, STREAM_REPAIRS, UNIT_RECONSTRUCTIONS, check_protect
 from secateur.spaces.recipe.schedule import shares_of, trained_tokens
 
 
@@ -121,6 +121,7 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
             sparsity, scores that rank nothing, a method that follows the stream in a model with experts.
     """
     name, stream = config["metric"]["name"], STREAM_REPAIRS.get(config["repair"])
+    check_protect("structure", config["metric"], context.protect)
     sample = context.sample(config["calibration"])
     if name in UNIT_RECONSTRUCTIONS:
         row, sparsity = UNIT_RECONSTRUCTIONS[name], config["sparsity"]

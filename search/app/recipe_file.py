@@ -16,7 +16,7 @@ from secateur.search.errors import UsageError
 from secateur.search.files import read_yaml
 from secateur.spaces.formulas.metric import needs_contrast
 from secateur.spaces.method import CONTRAST, Unit
-from secateur.spaces.methods import RULES
+from secateur.spaces.methods import RULES, check_protect
 from secateur.spaces.names import nearest
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.form import completed
@@ -85,6 +85,7 @@ class RecipeFile(PruningFile):
                 f"Expected other `calibration.sources` than {CONTRAST}, got it. Name the other texts."
             )
         metric = self.recipe["metric"]["name"]
+        check_protect(self.unit, self.recipe["metric"], self.protect)
         if CONTRAST not in self.sources and needs_contrast(metric, self.unit):
             raise ValueError(
                 f"Expected a second calibration text for the metric {metric}, got none. Name it in "
