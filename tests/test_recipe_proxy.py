@@ -8,6 +8,7 @@ import torch
 
 from secateur.evaluators.session import Session
 from secateur.pruners.calibration.fisher import walk_back
+from secateur.pruners.learned.training import MaskTrainer
 from secateur.search.app.session import plan
 from secateur.search.controllers.evolution import Evolution, EvolutionSettings
 from secateur.search.errors import UsageError
@@ -76,6 +77,19 @@ def test_the_proxy_of_the_dense_model_is_zero_and_more_zeros_cost_more(pruner):
     assert pruner.proxy_loss(pruner.space.config(dense)) == 0
     losses = [pruner.proxy_loss({**pruner.space.config(magnitude), "sparsity": x}) for x in (0.2, 0.5, 0.8)]
     assert 0 < losses[0] < losses[1] < losses[2]
+
+
+def test_a_recipe_that_trains_is_foretold_from_its_untrained_form(pruner, monkeypatch):
+    plain = pruner.space.config(pruner.space.baselines()["magnitude@0.5"])
+    assert settings(start="gradual", proxy={}).space.has_proxy
+    rounds = {"steps": 3, "shape": "cubic"}
+    training = {"before": 64, "retrain": 256, "after": 64, "loss": "kl", "lr": 0.01}
+    monkeypatch.setattr(MaskTrainer, "run", None)
+    found = pruner.proxy_loss({**plain, "schedule": {**rounds, **training}})
+    assert found == pruner.proxy_loss({**plain, "schedule": rounds}) > 0
+    assert pruner.proxy_loss({**plain, "schedule": training}) == pruner.proxy_loss(plain)
+    with pytest.raises(TypeError):
+        pruner.plan({**plain, "schedule": training})
 
 
 def test_units_that_are_cut_have_no_proxy():

@@ -184,6 +184,15 @@ def test_recipes_of_equal_calibration_are_neighbours():
             "one of `space.metrics` that takes signed gradients .* with `gradients: forward`, got llm_pruner_second",
         ),
         ({"metric": "flap"}, "got 'metric'"),
+        (
+            {"start": "pat", "search": ["calibration"], "protect": ["*.o_proj"]},
+            r"no `space.protect` with the metric pat, which cuts through all layers, got \*\.o_proj\. Leave it out",
+        ),
+        ({"metrics": ["wanda_sp", "pat"], "protect": ["*.o_proj"]}, "no `space.protect` with the metric pat"),
+        (
+            {"start": "sheared_1_3b", "protect": ["*.o_proj"]},
+            "no `space.protect` with `blocks` of the metric sheared, .* or leave `blocks` at its default",
+        ),
         ({"schedule": {}}, "Expected options for a key of `space.schedule`, got none"),
         ({"schedule": {"steps": [8, 1]}}, r"Expected `space.schedule.steps` to ascend, got \[8, 1\]"),
         ({"schedule": {"loss": ["kl", "kl"]}}, "`space.schedule.loss` to list some, each once"),
@@ -196,6 +205,14 @@ def test_recipes_of_equal_calibration_are_neighbours():
         (
             {"unit": "weights", "proxy": {}, "schedule": {"after": [0, 4096]}},
             "no `space.proxy` with a `schedule` that trains",
+        ),
+        (
+            {"unit": "weights", "proxy": {}, "metrics": ["wanda", "maskllm"]},
+            "no `space.proxy` with the metric maskllm that trains",
+        ),
+        (
+            {"unit": "weights", "proxy": {}, "start": "besa", "search": ["calibration"]},
+            "no `space.proxy` with the rule besa that trains",
         ),
         (
             {"unit": "weights", "schedule": {"step": [0.1]}},
@@ -217,6 +234,17 @@ def test_formulas_may_be_choices():
     rng = np.random.default_rng(0)
     names = {space.sample(rng, 0).plain["metric"]["name"] for _ in range(30)}
     assert names == {"blend", "formula: abs(W) * X"}
+
+
+def test_beside_protected_linears_nothing_that_goes_through_all_layers_is_a_choice():
+    asked = {"metrics": ["wanda_sp", "sheared"], "search": ["metric"]}
+    paths = {"metric.blocks", "metric.hidden"}
+    assert {c.path for c in recipe_space(**asked).choices} == {"metric.name", *paths}
+    held = recipe_space(**asked, protect=["*.o_proj"])
+    assert {c.path for c in held.choices} == {"metric.name"}
+    rng = np.random.default_rng(0)
+    metrics = [held.sample(rng, 0).plain["metric"] for _ in range(8)]
+    assert {"name": "sheared"} in metrics
 
 
 def test_a_model_without_counted_blocks_is_refused():

@@ -86,6 +86,8 @@ def check_family(space: Any, anatomy: Anatomy) -> None:
     metrics += [{"name": name} for name in space.metric_options] if "metric" in space.search else []
     repairs = {start["repair"], *(space.repair_options if "repair" in space.search else ())}
     _check_methods(metrics, repairs, anatomy, (space.samples[0], space.length[0]))
+    for size in (start["metric"].get("group_size", 0), *(space.group_size or ())):
+        check_pattern({"group_size": size}, _free(anatomy, space.protect))
 
 
 def _check_methods(
@@ -146,10 +148,15 @@ def check_recipe(recipe: Mapping[str, Any], anatomy: Anatomy, protect: Sequence[
         check_training(anatomy, calibration["length"])
     windows = calibration["samples"], calibration["length"]
     _check_methods([recipe["metric"]], [recipe["repair"]], anatomy, windows)
-    free = {x.name for x in split_protected(prunables(anatomy), protect)[0]}
-    check_pattern(recipe["metric"], [x for x in anatomy.linears if x.name in free])
+    check_pattern(recipe["metric"], _free(anatomy, protect))
     forward = calibration.get("gradients") == "forward"
     check_gradients(anatomy, _kinds(recipe["unit"], recipe["metric"], forward=forward), calibration["length"])
+
+
+def _free(anatomy: Anatomy, protect: Sequence[str]) -> list[Linear]:
+    """Projections that are not protected."""
+    names = {x.name for x in split_protected(prunables(anatomy), protect)[0]}
+    return [x for x in anatomy.linears if x.name in names]
 
 
 def check_pattern(metric: Metric, linears: Iterable[Linear]) -> None:

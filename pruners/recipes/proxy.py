@@ -15,7 +15,7 @@ from secateur.pruners.formulas.terminals import spread
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.recipes.plan import DENSE, LiveBlock, PruningPlan
 from secateur.pruners.stores.block_files import LevelStoreError, load_tensors, save_tensors
-from secateur.spaces.recipe.settings import RecipeProxySettings
+from secateur.spaces.recipe.proxied import RecipeProxySettings
 
 FILE = "proxy.safetensors"
 

@@ -55,7 +55,7 @@ from secateur.pruners.recipes.proxy import RecipeProxy, build_proxy, proxy_block
 from secateur.pruners.recipes.weights import weights_by_block
 from secateur.pruners.stores.worker_store import WorkerStore
 from secateur.spaces.architecture.candidate import Kept
-from secateur.spaces.recipe.schedule import computed_tokens
+from secateur.spaces.recipe.schedule import computed_tokens, untrained
 
 POOLS, PROFILE = "pools.safetensors", "profile.yaml"
 """Files that `RecipePruner.prepare` writes."""
@@ -182,9 +182,12 @@ class RecipePruner(Pruner):
         return proxy_blocks(self.anatomy, self.settings.proxy)
 
     def proxy_loss(self, config: Config) -> float:
-        """Foretold loss, see `RecipeProxy`; the weights are pruned, and kept for a measurement that follows."""
+        """Foretold loss, see `RecipeProxy`, of the weights before any training of the schedule.
+
+        The weights are pruned, and kept for a measurement that follows, unless that trains.
+        """
         assert self._proxy is not None, "the settings say whether there is a proxy"
-        plan = self.plan(config)
+        plan = self.plan(untrained(config))
         return 0.0 if plan is None else self._proxy.loss(plan, self._live)
 
     def reuse(self, directory: Path) -> None:

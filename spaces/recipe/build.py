@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.spaces.architecture.cost import block_shares
+from secateur.spaces.methods import metrics_of
 from secateur.spaces.recipe.choices import SCHEDULE, Tree
+from secateur.spaces.recipe.groups import GROUP_SIZE
 from secateur.spaces.recipe.keys import leaves
 from secateur.spaces.recipe.settings import RecipeSettings
 from secateur.spaces.recipe.space import RecipeSpace
@@ -22,7 +24,8 @@ def build_recipe(settings: RecipeSettings, linears: Sequence[Prunable], shape: M
     if settings.protect:
         split_protected(linears, settings.protect)  # raises if a pattern matches nothing, or all match
     start, names, options = settings.start_name, settings.source_names, _options(settings)
-    search = settings.search if settings.schedule is None else [*settings.search, SCHEDULE]
+    search = [*settings.search, *([] if settings.schedule is None else [SCHEDULE])]
+    search += [] if settings.group_size is None else [GROUP_SIZE]
     return RecipeSpace(
         settings.unit,
         block_shares(shape, settings.targets, settings.share_of),
@@ -47,6 +50,7 @@ def _options(settings: RecipeSettings) -> dict[str, tuple[Sequence[Any], bool]]:
         "calibration.quantiles": (settings.quantiles, False),
         "calibration.gradients": (settings.gradients, False),
         "metric.name": (settings.metric_options, False),
+        **({} if settings.group_size is None else {GROUP_SIZE: (settings.group_size, False)}),
         "allocation.rule": (settings.allocation_options, False),
         "repair": (settings.repair_options, False),
     }
@@ -54,4 +58,8 @@ def _options(settings: RecipeSettings) -> dict[str, tuple[Sequence[Any], bool]]:
         given |= {
             path: (values, not isinstance(values[0], str)) for path, values in settings.schedule.given()
         }
+    if settings.protect:
+        rows = metrics_of(settings.unit).values()
+        whole = [x for row in rows for x in row.parameters if not x.allows_protect]
+        given |= {f"metric.{x.name}": ((x.default,), False) for x in whole}
     return {key: given.get(key, (leaf.options, leaf.ordered)) for key, leaf in leaves(settings.unit).items()}

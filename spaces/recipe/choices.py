@@ -21,6 +21,7 @@ from secateur.spaces.recipe.form import (
     flattened,
     nested,
 )
+from secateur.spaces.recipe.groups import GROUP_SIZE, beside_groups
 from secateur.spaces.recipe.keys import MATRICES, N_ATTENTION, N_CLUSTERS, Condition, is_number, leaves
 from secateur.spaces.recipe.known import KNOWN
 from secateur.spaces.recipe.schedule import (
@@ -84,7 +85,7 @@ class Tree:
     Args:
         sources: names of calibration sources.
         start: published recipe for values that are not searched.
-        search: sections that are searched.
+        search: sections that are searched, and keys.
         options: by key, values of each of its items, and whether they are ordered; a single value is fixed.
     """
 
@@ -104,12 +105,13 @@ class Tree:
         for key, leaf in self._leaves.items():
             values, ordered = options[key]
             section = key.partition(".")[0]
+            is_searched = section in search or key in search
             for path in self._paths(key):
                 if section == "calibration":
                     base[path] = nearest(values, defaults[path], ordered=ordered)
-                if section in search and len(values) == 1:
+                if is_searched and len(values) == 1:
                     base[path] = values[0]
-                elif section in search and values:
+                elif is_searched and values:
                     offered[path] = Choice(path, tuple(values), ordered, leaf.when)
 
         def can_hold(condition: Condition) -> bool:
@@ -119,6 +121,10 @@ class Tree:
 
         self._base = {**defaults, **base}
         self._choices = {path: c for path, c in offered.items() if all(map(can_hold, c.when))}
+        self.group_size: int | None = (
+            base[GROUP_SIZE] if len(options.get(GROUP_SIZE, ((), False))[0]) == 1 else None
+        )
+        """Size of the groups that all recipes have that can; None: it is a choice, or that of the start."""
         weights = self._paths(WEIGHTS)
         groups = (self._paths(SOURCES), self._paths(CLUSTERS), weights[:N_ATTENTION], weights[N_ATTENTION:])
         self._others = {group[-1]: group[:-1] for group in groups}
@@ -151,7 +157,8 @@ class Tree:
         for key, leaf in self._leaves.items():
             if leaf.applies(found):
                 for path in self._paths(key):
-                    value = self._scheduled(path, self._value(path, items, fill), found)
+                    value = beside_groups(path, self._value(path, items, fill), found)
+                    value = self._scheduled(path, value, found)
                     found[path] = self._allowed(path, value, found)
         return found
 

@@ -145,6 +145,14 @@ def n_steps(tokens: int, length: int) -> int:
     return -(-tokens // (BATCH * length))
 
 
+def untrained(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The complete plain form of the same recipe with its rounds, and without training in or around them."""
+    left_out = {path.partition(".")[2] for path in (*TRAINING, *OF_TRAINING)}
+    rounds = {key: value for key, value in config.get("schedule", {}).items() if key not in left_out}
+    form = {key: value for key, value in config.items() if key != "schedule"}
+    return form | ({"schedule": rounds} if rounds else {})
+
+
 def trained_tokens(config: Mapping[str, Any]) -> int:
     """Tokens that a recipe trains on, in whole steps, repetitions counted."""
     of, length = config.get("schedule", {}), int(config["calibration"]["length"])

@@ -1,4 +1,4 @@
-"""Settings of the space `recipe`, and its construction from them."""
+"""Settings of the space `recipe`."""
 
 from __future__ import annotations
 
@@ -10,34 +10,23 @@ from pydantic import Field, field_validator, model_validator
 
 from secateur.spaces.architecture.cost import ShareOf
 from secateur.spaces.formulas.metric import MetricName
-from secateur.spaces.method import CONTRAST, Unit
-from secateur.spaces.methods import REPAIRS, RULES, metrics_of, searched
+from secateur.spaces.method import Unit
+from secateur.spaces.methods import REPAIRS, RULES, check_protect, metrics_of, searched
+from secateur.spaces.recipe.calibration_options import check_windows
 from secateur.spaces.recipe.choices import Subspace, items_of_known
+from secateur.spaces.recipe.form import nested
+from secateur.spaces.recipe.groups import check_group_options
 from secateur.spaces.recipe.keys import (
     BLEND,
     BLENDED,
-    CHUNK,
-    SOURCE_NAME,
     first_metric,
+    leaves,
     signed_metrics,
 )
 from secateur.spaces.recipe.known import KNOWN
+from secateur.spaces.recipe.proxied import RecipeProxySettings
 from secateur.spaces.recipe.scheduled import ScheduleOptions
-from secateur.spaces.section import Section
 from secateur.spaces.space_settings import SpaceSettings, Target, targets_of
-
-
-class RecipeProxySettings(Section):
-    """Proxy for the loss of recipes: the loss that the curvature foretells of the pruned weights of some blocks.
-
-    It takes one forward and backward pass over 2,048 tokens of the calibration set, once, and no pass for a recipe,
-    whose weights are pruned all the same.
-
-    Args:
-        blocks: number of evenly spread blocks; inputs and gradients of their projections are stored on disk.
-    """
-
-    blocks: int = Field(default=8, gt=0)
 
 
 class RecipeSettings(SpaceSettings):
@@ -64,6 +53,8 @@ class RecipeSettings(SpaceSettings):
         gradients: by ``backward`` passes, or estimated by ``forward`` passes alone, for metrics that allow it.
         metrics: names, or formulas such as ``formula: abs(W) * X``; ``blend`` is a parametrised family. None: a
             selection, and that of the start.
+        group_size: options for the m of n of m patterns, of weights; 0: none. What contradicts a pattern is without it:
+            metrics that can't choose within groups; the rule is uniform. None: the pattern of the start, if it has one.
         allocations: rules; None: a selection, and that of the start.
         repairs: names; None: a selection, and that of the start.
         schedule: options for the keys of schedules: rounds, and training in and around them, whose tokens count in the
@@ -98,6 +89,7 @@ class RecipeSettings(SpaceSettings):
     )
     gradients: list[Literal["backward", "forward"]] = Field(default=["backward"])
     metrics: list[MetricName] | None = None
+    group_size: list[int] | None = None
     allocations: list[str] | None = None
     repairs: list[str] | None = None
     schedule: ScheduleOptions | None = None
@@ -110,7 +102,7 @@ class RecipeSettings(SpaceSettings):
     batch: ClassVar[int] = 1
     """Default number of candidates a round: few are measured, and they share no blocks."""
 
-    later: ClassVar[tuple[str, ...]] = ("proxy", "schedule")
+    later: ClassVar[tuple[str, ...]] = ("proxy", "schedule", "group_size")
 
     changeable: ClassVar[tuple[str, ...]] = ("target", "share_of", "cache_gb")
     """Keys that may change when a search is continued: candidates name their sparsity, and the cache is recomputed."""
@@ -125,8 +117,7 @@ class RecipeSettings(SpaceSettings):
 
     @model_validator(mode="after")
     def _check(self) -> RecipeSettings:
-        lists = "samples", "length", "choose", "quantiles", "gradients", "metrics", "allocations", "repairs"
-        for name in lists:
+        for name in LISTS:
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"Expected `{name}` to list some, each once, got {values}.")
@@ -140,50 +131,34 @@ class RecipeSettings(SpaceSettings):
                 f"Expected `share_of: blocks` with the unit {self.unit}, got model. Leave it out, or choose the unit "
                 "structure or blocks."
             )
-        if self.proxy is not None and self.unit != "weights":
-            raise ValueError(
-                f"Expected `proxy` with the unit weights, got {self.unit}. Leave it out: what is cut off has no "
-                "curvature of its own."
-            )
+        sizes, rule = self.group_size or (), leaves("weights")["metric.group_size"].rule
+        if self.group_size is not None and self.unit != "weights":
+            raise ValueError(f"Expected `group_size` with the unit weights, got {self.unit}. Leave it out.")
+        if wrong := [size for size in sizes if not rule.holds(size)]:
+            raise ValueError(f"Expected `group_size` {rule.words}, got {wrong[0]}.")
         if self.schedule is not None:
             self.schedule.check_unit(self.unit)
-            if self.proxy is not None and self.schedule.trains:
-                raise ValueError(
-                    "Expected no `proxy` with a `schedule` that trains, got one: recipes that are only foretold would "
-                    "be trained, too. Leave one out."
-                )
-        self._check_calibration()
+        check_windows(self)
         self._check_names()
+        self._check_methods()
         return self
 
-    def _check_calibration(self) -> None:
-        for low, high in self.quantiles:
-            if not 0 <= low < high <= 1:
-                raise ValueError(
-                    f"Expected `quantiles` from 0 to 1, the first below the second, got {[low, high]}."
-                )
-        for samples, length in ((self.samples[0], self.length[-1]), (self.samples[-1], self.length[0])):
-            if samples * length > self.pool_tokens:  # the largest option would be infeasible
-                raise ValueError(
-                    f"Expected `pool_tokens` for {samples} samples of {length} tokens, got {self.pool_tokens}."
-                )
-        odd = [length for length in self.length if length % CHUNK]
-        by_chunks = [way for way in self.choose if way != "random"]
-        if odd and by_chunks:
-            raise ValueError(
-                f"Expected `length` in multiples of {CHUNK} with `choose: {by_chunks[0]}`, got {odd[0]}. Take others, "
-                "or `choose: [random]`."
-            )
-        for name in self.sources:
-            if not SOURCE_NAME.fullmatch(name):
-                raise ValueError(
-                    f"Expected names in `sources` of letters, digits, dots, dashes and underscores, got {name!r}."
-                )
-            if name == CONTRAST:
-                raise ValueError(
-                    f"Expected other names in `sources` than {CONTRAST}, got it. Name that text in "
-                    "`evaluator.data.contrast`: it is in no mixture."
-                )
+    def _check_methods(self) -> None:
+        start = nested(items_of_known(self.start_name))
+        others = [{"name": x} for x in self.metric_options] if "metric" in self.search else []
+        metrics = [start["metric"], *others]
+        for metric in metrics:
+            check_protect(self.unit, metric, self.protect)
+        of_metrics = dict.fromkeys(metric["name"] for metric in metrics)
+        rules = [start["allocation"]["rule"]] if "allocation" in start else []
+        rules = list(
+            dict.fromkeys([*rules, *(self.allocation_options if "allocation" in self.search else ())])
+        )
+        if self.group_size is not None:
+            check_group_options(self.group_size, self.targets, of_metrics, rules)
+        if self.proxy is not None:
+            trains = self.schedule is not None and self.schedule.trains
+            self.proxy.check_recipes(self.unit, of_metrics, rules, trains=trains)
 
     def _check_names(self) -> None:
         rules = [name for name, row in RULES.items() if self.unit in row.units]
@@ -285,6 +260,19 @@ class RecipeSettings(SpaceSettings):
     def method_names(self) -> tuple[str, ...]:
         return (*self.metric_options, *self.allocation_options, *self.repair_options)
 
+
+LISTS = (
+    "samples",
+    "length",
+    "choose",
+    "quantiles",
+    "gradients",
+    "metrics",
+    "group_size",
+    "allocations",
+    "repairs",
+)
+"""Keys with options, where there are some."""
 
 FIRST_KNOWN: dict[Unit, tuple[str, ...]] = {
     "weights": ("magnitude", "sparsegpt"),

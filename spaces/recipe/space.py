@@ -22,6 +22,7 @@ from secateur.spaces.recipe.choices import (
     items_of_known,
     plain_of,
 )
+from secateur.spaces.recipe.groups import GROUP_SIZE, goes_with_groups
 from secateur.spaces.shape import ModelShape
 from secateur.spaces.space import IntParameter, Space
 
@@ -111,8 +112,11 @@ class RecipeSpace(Space[Recipe]):
         return found
 
     def known(self, name: str, target: int) -> Recipe:
-        """Published recipe with the space's calibration data."""
-        return self._completed(items_of_known(name), self._targets[target])
+        """Published recipe with the space's calibration data, and its group size if there is one that it can have."""
+        items, size = items_of_known(name), self._tree.group_size
+        if size is not None and goes_with_groups(items, size):
+            items[GROUP_SIZE] = size
+        return self._completed(items, self._targets[target])
 
     def target_of(self, candidate: Recipe) -> int | None:
         indices = {float(f"{target:.10g}"): index for index, target in enumerate(self._targets)}
@@ -160,9 +164,11 @@ class RecipeSpace(Space[Recipe]):
         return candidate if met else self._completed(self._items(candidate), self._targets[target])
 
     def _items(self, candidate: Recipe) -> Items:
-        """Items of a recipe; of the dense model those of the start."""
+        """Items of a recipe, with the space's group size if there is one; of the dense model those of the start."""
         recipe = self.known(self._known[0], 0) if candidate.is_dense else candidate
-        return items_of(recipe.plain, tuple(self.sources))
+        size = self._tree.group_size
+        held = {} if size is None else {GROUP_SIZE: size}
+        return items_of(recipe.plain, tuple(self.sources)) | held
 
     def _completed(self, items: Items, sparsity: float, rng: np.random.Generator | None = None) -> Recipe:
         """Recipe of items; missing ones are random, or without a generator those of the base."""
