@@ -192,8 +192,8 @@ class MethodRow(Row):
 
     @property
     def check(self) -> Any:
-        """The function at `check_path`."""
-        return resolve(self.check_path)
+        """The function at `check_path`; without one a function that accepts every model."""
+        return resolve(self.check_path) if self.check_path else _accept
 
     @property
     def measure(self) -> Any:
@@ -209,6 +209,10 @@ class MethodRow(Row):
                 raise ValueError(
                     f"Expected a new parameter, got {parameter!r}, which the rule {other.name} has."
                 )
+
+
+def _accept(*model: Any, **parameters: Any) -> None:
+    pass
 
 
 SIGNATURES: dict[str, str] = {

@@ -68,8 +68,7 @@ TABLE: tuple[MethodRow, ...] = (
               check_path="secateur.pruners.weights.llm_surgeon:check_room"),
     MethodRow("smp", "reconstruction", "weights", "secateur.pruners.learned.smp:smp",
               "Static Model Pruning: a score of every weight, learned with the weights frozen",
-              "https://arxiv.org/abs/2210.06210", needs="data", scope="model", trains=True,
-              check_path="secateur.pruners.learned.smp:check"),
+              "https://arxiv.org/abs/2210.06210", needs="data", scope="model", trains=True),
     # Scores of KV groups and FFN channels, higher = keep.
     MethodRow("wanda_sp", "importance", "structure", "secateur.pruners.structure.wanda_sp:wanda_sp",
               "|w| times input norm, mean over a column", "https://arxiv.org/abs/2312.11983", needs="moments",

@@ -20,7 +20,7 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.recipes.context import Sample
 from secateur.pruners.recipes.weights import plan_weights
 from secateur.spaces.recipe.form import completed
-from tests.mixtures import MIXTURES, make_mixture
+from tests.mixtures import make_mixture
 from tests.models import random_tokens, small_anatomy
 from tests.recipe_contexts import CALIBRATION, small_context
 
@@ -170,14 +170,22 @@ def test_what_it_can_not_serve_is_refused_before(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10)
     with pytest.raises(ValueError, match="GB of memory for the shares of a block, learned by the rule besa"):
         learned_shares(anatomy, sample_of(anatomy, tmp_path), sparsity=0.5, **SETTINGS)
-    monkeypatch.undo()
-    monkeypatch.setattr(besa, "BlockRunner", None)
-    name = next(iter(MIXTURES))
-    mixed = dissect(make_mixture(name))
-    with pytest.raises(
-        ValueError, match="Expected a model without experts for the rule besa, got a mixture at"
-    ):
-        learned_shares(mixed, sample_of(mixed, tmp_path), sparsity=0.5, **SETTINGS)
+
+
+def test_experts_of_a_mixture_have_shares_idle_ones_too(tmp_path):
+    model = make_mixture("deepseek_v3")
+    for name, buffer in model.named_buffers():
+        if name.endswith("correction_bias"):
+            buffer[5] = -1e3  # the router never takes it
+    mixed = dissect(model)
+    shares = learned_shares(mixed, sample_of(mixed, tmp_path), sparsity=0.5, **SETTINGS)
+    by_name = dict(zip((x.name for x in mixed.linears), shares, strict=True))
+    of_experts = {x.name: by_name[x.name] for x in mixed.linears if x.expert is not None}
+    assert len(of_experts) == 3 * 6
+    assert all(0 < share < 1 for share in of_experts.values())
+    sizes = [x.n_weights for x in mixed.blocks[1].linears]
+    lost = sum(n * by_name[x.name] for n, x in zip(sizes, mixed.blocks[1].linears, strict=True))
+    assert lost / sum(sizes) == pytest.approx(0.5, abs=0.1)
 
 
 # --- the trainer ---

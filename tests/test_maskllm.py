@@ -24,7 +24,7 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.losses import ce_loss
 from secateur.pruners.weights.method import LayerProblem, Method
 from secateur.pruners.weights.sparsegpt import sparsegpt
-from tests.mixtures import MIXTURES, make_mixture
+from tests.mixtures import make_mixture
 from tests.models import random_tokens, small_anatomy
 
 TOKENS = random_tokens(6, 24)
@@ -164,14 +164,23 @@ def test_what_it_can_not_serve_is_refused_before(monkeypatch):
         ValueError, match=r"groups of 4 for the metric maskllm, got 50 at model.layers.0.mlp.down_proj"
     ):
         collect_gradients(small_anatomy(intermediate_size=50), TOKENS, ["maskllm"])
-    mixed = dissect(make_mixture(next(iter(MIXTURES))))
-    with pytest.raises(
-        ValueError, match="Expected a model without experts for the metric maskllm, got a mixture at"
-    ):
-        collect_gradients(mixed, TOKENS, ["maskllm"])
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10)
     with pytest.raises(ValueError, match="GB of memory for gradients of windows of 24 tokens"):
         collect_gradients(small_anatomy(), TOKENS, ["maskllm"])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "llama4_text"])
+def test_experts_of_a_mixture_have_learned_masks_too(name, monkeypatch):
+    monkeypatch.setattr(maskllm, "FEWEST_STEPS", 4)
+    anatomy = dissect(make_mixture(name))
+    weights = {x.name: x.weight.clone() for x in anatomy.linears}
+    found = learned_masks(anatomy, TOKENS)
+    assert any(x.expert is not None for x in anatomy.linears)
+    assert set(found) == set(weights)
+    for x in anatomy.linears:
+        kept = (found[x.name] > 1).reshape(-1, 4).sum(1)
+        assert (kept == 2).all()
+        assert torch.equal(x.weight, weights[x.name])
 
 
 def test_a_training_that_diverges_is_one_line(monkeypatch):

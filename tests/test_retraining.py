@@ -13,6 +13,7 @@ from secateur.pruners.learned.training import DivergedError, MaskTrainer
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.losses import ce_loss, kl_loss
 from secateur.pruners.models.mapped import NotStreamedError
+from secateur.pruners.models.shape import model_shape
 from secateur.pruners.recipes import retraining
 from secateur.pruners.recipes.blocks import plan_blocks
 from secateur.pruners.recipes.checks import check_recipe
@@ -24,7 +25,7 @@ from secateur.pruners.stores.recent import Recent
 from secateur.spaces.recipe.candidate import Recipe
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.schedule import computed_tokens, shares_of, trained_tokens
-from tests.mixtures import MIXTURES, make_mixture
+from tests.mixtures import make_mixture
 from tests.models import random_tokens
 from tests.recipe_contexts import CALIBRATION, small_context
 
@@ -292,16 +293,57 @@ def test_a_streamed_prune_with_a_schedule_is_refused(tmp_path):
         weights_by_block(small_context(tmp_path, 1), config("weights", schedule={"retrain": STEP}))
 
 
-def test_experts_and_little_memory_are_refused_before_anything_is_trained(tmp_path, monkeypatch):
+def test_experts_of_a_mixture_are_trained_within_their_masks(tmp_path):
+    mixed = dissect(make_mixture("mixtral"))
+    before = {x.name: x.weight.clone() for x in mixed.linears}
+    of = config("weights", metric="magnitude", schedule={"steps": 2, "retrain": STEP})
+    check_recipe(of, mixed)
+    plan = plan_weights(replace(small_context(tmp_path, 1), anatomy=mixed, made=Recent(0)), of)
+    live = [LiveBlock(block) for block in mixed.blocks]
+    for one in live:
+        plan.change(one)
+    experts = [x for x in mixed.linears if x.expert is not None]
+    zeros = sum(int((x.weight == 0).sum()) for x in mixed.linears)
+    assert zeros / sum(x.n_weights for x in mixed.linears) == pytest.approx(of["sparsity"], abs=1e-3)
+    trained = [x for x in experts if not torch.equal(x.weight, before[x.name] * (x.weight != 0))]
+    assert len(trained) > len(experts) / 2
+    for one in live:
+        one.restore()
+    assert all(torch.equal(x.weight, before[x.name]) for x in mixed.linears)
+
+
+@pytest.mark.parametrize(
+    ("unit", "metric", "name"), [("structure", "wanda_sp", "qwen2_moe"), ("blocks", "last", "mixtral")]
+)
+def test_what_stays_of_a_mixture_is_trained(tmp_path, unit, metric, name):
+    mixed = dissect(make_mixture(name))
+    before = {x.name: x.weight.clone() for x in mixed.linears}
+    of = config(unit, metric=metric, schedule={"retrain": STEP})
+    check_recipe(of, mixed)
+    shape = model_shape(mixed, 8, 4)
+    context = replace(small_context(tmp_path, 1), anatomy=mixed, shape=shape, made=Recent(0))
+    plan = PLAN[unit](context, of)
+    live = [LiveBlock(block, layout) for block, layout in zip(mixed.blocks, context.layouts, strict=True)]
+    for one in live:
+        if plan.keys[one.block.index]:
+            plan.change(one)
+    routed = [x for x in mixed.blocks[0 if unit == "blocks" else 1].linears if x.expert is not None]
+    changed = [x for x in routed if not torch.equal(x.weight, before[x.name])]
+    if unit == "structure":
+        shared = [x for x in mixed.linears if x.sublayer == "experts" and x.expert is None]
+        assert shared
+        assert not changed
+        assert all(torch.equal(x.weight, plan.outputs[x.name]) for x in shared)
+    else:
+        assert [kept.ffn for kept in plan.kept] == [6, 0]
+        assert len(changed) > len(routed) / 2
+    for one in live:
+        one.restore()
+    assert all(torch.equal(x.weight, before[x.name]) for x in mixed.linears)
+
+
+def test_little_memory_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(retraining, "MaskTrainer", None)
-    context, mixed = small_context(tmp_path, 1), dissect(make_mixture(next(iter(MIXTURES))))
-    of = config("weights", metric="magnitude", schedule={"retrain": 9})
-    for refused in (
-        lambda: plan_weights(replace(context, anatomy=mixed, made=Recent(0)), of),
-        lambda: check_recipe(of, mixed),
-    ):
-        with pytest.raises(ValueError, match="a model without experts for the `schedule` of a recipe"):
-            refused()
     monkeypatch.setattr("secateur.pruners.models.memory.available_bytes", lambda device: 10)
     with pytest.raises(ValueError, match="GB of memory for the training of the `schedule` of a recipe"):
         plan_weights(

@@ -13,13 +13,11 @@ from secateur.pruners.learned.hard_concrete import expected_kept, final_gates, s
 from secateur.pruners.learned.sheared import sheared
 from secateur.pruners.learned.training import DivergedError, MaskTrainer
 from secateur.pruners.models import memory
-from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.losses import ce_loss
 from secateur.pruners.recipes.plan import LiveBlock
 from secateur.pruners.recipes.units import plan_units
 from secateur.spaces.recipe.form import completed
-from tests.mixtures import MIXTURES, make_mixture
 from tests.models import random_tokens, small_anatomy
 from tests.recipe_contexts import CALIBRATION, small_context
 
@@ -158,9 +156,6 @@ def test_a_recipe_applies_the_trained_weights_and_goes_on_after_a_kill(tmp_path,
 
 def test_it_is_refused_before_anything_is_trained(monkeypatch):
     monkeypatch.setattr(module, "MaskTrainer", None)
-    mixed = dissect(make_mixture(next(iter(MIXTURES))))
-    with pytest.raises(ValueError, match="Expected blocks of one attention and one MLP"):
-        module.check(mixed)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10)
     anatomy = small_anatomy()
     with pytest.raises(ValueError, match="GB of memory for the training of the metric sheared"):

@@ -18,7 +18,7 @@ from secateur.pruners.recipes.plan import LiveBlock
 from secateur.pruners.recipes.weights import plan_weights
 from secateur.spaces.recipe.form import completed
 from secateur.spaces.recipe.known import KNOWN
-from tests.mixtures import MIXTURES, make_mixture
+from tests.mixtures import make_mixture
 from tests.models import random_tokens, small_anatomy
 from tests.recipe_contexts import CALIBRATION, small_context
 
@@ -144,13 +144,20 @@ def test_protected_projections_stay_dense_and_the_others_lose_more():
         smp(anatomy, TOKENS, 0.6, protected=names)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "llama4_text"])
+def test_experts_of_a_mixture_lose_weights_too(name, monkeypatch):
+    monkeypatch.setattr(module, "FEWEST_STEPS", 6)
+    anatomy = dissect(make_mixture(name))
+    before = {x.name: x.weight.clone() for x in anatomy.linears}
+    found = smp(anatomy, TOKENS, 0.3)
+    zeros = {name: int((weight == 0).sum()) for name, weight in found.items()}
+    assert sum(zeros.values()) / sum(x.n_weights for x in anatomy.linears) == pytest.approx(0.3, abs=1e-4)
+    assert all(0 < zeros[x.name] < x.n_weights for x in anatomy.linears if x.expert is not None)
+    assert all(torch.equal(x.weight, before[x.name]) for x in anatomy.linears)
+
+
 def test_it_is_refused_before_anything_is_trained(monkeypatch):
     monkeypatch.setattr(module, "MaskTrainer", None)
-    mixed = dissect(make_mixture(next(iter(MIXTURES))))
-    with pytest.raises(
-        ValueError, match="Expected a model without experts for the metric smp, got a mixture at"
-    ):
-        module.check(mixed)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10)
     with pytest.raises(ValueError, match="GB of memory for the training of the metric smp"):
         smp(small_anatomy(), TOKENS, 0.3)

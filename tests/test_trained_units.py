@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,13 +16,14 @@ from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.losses import ce_loss
 from secateur.pruners.models.narrow import LiveStream
+from secateur.pruners.models.shape import model_shape
 from secateur.pruners.recipes.allocation.layers import BudgetError
 from secateur.pruners.recipes.plan import LiveBlock
 from secateur.pruners.recipes.units import plan_units
 from secateur.spaces.methods import UNIT_RECONSTRUCTIONS
 from secateur.spaces.recipe.form import completed
 from tests.families import make
-from tests.mixtures import MIXTURES, make_mixture
+from tests.mixtures import make_mixture
 from tests.models import random_tokens, small_anatomy
 from tests.recipe_contexts import CALIBRATION, small_context
 
@@ -136,6 +138,7 @@ def test_protected_sublayers_are_whole(row):
     assert any(len(block["mlp"]) < 48 for block in units[1:])
 
 
+@of_units
 def test_more_than_may_go_is_infeasible(row):
     anatomy = small_anatomy(n_layers=2)
     names = [x.name for block in anatomy.blocks for x in block.linears]
@@ -158,11 +161,47 @@ def test_a_transposed_fused_family_is_served(row):
                     assert weights[x.linear.name].shape[x.axis] == x.size(len(block[part.kind]))
 
 
+@of_units
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "deepseek_v3"])
+def test_a_mixture_keeps_its_routed_experts(row, name, tmp_path):
+    """Attentions and shared experts lose units, of all of these about the share that is asked for."""
+    model = make_mixture(name)
+    anatomy = dissect(model)
+    row.check(anatomy, **row.values({}))
+    context = replace(small_context(tmp_path, 1), anatomy=anatomy, shape=model_shape(anatomy, 8, 4))
+    with torch.no_grad():
+        dense = model(input_ids=TOKENS).logits
+    form = {"unit": "structure", "sparsity": 0.25, "calibration": CALIBRATION, "metric": row.name}
+    plan = plan_units(context, completed(form | {"allocation": "global"}))
+    assert plan.costs["sparsity"] == pytest.approx(0.25, abs=0.03)
+    live = [LiveBlock(block, x) for block, x in zip(anatomy.blocks, context.layouts, strict=True)]
+    for one in live:
+        plan.change(one)
+    for block, layout, kept in zip(anatomy.blocks, context.layouts, plan.numbers, strict=True):
+        if block.mixture is not None:
+            assert list(block.mixture.experts.kept) == list(range(6))
+        for part in layout.sublayers:
+            for x in part.placements:
+                if kept[part.kind] and x.linear.name in plan.outputs:
+                    assert torch.equal(x.linear.weight, plan.outputs[x.linear.name])
+    with torch.no_grad():
+        assert (model(input_ids=TOKENS).logits - dense).abs().max() > 1e-3
+    for one in live:
+        one.restore()
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=TOKENS).logits, dense)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("pat", {}), ("sheared", {"hidden": 0.5}), ("sheared", {"blocks": 0.5})]
+)
+def test_what_goes_through_all_layers_is_refused_for_a_mixture(name, values):
+    with pytest.raises(ValueError, match="Expected blocks of one attention and one MLP"):
+        ROWS[name].check(dissect(make_mixture("mixtral")), **values)
+
+
 def test_it_is_refused_before_anything_is_trained(row, monkeypatch):
     monkeypatch.setattr(MaskTrainer, "run", None)
-    mixed = dissect(make_mixture(next(iter(MIXTURES))))
-    with pytest.raises(ValueError, match="Expected blocks of one attention and one MLP"):
-        row.check(mixed)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 10)
     with pytest.raises(ValueError, match=f"GB of memory for the training of the metric {row.name}"):
         run(row, small_anatomy())

@@ -131,7 +131,7 @@ def apt(
 
 def check(anatomy: Anatomy) -> None:
     """Raise a ValueError on a family that can't be cut to units."""
-    check_parts(find_layouts(anatomy), WHAT)
+    check_parts(find_layouts(anatomy, experts=True), WHAT, experts=True)
 
 
 def share_gone(part: float) -> float:

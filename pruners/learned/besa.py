@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.pruners.learned.masked_weights import check_plain, masked_weights
+from secateur.pruners.learned.masked_weights import masked_weights
 from secateur.pruners.learned.prodigy import Prodigy
 from secateur.pruners.learned.sorted_share import SortedShare
 from secateur.pruners.learned.training import MaskTrainer
@@ -99,9 +99,8 @@ def learned_shares(
 
     Raises:
         DivergedError: if a loss is not finite.
-        ValueError: on a model with experts, or too little memory.
+        ValueError: on too little memory.
     """
-    check_plain(anatomy, "the rule besa")
     _check_memory(anatomy, sample.tokens)
     penalty = Penalty(sparsity, besa_beta, besa_d_coef, int(besa_passes), besa_softmax == "sigmoid")
     state = sample.statistics.state("besa-" + "-".join(f"{x:g}" for x in penalty))
@@ -164,7 +163,10 @@ class BlockShares:
                 hooks.callback(watch(linear).remove)
             for x, batch in zip(self._hidden, self._batches, strict=True):
                 self._runner.block(self._block.index, x, batch)
-        return {name: total.sqrt() for name, total in squares.items()}
+        unseen = {
+            x.name: x.weight.new_zeros(x.in_features).float() for x in self._block.linears
+        }  # of idle experts
+        return unseen | {name: total.sqrt() for name, total in squares.items()}
 
     def train(self, targets: Sequence[Float[Tensor, "batch length width"]], penalty: Penalty) -> list[float]:
         """Learned share of each projection, whose masked outputs are near the targets."""

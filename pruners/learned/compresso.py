@@ -114,7 +114,7 @@ def compresso(
 
 def check(anatomy: Anatomy) -> None:
     """Raise a ValueError on a family that can't be cut to units."""
-    check_parts(find_layouts(anatomy), WHAT)
+    check_parts(find_layouts(anatomy, experts=True), WHAT, experts=True)
 
 
 def expected_sparsity(

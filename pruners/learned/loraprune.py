@@ -104,7 +104,7 @@ def loraprune(
 
 def check(anatomy: Anatomy) -> None:
     """Raise a ValueError on a family that can't be cut to units, or a model of one block, which stays whole."""
-    check_parts(find_layouts(anatomy), WHAT)
+    check_parts(find_layouts(anatomy, experts=True), WHAT, experts=True)
     if len(anatomy.blocks) <= WHOLE_LAST:
         raise ValueError(
             f"Expected a model of more than {WHOLE_LAST} block for {WHAT}, which keeps the last one whole, got "

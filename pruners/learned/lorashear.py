@@ -107,7 +107,7 @@ def lorashear(
 
 def check(anatomy: Anatomy) -> None:
     """Raise a ValueError on a family that can't be cut to units."""
-    check_parts(find_layouts(anatomy), WHAT)
+    check_parts(find_layouts(anatomy, experts=True), WHAT, experts=True)
 
 
 @torch.no_grad()

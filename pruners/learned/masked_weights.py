@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.pruners.models.anatomy import Anatomy, Linear
+from secateur.pruners.models.anatomy import Linear
 
 
 @contextmanager
@@ -58,13 +58,3 @@ def masked_weights(linears: Sequence[Linear], masks: Mapping[str, Callable[[], T
 
     with replaced_weights(linears, {x.name: product(x) for x in linears if x.name in masks}):
         yield
-
-
-def check_plain(anatomy: Anatomy, what: str) -> None:
-    """Raise a ValueError on a model with experts, whose projections are not all modules of their own."""
-    mixture = next((block for block in anatomy.blocks if block.mixture is not None), None)
-    if mixture is not None:
-        raise ValueError(
-            f"Expected a model without experts for {what}, got a mixture at {mixture.name}. Take a method without "
-            "learned masks (`secateur list methods`)."
-        )

@@ -14,7 +14,7 @@ from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.learned.gumbel_choice import chosen_scores, pattern_masks, sampled_mask
-from secateur.pruners.learned.masked_weights import check_plain, masked_weights
+from secateur.pruners.learned.masked_weights import masked_weights
 from secateur.pruners.learned.memory import step_bytes
 from secateur.pruners.learned.training import (
     MaskTrainer,
@@ -111,7 +111,7 @@ def learned_masks(
 
     Raises:
         DivergedError: if the loss is not finite.
-        ValueError: on a model with experts, or inputs that are no multiple of 4.
+        ValueError: on inputs that are no multiple of 4.
     """
     check(anatomy)
     with in_fp32(anatomy.model):
@@ -119,8 +119,7 @@ def learned_masks(
 
 
 def check(anatomy: Anatomy) -> None:
-    """Raise a ValueError on a model with experts, or inputs that 4 does not divide."""
-    check_plain(anatomy, "the metric maskllm")
+    """Raise a ValueError on inputs that 4 does not divide."""
     for linear in anatomy.linears:
         if linear.in_features % GROUP:
             raise ValueError(

@@ -109,8 +109,9 @@ def sheared(
 
 def check(anatomy: Anatomy, *, blocks: float = 0.0, hidden: float = 0.0) -> None:
     """Raise a ValueError on a family that can't be cut to units, or have the gates of blocks and hidden channels."""
-    layouts = find_layouts(anatomy)
-    check_parts(layouts, WHAT)
+    experts = not (blocks or hidden)  # routed ones have no gates
+    layouts = find_layouts(anatomy, experts=experts)
+    check_parts(layouts, WHAT, experts=experts)
     if blocks or hidden:
         check_gates(anatomy, layouts, hidden=hidden > 0)
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from secateur.pruners.learned.masked_weights import check_plain, masked_weights
+from secateur.pruners.learned.masked_weights import masked_weights
 from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.training import MaskTrainer, step_rows, steps_over
 from secateur.pruners.masks import check_sparsity
@@ -73,9 +73,8 @@ def smp(
     Raises:
         BudgetError: if the others can't lose so many weights.
         DivergedError: if the loss is not finite.
-        ValueError: on a model with experts, or too little memory.
+        ValueError: on too little memory.
     """
-    check(anatomy)
     linears = [x for x in anatomy.linears if x.name not in protected]
     if isinstance(sparsity, Mapping):
         check_sparsity(anatomy, sparsity)
@@ -89,11 +88,6 @@ def smp(
         training.train(state)
         masks = training.final(protected)
     return {x.name: x.weight * masks[x.name].to(x.weight.dtype) for x in linears}
-
-
-def check(anatomy: Anatomy) -> None:
-    """Raise a ValueError on a model with experts."""
-    check_plain(anatomy, WHAT)
 
 
 def kept_mask(scores: Float[Tensor, "out in"], n_kept: int) -> Float[Tensor, "out in"]:

@@ -10,14 +10,20 @@ from secateur.pruners.models.mixture import Mixture
 from secateur.spaces.architecture.candidate import Kept
 
 
-def check_parts(layouts: Sequence[BlockLayout], purpose: str) -> None:
-    """Raise a ValueError unless blocks consist of one attention and one MLP, both of units that can be cut."""
+def check_parts(layouts: Sequence[BlockLayout], purpose: str, *, experts: bool = False) -> None:
+    """Raise a ValueError unless blocks consist of one attention and one MLP, both of units that can be cut.
+
+    Args:
+        layouts: of the blocks.
+        purpose: for the error.
+        experts: that a mixture of experts may stand for the MLP.
+    """
     for layout in layouts:
         part, reason = layout.attention, ""
         rigid = [x for x in layout.sublayers if x.rigid]
         if part is None or layout.mlp is None:
             reason = f"one mixer alone at {layout.block.name}"
-        elif isinstance(layout.mlp, MixtureLayout):
+        elif isinstance(layout.mlp, MixtureLayout) and not experts:
             reason = layout.mlp.name
         elif rigid:
             reason = f"{rigid[0].name}, which has no units"

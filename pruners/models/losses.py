@@ -7,6 +7,7 @@ For the backward pass a chunk's logits are computed again, as in gradient checkp
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,8 +22,11 @@ CHUNK_TOKENS = 512
 
 def head_inputs(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
     """Hidden states before the head, by the model's own forward pass; with gradients where they are enabled."""
-    base = anatomy.model.base_model
-    states: Tensor = base(input_ids=tokens.to(anatomy.head.weight.device), use_cache=False)[0]  # type: ignore[operator]
+    model: Any = anatomy.model
+    base = model.base_model
+    if base is model:  # Llama 4 names a base that it has not
+        base = model.get_submodule(anatomy.blocks[0].name.rsplit(".", 2)[0])
+    states: Tensor = base(input_ids=tokens.to(anatomy.head.weight.device), use_cache=False)[0]
     return states
 
 

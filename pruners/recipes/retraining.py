@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secateur.pruners.calibration.choose import choose, most_samples
 from secateur.pruners.calibration.tokens import tokens_sha256
-from secateur.pruners.learned.masked_weights import check_plain, replaced_weights
+from secateur.pruners.learned.masked_weights import replaced_weights
 from secateur.pruners.learned.memory import step_bytes
 from secateur.pruners.learned.training import MaskTrainer, warmed_cosine_rate
 from secateur.pruners.models.anatomy import Anatomy, Linear
@@ -64,7 +64,6 @@ class Retraining:
         self.trains = any(self._steps.values())
         self._tokens = sample.tokens
         if self.trains:
-            check_plain(context.anatomy, WHAT)
             self._tokens = _windows(context, config["calibration"], BATCH * self._n_steps)
         self.name = key_of(
             json.dumps(config, sort_keys=True),
@@ -233,8 +232,7 @@ def _windows(context: RecipeContext, calibration: Mapping[str, Any], n: int) -> 
 
 
 def check_training(anatomy: Anatomy, length: int) -> None:
-    """Raise a ValueError on a model with experts, or too little memory for windows of so many tokens."""
-    check_plain(anatomy, WHAT)
+    """Raise a ValueError on too little memory for windows of so many tokens."""
     _check_memory(anatomy, list(anatomy.linears), length)
 
 

@@ -75,7 +75,7 @@ class UnitPlan(PruningPlan):
             kept = self.numbers[index][layout.kind]
             sublayer = live.sublayers.get(layout.kind, live.sublayers.get("experts"))
             if isinstance(sublayer, LiveExperts):
-                if len(kept) < layout.n_units:
+                if len(kept) < layout.n_units or _has_any(layout, self.outputs):
                     shared = (len(kept), self._pieces(layout, index, kept))
                     sublayer.cut(range(self.kept[index].ffn), {}, shared)
                 continue
@@ -118,7 +118,7 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
 
     Raises:
         ValueError: if it can't be carried out: too few calibration windows, a rule that does not reach the
-            sparsity, scores that rank nothing, a method that follows the stream in a model with experts.
+            sparsity, scores that rank nothing.
     """
     name, stream = config["metric"]["name"], STREAM_REPAIRS.get(config["repair"])
     check_protect("structure", config["metric"], context.protect)
