@@ -14,6 +14,8 @@ from secateur.pruners.learned.low_rank import LowRank, TunedSublayer, grown_rank
 from secateur.pruners.learned.masked_weights import replaced_forwards
 from secateur.pruners.learned.outlier_salience import Seen, salience, watched
 from secateur.pruners.learned.self_distillation import (
+    LowestLoss,
+    Transformation,
     block_outputs,
     drawn_blocks,
     layer_loss,
@@ -178,8 +180,8 @@ def test_the_more_important_half_grows_by_one_factor_to_the_number_wanted():
 
 
 def test_ranks_grow_while_units_go_and_within_their_number(monkeypatch):
+    first = sum(update.n_values for update in tuning_of(small_anatomy(n_layers=3)).student.updates.values())
     tuning, course = trained(small_anatomy(n_layers=3), monkeypatch, 60)
-    first = tuning._n_values
     assert course[0] == first
     assert course == sorted(course)
     assert course[19:] == [course[19]] * 41  # not after the 20 steps in which units go
@@ -205,7 +207,7 @@ def test_units_are_chosen_by_salience_over_parameters_and_their_gates_fall_and_r
     size = {part.kind: part.unit_params for part in parts}
     total = sum(part.n_units * part.unit_params + part.fixed_params for part in parts)
     tuning = tuning_of(anatomy, size["attention"] / total)
-    scores = {part.name: tuning._salience[part.name] for part in parts}
+    scores = {part.name: tuning.salience[part.name] for part in parts}
     for part in parts:
         density = {"attention": 0.5, "mlp": 1.0}[
             part.kind
@@ -213,7 +215,7 @@ def test_units_are_chosen_by_salience_over_parameters_and_their_gates_fall_and_r
         scores[part.name].copy_(density * part.unit_params * torch.linspace(1, 1.5, part.n_units))
     last = parts[2]
     assert (last.kind, last.n_units, last.output.block) == ("attention", 2, 1)
-    tuning._salience[last.name].mul_(0.9)
+    tuning.salience[last.name].mul_(0.9)
     tuning.choose(0.999999)
     gates = tuning.student.gates
     assert gates[last.name].tolist() == pytest.approx([0.9, 1.0])
@@ -221,7 +223,7 @@ def test_units_are_chosen_by_salience_over_parameters_and_their_gates_fall_and_r
     for _ in range(3):
         tuning.choose(0.999999)
     assert gates[last.name].tolist() == pytest.approx([0.6, 1.0])
-    tuning._salience[last.name].copy_(tuning._salience[last.name].flip(0))
+    tuning.salience[last.name].copy_(tuning.salience[last.name].flip(0))
     tuning.choose(0.999999)
     assert gates[last.name].tolist() == pytest.approx([0.7, 0.9])
     tuning.choose(1.0)
@@ -267,7 +269,8 @@ def test_the_loss_is_a_mixture_of_the_teachers_and_the_cross_entropy(monkeypatch
     assert float(tuning.loss(40).detach()) == pytest.approx(0.6 * float(ce_loss(anatomy, TOKENS)), rel=1e-4)
     for update in tuning.student.updates.values():
         update.left.data = normal(*update.left.shape) * 0.1
-    tuning._left.data = normal(*tuning._left.shape, seed=1) * 0.1
+    left, right = tuning.transformation.left, tuning.transformation.right
+    left.data = normal(*left.shape, seed=1) * 0.1
 
     with torch.no_grad(), block_outputs(anatomy) as teacher:
         wanted = anatomy.model(input_ids=TOKENS).logits.log_softmax(-1)
@@ -279,7 +282,7 @@ def test_the_loss_is_a_mixture_of_the_teachers_and_the_cross_entropy(monkeypatch
         got = anatomy.model(input_ids=TOKENS).logits.log_softmax(-1)
     kl = (wanted.exp() * (wanted - got)).sum(-1).mean()
     ce = F.nll_loss(got[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
-    transform = torch.eye(32) + 2 * tuning._left.detach() @ tuning._right.detach()
+    transform = torch.eye(32) + 2 * left.detach() @ right.detach()
     layers = sum(((x @ transform.T - y) ** 2).mean() for x, y in zip(student, teacher, strict=True))
     expected = 0.4 * (kl + 0.9 * layers) + 0.6 * ce
     assert float(tuning.loss(40).detach()) == pytest.approx(float(expected), rel=1e-4)
@@ -290,18 +293,38 @@ def test_the_student_becomes_the_teacher_where_its_cross_entropy_is_the_lowest_s
     monkeypatch.setattr(module, "FEWEST_STEPS", 300)
     tuning = tuning_of(small_anatomy())
     (name, *_) = tuning.student.updates
-    student, teacher = tuning.student.updates[name], tuning._teacher.updates[name]
+    student, teacher = tuning.student.updates[name], tuning.teacher.updates[name]
     for values, loss, is_renewed in ((1.0, 5.0, True), (2.0, 6.0, False), (3.0, 4.0, True)):
         student.left.data.fill_(values)
         gates = tuning.student.gates[parts_of(small_anatomy())[0].name].fill_(1 / values)
-        tuning._course[0], tuning._course[1] = 3 * loss, 3
+        for change in (-1.0, 0.0, 1.0):
+            tuning.course.note(torch.tensor(loss + change))
         with torch.no_grad():
             tuning.adjust(7 if values == 1 else 13 if values == 2 else 19)
         assert bool((teacher.left == values).all()) == is_renewed
-        assert torch.equal(tuning._teacher.gates[parts_of(small_anatomy())[0].name], gates) == is_renewed
-        assert tuning._course[:2].tolist() == [0.0, 0.0]
+        assert torch.equal(tuning.teacher.gates[parts_of(small_anatomy())[0].name], gates) == is_renewed
+        assert tuning.course.values[:2].tolist() == [0.0, 0.0]
     student.left.data.fill_(9.0)
     assert not (teacher.left == 9).any()  # a copy
+
+
+def test_a_mean_is_the_lowest_if_it_is_below_all_before_since_looks():
+    course = LowestLoss(torch.device("cpu"))
+    for losses, is_lowest in (([5.0, 3.0], True), ([4.0], False), ([9.0, 1.0, 1.0], True), ([3.7], False)):
+        for loss in losses:
+            assert course.note(torch.tensor(loss)) == loss
+        assert course.look() == is_lowest
+    assert course.values[2] == pytest.approx(11 / 3)
+
+
+def test_a_transformation_is_the_identity_until_it_is_trained():
+    start = torch.Generator().manual_seed(0)
+    one = Transformation(6, 2, 0.5, start, torch.device("cpu"))
+    states = normal(1, 4, 6)
+    assert torch.equal(one.outputs(states), states)
+    one.left.data = normal(6, 2, seed=1)
+    expected = states @ (torch.eye(6) + 0.5 * one.left @ one.right).T
+    assert torch.allclose(one.outputs(states), expected, atol=1e-6)
 
 
 class InMemory(SavedState):
@@ -377,7 +400,7 @@ def test_tuning_lowers_the_loss_of_the_units_that_stay(monkeypatch):
     losses = {}
     plain = {
         name: function
-        for part in tuning._parts
+        for part in parts_of(anatomy)
         for name, function in TunedSublayer(part, 1, 0, roles=())
         .outputs(tuning.student.gates[part.name])
         .items()

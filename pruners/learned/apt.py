@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -15,14 +14,13 @@ from secateur.pruners.learned.low_rank import (
     SCALE,
     GatedSublayers,
     cut_sublayers,
-    first_right,
     grown_ranks,
     update_values,
 )
 from secateur.pruners.learned.masked_weights import replaced_forwards
 from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.outlier_salience import Seen, salience, watched
-from secateur.pruners.learned.self_distillation import block_outputs, layer_loss
+from secateur.pruners.learned.self_distillation import LowestLoss, Transformation, block_outputs, layer_loss
 from secateur.pruners.learned.training import (
     MaskTrainer,
     named_generator,
@@ -148,6 +146,13 @@ class AdaptiveTuning:
         parts: all sub-layers.
         sparsity: target.
         protected: names of projections whose sub-layers lose nothing.
+
+    Attributes:
+        student: updates and gates as they are.
+        teacher: those of the student that counts as the teacher.
+        salience: of the units of each sub-layer, averaged over the steps.
+        course: cross-entropies since the last adjustment.
+        transformation: of the student's states where they are compared with the teacher's.
     """
 
     def __init__(
@@ -163,17 +168,15 @@ class AdaptiveTuning:
         self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
         self._n_pruning = max(1, int(PRUNING * self._n_steps))
         device = anatomy.embedding.weight.device
-        self.student, self._teacher = self._gated(device), self._gated(device)
+        self.student, self.teacher = self._gated(device), self._gated(device)
         self._n_values = sum(update.n_values for update in self.student.updates.values())
-        self._salience = {part.name: torch.zeros(part.n_units, device=device) for part in parts}
+        self.salience = {part.name: torch.zeros(part.n_units, device=device) for part in parts}
         self._importance = {name: torch.zeros((), device=device) for name in self.student.updates}
-        self._course = torch.tensor([0.0, 0.0, torch.inf], device=device)
-        """Sum of the cross-entropies since the last adjustment, their number, and the lowest mean so far."""
-        right = first_right(RANK, anatomy.width, named_generator(SEED, "transformation"))
-        self._right = right.to(device).requires_grad_()
-        self._left = torch.zeros(anatomy.width, RANK, device=device, requires_grad=True)
+        self.course = LowestLoss(device)
+        start = named_generator(SEED, "transformation")
+        self.transformation = Transformation(anatomy.width, RANK, SCALE, start, device)
         self._seen: dict[str, Seen] = {}
-        trained = [*self.student.trained.values(), self._left, self._right]
+        trained = [*self.student.trained.values(), self.transformation.left, self.transformation.right]
         self._optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
 
     def _gated(self, device: torch.device) -> GatedSublayers:
@@ -181,13 +184,17 @@ class AdaptiveTuning:
 
     def train(self, state: SavedState | None) -> None:
         """Take all steps that are left."""
-        held = self.student.trained | {"transformation left": self._left, "transformation right": self._right}
-        held |= {f"teacher {name}": x.requires_grad_(False) for name, x in self._teacher.trained.items()}
-        named = {"gates": self.student.gates, "teacher gates": self._teacher.gates}
-        named |= {"salience": self._salience, "importance": self._importance}
+        held = dict(self.student.trained)
+        held |= {
+            "transformation left": self.transformation.left,
+            "transformation right": self.transformation.right,
+        }
+        held |= {f"teacher {name}": x.requires_grad_(False) for name, x in self.teacher.trained.items()}
+        named = {"gates": self.student.gates, "teacher gates": self.teacher.gates}
+        named |= {"salience": self.salience, "importance": self._importance}
         held |= {f"{kind} {name}": x for kind, tensors in named.items() for name, x in tensors.items()}
         MaskTrainer(
-            held | {"course": self._course},
+            held | {"course": self.course.values},
             self._optimizer,
             self.loss,
             self._n_steps,
@@ -214,29 +221,22 @@ class AdaptiveTuning:
                 outputs[name] = watched(outputs[name], partial(self._seen.__setitem__, name))
         with replaced_forwards(linears, outputs):
             if not mu:
-                return self._noted(ce_loss(self._anatomy, rows))
+                return self.course.note(ce_loss(self._anatomy, rows))
             with block_outputs(self._anatomy) as student:
                 states = head_inputs(self._anatomy, rows)
         with (
             torch.no_grad(),
-            replaced_forwards(linears, self._teacher.outputs()),
+            replaced_forwards(linears, self.teacher.outputs()),
             block_outputs(self._anatomy) as teacher,
         ):
             wanted = head_inputs(self._anatomy, rows)
         generator = step_generator(SEED, step, torch.device("cpu"))
         predictions = kl_loss(self._anatomy, rows, self._anatomy, wanted, states)
-        layers = layer_loss(student, teacher, self._blocks_left(), self._transformed, generator)
+        layers = layer_loss(student, teacher, self._blocks_left(), self.transformation.outputs, generator)
         loss = mu * (PREDICTION * predictions + LAYERS * layers)
         if mu < 1:
-            loss = loss + (1 - mu) * self._noted(ce_loss(self._anatomy, rows, states))
+            loss = loss + (1 - mu) * self.course.note(ce_loss(self._anatomy, rows, states))
         return loss
-
-    def _noted(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        self._course[:2] += torch.stack([loss.detach(), torch.ones_like(loss)])
-        return loss
-
-    def _transformed(self, states: Tensor) -> Tensor:
-        return states + SCALE * F.linear(F.linear(states, self._right), self._left)
 
     def _blocks_left(self) -> list[bool]:
         found = [True] * len(self._anatomy.blocks)
@@ -254,18 +254,18 @@ class AdaptiveTuning:
         for part in self._parts:
             seen, gates = self._seen[part.output.name], self.student.gates[part.name]
             gated = seen._replace(means=seen.means * gates.repeat_interleave(part.unit_width))
-            self._salience[part.name].lerp_(salience(gated, part.output.weight, part.n_units), 1 - MEMORY)
+            self.salience[part.name].lerp_(salience(gated, part.output.weight, part.n_units), 1 - MEMORY)
         self.choose((step + 1) / self._n_pruning)
 
     def choose(self, part: float) -> None:
         """Move the gates towards the units that stay by now, at this part of the pruning steps; at 1 to the end."""
-        layers = unit_layers(self._parts, self._protected, self._salience)
+        layers = unit_layers(self._parts, self._protected, self.salience)
         share = self._sparsity * share_gone(part)
         gone = allocate("global", layers, RuleEvidence(), share, "structure", cost=-1.0)
         fall = min(1.0, 1 / (FADING * self._n_pruning)) if part < 1 else 1.0
         for x, n_gone in zip(self._parts, gone, strict=True):
             change = torch.full_like(self.student.gates[x.name], fall)
-            change[self._salience[x.name].argsort(stable=True)[:n_gone]] = -fall
+            change[self.salience[x.name].argsort(stable=True)[:n_gone]] = -fall
             self.student.gates[x.name].add_(change).clamp_(0, 1)
 
     def adjust(self, step: int) -> None:
@@ -273,11 +273,8 @@ class AdaptiveTuning:
         due, before = (ADJUSTMENTS * x // self._n_pruning for x in (step, step - 1))
         if step > self._n_pruning or due == before:
             return
-        total, number, lowest = self._course.tolist()
-        if total / number < lowest:
-            lowest = total / number
-            self._teacher.become(self.student)
-        self._course.copy_(torch.tensor([0.0, 0.0, lowest]))
+        if self.course.look():
+            self.teacher.become(self.student)
         n_values = self._n_values * (1 + (EXPANSION - 1) * due / ADJUSTMENTS)
         importance = {name: float(x) for name, x in self._importance.items()}
         for name, rank in grown_ranks(self.student.updates, importance, n_values, MOST_RANK).items():

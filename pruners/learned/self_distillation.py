@@ -12,12 +12,62 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from secateur.pruners.learned.low_rank import first_right
 from secateur.pruners.models.anatomy import Anatomy
 
 PAIRS = 4
 """Blocks of the teacher that are compared in a step."""
 
 States = Float[Tensor, "batch length width"]
+
+
+class Transformation:
+    """Low-rank transformation of the stream, ``x + scale B A x``, at first the identity.
+
+    Args:
+        width: of the stream.
+        rank: of the matrix.
+        scale: of it.
+        generator: of the first values of A, on the CPU.
+        device: of the tensors.
+    """
+
+    def __init__(
+        self, width: int, rank: int, scale: float, generator: torch.Generator, device: torch.device
+    ) -> None:
+        self._scale = scale
+        self.right = first_right(rank, width, generator).to(device).requires_grad_()
+        self.left = torch.zeros(width, rank, device=device, requires_grad=True)
+
+    def outputs(self, states: States) -> States:
+        """Transformed states."""
+        return states + self._scale * F.linear(F.linear(states, self.right), self.left)
+
+
+class LowestLoss:
+    """Mean of the losses since the last look, and the lowest such mean.
+
+    Args:
+        device: of the tensor.
+
+    Attributes:
+        values: sum of the losses since the last look, their number, and the lowest mean so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = torch.tensor([0.0, 0.0, torch.inf], device=device)
+
+    def note(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Count a loss, which is given back."""
+        self.values[:2] += torch.stack([loss.detach(), torch.ones_like(loss)])
+        return loss
+
+    def look(self) -> bool:
+        """True if the mean of the losses since the last look is the lowest so far."""
+        total, number, lowest = self.values.tolist()
+        is_lowest = total / number < lowest
+        self.values.copy_(torch.tensor([0.0, 0.0, total / number if is_lowest else lowest]))
+        return bool(is_lowest)
 
 
 @contextmanager
