@@ -46,7 +46,7 @@ CONTRASTS: frozenset[Gradients] = frozenset(
 CONTRAST = "contrast"
 """Name of the second calibration text among the sources of recipes."""
 
-Evidence = Literal["scores", "influence", "flap", "outliers", "profile", "measured", "domains"]
+Evidence = Literal["scores", "influence", "flap", "outliers", "profile", "measured", "domains", "prompt"]
 Comparison = Literal["output", "layer"]
 Gives = Literal["nothing", "weight", "bias", "both"]
 
@@ -97,8 +97,8 @@ class MethodRow(Row):
         paper: address.
         needs: calibration statistics that must be collected first: any data, moments or Gram matrices of inputs.
         gradients: kinds of gradients that must be collected first, of `KINDS`, `PASS_KINDS` or `CONTRAST_KINDS`.
-        evidence: further inputs: of an allocation rule, ``influence`` of a depth rule, or ``domains``, the source of
-            each window, of a reconstruction of structure.
+        evidence: further inputs: of an allocation rule, ``influence`` of a depth rule; of a reconstruction of structure
+            ``domains``, the source of each window, or ``prompt``, the token ids of its parameter of that name.
         parameters: of an allocation rule, or of a reconstruction of structure, which is given them by keyword.
         scope: what it works on at once, where that is not the usual of its stage: a reconstruction of whole blocks or
             of the model, a repair that needs the pruned model below.

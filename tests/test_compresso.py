@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+import yaml
+from transformers import AutoTokenizer
 
+from secateur.pruners.calibration.prompts import COLLABORATIVE
 from secateur.pruners.learned import compresso as module
 from secateur.pruners.learned.compresso import compresso, expected_sparsity
 from secateur.pruners.learned.hard_concrete import augmented_lagrangian, final_gates
 from secateur.pruners.models.find_layout import find_layouts
+from secateur.pruners.models.losses import ce_loss
+from secateur.pruners.recipes.units import plan_units
+from secateur.search import app
+from secateur.search.app.recipe_file import open_recipe
+from secateur.spaces.recipe.candidate import Recipe
+from secateur.spaces.recipe.form import completed
 from tests.models import random_tokens, small_anatomy
+from tests.recipe_contexts import CALIBRATION, small_context
 
 TOKENS = random_tokens(4, 24)
 
@@ -104,3 +115,63 @@ def test_sublayers_share_the_loss_as_their_gates_expect(monkeypatch):
     monkeypatch.setattr(module.BudgetGates, "first", low)
     _, units, _ = training(anatomy, monkeypatch, 30, sparsity=0.2)
     assert len(units[1]["mlp"]) < len(units[0]["mlp"]) - 10
+
+
+@pytest.mark.parametrize("bos", [None, 0])
+def test_the_loss_behind_a_prompt_is_that_of_the_window_alone(bos):
+    anatomy, prompt = replace(small_anatomy(n_layers=2), bos=bos), torch.tensor([5, 9, 2])
+    rows = TOKENS.clone()
+    if bos is not None:
+        rows[:, 0] = bos
+    found = module.behind_prompt(anatomy, rows, prompt)
+    losses = []
+    for row in rows:
+        own = row.tolist()
+        seen = [*own[:1], 5, 9, 2, *own[1:]] if bos is not None else [5, 9, 2, *own]
+        with torch.no_grad():
+            logits = anatomy.model(input_ids=torch.tensor([seen])).logits[0].log_softmax(-1)
+        first = 1 if bos is None else 2  # token of the window that is predicted first
+        losses += [-float(logits[place + 3 - 1, own[place]]) for place in range(first, len(own))]
+    assert float(found) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert float(module.behind_prompt(anatomy, rows, prompt[:0])) == float(ce_loss(anatomy, rows))
+
+
+def test_a_prompt_is_told_by_the_recipe_and_changes_what_is_learned(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FEWEST_STEPS", 12)
+    context = replace(small_context(tmp_path, 2), prompts={"collaborative": (3, 1, 4, 1, 5)})
+    form = {"unit": "structure", "sparsity": 0.25, "calibration": CALIBRATION, "allocation": "global"}
+    plain, prompted = (
+        completed(form | {"metric": {"name": "compresso", **more}})
+        for more in ({}, {"prompt": "collaborative"})
+    )
+    assert "prompt" not in Recipe.of(plain).text
+    assert "| metric compresso; prompt=collaborative |" in Recipe.of(prompted).text
+    plans = [plan_units(context, one) for one in (plain, prompted)]
+    assert plans[0].keys != plans[1].keys
+    shared = plans[0].outputs.keys() & plans[1].outputs.keys()
+    assert any(not torch.equal(plans[0].outputs[name], plans[1].outputs[name]) for name in shared)
+
+
+def test_the_prompt_of_the_release_reaches_the_training_by_the_models_own_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(module, "PASSES", 1)
+    seen, loss = [], module.behind_prompt
+    monkeypatch.setattr(
+        module,
+        "behind_prompt",
+        lambda anatomy, rows, prompt: (seen.append(prompt), loss(anatomy, rows, prompt))[1],
+    )
+    recipe = {
+        "unit": "structure",
+        "sparsity": 0.3,
+        "calibration": {"sources": {"calibration": 1}, "samples": 4, "length": 32},
+        "metric": {"name": "compresso", "prompt": "collaborative"},
+        "allocation": "global",
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        yaml.safe_dump({"recipe": recipe, "sources": {"calibration": "docs"}, "pool_tokens": 256})
+    )
+    app.prune(open_recipe(str(file)), "tiny", tmp_path / "out", tokens=128, window=64)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.decode(seen[0]) == COLLABORATIVE

@@ -31,8 +31,9 @@ from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout, SublayerLayout
-from secateur.pruners.models.losses import ce_loss
+from secateur.pruners.models.losses import ce_loss, head_inputs
 from secateur.pruners.models.runner import in_fp32
+from secateur.pruners.models.usable import check_windows
 from secateur.pruners.recipes.allocation.filling import to_budget
 from secateur.pruners.recipes.allocation.layers import Layer
 from secateur.pruners.stores.saved_state import SavedState
@@ -69,6 +70,7 @@ def compresso(
     sparsity: float,
     *,
     protected: Collection[str] = (),
+    prompt: Sequence[int] = (),
     state: SavedState | None = None,
 ) -> tuple[tuple[KeptNumbers, ...], dict[str, Float[Tensor, "out _"]]]:
     """Kept units of each block, and weights of all projections; the live model is left dense.
@@ -83,8 +85,12 @@ def compresso(
 
     Differences from it: KV groups in place of heads, with all of their query heads; no gates of the residual stream's
     width; the numbers are scaled to the budget, which the expectation meets only nearly; small batches and few steps,
-    see `FEWEST_STEPS`; windows of the calibration text in place of instructions, without the collaborative prompt.
-    Tuning afterwards is the stage after it, ``recover``.
+    see `FEWEST_STEPS`; windows of the calibration text in place of instructions. Tuning afterwards is the stage after
+    it, ``recover``.
+
+    With the collaborative prompt every window is read behind it, and the loss is of the window alone, as there of the
+    response. There it also stands before whatever the pruned model is given; here texts are measured without it, so
+    put it there yourself (`prompts.COLLABORATIVE`). The recipe ``compresso`` is without.
 
     Args:
         anatomy: the dense model.
@@ -92,29 +98,42 @@ def compresso(
         tokens: calibration windows.
         sparsity: share of the blocks' parameters to remove.
         protected: full names of projections whose sub-layers are kept whole.
+        prompt: token ids that stand before each window, behind the token that all windows begin with, if any.
         state: to continue from.
 
     Raises:
         BudgetError: if less may go.
         DivergedError: if the loss is not finite.
-        ValueError: on too little memory.
+        ValueError: on too little memory, or a prompt and windows that are longer than the model's learned positions.
     """
     parts = [part for layout in layouts for part in layout.sublayers]
     layers = unit_layers(parts, protected)
     to_budget(layers, [1.0] * len(layers), sparsity)  # raises what the training could not mend
     n_values = update_values(parts, RANK, QUERIES_AND_VALUES) + 5 * sum(part.n_units for part in parts)
-    check_training_memory(anatomy, BATCH, tokens.shape[1], n_values, WHAT)
+    length = len(prompt) + tokens.shape[1]
+    check_training_memory(anatomy, BATCH, length, n_values, WHAT)
+    if prompt:
+        check_windows(anatomy.model, length, allow_long=True)
     with in_fp32(anatomy.model):
-        gates = BudgetGates(anatomy, tokens, parts, layers, sparsity)
+        gates = BudgetGates(anatomy, tokens, parts, layers, sparsity, prompt)
         gates.train(state)
         pairs = zip(gates.sublayers, gates.kept(), strict=True)
         found = [(one, kept, one.cut(kept, gates.values(one))) for one, kept in pairs]
     return cut_sublayers(anatomy, found)
 
 
-def check(anatomy: Anatomy) -> None:
+def check(anatomy: Anatomy, *, prompt: str = "none") -> None:
     """Raise a ValueError on a family that can't be cut to units."""
     check_parts(find_layouts(anatomy, experts=True), WHAT, experts=True)
+
+
+def behind_prompt(
+    anatomy: Anatomy, rows: Int[Tensor, "batch length"], prompt: Int[Tensor, " prompt"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy of windows that are read behind a prompt, over the positions of `ce_loss` without one."""
+    begun = int(anatomy.bos is not None)
+    whole = torch.cat([rows[:, :begun], prompt.expand(len(rows), -1), rows[:, begun:]], 1)
+    return ce_loss(anatomy, rows, head_inputs(anatomy, whole)[:, len(prompt) :])
 
 
 def expected_sparsity(
@@ -142,6 +161,7 @@ class BudgetGates:
         parts: all sub-layers.
         layers: of them; one that may lose nothing has no gates.
         sparsity: target.
+        prompt: token ids that stand before each window.
     """
 
     def __init__(
@@ -151,8 +171,10 @@ class BudgetGates:
         parts: Sequence[SublayerLayout],
         layers: Sequence[Layer],
         sparsity: float,
+        prompt: Sequence[int] = (),
     ) -> None:
         self._anatomy, self._tokens, self._layers, self.sparsity = anatomy, tokens, layers, sparsity
+        self._prompt = torch.tensor(prompt, dtype=tokens.dtype)
         self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
         self._device = anatomy.embedding.weight.device
         self.sublayers = [
@@ -226,7 +248,7 @@ class BudgetGates:
                 gates = sampled_gates(locations, generator)
             outputs |= one.outputs(gates)
         with replaced_forwards(list(self._anatomy.linears), outputs):
-            loss = ce_loss(self._anatomy, step_rows(self._tokens, BATCH, step))
+            loss = behind_prompt(self._anatomy, step_rows(self._tokens, BATCH, step), self._prompt)
         return loss + self.penalty(gating / (RISE * self._n_steps)) if gating >= 0 else loss
 
     def penalty(self, part: float) -> Float[Tensor, ""]:

@@ -16,7 +16,7 @@ from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.choose import choose, sources_of
 from secateur.pruners.calibration.collected import CalibrationStatistics
 from secateur.pruners.calibration.pool import Pool
-from secateur.pruners.calibration.tokens import tokens_sha256
+from secateur.pruners.calibration.tokens import Prompts, tokens_sha256
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout
@@ -64,6 +64,7 @@ class RecipeContext:
         dampening: of second moments, as a fraction of their mean diagonal.
         protect: patterns of names of projections that are kept dense.
         profile: for rules that follow one.
+        prompts: token ids of texts that methods put before windows, by name.
     """
 
     anatomy: Anatomy
@@ -75,6 +76,7 @@ class RecipeContext:
     dampening: float
     protect: Sequence[str] = ()
     profile: Profile = ()
+    prompts: Prompts = field(default_factory=dict)
     made: Recent[Mapping[str, Any]] = field(default_factory=lambda: Recent(MADE_BYTES))
     _samples: dict[str, Sample] = field(default_factory=dict)
     block_scores: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)

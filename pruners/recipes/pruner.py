@@ -219,9 +219,9 @@ class RecipePruner(Pruner):
         self, pools: Mapping[str, Pool], cache: StatisticsCache, profile: Profile = ()
     ) -> RecipeContext:
         of, shape = self.settings, self.dense.shape
-        protect = tuple(of.protect)
+        protect, prompts = tuple(of.protect), self.calibration.prompts
         return RecipeContext(
-            self.anatomy, self._model, pools, cache, shape, self.seed, of.dampening, protect, profile
+            self.anatomy, self._model, pools, cache, shape, self.seed, of.dampening, protect, profile, prompts
         )
 
     def use(self, context: RecipeContext) -> None:

@@ -127,6 +127,8 @@ def plan_units(context: RecipeContext, config: Mapping[str, Any]) -> UnitPlan:
         row, sparsity = UNIT_RECONSTRUCTIONS[name], config["sparsity"]
         further = row.values(config["metric"])
         further |= {"domains": sample.sources} if "domains" in row.evidence else {}
+        if "prompt" in row.evidence:
+            further["prompt"] = () if further["prompt"] == "none" else context.prompts[further["prompt"]]
         seen = f"{name}-{sparsity:g}-{key_of(sorted(context.protected), *sorted(further.items()))}"
         state = {"state": sample.statistics.state(seen)} if row.trains else {}
         found = row.function(
