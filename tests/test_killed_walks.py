@@ -19,8 +19,8 @@ from secateur.pruners.calibration.stream import Walk
 from secateur.pruners.models.loading import load_model
 from secateur.pruners.stores.block_files import LevelStoreError
 from secateur.search import app
+from tests.streaming import saved
 from tests.test_streamed_search import SPACES, settings
-from tests.test_streaming import saved
 
 N_BLOCKS, KILLED_IN = 5, 3
 TOKENS = torch.arange(8 * 32).reshape(8, 32)

@@ -26,10 +26,10 @@ from secateur.search.executors.cluster.connection import connect
 from secateur.search.executors.cluster.settings import RaySettings
 from secateur.search.executors.cluster.staging import Receiver, StagingError
 from tests.slow_files import TWO, Far, Slow
+from tests.streaming import saved
 from tests.test_killed_walks import N_BLOCKS
 from tests.test_streamed_search import EVALUATOR, settings
 from tests.test_streamed_search import SPACES as BY_BLOCKS
-from tests.test_streaming import saved
 
 SPACES = BY_BLOCKS | {
     "formulas": {"kind": "formula", "terminals": ["W", "X", "H"], "target": 0.5},

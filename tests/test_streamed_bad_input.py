@@ -17,8 +17,8 @@ from secateur.pruners.export.saving import unfinished
 from secateur.pruners.stores import block_files
 from secateur.search import app
 from tests.command import secateur  # noqa: F401  # a fixture
+from tests.streaming import recipe, saved
 from tests.test_streamed_search import EVALUATOR, SPACES, measured, settings
-from tests.test_streaming import recipe, saved
 
 INDEX = "model.safetensors.index.json"
 

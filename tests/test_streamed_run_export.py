@@ -12,7 +12,7 @@ from secateur.pruners.export.saving import unfinished
 from secateur.search import app
 from secateur.search.cli import _dispatch
 from secateur.search.errors import UsageError
-from tests.test_streaming import Stopped, saved, tensors
+from tests.streaming import Stopped, saved, saving, stop, tensors
 
 EVALUATOR = {"window": 32, "calibration_tokens": 128, "fidelities": [64, 128], "test_tokens": 128}
 
@@ -76,15 +76,9 @@ def test_the_model_is_that_of_the_whole_export(tmp_path, monkeypatch, space, fur
 def test_a_stopped_export_goes_on_by_the_same_command(tmp_path, monkeypatch, no_whole_model, capsys):
     model = saved(tmp_path / "model", "llama")
     trial = searched(tmp_path / "run", model, {"metric": "wanda", "step": 0.25}, stream="always")
-    write, to = streamed.StreamedExport._write_block, tmp_path / "out"
-
-    def stopped(self, block):
-        if block.index == 2:
-            raise Stopped
-        write(self, block)
-
+    to = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(streamed.StreamedExport, "_write_block", stopped)
+        patch.setattr(streamed, "save_file", saving(2, stop))
         with pytest.raises(Stopped):
             app.export(tmp_path / "run", trial, to)
     assert unfinished(to).is_dir()

@@ -14,7 +14,7 @@ from secateur.search.app.forecast_search import forecast_search
 from secateur.search.errors import UsageError
 from secateur.search.settings.settings import settings_from
 from secateur.search.show.forecast import full_lines
-from tests.test_streaming import recipe, saved
+from tests.streaming import recipe, saved
 
 EVALUATOR = {"window": 32, "calibration_tokens": 128, "fidelities": [64, 128], "test_tokens": 64}
 SPACES = {
