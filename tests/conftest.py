@@ -12,6 +12,7 @@ from tests.command import made, secateur  # noqa: F401  # fixtures for all
 from tests.hub_server import own_hub  # noqa: F401
 from tests.ray_session import ray_cluster  # noqa: F401
 from tests.reloading import forked_reload, in_process, stock_process  # noqa: F401
+from tests.tasks import task_directory, tiny  # noqa: F401
 from tests.tokenized import long_texts_tokenized_once  # noqa: F401
 from tests.typecheck import checked  # noqa: F401  # named in pyproject.toml
 

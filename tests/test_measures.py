@@ -25,7 +25,7 @@ from secateur.search.results.pick import Bound
 from secateur.search.results.run import open_run
 from secateur.search.settings.settings import identity, resolved, settings_from
 from secateur.spaces.measurement import Fidelity, Measurement
-from tests.test_tasks import DOCS, TASK
+from tests.tasks import DOCS, TASK
 
 EVALUATOR = {"window": 64, "calibration_tokens": 256, "fidelities": [128, 256], "test_tokens": 128}
 SPACES = {
