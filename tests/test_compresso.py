@@ -152,6 +152,7 @@ def test_a_prompt_is_told_by_the_recipe_and_changes_what_is_learned(tmp_path, mo
     assert any(not torch.equal(plans[0].outputs[name], plans[1].outputs[name]) for name in shared)
 
 
+@pytest.mark.usefixtures("forked_reload")
 def test_the_prompt_of_the_release_reaches_the_training_by_the_models_own_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FEWEST_STEPS", 1)
     monkeypatch.setattr(module, "PASSES", 1)

@@ -112,6 +112,19 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
             }
         },
         {"unit": "weights", "search": ["metric"], "schedule": {"steps": [1, 4, 16], "before": [0, 4096]}},
+        {
+            "unit": "weights",
+            "target": [0.5, 0.75],
+            "group_size": [0, 4, 8],
+            "metrics": ["wanda", "dsnot", "sparsegpt"],
+        },
+        {
+            "unit": "weights",
+            "target": 0.5,
+            "group_size": [4],
+            "search": ["allocation"],
+            "known": ["owl", "dsnot"],
+        },
     ],
 }
 CASES = [(kind, settings) for kind in SPACES for settings in SETTINGS[kind]]
