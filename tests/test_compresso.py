@@ -153,7 +153,7 @@ def test_a_prompt_is_told_by_the_recipe_and_changes_what_is_learned(tmp_path, mo
 
 
 @pytest.mark.usefixtures("forked_reload")
-def test_the_prompt_of_the_release_reaches_the_training_by_the_models_own_tokenizer(tmp_path, monkeypatch):
+def test_the_prompt_reaches_the_training_by_the_models_own_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "FEWEST_STEPS", 1)
     monkeypatch.setattr(module, "PASSES", 1)
     seen, loss = [], module.behind_prompt

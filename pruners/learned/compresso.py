@@ -89,8 +89,8 @@ def compresso(
     it, ``recover``.
 
     With the collaborative prompt every window is read behind it, and the loss is of the window alone, as there of the
-    response. There it also stands before whatever the pruned model is given; here texts are measured without it, so
-    put it there yourself (`prompts.COLLABORATIVE`). The recipe ``compresso`` is without.
+    response; its wording is ours. There it also stands before whatever the pruned model is given; here texts are
+    measured without it, so put it there yourself (`prompts.COLLABORATIVE`). The recipe ``compresso`` is without.
 
     Args:
         anatomy: the dense model.
