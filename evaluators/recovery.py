@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,13 @@ from torch import Tensor
 
 from secateur.evaluators.damaged import Damaged
 from secateur.evaluators.data.windows import losses_on, teacher_batches
-from secateur.evaluators.exporting import new_manifest
 from secateur.evaluators.losses import Teacher, minimised
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.session import Session, set_threads
-from secateur.evaluators.tasks.task_set import task_values
 from secateur.evaluators.training.paser import choose_windows
 from secateur.evaluators.training.settings import Training
 from secateur.evaluators.training.trainer import Trainer
 from secateur.pruners.depth.merge_targets import blocks_beside_dropped
-from secateur.pruners.export.manifest import same_export
-from secateur.pruners.export.saving import remove_leftovers
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.mapped import NotStreamedError, load_mapped
@@ -36,7 +32,8 @@ from secateur.spaces.streaming import Stream
 N_SLICES = 10
 """Equal parts of a run; it reports at the end of each, and can be continued from there."""
 
-_STATE = "state.pt"
+STATE = "state.pt"
+"""File of a saved training in its directory."""
 
 Say = Callable[[str], None]
 
@@ -168,85 +165,13 @@ class Recovery:
 
     def save(self, directory: Path) -> None:
         """Write the state that `load` reads."""
-        torch.save({"trainer": self._trainer.state_dict(), "course": self._course}, directory / _STATE)
+        torch.save({"trainer": self._trainer.state_dict(), "course": self._course}, directory / STATE)
 
     def load(self, directory: Path) -> None:
         """Continue from a saved state, in any process."""
-        state = torch.load(directory / _STATE, weights_only=True, map_location="cpu")
+        state = torch.load(directory / STATE, weights_only=True, map_location="cpu")
         self._trainer.load_state_dict(state["trainer"])
         self._course = state["course"]
-
-
-Measured = Mapping[str, Mapping[str, float]]
-
-
-def export_recovered(
-    job: RecoveryJob,
-    state: Path,
-    to: Path,
-    *,
-    seeds: Mapping[str, int],
-    say: Say = lambda line: None,
-) -> tuple[Measured, dict[str, float]]:
-    """Measure a trained model in the precision in which it is stored, and save it with the checks of an export.
-
-    Args:
-        job: that was trained.
-        state: last directory written by `Recovery.save`.
-        to: new or empty directory, or one that holds this model already, which is then left alone.
-        seeds: for the record, by their use.
-        say: given progress, one line at a time.
-
-    Returns:
-        Means of the losses by fidelity, before and after; and the values of the measurement: ``loss`` and these means
-        on the test windows, costs, ``trained_tokens``.
-
-    Raises:
-        ValueError: if `to` is not empty, or holds this model with a damaged file.
-        ExportError: if the model can't be written, or does not load as it should.
-    """
-    set_threads(job.threads)
-    session, dense = open_pruned(job, say)
-    config, windows = session.config(job.candidate), session.training_windows()
-    manifest = new_manifest(
-        session.pruner,
-        session.loaded,
-        job.candidate,
-        config,
-        sequential=job.sequential,
-        seeds=seeds,
-        texts={"search": session.plan.search, "test": session.plan.test},
-        recovery=job.training.text,
-        recovery_text_tokens=windows.numel(),
-    )
-    fidelities = session.plan.final_fidelities
-    for path in remove_leftovers(to):
-        say(f"removed {path}, left by a killed export")
-    if there := same_export(to, manifest):
-        manifest = there
-    else:
-        on = {fidelity.text: job.batches(dense, session, fidelity) for fidelity in fidelities}
-        anatomy, dtype = session.anatomy, session.anatomy.head.weight.dtype
-        measured = {f"{text}, before recovery": losses_on(anatomy, batches) for text, batches in on.items()}
-        trainer = make_trainer(session, dense, job)
-        trainer.load_state_dict(torch.load(state / _STATE, weights_only=True, map_location="cpu")["trainer"])
-        trainer.finish()
-        for parameter in session.loaded.model.parameters():
-            parameter.data = parameter.data.to(session.loaded.stored_dtype).to(dtype)
-        measured |= {f"{text}, as recovered": losses_on(anatomy, batches) for text, batches in on.items()}
-        if session.plan.margin is not None and session.task_set is not None:
-            found = session.task_set.measure(session.task_set.held_out())
-            margin_loss = {"loss": found[session.plan.margin].margin_loss}
-            measured[f"{fidelities[-1].text}, as recovered"] |= task_values(found) | margin_loss
-        say("writing, and loading it again in a fresh process")
-        manifest = replace(manifest, measured=measured)
-        check_tokens = session.data().check_tokens
-        manifest = session.pruner.save(session.loaded, config, to, manifest, check_tokens).manifest
-    losses = manifest.measured[f"{fidelities[-1].text}, as recovered"]
-    costs = session.pruner.cost(session.space.parse(job.candidate))
-    loss = losses["loss"] if session.plan.margin is not None else minimised(session.plan.loss, losses)
-    values = {"loss": loss, **losses, **costs}
-    return manifest.measured, {**values, "trained_tokens": float(job.training.tokens)}
 
 
 def open_pruned(job: RecoveryJob, say: Say) -> tuple[Session, Anatomy]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.search.app.session import Say, is_sequential, reopen_session, silent, usage_errors
 from secateur.search.controller import Trial
-from secateur.search.results.run import open_run
+from secateur.search.results.run import Run, open_run
 from secateur.search.study.study import Study
 from secateur.spaces.streaming import Stream
 
 if TYPE_CHECKING:
+    from secateur.evaluators.plan import SessionPlan
+    from secateur.evaluators.recovery import RecoveryJob
+    from secateur.evaluators.training.settings import Training
     from secateur.search.recovery.stage import Recovered, RecoverySettings
 
 
@@ -42,52 +46,82 @@ def recover(
             run, a trial was recovered by other settings with as many tokens, or a training that was not begun here
             waits to be continued.
     """
-    from secateur.evaluators.recovery import (
-        Recovery,
-        RecoveryJob,
-        check_dropped,
-        export_recovered,
-        new_training,
-    )
-    from secateur.pruners.models.checkpoints.cache import cache_root
-    from secateur.search.recovery.own_training import claim
+    from secateur.evaluators.recovered import export_recovered
     from secateur.search.recovery.stage import Stage
-    from secateur.search.recovery.tuning import ray_started, train_all
 
     view = open_run(directory)
+    picked = view.as_searched(trials)
+    asked = _asked(view, picked, settings, stream, say)
+    seeds = {"evaluator": asked.plan.seed, "search": view.settings.seed}
+    with Study.open_or_create(directory, view.study.settings, view.study.about) as study:
+        stage = Stage(study, picked, asked.training.to_json(), view.settings.evaluator.test_tokens)
+        return stage.run(
+            partial(_train, asked, stage.experiment, settings.address, say),
+            lambda number, state, to: export_recovered(asked.jobs[number], state, to, seeds=seeds, say=say),
+        )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Trainings that are asked for.
+
+    Args:
+        jobs: by the number of the trial.
+        plan: of the search.
+        training: settings of them all.
+        n_targets: targets of the trials.
+        use_gpu: train on GPUs.
+    """
+
+    jobs: Mapping[int, RecoveryJob]
+    plan: SessionPlan
+    training: Training
+    n_targets: int
+    use_gpu: bool
+
+
+def _asked(
+    view: Run, picked: Sequence[Trial], settings: RecoverySettings, stream: Stream, say: Say
+) -> _Asked:
+    """The trainings of trials, checked against the run's session, which is closed again: workers have their own.
+
+    Raises:
+        UsageError: see `recover`.
+    """
+    from secateur.evaluators.recovery import RecoveryJob, check_dropped, new_training
+
     of, session = view.settings, reopen_session(view, say)
+    candidates = {trial.number: trial.measurement.candidate for trial in picked}
     with usage_errors():
         training = new_training(settings.training, session)
-        session.open_damaged(directory)
-        picked = view.as_searched(trials)
-        for trial in picked:
-            check_dropped(training, session, trial.measurement.candidate)
-    targets = {session.space.target_of(session.space.parse(t.measurement.candidate)) for t in picked}
+        session.open_damaged(view.study.directory)
+        for candidate in candidates.values():
+            check_dropped(training, session, candidate)
     plan, sequential, threads = session.plan, is_sequential(of), of.executor.threads
     jobs = {
-        trial.number: RecoveryJob(
-            plan, trial.measurement.candidate, sequential, training, threads, session.damaged, stream
-        )
-        for trial in picked
+        number: RecoveryJob(plan, candidate, sequential, training, threads, session.damaged, stream)
+        for number, candidate in candidates.items()
     }
-    seeds = {"evaluator": plan.seed, "search": of.seed}
-    del session  # the workers have their own
+    targets = {session.space.target_of(session.space.parse(x)) for x in candidates.values()}
+    return _Asked(jobs, plan, training, len(targets), of.device != "cpu")
 
-    with Study.open_or_create(directory, view.study.settings, view.study.about) as study:
-        stage = Stage(study, picked, training.to_json(), of.evaluator.test_tokens)
 
-        def train(numbers: Sequence[int]) -> Mapping[int, Any]:
-            claim(stage.experiment, cache_root() / "training")
-            say("starting Ray")
-            with ray_started(settings.address):
-                return train_all(
-                    {number: partial(Recovery, jobs[number]) for number in numbers},
-                    stage.experiment,
-                    competing=len(numbers) > 1 == len(targets),
-                    use_gpu=of.device != "cpu",
-                    say=say,
-                )
+def _train(
+    asked: _Asked, experiment: Path, address: str | None, say: Say, numbers: Sequence[int]
+) -> Mapping[int, Any]:
+    """States of the trials with these numbers, trained by Ray Tune."""
+    from secateur.evaluators.recovery import Recovery
+    from secateur.pruners.models.checkpoints.cache import cache_root
+    from secateur.search.recovery.own_training import claim
+    from secateur.search.recovery.tuning import ray_started, train_all
 
-        return stage.run(
-            train, lambda number, state, to: export_recovered(jobs[number], state, to, seeds=seeds, say=say)
+    claim(experiment, cache_root() / "training")
+    say("starting Ray")
+    with ray_started(address):
+        return train_all(
+            {number: partial(Recovery, asked.jobs[number]) for number in numbers},
+            experiment,
+            competing=len(numbers) > 1 == asked.n_targets,
+            use_gpu=asked.use_gpu,
+            say=say,
         )
