@@ -108,6 +108,8 @@ class MethodRow(Row):
         patterns: whether a reconstruction can prune n of m.
         group: length of the groups that a metric's scores are made for; None: any.
         trains: whether it trains by gradients.
+        training_path: of one that does, a function ``(anatomy, windows, *, its parameters) -> the training's size``,
+            from the number and the length of its calibration windows; "": its forecast leaves the training out.
         allows_protect: whether projections can be kept dense beside it; not where it cuts through all layers.
         check_path: of a function that raises a ValueError on a model that the method can't be used on; a reconstruction
             of structure's is given the parameters by keyword, too: ``(anatomy, *, its parameters)``.
@@ -134,6 +136,7 @@ class MethodRow(Row):
     patterns: bool = False
     group: int | None = None
     trains: bool = False
+    training_path: str = ""
     allows_protect: bool = True
     check_path: str = ""
     measure_path: str = ""
@@ -194,6 +197,11 @@ class MethodRow(Row):
     def check(self) -> Any:
         """The function at `check_path`; without one a function that accepts every model."""
         return resolve(self.check_path) if self.check_path else _accept
+
+    @property
+    def training(self) -> Any:
+        """The function at `training_path`."""
+        return resolve(self.training_path)
 
     @property
     def measure(self) -> Any:

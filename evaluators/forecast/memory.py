@@ -1,8 +1,7 @@
-"""Memory and disk of a search, a pruning or a training, counted by running its own code on a model without memory."""
+"""Memory and disk of a search or a pruning, counted by running its own code on a model without memory."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -15,8 +14,6 @@ from secateur.evaluators.blockwise import changed_bytes, prefix_bytes
 from secateur.evaluators.data.windows import Batch, EvaluationData, batch_tokens
 from secateur.evaluators.forecast.prospect import Outline
 from secateur.evaluators.losses import Teacher, loss_sums
-from secateur.evaluators.training.methods import N_LAST
-from secateur.evaluators.training.settings import RANKED, Training
 from secateur.pruners.calibration.gradients import gradient_bytes
 from secateur.pruners.calibration.kept_states import states_bytes
 from secateur.pruners.calibration.pass_kinds import n_bytes
@@ -268,51 +265,6 @@ def _batch_bytes(found: Outline, batch: Batch, counted: Counted) -> int:
     hidden = BlockRunner(found.anatomy).block(0, batch.inputs.hidden, batch.inputs)
     loss_sums(found.anatomy, hidden, batch.tokens, batch.teacher)
     return counted.most - before
-
-
-def of_training(found: Outline, training: Training, window: int, phases: Sequence[Phase]) -> list[Holding]:
-    """A model in training: float32 weights of its own, gradients, the optimizer's moments, activations of a batch."""
-    anatomy = found.anatomy
-    n_all = sum(x.numel() for x in anatomy.model.parameters())
-    linears = list(anatomy.linears)
-    sizes = [sum(x.numel() for x in block.module.parameters()) for block in anatomy.blocks]
-    if training.method in ("full", "slope"):
-        n_learning = n_all
-    elif training.method == "last":
-        n_learning = sum(sizes[-N_LAST:]) + anatomy.head.weight.numel()
-    elif training.method == "merged":  # at most: every third block is dropped, its two neighbours are trained
-        n_learning = sum(sorted(sizes)[-math.ceil(2 * len(sizes) / 3) :])
-    elif training.method in RANKED:
-        n_learning = training.rank * sum(x.in_features + x.out_features for x in linears)
-        n_learning += training.rank * (anatomy.vocab_size + anatomy.width) if training.method == "perp" else 0
-    else:
-        norms = [name for block in anatomy.blocks for name in block.norms] + [anatomy.final_norm]
-        modules = [anatomy.model.get_submodule(name) for name in norms if name]
-        n_learning = sum(x.numel() for module in modules for x in module.parameters())
-    rows = training.batch * window
-    inside = rows * sum(x.in_features + x.out_features for x in linears) * 4
-    logits = 4 * rows * anatomy.vocab_size * 4
-    held = tuple(phases)
-    return [
-        Holding("weights in training", "device", 4 * n_all, held, "a copy in float32"),
-        Holding(
-            "gradients and optimizer",
-            "device",
-            12 * n_learning,
-            held,
-            f"{n_learning:,} values learn, by {training.method}",
-            "--method",
-        ),
-        Holding(
-            "activations in training", "device", inside + logits, held, f"{rows:,} tokens a step", "batch"
-        ),
-    ]
-
-
-def of_teacher(found: Outline, phases: Sequence[Phase]) -> list[Holding]:
-    """The dense model beside the one in training."""
-    n_bytes = sum(x.nbytes for x in found.anatomy.model.parameters())
-    return [Holding("teacher", "device", n_bytes, tuple(phases), "a copy of the dense model", "stream")]
 
 
 def of_pruned(found: Outline, phases: Sequence[Phase], *, streamed: bool = False) -> list[Holding]:

@@ -24,7 +24,7 @@ from secateur.pruners.calibration.tokens import Calibration
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.discover import dissect
 from secateur.pruners.models.memory import available_bytes
-from secateur.pruners.models.runner import BlockRunner
+from secateur.pruners.models.runner import BlockInputs, BlockRunner
 from secateur.pruners.models.shape import prunables
 from secateur.pruners.models.skeleton import MOST_TOKEN_IDS, miniature
 from secateur.pruners.pruner import Pruner, pruner_class
@@ -51,6 +51,7 @@ class Speed:
         switch: of the block to a candidate's weights and back; None: not timed.
         read: a byte of the weights, on the way into memory.
         device: that it was measured on.
+        both_ways: a token forward and backward through the block, with gradients of its weights; None: not timed.
     """
 
     block: float
@@ -61,6 +62,19 @@ class Speed:
     switch: float | None
     read: float
     device: str
+    both_ways: float | None = None
+
+    def training(self, stack: float, *, head: bool = True, teacher: bool = False) -> float:
+        """Seconds of a trained token, or of one whose gradients are collected; its logits backward are twice forward.
+
+        Args:
+            stack: multiply-accumulates of the blocks, as a multiple of the first one's.
+            head: with the loss.
+            teacher: with a forward pass of another model.
+        """
+        inside = 3 * self.block if self.both_ways is None else self.both_ways
+        seconds = stack * inside + (3 * self.loss if head else 0.0)
+        return seconds + (stack * self.block + self.loss if teacher else 0.0)
 
 
 def timed(call: Callable[[], object], device: torch.device, least: float = SECONDS) -> float:
@@ -77,7 +91,9 @@ def timed(call: Callable[[], object], device: torch.device, least: float = SECON
 
 
 @torch.no_grad()
-def measure_speed(found: Outline, window: int, plan: SessionPlan | None = None) -> Speed | None:
+def measure_speed(
+    found: Outline, window: int, plan: SessionPlan | None = None, *, trains: bool = False
+) -> Speed | None:
     """Speed with a model of this shape; None if there is no room, or the model can't be cut down to a block.
 
     The losses are timed on part of a large vocabulary, and counted in proportion to the whole.
@@ -86,14 +102,15 @@ def measure_speed(found: Outline, window: int, plan: SessionPlan | None = None) 
         found: the outline; its device must be there.
         window: tokens of a window.
         plan: of a search on it, whose statistics and levels are timed, too; None: of none.
+        trains: time the block backward, too.
     """
     try:
-        return _measured(found, window, plan)
+        return _measured(found, window, plan, trains=trains)
     finally:
         gc.collect()  # modules refer to each other: the timed model would stay for a while
 
 
-def _measured(found: Outline, window: int, plan: SessionPlan | None) -> Speed | None:
+def _measured(found: Outline, window: int, plan: SessionPlan | None, *, trains: bool) -> Speed | None:
     try:
         anatomy = _first_block(found)
     except (
@@ -110,6 +127,7 @@ def _measured(found: Outline, window: int, plan: SessionPlan | None) -> Speed | 
     runner = BlockRunner(anatomy)
     inputs = runner.start(tokens)
     block = timed(lambda: runner.block(0, inputs.hidden, inputs), found.device) / tokens.numel()
+    both_ways = _both_ways(anatomy, runner, inputs, found.device) / tokens.numel() if trains else None
     part = tokens[:1]
     per_token, inputs = part.numel(), runner.start(part)
     fidelity = Fidelity("search", per_token)
@@ -126,7 +144,26 @@ def _measured(found: Outline, window: int, plan: SessionPlan | None) -> Speed | 
     read = timed(lambda: torch.isfinite(weight.float()).all(), found.device, 0.05) / weight.nbytes
     larger = found.anatomy.vocab_size / anatomy.vocab_size
     teacher = max(0.0, whole - block) * larger
-    return Speed(block, loss * larger / per_token, teacher, watched, levels, switch, read, str(found.device))
+    loss *= larger / per_token
+    return Speed(block, loss, teacher, watched, levels, switch, read, str(found.device), both_ways)
+
+
+def _both_ways(anatomy: Anatomy, runner: BlockRunner, inputs: BlockInputs, device: torch.device) -> float:
+    """Seconds of the block forward and backward."""
+    weights = [linear.module.weight for linear in anatomy.linears if linear.expert is None]
+    trained = [x.requires_grad_() for x in weights if isinstance(x, torch.nn.Parameter)]
+    hidden = inputs.hidden.clone().requires_grad_()
+
+    def call() -> None:
+        with torch.enable_grad():
+            total = runner.graph(0, hidden, inputs).sum()
+            torch.autograd.grad(total, [hidden, *trained], allow_unused=True)
+
+    try:
+        return timed(call, device)
+    finally:
+        for x in trained:
+            x.requires_grad_(False)
 
 
 def _first_block(found: Outline) -> Anatomy | None:

@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tiny-gradients": {"search": {"evaluator": _TINY, "budget": {"evaluations": 10}}},
     "tiny-prune-wanda": {"prune": "wanda"},
     "tiny-prune-flap": {"prune": "flap"},
+    **{f"tiny-prune-{name}": {"prune": name} for name in ("apt", "sheared", "besa", "loraprune", "pat")},
     "smollm2-wanda": {
         "search": {
             "model": "smollm2-135m",

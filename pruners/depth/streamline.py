@@ -16,8 +16,8 @@ from torch.nn.utils import clip_grad_norm_
 from secateur.pruners.calibration.statistics import ModelStatistics
 from secateur.pruners.calibration.stream import stream_states
 from secateur.pruners.depth.merge_targets import DroppedRun, Fitting, block_tensors, scores_from
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy, Block
-from secateur.pruners.models.memory import check_memory
 from secateur.pruners.models.runner import BlockRunner
 
 N_TOKENS = 2048
@@ -42,8 +42,10 @@ def replacements(
     """
     if not runs:
         return {}
+    size = _size(anatomy, (len(tokens), tokens.shape[1]), len(runs), fitting)
+    what = f"the training of replacements of {len(runs)} runs of blocks"
+    size.check(anatomy, what, "Use fewer or shorter windows, or another repair (`secateur list methods`).")
     wanted = {border for run in runs for border in (run.target, run.end)}
-    _check_memory(anatomy, runs, tokens, len(wanted), fitting)
     states = {i: x for i, x in enumerate(stream_states(anatomy, tokens)) if i in wanted}
     return {run.target: _fit(anatomy, run, tokens, states, fitting) for run in runs}
 
@@ -106,19 +108,22 @@ def _in_fp32(value: Any) -> Any:
     return tuple(_in_fp32(part) for part in value) if type(value) is tuple else value
 
 
-def _check_memory(
-    anatomy: Anatomy, runs: Sequence[DroppedRun], tokens: Tensor, n_borders: int, fitting: Fitting
-) -> None:
-    block = anatomy.blocks[runs[0].target]
-    n_params = sum(x.numel() for x in block_tensors(block).values())
-    inside = fitting.windows * tokens.shape[1] * sum(x.out_features for x in block.linears)
-    scores = 2 * fitting.windows * block.n_heads * tokens.shape[1] ** 2
-    states = (n_borders + 2) * tokens.numel() * anatomy.width
-    check_memory(
-        4 * (n_params * (3 + len(runs)) + 2 * inside + scores + states),
-        anatomy.embedding.weight.device,
-        f"the training of replacements of {len(runs)} runs of blocks",
-        "Use fewer or shorter windows, or another repair (`secateur list methods`).",
+def training_size(anatomy: Anatomy, windows: tuple[int, int]) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`; of one run of blocks, as most orders drop."""
+    return _size(anatomy, windows, 1, Fitting())
+
+
+def _size(anatomy: Anatomy, windows: tuple[int, int], n_runs: int, fitting: Fitting) -> TrainingSize:
+    n_params = max(sum(x.numel() for x in block_tensors(block).values()) for block in anatomy.blocks)
+    states = (
+        2 * (n_runs + 1) * windows[0] * windows[1] * anatomy.width
+    )  # at both borders of each run, at most
+    return TrainingSize(
+        fitting.steps,
+        min(fitting.windows, windows[0]),
+        windows[1],
+        n_params * (3 + n_runs) + states,
+        n_blocks=n_runs,
     )
 
 

@@ -18,7 +18,6 @@ from secateur.pruners.learned.low_rank import (
     update_values,
 )
 from secateur.pruners.learned.masked_weights import replaced_forwards
-from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.outlier_salience import Seen, salience, watched
 from secateur.pruners.learned.self_distillation import LowestLoss, Transformation, block_outputs, layer_loss
 from secateur.pruners.learned.training import (
@@ -29,6 +28,7 @@ from secateur.pruners.learned.training import (
     steps_over,
     warmed_cosine_rate,
 )
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
@@ -116,9 +116,7 @@ def apt(
     """
     parts = [part for layout in layouts for part in layout.sublayers]
     allocate("global", unit_layers(parts, protected), RuleEvidence(), sparsity, "structure")  # may refuse
-    of_updates = update_values(parts, (EXPANSION + 1) * RANK, QUERIES_AND_VALUES)  # the teacher's, too
-    of_blocks = 2 * len(layouts) * BATCH * tokens.shape[1] * anatomy.width
-    check_training_memory(anatomy, BATCH, tokens.shape[1], of_updates + of_blocks, WHAT)
+    training_size(anatomy, (len(tokens), tokens.shape[1])).check(anatomy, f"the training of {WHAT}")
     with in_fp32(anatomy.model):
         tuning = AdaptiveTuning(anatomy, tokens, parts, sparsity, protected)
         tuning.train(state)
@@ -130,6 +128,15 @@ def apt(
 def check(anatomy: Anatomy) -> None:
     """Raise a ValueError on a family that can't be cut to units."""
     check_parts(find_layouts(anatomy, experts=True), WHAT, experts=True)
+
+
+def training_size(anatomy: Anatomy, windows: tuple[int, int]) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`."""
+    parts = [part for layout in find_layouts(anatomy, experts=True) for part in layout.sublayers]
+    n_values = update_values(parts, (EXPANSION + 1) * RANK, QUERIES_AND_VALUES)  # the teacher's, too
+    n_values += 2 * len(anatomy.blocks) * BATCH * windows[1] * anatomy.width  # outputs of blocks, both states
+    steps = steps_over(windows[0], BATCH, PASSES, FEWEST_STEPS)
+    return TrainingSize(steps, min(BATCH, windows[0]), windows[1], n_values, teacher=True)
 
 
 def share_gone(part: float) -> float:
@@ -165,7 +172,7 @@ class AdaptiveTuning:
     ) -> None:
         self._anatomy, self._tokens, self._parts = anatomy, tokens, parts
         self._sparsity, self._protected = sparsity, protected
-        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
+        self._n_steps = steps_over(len(tokens), BATCH, PASSES, FEWEST_STEPS)
         self._n_pruning = max(1, int(PRUNING * self._n_steps))
         device = anatomy.embedding.weight.device
         self.student, self.teacher = self._gated(device), self._gated(device)

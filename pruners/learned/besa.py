@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.pruners.learned.masked_weights import masked_weights
 from secateur.pruners.learned.prodigy import Prodigy
 from secateur.pruners.learned.sorted_share import SortedShare
-from secateur.pruners.learned.training import MaskTrainer
+from secateur.pruners.learned.training import MaskTrainer, steps_over
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear
-from secateur.pruners.models.memory import check_memory
-from secateur.pruners.models.runner import BlockInputs, BlockRunner, fp32_bytes, in_fp32
+from secateur.pruners.models.runner import BlockInputs, BlockRunner, in_fp32
 from secateur.pruners.recipes.allocation.filling import to_budget
 from secateur.pruners.recipes.allocation.layers import Ints, Layer, RuleEvidence
 from secateur.pruners.recipes.context import Sample
@@ -101,7 +101,10 @@ def learned_shares(
         DivergedError: if a loss is not finite.
         ValueError: on too little memory.
     """
-    _check_memory(anatomy, sample.tokens)
+    windows = len(sample.tokens), sample.tokens.shape[1]
+    size = training_size(anatomy, windows, besa_passes=besa_passes)
+    what = "the shares of a block, learned by the rule besa"
+    size.check(anatomy, what, "Use fewer or shorter windows, or another rule (`secateur list methods`).")
     penalty = Penalty(sparsity, besa_beta, besa_d_coef, int(besa_passes), besa_softmax == "sigmoid")
     state = sample.statistics.state("besa-" + "-".join(f"{x:g}" for x in penalty))
     known = state.load().get("shares", torch.zeros(0)).tolist()
@@ -120,6 +123,23 @@ def learned_shares(
             shares += found
             dense, pruned = targets, learner.outputs(found)
     return tuple(shares)
+
+
+def training_size(
+    anatomy: Anatomy, windows: tuple[int, int], *, besa_passes: float | int, **parameters: Any
+) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`."""
+    n_windows, length = windows
+    n_weights = max(sum(x.n_weights for x in block.linears) for block in anatomy.blocks)
+    order = 2 * n_weights  # places of the weights, in 8 bytes each
+    states = 4 * n_windows * length * anatomy.width  # in and out, dense and pruned
+    return TrainingSize(
+        steps_over(n_windows, BATCH, int(besa_passes), FEWEST_STEPS),
+        min(BATCH, n_windows),
+        length,
+        order + 4 * n_weights + states,
+        n_blocks=len(anatomy.blocks),
+    )
 
 
 class BlockShares:
@@ -185,7 +205,7 @@ class BlockShares:
             trained,
             Prodigy(trained.values(), penalty.d_coef),
             loss,
-            max(FEWEST_STEPS, penalty.n_passes * len(self._batches)),
+            steps_over(len(self._batches), 1, penalty.n_passes, FEWEST_STEPS),
             what=f"the shares of {self._block.name}",
         ).run()
         return [float(self.of[x.name].share.detach()) for x in self._block.linears]
@@ -209,18 +229,3 @@ def relative_error(
     """Squared error of each feature over the feature's squared norm in the target, a mean over the features."""
     error, size = (x.square().sum((0, 1)) for x in (target - output, target))
     return (error / size).mean()
-
-
-def _check_memory(anatomy: Anatomy, tokens: Int[Tensor, "windows length"]) -> None:
-    block = max(anatomy.blocks, key=lambda block: sum(x.n_weights for x in block.linears))
-    n_weights = sum(x.n_weights for x in block.linears)
-    n_tokens = min(BATCH, len(tokens)) * tokens.shape[1]
-    inside = 2 * n_tokens * sum(x.out_features for x in block.linears)
-    scores = 2 * n_tokens * block.n_heads * tokens.shape[1]
-    states = 4 * tokens.numel() * anatomy.width  # in and out, dense and pruned
-    check_memory(
-        fp32_bytes(anatomy.model) + 8 * n_weights + 4 * (4 * n_weights + inside + scores + states),
-        anatomy.embedding.weight.device,
-        "the shares of a block, learned by the rule besa",
-        "Use fewer or shorter windows, or another rule (`secateur list methods`).",
-    )

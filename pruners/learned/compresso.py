@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from secateur.pruners.learned.hard_concrete import (
 )
 from secateur.pruners.learned.low_rank import QUERIES_AND_VALUES, TunedSublayer, cut_sublayers, update_values
 from secateur.pruners.learned.masked_weights import replaced_forwards
-from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.training import (
     MaskTrainer,
     named_generator,
@@ -27,6 +27,7 @@ from secateur.pruners.learned.training import (
     step_rows,
     steps_over,
 )
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy, Sublayer
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
@@ -109,9 +110,8 @@ def compresso(
     parts = [part for layout in layouts for part in layout.sublayers]
     layers = unit_layers(parts, protected)
     to_budget(layers, [1.0] * len(layers), sparsity)  # raises what the training could not mend
-    n_values = update_values(parts, RANK, QUERIES_AND_VALUES) + 5 * sum(part.n_units for part in parts)
     length = len(prompt) + tokens.shape[1]
-    check_training_memory(anatomy, BATCH, length, n_values, WHAT)
+    training_size(anatomy, (len(tokens), length)).check(anatomy, f"the training of {WHAT}")
     if prompt:
         check_windows(anatomy.model, length, allow_long=True)
     with in_fp32(anatomy.model):
@@ -134,6 +134,14 @@ def behind_prompt(
     begun = int(anatomy.bos is not None)
     whole = torch.cat([rows[:, :begun], prompt.expand(len(rows), -1), rows[:, begun:]], 1)
     return ce_loss(anatomy, rows, head_inputs(anatomy, whole)[:, len(prompt) :])
+
+
+def training_size(anatomy: Anatomy, windows: tuple[int, int], **parameters: Any) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`; a prompt makes the windows longer, whose length is given."""
+    parts = [part for layout in find_layouts(anatomy, experts=True) for part in layout.sublayers]
+    n_values = update_values(parts, RANK, QUERIES_AND_VALUES) + 5 * sum(part.n_units for part in parts)
+    steps = steps_over(windows[0], BATCH, PASSES, FEWEST_STEPS)
+    return TrainingSize(steps, min(BATCH, windows[0]), windows[1], n_values)
 
 
 def expected_sparsity(
@@ -175,7 +183,7 @@ class BudgetGates:
     ) -> None:
         self._anatomy, self._tokens, self._layers, self.sparsity = anatomy, tokens, layers, sparsity
         self._prompt = torch.tensor(prompt, dtype=tokens.dtype)
-        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
+        self._n_steps = steps_over(len(tokens), BATCH, PASSES, FEWEST_STEPS)
         self._device = anatomy.embedding.weight.device
         self.sublayers = [
             TunedSublayer(part, RANK, SEED, scale=SCALE, roles=QUERIES_AND_VALUES) for part in parts

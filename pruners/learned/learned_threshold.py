@@ -12,8 +12,8 @@ from torch import Tensor
 from secateur.pruners.learned.hard_concrete import augmented_lagrangian
 from secateur.pruners.learned.low_rank import TunedSublayer
 from secateur.pruners.learned.masked_weights import replaced_forwards
-from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.training import MaskTrainer, step_rows, steps_over
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.losses import ce_loss
@@ -74,12 +74,19 @@ def shares_below(
         DivergedError: if the loss is not finite.
         ValueError: on too little memory.
     """
-    check_training_memory(anatomy, BATCH, sample.tokens.shape[1], 0, WHAT)
+    size = training_size(anatomy, (len(sample.tokens), sample.tokens.shape[1]))
+    size.check(anatomy, f"the training of {WHAT}")
     state = sample.statistics.state(f"learned_threshold-{sparsity:g}-{layers_sha256(layers)}")
     with in_fp32(anatomy.model):
         training = Thresholds(anatomy, sample.tokens, layers, sparsity)
         training.train(state)
     return tuple(float(one.value.detach()) for one in training.thresholds)
+
+
+def training_size(anatomy: Anatomy, windows: tuple[int, int]) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`; thresholds are a number a layer."""
+    steps = steps_over(windows[0], BATCH, PASSES, FEWEST_STEPS)
+    return TrainingSize(steps, min(BATCH, windows[0]), windows[1], 0)
 
 
 class Threshold:
@@ -121,7 +128,7 @@ class Thresholds:
         sparsity: float,
     ) -> None:
         self._anatomy, self._tokens, self._sparsity = anatomy, tokens, sparsity
-        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
+        self._n_steps = steps_over(len(tokens), BATCH, PASSES, FEWEST_STEPS)
         device = anatomy.embedding.weight.device
         self.thresholds = [Threshold(layer, device) for layer in layers]
         self._multipliers = torch.zeros(2, device=device, requires_grad=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from secateur.pruners.learned.low_rank import LowRank, TunedSublayer, cut_sublayers, update_values
 from secateur.pruners.learned.masked_weights import replaced_forwards
-from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.training import MaskTrainer, step_rows, steps_over
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
@@ -89,7 +89,7 @@ def loraprune(
         ValueError: on too little memory.
     """
     parts = [part for layout in layouts for part in layout.sublayers]
-    check_training_memory(anatomy, BATCH, tokens.shape[1], update_values(parts, RANK), WHAT)
+    training_size(anatomy, (len(tokens), tokens.shape[1])).check(anatomy, f"the training of {WHAT}")
     layers = unit_layers(parts, protected)
     n_blocks = len(layouts)
     ends = {"skip_first": int(WHOLE_FIRST * n_blocks) / n_blocks, "skip_last": WHOLE_LAST / n_blocks}
@@ -110,6 +110,13 @@ def check(anatomy: Anatomy) -> None:
             f"Expected a model of more than {WHOLE_LAST} block for {WHAT}, which keeps the last one whole, got "
             f"{len(anatomy.blocks)}. Take another metric (`secateur list methods`)."
         )
+
+
+def training_size(anatomy: Anatomy, windows: tuple[int, int]) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`."""
+    parts = [part for layout in find_layouts(anatomy, experts=True) for part in layout.sublayers]
+    steps = steps_over(windows[0], BATCH, PASSES, FEWEST_STEPS)
+    return TrainingSize(steps, min(BATCH, windows[0]), windows[1], update_values(parts, RANK))
 
 
 def unit_importance(one: TunedSublayer) -> Float[Tensor, " units"]:
@@ -149,7 +156,7 @@ class Tuning:
         gone: Sequence[int],
     ) -> None:
         self._anatomy, self._tokens = anatomy, tokens
-        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
+        self._n_steps = steps_over(len(tokens), BATCH, PASSES, FEWEST_STEPS)
         self.sublayers = [TunedSublayer(part, RANK, SEED) for part in parts]
         self._gone = {part.name: n for part, n in zip(parts, gone, strict=True)}
         device = anatomy.embedding.weight.device

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from secateur.pruners.learned.low_rank import TunedSublayer, cut_sublayers, update_values
 from secateur.pruners.learned.masked_weights import replaced_forwards
-from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.training import MaskTrainer, step_rows, steps_over
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
@@ -90,7 +90,7 @@ def lorashear(
         ValueError: on too little memory.
     """
     parts = [part for layout in layouts for part in layout.sublayers]
-    check_training_memory(anatomy, BATCH, tokens.shape[1], update_values(parts, RANK), WHAT)
+    training_size(anatomy, (len(tokens), tokens.shape[1])).check(anatomy, f"the training of {WHAT}")
     layers = unit_layers(parts, protected)
     allocate("global", layers, RuleEvidence(), sparsity, "structure")  # raises what training could not mend
     with in_fp32(anatomy.model):
@@ -108,6 +108,13 @@ def lorashear(
 def check(anatomy: Anatomy) -> None:
     """Raise a ValueError on a family that can't be cut to units."""
     check_parts(find_layouts(anatomy, experts=True), WHAT, experts=True)
+
+
+def training_size(anatomy: Anatomy, windows: tuple[int, int]) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`."""
+    parts = [part for layout in find_layouts(anatomy, experts=True) for part in layout.sublayers]
+    steps = steps_over(windows[0], BATCH, PASSES, FEWEST_STEPS)
+    return TrainingSize(steps, min(BATCH, windows[0]), windows[1], update_values(parts, RANK))
 
 
 @torch.no_grad()
@@ -194,7 +201,7 @@ class Fading:
     ) -> None:
         self._anatomy, self._tokens, self._sublayers = anatomy, tokens, sublayers
         self._sparsity, self._whole = sparsity, whole
-        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
+        self._n_steps = steps_over(len(tokens), BATCH, PASSES, FEWEST_STEPS)
         self._start = round(WARMUP * self._n_steps)
         self._period = (self._n_steps - self._start) // PERIODS
         device = anatomy.embedding.weight.device

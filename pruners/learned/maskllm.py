@@ -15,7 +15,6 @@ from secateur.pruners.calibration.statistics import InputStatistics
 from secateur.pruners.calibration.stream import stream_blocks
 from secateur.pruners.learned.gumbel_choice import chosen_scores, pattern_masks, sampled_mask
 from secateur.pruners.learned.masked_weights import masked_weights
-from secateur.pruners.learned.memory import step_bytes
 from secateur.pruners.learned.training import (
     MaskTrainer,
     cosine_rate,
@@ -24,9 +23,10 @@ from secateur.pruners.learned.training import (
     step_rows,
     steps_over,
 )
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.losses import ce_loss
-from secateur.pruners.models.runner import fp32_bytes, in_fp32
+from secateur.pruners.models.runner import in_fp32
 from secateur.pruners.stores.saved_state import SavedState
 from secateur.pruners.weights.method import LayerProblem
 from secateur.pruners.weights.sparsegpt import sparsegpt
@@ -136,7 +136,7 @@ class _Choices:
         self._linears = list(anatomy.linears)
         self._masks = pattern_masks(N_KEEP, GROUP).to(anatomy.embedding.weight.device)
         self._logits: dict[str, Tensor] = {}
-        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
+        self._n_steps = steps_over(len(tokens), BATCH, PASSES, FEWEST_STEPS)
         with torch.no_grad():
             for part in stream_blocks(anatomy, tokens, inputs="gram"):
                 for linear in part.block.linears:
@@ -202,15 +202,18 @@ def _same(mask: Tensor) -> Tensor:
     return mask
 
 
-def training_bytes(anatomy: Anatomy, length: int) -> int:
-    """About the memory of `learned_masks` beyond the model, for windows of so many tokens."""
+def training_size(anatomy: Anatomy, windows: tuple[int, int]) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`."""
     linears = list(anatomy.linears)
     n_weights = sum(x.n_weights for x in linears)
     logits = n_weights // GROUP * 6
-    gram = max(x.in_features for x in linears) ** 2 * 4
+    gram = max(x.in_features for x in linears) ** 2
     # logits, gradients and two moments; noise and choices of a step; masks and masked weights
-    return (
-        fp32_bytes(anatomy.model)
-        + step_bytes(anatomy, BATCH, length)
-        + 4 * (7 * logits + 3 * n_weights + gram)
-    )
+    n_values = 7 * logits + 3 * n_weights + gram
+    steps = steps_over(windows[0], BATCH, PASSES, FEWEST_STEPS)
+    return TrainingSize(steps, min(BATCH, windows[0]), windows[1], n_values)
+
+
+def training_bytes(anatomy: Anatomy, length: int) -> int:
+    """About the memory of `learned_masks` beyond the model, for windows of so many tokens."""
+    return training_size(anatomy, (BATCH, length)).n_bytes(anatomy)

@@ -14,7 +14,6 @@ from torch import Tensor
 from secateur.pruners.learned.channel_mask import ChannelMask
 from secateur.pruners.learned.low_rank import LowRank, first_right, update_values
 from secateur.pruners.learned.masked_weights import replaced_forwards
-from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.target_shape import hidden_width
 from secateur.pruners.learned.training import (
     MaskTrainer,
@@ -23,6 +22,7 @@ from secateur.pruners.learned.training import (
     steps_over,
     warmed_cosine_rate,
 )
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
@@ -100,8 +100,7 @@ def pat(
     """
     parts = [part for layout in layouts for part in layout.sublayers]
     width = hidden_width(anatomy, sparsity)
-    of_modules = (len(parts) + 1) * anatomy.width * (2 * module_rank(anatomy.width) + 1)
-    check_training_memory(anatomy, BATCH, tokens.shape[1], update_values(parts, RANK) + 4 * of_modules, WHAT)
+    training_size(anatomy, (len(tokens), tokens.shape[1])).check(anatomy, f"the training of {WHAT}")
     with in_fp32(anatomy.model):
         tuning = PruningAwareTuning(anatomy, tokens, parts, width)
         tuning.train(state)
@@ -133,6 +132,16 @@ def check(anatomy: Anatomy) -> None:
             f"Expected RMS norms alone for {WHAT}, which masks channels before them, got another at {other}. Take "
             "another metric."
         )
+
+
+def training_size(anatomy: Anatomy, windows: tuple[int, int]) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`."""
+    parts = [part for layout in find_layouts(anatomy, experts=True) for part in layout.sublayers]
+    of_modules = (len(parts) + 1) * anatomy.width * (2 * module_rank(anatomy.width) + 1)
+    steps = steps_over(windows[0], BATCH, PASSES, FEWEST_STEPS)
+    return TrainingSize(
+        steps, min(BATCH, windows[0]), windows[1], update_values(parts, RANK) + 4 * of_modules
+    )
 
 
 @torch.no_grad()
@@ -206,7 +215,7 @@ class PruningAwareTuning:
         width: int,
     ) -> None:
         self._anatomy, self._tokens, self._width = anatomy, tokens, width
-        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
+        self._n_steps = steps_over(len(tokens), BATCH, PASSES, FEWEST_STEPS)
         device = anatomy.embedding.weight.device
         linears = [x.linear for part in parts for x in part.placements]
         self.updates = {linear.name: LowRank(linear, RANK, SEED, SCALE) for linear in linears}

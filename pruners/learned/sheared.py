@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from secateur.pruners.learned.domains import DomainLoader
 from secateur.pruners.learned.gated_model import GatedModel, Values, trained_parts
-from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.target_shape import check_gates, uniform_shape, whole_shape
 from secateur.pruners.learned.training import (
     MaskTrainer,
@@ -21,6 +21,7 @@ from secateur.pruners.learned.training import (
     steps_over,
     warmed_cosine_rate,
 )
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.check_kept import check_parts
 from secateur.pruners.models.find_layout import find_layouts
@@ -98,7 +99,8 @@ def sheared(
     else:
         shape = uniform_shape(layouts, sparsity, protected)
     loader = DomainLoader(domains, SEED) if len(set(domains)) > 1 else None
-    _check_memory(anatomy, tokens, trained_parts(layouts, shape))
+    size = _size(trained_parts(layouts, shape), (len(tokens), tokens.shape[1]))
+    size.check(anatomy, f"the training of {WHAT}")
     with in_fp32(anatomy.model):
         model = GatedModel(anatomy, layouts, shape, SEED)
         Shearing(anatomy, tokens, model, loader).train(state)
@@ -116,6 +118,20 @@ def check(anatomy: Anatomy, *, blocks: float = 0.0, hidden: float = 0.0) -> None
         check_gates(anatomy, layouts, hidden=hidden > 0)
 
 
+def training_size(anatomy: Anatomy, windows: tuple[int, int], **parameters: Any) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`; at most: all sub-layers lose something."""
+    return _size(
+        [part for layout in find_layouts(anatomy, experts=True) for part in layout.sublayers], windows
+    )
+
+
+def _size(parts: Sequence[SublayerLayout], windows: tuple[int, int]) -> TrainingSize:
+    """Size of the training of these sub-layers' weights."""
+    trained = sum(x.linear.n_weights for part in parts for x in part.placements)
+    steps = steps_over(windows[0], BATCH, PASSES, FEWEST_STEPS)
+    return TrainingSize(steps, min(BATCH, windows[0]), windows[1], 5 * trained)
+
+
 class Shearing:
     """Training of the gates and weights of a model."""
 
@@ -127,7 +143,7 @@ class Shearing:
         loader: DomainLoader | None,
     ) -> None:
         self._anatomy, self._tokens, self._model, self._loader = anatomy, tokens, model, loader
-        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
+        self._n_steps = steps_over(len(tokens), BATCH, PASSES, FEWEST_STEPS)
 
     def train(self, state: SavedState | None) -> None:
         """Take all steps that are left."""
@@ -193,10 +209,3 @@ class Shearing:
     def _mean_loss(self, rows: Int[Tensor, " windows"]) -> Float[Tensor, ""]:
         losses = [ce_loss(self._anatomy, self._tokens[x]).cpu() * len(x) for x in rows.split(BATCH)]
         return torch.stack(losses).sum() / len(rows)
-
-
-def _check_memory(
-    anatomy: Anatomy, tokens: Int[Tensor, "windows length"], parts: Sequence[SublayerLayout]
-) -> None:
-    trained = sum(x.linear.n_weights for part in parts for x in part.placements)
-    check_training_memory(anatomy, BATCH, tokens.shape[1], 5 * trained, WHAT)

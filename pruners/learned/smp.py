@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from secateur.pruners.learned.masked_weights import masked_weights
-from secateur.pruners.learned.memory import check_training_memory
 from secateur.pruners.learned.training import MaskTrainer, step_rows, steps_over
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.masks import check_sparsity
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.losses import ce_loss
@@ -79,8 +79,7 @@ def smp(
     if isinstance(sparsity, Mapping):
         check_sparsity(anatomy, sparsity)
         linears = [x for x in linears if sparsity.get(x.name)]
-    n_weights = sum(x.n_weights for x in linears)
-    check_training_memory(anatomy, BATCH, tokens.shape[1], 7 * n_weights, WHAT)
+    _size(linears, (len(tokens), tokens.shape[1])).check(anatomy, f"the training of {WHAT}")
     if not linears:
         return {}
     with in_fp32(anatomy.model):
@@ -88,6 +87,17 @@ def smp(
         training.train(state)
         masks = training.final(protected)
     return {x.name: x.weight * masks[x.name].to(x.weight.dtype) for x in linears}
+
+
+def training_size(anatomy: Anatomy, windows: tuple[int, int]) -> TrainingSize:
+    """Size of the training, see `MethodRow.training_path`; at most: all projections lose weights."""
+    return _size(list(anatomy.linears), windows)
+
+
+def _size(linears: Sequence[Linear], windows: tuple[int, int]) -> TrainingSize:
+    """Size of the training of these projections' scores, with masks and masked weights beside them."""
+    steps = steps_over(windows[0], BATCH, PASSES, FEWEST_STEPS)
+    return TrainingSize(steps, min(BATCH, windows[0]), windows[1], 7 * sum(x.n_weights for x in linears))
 
 
 def kept_mask(scores: Float[Tensor, "out in"], n_kept: int) -> Float[Tensor, "out in"]:
@@ -125,7 +135,7 @@ class Scores:
         sparsity: float | Mapping[str, float],
     ) -> None:
         self._anatomy, self._tokens, self._linears, self._sparsity = anatomy, tokens, linears, sparsity
-        self._n_steps = steps_over(tokens, BATCH, PASSES, FEWEST_STEPS)
+        self._n_steps = steps_over(len(tokens), BATCH, PASSES, FEWEST_STEPS)
         self.scores = {
             x.name: torch.zeros(x.weight.shape, device=x.weight.device, requires_grad=True) for x in linears
         }

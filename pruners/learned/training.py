@@ -169,9 +169,9 @@ def step_rows(tokens: Int[Tensor, "windows length"], batch: int, step: int) -> I
     return tokens[torch.arange(first, first + min(batch, len(tokens))) % len(tokens)]
 
 
-def steps_over(tokens: Int[Tensor, "windows length"], batch: int, passes: int, fewest: int) -> int:
+def steps_over(n_windows: int, batch: int, passes: int, fewest: int) -> int:
     """Steps of so many passes over the windows, and at least the fewest."""
-    return max(fewest, passes * math.ceil(len(tokens) / batch))
+    return max(fewest, passes * math.ceil(n_windows / batch))
 
 
 def warmed_cosine_rate(step: int, n_steps: int, warmup: float, lowest: float) -> float:

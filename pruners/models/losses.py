@@ -19,6 +19,9 @@ from secateur.pruners.models.anatomy import Anatomy
 CHUNK_TOKENS = 512
 """Positions whose logits are in memory at a time."""
 
+CHUNK_TENSORS, TEACHER_TENSORS = 3, 2
+"""Tensors of a chunk's size at a time: logits, log-probabilities and a gradient; and the teacher's, of which two."""
+
 
 def head_inputs(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
     """Hidden states before the head, by the model's own forward pass; with gradients where they are enabled."""
@@ -28,6 +31,18 @@ def head_inputs(anatomy: Anatomy, tokens: Int[Tensor, "batch length"]) -> Float[
         base = model.get_submodule(anatomy.blocks[0].name.rsplit(".", 2)[0])
     states: Tensor = base(input_ids=tokens.to(anatomy.head.weight.device), use_cache=False)[0]
     return states
+
+
+def logits_bytes(anatomy: Anatomy, n_tokens: int, *, teacher: bool) -> int:
+    """Memory of the logits of a loss over so many positions, with its backward pass, in bytes.
+
+    Args:
+        anatomy: the model.
+        n_tokens: positions.
+        teacher: of `kl_loss`; else of `ce_loss`.
+    """
+    n_tensors = CHUNK_TENSORS + (TEACHER_TENSORS if teacher else 0)
+    return 4 * n_tensors * min(CHUNK_TOKENS, n_tokens) * anatomy.vocab_size
 
 
 def kl_loss(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,17 +15,17 @@ from torch import Tensor
 from secateur.pruners.calibration.choose import choose, most_samples
 from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.learned.masked_weights import replaced_weights
-from secateur.pruners.learned.memory import step_bytes
 from secateur.pruners.learned.training import MaskTrainer, warmed_cosine_rate
+from secateur.pruners.learned.training_size import TrainingSize
 from secateur.pruners.models.anatomy import Anatomy, Linear
 from secateur.pruners.models.losses import ce_loss, head_inputs, kl_loss
 from secateur.pruners.models.memory import check_memory
-from secateur.pruners.models.runner import fp32_bytes, in_fp32
+from secateur.pruners.models.runner import in_fp32
 from secateur.pruners.recipes.context import RecipeContext, Sample
 from secateur.pruners.recipes.plan import key_of
 from secateur.pruners.recipes.schedule import using
 from secateur.pruners.stores.saved_state import SavedState
-from secateur.spaces.recipe.schedule import BATCH, n_steps, shares_of
+from secateur.spaces.recipe.schedule import BATCH, n_steps, shares_of, trained_tokens
 
 WARMUP, LOWEST = 0.05, 0.1
 """Share of a phase's steps in which the learning rate rises, and its share of the largest at the end."""
@@ -170,7 +171,7 @@ class Retraining:
         free = [x for x in linears if x.name not in self.context.protected]
         if not n or not free:
             return {}
-        _check_memory(anatomy, free, self._length)
+        _check_memory(anatomy, free, self._length, teacher=self._of["loss"] == "kl")
         dtypes = {x.name: x.weight.dtype for x in free}
         self._training = self._state(f"-{phase}-{self.done}")
         with in_fp32(anatomy.model):
@@ -231,21 +232,30 @@ def _windows(context: RecipeContext, calibration: Mapping[str, Any], n: int) -> 
     return choose(context.pools, {**calibration, "samples": found}, context.seed, context.anatomy.bos)
 
 
+def schedule_size(anatomy: Anatomy, config: Mapping[str, Any]) -> TrainingSize:
+    """Size of the training of a recipe's schedule: all phases, and all projections.
+
+    Args:
+        anatomy: of the model.
+        config: complete plain form of the recipe.
+    """
+    length, tokens = int(config["calibration"]["length"]), trained_tokens(config)
+    teacher = config["schedule"].get("loss", "ce") == "kl"
+    size = _size(anatomy, list(anatomy.linears), length, teacher=teacher)
+    states = tokens * anatomy.width if teacher else 0  # the teacher's
+    return replace(size, n_steps=tokens // (BATCH * length), n_values=size.n_values + states)
+
+
 def check_training(anatomy: Anatomy, length: int) -> None:
     """Raise a ValueError on too little memory for windows of so many tokens."""
     _check_memory(anatomy, list(anatomy.linears), length)
 
 
-def training_bytes(anatomy: Anatomy, linears: Sequence[Linear], length: int) -> int:
-    """About the memory beyond the model that the training of these projections takes, in windows of so many tokens."""
-    trained = sum(x.n_weights for x in linears)
-    return fp32_bytes(anatomy.model) + step_bytes(anatomy, BATCH, length) + 4 * 5 * trained
+def _size(anatomy: Anatomy, linears: Sequence[Linear], length: int, *, teacher: bool = False) -> TrainingSize:
+    """Size of a step of training these projections, in windows of so many tokens."""
+    return TrainingSize(1, BATCH, length, 5 * sum(x.n_weights for x in linears), teacher=teacher)
 
 
-def _check_memory(anatomy: Anatomy, linears: Sequence[Linear], length: int) -> None:
-    check_memory(
-        training_bytes(anatomy, linears, length),
-        anatomy.embedding.weight.device,
-        f"the training of {WHAT}",
-        "Use shorter windows, or a schedule without training.",
-    )
+def _check_memory(anatomy: Anatomy, linears: Sequence[Linear], length: int, *, teacher: bool = False) -> None:
+    size = _size(anatomy, linears, length, teacher=teacher)
+    size.check(anatomy, f"the training of {WHAT}", "Use shorter windows, or a schedule without training.")

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur.search.app.session import Say
 from secateur.search.errors import UsageError
 from secateur.spaces.forecast import PROCESS, Forecast, Holding
 
 if TYPE_CHECKING:
     from secateur.evaluators.forecast.prospect import Outline
     from secateur.evaluators.forecast.speed import Speed
+    from secateur.evaluators.plan import SessionPlan
 
 _DEVICE = re.compile(r"(\w+)(?::\d+)?(?::(\d+(?:\.\d+)?)\s*GB)?", re.IGNORECASE)
 
@@ -81,6 +83,16 @@ def room_of(found: Outline, directory: Path, devices: Sequence[tuple[str, int | 
         room |= {} if left is None else {"device": left}
     place = next(x for x in (directory, *directory.absolute().parents) if x.exists())
     return room | {"disk": shutil.disk_usage(place).free}
+
+
+def speed_of(
+    found: Outline, window: int, say: Say, plan: SessionPlan | None = None, *, trains: bool = False
+) -> Speed | None:
+    """Speed of this machine, see `measure_speed`, which is said."""
+    from secateur.evaluators.forecast.speed import measure_speed
+
+    say("timing a block of this shape")
+    return measure_speed(found, window, plan, trains=trains)
 
 
 def calibration_line(speed: Speed | None) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.forecast_parts import calibration_line, room_of, subject_of, with_streamed
+from secateur.search.app.forecast_parts import calibration_line, room_of, speed_of, subject_of, with_streamed
+from secateur.search.app.prune_work import PruneWork
 from secateur.search.app.pruning_file import PruningFile
 from secateur.search.app.recipe_file import RecipeFile
 from secateur.search.app.session import Say, silent, usage_errors
-from secateur.spaces.forecast import Forecast, Holding, Phase, Work
-from secateur.spaces.recipe.schedule import computed_tokens, shares_of, trained_tokens
+from secateur.spaces.forecast import Forecast, Holding, Phase
 
 if TYPE_CHECKING:
     from secateur.evaluators.forecast.prospect import Outline
-    from secateur.evaluators.forecast.speed import Speed
+    from secateur.pruners.learned.training_size import TrainingSize
 
 
 @usage_errors()
@@ -46,124 +48,124 @@ def forecast_prune(
     Raises:
         UsageError: if the recipe does not fit the config.
     """
-    from secateur.evaluators.data.windows import BATCH_TOKENS
     from secateur.evaluators.forecast import memory
     from secateur.evaluators.forecast.prospect import outline
     from secateur.pruners.pruner import pruner_class
-    from secateur.pruners.recipes.retraining import training_bytes
 
-    pruner_type = pruner_class(file.settings)
     found = outline(
         model,
         **dict(loading or {}),
-        check=lambda config: pruner_type.check_config(file.settings, config),
+        check=lambda config: pruner_class(file.settings).check_config(file.settings, config),
         planned=devices[0][0] if devices else None,
         say=say,
     )
-    n_calibration, length = file.calibrated_on
     with found.shapes:
         file.check_model(found.anatomy)
-        streamed, kinds = _pruning_statistics(file, found, window)
-    phases: tuple[Phase, ...] = ("load", "prune", "test", "export")
-    statistics = memory.of_statistics(
-        found, streamed, kinds, memory.empty_tokens(n_calibration, length), "prune"
-    )
-    holdings = [*memory.of_weights(found, phases), *statistics]
-    holdings += memory.of_data(found, window, {"test": tokens}, {"test": ("test", "prune", "export")})
-    holdings += memory.of_pruned(found, ("prune", "test", "export"))
-    holdings += memory.of_export(found)
-    if "schedule" in file.form and trained_tokens(file.form):
-        n_bytes = training_bytes(found.anatomy, list(found.anatomy.linears), length)
-        why = "projections in training, gradients and moments, in fp32"
-        holdings.append(Holding("training", "device", n_bytes, ("prune",), why, "schedule"))
-    by_block: list[Holding] | None = None
-    if found.device.type == "cpu" and not file.is_smaller and not kinds and "schedule" not in file.form:
-        by_block = [*memory.of_streamed_weights(found, phases, ("prune",)), *statistics]
-        by_block += memory.of_data(found, window, {"test": min(tokens, BATCH_TOKENS)}, {"test": ("test",)})
-        by_block += memory.of_states(found, n_calibration + 2 * tokens, "prune")
-        by_block += memory.of_pruned(found, ("prune",), streamed=True)
-        by_block += memory.of_export(found, streamed=True)
-    speed = None
-    if timing and not devices:
-        from secateur.evaluators.forecast.speed import measure_speed
-
-        say("timing a block of this shape")
-        speed = measure_speed(found, window)
+    parts = _Parts(file, found, tokens, window)
+    work = parts.work
+    speed = speed_of(found, window, say, trains=work.trains) if timing and not devices else None
     whole = Forecast(
         subject=subject_of(model, found, recipe=file.text),
         device=found.device.type,
-        holdings=(memory.of_process(), *holdings),
-        work=(
-            *_prune_work(found, n_calibration, tokens, window, speed, kinds),
-            *_training(file, found, speed),
-        ),
+        holdings=(memory.of_process(), *parts.whole()),
+        work=tuple(work.steps(speed)),
         room=room_of(found, to or Path(), devices),
         calibrated=calibration_line(speed),
     )
-    return with_streamed(whole, stream, by_block)
+    return with_streamed(whole, stream, parts.by_block())
 
 
-def _pruning_statistics(
-    file: PruningFile, found: Outline, window: int
-) -> tuple[Mapping[str, Any], Sequence[Any]]:
-    """Statistics that a pruning takes: keyword arguments of `stream_blocks`, and kinds of gradients."""
-    from secateur.evaluators.forecast.prospect import dense_of
-    from secateur.pruners.pruner import pruner_class
-    from secateur.pruners.recipes.checks import statistics_of
-
-    if isinstance(file, RecipeFile):
-        return statistics_of(file.unit, [file.form])
-    settings = pruner_class(file.settings).settled(file.settings, found.anatomy)
-    pruner = pruner_class(settings)(settings, dense_of(found, window, settings), seed=file.seed)
-    return pruner.streamed, tuple(pruner.gradients)
+PHASES: tuple[Phase, ...] = ("load", "prune", "test", "export")
+"""Phases of a pruning."""
 
 
-def _training(file: PruningFile, found: Outline, speed: Speed | None) -> Iterator[Work]:
-    """The training of a recipe's schedule, if there is any."""
-    from secateur.evaluators.forecast.speed import block_shares
+@dataclass(frozen=True)
+class _Parts:
+    """Holdings and work of a pruning besides the process.
 
-    if "schedule" not in file.form or not trained_tokens(file.form):
-        return
-    seconds = None
-    if speed is not None:
-        step = sum(block_shares(found.anatomy, file.form["calibration"]["length"])) * speed.block + speed.loss
-        seconds = computed_tokens(file.form) * step
-    n_rounds = len(shares_of(file.form))
-    yield Work("training", seconds, trained_tokens(file.form), f"in {n_rounds} rounds", "schedule.retrain")
+    Args:
+        file: the recipe or the candidate.
+        found: outline of the model.
+        tokens, window: measured on.
+    """
 
+    file: PruningFile
+    found: Outline
+    tokens: int
+    window: int
 
-def _prune_work(
-    found: Outline, n_calibration: int, n_tested: int, window: int, speed: Speed | None, kinds: Sequence[Any]
-) -> Iterator[Work]:
-    """Steps of a pruning with their times."""
-    from secateur.evaluators.forecast.speed import block_shares, process_seconds
+    def whole(self) -> list[Holding]:
+        """Holdings with the model in memory."""
+        from secateur.evaluators.forecast import memory, training
 
-    stack = sum(block_shares(found.anatomy, window))
-    n_bytes = sum(x.nbytes for x in found.anatomy.model.parameters())
-    yield Work(
-        "loading",
-        None if speed is None else 2 * speed.read * n_bytes,
-        0,
-        "weights are read, converted and checked",
-        "dtype",
-    )
-    passes = 2 + 3 * len(kinds)  # statistics, and the outputs of pruned blocks
-    seconds = None if speed is None else passes * n_calibration * stack * speed.block
-    yield Work(
-        "pruning", seconds, n_calibration, "statistics, and outputs of pruned blocks; not the method itself"
-    )
-    dense = None if speed is None else n_tested * (stack * speed.block + speed.teacher + speed.loss)
-    pruned = None if speed is None else n_tested * (stack * speed.block + speed.loss)
-    yield Work(
-        "measuring",
-        None if dense is None or pruned is None else dense + pruned,
-        2 * n_tested,
-        "dense, and pruned",
-        "--tokens",
-    )
-    yield Work(
-        "writing",
-        None if speed is None else 6 * speed.read * n_bytes + process_seconds(found.anatomy.model),
-        0,
-        "written, read again in a fresh process, compared",
-    )
+        found = self.found
+        held = [*memory.of_weights(found, PHASES), *self._of_statistics]
+        held += memory.of_data(
+            found, self.window, {"test": self.tokens}, {"test": ("test", "prune", "export")}
+        )
+        held += memory.of_pruned(found, ("prune", "test", "export"))
+        held += memory.of_export(found)
+        return held + training.of_trainings(found, self._trainings, self._kinds, ("prune",))
+
+    def by_block(self) -> list[Holding] | None:
+        """Holdings with the model streamed; None: it can't be."""
+        from secateur.evaluators.data.windows import BATCH_TOKENS
+        from secateur.evaluators.forecast import memory
+
+        file, found = self.file, self.found
+        if found.device.type != "cpu" or file.is_smaller or self._kinds or "schedule" in file.form:
+            return None
+        held = [*memory.of_streamed_weights(found, PHASES, ("prune",)), *self._of_statistics]
+        held += memory.of_data(
+            found, self.window, {"test": min(self.tokens, BATCH_TOKENS)}, {"test": ("test",)}
+        )
+        held += memory.of_states(found, file.calibrated_on[0] + 2 * self.tokens, "prune")
+        held += memory.of_pruned(found, ("prune",), streamed=True)
+        return held + memory.of_export(found, streamed=True)
+
+    @property
+    def work(self) -> PruneWork:
+        """Steps of the pruning."""
+        file = self.file
+        n_calibration = file.calibrated_on[0]
+        return PruneWork(
+            file.form, self.found, n_calibration, self.tokens, self.window, self._kinds, self._trainings
+        )
+
+    @cached_property
+    def _statistics(self) -> tuple[Mapping[str, Any], Sequence[Any]]:
+        """Keyword arguments of `stream_blocks`, and kinds of gradients."""
+        from secateur.evaluators.forecast.prospect import dense_of
+        from secateur.pruners.pruner import pruner_class
+        from secateur.pruners.recipes.checks import statistics_of
+
+        file, found = self.file, self.found
+        if isinstance(file, RecipeFile):
+            return statistics_of(file.unit, [file.form])
+        with found.shapes:
+            settings = pruner_class(file.settings).settled(file.settings, found.anatomy)
+            dense = dense_of(found, self.window, settings)
+            pruner = pruner_class(settings)(settings, dense, seed=file.seed)
+            return pruner.streamed, tuple(pruner.gradients)
+
+    @property
+    def _kinds(self) -> Sequence[Any]:
+        return self._statistics[1]
+
+    @cached_property
+    def _of_statistics(self) -> list[Holding]:
+        from secateur.evaluators.forecast import memory
+
+        streamed, kinds = self._statistics
+        tokens = memory.empty_tokens(*self.file.calibrated_on)
+        return memory.of_statistics(self.found, streamed, kinds, tokens, "prune")
+
+    @cached_property
+    def _trainings(self) -> Mapping[str, TrainingSize]:
+        """Trainings of a recipe; a candidate has none."""
+        from secateur.pruners.recipes.trainings import trainings_of
+
+        if not isinstance(self.file, RecipeFile):
+            return {}
+        with self.found.shapes:
+            return trainings_of(self.file.form, self.found.anatomy)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.search.app.forecast_parts import calibration_line, room_of, subject_of, with_streamed
+from secateur.search.app.forecast_parts import calibration_line, room_of, speed_of, subject_of, with_streamed
 from secateur.search.app.session import Say, plan, silent, usage_errors
 from secateur.search.controller import Trial
 from secateur.spaces.forecast import Forecast, Holding, Phase, Work, with_copies
@@ -45,7 +45,8 @@ def forecast_recover(
     """
     from secateur.evaluators.forecast import memory
     from secateur.evaluators.forecast.prospect import prospect
-    from secateur.evaluators.forecast.speed import block_shares, measure_speed
+    from secateur.evaluators.forecast.speed import block_shares
+    from secateur.evaluators.forecast.training import of_teacher
     from secateur.evaluators.training.settings import Training
     from secateur.search.results.run import open_run
 
@@ -54,22 +55,17 @@ def forecast_recover(
     of = prospect(plan(view.settings, view.shape.latency), say=say)
     found, window = of.outline, of.plan.window
     parts = _Parts(of, training, len(trials))
-    speed = None
-    if timing:
-        say("timing a block of this shape")
-        speed = measure_speed(found, window)
+    speed = speed_of(found, window, say, trains=True) if timing else None
     n_tokens = len(trials) * training.tokens
     seconds = None
     if speed is not None:
-        step = sum(block_shares(of.anatomy, window)) * speed.block + speed.loss
-        seconds = (
-            (4 if training.loss == "kl" else 3) * n_tokens * step
-        )  # backward: two passes; the teacher: one
+        stack = sum(block_shares(of.anatomy, window))
+        seconds = n_tokens * speed.training(stack, teacher=training.loss == "kl")
     why = f"{len(trials)} models, {training.tokens:,} tokens each, {training.method}"
     whole = Forecast(
         subject=subject_of(view.settings.model, found, method=training.method),
         device=found.device.type,
-        holdings=(memory.of_process(), *parts.beside(partial(memory.of_teacher, found))),
+        holdings=(memory.of_process(), *parts.beside(partial(of_teacher, found))),
         work=(Work("training", seconds, n_tokens, why, "--tokens"),),
         room=room_of(found, directory, ()),
         calibrated=calibration_line(speed),
@@ -86,6 +82,7 @@ class _Parts:
 
     def __init__(self, of: Prospect, training: Training, n_models: int) -> None:
         from secateur.evaluators.forecast import memory
+        from secateur.evaluators.forecast.training import of_training
 
         found, window = of.outline, of.plan.window
         with found.shapes:
@@ -97,10 +94,10 @@ class _Parts:
             *memory.of_weights(found, WORKER),
             *memory.of_statistics(found, streamed, kinds, calibration, "prune"),
             *memory.of_pruned(found, WORKER),
-            *memory.of_training(found, training, window, ("train",)),
+            *of_training(found, training, window, ("train",)),
         ]
         sizes: dict[Part, int] = {f.part: f.n_tokens for f in of.plan.final_fidelities}
-        trained = memory.of_training(found, training, window, ("export",))
+        trained = of_training(found, training, window, ("export",))
         self._holdings = [
             *with_copies(in_worker, 1),
             *memory.of_weights(found, ("load", "export")),

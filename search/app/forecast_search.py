@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.search.app.forecast_parts import calibration_line, room_of, subject_of, with_streamed
+from secateur.search.app.forecast_parts import calibration_line, room_of, speed_of, subject_of, with_streamed
 from secateur.search.app.forecast_work import SearchWork
 from secateur.search.app.level_building import spread_over_workers
 from secateur.search.app.session import Say, on_driver, plan, silent, usage_errors
@@ -64,10 +64,7 @@ def forecast_search(
     by_block = memory.of_streamed_weights(of.outline, DRIVER, ("prepare",)) if may_stream(of) else None
     speed = None
     if timing and not planned:
-        from secateur.evaluators.forecast.speed import measure_speed
-
-        say("timing a block of this shape")
-        speed = measure_speed(of.outline, of.plan.window, of.plan)
+        speed = speed_of(of.outline, of.plan.window, say, of.plan, trains=work.trains)
     kinds = {"space": settings.space.kind, "controller": settings.controller.kind}
     whole = Forecast(
         subject=subject_of(settings.model, of.outline, **kinds),
@@ -99,7 +96,7 @@ def _of_statistics(work: SearchWork) -> list[Holding]:
 
 def _of_candidates(work: SearchWork) -> list[Holding]:
     """Holdings while candidates are measured: the store, and those of each process that measures."""
-    from secateur.evaluators.forecast import memory
+    from secateur.evaluators.forecast import memory, training
 
     of, in_process = work.of, EXECUTORS[work.settings.executor.kind].in_process
     phases: Mapping[Part, Sequence[Phase]] = {"search": MEASURED, "test": ("test",)}
@@ -111,7 +108,7 @@ def _of_candidates(work: SearchWork) -> list[Holding]:
         held += memory.of_levels(pruner, MEASURED)
         held += memory.of_candidates(pruner, worked and worked.state_bytes, MEASURED)
     if of.plan.training is not None:
-        held += memory.of_training(of.outline, of.plan.training, of.plan.window, MEASURED)
+        held += training.of_training(of.outline, of.plan.training, of.plan.window, MEASURED)
     return store + (held if in_process else _in_each(held, of.outline, work.n_workers, *MEASURED))
 
 

@@ -69,6 +69,11 @@ class SearchWork:
         search, test = self.of.plan.fidelities[-2:]
         return {"search": search.n_tokens, "test": test.n_tokens}
 
+    @property
+    def trains(self) -> bool:
+        """True if blocks are passed backward: for gradients, or in training."""
+        return self.of.plan.training is not None or bool(self.of.pruner().gradients)
+
     def steps(self, speed: Speed | None) -> Iterator[Work]:
         """Steps of the search.
 
@@ -106,7 +111,7 @@ class SearchWork:
             passed = (1 - 1 / n) * stack * speed.block if speed.watched else 0.0
             watched = n_tokens * (passed + stack * (speed.watched or 0.0) / n)
             if of.pruner().gradients:
-                watched += 3 * n_tokens * (stack * speed.block + speed.loss)
+                watched += n_tokens * speed.training(stack)
             levels = None if speed.levels is None else speed.levels * stack / n
         why = f"calibration tokens, block by block{by}"
         yield Work("statistics", watched, n_tokens, why, "evaluator.calibration_tokens")
@@ -137,7 +142,8 @@ class SearchWork:
         inside = sum(n * shares[block] for block, n in worked.block_tokens.items()) * speed.block * smaller
         seconds = inside + worked.head_tokens * speed.loss + worked.switches * (speed.switch or 0.0)
         trained = sum(fidelity.n_trained * len(found) for fidelity, found in simulated.jobs)
-        seconds += 4 * trained * (sum(shares) * speed.block + speed.loss)
+        of = self.of.plan.training
+        seconds += trained * speed.training(sum(shares), teacher=of is not None and of.loss == "kl")
         return float(seconds / (simulated.share * self.n_workers))
 
     def _within(self, seconds: float | None) -> float | None:
