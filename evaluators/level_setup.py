@@ -11,6 +11,7 @@ from secateur.evaluators.cases import Case
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.worker_setup import open_there, plan_there, weights_of
+from secateur.pruners.calibration.prompts import prompt_tokens
 from secateur.pruners.calibration.tokens import Calibration
 from secateur.pruners.models.memory import take_share
 from secateur.pruners.pruner import DenseModel
@@ -85,8 +86,8 @@ class LevelSetup:
         take_share(self.share)
         hold(self.held)
         install(self.modules)
-        _, anatomy = open_there(self.plan, directories[0])
-        dense = DenseModel(anatomy, self.fingerprint, self.shape)
+        loaded, anatomy = open_there(self.plan, directories[0])
+        dense = DenseModel(anatomy, self.fingerprint, self.shape, prompt_tokens(loaded.tokenizer))
 
         def tell(index: int) -> None:
             if begun_digest(to) != self.digest:

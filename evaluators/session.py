@@ -23,7 +23,6 @@ from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.latency.store import find_table, table_sha256
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.tasks.task_set import TaskSet, tasks_sha256
-from secateur.pruners.calibration.prompts import prompt_tokens
 from secateur.pruners.calibration.tokens import Calibration, Source, bos_token, tokenize
 from secateur.pruners.curvature import build_curvature
 from secateur.pruners.experts.routing import starved_experts
@@ -149,7 +148,6 @@ class Session:
             },
             of.moe_all_experts,
             self._contrasted,
-            prompt_tokens(tokenizer),
         )
 
     @property

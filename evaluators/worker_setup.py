@@ -18,6 +18,7 @@ from secateur.evaluators.evaluator import Evaluator
 from secateur.evaluators.plan import SessionPlan
 from secateur.evaluators.session import Session, set_threads
 from secateur.evaluators.tasks.task_set import TaskSet
+from secateur.pruners.calibration.prompts import prompt_tokens
 from secateur.pruners.calibration.tokens import bos_token
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.loading import LoadedModel, mappable
@@ -111,8 +112,9 @@ class WorkerSetup:
         if plan.tasks is not None:
             there = replace(plan.tasks, directory=windows / TASKS)
             tasks = TaskSet(there, loaded.model, loaded.tokenizer, plan.bos)
+        prompts = prompt_tokens(loaded.tokenizer)
         return {
-            name: Case(plan, space, DenseModel(anatomy, self.fingerprint, shape)).evaluator(
+            name: Case(plan, space, DenseModel(anatomy, self.fingerprint, shape, prompts)).evaluator(
                 data, levels, tokens.get(TRAINING), tasks
             )
             for name, (plan, space, shape) in self.cases.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from secateur.pruners.blockwise import BlockwisePruning
 from secateur.pruners.calibration.gradient_kinds import Kind
 from secateur.pruners.calibration.gradients import check_contrast
+from secateur.pruners.calibration.prompts import Prompts, prompt_tokens
 from secateur.pruners.calibration.tokens import Calibration
 from secateur.pruners.export.export import ExportReport, export_model
 from secateur.pruners.export.manifest import Manifest
@@ -51,11 +52,13 @@ class DenseModel:
         anatomy: of the live model.
         fingerprint: content hash of its weights.
         shape: its sizes, from which exact costs are counted; with blocks where candidates are smaller.
+        prompts: token ids of texts that methods put before windows, by name.
     """
 
     anatomy: Anatomy
     fingerprint: str
     shape: ModelShape
+    prompts: Prompts = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -83,7 +86,7 @@ class DenseModel:
         """
         stored = loaded.stored_dtype.itemsize
         shape = model_shape(anatomy, context, stored, blocks=blocks, latency=latency, held=held or {})
-        return cls(anatomy, loaded.fingerprint, shape)
+        return cls(anatomy, loaded.fingerprint, shape, prompt_tokens(loaded.tokenizer))
 
     @property
     def dtype(self) -> str:

@@ -132,7 +132,7 @@ def test_tables_lead_with_the_test_ratio(runs):
     assert front_json(run, [row])["front"][0]["test_ratio"] == row.test_ratio.to_json()
     html = write_report(run)[0].read_text()
     best, _ = best_test(run, "0.6")
-    assert f"{against_baseline(run, best).text} ×" in html
+    assert f"{against_baseline(run, best).text}\N{NO-BREAK SPACE}×" in html
     assert html.index("on the test text, at sparsity") < html.index("on the search text")
 
 

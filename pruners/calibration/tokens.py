@@ -120,10 +120,6 @@ class Source:
     name: str
 
 
-Prompts = Mapping[str, tuple[int, ...]]
-"""Token ids by the names of prompts."""
-
-
 @dataclass(frozen=True)
 class Calibration:
     """Calibration data.
@@ -134,7 +130,6 @@ class Calibration:
         sources: further texts by name, for spaces whose candidates choose their windows.
         all_experts: see `Anatomy.all_experts`.
         contrast: windows of a second text, for metrics over two; None: there is none.
-        prompts: token ids of texts that methods put before windows, by name.
     """
 
     tokens: Int[Tensor, "windows length"]
@@ -142,7 +137,6 @@ class Calibration:
     sources: Mapping[str, Source] = field(default_factory=dict)
     all_experts: bool = False
     contrast: Int[Tensor, "others _"] | None = None
-    prompts: Prompts = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> str:

@@ -16,7 +16,8 @@ from secateur.pruners.calibration.cache import StatisticsCache
 from secateur.pruners.calibration.choose import choose, sources_of
 from secateur.pruners.calibration.collected import CalibrationStatistics
 from secateur.pruners.calibration.pool import Pool
-from secateur.pruners.calibration.tokens import Prompts, tokens_sha256
+from secateur.pruners.calibration.prompts import Prompts
+from secateur.pruners.calibration.tokens import tokens_sha256
 from secateur.pruners.models.anatomy import Anatomy
 from secateur.pruners.models.find_layout import find_layouts
 from secateur.pruners.models.layout import BlockLayout

@@ -219,7 +219,7 @@ class RecipePruner(Pruner):
         self, pools: Mapping[str, Pool], cache: StatisticsCache, profile: Profile = ()
     ) -> RecipeContext:
         of, shape = self.settings, self.dense.shape
-        protect, prompts = tuple(of.protect), self.calibration.prompts
+        protect, prompts = tuple(of.protect), self.dense.prompts
         return RecipeContext(
             self.anatomy, self._model, pools, cache, shape, self.seed, of.dampening, protect, profile, prompts
         )

@@ -272,7 +272,6 @@ def pruner_on(
     Raises:
         ValueError: if the model can't be cut, and would be.
     """
-    from secateur.pruners.calibration.prompts import prompt_tokens
     from secateur.pruners.calibration.tokens import Calibration, Source, tokenize
     from secateur.pruners.pruner import DenseModel, pruner_class
 
@@ -284,10 +283,7 @@ def pruner_on(
     }
     blocks, held = pruner_type.is_smaller(settings), pruner_type.held_of(settings, anatomy)
     dense = DenseModel.of(loaded, anatomy, window, blocks=blocks, latency=latency, held=held)
-    prompts = prompt_tokens(loaded.tokenizer)
-    calibration = Calibration(
-        calibrated, file.calibration_text, chosen, file.moe_all_experts, contrast, prompts
-    )
+    calibration = Calibration(calibrated, file.calibration_text, chosen, file.moe_all_experts, contrast)
     return pruner_type(settings, dense, seed=file.seed, calibration=calibration)
 
 
