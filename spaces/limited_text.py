@@ -102,6 +102,8 @@ def parse_yaml(text: str, origin: str, shown: Shown = cut) -> Any:
     Raises:
         ValueError: with line and column, if the text is no YAML, or too large.
     """
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"Expected at most {MAX_BYTES:,} characters in {origin}, got {len(text):,}.")
     try:
         return _Loader(text, shown).get_single_data()  # a safe loader
     except yaml.MarkedYAMLError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from itertools import pairwise
 
 import pytest
@@ -12,6 +11,7 @@ from secateur.pruners.recipes.allocation.allocate import allocate
 from secateur.pruners.recipes.allocation.layers import BudgetError, Entry, Layer, RuleEvidence
 from secateur.pruners.recipes.allocation.profile import read_profile
 from tests.recipe_layers import linears, shares, sublayers
+from tests.work import little_work
 
 
 def write(tmp_path, lines):
@@ -122,9 +122,7 @@ HOSTILE = {
 def test_a_hostile_profile_is_refused_at_once_in_one_short_line(tmp_path, kind):
     path = tmp_path / "p.yaml"
     path.write_bytes(HOSTILE[kind].encode(errors="surrogateescape"))
-    began = time.process_time()
-    with pytest.raises(ValueError, match="Expected") as raised:
+    with little_work(), pytest.raises(ValueError, match="Expected") as raised:
         read_profile(path)
-    assert time.process_time() - began < 2
     assert len(str(raised.value)) < 600
     assert "\n" not in str(raised.value)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import random
 import re
-import time
 
 import pytest
 from hypothesis import given
@@ -15,6 +14,7 @@ from secateur.search.executors.registry import EXECUTORS
 from secateur.search.files import dump_yaml, parse_yaml
 from secateur.search.settings.settings import identity, load_settings, resolved, settings_from
 from secateur.spaces.registry import SPACES
+from tests.work import little_work
 
 
 def test_every_key_has_a_default():
@@ -283,10 +283,8 @@ def test_what_is_too_large_is_refused_at_once_in_a_short_line(tmp_path, text):
         lambda: load_settings(None, [f"{key}={value}"]),
         lambda: read_recipe(path),
     ):
-        start = time.process_time()
-        with pytest.raises(UsageError) as error:
+        with little_work(), pytest.raises(UsageError) as error:
             read()
-        assert time.process_time() - start < 1
         assert "\n" not in str(error.value)
         assert len(str(error.value).replace(str(path), "")) < 700
 
