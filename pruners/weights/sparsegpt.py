@@ -51,7 +51,11 @@ def sparsegpt(layer: LayerProblem, sparsities: Sequence[float]) -> Float[Tensor,
         if stop < n_in:
             rest = columns[stop:].reshape(n_in - stop, -1)
             rest.addmm_(upper[start:stop, stop:].T, errors.reshape(stop - start, -1), alpha=-1)
-    return columns.permute(1, 2, 0).to(weight.dtype)
+    found = columns.permute(1, 2, 0)
+    if found.dtype == weight.dtype:
+        return found
+    # Rows in one run: on a CPU a product in half precision is 30 times slower with columns in one run.
+    return found.to(weight.dtype, memory_format=torch.contiguous_format)
 
 
 def _prune_block(
