@@ -1,8 +1,9 @@
 """What an evaluated token costs, against a bare forward pass of the same model with the same loss, in CPU time.
 
-    python cost.py LEVELS --text FILE [--model DIR] [--rounds 7]
+    python cost.py LEVELS --text FILE [--model DIR] [--rounds 7] [--tokens 2048] [--set KEY=VALUE ...]
 
-LEVELS is the level store of run.py. Rounds are interleaved; the ratios are of one round each.
+LEVELS is the level store of run.py. Rounds are interleaved; the ratios are of one round each. `--set` changes settings,
+for another model or level maker.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from secateur.search.settings.settings import load_settings
 from secateur.spaces.measurement import Fidelity
 
 HERE = Path(__file__).parent
-FIDELITY = Fidelity("search", 2048)
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -38,12 +38,15 @@ def main() -> None:
     parser.add_argument("--text", default="docs")
     parser.add_argument("--model")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--set", nargs="+", default=[], dest="changes")
     args = parser.parse_args()
     common = [f"evaluator.data.{part}={args.text}" for part in ("calibration", "search", "test")]
     common += [f"model={args.model}"] if args.model else []
-    session = app.open_session(load_settings(HERE / "config.yaml", common))
+    session = app.open_session(load_settings(HERE / "config.yaml", [*common, *args.changes]))
     session.build_levels(args.levels)
-    model, tokens = session.loaded.model, session.windows["search"][:4]
+    fidelity = Fidelity("search", args.tokens)
+    model, tokens = session.loaded.model, session.windows["search"][: args.tokens // session.plan.window]
     with torch.no_grad():
         dense = model(input_ids=tokens).logits.log_softmax(-1)
 
@@ -69,18 +72,18 @@ def main() -> None:
     blockwise.MAX_PREFIX_BYTES = 1 << 30
     shared = session.evaluator(args.levels)
     for evaluator in (unshared, shared):  # the dense side is computed once, before the clock starts
-        evaluator.evaluate([parent.text], FIDELITY)
+        evaluator.evaluate([parent.text], fidelity)
     rows = []
     for _ in range(args.rounds):
         row = {
             "bare, KL": cpu_seconds(bare_kl),
             "bare, CE": cpu_seconds(bare_ce),
-            "evaluator, alone": cpu_seconds(lambda: unshared.evaluate(offspring(1), FIDELITY)),
-            "evaluator, 8 offspring": cpu_seconds(lambda: shared.evaluate(offspring(8), FIDELITY)) / 8,
+            "evaluator, alone": cpu_seconds(lambda: unshared.evaluate(offspring(1), fidelity)),
+            "evaluator, 8 offspring": cpu_seconds(lambda: shared.evaluate(offspring(8), fidelity)) / 8,
         }
         rows.append(row)
         print(
-            {name: round(seconds / 2048 * 1e3, 3) for name, seconds in row.items()},
+            {name: round(seconds / args.tokens * 1e3, 3) for name, seconds in row.items()},
             "CPU ms a token",
             flush=True,
         )

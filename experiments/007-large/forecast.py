@@ -1,4 +1,4 @@
-"""Forecast beside truth: searches and prunings of small models, each in a process of its own.
+"""Forecast beside truth: searches and prunings, each in a process of its own.
 
 python forecast.py                     # all cases, appended to forecast.jsonl, and the table
 python forecast.py --cases tiny-wanda  # some of them
@@ -21,6 +21,7 @@ RESULTS = HERE / "forecast.jsonl"
 
 _TINY = {"window": 256, "calibration_tokens": 8192, "fidelities": [2048, 8192], "test_tokens": 8192}
 _SMOLLM2 = {"window": 256, "calibration_tokens": 4096, "fidelities": [1024], "test_tokens": 1024}
+_1B = {"window": 256, "calibration_tokens": 512, "fidelities": [512], "test_tokens": 512}
 EVOLUTION = {"kind": "evolution"}
 CASES: dict[str, dict[str, Any]] = {
     "tiny-wanda": {"search": {"evaluator": _TINY, "controller": EVOLUTION, "budget": {"evaluations": 40}}},
@@ -65,6 +66,15 @@ CASES: dict[str, dict[str, Any]] = {
         }
     },
     "smollm2-prune-wanda": {"prune": "wanda", "model": "smollm2-135m"},
+    "1b-search": {
+        "shapes": "llama-3.2-1b",  # random weights
+        "search": {
+            "dtype": "float32",
+            "evaluator": _1B,
+            "controller": {"kind": "random"},
+            "budget": {"evaluations": 16},
+        },
+    },
 }
 
 
@@ -86,7 +96,14 @@ def _search(case: dict[str, Any], place: Path) -> tuple[dict[str, Any], dict[str
     from secateur.search.settings.settings import settings_from
     from secateur.search.study.foreseen import read_foreseen
 
-    settings = settings_from(case["search"])
+    values = dict(case["search"])
+    if "shapes" in case:
+        from stream import SHAPES, write_model  # beside this file
+
+        values["model"] = str(place / "model")
+        Path(values["model"]).mkdir()
+        write_model(Path(values["model"]), SHAPES[case["shapes"]])
+    settings = settings_from(values)
     forecast = forecast_search(settings, place / "run")
     app.search(settings, place / "run", forecast=lambda note: forecast)
     found = read_foreseen(place / "run")
