@@ -138,3 +138,10 @@ def test_memory_is_checked_before(anatomy, monkeypatch):
     monkeypatch.setattr("secateur.pruners.models.memory.available_bytes", lambda device: 1)
     with pytest.raises(ValueError, match="memory for SparseLLM on 576 calibration tokens"):
         pruned(anatomy, half(anatomy))
+
+
+def test_rows_of_weights_in_half_precision_are_in_one_run():
+    anatomy = dissect(small_anatomy().model.to(torch.bfloat16))
+    for weight in pruned(anatomy, half(anatomy))[0].values():
+        assert weight.dtype == torch.bfloat16
+        assert weight.is_contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.pruners.calibration.statistics import Collector, InputRecorder, InputStatistics
 from secateur.pruners.calibration.stream import Walk
-from secateur.pruners.linalg import input_factor, least_squares
+from secateur.pruners.linalg import input_factor, least_squares, stored_in
 from secateur.pruners.masks import check_sparsity
 from secateur.pruners.models.anatomy import Anatomy, Block, Linear, Role
 from secateur.pruners.models.memory import check_memory
@@ -142,7 +142,7 @@ def _mlp(
         s = nearer_gates(_outputs(gate, w_gate, x), s, z, p, act)
         of_p = _statistics(p)
     found = {gate: w_gate, up: w_up, down: w_down}
-    return {linear.name: weight.to(linear.weight.dtype) for linear, weight in found.items()}
+    return {linear.name: stored_in(weight, linear.weight.dtype) for linear, weight in found.items()}
 
 
 def best_products(
