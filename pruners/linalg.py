@@ -86,8 +86,8 @@ def no_factor(name: str) -> NoFactorError:
 def stored_in(weight: Float[Tensor, "*levels out in"], dtype: torch.dtype) -> Float[Tensor, "*levels out in"]:
     """Weight in a dtype; the same tensor if it has it.
 
-    Where it is converted each row lies in one run. With columns in one run a product in half precision takes a CPU
-    without such instructions some forty times as long.
+    Where it is converted each row lies in one run. With columns in one run a product takes some forty times as long on
+    a CPU without instructions for half precision.
     """
     if weight.dtype == dtype:
         return weight
