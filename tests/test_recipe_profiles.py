@@ -10,8 +10,8 @@ import pytest
 from secateur.pruners.recipes.allocation.allocate import allocate
 from secateur.pruners.recipes.allocation.layers import BudgetError, Entry, Layer, RuleEvidence
 from secateur.pruners.recipes.allocation.profile import read_profile
+from tests.calls import few_calls
 from tests.recipe_layers import linears, shares, sublayers
-from tests.work import little_work
 
 
 def write(tmp_path, lines):
@@ -122,7 +122,7 @@ HOSTILE = {
 def test_a_hostile_profile_is_refused_at_once_in_one_short_line(tmp_path, kind):
     path = tmp_path / "p.yaml"
     path.write_bytes(HOSTILE[kind].encode(errors="surrogateescape"))
-    with little_work(), pytest.raises(ValueError, match="Expected") as raised:
+    with few_calls(), pytest.raises(ValueError, match="Expected") as raised:
         read_profile(path)
     assert len(str(raised.value)) < 600
     assert "\n" not in str(raised.value)

@@ -14,7 +14,7 @@ from secateur.search.executors.registry import EXECUTORS
 from secateur.search.files import dump_yaml, parse_yaml
 from secateur.search.settings.settings import identity, load_settings, resolved, settings_from
 from secateur.spaces.registry import SPACES
-from tests.work import little_work
+from tests.calls import few_calls
 
 
 def test_every_key_has_a_default():
@@ -283,7 +283,7 @@ def test_what_is_too_large_is_refused_at_once_in_a_short_line(tmp_path, text):
         lambda: load_settings(None, [f"{key}={value}"]),
         lambda: read_recipe(path),
     ):
-        with little_work(), pytest.raises(UsageError) as error:
+        with few_calls(), pytest.raises(UsageError) as error:
             read()
         assert "\n" not in str(error.value)
         assert len(str(error.value).replace(str(path), "")) < 700

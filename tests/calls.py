@@ -1,4 +1,4 @@
-"""How much work a call is, counted in function calls, which are the same on every machine."""
+"""A limit on the Python calls of tested code, in place of one on its time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MOST = 2_000_000
-"""Calls of Python functions; some seconds."""
+"""Calls of Python functions."""
 
 
 @contextmanager
-def little_work() -> Iterator[None]:
-    """The block's work is bounded: it fails at its end if it called more functions than that."""
+def few_calls() -> Iterator[None]:
+    """Fail if the block calls `MOST` Python functions or more."""
     n_calls = 0
 
     def count(frame: object, event: str, argument: object) -> None:
